@@ -1,0 +1,45 @@
+# `make demo` shows what mcpmq does on a real model; `make test` is what a change must pass.
+PYTHON ?= python3
+BIN := .venv/bin
+# Two busy processes with spinning threads slow one another down eightfold.
+export OMP_WAIT_POLICY := passive
+
+.PHONY: setup demo test lint types layers unit docs readme clean
+
+setup: .venv/ready
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+demo: setup
+	$(BIN)/mcpmq convert calibration/reference build/demo/int4 --bits 4 --format gguf --format onnx \
+		--calibration calibration/starter --on calibration/heldout --quiet
+	$(BIN)/mcpmq convert calibration/reference build/demo/int8 --bits 8 --format onnx \
+		--calibration calibration/starter --on calibration/heldout --quiet
+	$(BIN)/mcpmq report build/demo/int4 build/demo/int8
+
+test: lint types layers unit docs
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+layers: setup
+	$(BIN)/lint-imports
+
+unit: setup
+	$(BIN)/pytest --numprocesses 2
+
+docs: setup
+	$(BIN)/cog --check -r README.md
+
+readme: setup
+	$(BIN)/cog -r README.md
+
+clean:
+	rm -rf build .venv

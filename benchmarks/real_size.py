@@ -1,0 +1,83 @@
+"""Writes a random checkpoint with MiniCPM-V 2.6's true widths, to measure memory and speed where they matter.
+
+python benchmarks/real_size.py build/real --layers 2
+"""
+
+import argparse
+import json
+import shutil
+import struct
+from collections.abc import Iterable
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mcpmq.families import family_of
+from mcpmq.families.family import TensorSpec
+
+REFERENCE = Path(__file__).parent.parent / "calibration" / "reference"
+PUBLISHED: dict[str, Any] = {
+    "architectures": ["MiniCPMV"],
+    "model_type": "minicpmv",
+    "version": 2.6,
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": 151666,
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "query_num": 64,
+    "image_size": 448,
+    "vision_config": {
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 27,
+        "image_size": 980,
+        "patch_size": 14,
+    },
+}
+
+
+def write(out: Path, layers: int) -> None:
+    """A checkpoint of `layers` language layers; tokenizer and processor are the reference's."""
+    out.mkdir(parents=True)
+    config = PUBLISHED | {"num_hidden_layers": layers}
+    family = family_of(config)
+    (out / "config.json").write_text(json.dumps(config, indent=1))
+    for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "generation_config.json"):
+        shutil.copyfile(REFERENCE / name, out / name)
+    _write_weights(out / "model.safetensors", family.tensors(family.architecture(config)))
+
+
+def _write_weights(path: Path, specs: Iterable[TensorSpec]) -> None:
+    header, end = {}, 0
+    for spec in specs:
+        begin, end = end, end + 2 * prod(spec.shape)
+        header[spec.hub_name] = {"dtype": "BF16", "shape": spec.shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    noise = _bf16_noise(1 << 24)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for start in range(0, end, len(noise)):
+            file.write(noise[: end - start])
+
+
+def _bf16_noise(nbytes: int) -> bytes:
+    values = np.random.default_rng(0).standard_normal(nbytes // 2).astype(np.float32) * 0.02
+    return (values.view(np.uint32) >> 16).astype(np.uint16).tobytes()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--layers", type=int, default=28)
+    arguments = parser.parse_args()
+    write(arguments.out, arguments.layers)

@@ -1,0 +1,43 @@
+"""Progress bars on a terminal."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Display
+
+Item = TypeVar("Item")
+
+
+class Bars:
+    """A bar for every loop; loops inside loops share one display, which goes away when the last of them ends."""
+
+    def __init__(self, console: Console) -> None:
+        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+        self._display = Display(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True)
+        self._running = 0
+
+    def __call__(self, items: Sequence[Item], what: str) -> Iterable[Item]:
+        return self._drawn(items, what)
+
+    def _drawn(self, items: Sequence[Item], what: str) -> Iterator[Item]:
+        task = self._begin(what, len(items))
+        try:
+            for item in items:
+                yield item
+                self._display.advance(task)
+        finally:
+            self._end(task)
+
+    def _begin(self, what: str, count: int) -> TaskID:
+        if self._running == 0:
+            self._display.start()
+        self._running += 1
+        return self._display.add_task(what, total=count)
+
+    def _end(self, task: TaskID) -> None:
+        self._display.remove_task(task)
+        self._running -= 1
+        if self._running == 0:
+            self._display.stop()

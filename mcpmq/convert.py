@@ -1,0 +1,49 @@
+"""The whole way. Read this first."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from mcpmq.calibration import CalibrationSet
+from mcpmq.checkpoint import Checkpoint
+from mcpmq.evaluate import Settings
+from mcpmq.export import export
+from mcpmq.formats import FormatName, check
+from mcpmq.plan import make_plan
+from mcpmq.quantize import quantize
+from mcpmq.recipe import Recipe
+from mcpmq.report import Report, compare
+
+
+def convert(
+    source: str | Path,
+    out: Path,
+    recipe: Recipe,
+    formats: Sequence[FormatName],
+    calibration: Path,
+    held_out: Path | None,
+    settings: Settings,
+) -> Report:
+    """A full-precision checkpoint in; artifacts that were measured against it, and the report, in `out`.
+
+    Without `held_out` every fifth sample of the calibration set is held out and the report says so.
+
+    Raises:
+        McpmqError: what can be refused is refused before a weight is read.
+    """
+    checkpoint = Checkpoint.open(source)
+    plan = make_plan(checkpoint, recipe)
+    for name in formats:
+        check(plan, name)
+    calibrating, measuring = _sets(calibration, held_out)
+
+    quantized = quantize(plan, out / "quantized", calibrating, settings.progress)
+    artifacts = [export(quantized, name, out / name, settings.progress) for name in formats]
+
+    report = compare(checkpoint, artifacts, measuring, settings, held_out_from_calibration=held_out is None)
+    report.write(out)
+    return report
+
+
+def _sets(calibration: Path, held_out: Path | None) -> tuple[CalibrationSet, CalibrationSet]:
+    whole = CalibrationSet.open(calibration)
+    return (whole, CalibrationSet.open(held_out)) if held_out else whole.split()

@@ -1,0 +1,29 @@
+"""What a model is made of: one file a family, found by its raw config.json."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from mcpmq.errors import CheckpointError
+from mcpmq.families import minicpmv
+from mcpmq.families.family import Family
+
+FAMILIES: tuple[Family, ...] = (minicpmv.MINICPM_V_2_6,)
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """The family that recognises a raw config.json.
+
+    Raises:
+        CheckpointError: none does.
+    """
+    for family in FAMILIES:
+        if family.recognises(config):
+            return family
+    known = ", ".join(family.name for family in FAMILIES)
+    what = f"model_type `{config.get('model_type')}`, version `{config.get('version')}`"
+    raise CheckpointError(f"no family recognises {what}", f"supported: {known}")
+
+
+def family_named(name: str) -> Family:
+    """The family that an artifact's manifest names."""
+    return next(family for family in FAMILIES if family.name == name)

@@ -1,0 +1,240 @@
+"""MiniCPM-V 2.5, 2.6, 4.0 and 4.5 (image path) built from transformers parts, under the published tensor names.
+
+Transformers has no class for these checkpoints and their own code no longer runs, so the three parts are put together
+here: `llm` (a stock causal language model), `vpm` (SigLIP over packed patches) and `resampler` (one cross-attention).
+Nothing is registered with transformers: whoever wants the class asks for it by name.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.models.minicpmv4_6.configuration_minicpmv4_6 import MiniCPMV4_6VisionConfig
+from transformers.models.minicpmv4_6.modeling_minicpmv4_6 import MiniCPMV4_6VisionModel
+
+__all__ = ["MiniCPMVConfig", "MiniCPMVForConditionalGeneration", "Resampler", "build", "position_code"]
+
+LANGUAGE_MODELS = {"2.5": "llama", "2.6": "qwen2", "4.0": "llama", "4.5": "qwen3"}
+HEAD_WIDTH = 128
+WAVELENGTH = 10000.0
+
+# Keys of config.json that describe the whole model; every other key belongs to the language model.
+OWN_KEYS = frozenset(
+    {
+        "_name_or_path",
+        "architectures",
+        "auto_map",
+        "batch_vision_input",
+        "drop_vision_last_layer",
+        "image_size",
+        "model_type",
+        "patch_size",
+        "query_num",
+        "slice_config",
+        "slice_mode",
+        "transformers_version",
+        "use_image_id",
+        "version",
+        "vision_batch_size",
+        "vision_config",
+    }
+)
+
+
+def language_model_type(version: str | float) -> str:
+    """The transformers model type of the language model inside a MiniCPM-V of this version."""
+    return LANGUAGE_MODELS[f"{float(version):.1f}"]
+
+
+class MiniCPMVConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
+    """The flat published config.json, sorted into a vision part and a language part.
+
+    Raises KeyError for a version without a native language model.
+    """
+
+    model_type = "minicpmv"
+
+    def __init__(
+        self,
+        version: str | float = 2.6,
+        vision_config: dict[str, Any] | None = None,
+        text_config: dict[str, Any] | None = None,
+        query_num: int = 64,
+        drop_vision_last_layer: bool = False,
+        **keys: Any,
+    ) -> None:
+        flat = {key: keys.pop(key) for key in list(keys) if key not in OWN_KEYS and not key.startswith("_")}
+        language = dict(text_config or flat)
+        language_type = language.pop("model_type", None) or language_model_type(version)
+        vision = {key: value for key, value in dict(vision_config or {}).items() if key != "model_type"}
+        self.version = version
+        self.query_num = query_num
+        self.drop_vision_last_layer = drop_vision_last_layer
+        self.text_config = CONFIG_MAPPING[language_type](**language)
+        self.vision_config = MiniCPMV4_6VisionConfig(**vision)
+        keys["tie_word_embeddings"] = self.text_config.tie_word_embeddings
+        keys.setdefault("dtype", self.text_config.dtype)
+        super().__init__(**keys)
+
+    def get_text_config(self, *_: Any, **__: Any) -> PreTrainedConfig:
+        """The language model's own configuration."""
+        return self.text_config
+
+
+def axis_code(length: int, width: int, device: torch.device) -> Tensor:
+    """Sine then cosine of every coordinate along one axis: float32 [length, width]."""
+    frequency = WAVELENGTH ** -(torch.arange(width // 2, dtype=torch.float32, device=device) / (width / 2))
+    angle = torch.outer(torch.arange(length, dtype=torch.float32, device=device), frequency)
+    return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+
+def position_code(height: int, width: int, channels: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Where every patch of a height x width grid lies: [height * width, channels]; columns first, then rows."""
+    columns = axis_code(width, channels // 2, device).unsqueeze(0).expand(height, -1, -1)
+    rows = axis_code(height, channels // 2, device).unsqueeze(1).expand(-1, width, -1)
+    return torch.cat([columns, rows], dim=-1).flatten(0, 1).to(dtype)
+
+
+class Resampler(nn.Module):
+    """Learned queries that look at the patches of one slice and return a fixed number of embeddings."""
+
+    def __init__(self, query_num: int, channels: int, vision_channels: int) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.zeros(query_num, channels))
+        self.kv_proj = nn.Linear(vision_channels, channels, bias=False)
+        self.attn = nn.MultiheadAttention(channels, channels // HEAD_WIDTH)
+        self.ln_q = nn.LayerNorm(channels, eps=1e-6)
+        self.ln_kv = nn.LayerNorm(channels, eps=1e-6)
+        self.ln_post = nn.LayerNorm(channels, eps=1e-6)
+        self.proj = nn.Parameter(torch.randn(channels, channels) * channels**-0.5)
+
+    def forward(self, patches: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
+        """Packed patches [sum(h * w), vision_channels] of slices `sizes` (h, w) -> [slices, query_num, channels]."""
+        query = self.ln_q(self.query)
+        values = self.ln_kv(self.kv_proj(patches)).split([height * width for height, width in sizes])
+        seen = [self.look(query, value, size) for value, size in zip(values, sizes, strict=True)]
+        resampled: Tensor = self.ln_post(torch.stack(seen)) @ self.proj
+        return resampled
+
+    def look(self, query: Tensor, value: Tensor, size: tuple[int, int]) -> Tensor:
+        """One slice, value [h * w, channels] -> [query_num, channels]; the position is added to the keys only."""
+        key = value + position_code(*size, value.shape[-1], value.device, value.dtype)
+        attended: Tensor = self.attn(query, key, value, need_weights=False)[0]
+        return attended
+
+
+def build_language_model(config: PreTrainedConfig) -> Any:
+    """The stock causal language model of a configuration, in torch's default dtype."""
+    # Without dtype the configuration's own would decide, and two dtypes would meet in one model.
+    return AutoModelForCausalLM.from_config(config, dtype=torch.get_default_dtype())  # type: ignore[no-untyped-call]
+
+
+def build_vision(config: MiniCPMV4_6VisionConfig, drop_last_layer: bool) -> MiniCPMV4_6VisionModel:
+    """The SigLIP tower; its later sibling's window merger is taken out."""
+    vision: MiniCPMV4_6VisionModel = MiniCPMV4_6VisionModel._from_config(config)  # type: ignore[no-untyped-call]
+    del vision.vit_merger
+    if drop_last_layer:
+        vision.encoder.layers = vision.encoder.layers[:-1]
+    return vision
+
+
+class MiniCPMVForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped-call]
+    """Language model that reads images; one sample at a time, any number of slices."""
+
+    config_class = MiniCPMVConfig
+    config: MiniCPMVConfig
+    base_model_prefix = ""
+    main_input_name = "input_ids"
+    _no_split_modules: list[str] = []  # noqa: RUF012 - the base class declares it like this
+    _supports_sdpa = True
+
+    def __init__(self, config: MiniCPMVConfig) -> None:
+        super().__init__(config)
+        self.llm = build_language_model(config.text_config)
+        self.vpm = build_vision(config.vision_config, config.drop_vision_last_layer)
+        self.resampler = Resampler(config.query_num, config.text_config.hidden_size, config.vision_config.hidden_size)
+        self.post_init()  # type: ignore[no-untyped-call]
+
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.MultiheadAttention):
+            nn.init.xavier_uniform_(module.in_proj_weight)
+        else:
+            super()._init_weights(module)  # type: ignore[no-untyped-call]
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The language model's token embedding."""
+        embedding: nn.Module = self.llm.get_input_embeddings()
+        return embedding
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The language model's head."""
+        head: nn.Module = self.llm.get_output_embeddings()
+        return head
+
+    def position_sizes(self, target_sizes: Tensor) -> Tensor:
+        """The grid that vision positions are taken from, int64 [slices, 2]; version 2.5 was trained on one long row."""
+        if float(self.config.version) != 2.5:
+            return target_sizes
+        return torch.stack([torch.ones_like(target_sizes[:, 0]), target_sizes.prod(dim=-1)], dim=-1)
+
+    def get_image_features(self, pixel_values: Tensor, target_sizes: Tensor) -> Tensor:
+        """Packed slices [1, 3, 14, 14 * sum(h * w)] of int64 [slices, 2] patches -> [slices, query_num, hidden]."""
+        pixels = pixel_values.to(self.vpm.embeddings.patch_embedding.weight.dtype)
+        seen = self.vpm(pixels, target_sizes=self.position_sizes(target_sizes), use_vit_merger=False)
+        sizes = [(int(height), int(width)) for height, width in target_sizes.tolist()]
+        features: Tensor = self.resampler(seen.last_hidden_state[0], sizes)
+        return features
+
+    def place_images(self, embeddings: Tensor, features: Tensor, image_bound: Tensor) -> Tensor:
+        """Embeddings [1, tokens, hidden] with features [slices, query_num, hidden] put into spans [slices, 2]."""
+        placed = embeddings.clone()
+        for feature, (start, end) in zip(features, image_bound.tolist(), strict=True):
+            placed[0, start:end] = feature.to(placed.dtype)
+        return placed
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        target_sizes: Tensor | None = None,
+        image_bound: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **language_arguments: Any,
+    ) -> CausalLMOutputWithPast:
+        """Logits of one sample.
+
+        input_ids int64 [1, tokens] or inputs_embeds [1, tokens, hidden]; with an image also pixel_values
+        [1, 3, 14, 14 * sum(h * w)], target_sizes int64 [slices, 2] in patches and image_bound int64 [slices, 2], the
+        first and past-the-last token of every slice. Everything else goes to the language model.
+        """
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        if pixel_values is not None:
+            if target_sizes is None or image_bound is None or inputs_embeds.shape[0] != 1:
+                raise ValueError("an image needs target_sizes, image_bound and a batch of one")
+            features = self.get_image_features(pixel_values, target_sizes)
+            inputs_embeds = self.place_images(inputs_embeds, features, image_bound)
+        output: CausalLMOutputWithPast = self.llm(inputs_embeds=inputs_embeds, **language_arguments)
+        return output
+
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
+        """Model inputs of one generation step; images enter with the first only, later steps find them in the cache."""
+        prepare: Any = super().prepare_inputs_for_generation  # type: ignore[misc]
+        inputs = prepare(*args, **kwargs)
+        if kwargs.get("is_first_iteration") or not kwargs.get("use_cache", True):
+            return inputs
+        return {**inputs, "pixel_values": None, "target_sizes": None, "image_bound": None}
+
+
+def build(config: Mapping[str, Any]) -> MiniCPMVForConditionalGeneration:
+    """The model of a raw config.json in float32, without weights: parameters on the meta device, buffers real."""
+    with torch.device("meta"):
+        model = MiniCPMVForConditionalGeneration(MiniCPMVConfig(**config))
+    rotary = model.llm.model.rotary_emb
+    # Its frequencies are computed, never stored: nothing would ever bring them off the meta device.
+    model.llm.model.rotary_emb = type(rotary)(rotary.config)
+    model.train(False)
+    return model

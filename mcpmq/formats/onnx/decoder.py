@@ -1,0 +1,164 @@
+"""The language model's graph: prefill and cached decoding in one, names as transformers.js expects them."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from mcpmq.families.family import Architecture, LanguageShape
+from mcpmq.formats.onnx.graph import CONTRIBUTED, Graph
+from mcpmq.formats.onnx.weights import Weights
+from mcpmq.progress import Progress
+
+FLOAT, INT64, INT32 = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.INT32
+
+
+@dataclass(frozen=True, slots=True)
+class Positions:
+    """What attention must know about the tokens of a call; the same in every layer."""
+
+    rows: ir.Value  # int64 [batch, sequence]: which row of the two tables is a token's
+    cosine: ir.Value  # float32 [batch * sequence, head width / 2]
+    sine: ir.Value
+    last: ir.Value  # int32 [batch]: index of the last token that attention may see
+    total: ir.Value  # int32 scalar: tokens in the cache after this call
+
+
+@dataclass(frozen=True, slots=True)
+class Stream:
+    """The residual stream; what the last sublayer adds to it is added by the next norm."""
+
+    residual: ir.Value
+    addend: ir.Value | None = None
+
+
+def emit(graph: Graph, weights: Weights, architecture: Architecture, progress: Progress) -> None:
+    """`inputs_embeds` float32 [batch, sequence, hidden], `attention_mask` and `position_ids` int64, the cache of past
+    keys and values and `num_logits_to_keep` (0: all) -> `logits` of the last tokens, and the cache grown by this call.
+    Shorter sequences of a batch are padded on the right.
+    """
+    shape = architecture.language
+    embeddings = graph.input("inputs_embeds", FLOAT, ["batch_size", "sequence_length", shape.hidden])
+    mask = graph.input("attention_mask", INT64, ["batch_size", "total_sequence_length"])
+    position_ids = graph.input("position_ids", INT64, ["batch_size", "sequence_length"])
+    pasts = [_cache_inputs(graph, shape, layer) for layer in range(shape.layers)]
+    kept = graph.input("num_logits_to_keep", INT64, [])
+    positions = _positions(graph, shape, position_ids, mask)
+    stream, presents = Stream(embeddings), []
+    for layer in progress(range(shape.layers), "writing the language model"):
+        stream, present = _layer(graph, weights, shape, f"language.layers.{layer}", stream, positions, pasts[layer])
+        presents.append(present)
+    normed, _ = _norm(graph, weights, shape, "language.norm", stream)
+    logits = weights.linear(_last_tokens(graph, normed, kept), "head")
+    graph.output(logits, "logits", FLOAT, ["batch_size", "num_logits", shape.vocabulary])
+    for layer, present in enumerate(presents):
+        _cache_outputs(graph, shape, layer, present)
+
+
+def _cache_inputs(graph: Graph, shape: LanguageShape, layer: int) -> tuple[ir.Value, ir.Value]:
+    axes: list[int | str] = ["batch_size", shape.kv_heads, "past_sequence_length", shape.head_width]
+    names = f"past_key_values.{layer}.key", f"past_key_values.{layer}.value"
+    return graph.input(names[0], FLOAT, axes), graph.input(names[1], FLOAT, axes)
+
+
+def _cache_outputs(graph: Graph, shape: LanguageShape, layer: int, present: tuple[ir.Value, ir.Value]) -> None:
+    axes: list[int | str] = ["batch_size", shape.kv_heads, "total_sequence_length", shape.head_width]
+    for value, name in zip(present, ("key", "value"), strict=True):
+        graph.output(value, f"present.{layer}.{name}", FLOAT, axes)
+
+
+def _positions(graph: Graph, shape: LanguageShape, position_ids: ir.Value, mask: ir.Value) -> Positions:
+    """Angles for the tokens of this call alone, one row a token, so that no table bounds the context."""
+    frequencies = graph.constant(rotary_frequencies(shape).numpy(), np.float32)
+    ids = graph.node("Cast", graph.node("Unsqueeze", position_ids, graph.constant([-1])), to=FLOAT)
+    angles = graph.node("Reshape", graph.node("Mul", ids, frequencies), graph.constant([-1, shape.head_width // 2]))
+    axes = graph.node("Shape", position_ids)
+    count = graph.node("ReduceProd", axes, keepdims=0)
+    seen = graph.node("ReduceSum", mask, graph.constant([1]), keepdims=0)
+    return Positions(
+        rows=graph.node("Reshape", graph.node("Range", graph.constant(0), count, graph.constant(1)), axes),
+        cosine=graph.node("Cos", angles),
+        sine=graph.node("Sin", angles),
+        last=graph.node("Cast", graph.node("Sub", seen, graph.constant(1)), to=INT32),
+        total=graph.node("Cast", graph.size(mask, 1), to=INT32),
+    )
+
+
+def rotary_frequencies(shape: LanguageShape) -> torch.Tensor:
+    """Radians a position, float32 [head width / 2], rounded as transformers rounds them."""
+    exponents = torch.arange(0, shape.head_width, 2, dtype=torch.int64).float() / shape.head_width
+    return 1.0 / (shape.rope_theta**exponents)
+
+
+def _layer(
+    graph: Graph,
+    weights: Weights,
+    shape: LanguageShape,
+    name: str,
+    stream: Stream,
+    positions: Positions,
+    past: tuple[ir.Value, ir.Value],
+) -> tuple[Stream, tuple[ir.Value, ir.Value]]:
+    normed, residual = _norm(graph, weights, shape, f"{name}.input_norm", stream)
+    attended, present = _attention(graph, weights, shape, f"{name}.attention", normed, positions, past)
+    normed, residual = _norm(graph, weights, shape, f"{name}.post_attention_norm", Stream(residual, attended))
+    gate = weights.linear(normed, f"{name}.mlp.gate")
+    activated = graph.node("Mul", gate, graph.node("Sigmoid", gate))
+    product = graph.node("Mul", activated, weights.linear(normed, f"{name}.mlp.up"))
+    return Stream(residual, weights.linear(product, f"{name}.mlp.down")), present
+
+
+def _norm(graph: Graph, weights: Weights, shape: LanguageShape, name: str, stream: Stream) -> tuple[ir.Value, ir.Value]:
+    """The normed stream, and the stream itself with everything added."""
+    scale = weights.vector(name)
+    if stream.addend is None:
+        normed = graph.node("RMSNormalization", stream.residual, scale, axis=-1, epsilon=shape.norm_epsilon)
+        return normed, stream.residual
+    outputs = graph.nodes(
+        "SkipSimplifiedLayerNormalization",
+        stream.residual,
+        stream.addend,
+        scale,
+        outputs=4,
+        domain=CONTRIBUTED,
+        epsilon=shape.norm_epsilon,
+    )
+    return outputs[0], outputs[3]
+
+
+def _attention(
+    graph: Graph,
+    weights: Weights,
+    shape: LanguageShape,
+    name: str,
+    value: ir.Value,
+    positions: Positions,
+    past: tuple[ir.Value, ir.Value],
+) -> tuple[ir.Value, tuple[ir.Value, ir.Value]]:
+    heads = {"num_heads": shape.heads, "kv_num_heads": shape.kv_heads}
+    attended, key, kept = graph.nodes(
+        "GroupQueryAttention",
+        _rotated(graph, weights.linear(value, f"{name}.q"), positions, shape.heads),
+        _rotated(graph, weights.linear(value, f"{name}.k"), positions, shape.kv_heads),
+        weights.linear(value, f"{name}.v"),
+        *past,
+        positions.last,
+        positions.total,
+        outputs=3,
+        domain=CONTRIBUTED,
+        scale=shape.head_width**-0.5,
+        **heads,
+    )
+    return weights.linear(attended, f"{name}.o"), (key, kept)
+
+
+def _rotated(graph: Graph, value: ir.Value, positions: Positions, heads: int) -> ir.Value:
+    tables = positions.rows, positions.cosine, positions.sine
+    return graph.contributed("RotaryEmbedding", value, *tables, num_heads=heads, interleaved=0)
+
+
+def _last_tokens(graph: Graph, value: ir.Value, count: ir.Value) -> ir.Value:
+    """The last `count` tokens; 0 keeps all, since -0 is where a sequence starts."""
+    start = graph.node("Reshape", graph.node("Neg", count), graph.constant([1]))
+    return graph.node("Slice", value, start, graph.constant([2**31 - 1]), graph.constant([1]))

@@ -1,0 +1,124 @@
+"""The vision graph: packed patches of slices -> embeddings, by a SigLIP tower and a resampler behind it."""
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from mcpmq.families.family import Architecture, VisionShape
+from mcpmq.families.minicpmv import HEAD_WIDTH_OF_RESAMPLER
+from mcpmq.formats.onnx.graph import Graph
+from mcpmq.formats.onnx.weights import Weights, rows_of
+from mcpmq.progress import Progress
+
+FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
+RESAMPLER_NORM_EPSILON = 1e-6
+WAVELENGTH = 10000.0
+
+
+def emit(graph: Graph, weights: Weights, architecture: Architecture, progress: Progress) -> None:
+    """`pixel_values` float32 [slices, 3, patch, patch * patches] and `tgt_sizes` int64 [slices, 2], rows and columns of
+    patches -> `image_features` [slices * queries, hidden]. The slices of one call have equally many patches.
+    """
+    shape, width = architecture.vision, architecture.language.hidden
+    pixels = graph.input("pixel_values", FLOAT, ["slices", 3, shape.patch, "patches_times_patch"])
+    sizes = graph.input("tgt_sizes", INT64, ["slices", 2])
+    value = _patches(graph, weights, shape, pixels)
+    row, column = _coordinates(graph, value, sizes)
+    value = graph.node("Add", value, _position_embedding(graph, weights, shape, sizes, row, column))
+    for layer in progress(range(shape.layers), "writing the vision encoder"):
+        value = _layer(graph, weights, shape, f"vision.layers.{layer}", value)
+    value = _norm(graph, weights, "vision.post_norm", value, shape.norm_epsilon)
+    position = graph.node("Concat", *(_axis_code(graph, axis, width // 2) for axis in (column, row)), axis=-1)
+    features = _resampled(graph, weights, shape.queries, width, value, position)
+    graph.output(features, "image_features", FLOAT, ["image_tokens", width])
+
+
+def _patches(graph: Graph, weights: Weights, shape: VisionShape, pixels: ir.Value) -> ir.Value:
+    """[slices, 3, patch, patch * patches] -> [slices, patches, hidden]."""
+    kernel, bias = weights.array("vision.patch_embedding"), weights.vector("vision.patch_embedding.bias")
+    side = [shape.patch, shape.patch]
+    embedded = graph.node("Conv", pixels, kernel, bias, kernel_shape=side, strides=side)
+    return graph.node("Transpose", graph.node("Squeeze", embedded, graph.constant([2])), perm=[0, 2, 1])
+
+
+def _coordinates(graph: Graph, patches: ir.Value, sizes: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Row and column of every patch in its slice: int64 [slices, patches] each."""
+    numbers = graph.node("Range", graph.constant(0), graph.size(patches, 1), graph.constant(1))
+    columns = _side(graph, sizes, 1)
+    return graph.node("Div", numbers, columns), graph.node("Mod", numbers, columns)
+
+
+def _side(graph: Graph, sizes: ir.Value, axis: int) -> ir.Value:
+    """Rows (axis 0) or columns (axis 1) of every slice: int64 [slices, 1]."""
+    return graph.node("Gather", sizes, graph.constant([axis]), axis=1)
+
+
+def _position_embedding(
+    graph: Graph, weights: Weights, shape: VisionShape, sizes: ir.Value, row: ir.Value, column: ir.Value
+) -> ir.Value:
+    """The learned embedding of the nearest cell of a square grid; in integers, where rounding cannot move a patch."""
+    cells = [_cell(graph, index, _side(graph, sizes, axis), shape.grid) for axis, index in enumerate((row, column))]
+    cell = graph.node("Add", graph.node("Mul", cells[0], graph.constant(shape.grid)), cells[1])
+    return weights.lookup("vision.position_embedding", cell)
+
+
+def _cell(graph: Graph, index: ir.Value, length: ir.Value, grid: int) -> ir.Value:
+    return graph.node("Div", graph.node("Mul", index, graph.constant(grid)), length)
+
+
+def _layer(graph: Graph, weights: Weights, shape: VisionShape, name: str, value: ir.Value) -> ir.Value:
+    normed = _norm(graph, weights, f"{name}.norm1", value, shape.norm_epsilon)
+    query, key, content = (weights.linear(normed, f"{name}.attention.{part}") for part in "qkv")
+    attended = graph.contributed("MultiHeadAttention", query, key, content, num_heads=shape.heads)
+    value = graph.node("Add", value, weights.linear(attended, f"{name}.attention.o"))
+    normed = _norm(graph, weights, f"{name}.norm2", value, shape.norm_epsilon)
+    activated = graph.node("Gelu", weights.linear(normed, f"{name}.mlp.up"), approximate="tanh")
+    return graph.node("Add", value, weights.linear(activated, f"{name}.mlp.down"))
+
+
+def _norm(graph: Graph, weights: Weights, name: str, value: ir.Value, epsilon: float) -> ir.Value:
+    parts = weights.vector(name), weights.vector(f"{name}.bias")
+    return graph.node("LayerNormalization", value, *parts, axis=-1, epsilon=epsilon)
+
+
+def _axis_code(graph: Graph, coordinate: ir.Value, width: int) -> ir.Value:
+    """Sine then cosine of a coordinate [slices, patches] at falling frequencies: [slices, patches, width]."""
+    frequencies = graph.constant(axis_frequencies(width).numpy(), np.float32)
+    position = graph.node("Cast", graph.node("Unsqueeze", coordinate, graph.constant([-1])), to=FLOAT)
+    angles = graph.node("Mul", position, frequencies)
+    return graph.node("Concat", graph.node("Sin", angles), graph.node("Cos", angles), axis=-1)
+
+
+def axis_frequencies(width: int) -> torch.Tensor:
+    """Radians a patch, float32 [width / 2], rounded as the native module rounds them."""
+    exponents: torch.Tensor = torch.arange(width // 2, dtype=torch.float32) / (width / 2)
+    return WAVELENGTH**-exponents
+
+
+def _resampled(
+    graph: Graph, weights: Weights, queries: int, width: int, patches: ir.Value, position: ir.Value
+) -> ir.Value:
+    """Learned queries look at the patches [slices, patches, hidden]: [slices * queries, width]."""
+    query = _norm(graph, weights, "projector.norm_q", weights.array("projector.query"), RESAMPLER_NORM_EPSILON)
+    content = weights.linear(patches, "projector.kv")
+    content = _norm(graph, weights, "projector.norm_kv", content, RESAMPLER_NORM_EPSILON)
+    key = graph.node("Add", content, position)
+    query, key, content = _split_projection(weights, width, (query, key, content))
+    slices = graph.node("Shape", patches, start=0, end=1)
+    query = graph.node("Expand", query, graph.node("Concat", slices, graph.constant([queries, width]), axis=0))
+    heads = width // HEAD_WIDTH_OF_RESAMPLER
+    attended = graph.contributed("MultiHeadAttention", query, key, content, num_heads=heads)
+    attended = weights.linear(attended, "projector.attention.o")
+    normed = _norm(graph, weights, "projector.norm_post", attended, RESAMPLER_NORM_EPSILON)
+    return graph.node("Reshape", weights.linear(normed, "projector.out"), graph.constant([-1, width]))
+
+
+def _split_projection(weights: Weights, width: int, inputs: tuple[ir.Value, ...]) -> tuple[ir.Value, ...]:
+    """One stored matrix [3 * width, width] projects queries, keys and values, each with its third of the rows."""
+    name = "projector.attention.qkv"
+    weight, bias = weights.quantized.load(name), weights.load_float(f"{name}.bias")
+    spans = [slice(part * width, (part + 1) * width) for part in range(3)]
+    return tuple(
+        weights.product(value, f"{name}.{part}", rows_of(weight, span), bias[span])
+        for value, part, span in zip(inputs, "qkv", spans, strict=True)
+    )

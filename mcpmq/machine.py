@@ -1,0 +1,26 @@
+"""The machine that figures were taken on, as the report names it."""
+
+import os
+import platform
+from pathlib import Path
+
+import psutil
+
+
+def describe_machine() -> dict[str, str | int]:
+    """Processor, cores, memory in bytes, and system."""
+    return {
+        "processor": _processor(),
+        "cores": os.cpu_count() or 1,
+        "memory_bytes": psutil.virtual_memory().total,
+        "system": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _processor() -> str:
+    listed = Path("/proc/cpuinfo")
+    if listed.is_file():
+        names = [line.partition(":")[2] for line in listed.read_text().splitlines() if line.startswith("model name")]
+        if names:
+            return " ".join(names[0].split())
+    return platform.processor() or platform.machine()

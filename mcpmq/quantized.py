@@ -1,0 +1,129 @@
+"""The quantized artifact on disk: one safetensors file a block, codes still unpacked from any format's layout."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from mcpmq.artifact import Artifact, WeightRecord
+from mcpmq.errors import ArtifactError
+from mcpmq.families import family_named
+from mcpmq.families.family import Architecture, TensorSpec
+from mcpmq.json_file import read_json
+from mcpmq.plan import Step
+from mcpmq.qtensor import QTensor
+from mcpmq.recipe import GgmlScheme, IntegerScheme, Scheme, parse_scheme
+from mcpmq.safetensors_file import Entry, read_bytes, read_header, write_file
+
+BLOCKS = "blocks"
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A quantized model opened for reading: every weight by its common name, one at a time."""
+
+    artifact: Artifact
+    config: Mapping[str, Any]
+    architecture: Architecture
+    specs: Mapping[str, TensorSpec]  # by common name, in the order of the forward pass
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Open a folder that `quantize` wrote.
+
+        Raises:
+            ArtifactError: it is another kind of artifact.
+        """
+        artifact = Artifact.open(path)
+        if artifact.manifest.kind != "quantized":
+            raise ArtifactError(f"`{path}` is a {artifact.manifest.kind} artifact", "export from a quantized one")
+        config = read_json(path / "config.json")
+        family = family_named(artifact.manifest.family)
+        architecture = family.architecture(config)
+        return cls(artifact, config, architecture, {spec.name: spec for spec in family.tensors(architecture)})
+
+    @property
+    def path(self) -> Path:
+        return self.artifact.path
+
+    @cached_property
+    def records(self) -> Mapping[str, WeightRecord]:
+        """What was decided about every weight, by common name."""
+        return {record.name: record for record in self.artifact.manifest.weights}
+
+    def scheme(self, name: str) -> Scheme | None:
+        written = self.records[name].scheme
+        return parse_scheme(written) if written else None
+
+    @property
+    def steps(self) -> tuple[Step, ...]:
+        """What was done to every weight, as the plan had it."""
+        return tuple(
+            Step(self.specs[name], record.dtype, self.scheme(name), record.reason)
+            for name, record in self.records.items()
+        )
+
+    def load(self, name: str) -> QTensor | Tensor:
+        """A weight as it was quantized; a kept or converted one as a tensor [out, in] in its dtype."""
+        scheme = self.scheme(name)
+        if not isinstance(scheme, IntegerScheme | GgmlScheme):
+            return self._part(name)
+        codes, columns = self._part(f"{name}|codes"), self._columns(name)
+        if isinstance(scheme, GgmlScheme):
+            return QTensor(scheme, columns, codes)
+        zero = self._part(f"{name}|zero") if not scheme.symmetric else None
+        return QTensor(scheme, columns, unpack_codes(codes, scheme.bits, columns), self._part(f"{name}|scale"), zero)
+
+    def _columns(self, name: str) -> int:
+        spec = self.specs[name]
+        return spec.shape[0] if spec.transposed else spec.shape[1]
+
+    @cached_property
+    def _entries(self) -> dict[str, Entry]:
+        files = sorted((self.path / BLOCKS).glob("*.safetensors"))
+        return {key: entry for file in files for key, entry in read_header(file).items()}
+
+    def _part(self, key: str) -> Tensor:
+        entry = self._entries[key]
+        return torch.frombuffer(read_bytes(entry), dtype=getattr(torch, entry.torch_dtype)).reshape(entry.shape)
+
+
+def parts_of(name: str, weight: QTensor | Tensor) -> dict[str, Tensor]:
+    """A weight as the tensors of a block's file."""
+    if isinstance(weight, Tensor):
+        return {name: weight.contiguous()}
+    bits = weight.scheme.bits if isinstance(weight.scheme, IntegerScheme) else 8
+    parts = {
+        f"{name}|codes": pack_codes(weight.codes, bits),
+        f"{name}|scale": weight.scale,
+        f"{name}|zero": weight.zero,
+    }
+    return {key: part for key, part in parts.items() if part is not None}
+
+
+def write_block(file: Path, weights: Mapping[str, QTensor | Tensor]) -> None:
+    """Write one block's file, whole or not at all."""
+    parts = {key: part for name, weight in weights.items() for key, part in parts_of(name, weight).items()}
+    partial = file.with_suffix(".partial")
+    write_file(partial, parts)
+    partial.replace(file)
+
+
+def pack_codes(codes: Tensor, bits: int) -> Tensor:
+    """uint8 codes [rows, columns]; of 4 bits two share a byte, the even column in the low half."""
+    if bits == 8:
+        return codes.contiguous()
+    if codes.shape[1] % 2:
+        codes = torch.nn.functional.pad(codes, (0, 1))
+    return codes[:, 0::2] | (codes[:, 1::2] << 4)
+
+
+def unpack_codes(packed: Tensor, bits: int, columns: int) -> Tensor:
+    """The inverse of `pack_codes`."""
+    if bits == 8:
+        return packed
+    return torch.stack([packed & 15, packed >> 4], -1).flatten(1)[:, :columns]

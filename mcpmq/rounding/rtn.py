@@ -1,0 +1,22 @@
+"""Round to nearest: the grid that covers the weight, and the closest point on it."""
+
+import torch
+from torch import Tensor
+
+from mcpmq.grids import ggml, integer
+from mcpmq.qtensor import QTensor
+from mcpmq.recipe import GgmlScheme, IntegerScheme
+
+CHUNK_WEIGHTS = 1 << 19  # rounded at a time: their floats stay in the cache, which is 2 to 5 times faster
+
+
+def quantize(weight: Tensor, scheme: IntegerScheme | GgmlScheme) -> QTensor:
+    """A weight [rows, columns] on the grid of its scheme, without looking at any activation."""
+    chunks = torch.split(weight, max(1, CHUNK_WEIGHTS // weight.shape[1]))
+    return QTensor.stacked((_rounded(rows, scheme) for rows in chunks), len(weight))
+
+
+def _rounded(rows: Tensor, scheme: IntegerScheme | GgmlScheme) -> QTensor:
+    if isinstance(scheme, GgmlScheme):
+        return ggml.round_to(rows, scheme)
+    return integer.round_to(rows, integer.fit(rows, scheme), scheme)

@@ -1,0 +1,110 @@
+"""The language model's file in llama.cpp: tokens and embeddings in, logits out."""
+
+import ctypes
+import weakref
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mcpmq import ggml_library
+from mcpmq.errors import EngineError
+from mcpmq.runners.llamacpp import CACHE_TYPES, FLAGS, FLASH_ATTENTION, FLOATS, INT, INTS, Batch, LlamaCpp
+
+BATCH_TOKENS = 2048  # at most in one call; the engine's default
+CONTEXT_MULTIPLE = 256  # the engine rounds its cache up to it
+
+Piece = NDArray[np.int32 | np.float32]  # tokens [length], or embeddings [length, hidden]
+
+
+class LanguageModel:
+    """A loaded language model."""
+
+    def __init__(self, engine: LlamaCpp, file: Path) -> None:
+        """Load the file.
+
+        Raises:
+            EngineError: llama.cpp does not load it.
+        """
+        pointer = engine("llama_model_load_from_file", str(file).encode(), engine("llama_model_default_params"))
+        if not pointer:
+            raise engine.error(f"llama.cpp does not load `{file}`", "make the artifact again")
+        self.engine, self.pointer = engine, pointer
+        self.vocabulary: int = engine("llama_vocab_n_tokens", engine("llama_model_get_vocab", pointer))
+        self.hidden: int = engine("llama_model_n_embd", pointer)
+        self._finalizer = weakref.finalize(self, engine, "llama_model_free", pointer)
+
+    def close(self) -> None:
+        """Free the memory."""
+        self._finalizer()
+
+
+class Context:
+    """A language model's cache, for sequences of a bounded length; one sequence at a time."""
+
+    def __init__(self, model: LanguageModel, tokens: int, threads: int, exact: bool) -> None:
+        """Make room for `tokens`; `exact` computes attention in F32 where the engine would take F16.
+
+        Raises:
+            EngineError: there is not enough memory, or the engine took the sizes for something else.
+        """
+        engine, length = model.engine, -(-tokens // CONTEXT_MULTIPLE) * CONTEXT_MULTIPLE
+        parameters = engine("llama_context_default_params")
+        batch = min(length, BATCH_TOKENS)
+        parameters.put(0, length, batch)
+        if exact:
+            parameters.put(FLASH_ATTENTION, 0)
+            parameters.put(CACHE_TYPES, 0, 0)  # F32
+        pointer = engine("llama_init_from_model", model.pointer, parameters)
+        if not pointer:
+            raise engine.error(f"llama.cpp cannot make room for {length:,} tokens")
+        self._engine, self._model, self._pointer, self._batch = engine, model, pointer, batch
+        self._finalizer = weakref.finalize(self, engine, "llama_free", pointer)
+        engine("llama_set_n_threads", pointer, threads, threads)
+        sizes = tuple(engine(name, pointer) for name in ("llama_n_ctx", "llama_n_batch", "llama_n_threads"))
+        if sizes != (length, batch, threads):
+            raise EngineError(f"llama.cpp took {(length, batch, threads)} for {sizes}", ggml_library.INSTALL)
+
+    def close(self) -> None:
+        """Free the memory."""
+        self._finalizer()
+
+    def clear(self) -> None:
+        """Forget the sequence."""
+        self._engine("llama_memory_clear", self._engine("llama_get_memory", self._pointer), True)
+
+    def read(self, piece: Piece, start: int, wanted: NDArray[np.bool_]) -> Iterator[NDArray[np.float32]]:
+        """Read a piece at positions from `start`.
+
+        Yields the logits float32 [vocabulary] after each wanted one; they are the engine's own memory.
+
+        Raises:
+            EngineError: the engine failed.
+        """
+        for first in range(0, len(piece), self._batch):
+            part = slice(first, first + self._batch)
+            yield from self._read_batch(np.ascontiguousarray(piece[part]), start + first, wanted[part])
+
+    def _read_batch(self, piece: Piece, start: int, wanted: NDArray[np.bool_]) -> Iterator[NDArray[np.float32]]:
+        count = len(piece)
+        sequence = INT(0)
+        sequences = np.full(count, ctypes.addressof(sequence), np.uintp)
+        positions = np.arange(start, start + count, dtype=np.int32)
+        ones, flags = np.ones(count, np.int32), wanted.astype(np.int8)
+        batch = Batch(
+            n_tokens=count,
+            token=piece.ctypes.data_as(INTS) if piece.ndim == 1 else None,
+            embd=piece.ctypes.data_as(FLOATS) if piece.ndim == 2 else None,
+            pos=positions.ctypes.data_as(INTS),
+            n_seq_id=ones.ctypes.data_as(INTS),
+            seq_id=sequences.ctypes.data_as(ctypes.POINTER(INTS)),
+            logits=flags.ctypes.data_as(FLAGS),
+        )
+        if status := self._engine("llama_decode", self._pointer, batch):
+            raise self._engine.error(f"llama.cpp failed with {status} at token {start:,}")
+        for index in np.flatnonzero(wanted):
+            logits = self._engine("llama_get_logits_ith", self._pointer, int(index))
+            if not logits:
+                raise self._engine.error(f"llama.cpp gave no logits at token {start + index:,}")
+            yield np.ctypeslib.as_array(logits, shape=(self._model.vocabulary,))

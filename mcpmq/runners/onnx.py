@@ -1,0 +1,140 @@
+"""ONNX Runtime: the three graphs of an `onnx` artifact, loaded as an application loads them; no torch."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mcpmq.artifact import Artifact
+from mcpmq.errors import ArtifactError, EngineError, MissingExtra
+from mcpmq.families.family import Inputs
+from mcpmq.families.minicpmv_inputs import Slicing, packed_pixels, target_sizes
+from mcpmq.json_file import read_json
+
+ROUNDED = "ONNX Runtime rounds activations to 8 bits where they meet integer weights, as it does on phones"
+Floats = NDArray[np.float32]
+Cache = Mapping[str, Floats]  # the decoder's past_key_values, by the name of the input
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxRunner:
+    """Three sessions. Only the logits that are asked for are computed, and one slice is seen at a time."""
+
+    vision: Any
+    embedding: Any
+    decoder: Any
+    slicing: Slicing
+    notes: tuple[str, ...] = ()
+
+    def losses(self, samples: Sequence[Inputs]) -> Iterator[NDArray[np.float64]]:
+        """For every sample in order, the natural-log loss of each token of `tokens[answer_start:]`."""
+        for sample in samples:
+            answer = sample.tokens[sample.answer_start :]
+            logits, _ = self.decode(self.embed(sample, len(sample.tokens) - 1), self.empty_cache(), len(answer))
+            yield token_losses(logits, answer)
+
+    def generate(self, sample: Inputs, count: int) -> list[int]:
+        """The `count` likeliest next tokens after the prompt, one by one, whatever they are; answers are not read."""
+        logits, cache = self.decode(self.embed(sample, sample.answer_start), self.empty_cache(), 1)
+        tokens = [int(logits[-1].argmax())]
+        while len(tokens) < count:
+            embedded = self.lookup(np.array([tokens[-1]], np.int64))
+            logits, cache = self.decode(embedded, cache, 1)
+            tokens.append(int(logits[-1].argmax()))
+        return tokens
+
+    def embed(self, sample: Inputs, length: int) -> Floats:
+        """The first `length` tokens of a sample, images in their places: [length, hidden]."""
+        embeddings = self.lookup(sample.tokens[:length])
+        for part, (start, end) in zip(sample.slices, sample.image_bounds.tolist(), strict=True):
+            embeddings[start:end] = self.see(part)
+        return embeddings
+
+    def lookup(self, tokens: NDArray[np.int64]) -> Floats:
+        """int64 [length] -> [length, hidden]."""
+        embeddings: Floats = self.embedding.run(["inputs_embeds"], {"input_ids": tokens[None]})[0][0]
+        return embeddings
+
+    def see(self, part: NDArray[np.uint8]) -> Floats:
+        """One slice uint8 [height, width, 3] -> [queries, hidden]."""
+        settings = self.slicing
+        pixels = packed_pixels(part, settings.norm_mean, settings.norm_std, settings.patch_size)
+        sizes = target_sizes([part], settings.patch_size)
+        features: Floats = self.vision.run(["image_features"], {"pixel_values": pixels[None], "tgt_sizes": sizes})[0]
+        return features
+
+    def decode(self, embeddings: Floats, cache: Cache, kept: int) -> tuple[Floats, Cache]:
+        """Tokens [length, hidden] after those in the cache -> logits of the last `kept` (0: all), the grown cache."""
+        past, length = next(iter(cache.values())).shape[2], len(embeddings)
+        inputs = {
+            "inputs_embeds": embeddings[None],
+            "attention_mask": np.ones((1, past + length), np.int64),
+            "position_ids": np.arange(past, past + length, dtype=np.int64)[None],
+            "num_logits_to_keep": np.array(kept, np.int64),
+        }
+        names = [output.name for output in self.decoder.get_outputs()]
+        outputs = dict(zip(names, self.decoder.run(names, {**inputs, **cache}), strict=True))
+        logits: Floats = outputs.pop("logits")[0]
+        return logits, {name.replace("present", "past_key_values"): value for name, value in outputs.items()}
+
+    def empty_cache(self) -> Cache:
+        """A cache of no tokens."""
+        pasts = [one for one in self.decoder.get_inputs() if one.name.startswith("past_key_values.")]
+        return {one.name: np.zeros((1, one.shape[1], 0, one.shape[3]), np.float32) for one in pasts}
+
+
+def token_losses(logits: Floats, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Negative log-probabilities of tokens [length] under logits [length, vocabulary], in float64 row by row."""
+    losses = np.empty(len(tokens), np.float64)
+    for index, (row, token) in enumerate(zip(logits, tokens, strict=True)):
+        wide = row.astype(np.float64) - row.max()
+        losses[index] = np.log(np.exp(wide).sum()) - wide[token]
+    return losses
+
+
+def open_runner(path: Path, threads: int) -> OnnxRunner:
+    """Load an artifact of the `onnx` format.
+
+    Raises:
+        MissingExtra: onnxruntime is not installed.
+        ArtifactError: the folder holds another kind of artifact.
+        EngineError: the runtime refuses a graph.
+    """
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as error:
+        raise MissingExtra("onnx", "onnxruntime") from error
+    artifact = Artifact.open(path)
+    if artifact.manifest.kind != "onnx":
+        raise ArtifactError(f"`{path}` is a {artifact.manifest.kind} artifact", "export it with `--format onnx`")
+    slicing = Slicing.model_validate(read_json(path / "preprocessor_config.json"))
+    vision, embedding, decoder = (
+        _session(onnxruntime, artifact, component, threads)
+        for component in ("vision+projector", "embedding", "language")
+    )
+    return OnnxRunner(vision, embedding, decoder, slicing, _notes(vision, decoder))
+
+
+def _notes(*sessions: Any) -> tuple[str, ...]:
+    properties = [session.get_modelmeta().custom_metadata_map for session in sessions]
+    return (ROUNDED,) if any(written.get("activations") == "int8" for written in properties) else ()
+
+
+def _session(runtime: ModuleType, artifact: Artifact, component: str, threads: int) -> Any:
+    graphs = [file for file in artifact.files_of(component) if file.suffix == ".onnx"]
+    if len(graphs) != 1:
+        raise ArtifactError(f"`{artifact.path}` has {len(graphs)} graphs of `{component}`, not one")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    # Three sessions have a pool of threads each: two would spin while one works.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    try:
+        return runtime.InferenceSession(str(graphs[0]), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime's errors share no class of their own
+        raise EngineError(
+            f"ONNX Runtime {runtime.__version__} cannot load `{graphs[0]}`: {error}", "export it again"
+        ) from error

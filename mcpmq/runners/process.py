@@ -1,0 +1,108 @@
+"""Starts a fresh process for every measurement, and says what happened to it when it does not come back."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import IO, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from mcpmq.errors import EngineError
+from mcpmq.progress import Progress, silent
+from mcpmq.runners.child import DONE
+from mcpmq.runners.sample_files import SampleFiles
+
+Engine = Literal["torch", "gguf", "onnx"]
+ENGINES: dict[Engine, tuple[str, str]] = {  # as people call it, and the package whose version counts
+    "torch": ("PyTorch", "torch"),
+    "gguf": ("llama.cpp, xllamacpp", "xllamacpp"),
+    "onnx": ("ONNX Runtime", "onnxruntime"),
+}
+LAST_LINES = 20
+
+
+class Run(BaseModel):
+    """What one process measured; bytes, seconds, and natural-log losses of every answer token of every sample."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    losses: tuple[tuple[float, ...], ...]
+    tokens: int  # prompts and answers together
+    seconds: float
+    load_seconds: float
+    resident_bytes_before_load: int
+    peak_resident_bytes: int
+    notes: tuple[str, ...]
+
+
+class _Failure(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    error: str
+    hint: str
+
+
+def run(engine: Engine, model: Path, samples: SampleFiles, threads: int, progress: Progress = silent) -> Run:
+    """Run every sample through the model in an engine, in a process that holds nothing else.
+
+    Raises:
+        EngineError: the engine failed, was killed, or gave losses that are not finite.
+    """
+    label = ENGINES[engine][0]
+    with TemporaryDirectory(prefix="mcpmq-") as folder:
+        out, errors = Path(folder) / "out.json", Path(folder) / "stderr"
+        command = ["-P", "-m", "mcpmq.runners.child", engine, str(model), str(samples.folder), str(out), str(threads)]
+        with errors.open("wb") as stderr, _started(command, threads, stderr) as process:
+            done = _count_done(process, progress, len(samples), f"measuring in {label}")
+            code = process.wait()
+        if code == 0:
+            return Run.model_validate_json(out.read_bytes())
+        if out.is_file():
+            failure = _Failure.model_validate_json(out.read_bytes())
+            raise EngineError(f"{label}: {failure.error}", failure.hint)
+        raise _crash(label, code, done, len(samples), errors.read_text(errors="replace"))
+
+
+@contextmanager
+def _started(command: list[str], threads: int, stderr: IO[bytes]) -> Iterator[subprocess.Popen[str]]:
+    # Threads that spin while they wait would steal the time that is measured.
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
+    process = subprocess.Popen(
+        [sys.executable, *command], stdout=subprocess.PIPE, stderr=stderr, text=True, errors="replace", env=environment
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout:
+            process.stdout.close()
+
+
+def _count_done(process: "subprocess.Popen[str]", progress: Progress, count: int, what: str) -> int:
+    assert process.stdout is not None
+    lines = (line for line in process.stdout if line.rstrip() == DONE)
+    done = 0
+    for _ in progress(range(count), what):
+        if next(lines, None) is None:
+            break
+        done += 1
+    for _ in lines:  # until it closes its output: nothing may be left in the pipe
+        pass
+    return done
+
+
+def _crash(label: str, code: int, done: int, count: int, stderr: str) -> EngineError:
+    how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
+    lines = [line for line in stderr.splitlines() if line.strip()][-LAST_LINES:]
+    message = "\n".join([f"{label} {how} after {done} of {count} samples", *lines])
+    if code == -signal.SIGKILL:
+        return EngineError(
+            message, "systems do this when memory runs out; close other programs, or take a smaller model"
+        )
+    return EngineError(message, "measure again; if it happens again, the engine cannot run this model on this machine")

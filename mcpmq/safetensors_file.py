@@ -1,0 +1,124 @@
+"""Safetensors headers and ranges, by plain reads: a memory map would count the whole file as resident.
+
+Format: 8 bytes little-endian header length, a JSON header, the data (huggingface.co/docs/safetensors).
+"""
+
+import json
+import struct
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mcpmq.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+DTYPES = {"BF16": ("bfloat16", 2), "F16": ("float16", 2), "F32": ("float32", 4), "U8": ("uint8", 1)}
+LARGEST_HEADER_NBYTES = 100 << 20  # the limit of the reference implementation
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """Where one tensor lies."""
+
+    file: Path
+    dtype: str  # as safetensors writes it, `BF16`
+    shape: tuple[int, ...]
+    offset: int  # from the start of the file
+    nbytes: int
+
+    @property
+    def torch_dtype(self) -> str:
+        return DTYPES[self.dtype][0]
+
+
+def read_header(file: Path) -> dict[str, Entry]:
+    """Every tensor of a file, by name, checked against the size of the file.
+
+    Raises:
+        CheckpointError: the file is truncated, inconsistent, or holds a dtype that cannot be quantized.
+    """
+    file_nbytes = file.stat().st_size
+    with file.open("rb") as stream:
+        prefix = stream.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        if not 2 <= length <= min(file_nbytes - 8, LARGEST_HEADER_NBYTES):
+            raise CheckpointError(f"`{file}` is no whole safetensors file ({file_nbytes:,} bytes)", "fetch it again")
+        table = _parse(file, stream.read(length))
+    entries = {name: _entry(file, 8 + length, name, value) for name, value in table.items() if name != "__metadata__"}
+    _check_extent(file, file_nbytes, 8 + length, entries)
+    return entries
+
+
+def _parse(file: Path, header: bytes) -> dict[str, Any]:
+    try:
+        table = json.loads(header)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"`{file}` has a broken safetensors header", "fetch it again") from error
+    if not isinstance(table, dict):
+        raise CheckpointError(f"`{file}` has a broken safetensors header", "fetch it again")
+    return table
+
+
+def _entry(file: Path, data_start: int, name: str, value: object) -> Entry:
+    try:
+        dtype, shape, (begin, end) = value["dtype"], tuple(value["shape"]), value["data_offsets"]  # type: ignore[index]
+        sizes_are_whole = all(type(size) is int and size >= 0 for size in (*shape, begin, end))
+    except (TypeError, KeyError, ValueError) as error:
+        raise CheckpointError(f"`{file}` has a broken header entry for `{name}`", "fetch it again") from error
+    if dtype not in DTYPES:
+        raise CheckpointError(
+            f"`{name}` has dtype {dtype}, which cannot be quantized", f"full-precision dtypes are: {', '.join(DTYPES)}"
+        )
+    if not sizes_are_whole or end - begin != prod(shape) * DTYPES[dtype][1]:
+        raise CheckpointError(f"`{file}` has inconsistent sizes for `{name}`", "fetch it again")
+    return Entry(file, dtype, shape, data_start + begin, end - begin)
+
+
+def _check_extent(file: Path, file_nbytes: int, data_start: int, entries: dict[str, Entry]) -> None:
+    end = data_start
+    for entry in sorted(entries.values(), key=lambda entry: entry.offset):
+        if entry.offset != end:
+            raise CheckpointError(f"`{file}` has overlapping or missing data at byte {end:,}", "fetch it again")
+        end += entry.nbytes
+    if end != file_nbytes:
+        raise CheckpointError(f"`{file}` has {file_nbytes:,} bytes, its header asks for {end:,}", "fetch it again")
+
+
+def read_bytes(entry: Entry, begin: int = 0, end: int | None = None) -> bytearray:
+    """The bytes of one tensor, or those from `begin` to `end`.
+
+    Raises:
+        CheckpointError: the file became shorter after its header was read.
+    """
+    buffer = bytearray((entry.nbytes if end is None else end) - begin)
+    with entry.file.open("rb", buffering=0) as stream:
+        stream.seek(entry.offset + begin)
+        view, done = memoryview(buffer), 0
+        while done < len(buffer) and (count := stream.readinto(view[done:])):
+            done += count
+    if done < len(buffer):
+        raise CheckpointError(f"`{entry.file}` ended {len(buffer) - done:,} bytes early", "fetch it again")
+    return buffer
+
+
+def write_file(file: Path, tensors: "Mapping[str, Tensor]") -> None:
+    """Write tensors one after the other, without the copy of all that the reference implementation makes."""
+    import torch
+
+    header, end = {}, 0
+    names = {torch_name: name for name, (torch_name, _) in DTYPES.items()}
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.nbytes
+        dtype = names[str(tensor.dtype).removeprefix("torch.")]
+        header[name] = {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the data begins aligned, as the reference implementation writes it
+    with file.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(text)) + text)
+        for tensor in tensors.values():
+            stream.write(tensor.contiguous().flatten().view(torch.uint8).numpy().data)

@@ -1,0 +1,84 @@
+"""Checkpoints that many tests share, built once a session."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mcpmq.calibration import CalibrationSet
+from mcpmq.checkpoint import Checkpoint
+from mcpmq.plan import make_plan
+from mcpmq.quantize import quantize
+from mcpmq.quantized import Quantized
+from mcpmq.recipe import Recipe
+from tests.tiny import build_checkpoint
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random MiniCPM-V 2.6 checkpoint."""
+    return build_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_full(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Quantized:
+    """The tiny checkpoint with nothing quantized."""
+    return _quantized(tiny_checkpoint, "full", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def tiny_int4(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Quantized:
+    """The tiny checkpoint as phone-int4."""
+    return _quantized(tiny_checkpoint, "phone-int4", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def tiny_quality(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Quantized:
+    """The tiny checkpoint as quality-int4."""
+    return _quantized(tiny_checkpoint, "quality-int4", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def tiny_full_onnx(tiny_full: Quantized, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint as unquantized ONNX."""
+    from tests.onnx_tools import artifact_of
+
+    return artifact_of(tiny_full, tmp_path_factory.mktemp("onnx") / "full")
+
+
+@pytest.fixture(scope="session")
+def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten samples of noise and of nothing: one slice, several slices, and text alone."""
+    folder = tmp_path_factory.mktemp("set")
+    random, lines = np.random.default_rng(0), []
+    for number in range(10):
+        line = {"id": str(number), "prompt": "What does the sign say?", "answer": f"The sign says {number}."}
+        if number % 3:
+            side = 56 if number % 2 else 112
+            Image.fromarray(random.integers(0, 256, (side, side, 3), np.uint8)).save(folder / f"{number}.png")
+            line["image"] = f"{number}.png"
+        lines.append(json.dumps(line))
+    (folder / "manifest.jsonl").write_text("\n".join(lines))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def mixed_set(tmp_path_factory: pytest.TempPathFactory) -> CalibrationSet:
+    """Every kind of sample that is told apart: images, two of them tagged as nonsquare, and text."""
+    folder = tmp_path_factory.mktemp("mixed")
+    random, lines = np.random.default_rng(1), []
+    for number, side in enumerate((56, 56, 100, 100, 40, 42)):
+        Image.fromarray(random.integers(0, 256, (side, 56, 3), np.uint8)).save(folder / f"{number}.png")
+        tags = ["image", "nonsquare"] if side in (40, 42) else ["image"]
+        answer = f"The sign says {number} and {'no ' * number}more."
+        lines.append({"id": f"i{number}", "image": f"{number}.png", "prompt": "Say?", "answer": answer, "tags": tags})
+    lines += [{"id": f"t{number}", "prompt": "How many?", "answer": f"There are {number}."} for number in range(3)]
+    (folder / "manifest.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return CalibrationSet.open(folder)
+
+
+def _quantized(checkpoint: Path, recipe: str, factory: pytest.TempPathFactory) -> Quantized:
+    plan = make_plan(Checkpoint.open(checkpoint), Recipe.load(recipe))
+    return quantize(plan, factory.mktemp("quantized") / recipe)

@@ -1,0 +1,271 @@
+"""Slicing, prompt and packing of MiniCPM-V 2.6, against the published figures and transformers' own slicing."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from transformers.models.minicpmv4_6.image_processing_pil_minicpmv4_6 import MiniCPMV4_6ImageProcessorPil, ensure_divide
+
+from mcpmq.errors import CalibrationError, CheckpointError
+from mcpmq.families.minicpmv_inputs import (
+    MiniCpmVProcessor,
+    Slicing,
+    choose_grid,
+    packed_pixels,
+    slice_image,
+    target_sizes,
+)
+from tests.tiny import SPECIAL, SPLIT
+
+PUBLISHED = Slicing()
+WORDS = ["system", "You", " are", " a", " helpful", " assistant", "user", "assistant", "what"]
+ODD_SIZES = [(1, 1), (1, 200), (37, 5000), (5000, 37), (447, 449), (448, 448), (449, 448), (896, 448), (3000, 2999)]
+
+
+class Oracle(MiniCPMV4_6ImageProcessorPil):  # type: ignore[misc]
+    """Transformers' processor of the next version, with the divisor of 2.6: whole patches, no merging."""
+
+    def find_best_resize(
+        self, image_size: tuple[float, float], scale_resolution: int, patch_size: int, *_: Any, **options: Any
+    ) -> tuple[int, int]:
+        height, width = image_size
+        if height * width > scale_resolution**2 or options.get("allow_upscale"):
+            ratio = width / height
+            height = int(scale_resolution / ratio**0.5)
+            width = int(height * ratio)
+        return ensure_divide(height, patch_size), ensure_divide(width, patch_size)
+
+
+def noise(width: int, height: int) -> Image.Image:
+    """A picture in which every pixel matters."""
+    pixels = np.random.default_rng(width * 7919 + height).integers(0, 256, (height, width, 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+def with_whole_words(path: Path) -> None:
+    """A tokenizer in which, as in the published one, the words of the system line are single tokens."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pieces, merges = list(alphabet), []
+    for word in WORDS:
+        whole = word.replace(" ", "Ġ")
+        for end in range(2, len(whole) + 1):
+            merge = (whole[: end - 1], whole[end - 1])
+            if merge not in merges:
+                merges.append(merge)
+                pieces.append(whole[:end])
+    vocabulary = {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    split = pre_tokenizers.Split(Regex(SPLIT), behavior="isolated")
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    tokenizer.save(str(path / "tokenizer.json"))
+
+
+def edit_json(file: Path, **changes: object) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+@pytest.fixture
+def texts(tiny_checkpoint: Path, tmp_path: Path) -> Path:
+    """The text files of the tiny checkpoint, to be changed."""
+    for file in tiny_checkpoint.glob("*.json"):
+        shutil.copyfile(file, tmp_path / file.name)
+    return tmp_path
+
+
+@pytest.fixture
+def published(texts: Path) -> MiniCpmVProcessor:
+    """The processor with the published sizes and a tokenizer that counts as the published one."""
+    with_whole_words(texts)
+    edit_json(texts / "config.json", query_num=64, image_size=448, vocab_size=1000)
+    edit_json(texts / "preprocessor_config.json", scale_resolution=448, image_feature_size=64)
+    return MiniCpmVProcessor.open(texts)
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Callable[[int, int], Path]:
+    """Writes a picture of a size."""
+
+    def write(width: int, height: int) -> Path:
+        noise(width, height).save(tmp_path / "picture.png")
+        return tmp_path / "picture.png"
+
+    return write
+
+
+def test_the_published_example_has_619_tokens(
+    published: MiniCpmVProcessor, picture: Callable[[int, int], Path]
+) -> None:
+    """1604x752 is cut into 4 columns and 2 rows, target sizes and prompt length are those of the published code."""
+    inputs = published.encode("a", picture(1604, 752), "what", "x")
+    assert choose_grid(1604, 752, PUBLISHED) == (4, 2)
+    assert target_sizes(inputs.slices, 14).tolist() == [[22, 47], *[[31, 33]] * 8]
+    assert inputs.answer_start == 619
+    assert published.tokenizer.decode(inputs.tokens[-2:].tolist(), skip_special_tokens=False) == "x<|im_end|>"
+
+
+def test_a_square_of_nine_slices_has_640_image_tokens(
+    published: MiniCpmVProcessor, picture: Callable[[int, int], Path]
+) -> None:
+    """1344x1344 is cut 3x3; overview and slices take 64 tokens each, all placeholders."""
+    inputs = published.encode("a", picture(1344, 1344), "what", "x")
+    spans = [inputs.tokens[start:end] for start, end in inputs.image_bounds]
+    assert choose_grid(1344, 1344, PUBLISHED) == (3, 3)
+    assert [len(span) for span in spans] == [64] * 10
+    assert set(np.concatenate(spans).tolist()) == {published.special["<unk>"]}
+
+
+def test_the_prompt_is_laid_out_as_published(tiny_checkpoint: Path, picture: Callable[[int, int], Path]) -> None:
+    """Image number, overview, rows of slices line by line, the question, the answer and the end of the turn."""
+    processor = MiniCpmVProcessor.open(tiny_checkpoint)
+    inputs = processor.encode("a", picture(168, 112), "Red?", "Yes")
+    part = "<unk>" * 4
+    row = f"<slice>{part}</slice>" * 3
+    question = (
+        "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
+        f"<image_id>0</image_id><image>{part}</image>{row}\n{row}\nRed?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    decoded = [
+        processor.tokenizer.decode(part.tolist(), skip_special_tokens=False)
+        for part in np.split(inputs.tokens, [inputs.answer_start])
+    ]
+    assert decoded == [question, "Yes<|im_end|>"]
+    assert inputs.kind == "image"
+
+
+def test_without_an_image_there_is_no_image_part(tiny_checkpoint: Path) -> None:
+    """Text alone is the chat template's text."""
+    processor = MiniCpmVProcessor.open(tiny_checkpoint)
+    inputs = processor.encode("a", None, "Red?", "Yes")
+    text = processor.tokenizer.decode(inputs.tokens.tolist(), skip_special_tokens=False)
+    assert "user\nRed?<|im_end|>" in text
+    assert inputs.kind == "text"
+    assert inputs.image_bounds.shape == (0, 2)
+    assert processor.arguments(inputs).keys() == {"input_ids"}
+
+
+def test_without_image_id_and_slicing_the_settings_are_followed(
+    texts: Path, picture: Callable[[int, int], Path]
+) -> None:
+    """`use_image_id` and `slice_mode` of the checkpoint decide whether the image is numbered and sliced."""
+    edit_json(texts / "preprocessor_config.json", use_image_id=False, slice_mode=False)
+    processor = MiniCpmVProcessor.open(texts)
+    inputs = processor.encode("a", picture(300, 300), "Red?", "Yes")
+    assert len(inputs.slices) == 1
+    assert processor.special["<image_id>"] not in inputs.tokens
+
+
+def test_grids_are_those_of_transformers() -> None:
+    """Over hundreds of sizes the grid is the one that transformers' algorithm chooses."""
+    oracle = Oracle()
+    generator = np.random.default_rng(0)
+    sizes = [*ODD_SIZES, *generator.integers(20, 4000, (600, 2)).tolist(), *generator.integers(1, 60, (50, 2)).tolist()]
+    for width, height in sizes:
+        expected = oracle.get_sliced_grid((height, width), 9, 448)
+        assert choose_grid(width, height, PUBLISHED) == (tuple(expected[::-1]) if expected else None), (width, height)
+
+
+@pytest.mark.parametrize(
+    ("width", "height"),
+    [(448, 448), (30, 20), (200, 700), (500, 450), (1604, 752), (97, 2113), (1500, 1500), (37, 5000)],
+)
+def test_pixels_are_those_of_transformers(width: int, height: int) -> None:
+    """Resizing, cutting and packing give the same target sizes and the same pixels, in the same order."""
+    oracle = Oracle(image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    image = noise(width, height)
+    expected = oracle(images=image, return_tensors="np")
+    _, slices = slice_image(image, PUBLISHED)
+    packed = np.concatenate([packed_pixels(part, [0.5] * 3, [0.5] * 3, 14) for part in slices], axis=-1)
+    assert target_sizes(slices, 14).tolist() == expected["target_sizes"].tolist()
+    np.testing.assert_allclose(packed[None], expected["pixel_values"], rtol=0, atol=2e-7)
+
+
+def test_packing_keeps_every_patch_whole() -> None:
+    """Patch number n of the packed row is the n-th patch of the slice, read row by row."""
+    part = np.random.default_rng(0).integers(0, 256, (28, 42, 3), np.uint8)
+    packed = packed_pixels(part, [0.0] * 3, [1.0] * 3, 14)
+    assert packed.shape == (3, 14, 14 * 6)
+    for number in range(6):
+        row, column = divmod(number, 3)
+        patch = part[row * 14 : row * 14 + 14, column * 14 : column * 14 + 14].transpose(2, 0, 1)
+        np.testing.assert_allclose(packed[:, :, number * 14 : number * 14 + 14] * 255, patch, atol=1e-4)
+
+
+@pytest.mark.parametrize("text", ["<image>", "see <slice> there", "a<|im_end|>b", "<unk>", "<|endoftext|>"])
+def test_special_tokens_in_a_text_are_refused(tiny_checkpoint: Path, text: str) -> None:
+    """Neither prompt nor answer can pretend to hold an image or end a turn; the error names the sample."""
+    processor = MiniCpmVProcessor.open(tiny_checkpoint)
+    for prompt, answer in ((text, "Yes"), ("Red?", text)):
+        with pytest.raises(CalibrationError, match=r"`sign-7`.*special token"):
+            processor.encode("sign-7", None, prompt, answer)
+
+
+def test_a_sample_longer_than_the_context_is_refused(tiny_checkpoint: Path) -> None:
+    """The error says how many tokens there are and how many fit."""
+    with pytest.raises(CalibrationError, match=r"4\d\d\d tokens, more than the 2048"):
+        MiniCpmVProcessor.open(tiny_checkpoint).encode("a", None, "q" * 4000, "Yes")
+
+
+def test_slivers_and_broken_images_are_refused(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """An image that slicing would blow up, and a file that is no image, are named."""
+    processor = MiniCpmVProcessor.open(tiny_checkpoint)
+    Image.new("RGB", (1, 500)).save(tmp_path / "sliver.png")
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno image")
+    with pytest.raises(CalibrationError, match="1x500"):
+        processor.encode("a", tmp_path / "sliver.png", "Red?", "Yes")
+    with pytest.raises(CalibrationError, match=r"`broken.png` cannot be read"):
+        processor.encode("a", tmp_path / "broken.png", "Red?", "Yes")
+
+
+def test_grey_and_transparent_images_become_rgb(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Every mode that Pillow reads is converted."""
+    processor = MiniCpmVProcessor.open(tiny_checkpoint)
+    for mode in ("L", "RGBA", "P", "1", "CMYK"):
+        Image.new(mode, (60, 60)).save(tmp_path / f"{mode}.tiff")
+        assert processor.encode("a", tmp_path / f"{mode}.tiff", "Red?", "Yes").slices[0].shape == (56, 56, 3)
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        ("preprocessor_config.json", {"max_slice_nums": 0}, "max_slice_nums"),
+        ("preprocessor_config.json", {"max_slice_nums": 10**9}, "max_slice_nums"),
+        ("preprocessor_config.json", {"scale_resolution": 10**6}, "scale_resolution"),
+        ("preprocessor_config.json", {"norm_std": [0, 0, 0]}, "norm_std"),
+        ("preprocessor_config.json", {"patch_size": 16}, "patch_size 14.*16"),
+        ("preprocessor_config.json", {"image_feature_size": 64}, "query_num 4.*64"),
+        ("config.json", {"vocab_size": 300}, "tokenizer lacks"),
+        ("config.json", {"vocab_size": None}, "vocab_size"),
+        ("tokenizer.json", {"model": {"type": "nothing"}}, "no tokenizer"),
+        ("tokenizer_config.json", {"chat_template": "{% if %}"}, "template"),
+    ],
+)
+def test_broken_settings_are_refused_when_opened(
+    texts: Path, file: str, changes: dict[str, object], message: str
+) -> None:
+    """What is out of range, missing or contradictory in the checkpoint's text files is named."""
+    edit_json(texts / file, **changes)
+    with pytest.raises(CheckpointError, match=message):
+        MiniCpmVProcessor.open(texts)
+
+
+def test_a_template_that_loses_the_image_is_refused(texts: Path, picture: Callable[[int, int], Path]) -> None:
+    """A text that does not hold every slice's placeholders would be measured without an image: an error instead."""
+    edit_json(texts / "tokenizer_config.json", chat_template="user: {{ messages[0].content[-4:] }}")
+    with pytest.raises(CheckpointError, match="keeps 0 of 1 slices"):
+        MiniCpmVProcessor.open(texts).encode("a", picture(56, 56), "Red?", "Yes")
+
+
+def test_a_missing_tokenizer_is_named(texts: Path) -> None:
+    """The file that is missing stands in the error."""
+    (texts / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match=r"no `tokenizer.json`"):
+        MiniCpmVProcessor.open(texts)

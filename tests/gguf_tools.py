@@ -1,0 +1,48 @@
+"""GGUF artifacts for tests, and gguf-py's own reading of them."""
+
+from pathlib import Path
+
+import numpy as np
+from gguf import GGUFReader
+from gguf.quants import dequantize
+from numpy.typing import NDArray
+
+from mcpmq.artifact import Artifact
+from mcpmq.checkpoint import Checkpoint
+from mcpmq.export import export
+from mcpmq.plan import make_plan
+from mcpmq.quantize import quantize
+from mcpmq.quantized import Quantized
+from mcpmq.recipe import Recipe
+
+
+def quantized_by(checkpoint: Path, folder: Path, **schemes: str) -> Quantized:
+    """A checkpoint under a recipe; `language.mlp` is written `language__mlp`, and `_all` for `*`."""
+    weights = {glob.replace("__", ".").replace("_all", "*"): scheme for glob, scheme in schemes.items()}
+    recipe = Recipe.model_validate({"name": "test", "weights": weights})
+    return quantize(make_plan(Checkpoint.open(checkpoint), recipe), folder / "quantized")
+
+
+def exported(quantized: Quantized, folder: Path) -> Artifact:
+    """The same as GGUF."""
+    return export(quantized, "gguf", folder / "gguf")
+
+
+def reader_of(artifact: Artifact, component: str) -> GGUFReader:
+    """One of the two files, in the hands of gguf-py."""
+    [file] = artifact.files_of(component)
+    return GGUFReader(file)
+
+
+def field(reader: GGUFReader, key: str) -> object:
+    """A metadata value."""
+    found = reader.get_field(key)
+    assert found is not None, key
+    return found.contents()
+
+
+def values(reader: GGUFReader, name: str) -> NDArray[np.float32]:
+    """A tensor, dequantized by gguf-py, rows first."""
+    [tensor] = [tensor for tensor in reader.tensors if tensor.name == name]
+    shape = tuple(int(size) for size in reversed(tensor.shape))
+    return dequantize(tensor.data, tensor.tensor_type).reshape(shape)

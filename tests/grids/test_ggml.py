@@ -1,0 +1,50 @@
+"""ggml's grids through the wheel, against gguf-py's own quantizers and dequantizers."""
+
+import numpy as np
+import pytest
+import torch
+from gguf.quants import quantize as gguf_quantize
+
+from mcpmq.grids import ggml
+from mcpmq.recipe import GGML_BLOCKS, GgmlScheme
+
+
+def _weight(rows: int, columns: int) -> torch.Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(3)) * 0.02
+
+
+@pytest.mark.parametrize("name", ["q8_0", "q4_0", "q4_1", "q5_0"])
+def test_bytes_equal_those_of_gguf_py(name: str) -> None:
+    """Two implementations of one layout agree bit for bit."""
+    weight = _weight(16, 512)
+
+    ours = ggml.round_to(weight, GgmlScheme(name)).codes.numpy()
+
+    assert np.array_equal(ours, gguf_quantize(weight.numpy(), ggml.ggml_type(name)).reshape(ours.shape))
+
+
+@pytest.mark.parametrize(
+    ("name", "bound"),
+    [("q8_0", 0.006), ("q6_k", 0.02), ("q5_k", 0.04), ("q5_0", 0.05), ("q4_k", 0.08), ("q4_1", 0.09), ("iq4_nl", 0.085),
+     ("q4_0", 0.1)],
+)  # fmt: skip
+def test_the_error_is_that_of_the_type(name: str, bound: float) -> None:
+    """Relative error on Gaussian weights, as published for each type."""
+    weight = _weight(64, 512)
+
+    error = (ggml.dequantize(ggml.round_to(weight, GgmlScheme(name))) - weight).norm() / weight.norm()
+
+    assert error < bound
+
+
+@pytest.mark.parametrize("name", GGML_BLOCKS)
+@pytest.mark.parametrize("columns", [1, 31, 144, 300])
+def test_ragged_columns_are_padded_to_whole_blocks(name: str, columns: int) -> None:
+    """The padding is in the blocks; the columns that count come back."""
+    weight = _weight(3, columns)
+
+    quantized = ggml.round_to(weight, GgmlScheme(name))
+
+    assert quantized.shape == (3, columns)
+    assert quantized.codes.shape[1] == GgmlScheme(name).row_nbytes(columns)
+    assert (ggml.dequantize(quantized) - weight).norm() < 0.15 * weight.norm()

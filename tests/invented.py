@@ -1,0 +1,49 @@
+"""A report about nothing, for tests of how reports are kept and drawn."""
+
+import numpy as np
+
+from mcpmq.evaluate import MachineFigures, Measurement, SampleLosses, by_kind, paired
+from mcpmq.report import Difference, Entry, Environment, Report, SetFacts, SourceFacts
+
+COLUMNS = [("gguf", "phone-int4"), ("onnx", "phone-int4"), ("onnx", "phone-int8"), ("gguf", "phone-int8")]
+
+
+def invented_measurement(seed: int, worse: float = 0.0) -> Measurement:
+    """Losses that are `worse` by so much than those of the same kind with 0."""
+    base, own = np.random.default_rng(0), np.random.default_rng(seed)
+    samples = []
+    for number in range(30):
+        kind = ("image", "nonsquare", "text")[number % 3]
+        losses = base.gamma(1, 1, 5) + worse * own.normal(1, 1, 5)
+        samples.append(SampleLosses(id=str(number), kind=kind, losses=tuple(np.round(losses, 6).tolist())))
+    return Measurement(
+        engine="Pencil 1.0",
+        kinds=by_kind(samples),
+        nbytes_by_component={"vision+projector": 7_000_000 + seed, "language": 9_000_000, "model": 60_000},
+        machine_dependent=MachineFigures(
+            load_seconds=1.5, tokens_per_second=1234.5, peak_resident_bytes=162_000_000, resident_bytes_before_load=99
+        ),
+        notes=("drawn by hand",),
+        samples=tuple(samples),
+    )
+
+
+def invented_report(artifacts: int = 4) -> Report:
+    """An original and up to four artifacts."""
+    original, entries = invented_measurement(0), []
+    for seed, (kind, recipe) in enumerate(COLUMNS[:artifacts], 1):
+        measured = invented_measurement(seed, 0.01 * seed)
+        differences = {
+            kind: Difference(loss_increase=increase, perplexity_ratio=increase.exponential())
+            for kind, increase in paired(original, measured).items()
+        }
+        entries.append(Entry(name=kind, kind=kind, recipe=recipe, measurement=measured, differences=differences))
+    return Report(
+        checkpoint=SourceFacts(name="model [v2]", sha256="ab" * 32),
+        measured_on=SetFacts(
+            name="heldout", sha256="cd" * 32, samples=30, held_out_from_calibration=False, images_shuffled=False
+        ),
+        original=original,
+        artifacts=tuple(entries),
+        environment=Environment(machine={"processor": "Abacus"}, python="3.11", versions={}, threads=2),
+    )

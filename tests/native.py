@@ -1,0 +1,51 @@
+"""The native torch model with the weights of a quantized artifact, dequantized: what other engines must agree with."""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from mcpmq.families.family import Inputs
+from mcpmq.families.minicpmv_inputs import MiniCpmVProcessor
+from mcpmq.families.minicpmv_native import build
+from mcpmq.grids import dequantize
+from mcpmq.qtensor import QTensor
+from mcpmq.quantized import Quantized
+
+
+def native_model(quantized: Quantized) -> nn.Module:
+    """A float32 model that computes with exactly the weights of the artifact."""
+    model = build(quantized.config)
+    weights = {spec.hub_name: _weight(quantized, name) for name, spec in quantized.specs.items()}
+    model.load_state_dict(weights, assign=True)
+    return model
+
+
+def _weight(quantized: Quantized, name: str) -> Tensor:
+    weight = quantized.load(name)
+    values = dequantize(weight) if isinstance(weight, QTensor) else weight.float()
+    return values.T if quantized.specs[name].transposed else values
+
+
+def native_losses(model: nn.Module, processor: MiniCpmVProcessor, inputs: Inputs) -> NDArray[np.float64]:
+    """The loss of every answer token, float64."""
+    with torch.no_grad():
+        logits = model(**_tensors(processor, inputs)).logits[0].double()
+    answer = torch.from_numpy(inputs.tokens[inputs.answer_start :])
+    predicted = logits[inputs.answer_start - 1 : -1].log_softmax(-1)
+    return -predicted.gather(1, answer[:, None])[:, 0].numpy()
+
+
+def native_continuation(model: nn.Module, processor: MiniCpmVProcessor, inputs: Inputs, count: int) -> list[int]:
+    """The likeliest next token after the prompt, `count` times, every time from the beginning: no cache."""
+    arguments = _tensors(processor, inputs)
+    tokens = inputs.tokens[: inputs.answer_start].tolist()
+    for _ in range(count):
+        with torch.no_grad():
+            logits = model(**{**arguments, "input_ids": torch.tensor([tokens])}).logits
+        tokens.append(int(logits[0, -1].argmax()))
+    return tokens[-count:]
+
+
+def _tensors(processor: MiniCpmVProcessor, inputs: Inputs) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(value) for name, value in processor.arguments(inputs).items()}

@@ -1,0 +1,149 @@
+"""A measurement in a process of its own: what it reports, and what is said when it dies."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from textwrap import dedent
+from typing import TypeVar
+
+import numpy as np
+import pytest
+
+from mcpmq.errors import EngineError
+from mcpmq.families.family import Inputs
+from mcpmq.runners.process import Engine, run
+from mcpmq.runners.sample_files import SampleFiles
+from mcpmq.runners.torch import open_runner
+
+Item = TypeVar("Item")
+LOSSES = "import os, numpy as np\nclass Runner:\n    notes = ()\n    def losses(self, samples):\n"
+
+
+@pytest.fixture
+def files(tmp_path: Path, tiny_samples: list[Inputs]) -> SampleFiles:
+    """The four samples on disk."""
+    (tmp_path / "samples").mkdir()
+    files = SampleFiles(tmp_path / "samples")
+    for sample in tiny_samples:
+        files.append(sample)
+    return files
+
+
+def pretend_engine(folder: Path, monkeypatch: pytest.MonkeyPatch, losses: str) -> None:
+    """Put another runner in the place of the ONNX one, in child processes only."""
+    body = LOSSES + "".join(f"        {line}\n" for line in losses.splitlines())
+    (folder / "pretended.py").write_text(body + "def open_runner(path, threads):\n    return Runner()\n")
+    (folder / "sitecustomize.py").write_text(
+        dedent("""
+        import sys
+        if "mcpmq.runners.child" in sys.orig_argv:
+            import pretended
+            sys.modules["mcpmq.runners.onnx"] = pretended
+        """)
+    )
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+
+
+def test_a_process_gives_the_losses_of_the_runner_and_what_it_took(
+    tiny_checkpoint: Path, files: SampleFiles, tiny_samples: list[Inputs]
+) -> None:
+    """The losses to the last bit, tokens counted, times and memory measured, notes passed on."""
+    result = run("torch", tiny_checkpoint, files, threads=1)
+    expected = open_runner(tiny_checkpoint, 1).losses(tiny_samples)
+    assert [list(one) for one in result.losses] == [one.tolist() for one in expected]
+    assert result.tokens == sum(len(sample.tokens) for sample in tiny_samples)
+    assert 30e6 < result.resident_bytes_before_load < result.peak_resident_bytes < 4e9
+    assert 0 < result.seconds < 60
+    assert 0 < result.load_seconds < 60
+    assert "held in memory" in result.notes[0]
+
+
+def test_progress_is_told_sample_by_sample(tiny_checkpoint: Path, files: SampleFiles) -> None:
+    """The caller's progress gets as many items as there are samples, and the engine's name."""
+    seen: list[tuple[int, str]] = []
+
+    def progress(items: Sequence[Item], what: str) -> Iterator[Item]:
+        for number, item in enumerate(items):
+            yield item
+            seen.append((number, what))
+
+    run("torch", tiny_checkpoint, files, 1, progress)
+    assert [number for number, _ in seen] == [0, 1, 2, 3]
+    assert "PyTorch" in seen[0][1]
+
+
+def test_an_error_for_the_user_keeps_its_words_and_its_hint(tmp_path: Path, files: SampleFiles) -> None:
+    """What the engine refuses is said as it said it."""
+    with pytest.raises(EngineError, match=r"PyTorch: no `config.json` in") as caught:
+        run("torch", tmp_path, files, 1)
+    assert "checkpoint folder" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("act", "message", "hint"),
+    [
+        ("os.abort()", "ended by SIGABRT after 1 of 4 samples", "measure again"),
+        ("os.kill(os.getpid(), 9)", "ended by SIGKILL after 1 of 4 samples", "memory runs out"),
+        ("os._exit(7)", "ended with code 7 after 1 of 4 samples", "measure again"),
+        ("raise ValueError('twelve monkeys')", "(?s)ended with code 1 after 1 of 4.*ValueError: twelve monkeys", ""),
+    ],
+)
+def test_a_crash_is_told_with_its_signal_and_last_words(
+    act: str, message: str, hint: str, tmp_path: Path, files: SampleFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal's name, how far it was, what it last wrote; killed processes most likely lacked memory."""
+    losses = f"yield np.zeros(len(samples[0].tokens) - samples[0].answer_start)\nos.write(2, b'last words\\n')\n{act}"
+    pretend_engine(tmp_path, monkeypatch, losses)
+    with pytest.raises(EngineError, match=message) as caught:
+        run("onnx", tmp_path, files, 1)
+    assert "last words" in str(caught.value)
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("losses", "message"),
+    [
+        ("for s in samples: yield np.full(len(s.tokens) - s.answer_start, np.nan)", "`text`: the loss of token 0"),
+        ("for s in samples: yield np.zeros(1)", r"`text`: \(1,\) losses for an answer of"),
+    ],
+)
+def test_losses_that_cannot_be_are_refused(
+    losses: str, message: str, tmp_path: Path, files: SampleFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a loss that is no number nor a missing one gets into a report."""
+    pretend_engine(tmp_path, monkeypatch, losses)
+    with pytest.raises(EngineError, match=message):
+        run("onnx", tmp_path, files, 1)
+
+
+def test_an_engine_that_prints_a_lot_does_not_block(
+    tmp_path: Path, files: SampleFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """More than a pipe holds on both outputs, before, between and after the samples, and bytes that are no text."""
+    noise = "os.write(1, b'\\xff noise\\n' * 20000); os.write(2, b'noise\\n' * 20000)"
+    losses = f"for s in samples:\n    {noise}\n    yield np.zeros(len(s.tokens) - s.answer_start)\n{noise}"
+    pretend_engine(tmp_path, monkeypatch, losses)
+    assert len(run("onnx", tmp_path, files, 1).losses) == 4
+
+
+@pytest.mark.parametrize("engine", ["gguf", "onnx"])
+def test_phone_engines_are_measured_without_torch(engine: Engine, tmp_path: Path) -> None:
+    """Opening a runner of llama.cpp or ONNX Runtime brings no torch into the process whose memory is reported."""
+    code = f"import sys, mcpmq.runners.child, mcpmq.runners.{engine}; print('torch' in sys.modules)"
+    printed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ)
+    )
+    assert printed.stdout.strip() == "False"
+
+
+def test_peak_memory_counts_what_was_given_back(
+    tmp_path: Path, files: SampleFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two hundred megabytes touched for a moment are in the peak, and not in what was there before."""
+    losses = "x = np.ones(25_000_000); del x\nfor s in samples: yield np.zeros(len(s.tokens) - s.answer_start)"
+    pretend_engine(tmp_path, monkeypatch, losses)
+    result = run("onnx", tmp_path, files, 1)
+    assert result.peak_resident_bytes - result.resident_bytes_before_load == pytest.approx(200e6, rel=0.1)
+    assert np.concatenate([list(one) for one in result.losses]).sum() == 0

@@ -1,0 +1,56 @@
+"""Exporting changes no code and leaves nothing half-done."""
+
+from pathlib import Path
+
+import pytest
+
+from mcpmq.artifact import Artifact
+from mcpmq.errors import FormatError, OutputError
+from mcpmq.export import export
+from mcpmq.quantized import Quantized
+
+
+def test_the_same_codes_give_the_same_bytes(tiny_int4: Quantized, tmp_path: Path) -> None:
+    """Twice the same files, in both formats."""
+    for name in ("gguf", "onnx"):
+        first = export(tiny_int4, name, tmp_path / name / "first")  # type: ignore[arg-type]
+        second = export(tiny_int4, name, tmp_path / name / "second")  # type: ignore[arg-type]
+        assert first.manifest == second.manifest
+
+
+def test_the_manifest_of_the_source_goes_along(tiny_int4: Quantized, tmp_path: Path) -> None:
+    """Recipe, hashes and decisions stay with the artifact; only kind and files are new."""
+    manifest = export(tiny_int4, "gguf", tmp_path / "out").manifest
+
+    assert manifest.kind == "gguf"
+    assert manifest.model_copy(update={"kind": "quantized", "files": ()}) == tiny_int4.artifact.manifest.model_copy(
+        update={"files": ()}
+    )
+
+
+def test_what_was_exported_before_is_returned(tiny_int4: Quantized, tmp_path: Path) -> None:
+    """The second time there is nothing to do."""
+    export(tiny_int4, "gguf", tmp_path / "out")
+    times = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").iterdir()}
+
+    export(tiny_int4, "gguf", tmp_path / "out")
+
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out").iterdir()} == times
+
+
+def test_other_content_is_not_overwritten(tiny_int4: Quantized, tiny_full: Quantized, tmp_path: Path) -> None:
+    """Another artifact in the same place is refused."""
+    export(tiny_int4, "gguf", tmp_path / "out")
+
+    with pytest.raises(OutputError, match="not empty"):
+        export(tiny_full, "gguf", tmp_path / "out")
+
+    Artifact.open(tmp_path / "out").verify()
+
+
+def test_what_the_format_cannot_hold_is_refused(tiny_quality: Quantized, tmp_path: Path) -> None:
+    """K-quants have no ONNX operator; no folder appears."""
+    with pytest.raises(FormatError, match="`onnx` cannot hold"):
+        export(tiny_quality, "onnx", tmp_path / "out")
+
+    assert not list(tmp_path.iterdir())

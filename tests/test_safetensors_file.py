@@ -1,0 +1,98 @@
+"""Headers are believed only as far as the file bears them out."""
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+
+from mcpmq.errors import CheckpointError
+from mcpmq.safetensors_file import read_bytes, read_header
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A file of three tensors, written by the reference implementation."""
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.arange(6.0).reshape(2, 3), "b": torch.ones(5).bfloat16(), "c": torch.zeros(0)}, path)
+    return path
+
+
+def test_tensors_are_found_where_the_reference_implementation_put_them(file: Path) -> None:
+    """Shapes, dtypes and bytes agree with what was saved."""
+    entries = read_header(file)
+
+    assert entries["a"].shape == (2, 3)
+    assert entries["b"].torch_dtype == "bfloat16"
+    assert torch.equal(torch.frombuffer(read_bytes(entries["a"]), dtype=torch.float32), torch.arange(6.0))
+
+
+@pytest.mark.parametrize("nbytes", [0, 3, 8, 40, 200])
+def test_a_truncated_file_is_refused(file: Path, nbytes: int) -> None:
+    """Whatever is cut off, the header's reading fails, not the conversion."""
+    file.write_bytes(file.read_bytes()[:nbytes])
+
+    with pytest.raises(CheckpointError):
+        read_header(file)
+
+
+def test_a_file_that_ends_early_is_refused_with_the_numbers(file: Path) -> None:
+    """One missing byte is one byte too few."""
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-1])
+
+    with pytest.raises(CheckpointError, match=f"{len(whole) - 1:,} bytes, its header asks for {len(whole):,}"):
+        read_header(file)
+
+
+def test_a_file_cut_after_its_header_was_read_is_refused(file: Path) -> None:
+    """Reading notices that the file became shorter."""
+    entry = read_header(file)["a"]
+    file.write_bytes(file.read_bytes()[: entry.offset + 3])
+
+    with pytest.raises(CheckpointError, match="bytes early"):
+        read_bytes(entry)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]},
+        {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]},
+        {"dtype": "I4", "shape": [8], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [1]},
+        [1, 2],
+    ],
+)
+def test_an_entry_that_contradicts_itself_is_refused(tmp_path: Path, entry: object) -> None:
+    """Sizes, offsets and dtypes must agree."""
+    header = json.dumps({"a": entry}).encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+
+    with pytest.raises(CheckpointError):
+        read_header(path)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(position=st.integers(0, 150), value=st.integers(0, 255))
+def test_no_damaged_byte_of_the_header_leads_to_anything_but_a_clear_error(
+    file: Path, position: int, value: int
+) -> None:
+    """A flipped byte either leaves a readable header or is a CheckpointError."""
+    damaged = bytearray(file.read_bytes())
+    damaged[min(position, len(damaged) - 1)] = value
+    other = file.with_name("damaged.safetensors")
+    other.write_bytes(damaged)
+
+    try:
+        for entry in read_header(other).values():
+            assert len(read_bytes(entry)) == entry.nbytes
+    except CheckpointError:
+        pass
