@@ -14,10 +14,10 @@ setup: .venv/ready
 	touch $@
 
 demo: setup
-	$(BIN)/mcpmq convert calibration/reference build/demo/int4 --bits 4 --format gguf --format onnx \
-		--calibration calibration/starter --on calibration/heldout --quiet
-	$(BIN)/mcpmq convert calibration/reference build/demo/int8 --bits 8 --format onnx \
-		--calibration calibration/starter --on calibration/heldout --quiet
+	$(BIN)/mcpmq --quiet convert calibration/reference build/demo/int4 --bits 4 --format gguf --format onnx \
+		--calibration calibration/starter --on calibration/heldout
+	$(BIN)/mcpmq --quiet convert calibration/reference build/demo/int8 --bits 8 --format onnx \
+		--calibration calibration/starter --on calibration/heldout
 	$(BIN)/mcpmq report build/demo/int4 build/demo/int8
 
 test: lint types layers unit docs
@@ -33,7 +33,7 @@ layers: setup
 	$(BIN)/lint-imports
 
 unit: setup
-	$(BIN)/pytest --numprocesses 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --quiet
 
 docs: setup
 	$(BIN)/cog --check -r README.md

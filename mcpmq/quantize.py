@@ -1,7 +1,6 @@
 """Checkpoint to codes, block by block from disk, block by block to disk; a killed run resumes."""
 
 import shutil
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -20,11 +19,13 @@ from mcpmq.artifact import (
 from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import HUB_PATTERNS, Checkpoint
 from mcpmq.errors import CheckpointError, OutputError
+from mcpmq.ggml_library import library_path
+from mcpmq.machine import installed_versions
 from mcpmq.plan import Plan, Step
 from mcpmq.progress import Progress, silent
 from mcpmq.qtensor import QTensor
 from mcpmq.quantized import BLOCKS, Quantized, write_block
-from mcpmq.recipe import FloatScheme
+from mcpmq.recipe import FloatScheme, GgmlScheme
 from mcpmq.rounding import ROUNDERS
 
 PIECE_WEIGHTS = 1 << 24  # read at a time; rows are rounded independently
@@ -39,11 +40,14 @@ def quantize(
     Raises:
         OutputError: `out` exists, an unfinished run there was asked something else, or the disk is too full.
         CheckpointError: a weight is not finite, or its file changed.
+        MissingExtra: ggml's grids are asked for and its code is not installed.
     """
     manifest = _manifest(plan, calibration)
     if (out / MANIFEST).is_file() and _same_request(Artifact.open(out).manifest, manifest):
         return Quantized.open(out)
     refuse_full_disk(out, plan.nbytes)
+    if any(isinstance(step.scheme, GgmlScheme) for step in plan.steps):
+        library_path()
     with appearing_whole(out, resumable=True) as folder:
         _claim(folder, manifest)
         (folder / BLOCKS).mkdir(exist_ok=True)
@@ -116,7 +120,7 @@ def _manifest(plan: Plan, calibration: CalibrationSet | None) -> Manifest:
         source=SourceRecord(name=checkpoint.path.resolve().name, sha256=checkpoint.sha256, nbytes=checkpoint.nbytes),
         recipe=plan.recipe.written(),
         calibration_sha256=calibration.sha256 if calibration else None,
-        versions={name: version(name) for name in ("mcpmq", "torch", "gguf", "xllamacpp")},
+        versions=installed_versions(("mcpmq", "torch", "gguf", "xllamacpp")),
         weights=tuple(map(_record, plan.steps)),
     )
 

@@ -2,7 +2,6 @@
 
 import platform
 from collections.abc import Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, Self
 
@@ -13,11 +12,11 @@ from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import ArtifactError, OutputError
 from mcpmq.evaluate import NONSQUARE, Estimate, Measurement, Settings, encoded, measure, paired
-from mcpmq.machine import describe_machine
+from mcpmq.machine import describe_machine, installed_versions
 from mcpmq.table import Row, Table, megabytes
 
 JSON_FILE, MARKDOWN_FILE = "report.json", "report.md"
-PACKAGES = ("mcpmq", "torch", "transformers", "tokenizers", "numpy", "pillow", "xllamacpp")
+PACKAGES = ("mcpmq", "torch", "transformers", "tokenizers", "numpy", "pillow", "xllamacpp", "onnxruntime")
 WEIGHTS = {"vision, connector": ("vision", "projector"), "language model": ("language", "embedding", "head")}
 
 
@@ -195,7 +194,7 @@ def _environment(settings: Settings) -> Environment:
     return Environment(
         machine=describe_machine(),
         python=platform.python_version(),
-        versions={package: version(package) for package in PACKAGES},
+        versions=installed_versions(PACKAGES),
         threads=settings.threads,
     )
 

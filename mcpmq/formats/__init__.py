@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Literal, cast, get_args
 
 from mcpmq.errors import FormatError, MissingExtra
@@ -10,20 +11,19 @@ from mcpmq.plan import Plan, Step
 
 FormatName = Literal["gguf", "onnx"]
 FORMATS: tuple[FormatName, ...] = get_args(FormatName)
+NEEDS: dict[FormatName, tuple[str, ...]] = {"gguf": ("xllamacpp",), "onnx": ("onnx", "onnx_ir", "onnxruntime")}
 
 
 def format_named(name: FormatName) -> Format:
-    """The room of a format.
+    """The room of a format, once everything that writes and runs it is found to be installed.
 
     Raises:
-        MissingExtra: what it is made of is not installed.
+        MissingExtra: something is not.
     """
-    try:
-        return cast(Format, import_module(f"mcpmq.formats.{name}"))
-    except ModuleNotFoundError as error:
-        if error.name is None or error.name.startswith("mcpmq"):
-            raise
-        raise MissingExtra(name, error.name) from error
+    for package in NEEDS[name]:
+        if find_spec(package) is None:
+            raise MissingExtra(name, package)
+    return cast(Format, import_module(f"mcpmq.formats.{name}"))
 
 
 def check(plan: Plan, name: FormatName) -> None:
@@ -31,6 +31,7 @@ def check(plan: Plan, name: FormatName) -> None:
 
     Raises:
         FormatError: names the weight, the scheme, and what the format can hold.
+        MissingExtra: what writes or runs the format is not installed.
     """
     check_steps(plan.steps, name)
 

@@ -23,7 +23,9 @@ from mcpmq.qtensor import QTensor
 from mcpmq.quantized import Quantized
 from mcpmq.stream import blocks_of, lockstep
 
-WAVE_TOKENS = 8192  # of the samples that go through a block together: bounds the activations held
+# Tokens of the samples that go through a block together, which bounds what is held of them: few where
+# a block costs little to fill, many where it is read from disk again.
+KEPT_WAVE_TOKENS, READ_WAVE_TOKENS = 2048, 8192
 RESIDENT_SHARE = 0.8  # of the available memory, for the stored weights and the largest of them beside its floats
 FLOAT_NBYTES = 4
 
@@ -67,7 +69,7 @@ class TorchRunner:
 
     def losses(self, samples: Sequence[Inputs]) -> Iterator[NDArray[np.float64]]:
         """For every sample in order, the natural-log loss of each token of `tokens[answer_start:]`."""
-        for wave in waves(samples):
+        for wave in waves(samples, KEPT_WAVE_TOKENS if self.weights.kept else READ_WAVE_TOKENS):
             arguments = [self._arguments(sample) for sample in wave]
             with torch.inference_mode():
                 results = lockstep(self._losses, list(self.blocks), arguments, load=self._fill, release=empty)
@@ -98,7 +100,7 @@ def empty(block: nn.Module) -> None:
     block.load_state_dict({name: absent.expand(value.shape) for name, value in block.named_parameters()}, assign=True)
 
 
-def waves(samples: Sequence[Inputs], limit: int = WAVE_TOKENS) -> Iterator[list[Inputs]]:
+def waves(samples: Sequence[Inputs], limit: int) -> Iterator[list[Inputs]]:
     """Samples in order, as many at a time as have `limit` tokens together, at least one."""
     wave: list[Inputs] = []
     for sample in samples:

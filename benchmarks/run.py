@@ -1,0 +1,117 @@
+"""Converts the reference checkpoint every way, measures it, and writes what was found to benchmarks/results.
+
+python -m benchmarks.run                        the reference: quality, sizes, memory, seconds
+python -m benchmarks.run --real-size 28         a random checkpoint of MiniCPM-V 2.6's size: memory and seconds alone
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from benchmarks.real_size import write as write_real_size
+from mcpmq.machine import describe_machine
+from mcpmq.report import Report
+
+ROOT = Path(__file__).parent.parent
+WORK = ROOT / "build" / "benchmarks"
+RESULTS = ROOT / "benchmarks" / "results"
+REFERENCE, HELDOUT = ROOT / "calibration" / "reference", ROOT / "calibration" / "heldout"
+WAYS = {
+    "phone-int4": ("gguf", "onnx"),
+    "phone-int8": ("gguf", "onnx"),
+    "quality-int4": ("gguf",),
+    "full": ("gguf", "onnx"),
+}
+PACKAGES = ("mcpmq", "torch", "numpy", "gguf", "xllamacpp", "onnx-ir")
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One command in a process of its own."""
+
+    command: str
+    seconds: float
+    peak_resident_bytes: int
+    written_bytes: int
+
+
+def timed(*arguments: object, out: Path) -> Command:
+    """Run `mcpmq` and wait for it."""
+    words = list(map(str, arguments))
+    start = time.monotonic()
+    process = subprocess.Popen([sys.executable, "-m", "mcpmq", "--quiet", *words], stdout=subprocess.DEVNULL, cwd=ROOT)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"mcpmq {' '.join(words)} failed")
+    written = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    relative = [os.path.relpath(word, ROOT) if word.startswith("/") else word for word in words]
+    seconds, peak = round(time.monotonic() - start, 2), usage.ru_maxrss * 1024
+    return Command("mcpmq " + " ".join(relative), seconds, peak, written)
+
+
+def conversions(checkpoint: Path, work: Path, ways: dict[str, tuple[str, ...]]) -> Iterator[Command]:
+    """Quantize by every recipe, and export to every format that holds it."""
+    for recipe, formats in ways.items():
+        codes = work / recipe / "quantized"
+        yield timed("quantize", checkpoint, codes, "--recipe", recipe, out=codes)
+        for name in formats:
+            yield timed("export", codes, work / recipe / name, "--format", name, out=work / recipe / name)
+
+
+def record(name: str, commands: list[Command]) -> None:
+    """Keep the figures with the command, the commit, the machine and the versions."""
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    facts = {
+        "command": f"python -m benchmarks.run {' '.join(sys.argv[1:])}".strip(),
+        "commit": commit.stdout.strip(),
+        "machine": describe_machine(),
+        "versions": {package: version(package) for package in PACKAGES},
+        "commands": [asdict(command) for command in commands],
+    }
+    (RESULTS / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def measured(name: str, artifacts: list[Path], *options: str) -> None:
+    """Evaluate artifacts on the held-out set and keep the report."""
+    out = WORK / name
+    timed(
+        "evaluate", *artifacts, "--against", REFERENCE, "--on", HELDOUT, "--out", out, "--no-cache", *options, out=out
+    )
+    Report.load(out)
+    shutil.copyfile(out / "report.json", RESULTS / f"{name}.json")
+
+
+def reference() -> None:
+    """The trained checkpoint: conversion, quality, and two controls."""
+    record("conversion", list(conversions(REFERENCE, WORK, WAYS)))
+    phone = [WORK / "phone-int4" / "gguf", WORK / "phone-int4" / "onnx", WORK / "phone-int8" / "onnx"]
+    measured("reference", [*phone, WORK / "quality-int4" / "gguf"])
+    measured("unquantized", [WORK / "full" / name for name in WAYS["full"]])
+    measured("shuffled", phone[:1], "--shuffle-images")
+
+
+def real_size(layers: int) -> None:
+    """Conversion at the published widths, where one matrix has a gigabyte."""
+    checkpoint = WORK / "checkpoint"
+    write_real_size(checkpoint, layers)
+    ways = {"phone-int4": ("gguf", "onnx"), "quality-int4": ("gguf",)}
+    record(f"real-size-{layers}", list(conversions(checkpoint, WORK, ways)))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--real-size", type=int, metavar="LAYERS")
+    arguments = parser.parse_args()
+    shutil.rmtree(WORK, ignore_errors=True)
+    RESULTS.mkdir(exist_ok=True)
+    real_size(arguments.real_size) if arguments.real_size else reference()
