@@ -13,12 +13,12 @@ setup: .venv/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
+SETS := --calibration calibration/starter --on calibration/heldout
 demo: setup
-	$(BIN)/mcpmq --quiet convert calibration/reference build/demo/int4 --bits 4 --format gguf --format onnx \
-		--calibration calibration/starter --on calibration/heldout
-	$(BIN)/mcpmq --quiet convert calibration/reference build/demo/int8 --bits 8 --format onnx \
-		--calibration calibration/starter --on calibration/heldout
-	$(BIN)/mcpmq report build/demo/int4 build/demo/int8
+	$(BIN)/mcpmq --quiet convert calibration/reference build/demo/int4 --bits 4 --format gguf --format onnx $(SETS)
+	$(BIN)/mcpmq --quiet convert calibration/reference build/demo/int8 --bits 8 --format onnx $(SETS)
+	$(BIN)/mcpmq --quiet convert calibration/reference build/demo/quality --recipe quality-int4 --format gguf $(SETS)
+	$(BIN)/mcpmq report build/demo/int4 build/demo/int8 build/demo/quality
 
 test: lint types layers unit docs
 
@@ -36,10 +36,10 @@ unit: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --quiet
 
 docs: setup
-	$(BIN)/cog --check -r README.md
+	$(BIN)/cog --check README.md benchmarks/README.md
 
 readme: setup
-	$(BIN)/cog -r README.md
+	$(BIN)/cog -r README.md benchmarks/README.md
 
 clean:
 	rm -rf build .venv

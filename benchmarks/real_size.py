@@ -52,8 +52,11 @@ def write(out: Path, layers: int) -> None:
     config = PUBLISHED | {"num_hidden_layers": layers}
     family = family_of(config)
     (out / "config.json").write_text(json.dumps(config, indent=1))
-    for name in ("tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "generation_config.json"):
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
         shutil.copyfile(REFERENCE / name, out / name)
+    preprocessor = json.loads((REFERENCE / "preprocessor_config.json").read_text())
+    preprocessor |= {"scale_resolution": config["image_size"], "image_feature_size": config["query_num"]}
+    (out / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=1))
     _write_weights(out / "model.safetensors", family.tensors(family.architecture(config)))
 
 

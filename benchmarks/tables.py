@@ -1,6 +1,7 @@
-"""The parts of the README that are made from the code and from measured results, so that they cannot drift."""
+"""The parts of the READMEs that are made from the code and from measured results, so that they cannot drift."""
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,10 @@ from mcpmq.formats import FORMATS, format_named
 from mcpmq.plan import Step
 from mcpmq.recipe import GGML_BLOCKS, parse_scheme
 from mcpmq.report import Report, table_of
+from mcpmq.table import megabytes
 
 ROOT = Path(__file__).parent.parent
-RESULT = ROOT / "benchmarks" / "results" / "reference.json"
+RESULTS = ROOT / "benchmarks" / "results"
 SCHEMES = ["int4-g32", "int4-g128", "int4-g32-asym", "int8-g32", "int8-row", *GGML_BLOCKS, "f16", "bf16", "f32"]
 FOLDERS = {
     "calibration": "what the models look at: data, and the scripts that made it",
@@ -22,9 +24,52 @@ FOLDERS = {
 }
 
 
-def result_table() -> str:
-    """The committed report of the reference checkpoint."""
-    return table_of(Report.load(RESULT)).markdown()
+def report_table(name: str) -> str:
+    """A committed report."""
+    return table_of(_report(name)).markdown()
+
+
+def _report(name: str) -> Report:
+    return Report.load(RESULTS / f"{name}.json")
+
+
+def engines_table() -> str:
+    """How far each engine is from PyTorch when nothing is quantized: what is left is the engine's own rounding."""
+    report = _report("unquantized")
+    rows = ["| engine | tokens | largest difference of a token's loss | mean difference |", "|---|--:|--:|--:|"]
+    for entry in report.artifacts:
+        pairs = zip(report.original.samples, entry.measurement.samples, strict=True)
+        differences = [b - a for one, other in pairs for a, b in zip(one.losses, other.losses, strict=True)]
+        largest, mean = max(map(abs, differences)), sum(differences) / len(differences)
+        rows.append(f"| {entry.measurement.engine} | {len(differences):,} | {largest:.1e} | {mean:+.1e} |")
+    return "\n".join(rows)
+
+
+def sight_table() -> str:
+    """Perplexity of the original with the right images and with another sample's."""
+    right, wrong = (_report(name).original.kinds["image"].perplexity for name in ("reference", "shuffled"))
+    return "\n".join(
+        [
+            "| images | perplexity of image answers |",
+            "|---|--:|",
+            f"| their own | {right.mean:.3f} ± {right.standard_error:.3f} |",
+            f"| another sample's | {wrong.mean:.3f} ± {wrong.standard_error:.3f} |",
+            f"| ratio | {wrong.mean / right.mean:.2f} |",
+        ]
+    )
+
+
+def conversion_table(name: str) -> str:
+    """Seconds, memory and bytes of every conversion command, with the machine and the versions."""
+    facts = json.loads((RESULTS / f"{name}.json").read_text())
+    machine, versions = facts["machine"], facts["versions"]
+    rows = ["| command | seconds | peak memory | written |", "|---|--:|--:|--:|"]
+    for one in facts["commands"]:
+        peak, written = megabytes(one["peak_resident_bytes"]), megabytes(one["written_bytes"])
+        rows.append(f"| `{one['command']}` | {one['seconds']:.1f} | {peak} | {written} |")
+    told = ", ".join(f"{package} {number}" for package, number in versions.items())
+    where = f"{machine['processor']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB"
+    return "\n".join([*rows, "", f"`{facts['command']}` at {facts['commit']}; {where}; {told}."])
 
 
 def commands() -> str:

@@ -27,6 +27,9 @@ Formats = Annotated[
 ]
 Format = Annotated[str | None, typer.Option("--format", "-f", metavar="gguf|onnx", help="Check that this can hold it")]
 Calibration = Annotated[Path, typer.Option("--calibration", metavar="DIR", help="Images and questions to calibrate on")]
+OptionalCalibration = Annotated[
+    Path | None, typer.Option("--calibration", metavar="DIR", help="Images and questions to calibrate on")
+]
 On = Annotated[
     Path | None,
     typer.Option("--on", metavar="DIR", help="Set to measure on; without it a fifth of the calibration set"),
@@ -105,9 +108,8 @@ def quantize(
     out: Out,
     recipe: RecipeName = None,
     bits: Bits = None,
-    calibration: Annotated[
-        Path | None, typer.Option("--calibration", metavar="DIR", help="Images and questions to calibrate on")
-    ] = None,
+    calibration: OptionalCalibration = None,
+    json: Json = False,
 ) -> None:
     """Round every weight, block by block; export it as often as you like"""
     asked = _recipe(recipe, bits)
@@ -118,7 +120,8 @@ def quantize(
     from mcpmq.quantize import quantize
 
     samples = CalibrationSet.open(calibration) if calibration else None
-    show.artifact(quantize(make_plan(Checkpoint.open(source), asked), out, samples, show.progress()).artifact)
+    made = quantize(make_plan(Checkpoint.open(source), asked), out, samples, show.progress())
+    show.artifact(made.artifact, as_json=json)
 
 
 @app.command(rich_help_panel=STEPS)
