@@ -92,11 +92,12 @@ def measured(name: str, artifacts: list[Path], *options: str) -> None:
 
 
 def reference() -> None:
-    """The trained checkpoint: conversion, quality, and two controls."""
+    """The trained checkpoint: conversion, quality, and three controls."""
     record("conversion", list(conversions(REFERENCE, WORK, WAYS)))
     phone = [WORK / "phone-int4" / "gguf", WORK / "phone-int4" / "onnx", WORK / "phone-int8" / "onnx"]
     measured("reference", [*phone, WORK / "quality-int4" / "gguf"])
     measured("unquantized", [WORK / "full" / name for name in WAYS["full"]])
+    measured("engine-cuts", [WORK / "full" / "gguf"], "--engine-cuts")
     measured("shuffled", phone[:1], "--shuffle-images")
 
 

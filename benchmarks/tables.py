@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from mcpmq.evaluate import Estimate
 from mcpmq.families import FAMILIES
 from mcpmq.families.family import TensorSpec
 from mcpmq.formats import FORMATS, format_named
@@ -43,6 +44,20 @@ def engines_table() -> str:
         largest, mean = max(map(abs, differences)), sum(differences) / len(differences)
         rows.append(f"| {entry.measurement.engine} | {len(differences):,} | {largest:.1e} | {mean:+.1e} |")
     return "\n".join(rows)
+
+
+def cuts_table() -> str:
+    """What it costs that llama.cpp cuts and resizes images in its own way: nothing is quantized."""
+    ours, theirs = (_report(name).artifacts[0].differences for name in ("unquantized", "engine-cuts"))
+    rows = ["| images | given the published slices | cutting them itself |", "|---|--:|--:|"]
+    for kind in ("image", "nonsquare"):
+        cells = [_percent(one[kind].perplexity_ratio) for one in (ours, theirs)]
+        rows.append(f"| {kind} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def _percent(ratio: Estimate) -> str:
+    return f"{(ratio.mean - 1) * 100:+.2f} ± {ratio.standard_error * 100:.2f} %"
 
 
 def sight_table() -> str:

@@ -151,6 +151,9 @@ def evaluate(
     shuffle_images: Annotated[
         bool, typer.Option("--shuffle-images", help="Give every question another's image")
     ] = False,
+    engine_cuts: Annotated[
+        bool, typer.Option("--engine-cuts", help="Let llama.cpp cut and resize images itself")
+    ] = False,
     threads: Threads = None,
     cache: Cache = True,
     json: Json = False,
@@ -163,7 +166,7 @@ def evaluate(
     from mcpmq.evaluate import Settings
     from mcpmq.report import compare
 
-    settings = Settings.of(threads, cache, show.progress(), shuffle_images)
+    settings = Settings.of(threads, cache, show.progress(), shuffle_images, engine_cuts)
     opened = [Artifact.open(path) for path in artifacts]
     report = compare(Checkpoint.open(against), opened, CalibrationSet.open(on), settings)
     report.write(out or artifacts[0].absolute().parent)

@@ -6,13 +6,14 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Self
 
 import numpy as np
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mcpmq.artifact import Artifact
@@ -106,14 +107,22 @@ class Settings:
     cache: Path | None = None
     progress: Progress = silent
     shuffle_images: bool = False
+    engine_cuts: bool = False  # llama.cpp cuts and resizes images itself, as applications have it do
 
     @classmethod
     def of(
-        cls, threads: int | None, cache: bool, progress: Progress = silent, shuffle_images: bool = False
+        cls,
+        threads: int | None,
+        cache: bool,
+        progress: Progress = silent,
+        shuffle_images: bool = False,
+        engine_cuts: bool = False,
     ) -> "Settings":
         """As the command line has them: all cores unless told, and the user's own cache folder."""
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        return cls(threads or os.cpu_count() or 1, home / "mcpmq" if cache else None, progress, shuffle_images)
+        return cls(
+            threads or os.cpu_count() or 1, home / "mcpmq" if cache else None, progress, shuffle_images, engine_cuts
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,11 +147,19 @@ def encoded(checkpoint: Checkpoint, samples: CalibrationSet, settings: Settings)
         files, kinds, slices = SampleFiles(Path(folder)), [], []
         for sample in settings.progress(samples.samples, "preparing images and questions"):
             inputs = processor.encode(sample.id, sample.image, sample.prompt, sample.answer)
-            files.append(inputs)
+            files.append(_whole(sample, inputs) if settings.engine_cuts else inputs)
             kinds.append(_kind(sample, inputs))
             slices.append(len(inputs.slices))
         notes = _shuffle(files, slices) if settings.shuffle_images else ()
         yield EncodedSet(files, tuple(kinds), notes)
+
+
+def _whole(sample: Sample, inputs: Inputs) -> Inputs:
+    """With the image as it was before it was cut."""
+    if sample.image is None:
+        return inputs
+    with Image.open(sample.image) as image:
+        return replace(inputs, image=np.asarray(image.convert("RGB")))
 
 
 def _kind(sample: Sample, inputs: Inputs) -> str:

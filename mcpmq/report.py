@@ -39,6 +39,7 @@ class SetFacts(_Record):
     samples: int
     held_out_from_calibration: bool  # no other set was named, so a part of the calibration set was held out
     images_shuffled: bool
+    cut_by_engine: bool  # llama.cpp cut and resized the images itself
 
 
 class Environment(_Record):
@@ -160,6 +161,7 @@ def compare(
             samples=len(samples),
             held_out_from_calibration=held_out_from_calibration,
             images_shuffled=settings.shuffle_images,
+            cut_by_engine=settings.engine_cuts,
         ),
         original=original,
         artifacts=entries,
@@ -212,7 +214,8 @@ def table_of(report: Report) -> Table:
 def _title(report: Report) -> str:
     on = report.measured_on
     whose = "samples held out from" if on.held_out_from_calibration else "samples of"
-    return f"{report.checkpoint.name} on {on.samples} {whose} {on.name}" + (", images shuffled" * on.images_shuffled)
+    control = ", images shuffled" * on.images_shuffled + ", images cut by llama.cpp itself" * on.cut_by_engine
+    return f"{report.checkpoint.name} on {on.samples} {whose} {on.name}{control}"
 
 
 def _all(report: Report) -> list[Measurement]:

@@ -41,7 +41,12 @@ def invented_report(artifacts: int = 4) -> Report:
     return Report(
         checkpoint=SourceFacts(name="model [v2]", sha256="ab" * 32),
         measured_on=SetFacts(
-            name="heldout", sha256="cd" * 32, samples=30, held_out_from_calibration=False, images_shuffled=False
+            name="heldout",
+            sha256="cd" * 32,
+            samples=30,
+            held_out_from_calibration=False,
+            images_shuffled=False,
+            cut_by_engine=False,
         ),
         original=original,
         artifacts=tuple(entries),

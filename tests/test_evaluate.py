@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import Checkpoint
@@ -171,6 +172,24 @@ def test_shuffling_changes_what_images_say_and_not_text(
     assert other.kinds["text"] == original.kinds["text"]
     assert other.kinds["image"] != original.kinds["image"]
     assert "shuffled" in other.notes[0]
+
+
+def test_images_go_along_uncut_only_when_the_engine_is_to_cut_them(
+    checkpoint: Checkpoint, mixed_set: CalibrationSet
+) -> None:
+    """Then every image sample has its image, as large as its file says, and texts have none."""
+    with encoded(checkpoint, mixed_set, Settings(threads=1, engine_cuts=True)) as inputs:
+        whole = {one.id: one.image for one in inputs.files}
+    with encoded(checkpoint, mixed_set, ONE_THREAD) as inputs:
+        assert all(one.image is None for one in inputs.files)
+    for sample in mixed_set:
+        image = whole[sample.id]
+        if sample.image is None:
+            assert image is None
+        else:
+            assert image is not None
+            with Image.open(sample.image) as drawn:
+                assert image.shape == (drawn.height, drawn.width, 3)
 
 
 def test_a_failing_engine_is_an_error_for_the_user(

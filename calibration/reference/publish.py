@@ -143,6 +143,7 @@ def write_weights(weights: dict[str, Tensor], directory: Path) -> None:
     for number, part in enumerate(parts, start=1):
         file = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
         save_file(part, directory / file, metadata={"format": "pt"})
+        (directory / file).chmod(0o644)
         places.update(dict.fromkeys(part, file))
     total = sum(weight.numel() * weight.element_size() for weight in rounded.values())
     write_json({"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}, directory / INDEX)

@@ -77,7 +77,8 @@ class Inputs:
 
     tokens: int64 [length], prompt and answer. answer_start: index of the first token of the answer; the
     answer ends with the end-of-turn token. slices: uint8 RGB [height, width, 3] each, sides multiples of
-    the patch. image_bounds: int64 [slices, 2], the span of tokens that each slice's features replace.
+    the patch. image_bounds: int64 [slices, 2], the span of tokens that each slice's features replace. image: uint8 RGB
+    [height, width, 3], the image before it was cut, only where an engine that can cut images itself is to do so.
     """
 
     id: str
@@ -85,6 +86,7 @@ class Inputs:
     answer_start: int
     slices: tuple[NDArray[np.uint8], ...]
     image_bounds: NDArray[np.int64]
+    image: NDArray[np.uint8] | None = None
 
     @property
     def kind(self) -> Literal["image", "text"]:

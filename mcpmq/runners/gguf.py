@@ -9,9 +9,11 @@ from numpy.typing import NDArray
 from mcpmq.artifact import Artifact
 from mcpmq.errors import ArtifactError, EngineError
 from mcpmq.families.family import Inputs
-from mcpmq.runners.llamacpp import llamacpp
-from mcpmq.runners.llamacpp.language import Context, LanguageModel, Piece
+from mcpmq.runners.llamacpp import Piece, llamacpp
+from mcpmq.runners.llamacpp.language import Context, LanguageModel
 from mcpmq.runners.llamacpp.sight import Sight
+
+MOST_SLICES, TAGS_OF_A_SLICE = 10, 3  # the overview and nine; opening, closing, line feed
 
 
 class GgufRunner:
@@ -28,7 +30,7 @@ class GgufRunner:
         Raises:
             EngineError: llama.cpp failed, or a slice became another number of tokens than the sample has room for.
         """
-        longest = max((len(sample.tokens) for sample in samples), default=1)
+        longest = max((_room(sample) for sample in samples), default=1)
         context = Context(self._language, longest, self._threads, self._exact)
         try:
             for sample in samples:
@@ -43,26 +45,31 @@ class GgufRunner:
         self._language.close()
 
     def _losses_of(self, sample: Inputs, context: Context) -> NDArray[np.float64]:
-        predicts = np.zeros(len(sample.tokens), np.bool_)
-        predicts[sample.answer_start - 1 : -1] = True
+        targets = sample.tokens[sample.answer_start :]
+        pieces = list(self._pieces(sample))
+        predicts = np.zeros(sum(map(len, pieces)), np.bool_)
+        predicts[-len(targets) - 1 : -1] = True
+        starts = np.cumsum([0, *map(len, pieces)]).tolist()
         logits = (
             row
-            for start, piece in self._pieces(sample)
+            for start, piece in zip(starts, pieces, strict=False)
             for row in context.read(piece, start, predicts[start : start + len(piece)])
         )
-        targets = sample.tokens[sample.answer_start :]
         return np.array([_loss(row, int(target)) for row, target in zip(logits, targets, strict=True)], np.float64)
 
-    def _pieces(self, sample: Inputs) -> Iterator[tuple[int, Piece]]:
-        """The sample cut where text and slices meet, in order, each piece with its first position."""
+    def _pieces(self, sample: Inputs) -> Iterator[Piece]:
+        """The sample where text and slices meet, in order: our slices, or those that the engine cuts itself."""
         tokens, done = sample.tokens.astype(np.int32), 0
+        if sample.image is not None:
+            yield tokens[: sample.image_bounds[0, 0] - 1]  # the engine brings its own tags
+            yield from self._sight.cut(sample.image)
+            yield tokens[sample.image_bounds[-1, 1] + 1 :]
+            return
         for pixels, (start, end) in zip(sample.slices, sample.image_bounds.tolist(), strict=True):
-            if start > done:
-                yield done, tokens[done:start]
-            yield start, self._seen(sample, pixels, end - start)
+            yield tokens[done:start]
+            yield self._seen(sample, pixels, end - start)
             done = end
-        if done < len(tokens):
-            yield done, tokens[done:]
+        yield tokens[done:]
 
     def _seen(self, sample: Inputs, pixels: NDArray[np.uint8], length: int) -> NDArray[np.float32]:
         embeddings, size = self._sight.encode(pixels)
@@ -73,6 +80,14 @@ class GgufRunner:
         if embeddings.shape != (length, self._language.hidden):
             raise EngineError(f"sample `{sample.id}`: llama.cpp made {len(embeddings)} tokens of a slice, not {length}")
         return embeddings
+
+
+def _room(sample: Inputs) -> int:
+    """Tokens that a sample may take: an engine that cuts the image itself may cut more slices than we did."""
+    if sample.image is None:
+        return len(sample.tokens)
+    queries = int(np.diff(sample.image_bounds[0])[0])
+    return len(sample.tokens) + MOST_SLICES * (queries + TAGS_OF_A_SLICE)
 
 
 def _loss(logits: NDArray[np.float32], target: int) -> float:

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 
 from mcpmq.families.family import Inputs
 
+WHOLE = "whole"  # the image before it was cut
+
 
 class SampleFiles(Sequence[Inputs]):
     """The samples of a folder in order; each is read when it is asked for."""
@@ -22,6 +24,8 @@ class SampleFiles(Sequence[Inputs]):
         """Write one more: its text (id, tokens, bounds) and its pixels in files of their own, without pickle."""
         text, pixels = self._files(self._count)
         named: dict[str, Any] = {f"{index:03}": part for index, part in enumerate(sample.slices)}
+        if sample.image is not None:
+            named[WHOLE] = sample.image
         np.savez(text, id=sample.id, tokens=sample.tokens, start=sample.answer_start, bounds=sample.image_bounds)
         np.savez(pixels, **named)
         self._count += 1
@@ -38,7 +42,8 @@ class SampleFiles(Sequence[Inputs]):
         """Hash of every token and every pixel, in order."""
         digest = hashlib.sha256()
         for sample in self:
-            arrays: tuple[NDArray[Any], ...] = (sample.tokens, sample.image_bounds, *sample.slices)
+            whole = () if sample.image is None else (sample.image,)
+            arrays: tuple[NDArray[Any], ...] = (sample.tokens, sample.image_bounds, *sample.slices, *whole)
             for array in arrays:
                 digest.update(f"{sample.id} {sample.answer_start} {array.shape}".encode())
                 digest.update(np.ascontiguousarray(array).data)
@@ -65,5 +70,6 @@ class SampleFiles(Sequence[Inputs]):
     def _read(self, number: int) -> Inputs:
         text_file, pixel_file = self._files(number)
         with np.load(text_file, allow_pickle=False) as text, np.load(pixel_file, allow_pickle=False) as pixels:
-            slices = tuple(pixels[name] for name in sorted(pixels.files))
-            return Inputs(str(text["id"]), text["tokens"], int(text["start"]), slices, text["bounds"])
+            slices = tuple(pixels[name] for name in sorted(pixels.files) if name != WHOLE)
+            whole = pixels[WHOLE] if WHOLE in pixels.files else None
+            return Inputs(str(text["id"]), text["tokens"], int(text["start"]), slices, text["bounds"], whole)

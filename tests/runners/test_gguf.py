@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from base64 import b64encode
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
@@ -139,7 +140,7 @@ def test_where_slices_must_be_resized_the_notes_say_so(
     full: Artifact, tiny_samples: list[Inputs], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A build that hides the engine's side of a slice is used all the same, and told apart."""
-    monkeypatch.setattr(Sight, "_find_slice_side", lambda _: None)
+    monkeypatch.setattr(Sight, "_find_slice_side", lambda *_: None)
     odd = np.zeros((42, 56, 3), np.uint8)
     samples = [
         Inputs(name, sample.tokens, sample.answer_start, (odd,), sample.image_bounds)
@@ -290,3 +291,28 @@ def test_the_runner_needs_no_torch() -> None:
     code = "import sys, mcpmq.runners.gguf, mcpmq.runners.llamacpp as l; l.llamacpp(); sys.exit('torch' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def _with_whole(samples: list[Inputs]) -> list[Inputs]:
+    """The samples with images to be cut by the engine; the pixels of `tiny_samples`, drawn again."""
+    sizes = {"image-56": (56, 56), "image-150": (90, 150), "image-60": (200, 60)}
+    return [
+        replace(one, image=np.random.default_rng(int(one.id[6:])).integers(0, 256, (*sizes[one.id], 3), np.uint8))
+        if one.slices
+        else one
+        for one in samples
+    ]
+
+
+def test_llama_cpp_cuts_images_itself_when_it_is_let(full: Artifact, tiny_samples: list[Inputs]) -> None:
+    """One slice of the right size stays what it is; a larger image is cut alike but resized by another filter."""
+    runner = open_runner(full.path, 1, exact=True)
+    ours = list(runner.losses(tiny_samples))
+
+    theirs = list(runner.losses(_with_whole(tiny_samples)))
+
+    assert [len(loss) for loss in theirs] == [len(loss) for loss in ours]
+    for text_or_square in (0, 1):
+        np.testing.assert_allclose(theirs[text_or_square], ours[text_or_square], atol=1e-6)
+    assert any(np.abs(theirs[number] - ours[number]).max() > 1e-4 for number in (2, 3))
+    np.testing.assert_allclose(list(runner.losses(tiny_samples))[2], ours[2], atol=1e-6)  # and back again

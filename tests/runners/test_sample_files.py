@@ -1,5 +1,6 @@
 """Samples on disk come back as they were, in order, with their pixels or another's."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,3 +57,15 @@ def test_pixels_move_and_texts_stay(tmp_path: Path, tiny_samples: list[Inputs]) 
     for one, giver in zip(files, (0, 2, 3, 1), strict=True):
         assert [part.shape for part in one.slices] == [part.shape for part in tiny_samples[giver].slices]
     assert files.sha256 != before
+
+
+def test_an_uncut_image_goes_along(tmp_path: Path, tiny_samples: list[Inputs]) -> None:
+    """It is neither a slice nor forgotten, and it counts in the hash."""
+    (tmp_path / "with").mkdir()
+    (tmp_path / "without").mkdir()
+    whole = np.arange(30, dtype=np.uint8).reshape(2, 5, 3)
+    files = written(tmp_path / "with", [replace(tiny_samples[1], image=whole)])
+    assert same(files[0], tiny_samples[1])
+    assert files[0].image is not None
+    assert np.array_equal(files[0].image, whole)
+    assert files.sha256 != written(tmp_path / "without", [tiny_samples[1]]).sha256

@@ -11,6 +11,9 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from mcpmq import ggml_library
 from mcpmq.errors import EngineError
 
@@ -29,6 +32,7 @@ CHUNK_VERSION = 2
 IMAGE_CHUNK = 1
 WARNING, CONTINUED = 3, 5  # of ggml_log_level: errors lie between; what continues a line is progress dots
 
+Piece = NDArray[np.int32 | np.float32]  # tokens [length], or embeddings [length, hidden]
 POINTER, TEXT, FLAG = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_bool
 INT, UINT, SIZE = ctypes.c_int32, ctypes.c_uint32, ctypes.c_size_t
 FLOATS, INTS, FLAGS = (ctypes.POINTER(kind) for kind in (ctypes.c_float, ctypes.c_int32, ctypes.c_int8))
@@ -104,6 +108,7 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "mtmd_input_chunks_get": (POINTER, POINTER, SIZE),
     "mtmd_input_chunk_get_type": (INT, POINTER),
     "mtmd_input_chunk_get_n_tokens": (SIZE, POINTER),
+    "mtmd_input_chunk_get_tokens_text": (INTS, POINTER, ctypes.POINTER(SIZE)),
     "mtmd_input_chunk_save": (INT, POINTER, TEXT, SIZE, ctypes.POINTER(SIZE)),
     "mtmd_encode_chunk": (INT, POINTER, POINTER),
     "mtmd_get_output_embd": (FLOATS, POINTER),

@@ -10,12 +10,10 @@ from numpy.typing import NDArray
 
 from mcpmq import ggml_library
 from mcpmq.errors import EngineError
-from mcpmq.runners.llamacpp import CACHE_TYPES, FLAGS, FLASH_ATTENTION, FLOATS, INT, INTS, Batch, LlamaCpp
+from mcpmq.runners.llamacpp import CACHE_TYPES, FLAGS, FLASH_ATTENTION, FLOATS, INT, INTS, Batch, LlamaCpp, Piece
 
 BATCH_TOKENS = 2048  # at most in one call; the engine's default
 CONTEXT_MULTIPLE = 256  # the engine rounds its cache up to it
-
-Piece = NDArray[np.int32 | np.float32]  # tokens [length], or embeddings [length, hidden]
 
 
 class LanguageModel:

@@ -21,6 +21,7 @@ from mcpmq.runners.llamacpp import (
     SIZE,
     InputText,
     LlamaCpp,
+    Piece,
     chunk_size,
 )
 
@@ -52,7 +53,8 @@ class Sight:
         self._finalizer = weakref.finalize(self, engine, "mtmd_free", context)
         if not engine("mtmd_support_vision", context):
             raise EngineError(f"`{file}` holds nothing that sees", "make the artifact again")
-        self._slice_side = self._find_slice_side()
+        self._usual_side = self._probed_side()
+        self._slice_side = self._find_slice_side(self._usual_side)
 
     def close(self) -> None:
         """Free the memory."""
@@ -67,17 +69,42 @@ class Sight:
         if self._slice_side is not None:
             height, width, _ = pixels.shape
             self._slice_side.value = ceil(sqrt(height * width))
-        with self._first_chunk(pixels) as chunk:
-            if self._engine("mtmd_encode_chunk", self._context, chunk):
-                raise self._engine.error("llama.cpp could not encode an image")
-            shape = (self._engine("mtmd_input_chunk_get_n_tokens", chunk), self._hidden)
-            seen = np.ctypeslib.as_array(self._engine("mtmd_get_output_embd", self._context), shape=shape)
-            return seen.copy(), self._size(chunk)
+        with self._chunks(pixels) as chunks:
+            first = self._first_image(chunks)
+            return self._embeddings(first), self._size(first)
 
-    def _find_slice_side(self) -> ctypes.c_int32 | None:
+    def cut(self, pixels: NDArray[np.uint8]) -> list[Piece]:
+        """What an image uint8 RGB [height, width, 3] becomes when the engine cuts and resizes it as it always does:
+        tokens int32 [length] and embeddings float32 [tokens, hidden] by turns.
+
+        Raises:
+            EngineError: llama.cpp refused the image.
+        """
+        if self._slice_side is not None:
+            self._slice_side.value = self._usual_side
+        with self._chunks(pixels) as chunks:
+            return [self._piece(chunk) for chunk in chunks]
+
+    def _piece(self, chunk: int) -> Piece:
+        if self._is_image(chunk):
+            return self._embeddings(chunk)
+        count = SIZE()
+        tokens = self._engine("mtmd_input_chunk_get_tokens_text", chunk, ctypes.byref(count))
+        return np.ctypeslib.as_array(tokens, shape=(count.value,)).copy()
+
+    def _embeddings(self, chunk: int) -> NDArray[np.float32]:
+        if self._engine("mtmd_encode_chunk", self._context, chunk):
+            raise self._engine.error("llama.cpp could not encode an image")
+        shape = (self._engine("mtmd_input_chunk_get_n_tokens", chunk), self._hidden)
+        seen: NDArray[np.float32] = np.ctypeslib.as_array(
+            self._engine("mtmd_get_output_embd", self._context), shape=shape
+        )
+        return seen.copy()
+
+    def _find_slice_side(self, usual: int) -> ctypes.c_int32 | None:
         """The engine's variable, proved by what it does; None where the wheel does not show it."""
         clip = POINTER.from_address(self._context).value  # the first field of mtmd_context
-        usual, address = self._probed_side(), self._engine.optional(CLIP_SIZES, POINTER, POINTER)(clip)
+        address = self._engine.optional(CLIP_SIZES, POINTER, POINTER)(clip)
         if address is None:
             return None
         side = INT.from_address(address)
@@ -89,14 +116,14 @@ class Sight:
         return side if moved else None
 
     def _probed_side(self) -> int:
-        with self._first_chunk(PROBE) as chunk:
-            height, width = self._size(chunk)
+        with self._chunks(PROBE) as chunks:
+            height, width = self._size(self._first_image(chunks))
         if height != width:
             raise EngineError(f"llama.cpp looks at a square as {width}x{height}", ggml_library.INSTALL)
         return height
 
     @contextmanager
-    def _first_chunk(self, pixels: NDArray[np.uint8]) -> Iterator[int]:
+    def _chunks(self, pixels: NDArray[np.uint8]) -> Iterator[list[int]]:
         height, width, _ = pixels.shape
         chunks = self._engine("mtmd_input_chunks_init")
         bitmap = self._engine("mtmd_bitmap_init", width, height, pixels.tobytes())
@@ -106,17 +133,21 @@ class Sight:
             bitmaps = (POINTER * 1)(bitmap)
             if self._engine("mtmd_tokenize", self._context, chunks, ctypes.byref(text), bitmaps, 1):
                 raise self._engine.error(f"llama.cpp could not prepare an image of {width}x{height}")
-            yield self._first_image(chunks)
+            count = self._engine("mtmd_input_chunks_size", chunks)
+            yield [self._engine("mtmd_input_chunks_get", chunks, number) for number in range(count)]
         finally:
             self._engine("mtmd_bitmap_free", bitmap)
             self._engine("mtmd_input_chunks_free", chunks)
 
-    def _first_image(self, chunks: int) -> int:
-        for number in range(self._engine("mtmd_input_chunks_size", chunks)):
-            chunk: int = self._engine("mtmd_input_chunks_get", chunks, number)
-            if self._engine("mtmd_input_chunk_get_type", chunk) == IMAGE_CHUNK:
-                return chunk
-        raise self._engine.error("llama.cpp made nothing of an image")
+    def _first_image(self, chunks: list[int]) -> int:
+        found = next((chunk for chunk in chunks if self._is_image(chunk)), None)
+        if found is None:
+            raise self._engine.error("llama.cpp made nothing of an image")
+        return found
+
+    def _is_image(self, chunk: int) -> bool:
+        kind: int = self._engine("mtmd_input_chunk_get_type", chunk)
+        return kind == IMAGE_CHUNK
 
     def _size(self, chunk: int) -> tuple[int, int]:
         nbytes = SIZE()
