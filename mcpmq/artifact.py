@@ -8,14 +8,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mcpmq.errors import ArtifactError, OutputError
 
 MANIFEST = "mcpmq.json"
 Kind = Literal["quantized", "gguf", "onnx"]
+LEFT_OUT = Field(exclude_if=lambda value: value is None)  # of files about what was not calibrated
 
 
 class _Record(BaseModel):
@@ -41,6 +42,16 @@ class WeightRecord(_Record):
     scheme: str | None
     reason: str
     nbytes: int
+    tokens: Annotated[dict[str, int] | None, LEFT_OUT] = None  # seen while calibrating, by modality
+
+
+class CalibrationRecord(_Record):
+    """The set whose passing through the model decided how its weights were rounded."""
+
+    name: str
+    sha256: str
+    samples: int
+    with_image: int
 
 
 class SourceRecord(_Record):
@@ -60,6 +71,7 @@ class Manifest(_Record):
     source: SourceRecord
     recipe: dict[str, Any]
     calibration_sha256: str | None
+    calibrated_on: Annotated[CalibrationRecord | None, LEFT_OUT] = None
     versions: dict[str, str]
     weights: tuple[WeightRecord, ...]
     notes: tuple[str, ...] = ()

@@ -1,14 +1,13 @@
 """Checkpoint to codes, block by block from disk, block by block to disk; a killed run resumes."""
 
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-
-import torch
-from torch import Tensor
 
 from mcpmq.artifact import (
     MANIFEST,
     Artifact,
+    CalibrationRecord,
     Manifest,
     SourceRecord,
     WeightRecord,
@@ -16,20 +15,20 @@ from mcpmq.artifact import (
     refuse_full_disk,
     write_manifest,
 )
+from mcpmq.calibrated import needs_samples, refuse_unseen, round_by_sight
 from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import HUB_PATTERNS, Checkpoint
-from mcpmq.errors import CheckpointError, OutputError
+from mcpmq.errors import OutputError
 from mcpmq.ggml_library import library_path
 from mcpmq.machine import installed_versions
 from mcpmq.plan import Plan, Step
 from mcpmq.progress import Progress, silent
-from mcpmq.qtensor import QTensor
-from mcpmq.quantized import BLOCKS, Quantized, write_block
-from mcpmq.recipe import FloatScheme, GgmlScheme
-from mcpmq.rounding import ROUNDERS
+from mcpmq.quantized import BLOCKS, Quantized, tokens_seen, write_block
+from mcpmq.recipe import GgmlScheme
+from mcpmq.rounded import rounded
 
-PIECE_WEIGHTS = 1 << 24  # read at a time; rows are rounded independently
 REQUEST = "request.json"  # of an unfinished run: what it was asked, so that another question is not mixed in
+PACKAGES, PACKAGES_OF_THE_MODEL = ("mcpmq", "torch", "gguf", "xllamacpp"), ("transformers", "numpy", "pillow")
 
 
 def quantize(
@@ -37,11 +36,16 @@ def quantize(
 ) -> Quantized:
     """Carry out a plan. At most one block's weights are in memory. A finished run of the same plan is returned.
 
+    Where the recipe asks for statistics, the samples of the calibration set pass through the model block by block, and
+    their activations are in memory too.
+
     Raises:
+        CalibrationError: the recipe needs a calibration set and there is none, or a weight saw nothing of it.
         OutputError: `out` exists, an unfinished run there was asked something else, or the disk is too full.
         CheckpointError: a weight is not finite, or its file changed.
         MissingExtra: ggml's grids are asked for and its code is not installed.
     """
+    samples = refuse_unseen(plan, calibration)
     manifest = _manifest(plan, calibration)
     if (out / MANIFEST).is_file() and _same_request(Artifact.open(out).manifest, manifest):
         return Quantized.open(out)
@@ -52,16 +56,20 @@ def quantize(
         _claim(folder, manifest)
         (folder / BLOCKS).mkdir(exist_ok=True)
         files = {name: folder / BLOCKS / f"{name}.safetensors" for name in plan.blocks}
-        for name in progress(list(files), "quantizing"):
+        blind = [name for name in files if not any(needs_samples(plan, step) for step in plan.blocks[name])]
+        for name in progress(blind, "quantizing"):
             if not files[name].is_file():
-                write_block(files[name], {step.name: _quantized(plan, step) for step in plan.blocks[name]})
+                write_block(files[name], {step.name: rounded(plan, step) for step in plan.blocks[name]})
+        if not all(file.is_file() for file in files.values()):
+            round_by_sight(plan, samples, files, progress)
         (folder / REQUEST).unlink()
         _finish(plan, folder, manifest, files)
     return Quantized.open(out)
 
 
 def _same_request(finished: Manifest, asked: Manifest) -> bool:
-    return finished.model_copy(update={"files": ()}) == asked
+    weights = tuple(record.model_copy(update={"tokens": None}) for record in finished.weights)
+    return finished.model_copy(update={"files": (), "weights": weights}) == asked
 
 
 def _claim(folder: Path, manifest: Manifest) -> None:
@@ -74,11 +82,13 @@ def _claim(folder: Path, manifest: Manifest) -> None:
     request.write_text(asked)
 
 
-def _finish(plan: Plan, folder: Path, manifest: Manifest, files: dict[str, Path]) -> None:
+def _finish(plan: Plan, folder: Path, manifest: Manifest, files: Mapping[str, Path]) -> None:
     listed: dict[str, list[str]] = {"model": copy_texts(plan.checkpoint, folder)}
     for name, file in files.items():
         listed.setdefault(name.partition(".")[0], []).append(str(file.relative_to(folder)))
-    write_manifest(folder, manifest, listed)
+    seen = {name: tokens for file in files.values() for name, tokens in tokens_seen(file).items()}
+    weights = tuple(record.model_copy(update={"tokens": seen.get(record.name)}) for record in manifest.weights)
+    write_manifest(folder, manifest.model_copy(update={"weights": weights}), listed)
 
 
 def copy_texts(checkpoint: Checkpoint, folder: Path) -> list[str]:
@@ -90,28 +100,6 @@ def copy_texts(checkpoint: Checkpoint, folder: Path) -> list[str]:
     return names
 
 
-def _quantized(plan: Plan, step: Step) -> QTensor | Tensor:
-    if step.scheme is None or isinstance(step.scheme, FloatScheme):
-        weight = _finite(plan.checkpoint.load(step.spec), step)
-        return weight if step.scheme is None else _converted(weight, step, step.scheme)
-    rounder, scheme = ROUNDERS[plan.recipe.round], step.scheme
-    pieces = plan.checkpoint.load_rows(step.spec, PIECE_WEIGHTS)
-    return QTensor.stacked((rounder(_finite(rows, step), scheme) for rows in pieces), step.matrix_shape[0])
-
-
-def _finite(weight: Tensor, step: Step) -> Tensor:
-    if not weight.isfinite().all():
-        raise CheckpointError(f"`{step.spec.hub_name}` holds values that are not finite", "fetch the checkpoint again")
-    return weight
-
-
-def _converted(weight: Tensor, step: Step, scheme: FloatScheme) -> Tensor:
-    converted = weight.to({"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[scheme.dtype])
-    if not converted.isfinite().all():
-        raise CheckpointError(f"`{step.name}` has values too large for f16", 'write `"bf16"` for it in the recipe')
-    return converted
-
-
 def _manifest(plan: Plan, calibration: CalibrationSet | None) -> Manifest:
     checkpoint = plan.checkpoint
     return Manifest(
@@ -120,8 +108,18 @@ def _manifest(plan: Plan, calibration: CalibrationSet | None) -> Manifest:
         source=SourceRecord(name=checkpoint.path.resolve().name, sha256=checkpoint.sha256, nbytes=checkpoint.nbytes),
         recipe=plan.recipe.written(),
         calibration_sha256=calibration.sha256 if calibration else None,
-        versions=installed_versions(("mcpmq", "torch", "gguf", "xllamacpp")),
+        calibrated_on=_calibration_record(calibration) if calibration and plan.recipe.round != "rtn" else None,
+        versions=installed_versions((*PACKAGES, *(() if plan.recipe.round == "rtn" else PACKAGES_OF_THE_MODEL))),
         weights=tuple(map(_record, plan.steps)),
+    )
+
+
+def _calibration_record(samples: CalibrationSet) -> CalibrationRecord:
+    return CalibrationRecord(
+        name=samples.path.resolve().name,
+        sha256=samples.sha256,
+        samples=len(samples),
+        with_image=sum(sample.image is not None for sample in samples),
     )
 
 

@@ -1,5 +1,6 @@
 """The quantized artifact on disk: one safetensors file a block, codes still unpacked from any format's layout."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,9 +18,10 @@ from mcpmq.json_file import read_json
 from mcpmq.plan import Step
 from mcpmq.qtensor import QTensor
 from mcpmq.recipe import GgmlScheme, IntegerScheme, Scheme, parse_scheme
-from mcpmq.safetensors_file import Entry, read_bytes, read_header, write_file
+from mcpmq.safetensors_file import Entry, read_bytes, read_header, read_metadata, write_file
 
 BLOCKS = "blocks"
+Tokens = dict[str, int]  # by modality
 
 
 @dataclass(frozen=True)
@@ -69,27 +71,28 @@ class Quantized:
 
     def load(self, name: str) -> QTensor | Tensor:
         """A weight as it was quantized; a kept or converted one as a tensor [out, in] in its dtype."""
-        scheme = self.scheme(name)
-        if not isinstance(scheme, IntegerScheme | GgmlScheme):
-            return self._part(name)
-        codes, columns = self._part(f"{name}|codes"), self._columns(name)
-        if isinstance(scheme, GgmlScheme):
-            return QTensor(scheme, columns, codes)
-        zero = self._part(f"{name}|zero") if not scheme.symmetric else None
-        return QTensor(scheme, columns, unpack_codes(codes, scheme.bits, columns), self._part(f"{name}|scale"), zero)
-
-    def _columns(self, name: str) -> int:
-        spec = self.specs[name]
-        return spec.shape[0] if spec.transposed else spec.shape[1]
+        return read_weight(self._entries, self.specs[name], self.scheme(name))
 
     @cached_property
     def _entries(self) -> dict[str, Entry]:
         files = sorted((self.path / BLOCKS).glob("*.safetensors"))
         return {key: entry for file in files for key, entry in read_header(file).items()}
 
-    def _part(self, key: str) -> Tensor:
-        entry = self._entries[key]
-        return torch.frombuffer(read_bytes(entry), dtype=getattr(torch, entry.torch_dtype)).reshape(entry.shape)
+
+def read_weight(entries: Mapping[str, Entry], spec: TensorSpec, scheme: Scheme | None) -> QTensor | Tensor:
+    """A weight out of the entries of block files, as `write_block` put it there."""
+    if not isinstance(scheme, IntegerScheme | GgmlScheme):
+        return _part(entries[spec.name])
+    codes, columns = _part(entries[f"{spec.name}|codes"]), spec.shape[0 if spec.transposed else 1]
+    if isinstance(scheme, GgmlScheme):
+        return QTensor(scheme, columns, codes)
+    zero = _part(entries[f"{spec.name}|zero"]) if not scheme.symmetric else None
+    scale = _part(entries[f"{spec.name}|scale"])
+    return QTensor(scheme, columns, unpack_codes(codes, scheme.bits, columns), scale, zero)
+
+
+def _part(entry: Entry) -> Tensor:
+    return torch.frombuffer(read_bytes(entry), dtype=getattr(torch, entry.torch_dtype)).reshape(entry.shape)
 
 
 def parts_of(name: str, weight: QTensor | Tensor) -> dict[str, Tensor]:
@@ -105,12 +108,20 @@ def parts_of(name: str, weight: QTensor | Tensor) -> dict[str, Tensor]:
     return {key: part for key, part in parts.items() if part is not None}
 
 
-def write_block(file: Path, weights: Mapping[str, QTensor | Tensor]) -> None:
-    """Write one block's file, whole or not at all."""
+def write_block(
+    file: Path, weights: Mapping[str, QTensor | Tensor], tokens: Mapping[str, Tokens] | None = None
+) -> None:
+    """Write one block's file, whole or not at all; `tokens` is what each weight saw while calibrating."""
     parts = {key: part for name, weight in weights.items() for key, part in parts_of(name, weight).items()}
     partial = file.with_suffix(".partial")
-    write_file(partial, parts)
+    write_file(partial, parts, {"tokens": json.dumps(tokens)} if tokens else None)
     partial.replace(file)
+
+
+def tokens_seen(file: Path) -> dict[str, Tokens]:
+    """What the weights of a block's file saw while calibrating, by common name; none where nothing was calibrated."""
+    found: dict[str, Tokens] = json.loads(read_metadata(file).get("tokens", "{}"))
+    return found
 
 
 def pack_codes(codes: Tensor, bits: int) -> Tensor:

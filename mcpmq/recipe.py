@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from mcpmq.errors import RecipeError
 
@@ -115,19 +115,43 @@ def _parse_weights(table: object) -> object:
     return {glob: parse_scheme(scheme) if isinstance(scheme, str) else scheme for glob, scheme in table.items()}
 
 
+class Modalities(BaseModel):
+    """What a token of each modality weighs in the statistics, where modalities meet: in the language model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+    vision: float = Field(default=1.0, ge=0)  # in the spans that images take
+    text: float = Field(default=1.0, ge=0)  # of the prompt
+    answer: float = Field(default=1.0, ge=0)
+
+    @model_validator(mode="after")
+    def _weigh_something(self) -> Self:
+        if not any((self.vision, self.text, self.answer)):
+            raise ValueError("one modality must weigh more than 0")
+        return self
+
+
 class Recipe(BaseModel):
     """One whole answer to "how should this model be made small?".
 
     `weights` maps globs over common names (`language.*`, `head`) to schemes; the last match wins and
-    a weight that nothing matches keeps its dtype.
+    a weight that nothing matches keeps its dtype. `round = "gptq"` rounds matrices by what they see of a
+    calibration set; tables, which are looked up by row, see nothing and are rounded to nearest.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     name: str
     smooth: Literal["none"] = "none"
-    round: Literal["rtn"] = "rtn"
+    round: Literal["rtn", "gptq"] = "rtn"
+    modalities: Modalities | None = None
     weights: Annotated[dict[str, Scheme | None], BeforeValidator(_parse_weights)]
+
+    @model_validator(mode="after")
+    def _weigh_only_what_is_seen(self) -> Self:
+        if self.modalities and self.round == "rtn":
+            raise ValueError('`[modalities]` weighs what calibration sees, and `round = "rtn"` sees nothing')
+        return self
 
     @classmethod
     def load(cls, name_or_path: str) -> Self:
@@ -156,7 +180,8 @@ class Recipe(BaseModel):
     def written(self) -> dict[str, object]:
         """The recipe as plain values, the way the TOML file says it."""
         weights = {glob: "keep" if scheme is None else str(scheme) for glob, scheme in self.weights.items()}
-        return {"name": self.name, "smooth": self.smooth, "round": self.round, "weights": weights}
+        modalities = {"modalities": self.modalities.model_dump()} if self.modalities else {}
+        return {"name": self.name, "smooth": self.smooth, "round": self.round, **modalities, "weights": weights}
 
 
 def builtin_recipes() -> list[str]:

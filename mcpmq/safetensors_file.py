@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DTYPES = {"BF16": ("bfloat16", 2), "F16": ("float16", 2), "F32": ("float32", 4), "U8": ("uint8", 1)}
+METADATA = "__metadata__"
 LARGEST_HEADER_NBYTES = 100 << 20  # the limit of the reference implementation
 
 
@@ -42,16 +43,32 @@ def read_header(file: Path) -> dict[str, Entry]:
     Raises:
         CheckpointError: the file is truncated, inconsistent, or holds a dtype that cannot be quantized.
     """
+    table, data_start = _read_table(file)
+    entries = {name: _entry(file, data_start, name, value) for name, value in table.items() if name != METADATA}
+    _check_extent(file, file.stat().st_size, data_start, entries)
+    return entries
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """What a file's header says beside the tensors.
+
+    Raises:
+        CheckpointError: the file is truncated, or its header is broken.
+    """
+    found = _read_table(file)[0].get(METADATA, {})
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise CheckpointError(f"`{file}` has a broken safetensors header", "fetch it again")
+    return found
+
+
+def _read_table(file: Path) -> tuple[dict[str, Any], int]:
     file_nbytes = file.stat().st_size
     with file.open("rb") as stream:
         prefix = stream.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
         if not 2 <= length <= min(file_nbytes - 8, LARGEST_HEADER_NBYTES):
             raise CheckpointError(f"`{file}` is no whole safetensors file ({file_nbytes:,} bytes)", "fetch it again")
-        table = _parse(file, stream.read(length))
-    entries = {name: _entry(file, 8 + length, name, value) for name, value in table.items() if name != "__metadata__"}
-    _check_extent(file, file_nbytes, 8 + length, entries)
-    return entries
+        return _parse(file, stream.read(length)), 8 + length
 
 
 def _parse(file: Path, header: bytes) -> dict[str, Any]:
@@ -106,11 +123,12 @@ def read_bytes(entry: Entry, begin: int = 0, end: int | None = None) -> bytearra
     return buffer
 
 
-def write_file(file: Path, tensors: "Mapping[str, Tensor]") -> None:
+def write_file(file: Path, tensors: "Mapping[str, Tensor]", metadata: "Mapping[str, str] | None" = None) -> None:
     """Write tensors one after the other, without the copy of all that the reference implementation makes."""
     import torch
 
-    header, end = {}, 0
+    header: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
+    end = 0
     names = {torch_name: name for name, (torch_name, _) in DTYPES.items()}
     for name, tensor in tensors.items():
         begin, end = end, end + tensor.nbytes

@@ -228,13 +228,36 @@ def _artifact_table(artifact: "Artifact") -> Table:
             [f"{manifest.source.name}, {megabytes(manifest.source.nbytes)}, sha256 {manifest.source.sha256}"],
         ),
         ("recipe", [str(manifest.recipe.get("name"))]),
-        ("calibrated on", [manifest.calibration_sha256 or "nothing"]),
+        ("calibrated on", [_calibrated_on(artifact)]),
+        *((f"{component} saw", [seen]) for component, seen in _coverage(artifact).items()),
         ("weights", [", ".join(f"{count} {name}" for name, count in _schemes(artifact).most_common())]),
         *((f"{name} on disk", [megabytes(nbytes)]) for name, nbytes in sizes.items()),
         ("total on disk", [f"{megabytes(sum(sizes.values()))} in {len(manifest.files)} files"]),
         ("versions", [", ".join(f"{name} {number}" for name, number in manifest.versions.items())]),
     ]
     return Table(f"{manifest.kind} artifact {artifact.path}", [""], rows, manifest.notes)
+
+
+def _calibrated_on(artifact: "Artifact") -> str:
+    used = artifact.manifest.calibrated_on
+    if used is None:
+        return artifact.manifest.calibration_sha256 or "nothing"
+    return f"{used.name}, {used.samples:,} samples, {used.with_image:,} with an image, sha256 {used.sha256}"
+
+
+def _coverage(artifact: "Artifact") -> dict[str, str]:
+    """What the matrix of every component that saw the fewest tokens saw while calibrating."""
+    seen: dict[str, list[dict[str, int]]] = {}
+    for record in artifact.manifest.weights:
+        if record.tokens is not None:
+            seen.setdefault(record.name.partition(".")[0], []).append(record.tokens)
+    fewest = {component: min(tokens, key=lambda one: sum(one.values())) for component, tokens in seen.items()}
+    return {component: _told_tokens(fewest[component], tokens) for component, tokens in seen.items()}
+
+
+def _told_tokens(fewest: dict[str, int], tokens: list[dict[str, int]]) -> str:
+    figures = ", ".join(f"{count:,} {kind}" for kind, count in fewest.items() if count)
+    return f"{'' if all(one == fewest for one in tokens) else 'at least '}{figures} tokens"
 
 
 def _schemes(artifact: "Artifact") -> Counter[str]:

@@ -123,9 +123,16 @@ def _pausing(blocks: Sequence[nn.Module]) -> Iterator[None]:
 
 
 def _pauses_first(block: nn.Module, forward: Callable[..., Any], main: greenlet) -> Callable[..., Any]:
+    looking = False
+
     def paused(*args: Any, **kwargs: Any) -> Any:
-        while getcurrent() is not main and main.switch(block) == "look":
-            forward(*args, **kwargs)
+        nonlocal looking
+        while not looking and getcurrent() is not main and main.switch(block) == "look":
+            looking = True
+            try:
+                block(*args, **kwargs)  # called anew, so that a visitor's hooks on the block itself are met too
+            finally:
+                looking = False
         return forward(*args, **kwargs)
 
     return paused

@@ -67,8 +67,11 @@ def test_every_built_in_recipe_is_valid_and_bears_its_file_name(name: str) -> No
 def test_a_recipe_survives_its_own_writing(tmp_path: Path) -> None:
     """`written()` holds plain values that make the same recipe again."""
     recipe = Recipe.load("quality-int4")
+    weighing = Recipe.model_validate({**recipe.written(), "round": "gptq", "modalities": {"vision": 0.25, "text": 1}})
 
     assert Recipe.model_validate(recipe.written()) == recipe
+    assert Recipe.model_validate(weighing.written()) == weighing
+    assert weighing.written()["modalities"] == {"vision": 0.25, "text": 1.0, "answer": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -79,6 +82,11 @@ def test_a_recipe_survives_its_own_writing(tmp_path: Path) -> None:
         ('name = "x"\n[weights]\n"*" = "int3"', "int3"),
         ('name = "x"\nround = "best"\n[weights]', "round"),
         ('name = "x"\ncolour = "red"\n[weights]', "colour"),
+        ('name = "x"\nround = "gptq"\n[weights]\n[modalities]\nvision = -1', "vision"),
+        ('name = "x"\nround = "gptq"\n[weights]\n[modalities]\nvision = inf', "vision"),
+        ('name = "x"\nround = "gptq"\n[weights]\n[modalities]\naudio = 1', "audio"),
+        ('name = "x"\nround = "gptq"\n[weights]\n[modalities]\nvision = 0\ntext = 0\nanswer = 0', "more than 0"),
+        ('name = "x"\nround = "rtn"\n[weights]\n[modalities]\nvision = 0.5', "sees nothing"),
         ("name = ", "TOML"),
         ("", "name"),
     ],

@@ -8,10 +8,11 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from mcpmq.errors import CheckpointError
-from mcpmq.safetensors_file import read_bytes, read_header
+from mcpmq.safetensors_file import read_bytes, read_header, read_metadata, write_file
 
 
 @pytest.fixture
@@ -29,6 +30,27 @@ def test_tensors_are_found_where_the_reference_implementation_put_them(file: Pat
     assert entries["a"].shape == (2, 3)
     assert entries["b"].torch_dtype == "bfloat16"
     assert torch.equal(torch.frombuffer(read_bytes(entries["a"]), dtype=torch.float32), torch.arange(6.0))
+
+
+def test_what_is_said_beside_the_tensors_is_read_back(file: Path, tmp_path: Path) -> None:
+    """By us and by the reference implementation; a file that says nothing says nothing."""
+    write_file(tmp_path / "ours.safetensors", {"a": torch.ones(3)}, {"tokens": "{}"})
+
+    assert read_metadata(tmp_path / "ours.safetensors") == {"tokens": "{}"}
+    assert read_header(tmp_path / "ours.safetensors").keys() == {"a"}
+    with safe_open(tmp_path / "ours.safetensors", "pt") as opened:
+        assert opened.metadata() == {"tokens": "{}"}
+    assert read_metadata(file) == {}
+
+
+@pytest.mark.parametrize("said", [3, {"a": 1}, ["x"]])
+def test_broken_metadata_is_refused(tmp_path: Path, said: object) -> None:
+    """Anything but texts by name is no metadata."""
+    header = json.dumps({"__metadata__": said}).encode()
+    (tmp_path / "broken.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+
+    with pytest.raises(CheckpointError, match="broken safetensors header"):
+        read_metadata(tmp_path / "broken.safetensors")
 
 
 @pytest.mark.parametrize("nbytes", [0, 3, 8, 40, 200])

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from mcpmq import show
+from mcpmq.artifact import Artifact, CalibrationRecord
 from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import CheckpointError, McpmqError
+from mcpmq.observe import MODALITIES
 from mcpmq.plan import make_plan
 from mcpmq.progress import silent
 from mcpmq.quantized import Quantized
@@ -103,6 +105,29 @@ def test_any_path_is_told_apart(
         assert capsys.readouterr().out.startswith(first)
         show.path(path, as_json=True)
         assert key in json.loads(capsys.readouterr().out)
+
+
+def test_an_artifact_tells_what_it_was_calibrated_on(
+    tiny_int4: Quantized, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The set, and of every component what the matrix that saw the fewest tokens saw; of others, as before."""
+    manifest = tiny_int4.artifact.manifest
+    seen = {"language.layers.0.mlp.up": (1234, 5, 6), "projector.kv": (9, 0, 0), "projector.out": (3, 0, 0)}
+    weights = tuple(
+        record.model_copy(update={"tokens": dict(zip(MODALITIES, seen[record.name], strict=True))})
+        if record.name in seen
+        else record
+        for record in manifest.weights
+    )
+    used = CalibrationRecord(name="starter", sha256="ab" * 32, samples=1000, with_image=7)
+    told = manifest.model_copy(update={"weights": weights, "calibrated_on": used})
+    show.artifact(Artifact(tmp_path, told))
+    drawn = " ".join(capsys.readouterr().out.split())
+    assert "starter, 1,000 samples, 7 with an image, sha256 abab" in drawn
+    assert "language saw 1,234 vision, 5 text, 6 answer tokens" in drawn
+    assert "projector saw at least 3 vision tokens" in drawn
+    show.artifact(tiny_int4.artifact)
+    assert "saw" not in capsys.readouterr().out
 
 
 def test_a_path_to_nothing_is_an_error(tmp_path: Path) -> None:

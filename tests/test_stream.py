@@ -124,6 +124,23 @@ def test_replay_shows_the_inputs_of_a_block_and_changes_nothing() -> None:
     assert all(torch.equal(result, other) for result, other in zip(results, expected, strict=True))
 
 
+def test_hooks_on_a_block_itself_are_met_by_replay_and_by_the_pass() -> None:
+    """A block that is a single linear can be watched like one inside of a block."""
+    torch.manual_seed(0)
+    model, samples = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), inputs(3)
+    expected = [model(**one) for one in samples]
+    seen: list[int] = []
+
+    def visit(block: nn.Module, replay: Callable[[], None]) -> None:
+        with block.register_forward_pre_hook(lambda _, args: seen.append(len(args[0]))):
+            replay()
+        replay()
+
+    results = lockstep(model, list(model), samples, visit=visit)
+    assert seen == [1, 2, 3] * 2
+    assert all(torch.equal(result, other) for result, other in zip(results, expected, strict=True))
+
+
 def test_a_visitor_may_change_the_weights_that_samples_then_meet() -> None:
     """Zeroing each block as it is visited gives the output of the zeroed model."""
 

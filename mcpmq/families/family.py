@@ -113,3 +113,4 @@ class Family:
     processor: Callable[[Path], Processor]
     native: str  # "module:function" that builds the torch model from the raw config on the meta device
     widened: tuple[tuple[str, str], ...] = ()  # (up, down) globs whose hidden width may be zero-padded exactly
+    fed_by: tuple[tuple[str, str], ...] = ()  # hub names: a matrix that no linear holds, and what feeds it its output

@@ -209,5 +209,6 @@ MINICPM_V_2_6 = Family(
     tensors=_tensors,
     processor=_processor,
     native="mcpmq.families.minicpmv_native:build",
+    fed_by=(("resampler.proj", "resampler.ln_post"),),
     widened=(("vision.layers.*.mlp.up", "vision.layers.*.mlp.down"),),
 )

@@ -10,8 +10,12 @@ import torch
 from torch import Tensor
 
 from mcpmq.errors import RecipeError
+from mcpmq.grids.levels import Levels
 from mcpmq.qtensor import QTensor
 from mcpmq.recipe import IntegerScheme
+
+SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)  # of what would cover a group: tried where importance is known
+SEARCHED_WEIGHTS = 1 << 19  # at a time: their floats stay in the cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,29 +26,93 @@ class IntegerGrid:
     zero: Tensor
 
 
-def fit(weight: Tensor, scheme: IntegerScheme) -> IntegerGrid:
-    """The grid that covers every group of a weight [rows, columns]. Scales are already rounded to fp16.
+def fit(weight: Tensor, scheme: IntegerScheme, importance: Tensor | None = None) -> IntegerGrid:
+    """The grid of every group of a weight [rows, columns]: it covers all values. Scales are already rounded to fp16.
+
+    `importance`, float32 [columns], says how much an error in each column matters (the mean square of its inputs); a
+    grid may then fall short of the largest values, by the share that makes the weighted square error least.
 
     Raises:
         RecipeError: a weight is so large that fp16 cannot hold its scale.
     """
     groups = _grouped(weight.float(), scheme)
+    if importance is None:
+        return _reaching(_reach(groups, scheme), scheme)
+    matters = _grouped(importance.float()[None], scheme)
+    pieces = torch.split(groups, max(1, SEARCHED_WEIGHTS // weight.shape[1]))
+    found = [_search(piece, matters, scheme) for piece in pieces]
+    return IntegerGrid(torch.cat([grid.scale for grid in found]), torch.cat([grid.zero for grid in found]))
+
+
+def _search(groups: Tensor, matters: Tensor, scheme: IntegerScheme) -> IntegerGrid:
+    reach = _reach(groups, scheme)
+    best = _reaching(reach, scheme)
+    least = _error(groups, best, matters, scheme)
+    for share in SHARES:
+        grid = _reaching(share * reach, scheme)
+        error = _error(groups, grid, matters, scheme)
+        better = error < least
+        least = torch.where(better, error, least)
+        best = IntegerGrid(torch.where(better, grid.scale, best.scale), torch.where(better, grid.zero, best.zero))
+    return best
+
+
+def _error(groups: Tensor, grid: IntegerGrid, matters: Tensor, scheme: IntegerScheme) -> Tensor:
+    """The weighted square error of every group, [rows, groups]."""
+    scale, zero = grid.scale[..., None], grid.zero[..., None]
+    steps = _codes(groups, grid, scheme).sub_(zero)
+    return steps.mul_(scale).sub_(groups).square_().mul_(matters).sum(-1)
+
+
+def _reach(groups: Tensor, scheme: IntegerScheme) -> Tensor:
+    """The ends of every group, [1 or 2, rows, groups]: what a grid must reach to cover it."""
+    if not scheme.symmetric:
+        return torch.stack([groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)])
+    return (_extreme(groups) if scheme.bits == 4 else groups.abs().amax(-1))[None]
+
+
+def _reaching(reach: Tensor, scheme: IntegerScheme) -> IntegerGrid:
     if scheme.symmetric:
-        extreme = _extreme(groups) / -8 if scheme.bits == 4 else groups.abs().amax(-1) / 127
-        return IntegerGrid(_fp16(extreme), torch.full_like(extreme, 2 ** (scheme.bits - 1)))
-    low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
+        scale = _fp16(reach[0] / (-8 if scheme.bits == 4 else 127))
+        return IntegerGrid(scale, torch.full_like(scale, 2 ** (scheme.bits - 1)))
+    low, high = reach
     scale = _fp16((high - low) / (2**scheme.bits - 1))
     return IntegerGrid(scale, (-low / scale).round().clamp(0, 2**scheme.bits - 1))
+
+
+def _codes(groups: Tensor, grid: IntegerGrid, scheme: IntegerScheme) -> Tensor:
+    """The nearest codes, float32, to values [rows, groups, group size]."""
+    codes = (groups / grid.scale[..., None]).round_().add_(grid.zero[..., None])
+    return codes.clamp_(_lowest(scheme), 2**scheme.bits - 1)
 
 
 def round_to(weight: Tensor, grid: IntegerGrid, scheme: IntegerScheme) -> QTensor:
     """The nearest code for every value of a weight [rows, columns]."""
     groups = _grouped(weight.float(), scheme)
-    lowest = 1 if scheme.symmetric and scheme.bits == 8 else 0  # -127..127, as Q8_0
-    codes = (groups / grid.scale[..., None]).round_().add_(grid.zero[..., None]).clamp_(lowest, 2**scheme.bits - 1)
+    codes = _codes(groups, grid, scheme)
+    return with_codes(codes.flatten(1)[:, : weight.shape[1]].to(torch.uint8), grid, scheme)
+
+
+def _lowest(scheme: IntegerScheme) -> int:
+    return 1 if scheme.symmetric and scheme.bits == 8 else 0  # -127..127, as Q8_0
+
+
+def levels(grid: IntegerGrid, columns: int, scheme: IntegerScheme) -> Levels:
+    """The values that a weight of so many columns can take on a grid."""
+    width = scheme.group_size or columns
+    return Levels(
+        groups=[column // width for column in range(columns)],
+        scale=grid.scale.T.contiguous(),
+        zero=grid.zero.T.contiguous(),
+        lowest=_lowest(scheme),
+        highest=2**scheme.bits - 1,
+    )
+
+
+def with_codes(codes: Tensor, grid: IntegerGrid, scheme: IntegerScheme) -> QTensor:
+    """Chosen codes, uint8 [rows, columns], on their grid."""
     zero = None if scheme.symmetric else grid.zero.to(torch.uint8)
-    columns = weight.shape[1]
-    return QTensor(scheme, columns, codes.flatten(1)[:, :columns].to(torch.uint8), grid.scale.half(), zero)
+    return QTensor(scheme, codes.shape[1], codes, grid.scale.half(), zero)
 
 
 def dequantize(weight: QTensor) -> Tensor:

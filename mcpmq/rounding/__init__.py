@@ -4,10 +4,11 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from mcpmq.observe import LayerStats
 from mcpmq.qtensor import QTensor
 from mcpmq.recipe import GgmlScheme, IntegerScheme
-from mcpmq.rounding import rtn
+from mcpmq.rounding import gptq, rtn
 
-Rounder = Callable[[Tensor, IntegerScheme | GgmlScheme], QTensor]
+Rounder = Callable[[Tensor, IntegerScheme | GgmlScheme, LayerStats | None], QTensor]
 
-ROUNDERS: dict[str, Rounder] = {"rtn": rtn.quantize}
+ROUNDERS: dict[str, Rounder] = {"rtn": rtn.quantize, "gptq": gptq.quantize}

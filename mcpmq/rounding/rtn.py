@@ -4,14 +4,15 @@ import torch
 from torch import Tensor
 
 from mcpmq.grids import ggml, integer
+from mcpmq.observe import LayerStats
 from mcpmq.qtensor import QTensor
 from mcpmq.recipe import GgmlScheme, IntegerScheme
 
 CHUNK_WEIGHTS = 1 << 19  # rounded at a time: their floats stay in the cache, which is 2 to 5 times faster
 
 
-def quantize(weight: Tensor, scheme: IntegerScheme | GgmlScheme) -> QTensor:
-    """A weight [rows, columns] on the grid of its scheme, without looking at any activation."""
+def quantize(weight: Tensor, scheme: IntegerScheme | GgmlScheme, stats: LayerStats | None = None) -> QTensor:
+    """A weight [rows, columns] on the grid of its scheme, whatever the activations were."""
     chunks = torch.split(weight, max(1, CHUNK_WEIGHTS // weight.shape[1]))
     return QTensor.stacked((_rounded(rows, scheme) for rows in chunks), len(weight))
 

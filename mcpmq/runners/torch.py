@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import import_module
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -18,18 +17,15 @@ from mcpmq.artifact import MANIFEST
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.families import family_named
 from mcpmq.families.family import Family, Inputs, TensorSpec
-from mcpmq.grids import dequantize
-from mcpmq.qtensor import QTensor
+from mcpmq.native import NativeModel, Stored, build, empty, floats_of
 from mcpmq.quantized import Quantized
-from mcpmq.stream import blocks_of, lockstep
+from mcpmq.stream import lockstep
 
 # Tokens of the samples that go through a block together, which bounds what is held of them: few where
 # a block costs little to fill, many where it is read from disk again.
 KEPT_WAVE_TOKENS, READ_WAVE_TOKENS = 2048, 8192
 RESIDENT_SHARE = 0.8  # of the available memory, for the stored weights and the largest of them beside its floats
 FLOAT_NBYTES = 4
-
-Stored = QTensor | Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,17 +48,14 @@ class Weights:
 
     def floats(self, spec: TensorSpec) -> Tensor:
         """One weight in float32, turned as the module holds it."""
-        stored = self.kept[spec.name] if self.kept else self.read(spec)
-        value = dequantize(stored) if isinstance(stored, QTensor) else stored.float()
-        return value.T.contiguous() if spec.transposed else value
+        return floats_of(self.kept[spec.name] if self.kept else self.read(spec), spec)
 
 
 @dataclass(frozen=True, slots=True)
 class TorchRunner:
     """A native module whose blocks are filled and emptied while samples pass."""
 
-    model: nn.Module
-    blocks: Mapping[nn.Module, Mapping[str, TensorSpec]]  # in forward order, each with its parameters
+    native: NativeModel
     weights: Weights
     arguments: Callable[[Inputs], Mapping[str, NDArray[Any]]]
     notes: tuple[str, ...]
@@ -72,7 +65,7 @@ class TorchRunner:
         for wave in waves(samples, KEPT_WAVE_TOKENS if self.weights.kept else READ_WAVE_TOKENS):
             arguments = [self._arguments(sample) for sample in wave]
             with torch.inference_mode():
-                results = lockstep(self._losses, list(self.blocks), arguments, load=self._fill, release=empty)
+                results = lockstep(self._losses, list(self.native.blocks), arguments, load=self._fill, release=empty)
             yield from results
 
     def _arguments(self, sample: Inputs) -> dict[str, Any]:
@@ -83,21 +76,13 @@ class TorchRunner:
         length = tensors["input_ids"].shape[1]
         # The token before predicts: the head is wanted at these positions only.
         positions = torch.arange(length - len(answer) - 1, length - 1)
-        logits = self.model(**tensors, logits_to_keep=positions, use_cache=False).logits[0]
+        logits = self.native.module(**tensors, logits_to_keep=positions, use_cache=False).logits[0]
         chosen = logits.double().log_softmax(-1).gather(-1, answer[:, None])
         losses: NDArray[np.float64] = -chosen[:, 0].numpy()
         return losses
 
     def _fill(self, block: nn.Module) -> None:
-        values = {name: self.weights.floats(spec) for name, spec in self.blocks[block].items()}
-        block.load_state_dict(values, assign=True)
-
-
-def empty(block: nn.Module) -> None:
-    """Take a block's weights out of memory. What stands in for them has their shapes and a real device, which models
-    ask for, and is not a number: an emptied weight that is used shows."""
-    absent = torch.full((), torch.nan)
-    block.load_state_dict({name: absent.expand(value.shape) for name, value in block.named_parameters()}, assign=True)
+        self.native.fill(block, self.weights.floats)
 
 
 def waves(samples: Sequence[Inputs], limit: int) -> Iterator[list[Inputs]]:
@@ -135,17 +120,8 @@ def open_runner(path: Path, threads: int) -> TorchRunner:
 def assemble(
     path: Path, family: Family, config: Mapping[str, Any], weights: Weights, notes: tuple[str, ...]
 ) -> TorchRunner:
-    """The native module of the family, its blocks, and which weights each of them holds."""
-    module, _, function = family.native.partition(":")
-    model: nn.Module = getattr(import_module(module), function)(config)
-    specs = {spec.hub_name: spec for spec in weights.specs}
-    empty(model)
-    names = {module: name for name, module in model.named_modules()}
-    blocks = {
-        block: {name: specs[f"{names[block]}.{name}"] for name, _ in block.named_parameters()}
-        for block in blocks_of(model, specs)
-    }
-    return TorchRunner(model, blocks, weights, family.processor(path).arguments, notes)
+    """The native module of the family and where its weights come from."""
+    return TorchRunner(build(family, config, weights.specs), weights, family.processor(path).arguments, notes)
 
 
 def _checkpoint(path: Path) -> tuple[Family, Mapping[str, Any], Weights, tuple[str, ...]]:

@@ -48,3 +48,31 @@ def test_ragged_columns_are_padded_to_whole_blocks(name: str, columns: int) -> N
     assert quantized.shape == (3, columns)
     assert quantized.codes.shape[1] == GgmlScheme(name).row_nbytes(columns)
     assert (ggml.dequantize(quantized) - weight).norm() < 0.15 * weight.norm()
+
+
+@pytest.mark.parametrize("name", [name for name in GGML_BLOCKS if name != "q8_0"])
+def test_importance_moves_the_error_to_where_it_matters_less(name: str) -> None:
+    """The error weighted by importance shrinks; a factor that all columns share changes no byte."""
+    weight = _weight(32, 512)
+    importance = torch.randn(512, generator=torch.Generator().manual_seed(5)).mul(1.5).exp()
+
+    def error(weighed: torch.Tensor | None) -> float:
+        found = ggml.dequantize(ggml.round_to(weight, GgmlScheme(name), weighed))
+        return float(((found - weight).square() * importance).sum())
+
+    assert error(importance) < 0.97 * error(None)
+    scaled = ggml.round_to(weight, GgmlScheme(name), importance * 1024)
+    assert torch.equal(scaled.codes, ggml.round_to(weight, GgmlScheme(name), importance).codes)
+
+
+@pytest.mark.parametrize("name", GGML_BLOCKS)
+@pytest.mark.parametrize("columns", [31, 300])
+def test_columns_of_no_importance_still_get_scales(name: str, columns: int) -> None:
+    """A block that saw nothing, all columns that saw nothing, and padding: the weights come back all the same."""
+    weight = _weight(3, columns)
+    importance = torch.rand(columns, generator=torch.Generator().manual_seed(5))
+    importance[: columns // 2] = 0
+
+    for seen in (importance, torch.zeros(columns)):
+        found = ggml.dequantize(ggml.round_to(weight, GgmlScheme(name), seen))
+        assert (found - weight).norm() < 0.3 * weight.norm()

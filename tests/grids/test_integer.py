@@ -107,3 +107,37 @@ def test_a_scale_that_fp16_cannot_hold_is_refused() -> None:
     """A weight of a million is no weight to quantize in silence."""
     with pytest.raises(RecipeError, match="too large for fp16"):
         integer.fit(torch.full((1, 32), 1e6), IntegerScheme(4, 32))
+
+
+@settings(max_examples=40, deadline=None)
+@given(SCHEMES, st.integers(1, 3), st.integers(2, 70), st.integers(0, 2**31))
+def test_importance_never_makes_the_weighted_error_larger(
+    scheme: IntegerScheme, rows: int, columns: int, seed: int
+) -> None:
+    """Of the covering grid and the smaller ones the best is taken, group by group; for any ragged shape."""
+    weight = _weight(rows, columns, seed)
+    importance = torch.randn(columns, generator=torch.Generator().manual_seed(seed)).mul(2).exp()
+
+    def error(grid: integer.IntegerGrid) -> float:
+        found = integer.dequantize(integer.round_to(weight, grid, scheme))
+        return float(((found - weight).square() * importance).sum())
+
+    assert error(integer.fit(weight, scheme, importance)) <= error(integer.fit(weight, scheme)) * (1 + 1e-5)
+
+
+@pytest.mark.parametrize("scheme", [IntegerScheme(4, 64), IntegerScheme(4, 64, False), IntegerScheme(8, None)])
+def test_a_grid_may_leave_out_a_value_that_does_not_matter(scheme: IntegerScheme) -> None:
+    """One large weight of a column that sees next to nothing no longer coarsens the grid of all others."""
+    weight, importance = _weight(4, 64, seed=7), torch.ones(64)
+    weight[:, 3], importance[3] = 0.2, 1e-6
+
+    coarse, fine = integer.fit(weight, scheme), integer.fit(weight, scheme, importance)
+
+    assert torch.all(fine.scale.abs() < 0.85 * coarse.scale.abs())
+
+
+def test_without_importance_of_any_column_a_grid_covers_all() -> None:
+    """Nothing is left out on no grounds."""
+    weight, scheme = _weight(4, 64, seed=7), IntegerScheme(4, 32)
+
+    assert torch.equal(integer.fit(weight, scheme, torch.zeros(64)).scale, integer.fit(weight, scheme).scale)

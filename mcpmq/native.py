@@ -1,0 +1,65 @@
+"""The family's own torch module, built empty; its blocks are filled and emptied one at a time."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mcpmq.families.family import Family, TensorSpec
+from mcpmq.grids import dequantize
+from mcpmq.qtensor import QTensor
+from mcpmq.stream import blocks_of
+
+PIECE_WEIGHTS = 1 << 24  # dequantized at a time
+Stored = QTensor | Tensor  # a weight as it lies on disk, [out, in]
+
+
+@dataclass(frozen=True, slots=True)
+class NativeModel:
+    """The module, and its blocks in the order of the forward pass, each with its parameters by their names in it."""
+
+    module: nn.Module
+    blocks: Mapping[nn.Module, Mapping[str, TensorSpec]]
+
+    def fill(self, block: nn.Module, floats: Callable[[TensorSpec], Tensor]) -> None:
+        """Give a block its weights; `floats` returns each in float32, turned as the module holds it."""
+        block.load_state_dict({name: floats(spec) for name, spec in self.blocks[block].items()}, assign=True)
+
+
+def build(family: Family, config: Mapping[str, Any], specs: Sequence[TensorSpec]) -> NativeModel:
+    """The native module of a raw config.json with no weight in memory."""
+    module, _, function = family.native.partition(":")
+    model: nn.Module = getattr(import_module(module), function)(config)
+    by_hub_name = {spec.hub_name: spec for spec in specs}
+    empty(model)
+    names = {part: name for name, part in model.named_modules()}
+    blocks = {
+        block: {name: by_hub_name[f"{names[block]}.{name}"] for name, _ in block.named_parameters()}
+        for block in blocks_of(model, by_hub_name)
+    }
+    return NativeModel(model, blocks)
+
+
+def empty(block: nn.Module) -> None:
+    """Take a block's weights out of memory. What stands in for them has their shapes and a real device, which models
+    ask for, and is not a number: an emptied weight that is used shows."""
+    absent = torch.full((), torch.nan)
+    block.load_state_dict({name: absent.expand(value.shape) for name, value in block.named_parameters()}, assign=True)
+
+
+def floats_of(stored: Stored, spec: TensorSpec) -> Tensor:
+    """A weight [out, in] in float32, turned as the module holds it."""
+    value = _dequantized(stored) if isinstance(stored, QTensor) else stored.float()
+    return value.T.contiguous() if spec.transposed else value
+
+
+def _dequantized(weight: QTensor) -> Tensor:
+    """Some rows at a time: what dequantizing takes beside its result is several times the result."""
+    values, step = torch.empty(weight.shape), max(1, PIECE_WEIGHTS // weight.columns)
+    for part in (slice(row, row + step) for row in range(0, weight.rows, step)):
+        scale, zero = (None if one is None else one[part] for one in (weight.scale, weight.zero))
+        values[part] = dequantize(QTensor(weight.scheme, weight.columns, weight.codes[part], scale, zero))
+    return values

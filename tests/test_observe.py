@@ -1,0 +1,160 @@
+"""What linears see is summed exactly, by modality, whatever module holds the matrix."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mcpmq import observe as observing
+from mcpmq.observe import MODALITIES, Labels, LayerStats, observe
+
+KINDS = torch.tensor([0, 0, 1, 1, 1, 2, 2], dtype=torch.uint8)
+
+
+def labels(*weights: float) -> Labels:
+    return Labels(lambda count: KINDS[:count], torch.tensor(weights or (1.0, 1.0, 1.0)))
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def brute(inputs: list[Tensor], weights: list[float]) -> Tensor:
+    """The sum of w x xT over every token, one by one, in float64."""
+    columns = inputs[0].shape[-1]
+    total = torch.zeros(columns, columns, dtype=torch.float64)
+    for one in inputs:
+        for row, kind in zip(one.reshape(-1, columns).double(), KINDS.tolist(), strict=False):
+            total += weights[kind] * torch.outer(row, row)
+    return total
+
+
+class Mlp(nn.Module):
+    """Two linears that share an input, and one after them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate, self.up, self.down = nn.Linear(6, 10), nn.Linear(6, 10), nn.Linear(10, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.down(self.gate(x).tanh() * self.up(x))
+        return result
+
+    def hidden(self, x: Tensor) -> Tensor:
+        return self.gate(x).tanh() * self.up(x)
+
+
+class Attends(nn.Module):
+    """Packed attention as a resampler has it, and a bare matrix behind a norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2)
+        self.norm = nn.LayerNorm(8)
+        self.matrix = nn.Parameter(random(8, 8, seed=9))
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        seen = [self.attention(query, key, value, need_weights=False)[0] for _ in range(2)]
+        result: Tensor = self.norm(torch.stack(seen)) @ self.matrix
+        return result
+
+    def mixed(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """What the output projection is fed, by the definition of attention."""
+        weights, biases = self.attention.in_proj_weight.chunk(3), self.attention.in_proj_bias.chunk(3)
+        q, k, v = (
+            (x @ weight.T + bias).reshape(-1, 2, 4).transpose(0, 1)
+            for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
+        )
+        chances = (q @ k.transpose(1, 2) / 4**0.5).softmax(-1)
+        return (chances @ v).transpose(0, 1).flatten(1)
+
+
+def replay_of(block: nn.Module, *samples: tuple[Tensor, ...]) -> Callable[[], None]:
+    def replay() -> None:
+        for sample in samples:
+            block(*sample)
+
+    return replay
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0, 1.0), (0.25, 1.0, 2.0), (0.0, 0.0, 1.0)])
+@pytest.mark.parametrize("waiting", [1, 9, 2048])
+@pytest.mark.parametrize("tile", [4, 2048])
+@torch.inference_mode()
+def test_sums_are_those_of_single_tokens(
+    weights: tuple[float, ...], waiting: int, tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every weighting, however many rows wait and however the columns are cut; the matrix is symmetric to the bit."""
+    monkeypatch.setattr(observing, "WAITING_TOKENS", waiting)
+    monkeypatch.setattr(observing, "TILE_COLUMNS", tile)
+    block, samples = Mlp(), [random(1, length, 6, seed=length) for length in (5, 7, 6)]
+    parameters = dict.fromkeys(("gate.weight", "up.weight", "down.weight"))
+
+    seen = observe(block, parameters, replay_of(block, *[(one,) for one in samples]), labels(*weights))
+
+    expected = {"gate.weight": samples, "up.weight": samples, "down.weight": [block.hidden(one) for one in samples]}
+    for name, inputs in expected.items():
+        (stats,) = seen[name]
+        assert torch.allclose(stats.gram.double(), brute(inputs, list(weights)), atol=1e-5)
+        assert torch.equal(stats.gram, stats.gram.T)
+        assert stats.tokens == {"vision": 6, "text": 9, "answer": 3}
+        assert stats.weight == pytest.approx(6 * weights[0] + 9 * weights[1] + 3 * weights[2])
+
+
+@torch.inference_mode()
+def test_linears_that_are_fed_the_same_share_one_sum() -> None:
+    """A matrix of columns squared is not held twice."""
+    block = Mlp()
+
+    seen = observe(block, dict.fromkeys(("gate.weight", "up.weight")), replay_of(block, (random(5, 6),)), labels())
+
+    assert seen["gate.weight"][0] is seen["up.weight"][0]
+
+
+@torch.inference_mode()
+def test_packed_attention_and_a_bare_matrix_are_seen_too() -> None:
+    """Queries, keys and values each by their rows; the output projection, which is never called; a parameter."""
+    block, (query, key, value) = Attends(), (random(3, 8), random(5, 8, seed=1), random(5, 8, seed=2))
+    parameters = {"attention.in_proj_weight": None, "attention.out_proj.weight": None, "matrix": "norm"}
+    everything = Labels(lambda count: torch.zeros(count, dtype=torch.uint8), torch.ones(3))
+
+    seen = observe(block, parameters, replay_of(block, (query, key, value)), everything)
+
+    mixed = block.mixed(query, key, value)
+    normed = block.norm(block.attention.out_proj(mixed))
+    expected = [query, key, value, mixed, normed]
+    found = [stats for parameter in parameters for stats in seen[parameter]]
+    for stats, x in zip(found, expected, strict=True):
+        assert torch.allclose(stats.gram, 2 * x.T @ x, atol=1e-4)  # the block attends twice
+        assert stats.tokens["vision"] == 2 * len(x)
+
+
+@torch.inference_mode()
+def test_what_is_not_passed_is_not_there() -> None:
+    """A matrix that saw nothing has no statistics that could be taken for some."""
+    assert observe(Mlp(), {"up.weight": None}, lambda: None, labels()) == {}
+
+
+@torch.inference_mode()
+def test_hooks_are_gone_afterwards() -> None:
+    """Also when the forward pass fails."""
+    block = Mlp()
+    with pytest.raises(RuntimeError, match="shapes"):
+        observe(block, {"up.weight": None}, replay_of(block, (random(5, 3),)), labels())
+
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in block.modules())
+
+
+@torch.inference_mode()
+def test_statistics_add_up() -> None:
+    """Two halves of the samples are the whole."""
+    block, samples = Mlp(), [(random(7, 6, seed=seed),) for seed in range(4)]
+
+    def stats(part: list[tuple[Tensor, ...]]) -> LayerStats:
+        return observe(block, {"down.weight": None}, replay_of(block, *part), labels(1, 2, 3))["down.weight"][0]
+
+    whole, halves = stats(samples), stats(samples[:1]) + stats(samples[1:])
+    assert torch.allclose(whole.gram, halves.gram, atol=1e-4)
+    assert (whole.tokens, whole.weight) == (halves.tokens, halves.weight)
+    assert tuple(whole.tokens) == MODALITIES
