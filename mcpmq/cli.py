@@ -216,7 +216,7 @@ def _format(name: str) -> "FormatName":
 def main() -> None:
     """Run the command line; an error for the user is dressed, a bug keeps its traceback."""
     try:
-        app()
+        app(prog_name="mcpmq")
     except McpmqError as error:
         from mcpmq import show
 
