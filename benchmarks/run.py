@@ -21,7 +21,8 @@ from mcpmq.machine import describe_machine
 from mcpmq.report import Report
 
 ROOT = Path(__file__).parent.parent
-WORK = ROOT / "build" / "benchmarks"
+WORK = ROOT / "build" / "benchmarks" / "reference"
+REAL_WORK = WORK.parent / "real-size"
 RESULTS = ROOT / "benchmarks" / "results"
 REFERENCE, HELDOUT = ROOT / "calibration" / "reference", ROOT / "calibration" / "heldout"
 WAYS = {
@@ -103,16 +104,16 @@ def reference() -> None:
 
 def real_size(layers: int) -> None:
     """Conversion at the published widths, where one matrix has a gigabyte."""
-    checkpoint = WORK / "checkpoint"
+    checkpoint = REAL_WORK / "checkpoint"
     write_real_size(checkpoint, layers)
     ways = {"phone-int4": ("gguf", "onnx"), "quality-int4": ("gguf",)}
-    record(f"real-size-{layers}", list(conversions(checkpoint, WORK, ways)))
+    record(f"real-size-{layers}", list(conversions(checkpoint, REAL_WORK, ways)))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--real-size", type=int, metavar="LAYERS")
     arguments = parser.parse_args()
-    shutil.rmtree(WORK, ignore_errors=True)
+    shutil.rmtree(REAL_WORK if arguments.real_size else WORK, ignore_errors=True)
     RESULTS.mkdir(exist_ok=True)
     real_size(arguments.real_size) if arguments.real_size else reference()

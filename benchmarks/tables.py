@@ -26,8 +26,9 @@ FOLDERS = {
 
 
 def report_table(name: str) -> str:
-    """A committed report."""
-    return table_of(_report(name)).markdown()
+    """A committed report, under a bold line instead of its heading."""
+    heading, _, rest = table_of(_report(name)).markdown().rstrip().partition("\n")
+    return f"**{heading.removeprefix('## ')}**\n{rest}"
 
 
 def _report(name: str) -> Report:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mcpmq.errors import ArtifactError, OutputError
 
 MANIFEST = "mcpmq.json"
+FULL = (errno.ENOSPC, errno.EDQUOT, None)  # None: numpy tells of a short write without a number
 Kind = Literal["quantized", "gguf", "onnx"]
 LEFT_OUT = Field(exclude_if=lambda value: value is None)  # of files about what was not calibrated
 
@@ -156,7 +157,7 @@ def appearing_whole(out: Path, *, resumable: bool = False) -> Iterator[Path]:
     except BaseException as error:
         if not resumable:
             shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if isinstance(error, OSError) and error.errno in FULL:
             free = shutil.disk_usage(out.parent).free
             raise OutputError(f"the disk is full ({free:,} bytes free) while writing `{out}`", "make room") from error
         raise

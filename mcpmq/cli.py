@@ -1,5 +1,6 @@
 """The command line: parse, call one function, show what it returned; the only file that knows options."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -215,8 +216,10 @@ def _format(name: str) -> "FormatName":
 
 def main() -> None:
     """Run the command line; an error for the user is dressed, a bug keeps its traceback."""
+    # Threads that spin while they wait make everything eight times slower beside any other busy process.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
-        app()
+        app(prog_name="mcpmq")
     except McpmqError as error:
         from mcpmq import show
 

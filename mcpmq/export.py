@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from mcpmq.artifact import MANIFEST, Artifact, appearing_whole, write_manifest
+from mcpmq.artifact import MANIFEST, Artifact, appearing_whole, refuse_full_disk, write_manifest
 from mcpmq.formats import FormatName, check_steps, format_named
 from mcpmq.progress import Progress, silent
 from mcpmq.quantized import Quantized
@@ -24,6 +24,7 @@ def export(quantized: Quantized, name: FormatName, out: Path, progress: Progress
         if earlier.manifest.model_copy(update={"files": ()}) == manifest:
             earlier.verify()
             return earlier
+    refuse_full_disk(out, sum(step.nbytes for step in quantized.steps))
     with appearing_whole(out) as folder:
         write_manifest(folder, manifest, layout.write(quantized, folder, progress))
     return Artifact.open(out)

@@ -150,8 +150,9 @@ def _draw(table: Table) -> None:
     whole_words = _widest(table) <= console.width
     for column in table.columns:
         justify: Literal["left", "right"] = "left" if facts or column in LEFT else "right"
-        width = max(map(len, column.split()), default=0) if whole_words else None
-        drawn.add_column(Text(column), justify=justify, overflow="fold", no_wrap=column in UNBROKEN, min_width=width)
+        heading = _heading(column)
+        width = max(map(len, heading.split()), default=0) if whole_words else None
+        drawn.add_column(Text(heading), justify=justify, overflow="fold", no_wrap=column in UNBROKEN, min_width=width)
     for name, cells in table.rows:
         drawn.add_row(Text(name), *[Text(cell) for cell in cells], style="dim" if name.startswith(" ") else "")
     console.print(Text(table.title, "bold"))
@@ -160,11 +161,17 @@ def _draw(table: Table) -> None:
         console.print(Text(note, "dim"))
 
 
+def _heading(column: str) -> str:
+    """A word a line, also of words with a hyphen, so that figures decide how wide a column is."""
+    return column.replace("-", "-\n").replace(" ", "\n")
+
+
 def _widest(table: Table) -> int:
     """Characters a line takes when headings break between words and nothing else breaks."""
     cells = zip(*(cells for _, cells in table.rows), strict=True)
-    columns = [max(map(len, [*head.split(), *column])) for head, column in zip(table.columns, cells, strict=True)]
-    return max(len(name) for name, _ in table.rows) + sum(columns) + 2 * len(columns) + 3
+    heads = [_heading(column).split() for column in table.columns]
+    widths = [max(map(len, [*head, *column])) for head, column in zip(heads, cells, strict=True)]
+    return max(len(name) for name, _ in table.rows) + sum(widths) + 2 * len(widths) + 3
 
 
 def _plan_facts(plan: "Plan") -> dict[str, Any]:

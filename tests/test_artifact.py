@@ -57,10 +57,11 @@ def test_an_empty_folder_is_a_fine_output(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "a").exists()
 
 
-def test_a_disk_that_fills_up_is_said_and_cleaned_up(tmp_path: Path) -> None:
-    """ENOSPC becomes an error for the user, and nothing is left behind."""
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), OSError("9 requested, 5 written")])
+def test_a_disk_that_fills_up_is_said_and_cleaned_up(tmp_path: Path, error: OSError) -> None:
+    """ENOSPC, or numpy's word for it, becomes an error for the user, and nothing is left behind."""
     with pytest.raises(OutputError, match="disk is full"), appearing_whole(tmp_path / "out"):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise error
 
     assert not list(tmp_path.iterdir())
 

@@ -44,11 +44,12 @@ class Group:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Log-probabilities [tokens, vocabulary] of all answer tokens, their true ids, and the kind each belongs to."""
+    """Log-probabilities [tokens, vocabulary] of all answer tokens, their true ids, the kind and sample each is of."""
 
     log_probabilities: Tensor
     truth: Tensor
     kinds: tuple[str, ...]
+    samples: tuple[int, ...]
 
     def losses(self) -> Tensor:
         """Cross-entropy of every answer token, float64."""
@@ -58,6 +59,15 @@ class Outcome:
         """Over all answer tokens, or those of some kinds."""
         kept = torch.tensor([kinds is None or kind in kinds for kind in self.kinds])
         return math.exp(self.losses()[kept].mean())
+
+    def whole_answers(self, kinds: set[str]) -> float:
+        """Share of the samples of some kinds that greedy decoding answers exactly as written."""
+        right: dict[int, bool] = {}
+        hits = (self.log_probabilities.argmax(dim=-1) == self.truth).tolist()
+        for hit, kind, sample in zip(hits, self.kinds, self.samples, strict=True):
+            if kind in kinds:
+                right[sample] = right.get(sample, True) and hit
+        return sum(right.values()) / len(right)
 
 
 def heldout() -> list[tuple[str, Example]]:
@@ -103,7 +113,7 @@ def prepare(
 
 def run(model: MiniCPMVForConditionalGeneration, groups: list[Group]) -> Outcome:
     """The language model over all groups."""
-    found, truth, kinds = [], [], []
+    found, truth, kinds, samples = [], [], [], []
     for group in groups:
         labels = group.labels[:, 1:]
         learned = labels != IGNORED
@@ -112,8 +122,10 @@ def run(model: MiniCPMVForConditionalGeneration, groups: list[Group]) -> Outcome
         found.append(torch.log_softmax(logits.double(), dim=-1))
         truth.append(labels[learned])
         counts = learned.sum(dim=1).tolist()
+        first = samples[-1] + 1 if samples else 0
+        samples += [first + number for number, count in enumerate(counts) for _ in range(count)]
         kinds += [kind for kind, count in zip(group.kinds, counts, strict=True) for _ in range(count)]
-    return Outcome(torch.cat(found), torch.cat(truth), tuple(kinds))
+    return Outcome(torch.cat(found), torch.cat(truth), tuple(kinds), tuple(samples))
 
 
 def integer_rounding(bits: int, group_size: int) -> Rounding:
@@ -194,12 +206,13 @@ TEXT_KINDS = {"question", "continuation"}
 def sight_table(original: Outcome, exchanged: Outcome) -> list[str]:
     """Perplexity by kind of sample, with the right and with another picture."""
     kinds = sorted(set(original.kinds) - TEXT_KINDS)
-    rows = ["| answers | tokens | perplexity | pictures exchanged |", "|---|--:|--:|--:|"]
+    rows = ["| answers | tokens | perplexity | pictures exchanged | wholly right |", "|---|--:|--:|--:|--:|"]
     chosen = [("**all pictures**", set(kinds)), *((kind, {kind}) for kind in kinds), ("**all text**", TEXT_KINDS)]
     for title, named in [*chosen, *((kind, {kind}) for kind in sorted(TEXT_KINDS))]:
         count = sum(kind in named for kind in original.kinds)
         other = f"{exchanged.perplexity(named):.2f}" if named <= set(kinds) else ""
-        rows.append(f"| {title} | {count} | {original.perplexity(named):.3f} | {other} |")
+        right = f"{100 * original.whole_answers(named):.0f} %"
+        rows.append(f"| {title} | {count} | {original.perplexity(named):.3f} | {other} | {right} |")
     return rows
 
 
