@@ -24,12 +24,14 @@ ROOT = Path(__file__).parent.parent
 WORK = ROOT / "build" / "benchmarks" / "reference"
 REAL_WORK = WORK.parent / "real-size"
 RESULTS = ROOT / "benchmarks" / "results"
-REFERENCE, HELDOUT = ROOT / "calibration" / "reference", ROOT / "calibration" / "heldout"
+REFERENCE, STARTER, HELDOUT = (ROOT / "calibration" / name for name in ("reference", "starter", "heldout"))
 WAYS = {
     "phone-int4": ("gguf", "onnx"),
     "phone-int8": ("gguf", "onnx"),
     "quality-int4": ("gguf",),
     "full": ("gguf", "onnx"),
+    "calibrated-int4": ("gguf", "onnx"),
+    "calibrated-quality-int4": ("gguf",),
 }
 PACKAGES = ("mcpmq", "torch", "numpy", "gguf", "xllamacpp", "onnx-ir")
 
@@ -62,7 +64,8 @@ def conversions(checkpoint: Path, work: Path, ways: dict[str, tuple[str, ...]]) 
     """Quantize by every recipe, and export to every format that holds it."""
     for recipe, formats in ways.items():
         codes = work / recipe / "quantized"
-        yield timed("quantize", checkpoint, codes, "--recipe", recipe, out=codes)
+        seeing = ["--calibration", STARTER] if recipe.startswith("calibrated") else []
+        yield timed("quantize", checkpoint, codes, "--recipe", recipe, *seeing, out=codes)
         for name in formats:
             yield timed("export", codes, work / recipe / name, "--format", name, out=work / recipe / name)
 
@@ -88,8 +91,7 @@ def measured(name: str, artifacts: list[Path], *options: str) -> None:
     timed(
         "evaluate", *artifacts, "--against", REFERENCE, "--on", HELDOUT, "--out", out, "--no-cache", *options, out=out
     )
-    Report.load(out)
-    shutil.copyfile(out / "report.json", RESULTS / f"{name}.json")
+    (RESULTS / f"{name}.json").write_text(Report.load(out).model_dump_json() + "\n")
 
 
 def reference() -> None:
@@ -97,6 +99,8 @@ def reference() -> None:
     record("conversion", list(conversions(REFERENCE, WORK, WAYS)))
     phone = [WORK / "phone-int4" / "gguf", WORK / "phone-int4" / "onnx", WORK / "phone-int8" / "onnx"]
     measured("reference", [*phone, WORK / "quality-int4" / "gguf"])
+    calibrated = [WORK / "calibrated-int4" / "gguf", WORK / "calibrated-int4" / "onnx"]
+    measured("calibrated", [*calibrated, WORK / "calibrated-quality-int4" / "gguf"])
     measured("unquantized", [WORK / "full" / name for name in WAYS["full"]])
     measured("engine-cuts", [WORK / "full" / "gguf"], "--engine-cuts")
     measured("shuffled", phone[:1], "--shuffle-images")

@@ -27,9 +27,16 @@ def one_by_one(work: Callable[[Any], object], pieces: Sequence[Any]) -> None:
 @contextmanager
 def all_threads() -> Iterator[Each]:
     """Torch computes on one thread inside; pieces run on as many as it had before, each on one."""
+    with workers() as pool:
+        yield partial(_each, pool)
+
+
+@contextmanager
+def workers() -> Iterator[Executor]:
+    """A worker for every thread of torch, each with one: threads that meet after every small step mostly wait."""
     threads = torch.get_num_threads()
     with torch_threads(1), ThreadPoolExecutor(threads) as pool:
-        yield partial(_each, pool)
+        yield pool
 
 
 @contextmanager

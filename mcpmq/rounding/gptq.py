@@ -4,9 +4,6 @@ Method: arXiv 2210.17323. Grids are integers with fp16 scales, or ggml's blocks 
 hold is fixed before a column is rounded on them, and the packed bytes say the same numbers.
 """
 
-from collections.abc import Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -18,6 +15,7 @@ from mcpmq.grids import ggml, integer
 from mcpmq.grids.integer import IntegerGrid
 from mcpmq.grids.levels import Levels
 from mcpmq.observe import LayerStats
+from mcpmq.pieces import workers
 from mcpmq.qtensor import QTensor
 from mcpmq.recipe import GgmlScheme, IntegerScheme
 from mcpmq.rounding.columns import sweep
@@ -46,7 +44,7 @@ def quantize(
         raise CalibrationError(f"`gptq` saw {seen} for a weight of {columns:,} columns", "calibrate this checkpoint")
     width = _group_columns(scheme, columns)
     padded = -(-columns // width) * width if isinstance(scheme, GgmlScheme) else columns
-    with torch.inference_mode(mode=False), _workers() as pool:
+    with torch.inference_mode(mode=False), workers() as pool:
         energy = torch.nn.functional.pad(stats.gram.diagonal(), (0, padded - columns))
         order = energy.argsort(descending=True, stable=True) if by_activation else torch.arange(padded)
         factor = factored(stats.gram, order, pool)
@@ -60,18 +58,6 @@ def quantize(
 
 def _group_columns(scheme: IntegerScheme | GgmlScheme, columns: int) -> int:
     return scheme.block_columns if isinstance(scheme, GgmlScheme) else scheme.group_size or columns
-
-
-@contextmanager
-def _workers() -> Iterator[Executor]:
-    """As many workers as torch has threads, each of which computes alone: its sums have one order only."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            yield pool
-    finally:
-        torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True, slots=True)
