@@ -14,11 +14,12 @@ setup: .venv/ready
 	touch $@
 
 SETS := --calibration calibration/starter --on calibration/heldout
+CONVERT := $(BIN)/mcpmq convert calibration/reference
 demo: setup
-	$(BIN)/mcpmq --quiet convert calibration/reference build/demo/int4 --bits 4 --format gguf --format onnx $(SETS)
-	$(BIN)/mcpmq --quiet convert calibration/reference build/demo/int8 --bits 8 --format onnx $(SETS)
-	$(BIN)/mcpmq --quiet convert calibration/reference build/demo/quality --recipe quality-int4 --format gguf $(SETS)
-	$(BIN)/mcpmq report build/demo/int4 build/demo/int8 build/demo/quality
+	$(CONVERT) build/demo/int4 --bits 4 --format gguf --format onnx $(SETS) > /dev/null
+	$(CONVERT) build/demo/int8 --bits 8 --format onnx $(SETS) > /dev/null
+	$(CONVERT) build/demo/best --recipe calibrated-quality-int4 --format gguf $(SETS) > /dev/null
+	$(BIN)/mcpmq report build/demo/int4 build/demo/int8 build/demo/best
 
 test: lint types layers unit docs
 

@@ -98,9 +98,10 @@ def reference() -> None:
     """The trained checkpoint: conversion, quality, and three controls."""
     record("conversion", list(conversions(REFERENCE, WORK, WAYS)))
     phone = [WORK / "phone-int4" / "gguf", WORK / "phone-int4" / "onnx", WORK / "phone-int8" / "onnx"]
-    measured("reference", [*phone, WORK / "quality-int4" / "gguf"])
+    best = WORK / "calibrated-quality-int4" / "gguf"
+    measured("reference", [*phone, best])
     calibrated = [WORK / "calibrated-int4" / "gguf", WORK / "calibrated-int4" / "onnx"]
-    measured("calibrated", [*calibrated, WORK / "calibrated-quality-int4" / "gguf"])
+    measured("calibrated", [*calibrated, WORK / "quality-int4" / "gguf", best])
     measured("unquantized", [WORK / "full" / name for name in WAYS["full"]])
     measured("engine-cuts", [WORK / "full" / "gguf"], "--engine-cuts")
     measured("shuffled", phone[:1], "--shuffle-images")

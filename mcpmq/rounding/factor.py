@@ -1,5 +1,6 @@
 """The triangular factor of a Gram matrix, which says how the error of one column is made up for in those after it."""
 
+import warnings
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -39,6 +40,10 @@ def factored(gram: Tensor, order: Tensor, pool: Executor) -> Factor:
     for damping in DAMPINGS:
         matrix = _damped(gram, order, damping)
         if _factor_in_place(matrix, pool):
+            if damping != DAMPINGS[0]:
+                warnings.warn(
+                    f"a Gram matrix of {len(gram):,} columns was damped by {damping} to be factored", stacklevel=2
+                )
             roots = matrix.diagonal().clone()
             return Factor(matrix.div_(roots), roots.square_())
     raise CalibrationError(f"a Gram matrix of {len(gram):,} columns has no factor", "use more samples")
