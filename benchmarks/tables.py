@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from mcpmq.table import megabytes
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 SCHEMES = ["int4-g32", "int4-g128", "int4-g32-asym", "int8-g32", "int8-row", *GGML_BLOCKS, "f16", "bf16", "f32"]
+WIDEST = 95
 FOLDERS = {
     "calibration": "what the models look at: data, and the scripts that made it",
     "benchmarks": "figures, with the command, the machine and the versions that gave them",
@@ -128,4 +130,6 @@ def file_tree() -> str:
 
 
 def _sentence(path: Path) -> str:
-    return (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n\n")[0].replace("\n", " ").rstrip(".")
+    """What a module says of itself; if that is long, to the first colon or semicolon."""
+    whole = (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n\n")[0].replace("\n", " ")
+    return whole.rstrip(".") if len(whole) <= WIDEST else re.split(r"[:;] |\. ", whole)[0].rstrip(".")

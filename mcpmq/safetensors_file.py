@@ -1,6 +1,6 @@
 """Safetensors headers and ranges, by plain reads: a memory map would count the whole file as resident.
 
-Format: 8 bytes little-endian header length, a JSON header, the data (huggingface.co/docs/safetensors).
+Format, as the safetensors project describes it: 8 bytes little-endian header length, a JSON header, the data.
 """
 
 import json
