@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from calibration import make_sets
 from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.evaluate import Settings, encoded, measure
@@ -46,6 +47,18 @@ def test_the_sets_share_nothing(starter: CalibrationSet, heldout: CalibrationSet
         return {sample.image.read_bytes() if sample.image else sample.prompt for sample in samples}
 
     assert not seen(starter) & seen(heldout)
+
+
+def test_the_sets_are_what_their_script_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Byte for byte, images and manifests."""
+    monkeypatch.setattr(make_sets, "ROOT", tmp_path)
+
+    make_sets.main()
+
+    for name in ("starter", "heldout"):
+        made = {file.relative_to(tmp_path): file.read_bytes() for file in (tmp_path / name).rglob("*.*")}
+        assert made == {path: (FOLDER / path).read_bytes() for path in made}
+        assert len(made) == sum(1 for _ in (FOLDER / name).rglob("*.*"))
 
 
 def test_the_reference_has_the_published_layout_and_awkward_widths(reference: Checkpoint) -> None:
