@@ -71,8 +71,7 @@ class Manifest(_Record):
     family: str
     source: SourceRecord
     recipe: dict[str, Any]
-    calibration_sha256: str | None
-    calibrated_on: Annotated[CalibrationRecord | None, LEFT_OUT] = None
+    calibrated_on: Annotated[CalibrationRecord | None, LEFT_OUT] = None  # None: rounding looked at no sample
     versions: dict[str, str]
     weights: tuple[WeightRecord, ...]
     notes: tuple[str, ...] = ()

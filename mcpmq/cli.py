@@ -83,6 +83,7 @@ def convert(
     from mcpmq.convert import convert
     from mcpmq.evaluate import Settings
 
+    _tell_of_blind_rounding(asked)
     settings = Settings.of(threads, cache, show.progress())
     show.report(convert(source, out, asked, names, calibration, on, settings), as_json=json)
 
@@ -121,6 +122,8 @@ def quantize(
     from mcpmq.quantize import quantize
 
     samples = CalibrationSet.open(calibration) if calibration else None
+    if samples:
+        _tell_of_blind_rounding(asked)
     made = quantize(make_plan(Checkpoint.open(source), asked), out, samples, show.progress())
     show.artifact(made.artifact, as_json=json)
 
@@ -193,6 +196,13 @@ def report(
     from mcpmq.report import Report
 
     show.report(Report.merged([Report.load(path) for path in reports]), as_json=json, as_markdown=markdown)
+
+
+def _tell_of_blind_rounding(recipe: "Recipe") -> None:
+    if recipe.round == "rtn":
+        from mcpmq import show
+
+        show.notice(f"recipe `{recipe.name}` rounds to the nearest: no calibration sample decides a weight")
 
 
 def _recipe(name: str | None, bits: int | None) -> "Recipe":

@@ -7,7 +7,7 @@ from math import prod
 
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import RecipeError
-from mcpmq.families.family import Family, TensorSpec
+from mcpmq.families.family import TensorSpec
 from mcpmq.recipe import GgmlScheme, Recipe, Scheme
 from mcpmq.safetensors_file import DTYPES
 
@@ -97,21 +97,18 @@ def _step(checkpoint: Checkpoint, recipe: Recipe, spec: TensorSpec) -> Step:
     if not matching:
         return Step(spec, dtype, None, "nothing in the recipe matches")
     step = Step(spec, dtype, recipe.weights[matching[-1]], f'"{matching[-1]}"')
-    _refuse_misfit(checkpoint.family, step)
+    _refuse_misfit(step)
     return step
 
 
-def _refuse_misfit(family: Family, step: Step) -> None:
+def _refuse_misfit(step: Step) -> None:
     columns = step.matrix_shape[1]
-    if not isinstance(step.scheme, GgmlScheme) or columns % step.scheme.block_columns == 0 or may_widen(family, step):
+    if not isinstance(step.scheme, GgmlScheme) or columns % step.scheme.block_columns == 0:
+        return
+    if step.spec.may_grow == "columns":
         return
     fits = "`q8_0` or `iq4_nl`" if columns % 32 == 0 else "`int8-row` or `keep`"
     raise RecipeError(
         f"`{step.name}` has {columns} columns, not a multiple of the {step.scheme.block_columns} of `{step.scheme}`",
         f'give it {fits} in the recipe: add `"{step.name}" = ...` after {step.reason}',
     )
-
-
-def may_widen(family: Family, step: Step) -> bool:
-    """Whether the columns are a hidden width that zeros may widen without changing what is computed."""
-    return any(fnmatchcase(step.name, down) for _, down in family.widened)

@@ -107,7 +107,6 @@ def _manifest(plan: Plan, calibration: CalibrationSet | None) -> Manifest:
         family=checkpoint.family.name,
         source=SourceRecord(name=checkpoint.path.resolve().name, sha256=checkpoint.sha256, nbytes=checkpoint.nbytes),
         recipe=plan.recipe.written(),
-        calibration_sha256=calibration.sha256 if calibration else None,
         calibrated_on=_calibration_record(calibration) if calibration and plan.recipe.round != "rtn" else None,
         versions=installed_versions((*PACKAGES, *(() if plan.recipe.round == "rtn" else PACKAGES_OF_THE_MODEL))),
         weights=tuple(map(_record, plan.steps)),

@@ -248,7 +248,7 @@ def _artifact_table(artifact: "Artifact") -> Table:
 def _calibrated_on(artifact: "Artifact") -> str:
     used = artifact.manifest.calibrated_on
     if used is None:
-        return artifact.manifest.calibration_sha256 or "nothing"
+        return "nothing: rounded to the nearest"
     return f"{used.name}, {used.samples:,} samples, {used.with_image:,} with an image, sha256 {used.sha256}"
 
 

@@ -160,6 +160,17 @@ def test_quantize_then_export(mcpmq: Command, tiny_checkpoint: Path, tmp_path: P
     assert (quantized.err, exported.err) == ("", "")
 
 
+def test_a_set_that_decides_nothing_is_told_of(
+    mcpmq: Command, tiny_checkpoint: Path, tiny_set: Path, tmp_path: Path
+) -> None:
+    """Rounding to nearest looks at no sample: said beside the result, and the artifact does not claim otherwise."""
+    ran = mcpmq("quantize", tiny_checkpoint, tmp_path / "codes", "--bits", 8, "--calibration", tiny_set)
+
+    assert "no calibration sample decides a weight" in ran.err
+    assert "nothing: rounded to the nearest" in ran.out
+    assert json.loads(mcpmq("inspect", tmp_path / "codes", "--json").out).get("calibrated_on") is None
+
+
 def test_inspect_says_what_a_path_is(
     mcpmq: Command, tiny_checkpoint: Path, tiny_set: Path, tiny_int4: object, tmp_path: Path
 ) -> None:

@@ -24,6 +24,7 @@ class TensorSpec:
     shape: tuple[int, ...]
     role: Role = "other"
     transposed: bool = False  # stored [in, out]; everywhere else mcpmq has it as [out, in]
+    may_grow: Literal["rows", "columns"] | None = None  # a hidden width: zeros added there change nothing computed
 
     @property
     def component(self) -> str:
@@ -112,5 +113,4 @@ class Family:
     tensors: Callable[[Architecture], tuple[TensorSpec, ...]]  # in the order of the forward pass
     processor: Callable[[Path], Processor]
     native: str  # "module:function" that builds the torch model from the raw config on the meta device
-    widened: tuple[tuple[str, str], ...] = ()  # (up, down) globs whose hidden width may be zero-padded exactly
     fed_by: tuple[tuple[str, str], ...] = ()  # hub names: a matrix that no linear holds, and what feeds it its output

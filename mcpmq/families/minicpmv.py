@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
@@ -31,6 +31,9 @@ VISION_LAYER = {
     "mlp.up": "mlp.fc1",
     "mlp.down": "mlp.fc2",
 }
+
+# GELU of zero is zero, so zero rows above and zero columns below leave every sum as it was.
+HIDDEN_WIDTH_OF_VISION: dict[str, Literal["rows", "columns"]] = {"mlp.up": "rows", "mlp.down": "columns"}
 
 
 class _Siglip(BaseModel):
@@ -136,10 +139,12 @@ def _tensors(architecture: Architecture) -> tuple[TensorSpec, ...]:
     )
 
 
-def _matrix(name: str, hub_name: str, rows: int, columns: int, bias: bool) -> Iterator[TensorSpec]:
-    yield TensorSpec(name, f"{hub_name}.weight", (rows, columns), "matrix")
+def _matrix(
+    name: str, hub_name: str, rows: int, columns: int, bias: bool, may_grow: Literal["rows", "columns"] | None = None
+) -> Iterator[TensorSpec]:
+    yield TensorSpec(name, f"{hub_name}.weight", (rows, columns), "matrix", may_grow=may_grow)
     if bias:
-        yield TensorSpec(f"{name}.bias", f"{hub_name}.bias", (rows,))
+        yield TensorSpec(f"{name}.bias", f"{hub_name}.bias", (rows,), may_grow="rows" if may_grow == "rows" else None)
 
 
 def _layer_norm(name: str, hub_name: str, width: int) -> Iterator[TensorSpec]:
@@ -160,7 +165,8 @@ def _vision(shape: VisionShape) -> Iterator[TensorSpec]:
             if name.startswith("norm"):
                 yield from _layer_norm(full, hub, shape.hidden)
             else:
-                yield from _matrix(full, hub, *shapes.get(name, (shape.hidden, shape.hidden)), bias=True)
+                sizes = shapes.get(name, (shape.hidden, shape.hidden))
+                yield from _matrix(full, hub, *sizes, bias=True, may_grow=HIDDEN_WIDTH_OF_VISION.get(name))
     yield from _layer_norm("vision.post_norm", "vpm.post_layernorm", shape.hidden)
 
 
@@ -210,5 +216,4 @@ MINICPM_V_2_6 = Family(
     processor=_processor,
     native="mcpmq.families.minicpmv_native:build",
     fed_by=(("resampler.proj", "resampler.ln_post"),),
-    widened=(("vision.layers.*.mlp.up", "vision.layers.*.mlp.down"),),
 )

@@ -3,7 +3,6 @@
 Format: docs/gguf.md in the sources of ggml.
 """
 
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +14,6 @@ if TYPE_CHECKING:  # `refuses` is asked without torch
     from mcpmq.quantized import Quantized
 
 BLOCK_COLUMNS = 32  # of Q4_0 and Q8_0, the types that integer grids become
-WIDENED = "vision.layers.*.mlp.down"  # the columns that `widened_ffn` fills up to whole blocks
 ALTERNATIVES = "`int4-g32`, `int8-g32`, wider symmetric groups, `q4_k` and its like, `f16`, or `keep`"
 
 
@@ -29,7 +27,7 @@ def refuses(step: Step) -> str | None:
     if scheme.group_size is not None and scheme.group_size % BLOCK_COLUMNS:
         return f"its blocks share a scale over {BLOCK_COLUMNS} columns; it can hold {ALTERNATIVES}"
     columns = step.matrix_shape[1]
-    if columns % BLOCK_COLUMNS and not fnmatchcase(step.name, WIDENED):
+    if columns % BLOCK_COLUMNS and step.spec.may_grow != "columns":
         return f"{columns} columns are no whole blocks of {BLOCK_COLUMNS}; it can hold `f16`, `f32` or `keep`"
     return None
 

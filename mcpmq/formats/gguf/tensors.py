@@ -89,11 +89,9 @@ def widened_ffn(quantized: Quantized) -> int:
 
 def _widened(spec: TensorSpec, ffn: int, width: int) -> tuple[int, ...]:
     shape = spec.shape[::-1] if spec.transposed else spec.shape
-    if spec.component != "vision" or ffn == width:
+    if spec.may_grow is None or ffn == width:
         return shape
-    if spec.name.endswith((".mlp.up", ".mlp.up.bias")):
-        return (width, *shape[1:])
-    return (shape[0], width) if spec.name.endswith(".mlp.down") else shape
+    return (width, *shape[1:]) if spec.may_grow == "rows" else (shape[0], width)
 
 
 def pack(weight: QTensor | Tensor | None, slot: Slot) -> NDArray[np.uint8]:

@@ -72,8 +72,8 @@ def _add_provenance(writer: GGUFWriter, quantized: Quantized) -> None:
     writer.add_string("mcpmq.version", manifest.versions["mcpmq"])
     writer.add_string("mcpmq.recipe", str(manifest.recipe["name"]))
     writer.add_string("mcpmq.source.sha256", manifest.source.sha256)
-    if manifest.calibration_sha256:
-        writer.add_string("mcpmq.calibration.sha256", manifest.calibration_sha256)
+    if manifest.calibrated_on:
+        writer.add_string("mcpmq.calibration.sha256", manifest.calibrated_on.sha256)
 
 
 def _write_tensors(
