@@ -16,7 +16,7 @@ from mcpmq.errors import ArtifactError, OutputError
 
 MANIFEST = "mcpmq.json"
 FULL = (errno.ENOSPC, errno.EDQUOT, None)  # None: numpy tells of a short write without a number
-Kind = Literal["quantized", "gguf", "onnx"]
+Kind = Literal["quantized", "gguf", "onnx", "gptq", "awq", "bnb", "compressed-tensors"]
 LEFT_OUT = Field(exclude_if=lambda value: value is None)  # of files about what was not calibrated
 
 
