@@ -23,7 +23,7 @@ from mcpmq.errors import ArtifactError
 from mcpmq.families.family import Inputs
 from mcpmq.machine import describe_machine
 from mcpmq.progress import Progress, silent
-from mcpmq.runners.process import ENGINES, Engine, Run, run
+from mcpmq.runners.process import ENGINE_OF, ENGINES, Engine, Run, run
 from mcpmq.runners.sample_files import SampleFiles
 
 NONSQUARE = "nonsquare"  # tag of images that llama.cpp resizes in another way than the published code
@@ -196,7 +196,7 @@ def measure(model: Checkpoint | Artifact, inputs: EncodedSet, settings: Settings
     if isinstance(model, Checkpoint):
         return _measure_original(model, inputs, settings)
     model.verify()
-    engine: Engine = "torch" if model.manifest.kind == "quantized" else model.manifest.kind
+    engine = ENGINE_OF[model.manifest.kind]
     result = run(engine, model.path, inputs.files, settings.threads, settings.progress)
     return _measurement(engine_name(engine), result, model.nbytes_by_component(), inputs)
 

@@ -8,7 +8,7 @@ from math import prod
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import RecipeError
 from mcpmq.families.family import TensorSpec
-from mcpmq.recipe import GgmlScheme, Recipe, Scheme
+from mcpmq.recipe import CODEBOOK_COLUMNS, CodebookScheme, GgmlScheme, Recipe, Scheme
 from mcpmq.safetensors_file import DTYPES
 
 
@@ -103,6 +103,11 @@ def _step(checkpoint: Checkpoint, recipe: Recipe, spec: TensorSpec) -> Step:
 
 def _refuse_misfit(step: Step) -> None:
     columns = step.matrix_shape[1]
+    if isinstance(step.scheme, CodebookScheme) and columns % CODEBOOK_COLUMNS:
+        raise RecipeError(
+            f"`{step.name}` has {columns} columns, not a multiple of the {CODEBOOK_COLUMNS} of `{step.scheme}`",
+            f'write `"{step.name}" = "keep"` after {step.reason} in the recipe',
+        )
     if not isinstance(step.scheme, GgmlScheme) or columns % step.scheme.block_columns == 0:
         return
     if step.spec.may_grow == "columns":

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from mcpmq.errors import CheckpointError
+from mcpmq.grids import codebook
 from mcpmq.observe import LayerStats
 from mcpmq.plan import Plan, Step
 from mcpmq.qtensor import QTensor
-from mcpmq.recipe import FloatScheme, GgmlScheme, IntegerScheme
+from mcpmq.recipe import CodebookScheme, FloatScheme, GgmlScheme, IntegerScheme
 from mcpmq.rounding import ROUNDERS
 
 PIECE_WEIGHTS = 1 << 24  # read at a time; rows are rounded independently
@@ -27,6 +28,9 @@ def rounded(plan: Plan, step: Step, stats: Sequence[LayerStats] = ()) -> QTensor
     if step.scheme is None or isinstance(step.scheme, FloatScheme):
         weight = _finite(plan.checkpoint.load(step.spec), step)
         return weight if step.scheme is None else _converted(weight, step, step.scheme)
+    if isinstance(step.scheme, CodebookScheme):
+        rows = (_finite(rows, step) for rows in plan.checkpoint.load_rows(step.spec, PIECE_WEIGHTS))
+        return codebook.quantize(rows, step.matrix_shape[0], step.scheme)
     if stats:
         return _rounded_by_sight(plan, step, step.scheme, stats)
     scheme, pieces = step.scheme, plan.checkpoint.load_rows(step.spec, PIECE_WEIGHTS)

@@ -13,11 +13,11 @@ Source: WQLinear_GEMM of AutoAWQ (`awq/modules/linear/gemm.py`). There is always
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcpmq.formats.hf.fit import grid_of, place_refusal
+from mcpmq.formats.hf.fit import grid_of, refusal
 from mcpmq.formats.hf.names import wide_modules
 from mcpmq.plan import Step
 from mcpmq.progress import Progress
-from mcpmq.recipe import IntegerScheme
+from mcpmq.recipe import IntegerScheme, Scheme
 
 if TYPE_CHECKING:  # `refuses` is asked without torch
     from mcpmq.quantized import Quantized
@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # `refuses` is asked without torch
 COMPONENTS = ("language",)
 GROUP_SIZES = (32, 64, 128)  # those of vLLM's kernels and gptqmodel's both
 MULTIPLE = 32  # of outputs, which kernels take at a time
-GRIDS = "`int4-g32`, `int4-g64` or `int4-g128`, with or without `-asym`,"
+GRIDS = "`int4-g32`, `int4-g64` or `int4-g128`, and `-asym` or not,"
 READERS = (
     "AWQ layout, GEMM version: transformers (with `gptqmodel`), vLLM and SGLang load it."
     " The scales are float16, some of them negative; a reader that computes in bfloat16 rounds them once more."
@@ -34,14 +34,16 @@ READERS = (
 
 def refuses(step: Step) -> str | None:
     """Why AWQ's readers cannot hold this weight on its scheme; None if they can."""
-    if (reason := place_refusal(step, COMPONENTS, GRIDS)) or not isinstance(step.scheme, IntegerScheme):
+    if (reason := refusal(step, COMPONENTS, _fits, GRIDS)) or not isinstance(step.scheme, IntegerScheme):
         return reason
-    if step.scheme.bits != 4 or step.scheme.group_size not in GROUP_SIZES:
-        return f"it has 4 bits, and a scale for {GROUP_SIZES} inputs; it can hold {GRIDS} or `keep`"
-    rows, columns = step.matrix_shape
-    if rows % MULTIPLE or columns % step.scheme.group_size:
-        return f"{rows} x {columns} are no whole multiples of {MULTIPLE} x {step.scheme.group_size}; it can hold `keep`"
+    (rows, columns), group = step.matrix_shape, step.scheme.group_size
+    if rows % MULTIPLE or columns % (group or 1):
+        return f"{rows} x {columns} are no whole multiples of {MULTIPLE} x {group}; it can hold `keep`"
     return None
+
+
+def _fits(scheme: Scheme) -> bool:
+    return isinstance(scheme, IntegerScheme) and scheme.bits == 4 and scheme.group_size in GROUP_SIZES
 
 
 def settings(scheme: IntegerScheme, wide: tuple[str, ...]) -> dict[str, Any]:

@@ -14,17 +14,17 @@ makes room for them unpacked, and then finds them packed.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcpmq.formats.hf.fit import grid_of, place_refusal
+from mcpmq.formats.hf.fit import grid_of, refusal
 from mcpmq.formats.hf.names import as_pattern, wide_modules
 from mcpmq.plan import Step
 from mcpmq.progress import Progress
-from mcpmq.recipe import IntegerScheme
+from mcpmq.recipe import IntegerScheme, Scheme
 
 if TYPE_CHECKING:  # `refuses` is asked without torch
     from mcpmq.quantized import Quantized
 
 COMPONENTS = ("language", "vision")
-GRIDS = "`int4` or `int8`, in groups that divide its inputs or `-row`,"
+GRIDS = "`int4` or `int8`, symmetric, with groups that divide its inputs or `-row`,"
 READERS = (
     "`pack-quantized` layout: transformers (with `compressed-tensors`), vLLM and SGLang load it."
     " The scales are float16, some of them negative; a reader that computes in bfloat16 rounds them once more."
@@ -33,14 +33,16 @@ READERS = (
 
 def refuses(step: Step) -> str | None:
     """Why readers of compressed-tensors cannot hold this weight on its scheme; None if they can."""
-    if (reason := place_refusal(step, COMPONENTS, GRIDS)) or not isinstance(step.scheme, IntegerScheme):
+    if (reason := refusal(step, COMPONENTS, _fits, GRIDS)) or not isinstance(step.scheme, IntegerScheme):
         return reason
-    if not step.scheme.symmetric:
-        return f"transformers does not load its zero points; it can hold {GRIDS} or `keep`"
     columns = step.matrix_shape[1]
     if step.scheme.group_size and columns % step.scheme.group_size:
         return f"{columns} columns are no whole groups of {step.scheme.group_size}; it can hold {GRIDS} or `keep`"
     return None
+
+
+def _fits(scheme: Scheme) -> bool:
+    return isinstance(scheme, IntegerScheme) and scheme.symmetric
 
 
 def settings(scheme: IntegerScheme, wide: tuple[str, ...]) -> dict[str, Any]:

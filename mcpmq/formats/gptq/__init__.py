@@ -15,11 +15,11 @@ Source: the linear modules of gptqmodel (`nn_modules/qlinear/torch.py`), and of 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcpmq.formats.hf.fit import grid_of, place_refusal
+from mcpmq.formats.hf.fit import grid_of, refusal
 from mcpmq.formats.hf.names import as_pattern, wide_modules
 from mcpmq.plan import Step
 from mcpmq.progress import Progress
-from mcpmq.recipe import IntegerScheme
+from mcpmq.recipe import IntegerScheme, Scheme
 
 if TYPE_CHECKING:  # `refuses` is asked without torch
     from mcpmq.quantized import Quantized
@@ -27,7 +27,7 @@ if TYPE_CHECKING:  # `refuses` is asked without torch
 COMPONENTS = ("language",)  # gptqmodel replaces the layers of the language model, and vLLM leaves towers alone
 GROUP_SIZES = (32, 64, 128, None)  # those of vLLM's kernels and gptqmodel's both
 MULTIPLE = 32  # of inputs and outputs, which kernels take at a time
-GRIDS = "`int4` or `int8`, `-g32`, `-g64`, `-g128` or `-row`, with or without `-asym`,"
+GRIDS = "`int4` or `int8` with `-g32`, `-g64`, `-g128` or `-row`, and `-asym` or not,"
 OLD_LOADERS = "quantize_config.json"
 READERS = (
     "GPTQ layout: transformers (with `optimum` and `gptqmodel`), vLLM and SGLang load it."
@@ -37,15 +37,17 @@ READERS = (
 
 def refuses(step: Step) -> str | None:
     """Why GPTQ's readers cannot hold this weight on its scheme; None if they can."""
-    if (reason := place_refusal(step, COMPONENTS, GRIDS)) or not isinstance(step.scheme, IntegerScheme):
+    if (reason := refusal(step, COMPONENTS, _fits, GRIDS)) or not isinstance(step.scheme, IntegerScheme):
         return reason
-    if step.scheme.group_size not in GROUP_SIZES:
-        return f"its readers have no kernel for groups of {step.scheme.group_size}; it can hold {GRIDS} or `keep`"
     rows, columns = step.matrix_shape
     if rows % MULTIPLE or columns % (step.scheme.group_size or MULTIPLE):
         group = step.scheme.group_size or MULTIPLE
         return f"{rows} x {columns} are no whole multiples of {MULTIPLE} x {group}; it can hold `keep`"
     return None
+
+
+def _fits(scheme: Scheme) -> bool:
+    return isinstance(scheme, IntegerScheme) and scheme.group_size in GROUP_SIZES
 
 
 def settings(scheme: IntegerScheme, wide: tuple[str, ...], version: str) -> dict[str, Any]:

@@ -1,12 +1,10 @@
 """What readers of Hugging Face artifacts can hold, whatever the format: decided without torch."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from mcpmq.families.family import TensorSpec
 from mcpmq.plan import Step
-from mcpmq.recipe import FloatScheme, GgmlScheme, Scheme
-
-FLOATS = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+from mcpmq.recipe import FloatScheme, Scheme
 
 
 def is_linear(spec: TensorSpec) -> bool:
@@ -15,20 +13,18 @@ def is_linear(spec: TensorSpec) -> bool:
     return spec.role == "matrix" and in_layer and not spec.transposed and spec.hub_name.endswith(".weight")
 
 
-def place_refusal(step: Step, components: tuple[str, ...], grids: str) -> str | None:
-    """Why readers that replace the linear layers of these components cannot hold a weight here; None if they can.
+def refusal(step: Step, components: tuple[str, ...], fits: Callable[[Scheme], bool], grids: str) -> str | None:
+    """Why readers that replace the linear layers of some components cannot hold a weight there; None if they can.
 
-    `grids` names what a linear layer may have.
+    `fits` says whether a grid is one of theirs, `grids` names those. Floats of any type are held: a reader converts
+    them to the one that it computes in.
     """
     scheme = step.scheme
     if scheme is None or isinstance(scheme, FloatScheme):
-        same = scheme is None or FLOATS[scheme.dtype] == step.dtype
-        return None if same else f"config.json names one type of floats for all, {step.dtype}; it can hold `keep`"
+        return None
     if step.spec.component not in components or not is_linear(step.spec):
         return f"its readers pack the linear layers of {' and '.join(components)} alone; it can hold `keep`"
-    if isinstance(scheme, GgmlScheme):
-        return f"ggml's blocks are a layout of their own; it can hold {grids} or `keep`"
-    return None
+    return None if fits(scheme) else f"it can hold {grids} or `keep`"
 
 
 def is_packed(scheme: Scheme | None) -> bool:
