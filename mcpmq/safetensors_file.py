@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 DTYPES = {"BF16": ("bfloat16", 2), "F16": ("float16", 2), "F32": ("float32", 4), "U8": ("uint8", 1)}
 PACKED_DTYPES = DTYPES | {"I8": ("int8", 1), "I32": ("int32", 4), "I64": ("int64", 8)}  # of packed weights, too
 METADATA = "__metadata__"
+ALIGNMENT = 8
 LARGEST_HEADER_NBYTES = 100 << 20  # the limit of the reference implementation
 
 
@@ -141,27 +142,37 @@ def write_file(file: Path, tensors: "Mapping[str, Tensor]", metadata: "Mapping[s
 class GrowingFile:
     """A file that tensors are added to one at a time; the room that was kept before them is filled at the end.
 
-    Format: the header of a safetensors file may end in spaces.
+    Format: the header of a safetensors file may end in spaces. Data stays aligned, as the reference implementation has
+    it: a tensor that does not fill whole 8 bytes, which only small ones do, is kept and comes last.
     """
 
     def __init__(self, file: Path, header_nbytes: int, metadata: "Mapping[str, str]") -> None:
         self._header: dict[str, Any] = {METADATA: dict(metadata)}
-        self._room = header_nbytes + -header_nbytes % 8
-        self.nbytes = 0  # of the data
+        self._room = header_nbytes + -header_nbytes % ALIGNMENT
+        self._last: dict[str, Tensor] = {}
+        self.nbytes = 0  # of the data, without the last
         self._stream = file.open("wb")
         self._stream.write(struct.pack("<Q", self._room) + b" " * self._room)
 
     def add(self, name: str, tensor: "Tensor") -> None:
         """Write one more tensor; it need not be kept."""
+        if tensor.nbytes % ALIGNMENT:
+            self._last[name] = tensor
+        else:
+            self._write(name, tensor)
+
+    def _write(self, name: str, tensor: "Tensor") -> None:
         self._header[name] = _described(tensor, self.nbytes)
         self.nbytes += self._stream.write(_bytes_of(tensor))
 
     def finish(self) -> None:
-        """Fill in the header and close.
+        """Write what comes last, fill in the header and close.
 
         Raises:
             ValueError: it takes more room than was kept for it.
         """
+        for name in sorted(self._last, key=lambda name: -self._last[name].element_size()):
+            self._write(name, self._last[name])
         text = _encoded(self._header)
         if len(text) > self._room:
             raise ValueError(f"a header of {len(text):,} bytes in room for {self._room:,}")
@@ -182,7 +193,7 @@ def _described(tensor: "Tensor", begin: int) -> dict[str, Any]:
 
 def _encoded(header: dict[str, Any]) -> bytes:
     text = json.dumps(header).encode()
-    return text + b" " * (-len(text) % 8)  # the data begins aligned, as the reference implementation writes it
+    return text + b" " * (-len(text) % ALIGNMENT)  # the data begins aligned, as the reference implementation writes it
 
 
 def _bytes_of(tensor: "Tensor") -> memoryview:

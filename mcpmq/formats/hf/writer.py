@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from mcpmq.families.family import TensorSpec
-from mcpmq.formats.hf.card import card
+from mcpmq.formats.hf.card import CARD, card
 from mcpmq.formats.hf.fit import is_packed
 from mcpmq.formats.hf.names import module_of
 from mcpmq.progress import Progress
@@ -19,7 +19,7 @@ from mcpmq.qtensor import QTensor
 from mcpmq.quantized import Quantized
 from mcpmq.safetensors_file import GrowingFile
 
-CARD, CONFIG, INDEX = "README.md", "config.json", "model.safetensors.index.json"
+CONFIG, INDEX = "config.json", "model.safetensors.index.json"
 SHARD_NBYTES = 5_000_000_000
 HEADER_NBYTES = 160  # of a tensor, beside the name of its weight: at most
 TENSORS_OF_A_WEIGHT = 6  # at most: bitsandbytes' double quantization
@@ -52,7 +52,10 @@ def write_model(
             for spec in progress(specs, f"writing {component}"):
                 shards.add(tensors_of(quantized, spec, layout.pack))
         files = shards.finish()
-        return files | {"model": [*_write_texts(quantized, out, layout), *shards.write_index()]}
+        files["model"] = [*_copy(quantized, "model", out), *_write_texts(quantized, out, layout), shards.write_index()]
+    if code := _copy(quantized, "code", out):
+        files["code"] = code
+    return files
 
 
 def _by_component(quantized: Quantized) -> dict[str, list[TensorSpec]]:
@@ -117,11 +120,11 @@ class _Shards:
             files.setdefault(component, []).append(self._name(number))
         return files
 
-    def write_index(self) -> list[str]:
+    def write_index(self) -> str:
         """Say which shard holds which tensor: the name of the file."""
         weight_map = {name: self._name(number) for name, number in sorted(self.placed.items())}
         write_json(self.folder / INDEX, {"metadata": {"total_size": self.nbytes}, "weight_map": weight_map})
-        return [INDEX]
+        return INDEX
 
     def close(self) -> None:
         """Close the file that still grows, if writing it failed."""
@@ -135,17 +138,19 @@ class _Shards:
         return f"model-{number + 1:05}-of-{len(self.components):05}.safetensors"
 
 
-def _write_texts(quantized: Quantized, out: Path, layout: Layout) -> Iterator[str]:
-    for component in ("model", "code"):
-        for file in quantized.artifact.files_of(component):
-            if file.name not in (CONFIG, CARD):
-                shutil.copyfile(file, out / file.name)
-                yield file.name
+def _copy(quantized: Quantized, component: str, out: Path) -> list[str]:
+    names = [file.name for file in quantized.artifact.files_of(component) if file.name != CONFIG]
+    for name in names:
+        shutil.copyfile(quantized.path / name, out / name)
+    return names
+
+
+def _write_texts(quantized: Quantized, out: Path, layout: Layout) -> tuple[str, str]:
     write_json(out / CONFIG, {**quantized.config, "quantization_config": dict(layout.settings)})
     method = str(layout.settings["quant_method"])
     text = card(quantized.artifact.manifest, quantized.config, quantized.steps, method, layout.readers)
     (out / CARD).write_text(text, encoding="utf-8")
-    yield from (CONFIG, CARD)
+    return CONFIG, CARD
 
 
 def write_json(file: Path, value: Mapping[str, Any]) -> None:
