@@ -195,8 +195,11 @@ def measure(model: Checkpoint | Artifact, inputs: EncodedSet, settings: Settings
     """
     if isinstance(model, Checkpoint):
         return _measure_original(model, inputs, settings)
+    kind = model.manifest.kind
+    if kind == "imatrix":
+        raise ArtifactError(f"`{model.path}` holds an importance matrix, no model", "name what `mcpmq export` wrote")
     model.verify()
-    engine: Engine = "torch" if model.manifest.kind == "quantized" else model.manifest.kind
+    engine: Engine = "torch" if kind == "quantized" else kind
     result = run(engine, model.path, inputs.files, settings.threads, settings.progress)
     return _measurement(engine_name(engine), result, model.nbytes_by_component(), inputs)
 
