@@ -12,7 +12,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from mcpmq.pieces import Each, one_by_one
+from mcpmq.pieces import Each, bfloat16_products, one_by_one
 from mcpmq.watch import watch
 
 MODALITIES = ("vision", "text", "answer")
@@ -99,7 +99,8 @@ class _Sum:
     def flush(self) -> None:
         rows = torch.cat(self.waiting or [self.gram[:0]])
         self.waiting.clear()
-        self.each(partial(self._enter, rows), range(0, len(self.gram), TILE_COLUMNS))
+        with bfloat16_products():
+            self.each(partial(self._enter, rows), range(0, len(self.gram), TILE_COLUMNS))
 
     def _enter(self, rows: Tensor, begin: int) -> None:
         end = begin + TILE_COLUMNS
