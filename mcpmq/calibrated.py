@@ -19,16 +19,17 @@ from mcpmq import native
 from mcpmq.calibration import CalibrationSet, Sample
 from mcpmq.errors import CalibrationError
 from mcpmq.families.family import Inputs
+from mcpmq.judging import Judge, by_gram, by_outputs, candidates, held_out
 from mcpmq.native import NativeModel
 from mcpmq.observe import ANSWER, MODALITIES, TEXT, VISION, Labels, LayerStats, observe
-from mcpmq.pieces import Each, all_threads, share_linears, torch_threads
+from mcpmq.pieces import Each, all_threads, share_linears
 from mcpmq.plan import Plan, Step, block_of
 from mcpmq.progress import Progress
-from mcpmq.quantized import Tokens, read_weight, write_block
-from mcpmq.recipe import GgmlScheme, IntegerScheme, Modalities
-from mcpmq.rounded import rounded
+from mcpmq.quantized import read_weight, write_block
+from mcpmq.recipe import Modalities
 from mcpmq.safetensors_file import read_header
-from mcpmq.stream import lockstep
+from mcpmq.stream import Replay, lockstep
+from mcpmq.trial import Stats, Trial, scales_of
 
 HEAD, LANGUAGE = "head", "language"  # components that see tokens; all others see images only
 
@@ -37,17 +38,17 @@ _passing: ContextVar[Tensor] = ContextVar("modalities")
 
 
 def needs_samples(plan: Plan, step: Step) -> bool:
-    """Whether a weight is rounded by what it sees: a matrix on a grid, under a recipe that does so."""
-    on_a_grid = isinstance(step.scheme, IntegerScheme | GgmlScheme)
-    return plan.recipe.round != "rtn" and on_a_grid and step.spec.role == "matrix"
+    """Whether a weight is rounded by what it sees, or takes scales that follow from it: a matrix on a grid."""
+    asked = plan.recipe.round != "rtn" or step.name in plan.smoothed
+    return asked and step.on_a_grid and step.spec.role == "matrix"
 
 
 def refuse_unseen(plan: Plan, calibration: CalibrationSet | None) -> tuple[Sample, ...]:
     """The samples that a plan needs: none if it looks at nothing.
 
     Raises:
-        CalibrationError: it needs a calibration set and there is none, or it quantizes what sees only images and no
-            sample has one.
+        CalibrationError: it needs a calibration set and there is none, it quantizes what sees only images and no
+            sample has one, or it chooses by held-out samples and there are too few to hold one out.
     """
     needing = [step for step in plan.steps if needs_samples(plan, step)]
     if not needing:
@@ -62,7 +63,18 @@ def refuse_unseen(plan: Plan, calibration: CalibrationSet | None) -> tuple[Sampl
         for step in needing:
             if step.spec.component not in (HEAD, LANGUAGE):
                 raise _unseen(step.name, len(calibration))
+    if plan.recipe.chooses:
+        _refuse_lone([bool(sample.image) for sample in calibration])
     return calibration.samples
+
+
+def _refuse_lone(with_image: list[bool]) -> None:
+    for kind, what in ((True, "with"), (False, "without")):
+        if with_image.count(kind) == 1:
+            raise CalibrationError(
+                f"the calibration set has one sample {what} an image, which cannot both decide and judge",
+                f"add another sample {what} an image, or remove this one",
+            )
 
 
 def _unseen(name: str, samples: int) -> CalibrationError:
@@ -93,9 +105,10 @@ def round_by_sight(plan: Plan, samples: Sequence[Sample], files: Mapping[str, Pa
     ticks = iter(progress(blocks, "calibrating"))
     threads = torch.get_num_threads()
     passing = [{"kinds": kinds_of(one), "tensors": processor.arguments(one)} for one in inputs]
+    judges = held_out([one.kind for one in inputs])
     with all_threads() as each, torch.inference_mode():
         share_linears(model.module, each)
-        rounding = _Rounding(plan, steps, model, files, len(inputs), threads, each, ticks)
+        rounding = _Rounding(plan, steps, model, files, len(inputs), judges, threads, each, ticks)
         rounding.skip_logits()
         lockstep(rounding.forward, blocks, passing, load=rounding.load, release=native.empty, visit=rounding.visit)
     rounding.finish()
@@ -120,6 +133,7 @@ class _Rounding:
     model: NativeModel
     files: Mapping[str, Path]
     samples: int
+    judges: frozenset[int]  # numbers of the samples that are held out where there is a choice
     threads: int  # of the rounder
     each: Each
     ticks: Iterator[nn.Module]  # one for every block that samples pass
@@ -144,23 +158,39 @@ class _Rounding:
             checkpoint = self.plan.checkpoint
             self.model.fill(block, lambda spec: native.floats_of(checkpoint.load(spec), spec))
 
-    def visit(self, block: nn.Module, replay: Callable[[], None]) -> None:
+    def visit(self, block: nn.Module, replay: Replay) -> None:
         """Round a block by what it sees, write its file, and fill it with what the file holds."""
         file = self._file(block)
         if file.is_file():
             return
-        steps, labels = self.plan.blocks[self._name(block)], self._labels(block)
-        names = {name: spec for name, spec in self.model.blocks[block].items() if self._needs(spec.name)}
-        seen = observe(block, {name: self._fed_by(block, name) for name in names}, replay, labels, self.each)
-        stats = {spec.name: seen.pop(name, ()) for name, spec in names.items()}
-        for step in filter(partial(needs_samples, self.plan), steps):
-            self._refuse_unseen(step.name, stats.get(step.name, ()))
-        tokens = {name: _fewest(parts) for name, parts in stats.items()}
+        plan, name = self.plan, self._name(block)
+        tries, judge = candidates(plan.recipe, smoothing=name in plan.folds), None
+        if len(tries) == 1:
+            stats = self._observe(block, replay)
+        else:
+            stats = self._observe(block, partial(replay, frozenset(range(self.samples)) - self.judges))
+            judge = self._judge(block, partial(replay, self.judges))
+        scales = scales_of(plan, name, self._weights(block), stats, self.each) if tries[-1].smoothing else []
         native.empty(block)  # its floats make room for those of rounding
-        with torch_threads(self.threads):
-            weights = {step.name: rounded(self.plan, step, stats.pop(step.name, ())) for step in steps}
-        write_block(file, weights, tokens)
+        tries = tuple(one for one in tries if scales or not one.smoothing)
+        write_block(file, *Trial(plan, name, stats, scales, self.threads).best(tries, judge))
         self._fill_from_file(block)
+
+    def _observe(self, block: nn.Module, replay: Callable[[], None]) -> Stats:
+        names = {name: spec for name, spec in self.model.blocks[block].items() if self._needs(spec.name)}
+        feeders = {name: self._fed_by(block, name) for name in names}
+        seen = observe(block, feeders, replay, self._labels(block), self.each)
+        stats = {spec.name: seen.pop(name, ()) for name, spec in names.items()}
+        for name, parts in stats.items():
+            self._refuse_unseen(name, parts)
+        return stats
+
+    def _judge(self, block: nn.Module, replay: Callable[[], None]) -> Judge:
+        if not self._is_head(block):
+            return by_outputs(self.model, block, replay, self._labels(block))
+        [spec] = self.model.blocks[block].values()
+        [stats] = self._observe(block, replay)[spec.name]
+        return by_gram(self.plan.checkpoint, spec, stats, self.each)
 
     def finish(self) -> None:
         """Close the progress; refuse what no sample passed."""
@@ -171,6 +201,12 @@ class _Rounding:
                 raise _unseen(
                     next(step.name for step in self.plan.blocks[name] if self._needs(step.name)), self.samples
                 )
+
+    def _weights(self, block: nn.Module) -> dict[str, Tensor]:
+        """What a block holds, by common name, [out, in]."""
+        values = {name: value.detach() for name, value in block.named_parameters()}
+        specs = self.model.blocks[block]
+        return {spec.name: values[name].T if spec.transposed else values[name] for name, spec in specs.items()}
 
     def _needs(self, name: str) -> bool:
         return needs_samples(self.plan, self.steps[name])
@@ -222,7 +258,3 @@ def _passed(_: int) -> Tensor:
 def _spoken(_: int) -> Tensor:
     kinds = _passing.get()
     return kinds[kinds != VISION]
-
-
-def _fewest(parts: tuple[LayerStats, ...]) -> Tokens:
-    return dict(min(parts, key=lambda part: part.weight).tokens)

@@ -80,7 +80,7 @@ def test_a_recipe_survives_its_own_writing(tmp_path: Path) -> None:
         ('name = "x"\nweights = 3', "weights"),
         ('name = "x"\n[weights]\n"*" = 4', "weights"),
         ('name = "x"\n[weights]\n"*" = "int3"', "int3"),
-        ('name = "x"\nround = "best"\n[weights]', "round"),
+        ('name = "x"\nround = "worst"\n[weights]', "round"),
         ('name = "x"\ncolour = "red"\n[weights]', "colour"),
         ('name = "x"\nround = "gptq"\n[weights]\n[modalities]\nvision = -1', "vision"),
         ('name = "x"\nround = "gptq"\n[weights]\n[modalities]\nvision = inf', "vision"),
