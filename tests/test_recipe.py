@@ -1,6 +1,7 @@
 """Recipes and schemes: what is written is what is read, and what is wrong is named."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -72,6 +73,25 @@ def test_a_recipe_survives_its_own_writing(tmp_path: Path) -> None:
     assert Recipe.model_validate(recipe.written()) == recipe
     assert Recipe.model_validate(weighing.written()) == weighing
     assert weighing.written()["modalities"] == {"vision": 0.25, "text": 1.0, "answer": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("rounding", "smooth", "looks", "chooses"),
+    [
+        ("rtn", "none", False, False),
+        ("importance", "none", True, False),
+        ("gptq", "none", True, False),
+        ("best", "none", True, True),
+        ("rtn", "awq", True, True),
+        ("gptq", "smoothquant", True, True),
+    ],
+)
+def test_a_recipe_knows_what_samples_decide(rounding: Any, smooth: Any, looks: bool, chooses: bool) -> None:
+    """Nothing, how a block is rounded, or which of several ways is taken."""
+    recipe = Recipe(name="x", round=rounding, smooth=smooth, weights={})
+
+    assert (recipe.looks, recipe.chooses) == (looks, chooses)
+    assert Recipe.model_validate(recipe.written()) == recipe
 
 
 @pytest.mark.parametrize(
