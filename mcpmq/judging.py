@@ -72,19 +72,24 @@ def by_outputs(model: NativeModel, block: nn.Module, replay: Callable[[], None],
 
     def judge(stored: Mapping[str, Stored], reaches: Mapping[str, float]) -> float:
         model.fill(block, lambda spec: native.floats_of(stored[spec.name], spec))
-        left, errors = iter(originals), []
-
-        def compare(rows: Tensor) -> None:
-            original, weights = next(left)
-            errors.append(_square(rows - original, weights))
-
-        linears = {name: reaches[spec.name] for name, spec in model.blocks[block].items() if spec.name in reaches}
-        with _hearing(block, compare), _inputs_in_8_bits(block, linears):
-            replay()
+        with _inputs_in_8_bits(block, model.blocks[block], reaches):
+            error = _square_error(block, replay, originals)
         native.empty(block)
-        return sum(errors) / whole
+        return error / whole
 
     return judge
+
+
+def _square_error(block: nn.Module, replay: Callable[[], None], originals: Sequence[tuple[Tensor, Tensor]]) -> float:
+    left, errors = iter(originals), []
+
+    def compare(rows: Tensor) -> None:
+        original, weights = next(left)
+        errors.append(_square(rows - original, weights))
+
+    with _hearing(block, compare):
+        replay()
+    return sum(errors)
 
 
 def by_gram(checkpoint: Checkpoint, spec: TensorSpec, stats: LayerStats, each: Each) -> Judge:
@@ -148,12 +153,14 @@ def _hearing(block: nn.Module, hear: Callable[[Tensor], None]) -> Iterator[None]
 
 
 @contextmanager
-def _inputs_in_8_bits(block: nn.Module, reaches: Mapping[str, float]) -> Iterator[None]:
+def _inputs_in_8_bits(
+    block: nn.Module, specs: Mapping[str, TensorSpec], reaches: Mapping[str, float]
+) -> Iterator[None]:
     with ExitStack() as hooks:
-        for name, reach in reaches.items():
+        for name, spec in specs.items():
             module = block.get_submodule(name.rpartition(".")[0])
-            if isinstance(module, nn.Linear):  # others take their inputs in ways of their own
-                hooks.enter_context(module.register_forward_pre_hook(partial(_in_8_bits, reach / 127)))
+            if spec.name in reaches and isinstance(module, nn.Linear):  # others take their inputs in ways of their own
+                hooks.enter_context(module.register_forward_pre_hook(partial(_in_8_bits, reaches[spec.name] / 127)))
         yield
 
 

@@ -119,10 +119,8 @@ def test_scales_that_moved_are_the_same_in_every_engine(
     which rounds activations to 8 bits, nearly, and the manifest of either says what was chosen."""
     processor = MiniCpmVProcessor.open(smoothed.path)
     samples = [processor.encode(one.id, one.image, one.prompt, one.answer) for one in list(mixed_set)[::3]]
-    expected, original = (
-        np.concatenate([*open_torch(path, 1).losses(samples)])
-        for path in (smoothed.path, smoothed.path.parent / "tiny")
-    )
+    paths = smoothed.path, smoothed.path.parent / "tiny"
+    expected, original = (np.concatenate([*open_torch(path, 1).losses(samples)]) for path in paths)
 
     onnx = artifact_of(smoothed, tmp_path / "onnx")
     gguf = export(smoothed, "gguf", tmp_path / "gguf").path
