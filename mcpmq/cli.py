@@ -225,7 +225,7 @@ def report(
 
 
 def _tell_of_blind_rounding(recipe: "Recipe") -> None:
-    if recipe.round == "rtn":
+    if not recipe.looks:
         from mcpmq import show
 
         show.notice(f"recipe `{recipe.name}` rounds to the nearest: no calibration sample decides a weight")
