@@ -89,8 +89,8 @@ class Manifest(_Record):
     calibrated_on: Annotated[CalibrationRecord | None, LEFT_OUT] = None  # None: rounding looked at no sample
     versions: dict[str, str]
     weights: tuple[WeightRecord, ...]
-    # By block, of every way of rounding that was tried: square error of the outputs on held-out samples, relative.
-    errors: Annotated[dict[str, dict[str, float]] | None, LEFT_OUT] = None
+    # By block, of every way of rounding that was tried: square error of its outputs on held-out samples, relative.
+    held_out_errors: Annotated[dict[str, dict[str, float]] | None, LEFT_OUT] = None
     notes: tuple[str, ...] = ()
     files: tuple[FileRecord, ...] = ()
 

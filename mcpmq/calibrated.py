@@ -81,7 +81,8 @@ def round_by_sight(plan: Plan, samples: Sequence[Sample], files: Mapping[str, Pa
     """Write the files of all blocks that need samples; a block that has its file is filled from it and passed.
 
     In memory: one block in float32, its Gram matrices (4 bytes x columns squared for every distinct input), what
-    rounding one weight takes, and of every sample its pixels and its hidden states before one block in float32.
+    rounding one weight takes, and of every sample its pixels and its hidden states before one block in float32. Where
+    there is a choice, also the block's codes twice and what it puts out for the fifth of the samples that judge.
 
     Raises:
         CalibrationError: a weight saw nothing, or what is not finite.

@@ -93,8 +93,7 @@ def _square_error(block: nn.Module, replay: Callable[[], None], originals: Seque
 
 
 def by_gram(checkpoint: Checkpoint, spec: TensorSpec, stats: LayerStats, each: Each) -> Judge:
-    """A judge of a matrix that is all of its block: what it sees of the held-out samples says what it puts out, and
-    their outputs, as many as a vocabulary has words, need not be held.
+    """A judge of a head: its Gram matrix of the held-out samples stands for its outputs, which are too many to hold.
 
     Raises:
         CalibrationError: nothing that the samples show it weighs anything.
@@ -159,7 +158,9 @@ def _inputs_in_8_bits(
     with ExitStack() as hooks:
         for name, spec in specs.items():
             module = block.get_submodule(name.rpartition(".")[0])
-            if spec.name in reaches and isinstance(module, nn.Linear):  # others take their inputs in ways of their own
+            if reaches.get(spec.name) and isinstance(
+                module, nn.Linear
+            ):  # others have their inputs in ways of their own
                 hooks.enter_context(module.register_forward_pre_hook(partial(_in_8_bits, reaches[spec.name] / 127)))
         yield
 

@@ -70,7 +70,7 @@ def quantize(
 def _same_request(finished: Manifest, asked: Manifest) -> bool:
     nothing = {"tokens": None, "round": None, "smooth": None}
     weights = tuple(record.model_copy(update=nothing) for record in finished.weights)
-    return finished.model_copy(update={"files": (), "weights": weights, "errors": None}) == asked
+    return finished.model_copy(update={"files": (), "weights": weights, "held_out_errors": None}) == asked
 
 
 def _claim(folder: Path, manifest: Manifest) -> None:
@@ -91,7 +91,7 @@ def _finish(plan: Plan, folder: Path, manifest: Manifest, files: Mapping[str, Pa
     told = {name: fields for found in findings.values() for name, fields in found.weights.items()}
     weights = tuple(record.model_copy(update=told.get(record.name)) for record in manifest.weights)
     errors = {name: found.errors for name, found in findings.items() if found.errors} or None
-    write_manifest(folder, manifest.model_copy(update={"weights": weights, "errors": errors}), listed)
+    write_manifest(folder, manifest.model_copy(update={"weights": weights, "held_out_errors": errors}), listed)
 
 
 def copy_texts(checkpoint: Checkpoint, folder: Path) -> list[str]:

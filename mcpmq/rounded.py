@@ -26,8 +26,8 @@ def rounded(
     method: RounderName = "rtn",
     scaling: Scaling = UNSCALED,
 ) -> QTensor | Tensor:
-    """A weight [out, in]. What is on a grid is rounded by a method, for which `stats` say what it sees: one of them for
-    all rows or several for equal shares of the rows. Without any it is rounded to nearest.
+    """A weight [out, in], scaled where scales have moved. On a grid it is rounded by a method to which `stats` say what
+    it sees: one of them for all rows or several for equal shares of the rows. Without any it is rounded to nearest.
 
     Raises:
         CheckpointError: a value is not finite, or too large for f16.
@@ -35,12 +35,10 @@ def rounded(
     if step.scheme is None or isinstance(step.scheme, FloatScheme):
         weight = scaling.applied(_finite(plan.checkpoint.load(step.spec), step))
         return weight if step.scheme is None else _converted(weight, step, step.scheme)
-    rounder, seen = (
-        ROUNDERS[method if stats else "rtn"],
-        stats if len(stats) > 1 else repeat(stats[0] if stats else None),
-    )
-    parts = zip(_scaled(_shares(plan, step, len(stats), method), step, scaling), seen, strict=False)
-    return QTensor.stacked((rounder(rows, step.scheme, one) for rows, one in parts), step.matrix_shape[0])
+    rounder = ROUNDERS[method if stats else "rtn"]
+    shares = _scaled(_shares(plan, step, len(stats), method), step, scaling)
+    parts = zip(shares, stats if len(stats) > 1 else repeat(stats[0] if stats else None), strict=False)
+    return QTensor.stacked((rounder(rows, step.scheme, seen) for rows, seen in parts), step.matrix_shape[0])
 
 
 def _shares(plan: Plan, step: Step, stats: int, method: RounderName) -> Iterable[Tensor]:

@@ -105,7 +105,7 @@ def search(
     the grids fitted to what matters to the inputs. `each` may share the exponents out to threads.
     """
     options = [None, *EXPONENTS[method]]
-    scales = [_scale(method, exponent, readers, channels) for exponent in options]
+    scales = [torch.ones(channels.count), *_candidates(method, readers, channels)]
     samples = [(reader.sample(), len(reader.weight)) for reader in readers]
     errors = [0.0] * len(options)
 
@@ -117,21 +117,21 @@ def search(
 
     each(measure, range(len(options)))
     best = min(range(len(options)), key=errors.__getitem__)
-    exponent = options[best]
-    if exponent is None:
+    if (exponent := options[best]) is None:
         return None
     return Scales(fold, exponent, scales[best], channels.spread(scales[best], readers[0].weight.shape[1]))
 
 
-def _scale(method: Method, exponent: float | None, readers: Sequence[Reader], channels: Channels) -> Tensor:
+def _candidates(method: Method, readers: Sequence[Reader], channels: Channels) -> list[Tensor]:
+    """The scales of every exponent."""
     seen = readers[0].stats  # the others see the same
-    if exponent is None:
-        return torch.ones(channels.count)
     if method == "awq":
-        return awq_scale(channels.shared(seen.absolute), exponent)
-    heaviest = torch.stack([reader.weight.abs().amax(0) for reader in readers]).amax(0)
+        magnitude = channels.shared(seen.absolute)
+        return [awq_scale(magnitude, exponent) for exponent in EXPONENTS[method]]
     largest = channels.shared(seen.largest, largest=True)
-    return smoothquant_scale(largest, channels.shared(heaviest, largest=True), exponent)
+    heaviest = torch.stack([reader.weight.abs().amax(0) for reader in readers]).amax(0)
+    heaviest = channels.shared(heaviest, largest=True)
+    return [smoothquant_scale(largest, heaviest, exponent) for exponent in EXPONENTS[method]]
 
 
 def awq_scale(magnitude: Tensor, exponent: float) -> Tensor:

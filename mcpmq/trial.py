@@ -27,7 +27,7 @@ def scales_of(plan: Plan, block: str, weights: Mapping[str, Tensor], stats: Stat
     for fold in plan.folds.get(block, ()):
         readers = [_reader(steps[name], weights[name], stats[name]) for name in fold.into if steps[name].on_a_grid]
         count = len(weights[fold.source]) // fold.part[1]
-        channels = Channels(count, plan.checkpoint.architecture.language.head_width)
+        channels = Channels(count, plan.checkpoint.architecture.language.head_width)  # no other heads share channels
         assert plan.recipe.smooth != "none"
         scales = search(fold, plan.recipe.smooth, readers, channels, plan.recipe.round != "rtn", each)
         if scales:

@@ -308,7 +308,7 @@ def chosen(choosing: Plan, mixed_set: CalibrationSet, tmp_path_factory: pytest.T
 
 def test_every_block_is_judged_and_the_best_way_kept(choosing: Plan, chosen: Quantized) -> None:
     """Four ways where scales can move and two where not; the manifest has all errors and says which was taken."""
-    errors = chosen.artifact.manifest.errors
+    errors = chosen.artifact.manifest.held_out_errors
     assert errors is not None
     judged = {block for block in choosing.blocks if block not in ("vision", "embedding", "language")}
     assert errors.keys() == judged
@@ -346,7 +346,7 @@ def test_the_errors_are_those_of_plain_forward_passes(
         weights = torch.tensor([WEIGHTS[kind] for kind in _kinds(sample)]) if block.startswith("language") else 1
         error += float((weights * (after - before).square().sum(-1)).sum())
         whole += float((weights * before.square().sum(-1)).sum())
-    errors = chosen.artifact.manifest.errors
+    errors = chosen.artifact.manifest.held_out_errors
     assert errors is not None
     assert min(errors[block].values()) == pytest.approx(error / whole, rel=2e-3)
 
@@ -425,7 +425,7 @@ def test_smoothing_alone_looks_only_where_scales_move(
     without = quantize(make_plan(uneven, plain), tmp_path / "without")
     found = quantize(make_plan(uneven, smooth), tmp_path / "found", mixed_set)
 
-    errors = found.artifact.manifest.errors
+    errors = found.artifact.manifest.held_out_errors
     assert errors is not None
     assert {tuple(tried) for tried in errors.values()} == {("rtn", "awq+rtn")}
     assert found.records["head"].tokens is None
@@ -434,6 +434,24 @@ def test_smoothing_alone_looks_only_where_scales_move(
         assert isinstance(one, QTensor)
         assert isinstance(other, QTensor)
         assert torch.equal(one.codes, other.codes)
+
+
+def test_smoothing_for_8_bit_inputs_is_judged_with_them(
+    uneven: Checkpoint, mixed_set: CalibrationSet, tmp_path: Path
+) -> None:
+    """Inputs of one step for a whole tensor, and channels of very different size: SmoothQuant more than halves the error
+    of a vision layer, which it could not if inputs were not rounded, and is taken where it helps."""
+    plan = make_plan(uneven, recipe(round="rtn", smooth="smoothquant", weights={"vision.*": "int8-row"}))
+
+    found = quantize(plan, tmp_path / "out", mixed_set)
+
+    errors = found.artifact.manifest.held_out_errors
+    assert errors is not None
+    assert errors.keys() == {"vision.layers.0", "vision.layers.1"}
+    assert any(tried["smoothquant+rtn"] < 0.5 * tried["rtn"] for tried in errors.values())
+    for block, tried in errors.items():
+        helps = tried["smoothquant+rtn"] < tried["rtn"]
+        assert any(found.records[step.name].smooth for step in plan.blocks[block]) == helps
 
 
 def test_one_sample_of_a_kind_cannot_both_decide_and_judge(
