@@ -17,6 +17,7 @@ from mcpmq import native
 from mcpmq.calibration import CalibrationSet, Sample
 from mcpmq.errors import CalibrationError
 from mcpmq.judging import Judge, by_gram, by_outputs, candidates, held_out
+from mcpmq.memory import refuse_what_does_not_fit
 from mcpmq.native import NativeModel
 from mcpmq.observe import Labels, LayerStats, observe
 from mcpmq.passing import HEAD, LANGUAGE, component_of, fed_by, is_head, labels_of, pass_samples, read_samples
@@ -85,12 +86,13 @@ def round_by_sight(plan: Plan, samples: Sequence[Sample], files: Mapping[str, Pa
     there is a choice, also the block's codes twice and what it puts out for the fifth of the samples that judge.
 
     Raises:
-        CalibrationError: a weight saw nothing, or what is not finite.
+        CalibrationError: a weight saw nothing, or what is not finite; or the samples do not fit into memory.
         CheckpointError: a weight is not finite.
     """
     checkpoint = plan.checkpoint
     processor = checkpoint.family.processor(checkpoint.path)
     inputs = read_samples(processor, samples, progress)
+    refuse_what_does_not_fit(checkpoint, inputs, [step.name for step in plan.steps if needs_samples(plan, step)])
     model = native.build(checkpoint.family, checkpoint.config, checkpoint.specs)
     steps = {step.name: step for step in plan.steps}
     ticks = iter(progress(list(model.blocks), "calibrating"))

@@ -1,4 +1,4 @@
-"""Which inputs the matrices of a block multiply, whatever module holds them, while samples pass through it."""
+"""What the matrices of a block multiply, whatever module holds them, as samples pass."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
