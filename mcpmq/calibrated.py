@@ -148,7 +148,11 @@ class _Rounding:
     def _observe(self, block: nn.Module, replay: Callable[[], None]) -> Stats:
         family = self.plan.checkpoint.family
         names = {name: spec for name, spec in self.model.blocks[block].items() if self._needs(spec.name)}
+<<<<<<< HEAD
         feeders = {name: fed_by(family, spec, name) for name, spec in names.items()}
+=======
+        feeders = {name: fed_by(self.plan.checkpoint.family, spec, name) for name, spec in names.items()}
+>>>>>>> A
         seen = observe(block, feeders, replay, self._labels(block), self.each)
         stats = {spec.name: seen.pop(name, ()) for name, spec in names.items()}
         for name, parts in stats.items():
@@ -181,6 +185,10 @@ class _Rounding:
         values = {name: value.detach() for name, value in block.named_parameters()}
         specs = self.model.blocks[block]
         return {spec.name: values[name].T if spec.transposed else values[name] for name, spec in specs.items()}
+
+    def _labels(self, block: nn.Module) -> Labels:
+        modalities = (self.plan.recipe.modalities or Modalities()).model_dump()
+        return labels_of(component_of(self.model, block), modalities)
 
     def _needs(self, name: str) -> bool:
         return needs_samples(self.plan, self.steps[name])
