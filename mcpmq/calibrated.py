@@ -146,13 +146,8 @@ class _Rounding:
         self._fill_from_file(block)
 
     def _observe(self, block: nn.Module, replay: Callable[[], None]) -> Stats:
-        family = self.plan.checkpoint.family
         names = {name: spec for name, spec in self.model.blocks[block].items() if self._needs(spec.name)}
-<<<<<<< HEAD
-        feeders = {name: fed_by(family, spec, name) for name, spec in names.items()}
-=======
         feeders = {name: fed_by(self.plan.checkpoint.family, spec, name) for name, spec in names.items()}
->>>>>>> A
         seen = observe(block, feeders, replay, self._labels(block), self.each)
         stats = {spec.name: seen.pop(name, ()) for name, spec in names.items()}
         for name, parts in stats.items():
