@@ -2,7 +2,7 @@
 
 python -m benchmarks.readers [--gptqmodel PYTHON]   PYTHON: of an environment with gptqmodel, which reads gptq and awq
 
-The other side is always the same weights dequantized by mcpmq and computed in float32, on the same images and questions.
+The other side is always the same weights dequantized by mcpmq and computed in float32, on the same samples.
 """
 
 import argparse

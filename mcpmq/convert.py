@@ -12,7 +12,7 @@ from mcpmq.plan import make_plan
 from mcpmq.publish import add_figures
 from mcpmq.quantize import quantize
 from mcpmq.recipe import Recipe
-from mcpmq.report import Report, compare
+from mcpmq.report import Report, compare, write_report
 
 
 def convert(
@@ -41,7 +41,7 @@ def convert(
     artifacts = [export(quantized, name, out / name, settings.progress) for name in formats]
 
     report = compare(checkpoint, artifacts, measuring, settings, held_out_from_calibration=held_out is None)
-    report.write(out)
+    write_report(report, out)
     add_figures(report, artifacts)
     return report
 

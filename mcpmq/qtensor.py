@@ -1,7 +1,7 @@
 """A quantized weight: codes and their grid. The middle of the hourglass: packing bytes is the formats' business."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -51,6 +51,11 @@ class QTensor:
     @property
     def shape(self) -> tuple[int, int]:
         return self.rows, self.columns
+
+    def rows_of(self, span: slice) -> Self:
+        """Some of the rows; rows share nothing but how their scales are packed, which only the whole has."""
+        scale, zero = (None if part is None else part[span] for part in (self.scale, self.zero))
+        return replace(self, codes=self.codes[span], scale=scale, zero=zero, packed_scale=None)
 
     @classmethod
     def stacked(cls, pieces: Iterable[Self], rows: int) -> Self:

@@ -11,7 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import transformers.modeling_utils
 from numpy.typing import NDArray
@@ -21,6 +20,7 @@ from mcpmq.artifact import Artifact
 from mcpmq.families import family_named
 from mcpmq.families.family import Family, Inputs
 from mcpmq.formats.hf.reader import HuggingFaceArtifact
+from mcpmq.runners.runner import Judge, Result
 from mcpmq.runners.torch import TorchRunner, Weights, assemble
 
 READERS = {"bnb": "bitsandbytes", "compressed-tensors": "compressed-tensors"}
@@ -35,17 +35,15 @@ class TransformersRunner:
     arguments: Callable[[Inputs], Mapping[str, NDArray[Any]]]
     notes: tuple[str, ...]
 
-    def losses(self, samples: Sequence[Inputs]) -> Iterator[NDArray[np.float64]]:
-        """For every sample in order, the natural-log loss of each token of `tokens[answer_start:]`."""
+    def run(self, samples: Sequence[Inputs], judge: Judge[Result]) -> Iterator[Result]:
+        """For every sample in order, what `judge` makes of the logits of its answer."""
         for sample in samples:
             tensors = {name: torch.from_numpy(value) for name, value in self.arguments(sample).items()}
             # The token before predicts: the head is wanted at these positions only.
             positions = torch.arange(sample.answer_start - 1, len(sample.tokens) - 1)
             with torch.inference_mode():
                 logits = self.model(**tensors, logits_to_keep=positions, use_cache=False).logits[0]
-            answer = torch.from_numpy(sample.tokens[sample.answer_start :])
-            losses: NDArray[np.float64] = -logits.double().log_softmax(-1).gather(-1, answer[:, None])[:, 0].numpy()
-            yield losses
+            yield judge(sample, logits.float().numpy())
 
 
 def open_runner(path: Path, threads: int) -> TorchRunner | TransformersRunner:

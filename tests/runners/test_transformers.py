@@ -13,6 +13,7 @@ from mcpmq.quantized import Quantized
 from mcpmq.runners.torch import open_runner as open_torch
 from mcpmq.runners.transformers import load, open_runner
 from tests.hf_tools import hf_artifact
+from tests.losses import losses_of
 
 # By format and scheme, how far a loss may be from that of the same weights dequantized and computed in float32: what
 # mcpmq unpacks is computed so, the others in bfloat16, and LLM.int8 rounds its inputs to 8 bits.
@@ -44,8 +45,8 @@ def test_the_reader_gives_the_losses_of_the_dequantized_model(
 ) -> None:
     """With and without images; every token of every answer."""
     quantized, artifact = artifacts[case]
-    expected = list(open_torch(quantized.path, 1).losses(tiny_samples))
-    found = list(open_runner(artifact.path, 1).losses(tiny_samples))
+    expected = losses_of(open_torch(quantized.path, 1), tiny_samples)
+    found = losses_of(open_runner(artifact.path, 1), tiny_samples)
 
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=CASES[case])
@@ -55,9 +56,9 @@ def test_the_reader_gives_the_losses_of_the_dequantized_model(
 def test_compressed_tensors_has_the_very_weights(scheme: str, artifacts: Made, tiny_samples: list[Inputs]) -> None:
     """In float32 nothing is left but the order of sums."""
     quantized, artifact = artifacts["compressed-tensors", scheme]
-    found = load(artifact, torch.float32).losses(tiny_samples)
+    found = losses_of(load(artifact, torch.float32), tiny_samples)
 
-    for one, other in zip(found, open_torch(quantized.path, 1).losses(tiny_samples), strict=True):
+    for one, other in zip(found, losses_of(open_torch(quantized.path, 1), tiny_samples), strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
 
 
