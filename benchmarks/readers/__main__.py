@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from benchmarks.language_alone import write_language_alone
+from benchmarks.readers.language_alone import write_language_alone
 from benchmarks.run import HELDOUT, REFERENCE, RESULTS, ROOT, timed
 from mcpmq.artifact import Artifact
 from mcpmq.calibration import CalibrationSet
