@@ -19,7 +19,18 @@ from mcpmq.table import megabytes
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-SCHEMES = ["int4-g32", "int4-g128", "int4-g32-asym", "int8-g32", "int8-row", *GGML_BLOCKS, *CODEBOOKS, "f16", "bf16", "f32"]
+SCHEMES = [
+    "int4-g32",
+    "int4-g128",
+    "int4-g32-asym",
+    "int8-g32",
+    "int8-row",
+    *GGML_BLOCKS,
+    *CODEBOOKS,
+    "f16",
+    "bf16",
+    "f32",
+]
 WIDEST = 95
 FOLDERS = {
     "calibration": "what the models look at: data, and the scripts that made it",
@@ -114,7 +125,7 @@ def readers_table() -> str:
     """What the reader of each Hugging Face format makes of an artifact, beside mcpmq's own dequantized weights."""
     facts = json.loads((RESULTS / "readers.json").read_text())
     rows = [
-        "| format | scheme | loaded by | computed in | largest difference of a logit | written | peak memory of writing |",
+        "| format | scheme | loaded by | computed in | largest difference of a logit | written | peak of writing |",
         "|---|---|---|---|--:|--:|--:|",
     ]
     for one in facts["readings"]:

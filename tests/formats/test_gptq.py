@@ -1,6 +1,7 @@
 """GPTQ's words, against the layout's definition spelled out, and what config.json says of them."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,19 @@ def test_a_zero_of_nothing_has_its_convention() -> None:
     assert checkpoint_format(scheme) == "gptq_v2"
     assert pack(weight, "float32")["qzeros"].tolist() == [[0]]
     assert pack(random_weight(IntegerScheme(4, None), 8, 16), "float32")["qzeros"].tolist() == [[0x77777777]]
+
+
+def test_what_layers_keep_is_told_in_the_words_of_every_reader(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """By pattern for vLLM and gptqmodel, by what is packed in a layer for transformers."""
+    schemes = {"language.*": "int4-g64", "language.*.mlp.*": "keep"}
+    _, artifact = hf_artifact(tiny_checkpoint, tmp_path, "gptq", **schemes)
+    said = json.loads((artifact.path / "config.json").read_text())["quantization_config"]
+    attention = [f"self_attn.{name}_proj" for name in "qkvo"]
+
+    assert said["block_name_to_quantize"] == "llm.model.layers"
+    assert said["modules_in_block_to_quantize"] == [attention]
+    assert any(re.match(pattern[2:], "llm.model.layers.1.mlp.up_proj") for pattern in said["dynamic"])
+    assert not any(re.match(pattern[2:], "llm.model.layers.1.self_attn.q_proj") for pattern in said["dynamic"])
 
 
 @pytest.mark.parametrize(

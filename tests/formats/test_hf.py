@@ -98,6 +98,18 @@ def test_one_artifact_has_one_grid(name: str, tiny_checkpoint: Path) -> None:
     assert "no weight is quantized" in str(refused(tiny_checkpoint, name, head="keep"))
 
 
+def test_gptq_packs_the_same_in_every_layer(tiny_checkpoint: Path) -> None:
+    """Its loader in transformers knows no exceptions; a matrix may be kept in all layers."""
+    weights = {"language.*": "int4-g64", "language.layers.1.mlp.down": "keep"}
+    error = refused(tiny_checkpoint, "gptq", **weights)
+
+    assert "`language.layers.1.mlp.down` as `bfloat16`" in str(error)
+    recipe = Recipe.model_validate(
+        {"name": "test", "weights": {"language.*": "int4-g64", "language.*.mlp.down": "keep"}}
+    )
+    check(make_plan(Checkpoint.open(tiny_checkpoint), recipe), "gptq")
+
+
 def test_codebooks_are_refused_where_their_blocks_are_not_whole(tiny_checkpoint: Path) -> None:
     """144 columns are no multiple of 64, so the plan is refused already."""
     recipe = Recipe.model_validate({"name": "test", "weights": {"vision.layers.*": "nf4"}})

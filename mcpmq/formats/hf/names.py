@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable, Sequence
 
-from mcpmq.formats.hf.fit import is_packed
+from mcpmq.formats.hf.fit import is_linear, is_packed
 from mcpmq.plan import Step
 
 
@@ -21,6 +21,34 @@ def wide_modules(steps: Iterable[Step]) -> tuple[str, ...]:
     packed = {part for step in matrices if is_packed(step.scheme) for part in _paths(module_of(step.spec.hub_name))}
     kept = (step.spec.hub_name for step in matrices if not is_packed(step.scheme))
     return tuple(dict.fromkeys(next(path for path in _paths(module_of(name)) if path not in packed) for name in kept))
+
+
+def list_of_layers(steps: Iterable[Step]) -> str:
+    """The module that lists the layers with packed matrices: `llm.model.layers`."""
+    [found] = {_place(step)[0] for step in steps if is_packed(step.scheme)}
+    return found
+
+
+def packed_in_layers(steps: Iterable[Step]) -> list[str]:
+    """What the layers pack, by its name in a layer, where all layers pack the same."""
+    return list(dict.fromkeys(_place(step)[2] for step in steps if is_packed(step.scheme)))
+
+
+def uneven(steps: Iterable[Step]) -> Step | None:
+    """The first matrix of the language model that is packed and its like in an earlier layer is not, or the reverse."""
+    fates: dict[str, bool] = {}
+    for step in steps:
+        if step.spec.component == "language" and is_linear(step.spec):
+            packed = is_packed(step.scheme)
+            if fates.setdefault(_place(step)[2], packed) != packed:
+                return step
+    return None
+
+
+def _place(step: Step) -> tuple[str, str, str]:
+    """`llm.model.layers.0.mlp.up_proj.weight` -> llm.model.layers, 0, mlp.up_proj."""
+    holder, layer, name = re.split(r"\.(\d+)\.", module_of(step.spec.hub_name), maxsplit=1)
+    return holder, layer, name
 
 
 def _paths(module: str) -> list[str]:
