@@ -71,8 +71,7 @@ def sets() -> dict[str, Path]:
     lines = (STARTER / "manifest.jsonl").read_text().splitlines()
     for name, wanted in (("text", False), ("images", True)):
         folder = WORK / "samples" / name
-        folder.mkdir(parents=True)
-        (folder / "images").symlink_to(STARTER / "images")
+        shutil.copytree(STARTER / "images", folder / "images")
         kept = [line for line in lines if ("image" in json.loads(line)) is wanted]
         (folder / "manifest.jsonl").write_text("\n".join(kept) + "\n")
     return {"all": STARTER, "text": WORK / "samples" / "text", "images": WORK / "samples" / "images"}

@@ -146,9 +146,8 @@ class _Rounding:
         self._fill_from_file(block)
 
     def _observe(self, block: nn.Module, replay: Callable[[], None]) -> Stats:
-        family = self.plan.checkpoint.family
         names = {name: spec for name, spec in self.model.blocks[block].items() if self._needs(spec.name)}
-        feeders = {name: fed_by(family, spec, name) for name, spec in names.items()}
+        feeders = {name: fed_by(self.plan.checkpoint.family, spec, name) for name, spec in names.items()}
         seen = observe(block, feeders, replay, self._labels(block), self.each)
         stats = {spec.name: seen.pop(name, ()) for name, spec in names.items()}
         for name, parts in stats.items():
@@ -172,15 +171,15 @@ class _Rounding:
                     next(step.name for step in self.plan.blocks[name] if self._needs(step.name)), self.samples
                 )
 
-    def _labels(self, block: nn.Module) -> Labels:
-        modalities = (self.plan.recipe.modalities or Modalities()).model_dump()
-        return labels_of(component_of(self.model, block), modalities)
-
     def _weights(self, block: nn.Module) -> dict[str, Tensor]:
         """What a block holds, by common name, [out, in]."""
         values = {name: value.detach() for name, value in block.named_parameters()}
         specs = self.model.blocks[block]
         return {spec.name: values[name].T if spec.transposed else values[name] for name, spec in specs.items()}
+
+    def _labels(self, block: nn.Module) -> Labels:
+        modalities = (self.plan.recipe.modalities or Modalities()).model_dump()
+        return labels_of(component_of(self.model, block), modalities)
 
     def _needs(self, name: str) -> bool:
         return needs_samples(self.plan, self.steps[name])

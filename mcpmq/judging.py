@@ -158,9 +158,7 @@ def _inputs_in_8_bits(
     with ExitStack() as hooks:
         for name, spec in specs.items():
             module = block.get_submodule(name.rpartition(".")[0])
-            if reaches.get(spec.name) and isinstance(
-                module, nn.Linear
-            ):  # others have their inputs in ways of their own
+            if reaches.get(spec.name) and isinstance(module, nn.Linear):  # others take inputs in ways of their own
                 hooks.enter_context(module.register_forward_pre_hook(partial(_in_8_bits, reaches[spec.name] / 127)))
         yield
 

@@ -439,8 +439,8 @@ def test_smoothing_alone_looks_only_where_scales_move(
 def test_smoothing_for_8_bit_inputs_is_judged_with_them(
     uneven: Checkpoint, mixed_set: CalibrationSet, tmp_path: Path
 ) -> None:
-    """Inputs of one step for a whole tensor, and channels of very different size: SmoothQuant more than halves the
-    error of a vision layer, which it could not if inputs were not rounded, and is taken where it helps."""
+    """One step for all inputs, and channels of very different size: SmoothQuant more than halves the error of a vision
+    layer, which it could not if inputs were not rounded, and is taken where it helps."""
     plan = make_plan(uneven, recipe(round="rtn", smooth="smoothquant", weights={"vision.*": "int8-row"}))
 
     found = quantize(plan, tmp_path / "out", mixed_set)
