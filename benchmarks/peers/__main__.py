@@ -8,49 +8,39 @@ What is already in build/peers is not made again; remove it to begin anew.
 import argparse
 import json
 import subprocess
+from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import chain
 
-from benchmarks.peers import text_checkpoint
+from benchmarks.peers import plain, text_checkpoint
 from benchmarks.peers.decoders import Decoder, written_by_mcpmq, written_by_peer
-from benchmarks.peers.making import (
-    CHECKPOINTS,
-    MADE,
-    OURS,
-    REFERENCE,
-    ROOT,
-    SETS,
-    SHOWN,
-    STARTER,
-    WAYS,
-    Way,
-    install,
-    make,
-    python_of,
-)
+from benchmarks.peers.making import CHECKPOINTS, MADE, MODELS, ROOT, SETS, Way, install, make, python_of, ways
 from benchmarks.peers.measuring import Distance, distance, estimates, kinds_of
 from benchmarks.peers.original import Original
 from mcpmq.calibration import CalibrationSet
 from mcpmq.machine import describe_machine, installed_versions
 
-HELDOUT = ROOT / "calibration" / "heldout"
+STARTER, HELDOUT = (ROOT / "calibration" / name for name in ("starter", "heldout"))
 RESULTS = ROOT / "benchmarks" / "results" / "peers.json"
 KINDS = ("image", "text")
+SHOWN = {"reference": ("images", "text"), "plain": ("images",)}
 TOOLS = {"autoround": "auto-round", "gptqmodel": "GPTQModel"}
 VERSIONS = "import importlib.metadata as m, json, sys; print(json.dumps({p: m.version(p) for p in sys.argv[1:]}))"
 
 
-def prepare(original: Original) -> dict[str, int]:
-    """What every tool is shown, as a set for mcpmq and as a checkpoint for tools for text; tokens of each."""
+def prepare() -> dict[str, int]:
+    """What every tool is shown, as sets for mcpmq and as checkpoints for tools for text; tokens of each set."""
     SETS.mkdir(parents=True, exist_ok=True)
     if not (SETS / "images").is_symlink():
         (SETS / "images").symlink_to(STARTER)
     text_checkpoint.write_without_images(STARTER, SETS / "text")
+    plain.write(MODELS["reference"], MODELS["plain"])
     tokens = {}
-    for shown in SHOWN:
-        file = CHECKPOINTS / shown / text_checkpoint.TOKENS
-        if not file.is_file():
-            text_checkpoint.write(original, CalibrationSet.open(SETS / shown), file.parent)
-        tokens[shown] = sum(map(len, json.loads(file.read_text())))
+    for model, shown in SHOWN.items():
+        original = Original.open(MODELS[model])
+        for name in shown:
+            ids = text_checkpoint.write(original, CalibrationSet.open(SETS / name), CHECKPOINTS / model / name)
+            tokens[name] = sum(map(len, ids))
     return tokens
 
 
@@ -62,26 +52,19 @@ def decoder_of(way: Way) -> Decoder:
     return written_by_peer(next(folder.rglob("config.json")).parent)
 
 
-def measured(original: Original) -> list[dict[str, object]]:
-    """Every way against the original on the held-out answers, ours first: the others are paired with it."""
-    samples = CalibrationSet.open(HELDOUT)
-    inputs, kinds = original.inputs(samples), kinds_of(samples)
+def measured(model: str) -> Iterator[dict[str, object]]:
+    """Every way to quantize a model against the original, on the held-out answers."""
+    original, samples = Original.open(MODELS[model]), CalibrationSet.open(HELDOUT)
+    inputs, kinds, ours = original.inputs(samples), kinds_of(samples), None
     embeddings = [original.embeddings(sample) for sample in inputs]
-    before, found, bits = original.answers(inputs, embeddings), {}, {}
-    for way in WAYS:
-        decoder = decoder_of(way)
+    before = original.answers(inputs, embeddings)
+    for way in ways(model, SHOWN[model]):
+        decoder, cost = decoder_of(way), asdict(make(way))
         original.wear(decoder.weights)
-        found[way] = distance(before, original.answers(inputs, embeddings), inputs)
-        bits[way] = decoder.bits_per_weight
-    return [
-        {
-            **asdict(way),
-            "bits_per_weight": bits[way],
-            "cost": asdict(make(way)),
-            "kinds": {kind: _dumped(found[way], found[OURS], [one == kind for one in kinds]) for kind in KINDS},
-        }
-        for way in WAYS
-    ]
+        found = distance(before, original.answers(inputs, embeddings), inputs)
+        ours = ours or found
+        results = {kind: _dumped(found, ours, [one == kind for one in kinds]) for kind in KINDS}
+        yield asdict(way) | {"bits_per_weight": decoder.bits_per_weight, "cost": cost, "kinds": results}
 
 
 def _dumped(one: Distance, ours: Distance, chosen: list[bool]) -> dict[str, object]:
@@ -102,11 +85,10 @@ def main() -> None:
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT, check=True
     )
-    original = Original.open(REFERENCE)
-    tokens = prepare(original)
+    tokens = prepare()
     for tool in TOOLS:
         install(tool)
-    for way in WAYS:
+    for way in chain.from_iterable(ways(*one) for one in SHOWN.items()):
         print(f"{way.name}: {make(way).processor_seconds:.1f} processor seconds", flush=True)
     facts = {
         "command": "python -m benchmarks.peers",
@@ -114,7 +96,7 @@ def main() -> None:
         "machine": describe_machine(),
         "versions": versions(),
         "tokens": tokens,
-        "ways": measured(original),
+        "ways": [found for model in SHOWN for found in measured(model)],
     }
     RESULTS.write_text(json.dumps(facts, indent=1) + "\n")
 

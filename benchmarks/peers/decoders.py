@@ -51,7 +51,7 @@ def written_by_mcpmq(folder: Path) -> Decoder:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """One matrix [in, out] out of its words: int32 codes, zeros [groups, out], float16 scales, the group of each row."""
+    """One matrix [in, out] out of its words: int32 codes, zeros [groups, out], fp16 scales, and the group of a row."""
 
     codes: Tensor
     zeros: Tensor

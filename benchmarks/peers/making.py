@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import venv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -17,7 +17,7 @@ WORK = ROOT / "build" / "peers"
 ENVIRONMENTS, SETS, CHECKPOINTS, MADE, COSTS = (
     WORK / name for name in ("environments", "sets", "checkpoints", "made", "costs")
 )
-REFERENCE, STARTER = (ROOT / "calibration" / name for name in ("reference", "starter"))
+MODELS = {"reference": ROOT / "calibration" / "reference", "plain": WORK / "plain"}
 # One thread for everybody: processor seconds then compare. The tools must not look for anything on a network.
 SETTING = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1"}
 # Compiled once an installation, not once a model.
@@ -26,8 +26,9 @@ AFTERWARDS = {"gptqmodel": "from gptqmodel import extension; extension.load('pac
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """A tool, what it is told, and what it is shown: a folder of SETS, or nothing."""
+    """A model, a tool, what it is told, and what it is shown: a folder of SETS, or nothing."""
 
+    model: str
     tool: str
     method: str
     shown: str
@@ -35,30 +36,31 @@ class Way:
 
     @property
     def name(self) -> str:
-        return f"{self.tool}-{self.method}-{self.shown}"
+        return f"{self.model}-{self.tool}-{self.method}-{self.shown}"
 
     def command(self, out: Path) -> list[object]:
         """What is run to make it."""
         if self.tool != "mcpmq":
-            script = HERE / "tools" / f"with_{self.tool}.py"
-            return [python_of(self.tool), "-P", script, CHECKPOINTS / self.shown, out, json.dumps(self.options)]
+            script, checkpoint = HERE / "tools" / f"with_{self.tool}.py", CHECKPOINTS / self.model / self.shown
+            return [python_of(self.tool), "-P", script, checkpoint, out, json.dumps(self.options)]
         recipe = HERE / "recipes" / f"{self.method}.toml"
         seeing = [] if self.shown == "nothing" else ["--calibration", SETS / self.shown]
-        words = ["-m", "mcpmq", "--quiet", "quantize", REFERENCE, out, "--recipe", recipe, *seeing]
-        return [sys.executable, *words]
+        words = ["quantize", MODELS[self.model], out, "--recipe", recipe, *seeing]
+        return [sys.executable, "-m", "mcpmq", "--quiet", *words]
 
 
-OURS = Way("mcpmq", "gptq", "images")
-SHOWN = ("images", "text")
-WAYS = (
-    Way("mcpmq", "nearest", "nothing"),
-    *(Way("mcpmq", "gptq", shown) for shown in SHOWN),
-    *(Way("gptqmodel", "gptq", shown) for shown in SHOWN),
-    *(Way("gptqmodel", "gptq-desc-act", shown, {"desc_act": True}) for shown in SHOWN),
-    *(Way("gptqmodel", "awq", shown, {"method": "awq"}) for shown in SHOWN),
-    *(Way("autoround", "nearest", shown, {"iters": 0}) for shown in SHOWN),
-    *(Way("autoround", "200-steps", shown, {"iters": 200}) for shown in SHOWN),
-)
+def ways(model: str, shown: Sequence[str]) -> Iterator[Way]:
+    """All that are compared on one model; the first is ours, with which the others are paired."""
+    for name in shown:
+        yield Way(model, "mcpmq", "gptq", name)
+    yield Way(model, "mcpmq", "nearest", "nothing")
+    for name in shown:
+        yield Way(model, "gptqmodel", "gptq", name)
+        yield Way(model, "gptqmodel", "gptq-desc-act", name, {"desc_act": True})
+        yield Way(model, "gptqmodel", "awq", name, {"method": "awq"})
+        yield Way(model, "autoround", "nearest", name, {"iters": 0})
+    for name in shown:
+        yield Way(model, "autoround", "200-steps", name, {"iters": 200})
 
 
 @dataclass(frozen=True, slots=True)

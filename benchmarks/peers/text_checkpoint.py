@@ -19,8 +19,8 @@ from mcpmq.calibration import CalibrationSet
 TOKENS = "tokens.json"
 
 
-def write(original: Original, samples: CalibrationSet, out: Path) -> None:
-    """A checkpoint of the language model in float32, longer by every image token, and the samples' token ids."""
+def write(original: Original, samples: CalibrationSet, out: Path) -> list[list[int]]:
+    """A checkpoint of the language model in float32, longer by every image token; the samples' ids, also a file."""
     rows, ids = [original.module.get_input_embeddings().weight], []
     end = len(rows[0])
     for sample in original.inputs(samples):
@@ -33,6 +33,7 @@ def write(original: Original, samples: CalibrationSet, out: Path) -> None:
         ids.append(tokens.tolist())
     _save(original, torch.cat(rows), out)
     (out / TOKENS).write_text(json.dumps(ids))
+    return ids
 
 
 def _save(original: Original, table: Tensor, out: Path) -> None:
