@@ -10,11 +10,10 @@ import json
 import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict
-from itertools import chain
 
 from benchmarks.peers import plain, text_checkpoint
 from benchmarks.peers.decoders import Decoder, written_by_mcpmq, written_by_peer
-from benchmarks.peers.making import CHECKPOINTS, MADE, MODELS, ROOT, SETS, Way, install, make, python_of, ways
+from benchmarks.peers.making import CHECKPOINTS, MADE, MODELS, ROOT, SETS, WAYS, Way, install, make, python_of
 from benchmarks.peers.measuring import Distance, distance, estimates, kinds_of
 from benchmarks.peers.original import Original
 from mcpmq.calibration import CalibrationSet
@@ -23,7 +22,6 @@ from mcpmq.machine import describe_machine, installed_versions
 STARTER, HELDOUT = (ROOT / "calibration" / name for name in ("starter", "heldout"))
 RESULTS = ROOT / "benchmarks" / "results" / "peers.json"
 KINDS = ("image", "text")
-SHOWN = {"reference": ("images", "text"), "plain": ("images",)}
 TOOLS = {"autoround": "auto-round", "gptqmodel": "GPTQModel"}
 VERSIONS = "import importlib.metadata as m, json, sys; print(json.dumps({p: m.version(p) for p in sys.argv[1:]}))"
 
@@ -36,11 +34,11 @@ def prepare() -> dict[str, int]:
     text_checkpoint.write_without_images(STARTER, SETS / "text")
     plain.write(MODELS["reference"], MODELS["plain"])
     tokens = {}
-    for model, shown in SHOWN.items():
-        original = Original.open(MODELS[model])
-        for name in shown:
-            ids = text_checkpoint.write(original, CalibrationSet.open(SETS / name), CHECKPOINTS / model / name)
-            tokens[name] = sum(map(len, ids))
+    for model, folder in MODELS.items():
+        original = Original.open(folder)
+        for shown in ("images", "text"):
+            ids = text_checkpoint.write(original, CalibrationSet.open(SETS / shown), CHECKPOINTS / model / shown)
+            tokens[shown] = sum(map(len, ids))
     return tokens
 
 
@@ -58,7 +56,7 @@ def measured(model: str) -> Iterator[dict[str, object]]:
     inputs, kinds, ours = original.inputs(samples), kinds_of(samples), None
     embeddings = [original.embeddings(sample) for sample in inputs]
     before = original.answers(inputs, embeddings)
-    for way in ways(model, SHOWN[model]):
+    for way in (one for one in WAYS if one.model == model):
         decoder, cost = decoder_of(way), asdict(make(way))
         original.wear(decoder.weights)
         found = distance(before, original.answers(inputs, embeddings), inputs)
@@ -88,7 +86,7 @@ def main() -> None:
     tokens = prepare()
     for tool in TOOLS:
         install(tool)
-    for way in chain.from_iterable(ways(*one) for one in SHOWN.items()):
+    for way in sorted(WAYS, key=lambda way: way.options.get("iters", 0)):  # the slow ones last
         print(f"{way.name}: {make(way).processor_seconds:.1f} processor seconds", flush=True)
     facts = {
         "command": "python -m benchmarks.peers",
@@ -96,7 +94,7 @@ def main() -> None:
         "machine": describe_machine(),
         "versions": versions(),
         "tokens": tokens,
-        "ways": [found for model in SHOWN for found in measured(model)],
+        "ways": [found for model in MODELS for found in measured(model)],
     }
     RESULTS.write_text(json.dumps(facts, indent=1) + "\n")
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 import venv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -24,14 +24,17 @@ SETTING = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE
 AFTERWARDS = {"gptqmodel": "from gptqmodel import extension; extension.load('pack_block_cpu')"}
 
 
+Told = tuple[str, str, Mapping[str, object]]  # tool, method, options
+
+
 @dataclass(frozen=True, slots=True)
 class Way:
-    """A model, a tool, what it is told, and what it is shown: a folder of SETS, or nothing."""
+    """A model, what a tool is shown of it (a folder of SETS, or nothing), the tool, and what it is told."""
 
     model: str
+    shown: str
     tool: str
     method: str
-    shown: str
     options: Mapping[str, object] = field(default_factory=dict)
 
     @property
@@ -49,18 +52,21 @@ class Way:
         return [sys.executable, "-m", "mcpmq", "--quiet", *words]
 
 
-def ways(model: str, shown: Sequence[str]) -> Iterator[Way]:
-    """All that are compared on one model; the first is ours, with which the others are paired."""
-    for name in shown:
-        yield Way(model, "mcpmq", "gptq", name)
-    yield Way(model, "mcpmq", "nearest", "nothing")
-    for name in shown:
-        yield Way(model, "gptqmodel", "gptq", name)
-        yield Way(model, "gptqmodel", "gptq-desc-act", name, {"desc_act": True})
-        yield Way(model, "gptqmodel", "awq", name, {"method": "awq"})
-        yield Way(model, "autoround", "nearest", name, {"iters": 0})
-    for name in shown:
-        yield Way(model, "autoround", "200-steps", name, {"iters": 200})
+OURS: Told = ("mcpmq", "gptq", {})
+NEAREST: Told = ("mcpmq", "nearest", {})
+GPTQ: Told = ("gptqmodel", "gptq", {})
+SORTED_GPTQ: Told = ("gptqmodel", "gptq-desc-act", {"desc_act": True})
+AWQ: Told = ("gptqmodel", "awq", {"method": "awq"})
+UNTUNED: Told = ("autoround", "nearest", {"iters": 0})
+TUNED: Told = ("autoround", "200-steps", {"iters": 200})
+# On each model the first is ours, shown images: the others are paired with it.
+WAYS = (
+    *(Way("reference", shown, *told) for told in (OURS, GPTQ, SORTED_GPTQ, TUNED) for shown in ("images", "text")),
+    *(Way("reference", "images", *told) for told in (AWQ, UNTUNED)),
+    Way("reference", "nothing", *NEAREST),
+    *(Way("plain", "images", *told) for told in (OURS, GPTQ, SORTED_GPTQ, TUNED)),
+    Way("plain", "nothing", *NEAREST),
+)
 
 
 @dataclass(frozen=True, slots=True)
