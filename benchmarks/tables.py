@@ -23,7 +23,8 @@ SCHEMES = ["int4-g32", "int4-g128", "int4-g32-asym", "int8-g32", "int8-row", *GG
 WIDEST = 95
 PEERS = {
     ("mcpmq", "nearest"): "mcpmq, to nearest",
-    ("mcpmq", "gptq"): "**mcpmq, GPTQ**",
+    ("mcpmq", "gptq"): "mcpmq, GPTQ",
+    ("mcpmq", "smooth-gptq"): "**mcpmq, smoothed, GPTQ**",
     ("gptqmodel", "gptq"): "GPTQModel, GPTQ",
     ("gptqmodel", "gptq-desc-act"): "GPTQModel, GPTQ, `desc_act`",
     ("gptqmodel", "awq"): "GPTQModel, AWQ",

@@ -52,7 +52,8 @@ class Way:
         return [sys.executable, "-m", "mcpmq", "--quiet", *words]
 
 
-OURS: Told = ("mcpmq", "gptq", {})
+OURS: Told = ("mcpmq", "smooth-gptq", {})
+UNSMOOTHED: Told = ("mcpmq", "gptq", {})
 NEAREST: Told = ("mcpmq", "nearest", {})
 GPTQ: Told = ("gptqmodel", "gptq", {})
 SORTED_GPTQ: Told = ("gptqmodel", "gptq-desc-act", {"desc_act": True})
@@ -61,10 +62,14 @@ UNTUNED: Told = ("autoround", "nearest", {"iters": 0})
 TUNED: Told = ("autoround", "200-steps", {"iters": 200})
 # On each model the first is ours, shown images: the others are paired with it.
 WAYS = (
-    *(Way("reference", shown, *told) for told in (OURS, GPTQ, SORTED_GPTQ, TUNED) for shown in ("images", "text")),
+    *(
+        Way("reference", shown, *told)
+        for told in (OURS, UNSMOOTHED, GPTQ, SORTED_GPTQ, TUNED)
+        for shown in ("images", "text")
+    ),
     *(Way("reference", "images", *told) for told in (AWQ, UNTUNED)),
     Way("reference", "nothing", *NEAREST),
-    *(Way("plain", "images", *told) for told in (OURS, GPTQ, SORTED_GPTQ, TUNED)),
+    *(Way("plain", "images", *told) for told in (OURS, UNSMOOTHED, GPTQ, SORTED_GPTQ, TUNED)),
     Way("plain", "nothing", *NEAREST),
 )
 
