@@ -114,10 +114,10 @@ def peers_table(model: str, kind: str) -> str:
     for way in _ways(model):
         found = {name: Estimate.model_validate(value) for name, value in way["kinds"][kind].items()}
         cells = [
-            _thousandths(found["divergence"], ""),
+            _thousandths(found["kl_divergence"], ""),
             _thousandths(found["excess"], "+") if found["excess"].standard_error else "",
             _percent(found["perplexity_ratio"]),
-            f"{found['agreement'].mean * 100:.1f} ± {found['agreement'].standard_error * 100:.1f} %",
+            f"{found['top_1_agreement'].value * 100:.1f} ± {found['top_1_agreement'].standard_error * 100:.1f} %",
         ]
         rows.append(f"| {PEERS[way['tool'], way['method']]} | {way['shown']} | {' | '.join(cells)} |")
     return "\n".join(rows)
@@ -142,7 +142,7 @@ def _ways(model: str) -> list[dict[str, Any]]:
 
 
 def _thousandths(estimate: Estimate, sign: str) -> str:
-    return f"{estimate.mean * 1000:{sign}.2f} ± {estimate.standard_error * 1000:.2f}"
+    return f"{estimate.value * 1000:{sign}.2f} ± {estimate.standard_error * 1000:.2f}"
 
 
 def commands() -> str:

@@ -175,7 +175,7 @@ def test_distances_are_those_of_torch(original: Original, mixed_set: Calibration
         torch.cat([part for part, wanted in zip(all_of, chosen, strict=True) if wanted]) for all_of in (one, other)
     ]
     expected = torch.nn.functional.kl_div(together[1], together[0], reduction="batchmean", log_target=True)
-    assert means["divergence"].mean == pytest.approx(float(expected))
-    assert means["excess"] == means["divergence"]
+    assert means["kl_divergence"].value == pytest.approx(float(expected))
+    assert means["excess"] == means["kl_divergence"]
     same = estimates(none, found, chosen)
-    assert (same["divergence"].mean, same["agreement"].mean, same["perplexity_ratio"].mean) == (0, 1, 1)
+    assert (same["kl_divergence"].value, same["top_1_agreement"].value, same["perplexity_ratio"].value) == (0, 1, 1)

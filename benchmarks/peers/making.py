@@ -69,7 +69,7 @@ WAYS = (
     ),
     *(Way("reference", "images", *told) for told in (AWQ, UNTUNED)),
     Way("reference", "nothing", *NEAREST),
-    *(Way("plain", "images", *told) for told in (OURS, UNSMOOTHED, GPTQ, SORTED_GPTQ, TUNED)),
+    *(Way("plain", "images", *told) for told in (OURS, UNSMOOTHED, GPTQ, SORTED_GPTQ)),
     Way("plain", "nothing", *NEAREST),
 )
 

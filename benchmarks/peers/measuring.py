@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mcpmq.calibration import CalibrationSet
 from mcpmq.evaluate import NONSQUARE, Estimate
+from mcpmq.evaluate.estimate import mean_of
 from mcpmq.families.family import Inputs
 
 Values = list[list[float]]  # a value for every answer token of every sample
@@ -39,18 +40,18 @@ def kinds_of(samples: CalibrationSet) -> list[str]:
 
 
 def estimates(found: Distance, ours: Distance, chosen: Sequence[bool]) -> dict[str, Estimate]:
-    """Means over the answer tokens of the chosen samples, with standard errors clustered by sample.
+    """Means over the answer tokens of the chosen samples, all tokens of a sample drawn together.
 
     `excess` is how much more divergence there is than ours, paired by token.
     """
 
     def mean(values: Values) -> Estimate:
-        return Estimate.of([one for one, wanted in zip(values, chosen, strict=True) if wanted])
+        return mean_of([one for one, wanted in zip(values, chosen, strict=True) if wanted])
 
     pairs = zip(found.divergence, ours.divergence, strict=True)
     return {
-        "divergence": mean(found.divergence),
+        "kl_divergence": mean(found.divergence),
         "excess": mean([[a - b for a, b in zip(*pair, strict=True)] for pair in pairs]),
-        "agreement": mean(found.agreement),
+        "top_1_agreement": mean(found.agreement),
         "perplexity_ratio": mean(found.loss).exponential(),
     }
