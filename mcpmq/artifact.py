@@ -44,6 +44,7 @@ class WeightRecord(_Record):
     reason: str
     nbytes: int
     tokens: Annotated[dict[str, int] | None, LEFT_OUT] = None  # seen while calibrating, by modality
+    stored_shape: Annotated[tuple[int, ...] | None, LEFT_OUT] = None  # [out, in] in the file, where zeros widened it
 
 
 class CalibrationRecord(_Record):

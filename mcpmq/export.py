@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from mcpmq.artifact import MANIFEST, Artifact, appearing_whole, refuse_full_disk, write_manifest
+from mcpmq.artifact import MANIFEST, Artifact, Manifest, appearing_whole, refuse_full_disk, write_manifest
 from mcpmq.formats import FormatName, check_steps, format_named
+from mcpmq.formats.format import Format
 from mcpmq.progress import Progress, silent
 from mcpmq.quantized import Quantized
 
@@ -18,7 +19,7 @@ def export(quantized: Quantized, name: FormatName, out: Path, progress: Progress
     """
     layout = format_named(name)
     check_steps(quantized.steps, name)
-    manifest = quantized.artifact.manifest.model_copy(update={"kind": name, "files": ()})
+    manifest = _manifest(quantized, layout, name)
     if (out / MANIFEST).is_file():
         earlier = Artifact.open(out)
         if earlier.manifest.model_copy(update={"files": ()}) == manifest:
@@ -28,3 +29,11 @@ def export(quantized: Quantized, name: FormatName, out: Path, progress: Progress
     with appearing_whole(out) as folder:
         write_manifest(folder, manifest, layout.write(quantized, folder, progress))
     return Artifact.open(out)
+
+
+def _manifest(quantized: Quantized, layout: Format, name: FormatName) -> Manifest:
+    """The quantized artifact's, and which shapes the format has in its files."""
+    manifest = quantized.artifact.manifest
+    shapes = layout.stored_shapes(quantized) if hasattr(layout, "stored_shapes") else {}
+    weights = tuple(one.model_copy(update={"stored_shape": shapes.get(one.name)}) for one in manifest.weights)
+    return manifest.model_copy(update={"kind": name, "files": (), "weights": weights})

@@ -28,6 +28,14 @@ def refuses(step: Step) -> str | None:
     return f"{reason}; give it {ALTERNATIVES} instead" if reason else None
 
 
+def stored_shapes(quantized: "Quantized") -> dict[str, tuple[int, ...]]:
+    """[out, in] of every weight that zeros fill up to whole blocks, by common name."""
+    from mcpmq.formats.onnx.layout import widened_ffn
+    from mcpmq.formats.widening import changed_shapes
+
+    return changed_shapes(quantized.specs, widened_ffn(quantized))
+
+
 def write(
     quantized: "Quantized", out: Path, progress: Progress, *, accuracy_level: int = ACCURACY_LEVEL
 ) -> dict[str, list[str]]:

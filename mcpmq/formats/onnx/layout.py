@@ -13,6 +13,7 @@ from typing import Any
 
 from mcpmq.families.family import Architecture
 from mcpmq.formats.onnx import decoder, embedding, vision
+from mcpmq.formats.onnx.blocks import block_columns
 from mcpmq.formats.onnx.external_data import ExternalData
 from mcpmq.formats.onnx.graph import ACCURACY_LEVEL, Graph
 from mcpmq.formats.onnx.weights import Weights
@@ -62,9 +63,17 @@ def write_part(part: Part, quantized: Quantized, folder: Path, accuracy_level: i
     name = f"{part.stem}{type_names(part, quantized)[1]}.onnx"
     with closing(ExternalData(folder, f"{name}_data")) as data:
         graph = Graph(part.stem, data)
-        part.emit(graph, Weights(quantized, graph, accuracy_level), quantized.architecture, progress)
+        weights = Weights(quantized, graph, accuracy_level, widened_ffn(quantized))
+        part.emit(graph, weights, quantized.architecture, progress)
     graph.save(folder / name, version("mcpmq"), _properties(part, quantized, accuracy_level))
     return Written(name, tuple(data.files))
+
+
+def widened_ffn(quantized: Quantized) -> int:
+    """The hidden width of the vision FFN in the file: whole blocks, for fast kernels (KleidiAI) take no ragged ones."""
+    schemes = [quantized.scheme(name) for name, spec in quantized.specs.items() if spec.may_grow == "columns"]
+    block = max((block_columns(scheme) for scheme in schemes if isinstance(scheme, IntegerScheme)), default=1)
+    return -(-quantized.architecture.vision.ffn // block) * block
 
 
 def type_names(part: Part, quantized: Quantized) -> tuple[str, str]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from mcpmq.formats.onnx.external_data import StoredArray
 from mcpmq.formats.onnx.graph import Graph
 from mcpmq.formats.onnx.packing import STRIPE_CODES, PackedWeight, for_lookup, for_product
+from mcpmq.formats.widening import filled, stored_shape, widened
 from mcpmq.qtensor import QTensor
 from mcpmq.quantized import Quantized
 
@@ -21,16 +22,21 @@ class Weights:
     """Reads the weights of a quantized model, one at a time, into the graph that computes with them.
 
     `accuracy_level` is MatMulNBits' own: 4 rounds activations to 8 bits, which phones compute fast; 0 does not round.
+    `ffn` is the hidden width of the vision FFN in the file, as computed or wider.
     """
 
     quantized: Quantized
     graph: Graph
     accuracy_level: int
+    ffn: int
 
     def linear(self, value: ir.Value, name: str) -> ir.Value:
         """Float32 [..., columns] times a matrix [rows, columns], plus its bias where it has one: [..., rows]."""
-        bias = self.load_float(f"{name}.bias") if f"{name}.bias" in self.quantized.specs else None
-        return self.product(value, name, self.quantized.load(name), bias)
+        spec, bias = self.quantized.specs[name], None
+        if biased := self.quantized.specs.get(f"{name}.bias"):
+            bias = filled(self.load_float(biased.name), stored_shape(biased, self.ffn))
+        weight = widened(self.quantized.load(name), stored_shape(spec, self.ffn))
+        return self.product(value, name, weight, bias)
 
     def product(self, value: ir.Value, name: str, weight: QTensor | Tensor, bias: Tensor | None) -> ir.Value:
         """The same for a weight and a bias that are loaded already."""
