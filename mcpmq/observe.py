@@ -27,18 +27,26 @@ TILE_COLUMNS = 1024  # only tiles on and above the diagonal are multiplied
 class LayerStats:
     """What one linear saw.
 
-    gram: float32 [columns, columns], the weighted sum of x xT over its inputs x. tokens: how many of each modality
-    there were, whatever their weight. weight: the sum of the weights.
+    gram: float32 [columns, columns], the weighted sum of x xT over its inputs x. absolute: float32 [columns], the
+    weighted sum of |x|. largest: float32 [columns], the largest |x| of those that weigh anything. tokens: how many of
+    each modality there were, whatever their weight. weight: the sum of the weights.
     """
 
     gram: Tensor
+    absolute: Tensor
+    largest: Tensor
     tokens: Mapping[str, int]
     weight: float
 
     def __add__(self, other: Self) -> "LayerStats":
         """What was seen here and there."""
-        tokens = {kind: self.tokens[kind] + other.tokens[kind] for kind in MODALITIES}
-        return LayerStats(self.gram + other.gram, tokens, self.weight + other.weight)
+        return LayerStats(
+            self.gram + other.gram,
+            self.absolute + other.absolute,
+            self.largest.maximum(other.largest),
+            {kind: self.tokens[kind] + other.tokens[kind] for kind in MODALITIES},
+            self.weight + other.weight,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +63,11 @@ class Labels:
 
 @dataclass(slots=True)
 class _Sum:
-    """One Gram matrix as it grows."""
+    """One Gram matrix and the magnitudes of its columns, as they grow."""
 
     gram: Tensor
+    absolute: Tensor
+    largest: Tensor
     each: Each
     tokens: Counter[str] = field(default_factory=Counter)
     weight: float = 0.0
@@ -69,7 +79,11 @@ class _Sum:
         self.tokens.update(dict(zip(MODALITIES, torch.bincount(kinds, minlength=3).tolist(), strict=True)))
         weights = labels.weights[kinds.long()]
         self.weight += float(weights.double().sum())
-        self.waiting.append((rows * weights.sqrt()[:, None])[weights > 0])
+        rows, weights = rows[weights > 0], weights[weights > 0]
+        magnitudes = rows.abs()
+        self.absolute += weights @ magnitudes
+        self.largest = torch.cat([self.largest[None], magnitudes]).amax(0)
+        self.waiting.append(rows * weights.sqrt()[:, None])
         if sum(map(len, self.waiting)) >= WAITING_TOKENS:
             self.flush()
 
@@ -90,7 +104,8 @@ class _Sum:
             corner = self.gram[begin:end, begin:end].triu()
             self.gram[begin:end, begin:end] = corner + corner.triu(1).T
             self.gram[end:, begin:end] = self.gram[begin:end, end:].T
-        return LayerStats(self.gram, {kind: self.tokens[kind] for kind in MODALITIES}, self.weight)
+        tokens = {kind: self.tokens[kind] for kind in MODALITIES}
+        return LayerStats(self.gram, self.absolute, self.largest, tokens, self.weight)
 
 
 @dataclass(slots=True)
@@ -112,7 +127,9 @@ class _Sums:
         assert self.owners.setdefault(name, name) == name  # a model feeds its linears alike for every sample
         rows = inputs.detach().flatten(0, -2).float()
         if name not in self.by_owner:
-            self.by_owner[name] = _Sum(torch.zeros(rows.shape[1], rows.shape[1]), self.each)
+            columns = rows.shape[1]
+            zeros = torch.zeros(columns, columns), torch.zeros(columns), torch.zeros(columns)
+            self.by_owner[name] = _Sum(*zeros, self.each)
         self.by_owner[name].add(rows, self.labels)
 
 

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 from mcpmq import observe as observing
 from mcpmq.observe import MODALITIES, Labels, LayerStats, observe
+from mcpmq.pieces import all_threads, torch_threads
 
 KINDS = torch.tensor([0, 0, 1, 1, 1, 2, 2], dtype=torch.uint8)
 
 
 def labels(*weights: float) -> Labels:
-    return Labels(lambda count: KINDS[:count], torch.tensor(weights or (1.0, 1.0, 1.0)))
+    return Labels(lambda count: KINDS[:count], torch.tensor(weights or (1.0, 1.0, 1.0), dtype=torch.float32))
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -28,6 +29,18 @@ def brute(inputs: list[Tensor], weights: list[float]) -> Tensor:
         for row, kind in zip(one.reshape(-1, columns).double(), KINDS.tolist(), strict=False):
             total += weights[kind] * torch.outer(row, row)
     return total
+
+
+def brute_magnitudes(inputs: list[Tensor], weights: list[float]) -> tuple[Tensor, Tensor]:
+    """The sum of w |x| in float64, and the largest |x| where w is not zero, over every token, one by one."""
+    columns = inputs[0].shape[-1]
+    absolute, largest = torch.zeros(columns, dtype=torch.float64), torch.zeros(columns)
+    for one in inputs:
+        for row, kind in zip(one.reshape(-1, columns), KINDS.tolist(), strict=False):
+            absolute += weights[kind] * row.double().abs()
+            if weights[kind] > 0:
+                largest = torch.maximum(largest, row.abs())
+    return absolute, largest
 
 
 class Mlp(nn.Module):
@@ -98,6 +111,9 @@ def test_sums_are_those_of_single_tokens(
         (stats,) = seen[name]
         assert torch.allclose(stats.gram.double(), brute(inputs, list(weights)), atol=1e-5)
         assert torch.equal(stats.gram, stats.gram.T)
+        absolute, largest = brute_magnitudes(inputs, list(weights))
+        assert torch.allclose(stats.absolute.double(), absolute, atol=1e-5)
+        assert torch.equal(stats.largest, largest)
         assert stats.tokens == {"vision": 6, "text": 9, "answer": 3}
         assert stats.weight == pytest.approx(6 * weights[0] + 9 * weights[1] + 3 * weights[2])
 
@@ -156,5 +172,21 @@ def test_statistics_add_up() -> None:
 
     whole, halves = stats(samples), stats(samples[:1]) + stats(samples[1:])
     assert torch.allclose(whole.gram, halves.gram, atol=1e-4)
+    assert torch.allclose(whole.absolute, halves.absolute, atol=1e-4)
+    assert torch.equal(whole.largest, halves.largest)
     assert (whole.tokens, whole.weight) == (halves.tokens, halves.weight)
     assert tuple(whole.tokens) == MODALITIES
+
+
+@torch.inference_mode()
+def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are, and however many tiles they share."""
+    monkeypatch.setattr(observing, "TILE_COLUMNS", 3)
+    block, found = Mlp(), []
+    for threads in (1, 4):
+        with torch_threads(threads), all_threads() as each:
+            replay = replay_of(block, (random(7, 6),), (random(6, 6, seed=1),))
+            found.append(observe(block, {"down.weight": None}, replay, labels(1, 2, 3), each)["down.weight"][0])
+
+    for one, other in zip(*((stats.gram, stats.absolute, stats.largest) for stats in found), strict=True):
+        assert torch.equal(one, other)
