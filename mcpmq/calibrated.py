@@ -22,16 +22,16 @@ from mcpmq.passing import HEAD, LANGUAGE, component_of, fed_by, is_head, labels_
 from mcpmq.pieces import Each, all_threads, torch_threads
 from mcpmq.plan import Plan, Step, block_of
 from mcpmq.progress import Progress
-from mcpmq.quantized import Tokens, read_weight, write_block
+from mcpmq.quantized import Seen, read_weight, write_block
 from mcpmq.recipe import GgmlScheme, IntegerScheme, Modalities
 from mcpmq.rounded import rounded
 from mcpmq.safetensors_file import read_header
 
 
 def needs_samples(plan: Plan, step: Step) -> bool:
-    """Whether a weight is rounded by what it sees: a matrix on a grid, under a recipe that does so."""
+    """Whether what a weight sees decides something: for a matrix on a grid how it is rounded, or how its inputs are."""
     on_a_grid = isinstance(step.scheme, IntegerScheme | GgmlScheme)
-    return plan.recipe.round != "rtn" and on_a_grid and step.spec.role == "matrix"
+    return bool(plan.recipe.round != "rtn" or step.activation) and on_a_grid and step.spec.role == "matrix"
 
 
 def refuse_unseen(plan: Plan, calibration: CalibrationSet | None) -> tuple[Sample, ...]:
@@ -123,11 +123,11 @@ class _Rounding:
         stats = {spec.name: seen.pop(name, ()) for name, spec in names.items()}
         for step in filter(partial(needs_samples, self.plan), steps):
             self._refuse_unseen(step.name, stats.get(step.name, ()))
-        tokens = {name: _fewest(parts) for name, parts in stats.items()}
+        told = {name: self._seen(name, parts) for name, parts in stats.items()}
         native.empty(block)  # its floats make room for those of rounding
         with torch_threads(self.threads):
             weights = {step.name: rounded(self.plan, step, stats.pop(step.name, ())) for step in steps}
-        write_block(file, weights, tokens)
+        write_block(file, weights, told)
         self._fill_from_file(block)
 
     def finish(self) -> None:
@@ -157,6 +157,11 @@ class _Rounding:
             block, lambda spec: native.floats_of(read_weight(entries, spec, self.steps[spec.name].scheme), spec)
         )
 
+    def _seen(self, name: str, parts: tuple[LayerStats, ...]) -> Seen:
+        fewest = min(parts, key=lambda part: part.weight)
+        ranges = [(float(part.lowest.min()), float(part.highest.max())) for part in parts]
+        return Seen(dict(fewest.tokens), ranges if self.steps[name].activation else None)
+
     def _refuse_unseen(self, name: str, parts: tuple[LayerStats, ...]) -> None:
         if not parts or any(part.weight == 0 for part in parts):
             raise _unseen(name, self.samples)
@@ -164,7 +169,3 @@ class _Rounding:
             raise CalibrationError(
                 f"`{name}` saw values that are not finite", "the checkpoint overflows on a sample, or is damaged"
             )
-
-
-def _fewest(parts: tuple[LayerStats, ...]) -> Tokens:
-    return dict(min(parts, key=lambda part: part.weight).tokens)

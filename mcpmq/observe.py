@@ -28,22 +28,29 @@ class LayerStats:
     """What one linear saw.
 
     gram: float32 [columns, columns], the weighted sum of x xT over its inputs x. absolute: float32 [columns], the
-    weighted sum of |x|. largest: float32 [columns], the largest |x| of those that weigh anything. tokens: how many of
-    each modality there were, whatever their weight. weight: the sum of the weights.
+    weighted sum of |x|. lowest, highest: float32 [columns], the least and the greatest of those x that weigh anything,
+    and of 0. tokens: how many of each modality there were, whatever their weight. weight: the sum of the weights.
     """
 
     gram: Tensor
     absolute: Tensor
-    largest: Tensor
+    lowest: Tensor
+    highest: Tensor
     tokens: Mapping[str, int]
     weight: float
+
+    @property
+    def largest(self) -> Tensor:
+        """The largest |x|: float32 [columns]."""
+        return self.highest.maximum(-self.lowest)
 
     def __add__(self, other: Self) -> "LayerStats":
         """What was seen here and there."""
         return LayerStats(
             self.gram + other.gram,
             self.absolute + other.absolute,
-            self.largest.maximum(other.largest),
+            self.lowest.minimum(other.lowest),
+            self.highest.maximum(other.highest),
             {kind: self.tokens[kind] + other.tokens[kind] for kind in MODALITIES},
             self.weight + other.weight,
         )
@@ -67,7 +74,8 @@ class _Sum:
 
     gram: Tensor
     absolute: Tensor
-    largest: Tensor
+    lowest: Tensor
+    highest: Tensor
     each: Each
     tokens: Counter[str] = field(default_factory=Counter)
     weight: float = 0.0
@@ -80,9 +88,9 @@ class _Sum:
         weights = labels.weights[kinds.long()]
         self.weight += float(weights.double().sum())
         rows, weights = rows[weights > 0], weights[weights > 0]
-        magnitudes = rows.abs()
-        self.absolute += weights @ magnitudes
-        self.largest = torch.cat([self.largest[None], magnitudes]).amax(0)
+        self.absolute += weights @ rows.abs()
+        self.lowest = torch.cat([self.lowest[None], rows]).amin(0)
+        self.highest = torch.cat([self.highest[None], rows]).amax(0)
         self.waiting.append(rows * weights.sqrt()[:, None])
         if sum(map(len, self.waiting)) >= WAITING_TOKENS:
             self.flush()
@@ -105,7 +113,7 @@ class _Sum:
             self.gram[begin:end, begin:end] = corner + corner.triu(1).T
             self.gram[end:, begin:end] = self.gram[begin:end, end:].T
         tokens = {kind: self.tokens[kind] for kind in MODALITIES}
-        return LayerStats(self.gram, self.absolute, self.largest, tokens, self.weight)
+        return LayerStats(self.gram, self.absolute, self.lowest, self.highest, tokens, self.weight)
 
 
 @dataclass(slots=True)
@@ -128,8 +136,8 @@ class _Sums:
         rows = inputs.detach().flatten(0, -2).float()
         if name not in self.by_owner:
             columns = rows.shape[1]
-            zeros = torch.zeros(columns, columns), torch.zeros(columns), torch.zeros(columns)
-            self.by_owner[name] = _Sum(*zeros, self.each)
+            absolute, lowest, highest = torch.zeros(3, columns)
+            self.by_owner[name] = _Sum(torch.zeros(columns, columns), absolute, lowest, highest, self.each)
         self.by_owner[name].add(rows, self.labels)
 
 
@@ -171,7 +179,7 @@ def _watching(block: nn.Module, parameter: str, fed_by: str | None, sums: _Sums)
     elif isinstance(module, nn.MultiheadAttention) and leaf == "in_proj_weight":
         handle = module.register_forward_pre_hook(partial(_see_packed, parameter, sums), with_kwargs=True)
     elif isinstance(outer, nn.MultiheadAttention):
-        handle = outer.register_forward_pre_hook(lambda at, args: see(_before_output_projection(at, *args[:3])))
+        handle = outer.register_forward_pre_hook(lambda at, args: see(before_output_projection(at, *args[:3])))
     else:
         assert isinstance(module, nn.Linear), f"{parameter} is in no linear, and the family does not say what feeds it"
         handle = module.register_forward_pre_hook(lambda _, args: see(args[0]))
@@ -185,7 +193,7 @@ def _see_packed(parameter: str, sums: _Sums, _: nn.Module, args: tuple[Tensor, .
         sums.see(f"{parameter}|{name}", queries_keys_values[name])
 
 
-def _before_output_projection(attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def before_output_projection(attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """What the output projection is about to see; it is no module call, so attention is done once more without it."""
     mixed: Tensor = multi_head_attention_forward(
         query,

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 
 from mcpmq.artifact import (
@@ -23,7 +24,7 @@ from mcpmq.ggml_library import library_path
 from mcpmq.machine import installed_versions
 from mcpmq.plan import Plan, Step
 from mcpmq.progress import Progress, silent
-from mcpmq.quantized import BLOCKS, Quantized, tokens_seen, write_block
+from mcpmq.quantized import BLOCKS, Quantized, Seen, seen_by, write_block
 from mcpmq.recipe import GgmlScheme
 from mcpmq.rounded import rounded
 
@@ -68,7 +69,8 @@ def quantize(
 
 
 def _same_request(finished: Manifest, asked: Manifest) -> bool:
-    weights = tuple(record.model_copy(update={"tokens": None}) for record in finished.weights)
+    unseen = dict.fromkeys(("tokens", "input_ranges"))
+    weights = tuple(record.model_copy(update=unseen) for record in finished.weights)
     return finished.model_copy(update={"files": (), "weights": weights}) == asked
 
 
@@ -86,9 +88,13 @@ def _finish(plan: Plan, folder: Path, manifest: Manifest, files: Mapping[str, Pa
     listed: dict[str, list[str]] = {"model": copy_texts(plan.checkpoint, folder)}
     for name, file in files.items():
         listed.setdefault(name.partition(".")[0], []).append(str(file.relative_to(folder)))
-    seen = {name: tokens for file in files.values() for name, tokens in tokens_seen(file).items()}
-    weights = tuple(record.model_copy(update={"tokens": seen.get(record.name)}) for record in manifest.weights)
+    seen = {name: one for file in files.values() for name, one in seen_by(file).items()}
+    weights = tuple(_having_seen(record, seen.get(record.name)) for record in manifest.weights)
     write_manifest(folder, manifest.model_copy(update={"weights": weights}), listed)
+
+
+def _having_seen(record: WeightRecord, seen: Seen | None) -> WeightRecord:
+    return WeightRecord.model_validate(record.model_dump() | asdict(seen)) if seen else record
 
 
 def copy_texts(checkpoint: Checkpoint, folder: Path) -> list[str]:
@@ -107,8 +113,8 @@ def _manifest(plan: Plan, calibration: CalibrationSet | None) -> Manifest:
         family=checkpoint.family.name,
         source=SourceRecord(name=checkpoint.path.resolve().name, sha256=checkpoint.sha256, nbytes=checkpoint.nbytes),
         recipe=plan.recipe.written(),
-        calibrated_on=_calibration_record(calibration) if calibration and plan.recipe.round != "rtn" else None,
-        versions=installed_versions((*PACKAGES, *(() if plan.recipe.round == "rtn" else PACKAGES_OF_THE_MODEL))),
+        calibrated_on=_calibration_record(calibration) if calibration and plan.recipe.looks else None,
+        versions=installed_versions((*PACKAGES, *(PACKAGES_OF_THE_MODEL if plan.recipe.looks else ()))),
         weights=tuple(map(_record, plan.steps)),
     )
 
@@ -131,4 +137,5 @@ def _record(step: Step) -> WeightRecord:
         scheme=str(step.scheme) if step.scheme else None,
         reason=step.reason,
         nbytes=step.nbytes,
+        activation=step.activation,
     )

@@ -25,6 +25,7 @@ GGML_BLOCKS = {
     "q6_k": (256, 210),
 }
 FLOAT_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
+Activation = Literal["u8"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,9 @@ class Recipe(BaseModel):
 
     `weights` maps globs over common names (`language.*`, `head`) to schemes; the last match wins and
     a weight that nothing matches keeps its dtype. `round = "gptq"` rounds matrices by what they see of a
-    calibration set; tables, which are looked up by row, see nothing and are rounded to nearest.
+    calibration set; tables, which are looked up by row, see nothing and are rounded to nearest. `activations` maps
+    globs to what the inputs of matrices are rounded to by an engine that multiplies integers: `u8`, over the range that
+    calibration sees.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -145,6 +148,7 @@ class Recipe(BaseModel):
     smooth: Literal["none"] = "none"
     round: Literal["rtn", "gptq"] = "rtn"
     modalities: Modalities | None = None
+    activations: dict[str, Activation] = {}
     weights: Annotated[dict[str, Scheme | None], BeforeValidator(_parse_weights)]
 
     @model_validator(mode="after")
@@ -152,6 +156,11 @@ class Recipe(BaseModel):
         if self.modalities and self.round == "rtn":
             raise ValueError('`[modalities]` weighs what calibration sees, and `round = "rtn"` sees nothing')
         return self
+
+    @property
+    def looks(self) -> bool:
+        """Whether calibration samples decide anything."""
+        return self.round != "rtn" or bool(self.activations)
 
     @classmethod
     def load(cls, name_or_path: str) -> Self:
@@ -181,7 +190,9 @@ class Recipe(BaseModel):
         """The recipe as plain values, the way the TOML file says it."""
         weights = {glob: "keep" if scheme is None else str(scheme) for glob, scheme in self.weights.items()}
         modalities = {"modalities": self.modalities.model_dump()} if self.modalities else {}
-        return {"name": self.name, "smooth": self.smooth, "round": self.round, **modalities, "weights": weights}
+        activations = {"activations": self.activations} if self.activations else {}
+        methods = {"name": self.name, "smooth": self.smooth, "round": self.round}
+        return {**methods, **modalities, **activations, "weights": weights}
 
 
 def builtin_recipes() -> list[str]:

@@ -13,12 +13,14 @@ import transformers.modeling_utils  # noqa: F401 - counted with the engine, not 
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from mcpmq.activations import InputGrid
 from mcpmq.artifact import MANIFEST
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.families import family_named
 from mcpmq.families.family import Family, Inputs, TensorSpec
 from mcpmq.native import NativeModel, Stored, build, empty, floats_of
 from mcpmq.quantized import Quantized
+from mcpmq.runners.rounded_inputs import round_inputs
 from mcpmq.stream import lockstep
 
 # Tokens of the samples that go through a block together, which bounds what is held of them: few where
@@ -36,6 +38,7 @@ class Weights:
     read: Callable[[TensorSpec], Stored]  # [out, in]
     nbytes: int  # as stored
     kept: dict[str, Stored] = field(default_factory=dict)
+    input_grids: Mapping[str, Sequence[InputGrid]] = field(default_factory=dict)  # of matrices whose inputs are rounded
 
     @property
     def resident_nbytes(self) -> int:
@@ -121,7 +124,9 @@ def assemble(
     path: Path, family: Family, config: Mapping[str, Any], weights: Weights, notes: tuple[str, ...]
 ) -> TorchRunner:
     """The native module of the family and where its weights come from."""
-    return TorchRunner(build(family, config, weights.specs), weights, family.processor(path).arguments, notes)
+    model = build(family, config, weights.specs)
+    round_inputs(family, model, weights.input_grids)
+    return TorchRunner(model, weights, family.processor(path).arguments, notes)
 
 
 def _checkpoint(path: Path) -> tuple[Family, Mapping[str, Any], Weights, tuple[str, ...]]:
@@ -133,6 +138,10 @@ def _checkpoint(path: Path) -> tuple[Family, Mapping[str, Any], Weights, tuple[s
 def _quantized(path: Path) -> tuple[Family, Mapping[str, Any], Weights, tuple[str, ...]]:
     quantized = Quantized.open(path)
     nbytes = sum(record.nbytes for record in quantized.records.values())
-    weights = Weights(tuple(quantized.specs.values()), lambda spec: quantized.load(spec.name), nbytes)
-    family = family_named(quantized.artifact.manifest.family)
-    return family, quantized.config, weights, ("weights dequantized to float32 before use",)
+    grids = {name: found for name in quantized.specs if (found := quantized.input_grids(name))}
+    specs = tuple(quantized.specs.values())
+    weights = Weights(specs, lambda spec: quantized.load(spec.name), nbytes, input_grids=grids)
+    notes = ["weights dequantized to float32 before use"]
+    if grids:
+        notes.append(f"inputs of {len(grids)} matrices rounded as the artifact says")
+    return family_named(quantized.artifact.manifest.family), quantized.config, weights, tuple(notes)

@@ -71,8 +71,8 @@ def write_part(part: Part, quantized: Quantized, folder: Path, accuracy_level: i
 
 def widened_ffn(quantized: Quantized) -> int:
     """The hidden width of the vision FFN in the file: whole blocks, for fast kernels (KleidiAI) take no ragged ones."""
-    schemes = [quantized.scheme(name) for name, spec in quantized.specs.items() if spec.may_grow == "columns"]
-    block = max((block_columns(scheme) for scheme in schemes if isinstance(scheme, IntegerScheme)), default=1)
+    blockwise = [step.scheme for step in quantized.steps if step.spec.may_grow == "columns" and not step.activation]
+    block = max((block_columns(scheme) for scheme in blockwise if isinstance(scheme, IntegerScheme)), default=1)
     return -(-quantized.architecture.vision.ffn // block) * block
 
 

@@ -118,7 +118,8 @@ def _split_projection(weights: Weights, width: int, inputs: tuple[ir.Value, ...]
     name = "projector.attention.qkv"
     weight, bias = weights.quantized.load(name), weights.load_float(f"{name}.bias")
     spans = [slice(part * width, (part + 1) * width) for part in range(3)]
+    grids = weights.quantized.input_grids(name) or (None,) * 3
     return tuple(
-        weights.product(value, f"{name}.{part}", rows_of(weight, span), bias[span])
-        for value, part, span in zip(inputs, "qkv", spans, strict=True)
+        weights.product(value, f"{name}.{part}", rows_of(weight, span), bias[span], grid)
+        for value, part, span, grid in zip(inputs, "qkv", spans, grids, strict=True)
     )

@@ -1,7 +1,7 @@
 """Weights into a graph, whatever scheme each is on: integers in blocks stay integers, floats keep their dtype."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -9,9 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mcpmq.activations import InputGrid
 from mcpmq.formats.onnx.external_data import StoredArray
 from mcpmq.formats.onnx.graph import Graph
-from mcpmq.formats.onnx.packing import STRIPE_CODES, PackedWeight, for_lookup, for_product
+from mcpmq.formats.onnx.packing import STRIPE_CODES, PackedWeight, for_integer_product, for_lookup, for_product
 from mcpmq.formats.widening import filled, stored_shape, widened
 from mcpmq.qtensor import QTensor
 from mcpmq.quantized import Quantized
@@ -29,6 +30,7 @@ class Weights:
     graph: Graph
     accuracy_level: int
     ffn: int
+    _on_grids: dict[tuple[str | None, InputGrid], ir.Value] = field(default_factory=dict)  # one for all that read it
 
     def linear(self, value: ir.Value, name: str) -> ir.Value:
         """Float32 [..., columns] times a matrix [rows, columns], plus its bias where it has one: [..., rows]."""
@@ -36,14 +38,25 @@ class Weights:
         if biased := self.quantized.specs.get(f"{name}.bias"):
             bias = filled(self.load_float(biased.name), stored_shape(biased, self.ffn))
         weight = widened(self.quantized.load(name), stored_shape(spec, self.ffn))
-        return self.product(value, name, weight, bias)
+        [grid] = self.quantized.input_grids(name) or (None,)
+        return self.product(value, name, weight, bias, grid)
 
-    def product(self, value: ir.Value, name: str, weight: QTensor | Tensor, bias: Tensor | None) -> ir.Value:
-        """The same for a weight and a bias that are loaded already."""
+    def product(
+        self,
+        value: ir.Value,
+        name: str,
+        weight: QTensor | Tensor,
+        bias: Tensor | None,
+        grid: InputGrid | None = None,
+    ) -> ir.Value:
+        """The same for a weight and a bias that are loaded already; `grid` is what the inputs are rounded to."""
         addend = self._stored(f"{name}.bias", bias) if bias is not None else None
-        if isinstance(weight, QTensor):
-            return self._integer_product(value, name, weight, addend)
-        factor = self._float32(self._stored(name, weight.T), weight.dtype)
+        if isinstance(weight, Tensor):
+            factor = self._float32(self._stored(name, weight.T), weight.dtype)
+        elif grid is None:
+            return self._blockwise_product(value, name, weight, addend)
+        else:
+            value, factor = self._rounded(value, grid), self._rowwise_factor(name, weight)
         product = self.graph.node("MatMul", value, factor)
         return product if addend is None else self.graph.node("Add", product, addend)
 
@@ -75,7 +88,23 @@ class Weights:
         assert isinstance(weight, Tensor)
         return weight
 
-    def _integer_product(self, value: ir.Value, name: str, weight: QTensor, bias: ir.Value | None) -> ir.Value:
+    def _rounded(self, value: ir.Value, grid: InputGrid) -> ir.Value:
+        """A value on a grid; with the next weight in integers too, ONNX Runtime multiplies integers."""
+        key = value.name, grid
+        if key not in self._on_grids:
+            scale, zero = self.graph.constant(grid.scale, np.float32), self.graph.constant(grid.zero, np.uint8)
+            codes = self.graph.node("QuantizeLinear", value, scale, zero)
+            self._on_grids[key] = self.graph.node("DequantizeLinear", codes, scale, zero)
+        return self._on_grids[key]
+
+    def _rowwise_factor(self, name: str, weight: QTensor) -> ir.Value:
+        """Weights of one scale a row as signed bytes [columns, rows] and what makes floats of them."""
+        packed = for_integer_product(weight)
+        codes = self.graph.weight(f"{name}.codes", packed.codes)
+        scales = self.graph.weight(f"{name}.scales", packed.scales)
+        return self.graph.node("DequantizeLinear", codes, scales, axis=1)
+
+    def _blockwise_product(self, value: ir.Value, name: str, weight: QTensor, bias: ir.Value | None) -> ir.Value:
         packed = for_product(weight)
         settings = {"K": weight.columns, "N": weight.rows, "bits": packed.bits, "block_size": packed.block_columns}
         inputs = [value, *self._written(name, packed), None, bias]
