@@ -133,15 +133,21 @@ def export(
     quantized: Annotated[Path, typer.Argument(metavar="QUANTIZED", help="Folder that `mcpmq quantize` wrote")],
     out: Out,
     format: Annotated[str, typer.Option("--format", "-f", metavar="gguf|onnx", help="What to write")],
+    npu: Annotated[
+        Path | None,
+        typer.Option("--npu", metavar="DIR", help="ONNX vision for NPUs: activations of 16 bits over these images"),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Write a quantized model in the layout that an engine loads"""
     name = _format(format)
     from mcpmq import show
+    from mcpmq.calibration import CalibrationSet
     from mcpmq.export import export
     from mcpmq.quantized import Quantized
 
-    show.artifact(export(Quantized.open(quantized), name, out, show.progress()), as_json=json)
+    shown = CalibrationSet.open(npu) if npu else None
+    show.artifact(export(Quantized.open(quantized), name, out, show.progress(), shown), as_json=json)
 
 
 @app.command(rich_help_panel=STEPS)

@@ -14,6 +14,7 @@ from mcpmq.formats.onnx.external_data import StoredArray
 from mcpmq.formats.onnx.graph import Graph
 from mcpmq.formats.onnx.packing import STRIPE_CODES, PackedWeight, for_integer_product, for_lookup, for_product
 from mcpmq.formats.widening import filled, stored_shape, widened
+from mcpmq.grids import dequantize
 from mcpmq.qtensor import QTensor
 from mcpmq.quantized import Quantized
 
@@ -23,13 +24,14 @@ class Weights:
     """Reads the weights of a quantized model, one at a time, into the graph that computes with them.
 
     `accuracy_level` is MatMulNBits' own: 4 rounds activations to 8 bits, which phones compute fast; 0 does not round.
-    `ffn` is the hidden width of the vision FFN in the file, as computed or wider.
+    `ffn` is the hidden width of the vision FFN in the file, as computed or wider; `dequantized` has all in floats.
     """
 
     quantized: Quantized
     graph: Graph
     accuracy_level: int
     ffn: int
+    dequantized: bool = False
     _on_grids: dict[tuple[str | None, InputGrid], ir.Value] = field(default_factory=dict)  # one for all that read it
 
     def linear(self, value: ir.Value, name: str) -> ir.Value:
@@ -37,7 +39,7 @@ class Weights:
         spec, bias = self.quantized.specs[name], None
         if biased := self.quantized.specs.get(f"{name}.bias"):
             bias = filled(self.load_float(biased.name), stored_shape(biased, self.ffn))
-        weight = widened(self.quantized.load(name), stored_shape(spec, self.ffn))
+        weight = widened(self.load(name), stored_shape(spec, self.ffn))
         [grid] = self.quantized.input_grids(name) or (None,)
         return self.product(value, name, weight, bias, grid)
 
@@ -62,7 +64,7 @@ class Weights:
 
     def lookup(self, name: str, indices: ir.Value) -> ir.Value:
         """Rows of a table [rows, columns] at int64 indices [...]: float32 [..., columns]."""
-        weight = self.quantized.load(name)
+        weight = self.load(name)
         if not isinstance(weight, QTensor):
             return self._float32(self.graph.node("Gather", self._stored(name, weight), indices, axis=0), weight.dtype)
         packed = for_lookup(weight)
@@ -79,12 +81,17 @@ class Weights:
         tensor = self._unquantized(name)
         return self._float32(self._stored(name, tensor), tensor.dtype)
 
+    def load(self, name: str) -> QTensor | Tensor:
+        """A weight as it goes into the graph."""
+        weight = self.quantized.load(name)
+        return dequantize(weight) if self.dequantized and isinstance(weight, QTensor) else weight
+
     def load_float(self, name: str) -> Tensor:
         """A weight that nothing quantizes, as float32."""
         return self._unquantized(name).float()
 
     def _unquantized(self, name: str) -> Tensor:
-        weight = self.quantized.load(name)
+        weight = self.load(name)
         assert isinstance(weight, Tensor)
         return weight
 
