@@ -45,9 +45,13 @@ class Weights:
         """What keeping all of them takes, and one of them in float32 with what it is made from."""
         return self.nbytes + 2 * FLOAT_NBYTES * max(prod(spec.shape) for spec in self.specs)
 
-    def keep_all(self) -> None:
-        """Read every weight now, and never again."""
+    def keep_if_there_is_room(self) -> str:
+        """Read every weight now, and never again, if they all fit into the available memory; what was done."""
+        available = psutil.virtual_memory().available
+        if self.resident_nbytes > RESIDENT_SHARE * available:
+            return f"weights ({self.nbytes:,} bytes) read from disk block by block: {available:,} bytes were available"
         self.kept.update({spec.name: self.read(spec) for spec in self.specs})
+        return f"weights ({self.nbytes:,} bytes) held in memory as stored, one block at a time in float32"
 
     def floats(self, spec: TensorSpec) -> Tensor:
         """One weight in float32, turned as the module holds it."""
@@ -112,13 +116,7 @@ def open_runner(path: Path, threads: int) -> TorchRunner:
     """
     torch.set_num_threads(threads)
     family, config, weights, notes = _quantized(path) if (path / MANIFEST).is_file() else _checkpoint(path)
-    available = psutil.virtual_memory().available
-    if weights.resident_nbytes <= RESIDENT_SHARE * available:
-        weights.keep_all()
-        how = f"weights ({weights.nbytes:,} bytes) held in memory as stored, one block at a time in float32"
-    else:
-        how = f"weights ({weights.nbytes:,} bytes) read from disk block by block: {available:,} bytes were available"
-    return assemble(path, family, config, weights, (*notes, how))
+    return assemble(path, family, config, weights, (*notes, weights.keep_if_there_is_room()))
 
 
 def assemble(
