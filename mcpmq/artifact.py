@@ -12,11 +12,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from mcpmq.calibration import CalibrationSet
+from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import ArtifactError, OutputError
 
 MANIFEST = "mcpmq.json"
 FULL = (errno.ENOSPC, errno.EDQUOT, None)  # None: numpy tells of a short write without a number
-Kind = Literal["quantized", "gguf", "onnx"]
+Kind = Literal["quantized", "gguf", "onnx", "imatrix"]
 LEFT_OUT = Field(exclude_if=lambda value: value is None)  # of files about what was not calibrated
 
 
@@ -44,6 +46,8 @@ class WeightRecord(_Record):
     reason: str
     nbytes: int
     tokens: Annotated[dict[str, int] | None, LEFT_OUT] = None  # seen while calibrating, by modality
+    round: Annotated[str | None, LEFT_OUT] = None  # how, where that was decided by what was seen
+    smooth: Annotated[float | None, LEFT_OUT] = None  # the exponent of the scales that its columns took
     activation: Annotated[str | None, LEFT_OUT] = None  # what its inputs are rounded to while it multiplies
     # Lowest and highest input seen while calibrating; of each equal share of the rows where they see different ones.
     input_ranges: Annotated[tuple[tuple[float, float], ...] | None, LEFT_OUT] = None
@@ -58,6 +62,12 @@ class CalibrationRecord(_Record):
     samples: int
     with_image: int
 
+    @classmethod
+    def of(cls, samples: CalibrationSet) -> Self:
+        """What is recorded of a set."""
+        images = sum(sample.image is not None for sample in samples)
+        return cls(name=samples.path.resolve().name, sha256=samples.sha256, samples=len(samples), with_image=images)
+
 
 class SourceRecord(_Record):
     """The checkpoint that an artifact was made from."""
@@ -65,6 +75,11 @@ class SourceRecord(_Record):
     name: str
     sha256: str
     nbytes: int
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Self:
+        """What is recorded of a checkpoint."""
+        return cls(name=checkpoint.path.resolve().name, sha256=checkpoint.sha256, nbytes=checkpoint.nbytes)
 
 
 class Manifest(_Record):
@@ -78,6 +93,8 @@ class Manifest(_Record):
     calibrated_on: Annotated[CalibrationRecord | None, LEFT_OUT] = None  # None: rounding looked at no sample
     versions: dict[str, str]
     weights: tuple[WeightRecord, ...]
+    # By block, of every way of rounding that was tried: square error of its outputs on held-out samples, relative.
+    held_out_errors: Annotated[dict[str, dict[str, float]] | None, LEFT_OUT] = None
     notes: tuple[str, ...] = ()
     files: tuple[FileRecord, ...] = ()
 

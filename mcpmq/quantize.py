@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 from mcpmq.artifact import (
@@ -24,7 +23,7 @@ from mcpmq.ggml_library import library_path
 from mcpmq.machine import installed_versions
 from mcpmq.plan import Plan, Step
 from mcpmq.progress import Progress, silent
-from mcpmq.quantized import BLOCKS, Quantized, Seen, seen_by, write_block
+from mcpmq.quantized import BLOCKS, Quantized, findings_in, write_block
 from mcpmq.recipe import GgmlScheme
 from mcpmq.rounded import rounded
 
@@ -69,9 +68,9 @@ def quantize(
 
 
 def _same_request(finished: Manifest, asked: Manifest) -> bool:
-    unseen = dict.fromkeys(("tokens", "input_ranges"))
-    weights = tuple(record.model_copy(update=unseen) for record in finished.weights)
-    return finished.model_copy(update={"files": (), "weights": weights}) == asked
+    nothing = dict.fromkeys(("tokens", "round", "smooth", "input_ranges"))
+    weights = tuple(record.model_copy(update=nothing) for record in finished.weights)
+    return finished.model_copy(update={"files": (), "weights": weights, "held_out_errors": None}) == asked
 
 
 def _claim(folder: Path, manifest: Manifest) -> None:
@@ -88,13 +87,11 @@ def _finish(plan: Plan, folder: Path, manifest: Manifest, files: Mapping[str, Pa
     listed: dict[str, list[str]] = {"model": copy_texts(plan.checkpoint, folder)}
     for name, file in files.items():
         listed.setdefault(name.partition(".")[0], []).append(str(file.relative_to(folder)))
-    seen = {name: one for file in files.values() for name, one in seen_by(file).items()}
-    weights = tuple(_having_seen(record, seen.get(record.name)) for record in manifest.weights)
-    write_manifest(folder, manifest.model_copy(update={"weights": weights}), listed)
-
-
-def _having_seen(record: WeightRecord, seen: Seen | None) -> WeightRecord:
-    return WeightRecord.model_validate(record.model_dump() | asdict(seen)) if seen else record
+    findings = {name: findings_in(file) for name, file in files.items()}
+    told = {name: fields for found in findings.values() for name, fields in found.weights.items()}
+    weights = tuple(record.model_copy(update=told.get(record.name)) for record in manifest.weights)
+    errors = {name: found.errors for name, found in findings.items() if found.errors} or None
+    write_manifest(folder, manifest.model_copy(update={"weights": weights, "held_out_errors": errors}), listed)
 
 
 def copy_texts(checkpoint: Checkpoint, folder: Path) -> list[str]:
@@ -111,20 +108,12 @@ def _manifest(plan: Plan, calibration: CalibrationSet | None) -> Manifest:
     return Manifest(
         kind="quantized",
         family=checkpoint.family.name,
-        source=SourceRecord(name=checkpoint.path.resolve().name, sha256=checkpoint.sha256, nbytes=checkpoint.nbytes),
+        source=SourceRecord.of(checkpoint),
         recipe=plan.recipe.written(),
-        calibrated_on=_calibration_record(calibration) if calibration and plan.recipe.looks else None,
+        calibrated_on=CalibrationRecord.of(calibration) if calibration and plan.recipe.looks else None,
         versions=installed_versions((*PACKAGES, *(PACKAGES_OF_THE_MODEL if plan.recipe.looks else ()))),
         weights=tuple(map(_record, plan.steps)),
-    )
-
-
-def _calibration_record(samples: CalibrationSet) -> CalibrationRecord:
-    return CalibrationRecord(
-        name=samples.path.resolve().name,
-        sha256=samples.sha256,
-        samples=len(samples),
-        with_image=sum(sample.image is not None for sample in samples),
+        notes=plan.notes,
     )
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self, get_args
@@ -25,12 +25,12 @@ BLOCKS = "blocks"
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What one weight saw while calibrating: how many tokens of each modality, and, where its inputs are rounded, the
-    lowest and the highest of them, for all rows or for each equal share of the rows."""
+class Findings:
+    """What calibrating a block told: fields of weights' records, by common name, and how far each way of rounding that
+    was tried took the block's outputs on held-out samples."""
 
-    tokens: dict[str, int]
-    input_ranges: list[tuple[float, float]] | None = None
+    weights: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    errors: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -127,18 +127,17 @@ def parts_of(name: str, weight: QTensor | Tensor) -> dict[str, Tensor]:
     return {key: part for key, part in parts.items() if part is not None}
 
 
-def write_block(file: Path, weights: Mapping[str, QTensor | Tensor], seen: Mapping[str, Seen] | None = None) -> None:
-    """Write one block's file, whole or not at all; `seen` is what each weight saw while calibrating."""
+def write_block(file: Path, weights: Mapping[str, QTensor | Tensor], findings: Findings | None = None) -> None:
+    """Write one block's file, whole or not at all, and what calibrating told about it."""
     parts = {key: part for name, weight in weights.items() for key, part in parts_of(name, weight).items()}
     partial = file.with_suffix(".partial")
-    told = {name: asdict(one) for name, one in (seen or {}).items()}
-    write_file(partial, parts, {"seen": json.dumps(told)} if told else None)
+    write_file(partial, parts, {"findings": json.dumps(asdict(findings))} if findings else None)
     partial.replace(file)
 
 
-def seen_by(file: Path) -> dict[str, Seen]:
-    """What the weights of a block's file saw while calibrating, by common name; none where nothing was calibrated."""
-    return {name: Seen(**one) for name, one in json.loads(read_metadata(file).get("seen", "{}")).items()}
+def findings_in(file: Path) -> Findings:
+    """What calibrating told about a block, from its file; nothing where nothing was calibrated."""
+    return Findings(**json.loads(read_metadata(file).get("findings", "{}")))
 
 
 def pack_codes(codes: Tensor, bits: int) -> Tensor:

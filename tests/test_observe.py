@@ -58,31 +58,6 @@ class Mlp(nn.Module):
         return self.gate(x).tanh() * self.up(x)
 
 
-class Attends(nn.Module):
-    """Packed attention as a resampler has it, and a bare matrix behind a norm."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention = nn.MultiheadAttention(8, 2)
-        self.norm = nn.LayerNorm(8)
-        self.matrix = nn.Parameter(random(8, 8, seed=9))
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        seen = [self.attention(query, key, value, need_weights=False)[0] for _ in range(2)]
-        result: Tensor = self.norm(torch.stack(seen)) @ self.matrix
-        return result
-
-    def mixed(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """What the output projection is fed, by the definition of attention."""
-        weights, biases = self.attention.in_proj_weight.chunk(3), self.attention.in_proj_bias.chunk(3)
-        q, k, v = (
-            (x @ weight.T + bias).reshape(-1, 2, 4).transpose(0, 1)
-            for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
-        )
-        chances = (q @ k.transpose(1, 2) / 4**0.5).softmax(-1)
-        return (chances @ v).transpose(0, 1).flatten(1)
-
-
 def replay_of(block: nn.Module, *samples: tuple[Tensor, ...]) -> Callable[[], None]:
     def replay() -> None:
         for sample in samples:
@@ -128,40 +103,6 @@ def test_linears_that_are_fed_the_same_share_one_sum() -> None:
     seen = observe(block, dict.fromkeys(("gate.weight", "up.weight")), replay_of(block, (random(5, 6),)), labels())
 
     assert seen["gate.weight"][0] is seen["up.weight"][0]
-
-
-@torch.inference_mode()
-def test_packed_attention_and_a_bare_matrix_are_seen_too() -> None:
-    """Queries, keys and values each by their rows; the output projection, which is never called; a parameter."""
-    block, (query, key, value) = Attends(), (random(3, 8), random(5, 8, seed=1), random(5, 8, seed=2))
-    parameters = {"attention.in_proj_weight": None, "attention.out_proj.weight": None, "matrix": "norm"}
-    everything = Labels(lambda count: torch.zeros(count, dtype=torch.uint8), torch.ones(3))
-
-    seen = observe(block, parameters, replay_of(block, (query, key, value)), everything)
-
-    mixed = block.mixed(query, key, value)
-    normed = block.norm(block.attention.out_proj(mixed))
-    expected = [query, key, value, mixed, normed]
-    found = [stats for parameter in parameters for stats in seen[parameter]]
-    for stats, x in zip(found, expected, strict=True):
-        assert torch.allclose(stats.gram, 2 * x.T @ x, atol=1e-4)  # the block attends twice
-        assert stats.tokens["vision"] == 2 * len(x)
-
-
-@torch.inference_mode()
-def test_what_is_not_passed_is_not_there() -> None:
-    """A matrix that saw nothing has no statistics that could be taken for some."""
-    assert observe(Mlp(), {"up.weight": None}, lambda: None, labels()) == {}
-
-
-@torch.inference_mode()
-def test_hooks_are_gone_afterwards() -> None:
-    """Also when the forward pass fails."""
-    block = Mlp()
-    with pytest.raises(RuntimeError, match="shapes"):
-        observe(block, {"up.weight": None}, replay_of(block, (random(5, 3),)), labels())
-
-    assert not any(module._forward_pre_hooks or module._forward_hooks for module in block.modules())
 
 
 @torch.inference_mode()

@@ -11,8 +11,8 @@ from torch.nn.functional import linear
 from mcpmq.activations import InputGrid
 from mcpmq.families.family import Family
 from mcpmq.native import NativeModel
-from mcpmq.observe import before_output_projection
 from mcpmq.passing import fed_by
+from mcpmq.watch import before_output_projection
 
 
 def round_inputs(family: Family, model: NativeModel, grids: Mapping[str, Sequence[InputGrid]]) -> None:
