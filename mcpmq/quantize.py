@@ -89,7 +89,7 @@ def _finish(plan: Plan, folder: Path, manifest: Manifest, files: Mapping[str, Pa
         listed.setdefault(name.partition(".")[0], []).append(str(file.relative_to(folder)))
     findings = {name: findings_in(file) for name, file in files.items()}
     told = {name: fields for found in findings.values() for name, fields in found.weights.items()}
-    weights = tuple(record.model_copy(update=told.get(record.name)) for record in manifest.weights)
+    weights = tuple(WeightRecord(**{**record.model_dump(), **told.get(record.name, {})}) for record in manifest.weights)
     errors = {name: found.errors for name, found in findings.items() if found.errors} or None
     write_manifest(folder, manifest.model_copy(update={"weights": weights, "held_out_errors": errors}), listed)
 
