@@ -22,6 +22,7 @@ from mcpmq.table import Row, Table, megabytes
 
 if TYPE_CHECKING:  # help and errors must be there at once
     from mcpmq.artifact import Artifact
+    from mcpmq.by_component import Split
     from mcpmq.calibration import CalibrationSet
     from mcpmq.checkpoint import Checkpoint
     from mcpmq.plan import Plan, Step
@@ -55,6 +56,13 @@ def report(report: "Report", *, as_json: bool = False, as_markdown: bool = False
     from mcpmq.report import table_of
 
     _print(table_of(report), report.model_dump(mode="json"), as_json=as_json, as_markdown=as_markdown)
+
+
+def split(split: "Split", *, as_json: bool = False) -> None:
+    """What each component costs."""
+    from mcpmq.by_component import table_of
+
+    _print(table_of(split), split.model_dump(mode="json"), as_json=as_json)
 
 
 def plan(plan: "Plan", *, as_json: bool = False) -> None:
