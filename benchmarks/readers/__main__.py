@@ -44,11 +44,11 @@ class Case:
 
 
 CASES = (
-    Case("gptq", "int4-g128", "float16", 0.05),
-    Case("gptq", "int4-g32-asym", "float16", 0.05),
-    Case("gptq", "int8-row", "float16", 0.05),
-    Case("awq", "int4-g128", "float16", 0.05),
-    Case("awq", "int4-g64-asym", "float16", 0.05),
+    Case("gptq", "int4-g128", "float16", 0.02),
+    Case("gptq", "int4-g32-asym", "float16", 0.02),
+    Case("gptq", "int8-row", "float16", 0.02),
+    Case("awq", "int4-g128", "float16", 0.02),
+    Case("awq", "int4-g64-asym", "float16", 0.02),
     Case("bnb", "nf4", "bfloat16", 0.2),
     Case("bnb", "fp4", "bfloat16", 0.2),
     Case("bnb", "int8-row", "bfloat16", 0.5),  # its inputs are rounded to 8 bits, too

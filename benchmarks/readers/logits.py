@@ -17,6 +17,7 @@ os.environ |= {"GPTQMODEL_CPU_WORKERS": "2", "HF_HUB_OFFLINE": "1"}  # on one co
 
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AwqConfig, GPTQConfig
 
 from mcpmq.families import family_of
 
@@ -26,6 +27,8 @@ PACKAGES = {
     "bitsandbytes": ("transformers", "bitsandbytes"),
     "compressed-tensors": ("transformers", "compressed-tensors"),
 }
+# gptqmodel's plain kernels: by itself it takes one of PyTorch's, which rounds scales and zeros to bfloat16.
+KERNELS = {"gptq": GPTQConfig(bits=4, backend="torch"), "awq": AwqConfig(backend="torch_awq")}
 LAYER = "llm.model.layers.0.mlp.down_proj"
 
 
@@ -35,7 +38,8 @@ def main(artifact: Path, dtype: str, inputs: Path, out: Path) -> None:
     method = config.pop("quantization_config")["quant_method"]
     module, _, function = family_of(config).native.partition(":")
     native: Any = type(getattr(import_module(module), function)(config))
-    model = native.from_pretrained(artifact, dtype=getattr(torch, dtype), device_map="cpu")
+    chosen = {"quantization_config": KERNELS[method]} if method in KERNELS else {}
+    model = native.from_pretrained(artifact, dtype=getattr(torch, dtype), device_map="cpu", **chosen)
     samples: dict[str, dict[str, torch.Tensor]] = {}
     for name, value in load_file(inputs).items():
         sample, _, argument = name.partition("|")
