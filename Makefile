@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Two busy processes with spinning threads slow one another down eightfold.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: setup demo test lint types layers unit docs readers readme clean least-runtime
+.PHONY: setup demo test lint types layers unit docs least-runtime readers readme clean
 
 setup: .venv/ready
 
