@@ -87,7 +87,7 @@ def test_config_says_how_to_read(
     assert config == quantized.config
     assert json.loads((artifact.path / "quantize_config.json").read_text()) == said
     assert (said["bits"], said["group_size"], said["sym"], said["desc_act"]) == (bits, group_size, sym, False)
-    assert said["modules_to_not_convert"] == ["vpm", "resampler", "llm.lm_head"]
+    assert said["modules_to_not_convert"] == ["vpm", "resampler", "llm.model.embed_tokens", "llm.lm_head"]
     parts = parts_in(tensors_in(artifact), MODULE)
     assert set(parts) == {"qweight", "qzeros", "scales", "g_idx"}
     parsed = quantized.scheme("language.layers.0.mlp.down")

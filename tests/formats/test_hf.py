@@ -230,6 +230,7 @@ def test_wide_modules_are_the_outermost(tiny_checkpoint: Path) -> None:
     assert wide_modules(plan.steps) == (
         "vpm",
         "resampler",
+        "llm.model.embed_tokens",
         "llm.model.layers.0",
         "llm.model.layers.1.self_attn.o_proj",
         "llm.lm_head",

@@ -13,14 +13,18 @@ def module_of(hub_name: str) -> str:
 
 
 def wide_modules(steps: Iterable[Step]) -> tuple[str, ...]:
-    """The outermost modules that hold matrices, none of them packed; in the order of the forward pass.
+    """The outermost modules that hold matrices or tables, none of them packed; in the order of the forward pass.
 
     These are what `modules_to_not_convert` and its like name: readers take the module itself and all inside of it.
     """
-    matrices = [step for step in steps if step.spec.role == "matrix"]
-    packed = {part for step in matrices if is_packed(step.scheme) for part in _paths(module_of(step.spec.hub_name))}
-    kept = (step.spec.hub_name for step in matrices if not is_packed(step.scheme))
-    return tuple(dict.fromkeys(next(path for path in _paths(module_of(name)) if path not in packed) for name in kept))
+    held = [step for step in steps if step.spec.role != "other"]
+    packed = {path for step in held if is_packed(step.scheme) for name in _names(step) for path in _paths(name)}
+    kept = (name for step in held if not is_packed(step.scheme) for name in _names(step))
+    return tuple(dict.fromkeys(next(path for path in _paths(name) if path not in packed) for name in kept))
+
+
+def _names(step: Step) -> tuple[str, ...]:
+    return (module_of(step.spec.hub_name),)
 
 
 def list_of_layers(steps: Iterable[Step]) -> str:
