@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import tomllib
 from pathlib import Path
 from typing import cast
 
@@ -205,6 +206,8 @@ def test_the_card_says_what_it_is(quantized: Quantized, tmp_path: Path) -> None:
     for said in ("- awq\n", "Read by nobody.", '"language.*" = "int4-g64"', quantized.artifact.manifest.source.sha256):
         assert said in card
     assert "| language | 2.36 MB |" in card
+    written = card.partition("```toml\n")[2].partition("```")[0]
+    assert Recipe.model_validate(tomllib.loads(written)).written() == quantized.artifact.manifest.recipe
     assert card.endswith(
         "## What it cost\n\nNot measured yet: `mcpmq evaluate` measures it and writes the figures here.\n"
     )

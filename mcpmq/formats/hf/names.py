@@ -1,7 +1,7 @@
 """Modules as readers of Hugging Face artifacts name them."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from mcpmq.formats.hf.fit import is_linear, is_packed
 from mcpmq.plan import Step
@@ -64,8 +64,3 @@ def _paths(module: str) -> list[str]:
 def as_pattern(module: str) -> str:
     """A regular expression that matches a module and all inside of it, wherever a reader puts the model itself."""
     return rf"(.*\.)?{re.escape(module)}(\..*)?$"
-
-
-def patterns(modules: Sequence[str]) -> list[str]:
-    """One for each module."""
-    return [as_pattern(module) for module in modules]
