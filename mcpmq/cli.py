@@ -26,7 +26,10 @@ Bits = Annotated[
 Formats = Annotated[
     list[str], typer.Option("--format", "-f", metavar="gguf|onnx", help="What to write; may be repeated")
 ]
-Format = Annotated[str | None, typer.Option("--format", "-f", metavar="gguf|onnx", help="Check that this can hold it")]
+Forecasts = Annotated[
+    list[str] | None, typer.Option("--format", "-f", metavar="gguf|onnx", help="Forecast this; may be repeated")
+]
+Context = Annotated[int, typer.Option("--context", metavar="TOKENS", min=1, help="Tokens that the device is to hold")]
 Calibration = Annotated[Path, typer.Option("--calibration", metavar="DIR", help="Images and questions to calibrate on")]
 OptionalCalibration = Annotated[
     Path | None, typer.Option("--calibration", metavar="DIR", help="Images and questions to calibrate on")
@@ -90,18 +93,22 @@ def convert(
 
 @app.command(rich_help_panel=STEPS)
 def plan(
-    source: Source, recipe: RecipeName = None, bits: Bits = None, format: Format = None, json: Json = False
+    source: Source,
+    recipe: RecipeName = None,
+    bits: Bits = None,
+    formats: Forecasts = None,
+    context: Context = 4096,
+    json: Json = False,
 ) -> None:
-    """Show what would be done to every weight, and the size it would have; reads no weights"""
+    """Show what would be done to every weight, and forecast sizes, memory and time; reads no weights"""
     from mcpmq import show
     from mcpmq.checkpoint import Checkpoint
-    from mcpmq.formats import check
+    from mcpmq.forecast import forecast
     from mcpmq.plan import make_plan
 
-    made = make_plan(Checkpoint.open(source), _recipe(recipe, bits))
-    if format is not None:
-        check(made, _format(format))
-    show.plan(made, as_json=json)
+    asked, names = _recipe(recipe, bits), [_format(name) for name in formats or ()]
+    made = make_plan(Checkpoint.open(source), asked)
+    show.plan(made, forecast(made, names, context), as_json=json)
 
 
 @app.command(rich_help_panel=STEPS)

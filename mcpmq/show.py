@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # help and errors must be there at once
     from mcpmq.artifact import Artifact
     from mcpmq.calibration import CalibrationSet
     from mcpmq.checkpoint import Checkpoint
+    from mcpmq.forecast import Forecast
     from mcpmq.plan import Plan, Step
     from mcpmq.report import Report
 
@@ -57,9 +58,11 @@ def report(report: "Report", *, as_json: bool = False, as_markdown: bool = False
     _print(table_of(report), report.model_dump(mode="json"), as_json=as_json, as_markdown=as_markdown)
 
 
-def plan(plan: "Plan", *, as_json: bool = False) -> None:
-    """What becomes of every weight; in a terminal layers that are alike share a row."""
-    _print(_plan_table(plan), _plan_facts(plan), as_json=as_json)
+def plan(plan: "Plan", expected: "Forecast | None" = None, *, as_json: bool = False) -> None:
+    """What becomes of every weight, layers that are alike in one row; and what is expected of each format."""
+    _print(_plan_table(plan), _plan_facts(plan) | (expected.facts() if expected else {}), as_json=as_json)
+    if expected and expected.layouts and not as_json:
+        _draw(expected.table())
 
 
 def artifact(artifact: "Artifact", *, as_json: bool = False) -> None:
@@ -213,7 +216,7 @@ def _plan_table(plan: "Plan") -> Table:
     title = (
         f"{plan.recipe.name} on {plan.checkpoint.path.resolve().name}: {megabytes(before)} become {megabytes(after)}"
     )
-    notes = ["Sizes are predicted from headers; a format adds its own. --json lists every tensor."]
+    notes = ["Sizes are predicted from headers; --format adds a format's own. --json lists every tensor."]
     return Table(title, ["weights", "becomes", "size", "why"], rows, notes)
 
 

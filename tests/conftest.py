@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.real_size import write_headers
 from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.plan import make_plan
@@ -46,6 +47,14 @@ def tiny_full_onnx(tiny_full: Quantized, tmp_path_factory: pytest.TempPathFactor
     from tests.onnx_tools import artifact_of
 
     return artifact_of(tiny_full, tmp_path_factory.mktemp("onnx") / "full")
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MiniCPM-V 2.6 in its published size: headers, and holes where 16 GB of weights would be."""
+    folder = tmp_path_factory.mktemp("published") / "checkpoint"
+    write_headers(folder, layers=28)
+    return folder
 
 
 @pytest.fixture(scope="session")

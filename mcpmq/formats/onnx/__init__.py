@@ -6,13 +6,15 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mcpmq.formats.declared import Declared
+from mcpmq.formats.format import LayoutForecast
 from mcpmq.formats.onnx.blocks import table_refusal
 from mcpmq.formats.onnx.graph import ACCURACY_LEVEL
 from mcpmq.plan import Step
 from mcpmq.progress import Progress
 from mcpmq.recipe import GgmlScheme, IntegerScheme
 
-if TYPE_CHECKING:  # `refuses` works without torch
+if TYPE_CHECKING:  # `refuses` and `forecast` work without torch
     from mcpmq.quantized import Quantized
 
 ALTERNATIVES = "`int8-g32`, `f16` or `keep`"
@@ -41,3 +43,10 @@ def write(
     written = {part.component: write_part(part, quantized, out / FOLDER, accuracy_level, progress) for part in PARTS}
     files = {component: one.files for component, one in written.items()}
     return files | {"model": write_texts(quantized, out, written)}
+
+
+def forecast(model: Declared) -> LayoutForecast:
+    """Three graphs, their weights and the texts, to the byte."""
+    from mcpmq.formats.onnx.sizes import sized
+
+    return sized(model)

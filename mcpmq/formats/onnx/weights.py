@@ -1,6 +1,6 @@
 """Weights into a graph, whatever scheme each is on: integers in blocks stay integers, floats keep their dtype."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -40,6 +40,15 @@ class Weights:
         factor = self._float32(self._stored(name, weight.T), weight.dtype)
         product = self.graph.node("MatMul", value, factor)
         return product if addend is None else self.graph.node("Add", product, addend)
+
+    def linear_part(self, value: ir.Value, name: str, part: str, rows: slice) -> ir.Value:
+        """The same with some rows of a matrix that has a bias; `part` tells them from the others."""
+        weight, bias = rows_of(self.quantized.load(name), rows), self.load_float(f"{name}.bias")[rows]
+        return self.product(value, f"{name}.{part}", weight, bias)
+
+    def constant(self, values: Callable[[], Tensor], length: int) -> ir.Value:
+        """Float32 [length] that torch computes as the native module does."""
+        return self.graph.constant(values().numpy(), np.float32)
 
     def lookup(self, name: str, indices: ir.Value) -> ir.Value:
         """Rows of a table [rows, columns] at int64 indices [...]: float32 [..., columns]."""
