@@ -1,4 +1,4 @@
-"""The command line: parse, call one function, show what it returned; the only file that knows options."""
+"""The command line: parse, call one function, show what it returned; what makes releases has its own file."""
 
 import os
 from pathlib import Path
@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mcpmq.errors import McpmqError
+from mcpmq.options import LOOK, STEPS, Json, Out, Source, Threads
+from mcpmq.release_commands import commands as release_commands
 
 if TYPE_CHECKING:  # help must be there at once
     from mcpmq.formats import FormatName
     from mcpmq.recipe import Recipe
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
-STEPS, LOOK = "Step by step", "Look and judge"
+app.add_typer(release_commands)
 
-Source = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Folder of a Hugging Face checkpoint, or a hub id")]
-Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; must not hold anything else")]
 RecipeName = Annotated[
     str | None, typer.Option("--recipe", "-r", metavar="NAME|FILE", help="A recipe, or its TOML file")
 ]
@@ -38,10 +38,6 @@ On = Annotated[
     Path | None,
     typer.Option("--on", metavar="DIR", help="Set to measure on; without it a fifth of the calibration set"),
 ]
-Threads = Annotated[
-    int | None, typer.Option("--threads", metavar="N", min=1, help="Of the engines; default: all cores")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table")]
 Cache = Annotated[bool, typer.Option("--cache/--no-cache", help="Reuse a measurement of the same original")]
 
 

@@ -55,19 +55,19 @@ def report(report: "Report", *, as_json: bool = False, as_markdown: bool = False
     """The original beside its artifacts."""
     from mcpmq.report import table_of
 
-    _print(table_of(report), report.model_dump(mode="json"), as_json=as_json, as_markdown=as_markdown)
+    result(table_of(report), report.model_dump(mode="json"), as_json=as_json, as_markdown=as_markdown)
 
 
 def plan(plan: "Plan", expected: "Forecast | None" = None, *, as_json: bool = False) -> None:
     """What becomes of every weight, layers that are alike in one row; and what is expected of each format."""
-    _print(_plan_table(plan), _plan_facts(plan) | (expected.facts() if expected else {}), as_json=as_json)
+    result(_plan_table(plan), _plan_facts(plan) | (expected.facts() if expected else {}), as_json=as_json)
     if expected and expected.layouts and not as_json:
         _draw(expected.table())
 
 
 def artifact(artifact: "Artifact", *, as_json: bool = False) -> None:
     """What an artifact is, from what, and what it weighs."""
-    _print(_artifact_table(artifact), artifact.manifest.model_dump(mode="json"), as_json=as_json)
+    result(_artifact_table(artifact), artifact.manifest.model_dump(mode="json"), as_json=as_json)
 
 
 def checkpoint(checkpoint: "Checkpoint", *, as_json: bool = False) -> None:
@@ -123,7 +123,7 @@ def progress() -> Progress:
     return silent if _verbosity.quiet or not console.is_terminal else Bars(console)
 
 
-def _print(table: Table, facts: Any, *, as_json: bool = False, as_markdown: bool = False) -> None:
+def result(table: Table, facts: Any, *, as_json: bool = False, as_markdown: bool = False) -> None:
     if as_json:
         sys.stdout.write(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     elif as_markdown:
@@ -134,7 +134,7 @@ def _print(table: Table, facts: Any, *, as_json: bool = False, as_markdown: bool
 
 def _print_facts(kind: str, where: str, facts: dict[str, Any], *, as_json: bool) -> None:
     rows = [(name.replace("_", " "), [_told(name, value)]) for name, value in facts.items()]
-    _print(Table(f"{kind} {where}", [""], rows), {"kind": kind, "path": where, **facts}, as_json=as_json)
+    result(Table(f"{kind} {where}", [""], rows), {"kind": kind, "path": where, **facts}, as_json=as_json)
 
 
 def _told(name: str, value: Any) -> str:
