@@ -60,7 +60,7 @@ def cuts_table() -> str:
 
 
 def _percent(ratio: Estimate) -> str:
-    return f"{(ratio.mean - 1) * 100:+.2f} ± {ratio.standard_error * 100:.2f} %"
+    return f"{(ratio.value - 1) * 100:+.2f} ± {ratio.standard_error * 100:.2f} %"
 
 
 def sight_table() -> str:
@@ -70,9 +70,9 @@ def sight_table() -> str:
         [
             "| images | perplexity of image answers |",
             "|---|--:|",
-            f"| their own | {right.mean:.3f} ± {right.standard_error:.3f} |",
-            f"| another sample's | {wrong.mean:.3f} ± {wrong.standard_error:.3f} |",
-            f"| ratio | {wrong.mean / right.mean:.2f} |",
+            f"| their own | {right.value:.3f} ± {right.standard_error:.3f} |",
+            f"| another sample's | {wrong.value:.3f} ± {wrong.standard_error:.3f} |",
+            f"| ratio | {wrong.value / right.value:.2f} |",
         ]
     )
 

@@ -171,12 +171,12 @@ def evaluate(
     from mcpmq.calibration import CalibrationSet
     from mcpmq.checkpoint import Checkpoint
     from mcpmq.evaluate import Settings
-    from mcpmq.report import compare
+    from mcpmq.report import compare, write_report
 
     settings = Settings.of(threads, cache, show.progress(), shuffle_images, engine_cuts)
     opened = [Artifact.open(path) for path in artifacts]
     report = compare(Checkpoint.open(against), opened, CalibrationSet.open(on), settings)
-    report.write(out or artifacts[0].absolute().parent)
+    write_report(report, out or artifacts[0].absolute().parent)
     show.report(report, as_json=json)
 
 

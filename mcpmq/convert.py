@@ -11,7 +11,7 @@ from mcpmq.formats import FormatName, check
 from mcpmq.plan import make_plan
 from mcpmq.quantize import quantize
 from mcpmq.recipe import Recipe
-from mcpmq.report import Report, compare
+from mcpmq.report import Report, compare, write_report
 
 
 def convert(
@@ -40,7 +40,7 @@ def convert(
     artifacts = [export(quantized, name, out / name, settings.progress) for name in formats]
 
     report = compare(checkpoint, artifacts, measuring, settings, held_out_from_calibration=held_out is None)
-    report.write(out)
+    write_report(report, out)
     return report
 
 

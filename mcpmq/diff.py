@@ -9,6 +9,7 @@ from typing import Any
 
 from mcpmq.artifact import Artifact
 from mcpmq.errors import ArtifactError
+from mcpmq.evaluate.estimate import Estimate
 from mcpmq.release import RECORD, Release
 from mcpmq.report import JSON_FILE, Entry, Report
 from mcpmq.table import Row, Table, megabytes
@@ -139,9 +140,10 @@ def _report(path: Path) -> Report | None:
 
 def _figures(entry: Entry) -> dict[str, str]:
     """Every estimated difference from the original, with its standard error."""
-    return {
-        f"{kind} {name.replace('_', ' ')}": f"{value['mean']:.4g} ± {value['standard_error']:.2g}"
-        for kind, difference in entry.differences.items()
-        for name, value in difference.model_dump().items()
-        if isinstance(value, dict) and "mean" in value
-    }
+    figures = {}
+    for kind, difference in entry.differences.items():
+        for name, value in difference:
+            if isinstance(value, Estimate):
+                told = f"{value.value:.4g} ± {value.standard_error:.2g}"
+                figures[f"{kind} {name.replace('_', ' ')}"] = told
+    return figures

@@ -21,7 +21,7 @@ from mcpmq.release import (
     record_files,
     write_sums,
 )
-from mcpmq.report import Report
+from mcpmq.report import Report, write_report
 
 PROCESSOR, RECIPES = "processor", "recipes"
 
@@ -56,7 +56,7 @@ def package(
     with appearing_whole(out) as folder:
         held = [_add(artifact, folder, wanted.largest_file_nbytes) for artifact in artifacts]
         _add_texts(checkpoint, terms, held, folder)
-        measured.write(folder)
+        write_report(measured, folder)
         record = _record(held, checkpoint, terms, wanted, out)
         (folder / CARD).write_text(Card(record, held, _folders(held), measured, terms, wanted.base_model).markdown())
         whole = record.model_copy(update={"files": record_files(folder, files_under(folder))})

@@ -8,7 +8,7 @@ from typing import Any
 
 from mcpmq.artifact import MANIFEST, Artifact, sha256_of
 from mcpmq.errors import ReleaseError
-from mcpmq.evaluate import engine_name
+from mcpmq.evaluate.measure import engine_name
 from mcpmq.formats.origins import ORIGINS, check_origins
 from mcpmq.progress import Progress, silent
 from mcpmq.release import AGAIN, RECORD, SUMS, Release, files_under, inside

@@ -2,8 +2,10 @@
 
 import numpy as np
 
-from mcpmq.evaluate import MachineFigures, Measurement, SampleLosses, by_kind, paired
-from mcpmq.report import Difference, Entry, Environment, Report, SetFacts, SourceFacts
+from mcpmq.evaluate import ORIGINAL, Measurement, differences
+from mcpmq.evaluate.measure import MachineFigures
+from mcpmq.evaluate.metrics import ComparedTokens, SampleFigures, by_kind
+from mcpmq.report import Entry, Environment, Report, SetFacts, SourceFacts
 
 COLUMNS = [("gguf", "phone-int4"), ("onnx", "phone-int4"), ("onnx", "phone-int8"), ("gguf", "phone-int8")]
 
@@ -15,7 +17,18 @@ def invented_measurement(seed: int, worse: float = 0.0) -> Measurement:
     for number in range(30):
         kind = ("image", "nonsquare", "text")[number % 3]
         losses = base.gamma(1, 1, 5) + worse * own.normal(1, 1, 5)
-        samples.append(SampleLosses(id=str(number), kind=kind, losses=tuple(np.round(losses, 6).tolist())))
+        right, same = base.random(5) > worse, own.random(5) > worse
+        divergences = np.round(worse * own.gamma(1, 1, 5), 8)
+        compared = ComparedTokens(kl_divergences=tuple(divergences.tolist()), same_top=tuple(same.tolist()))
+        samples.append(
+            SampleFigures(
+                id=str(number),
+                kind=kind,
+                losses=tuple(np.round(losses, 6).tolist()),
+                right=tuple((right & same).tolist()),
+                compared={ORIGINAL: compared},
+            )
+        )
     return Measurement(
         engine="Pencil 1.0",
         kinds=by_kind(samples),
@@ -33,11 +46,8 @@ def invented_report(artifacts: int = 4) -> Report:
     original, entries = invented_measurement(0), []
     for seed, (kind, recipe) in enumerate(COLUMNS[:artifacts], 1):
         measured = invented_measurement(seed, 0.01 * seed)
-        differences = {
-            kind: Difference(loss_increase=increase, perplexity_ratio=increase.exponential())
-            for kind, increase in paired(original, measured).items()
-        }
-        entries.append(Entry(name=kind, kind=kind, recipe=recipe, measurement=measured, differences=differences))
+        found = differences(original.samples, measured.samples, ORIGINAL)
+        entries.append(Entry(name=kind, kind=kind, recipe=recipe, measurement=measured, differences=found))
     return Report(
         checkpoint=SourceFacts(name="model [v2]", sha256="ab" * 32),
         measured_on=SetFacts(

@@ -61,7 +61,7 @@ def test_measurements_that_changed_are_listed(
     """Each with its standard error; a format that is gone is said to be gone."""
     source = Checkpoint.open(with_terms(tiny_checkpoint, tmp_path))
     facts = json.loads(report_about([better]).model_dump_json())
-    facts["artifacts"][0]["differences"]["image"]["loss_increase"]["mean"] += 1
+    facts["artifacts"][0]["differences"]["image"]["loss_increase"]["value"] += 1
     report = type(report_about([better])).model_validate(facts)
     new = package([better], source, report, tmp_path / "new", Wanted())
 

@@ -8,6 +8,7 @@ import pytest
 from mcpmq.artifact import Artifact
 from mcpmq.cli import main
 from mcpmq.release import Release
+from mcpmq.report import write_report
 from tests.releases import report_about, with_terms
 
 
@@ -29,7 +30,7 @@ def test_package_verify_diff(
 ) -> None:
     """Artifacts first, then the folder to write."""
     source = with_terms(tiny_checkpoint, tmp_path)
-    report_about(tiny_exports).write(tmp_path / "report")
+    write_report(report_about(tiny_exports), tmp_path / "report")
     options = ["--source", source, "--report", tmp_path / "report", "--max-size", "3MB", "--base-model", "a/b"]
 
     assert _run(monkeypatch, "package", *(one.path for one in tiny_exports), tmp_path / "out", *options) == 0

@@ -41,7 +41,7 @@ def test_a_checkpoint_becomes_measured_artifacts(
         Artifact.open(out / entry.kind).verify()
         assert entry.measurement.kinds.keys() == {"image", "text"}
         for kind, difference in entry.differences.items():
-            assert abs(difference.loss_increase.mean) < NEAR[recipe], (entry.kind, kind)
+            assert abs(difference.loss_increase.value) < NEAR[recipe], (entry.kind, kind)
 
 
 def test_a_second_run_finds_its_work_done(tiny_checkpoint: Path, tiny_set: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from mcpmq.families.family import Inputs
 from mcpmq.runners.llamacpp import Piece, llamacpp
 from mcpmq.runners.llamacpp.language import Context, LanguageModel
 from mcpmq.runners.llamacpp.sight import Sight
+from mcpmq.runners.runner import Judge, Logits, Result
 
 MOST_SLICES, TAGS_OF_A_SLICE = 10, 3  # the overview and nine; opening, closing, line feed
 
@@ -22,10 +23,10 @@ class GgufRunner:
     def __init__(self, language: LanguageModel, sight: Sight, threads: int, exact: bool) -> None:
         self._language, self._sight, self._threads, self._exact = language, sight, threads, exact
         self._resized: list[str] = []  # ids of samples with a slice that the engine saw at another size
-        self.notes: tuple[str, ...] = ()  # complete when all losses were taken
+        self.notes: tuple[str, ...] = ()  # complete when all samples were run
 
-    def losses(self, samples: Sequence[Inputs]) -> Iterator[NDArray[np.float64]]:
-        """For every sample in order, the natural-log loss of each token of its answer: float64 [tokens of the answer].
+    def run(self, samples: Sequence[Inputs], judge: Judge[Result]) -> Iterator[Result]:
+        """For every sample in order, what `judge` makes of the logits of its answer.
 
         Raises:
             EngineError: llama.cpp failed, or a slice became another number of tokens than the sample has room for.
@@ -35,7 +36,7 @@ class GgufRunner:
         try:
             for sample in samples:
                 context.clear()
-                yield self._losses_of(sample, context)
+                yield judge(sample, self._logits(sample, context))
         finally:
             context.close()
 
@@ -44,18 +45,13 @@ class GgufRunner:
         self._sight.close()
         self._language.close()
 
-    def _losses_of(self, sample: Inputs, context: Context) -> NDArray[np.float64]:
-        targets = sample.tokens[sample.answer_start :]
+    def _logits(self, sample: Inputs, context: Context) -> Iterator[Logits]:
         pieces = list(self._pieces(sample))
         predicts = np.zeros(sum(map(len, pieces)), np.bool_)
-        predicts[-len(targets) - 1 : -1] = True
+        predicts[sample.answer_start - len(sample.tokens) - 1 : -1] = True
         starts = np.cumsum([0, *map(len, pieces)]).tolist()
-        logits = (
-            row
-            for start, piece in zip(starts, pieces, strict=False)
-            for row in context.read(piece, start, predicts[start : start + len(piece)])
-        )
-        return np.array([_loss(row, int(target)) for row, target in zip(logits, targets, strict=True)], np.float64)
+        for start, piece in zip(starts, pieces, strict=False):
+            yield from context.read(piece, start, predicts[start : start + len(piece)])
 
     def _pieces(self, sample: Inputs) -> Iterator[Piece]:
         """The sample where text and slices meet, in order: our slices, or those that the engine cuts itself."""
@@ -88,13 +84,6 @@ def _room(sample: Inputs) -> int:
         return len(sample.tokens)
     queries = int(np.diff(sample.image_bounds[0])[0])
     return len(sample.tokens) + MOST_SLICES * (queries + TAGS_OF_A_SLICE)
-
-
-def _loss(logits: NDArray[np.float32], target: int) -> float:
-    """-log softmax(logits)[target], in float64."""
-    values = logits.astype(np.float64)
-    largest = values.max()
-    return float(largest + np.log(np.exp(values - largest).sum()) - values[target])
 
 
 def open_runner(path: Path, threads: int, *, exact: bool = False) -> GgufRunner:

@@ -14,6 +14,7 @@ from mcpmq.errors import ArtifactError, EngineError, MissingExtra
 from mcpmq.families.family import Inputs
 from mcpmq.families.minicpmv_inputs import Slicing, packed_pixels, target_sizes
 from mcpmq.json_file import read_json
+from mcpmq.runners.runner import Judge, Logits, Result
 
 ROUNDED = "ONNX Runtime rounds activations to 8 bits where they meet integer weights, as it does on phones"
 Floats = NDArray[np.float32]
@@ -30,12 +31,15 @@ class OnnxRunner:
     slicing: Slicing
     notes: tuple[str, ...] = ()
 
-    def losses(self, samples: Sequence[Inputs]) -> Iterator[NDArray[np.float64]]:
-        """For every sample in order, the natural-log loss of each token of `tokens[answer_start:]`."""
+    def run(self, samples: Sequence[Inputs], judge: Judge[Result]) -> Iterator[Result]:
+        """For every sample in order, what `judge` makes of the logits of its answer."""
         for sample in samples:
-            answer = sample.tokens[sample.answer_start :]
-            logits, _ = self.decode(self.embed(sample, len(sample.tokens) - 1), self.empty_cache(), len(answer))
-            yield token_losses(logits, answer)
+            yield judge(sample, self._logits(sample))
+
+    def _logits(self, sample: Inputs) -> Iterator[Logits]:
+        answer = len(sample.tokens) - sample.answer_start
+        logits, _ = self.decode(self.embed(sample, len(sample.tokens) - 1), self.empty_cache(), answer)
+        yield from logits
 
     def generate(self, sample: Inputs, count: int) -> list[int]:
         """The `count` likeliest next tokens after the prompt, one by one, whatever they are; answers are not read."""
@@ -85,15 +89,6 @@ class OnnxRunner:
         """A cache of no tokens."""
         pasts = [one for one in self.decoder.get_inputs() if one.name.startswith("past_key_values.")]
         return {one.name: np.zeros((1, one.shape[1], 0, one.shape[3]), np.float32) for one in pasts}
-
-
-def token_losses(logits: Floats, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Negative log-probabilities of tokens [length] under logits [length, vocabulary], in float64 row by row."""
-    losses = np.empty(len(tokens), np.float64)
-    for index, (row, token) in enumerate(zip(logits, tokens, strict=True)):
-        wide = row.astype(np.float64) - row.max()
-        losses[index] = np.log(np.exp(wide).sum()) - wide[token]
-    return losses
 
 
 def open_runner(path: Path, threads: int) -> OnnxRunner:

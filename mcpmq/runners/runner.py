@@ -1,13 +1,17 @@
 """The shape every runner has."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mcpmq.families.family import Inputs
+
+Result = TypeVar("Result")
+Logits: TypeAlias = NDArray[np.float32]  # [vocabulary]; may be the engine's own memory, good until the next ones come
+Judge: TypeAlias = Callable[[Inputs, Iterable[Logits]], Result]
 
 
 class Runner(Protocol):
@@ -15,8 +19,12 @@ class Runner(Protocol):
 
     notes: tuple[str, ...]  # what a reader of the figures must know, e.g. which samples saw other pixels
 
-    def losses(self, samples: Sequence[Inputs]) -> Iterator[NDArray[np.float64]]:
-        """For every sample in order, the natural-log loss of each token of `tokens[answer_start:]`."""
+    def run(self, samples: Sequence[Inputs], judge: Judge[Result]) -> Iterator[Result]:
+        """For every sample in order, what `judge` makes of it.
+
+        The judge gets the logits that predict each token of `tokens[answer_start:]`, in order and one by one, so that
+        no more of them need be in memory than the engine itself holds.
+        """
 
 
 class OpenRunner(Protocol):

@@ -6,7 +6,6 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import psutil
 import torch
 import transformers.modeling_utils  # noqa: F401 - counted with the engine, not with the model, where memory is measured
@@ -19,6 +18,7 @@ from mcpmq.families import family_named
 from mcpmq.families.family import Family, Inputs, TensorSpec
 from mcpmq.native import NativeModel, Stored, build, empty, floats_of
 from mcpmq.quantized import Quantized
+from mcpmq.runners.runner import Judge, Logits, Result
 from mcpmq.stream import lockstep
 
 # Tokens of the samples that go through a block together, which bounds what is held of them: few where
@@ -60,26 +60,27 @@ class TorchRunner:
     arguments: Callable[[Inputs], Mapping[str, NDArray[Any]]]
     notes: tuple[str, ...]
 
-    def losses(self, samples: Sequence[Inputs]) -> Iterator[NDArray[np.float64]]:
-        """For every sample in order, the natural-log loss of each token of `tokens[answer_start:]`."""
+    def run(self, samples: Sequence[Inputs], judge: Judge[Result]) -> Iterator[Result]:
+        """For every sample in order, what `judge` makes of the logits of its answer.
+
+        It is asked inside the pass: the logits of one sample only are ever in memory.
+        """
+
+        def forward(sample: Inputs) -> Result:
+            return judge(sample, self._logits(sample))
+
         for wave in waves(samples, KEPT_WAVE_TOKENS if self.weights.kept else READ_WAVE_TOKENS):
-            arguments = [self._arguments(sample) for sample in wave]
+            asked = [{"sample": sample} for sample in wave]
             with torch.inference_mode():
-                results = lockstep(self._losses, list(self.native.blocks), arguments, load=self._fill, release=empty)
+                results = lockstep(forward, list(self.native.blocks), asked, load=self._fill, release=empty)
             yield from results
 
-    def _arguments(self, sample: Inputs) -> dict[str, Any]:
+    def _logits(self, sample: Inputs) -> Iterator[Logits]:
         tensors = {name: torch.from_numpy(value) for name, value in self.arguments(sample).items()}
-        return {"answer": torch.from_numpy(sample.tokens[sample.answer_start :]), "tensors": tensors}
-
-    def _losses(self, answer: Tensor, tensors: Mapping[str, Tensor]) -> NDArray[np.float64]:
-        length = tensors["input_ids"].shape[1]
         # The token before predicts: the head is wanted at these positions only.
-        positions = torch.arange(length - len(answer) - 1, length - 1)
+        positions = torch.arange(sample.answer_start - 1, len(sample.tokens) - 1)
         logits = self.native.module(**tensors, logits_to_keep=positions, use_cache=False).logits[0]
-        chosen = logits.double().log_softmax(-1).gather(-1, answer[:, None])
-        losses: NDArray[np.float64] = -chosen[:, 0].numpy()
-        return losses
+        yield from logits.float().numpy()
 
     def _fill(self, block: nn.Module) -> None:
         self.native.fill(block, self.weights.floats)

@@ -35,4 +35,4 @@ def test_an_engine_computes_the_same_with_parts(
 
     assert len(parts.manifest.files) > len(whole.manifest.files)
     assert max(record.nbytes for record in parts.manifest.files) <= PART_NBYTES
-    assert run(kind, parts.path, samples, 1).losses == run(kind, whole.path, samples, 1).losses
+    assert run(kind, parts.path, samples, 1).answers == run(kind, whole.path, samples, 1).answers

@@ -1,0 +1,23 @@
+"""What a model makes of held-out answers, what it weighs and what it takes, and how sure each figure is."""
+
+from mcpmq.evaluate.encoded import EncodedSet, encoded
+from mcpmq.evaluate.estimate import Estimate
+from mcpmq.evaluate.measure import ORIGINAL, Measurement, measure, measure_original
+from mcpmq.evaluate.metrics import NONSQUARE, Difference, differences
+from mcpmq.evaluate.record import Record
+from mcpmq.evaluate.settings import Settings
+
+__all__ = [
+    "NONSQUARE",
+    "ORIGINAL",
+    "Difference",
+    "EncodedSet",
+    "Estimate",
+    "Measurement",
+    "Record",
+    "Settings",
+    "differences",
+    "encoded",
+    "measure",
+    "measure_original",
+]

@@ -1,0 +1,168 @@
+"""What a model makes of held-out answers, what it weighs and what it takes: measured in its own engine."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from mcpmq.artifact import Artifact, refuse_full_disk
+from mcpmq.checkpoint import HUB_PATTERNS, Checkpoint
+from mcpmq.evaluate import cache
+from mcpmq.evaluate.encoded import EncodedSet
+from mcpmq.evaluate.metrics import ComparedTokens, KindResult, SampleFigures, by_kind
+from mcpmq.evaluate.record import Record
+from mcpmq.evaluate.settings import Settings
+from mcpmq.machine import describe_machine
+from mcpmq.runners.judge import Judged
+from mcpmq.runners.log_probabilities import nbytes_of
+from mcpmq.runners.process import ENGINES, NOTHING, Engine, Run, run
+
+DECIMALS = 8  # of losses and divergences, in nats
+MEASUREMENT, LOG_PROBABILITIES = "measurement.json", "log_probabilities"
+ORIGINAL = "original"  # what an artifact's figures are compared with
+
+
+class MachineFigures(Record):
+    """What another machine, or this one tomorrow, would measure differently."""
+
+    load_seconds: float  # from starting the engine to being ready
+    tokens_per_second: float  # prompts and answers, images included
+    peak_resident_bytes: int
+    resident_bytes_before_load: int  # the engine itself
+    reused: bool = False  # measured earlier, on the same inputs, by the same versions
+
+
+class Measurement(Record):
+    """One model on one set of samples."""
+
+    engine: str
+    kinds: dict[str, KindResult]
+    nbytes_by_component: dict[str, int]
+    machine_dependent: MachineFigures
+    notes: tuple[str, ...]
+    samples: tuple[SampleFigures, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(self.nbytes_by_component.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Original:
+    """The measured checkpoint, and the file of its log-probabilities that artifacts are compared with."""
+
+    measurement: Measurement
+    log_probabilities: Path
+
+
+def measure(
+    artifact: Artifact, inputs: EncodedSet, settings: Settings, against: Mapping[str, Path] = NOTHING
+) -> Measurement:
+    """Run an artifact over the inputs in its own engine, in a fresh process, compared with the models `against`.
+
+    A quantized artifact that is in no engine's format yet is measured in PyTorch on dequantized weights.
+
+    Raises:
+        EngineError: the engine failed.
+        ArtifactError: files of the artifact are missing or changed.
+    """
+    artifact.verify()
+    engine: Engine = "torch" if artifact.manifest.kind == "quantized" else artifact.manifest.kind
+    result = run(engine, artifact.path, inputs.files, settings.threads, settings.progress, against=against)
+    return _measurement(engine_name(engine), result, artifact.nbytes_by_component(), inputs)
+
+
+def engine_name(engine: Engine) -> str:
+    """`ONNX Runtime 1.24.2`."""
+    label, package = ENGINES[engine]
+    return f"{label} {version(package)}"
+
+
+def measure_original(checkpoint: Checkpoint, inputs: EncodedSet, settings: Settings) -> Original:
+    """Run the checkpoint over the inputs in PyTorch, or recall an earlier run; its file may lie among the inputs.
+
+    Raises:
+        EngineError: the engine failed.
+        OutputError: the disk has too little room for the log-probabilities.
+    """
+    tokens = sum(len(sample.tokens) - sample.answer_start for sample in inputs.files)
+    needed = nbytes_of(tokens, checkpoint.architecture.language.vocabulary)
+    if settings.cache is None or needed > cache.LIMIT_NBYTES:
+        refuse_full_disk(inputs.files.folder, needed)
+        return _run_original(checkpoint, inputs, settings, inputs.files.folder)
+    name = _cache_key(checkpoint, inputs, settings)
+    if recalled := _recalled(cache.recall(settings.cache, name)):
+        return recalled
+    refuse_full_disk(settings.cache, needed)
+    with cache.remembering(settings.cache, name) as folder:
+        measured = _run_original(checkpoint, inputs, settings, folder).measurement
+        (folder / MEASUREMENT).write_text(measured.model_dump_json())
+    return Original(measured, settings.cache / name / LOG_PROBABILITIES)
+
+
+def _run_original(checkpoint: Checkpoint, inputs: EncodedSet, settings: Settings, folder: Path) -> Original:
+    kept = folder / LOG_PROBABILITIES
+    result = run("torch", checkpoint.path, inputs.files, settings.threads, settings.progress, keep=kept)
+    return Original(_measurement(engine_name("torch"), result, _original_nbytes(checkpoint), inputs), kept)
+
+
+def _cache_key(checkpoint: Checkpoint, inputs: EncodedSet, settings: Settings) -> str:
+    versions = [version(package) for package in ("mcpmq", "torch", "transformers")]
+    asked = [checkpoint.sha256, inputs.files.sha256, inputs.kinds, inputs.notes, versions, settings.threads]
+    return hashlib.sha256(json.dumps([*asked, describe_machine()]).encode()).hexdigest()
+
+
+def _recalled(folder: Path | None) -> Original | None:
+    if folder is None or not (folder / LOG_PROBABILITIES).is_file():
+        return None
+    try:
+        kept = Measurement.model_validate_json((folder / MEASUREMENT).read_bytes())
+    except (OSError, ValidationError):  # damaged, or of another version: then it is measured
+        return None
+    reused = kept.machine_dependent.model_copy(update={"reused": True})
+    return Original(kept.model_copy(update={"machine_dependent": reused}), folder / LOG_PROBABILITIES)
+
+
+def _original_nbytes(checkpoint: Checkpoint) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for spec in checkpoint.specs:
+        sizes[spec.component] = sizes.get(spec.component, 0) + checkpoint.entries[spec.name].nbytes
+    texts = {file for pattern in HUB_PATTERNS[1:] for file in checkpoint.path.glob(pattern)}
+    return sizes | {"model": sum(file.stat().st_size for file in texts if not file.name.endswith(".index.json"))}
+
+
+def _measurement(engine: str, result: Run, nbytes: Mapping[str, int], inputs: EncodedSet) -> Measurement:
+    samples = tuple(
+        _figures(sample.id, kind, judged)
+        for sample, kind, judged in zip(inputs.files, inputs.kinds, result.answers, strict=True)
+    )
+    machine = MachineFigures(
+        load_seconds=round(result.load_seconds, 3),
+        tokens_per_second=round(result.tokens / result.seconds, 1),
+        peak_resident_bytes=result.peak_resident_bytes,
+        resident_bytes_before_load=result.resident_bytes_before_load,
+    )
+    return Measurement(
+        engine=engine,
+        kinds=by_kind(samples),
+        nbytes_by_component=dict(nbytes),
+        machine_dependent=machine,
+        notes=(*inputs.notes, *result.notes),
+        samples=samples,
+    )
+
+
+def _figures(sample_id: str, kind: str, judged: Judged) -> SampleFigures:
+    compared = {
+        name: ComparedTokens(
+            kl_divergences=tuple(round(one, DECIMALS) for one in tokens.kl_divergences),
+            same_top=tuple(tokens.same_top),
+        )
+        for name, tokens in judged.compared.items()
+    }
+    losses = tuple(round(loss, DECIMALS) for loss in judged.losses)
+    return SampleFigures(id=sample_id, kind=kind, losses=losses, right=tuple(judged.right), compared=compared)

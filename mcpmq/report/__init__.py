@@ -1,0 +1,18 @@
+"""The original beside its artifacts, with their differences; report.json is the truth, all else is drawn from it."""
+
+from mcpmq.report.compare import compare
+from mcpmq.report.files import write_report
+from mcpmq.report.report import JSON_FILE, Entry, Environment, Report, SetFacts, SourceFacts
+from mcpmq.report.tables import table_of
+
+__all__ = [
+    "JSON_FILE",
+    "Entry",
+    "Environment",
+    "Report",
+    "SetFacts",
+    "SourceFacts",
+    "compare",
+    "table_of",
+    "write_report",
+]

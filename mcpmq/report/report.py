@@ -1,0 +1,95 @@
+"""What a report holds, read back and put together."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import ValidationError
+
+from mcpmq.errors import ArtifactError
+from mcpmq.evaluate import Difference, Measurement, Record
+
+JSON_FILE = "report.json"
+
+
+class SourceFacts(Record):
+    """The checkpoint that everything is compared with."""
+
+    name: str
+    sha256: str
+
+
+class SetFacts(Record):
+    """The samples that everything was measured on."""
+
+    name: str
+    sha256: str
+    samples: int
+    held_out_from_calibration: bool  # no other set was named, so a part of the calibration set was held out
+    images_shuffled: bool
+    cut_by_engine: bool  # llama.cpp cut and resized the images itself
+
+
+class Environment(Record):
+    """Where and with what it was measured."""
+
+    machine: dict[str, str | int]
+    python: str
+    versions: dict[str, str]
+    threads: int
+
+
+class Entry(Record):
+    """One artifact, measured."""
+
+    name: str
+    kind: str
+    recipe: str
+    measurement: Measurement
+    differences: dict[str, Difference]
+
+
+class Report(Record):
+    """What `compare` found out."""
+
+    schema_version: Literal[2] = 2
+    checkpoint: SourceFacts
+    measured_on: SetFacts
+    original: Measurement
+    artifacts: tuple[Entry, ...]
+    environment: Environment
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read report.json, or the one in a folder.
+
+        Raises:
+            ArtifactError: there is none, it is of another version of mcpmq, or it is broken.
+        """
+        file = path / JSON_FILE if path.is_dir() else path
+        if not file.is_file():
+            raise ArtifactError(f"no `{JSON_FILE}` at `{path}`", "`mcpmq evaluate` writes one")
+        try:
+            return cls.model_validate_json(file.read_bytes())
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            message = f"`{file}` is no report that this mcpmq reads: {where + ': ' if where else ''}{first['msg']}"
+            raise ArtifactError(message, "measure again with `mcpmq evaluate`") from error
+
+    @classmethod
+    def merged(cls, reports: Sequence["Report"]) -> "Report":
+        """The artifacts of all of them beside one original.
+
+        Raises:
+            ArtifactError: they are about different checkpoints or different samples.
+        """
+        first = reports[0]
+        for other in reports[1:]:
+            if (other.checkpoint, other.measured_on) != (first.checkpoint, first.measured_on):
+                raise ArtifactError(
+                    f"one report is about `{first.checkpoint.name}` on `{first.measured_on.name}`, another about"
+                    f" `{other.checkpoint.name}` on `{other.measured_on.name}`",
+                    "only reports of one checkpoint on one set can stand in one table",
+                )
+        return first.model_copy(update={"artifacts": tuple(entry for one in reports for entry in one.artifacts)})

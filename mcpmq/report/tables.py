@@ -1,0 +1,111 @@
+"""The report in one table: a column for the original and for every artifact."""
+
+from collections.abc import Sequence
+
+from mcpmq.evaluate import NONSQUARE, Difference, Estimate, Measurement
+from mcpmq.report.report import Report
+from mcpmq.table import Row, Table, megabytes
+
+WEIGHTS = {"vision, connector": ("vision", "projector"), "language model": ("language", "embedding", "head")}
+
+
+def table_of(report: Report) -> Table:
+    """Bytes on disk, memory, perplexities and their differences, speed: a column for the original and each artifact."""
+    entries = [(entry.measurement, entry.differences) for entry in report.artifacts]
+    columns = [(report.original, {}), *entries]
+    names = ["original", *(f"{entry.kind} {entry.recipe}" for entry in report.artifacts)]
+    kinds = [row for kind in report.original.kinds for row in _kind_rows(kind, columns)]
+    rows = [*_size_rows(report), *_memory_rows(report), *kinds, *_speed_rows(report)]
+    return Table(_title(report), names, rows, _notes(report, names))
+
+
+def _title(report: Report) -> str:
+    on = report.measured_on
+    whose = "samples held out from" if on.held_out_from_calibration else "samples of"
+    control = ", images shuffled" * on.images_shuffled + ", images cut by llama.cpp itself" * on.cut_by_engine
+    return f"{report.checkpoint.name} on {on.samples} {whose} {on.name}{control}"
+
+
+def _all(report: Report) -> list[Measurement]:
+    return [report.original, *(entry.measurement for entry in report.artifacts)]
+
+
+def _size_rows(report: Report) -> list[Row]:
+    sizes = [_grouped(one.nbytes_by_component) for one in _all(report)]
+    rows = [(f"{name}, MB", [_megabytes(size[name]) for size in sizes]) for name in sizes[0]]
+    totals = [one.nbytes for one in _all(report)]
+    shares = [f"{total / totals[0] * 100:.1f}" for total in totals]
+    return [*rows, ("all files, MB", [_megabytes(total) for total in totals]), ("  % of the original", shares)]
+
+
+def _grouped(sizes: dict[str, int]) -> dict[str, int]:
+    # A format may put components together, `vision+projector`: then the first says where they belong.
+    groups = dict.fromkeys((*WEIGHTS, "other files"), 0)
+    for component, nbytes in sizes.items():
+        first = component.partition("+")[0]
+        group = next((name for name, members in WEIGHTS.items() if first in members), "other files")
+        groups[group] += nbytes
+    return groups
+
+
+def _memory_rows(report: Report) -> list[Row]:
+    machine = [one.machine_dependent for one in _all(report)]
+    return [
+        ("peak memory, MB", [_megabytes(one.peak_resident_bytes) for one in machine]),
+        ("  before loading, MB", [_megabytes(one.resident_bytes_before_load) for one in machine]),
+    ]
+
+
+def _kind_rows(kind: str, columns: Sequence[tuple[Measurement, dict[str, Difference]]]) -> list[Row]:
+    results = [measurement.kinds[kind] for measurement, _ in columns]
+    found = [differences.get(kind) for _, differences in columns]
+    return [
+        (f"{kind} perplexity", [_plain(one.perplexity) for one in results]),
+        ("  change, %", [_share(one.perplexity_ratio, -1) if one else "" for one in found]),
+        ("  KL divergence, mnat", [_thousandths(one.kl_divergence) if one else "" for one in found]),
+        ("  same likeliest token, %", [_share(one.top_1_agreement) if one else "" for one in found]),
+        ("  answers word for word, %", [_share(one.exact_match) for one in results]),
+    ]
+
+
+def _speed_rows(report: Report) -> list[Row]:
+    machine = [one.machine_dependent for one in _all(report)]
+    return [
+        ("time to load *, s", [f"{one.load_seconds:.2f}" for one in machine]),
+        ("speed *, tokens/s", [f"{one.tokens_per_second:,.0f}" for one in machine]),
+    ]
+
+
+def _notes(report: Report, columns: Sequence[str]) -> list[str]:
+    where = report.environment
+    told = [
+        "of the answers' tokens, given the same pixels and tokens; KL divergence: of the original from the artifact, in"
+        " thousandths of a nat",
+        "answers word for word: those that greedy decoding gives exactly as they stand in the set",
+        "±: half of the 95 % interval; 10,000 bootstrap resamples of the samples, differences paired by token",
+        f"*: depends on the machine, here {where.machine['processor']}, threads: {where.threads}",
+    ]
+    if NONSQUARE in report.original.kinds:
+        told.append(f"{NONSQUARE}: images that llama.cpp by itself would cut or resize in another way than published")
+    if report.original.machine_dependent.reused:
+        told.append("original: measured earlier by the same versions on the same inputs, and reused")
+    measured = zip(columns, _all(report), strict=True)
+    return told + [f"{name}: {'; '.join([one.engine, *one.notes])}" for name, one in measured]
+
+
+def _megabytes(nbytes: int) -> str:
+    return megabytes(nbytes).removesuffix(" MB")
+
+
+def _plain(one: Estimate) -> str:
+    return f"{one.value:,.{0 if one.value >= 10_000 else 1 if one.value >= 100 else 3}f}"
+
+
+def _share(one: Estimate, less: int = 0) -> str:
+    value, width, sign = (one.value + less) * 100, one.half_width * 100, "+" if less else ""
+    digits = 2 if less and abs(value) < 10 and width < 10 else 1
+    return f"{value:{sign}.{digits}f} ±{width:.{digits}f}"
+
+
+def _thousandths(one: Estimate) -> str:
+    return f"{one.value * 1000:.1f} ±{one.half_width * 1000:.1f}"
