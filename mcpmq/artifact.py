@@ -12,11 +12,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from mcpmq.calibration import CalibrationSet
+from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import ArtifactError, OutputError
 
 MANIFEST = "mcpmq.json"
 FULL = (errno.ENOSPC, errno.EDQUOT, None)  # None: numpy tells of a short write without a number
-Kind = Literal["quantized", "gguf", "onnx"]
+Kind = Literal["quantized", "gguf", "onnx", "imatrix"]
 LEFT_OUT = Field(exclude_if=lambda value: value is None)  # of files about what was not calibrated
 
 
@@ -54,6 +56,12 @@ class CalibrationRecord(_Record):
     samples: int
     with_image: int
 
+    @classmethod
+    def of(cls, samples: CalibrationSet) -> Self:
+        """What is recorded of a set."""
+        images = sum(sample.image is not None for sample in samples)
+        return cls(name=samples.path.resolve().name, sha256=samples.sha256, samples=len(samples), with_image=images)
+
 
 class SourceRecord(_Record):
     """The checkpoint that an artifact was made from."""
@@ -61,6 +69,11 @@ class SourceRecord(_Record):
     name: str
     sha256: str
     nbytes: int
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Self:
+        """What is recorded of a checkpoint."""
+        return cls(name=checkpoint.path.resolve().name, sha256=checkpoint.sha256, nbytes=checkpoint.nbytes)
 
 
 class Manifest(_Record):

@@ -6,34 +6,26 @@ the same bytes with any number of threads.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mcpmq import native
 from mcpmq.calibration import CalibrationSet, Sample
 from mcpmq.errors import CalibrationError
-from mcpmq.families.family import Inputs
 from mcpmq.native import NativeModel
-from mcpmq.observe import ANSWER, MODALITIES, TEXT, VISION, Labels, LayerStats, observe
-from mcpmq.pieces import Each, all_threads, share_linears, torch_threads
+from mcpmq.observe import LayerStats, observe
+from mcpmq.passing import HEAD, LANGUAGE, component_of, fed_by, is_head, labels_of, pass_samples, read_samples
+from mcpmq.pieces import Each, all_threads, torch_threads
 from mcpmq.plan import Plan, Step, block_of
 from mcpmq.progress import Progress
 from mcpmq.quantized import Tokens, read_weight, write_block
 from mcpmq.recipe import GgmlScheme, IntegerScheme, Modalities
 from mcpmq.rounded import rounded
 from mcpmq.safetensors_file import read_header
-from mcpmq.stream import lockstep
-
-HEAD, LANGUAGE = "head", "language"  # components that see tokens; all others see images only
-
-# The modality of every token of the sample whose forward is running; each sample runs in a context of its own.
-_passing: ContextVar[Tensor] = ContextVar("modalities")
 
 
 def needs_samples(plan: Plan, step: Step) -> bool:
@@ -84,31 +76,15 @@ def round_by_sight(plan: Plan, samples: Sequence[Sample], files: Mapping[str, Pa
     """
     checkpoint = plan.checkpoint
     processor = checkpoint.family.processor(checkpoint.path)
-    inputs = [
-        processor.encode(sample.id, sample.image, sample.prompt, sample.answer)
-        for sample in progress(samples, "reading samples")
-    ]
+    inputs = read_samples(processor, samples, progress)
     model = native.build(checkpoint.family, checkpoint.config, checkpoint.specs)
-    blocks, steps = list(model.blocks), {step.name: step for step in plan.steps}
-    ticks = iter(progress(blocks, "calibrating"))
+    steps = {step.name: step for step in plan.steps}
+    ticks = iter(progress(list(model.blocks), "calibrating"))
     threads = torch.get_num_threads()
-    passing = [{"kinds": kinds_of(one), "tensors": processor.arguments(one)} for one in inputs]
     with all_threads() as each, torch.inference_mode():
-        share_linears(model.module, each)
         rounding = _Rounding(plan, steps, model, files, len(inputs), threads, each, ticks)
-        rounding.skip_logits()
-        lockstep(rounding.forward, blocks, passing, load=rounding.load, release=native.empty, visit=rounding.visit)
+        pass_samples(model, processor, inputs, each, rounding.load, rounding.visit)
     rounding.finish()
-
-
-def kinds_of(inputs: Inputs) -> Tensor:
-    """The modality of every token, uint8 [length], as in MODALITIES: vision inside of the spans of images, else text
-    in the prompt and answer from `answer_start`."""
-    kinds = torch.full((len(inputs.tokens),), TEXT, dtype=torch.uint8)
-    kinds[inputs.answer_start :] = ANSWER
-    for begin, end in inputs.image_bounds.tolist():
-        kinds[begin:end] = VISION
-    return kinds
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,23 +100,12 @@ class _Rounding:
     each: Each
     ticks: Iterator[nn.Module]  # one for every block that samples pass
 
-    def skip_logits(self) -> None:
-        """Let the head hand on what it sees: nobody asks what it would say, so it needs no weights either."""
-        for block in filter(self._is_head, self.model.blocks):
-            vars(block)["forward"] = lambda hidden: hidden
-
-    def forward(self, kinds: Tensor, tensors: Mapping[str, Any]) -> None:
-        """One sample through the model; the head sees all positions but those of images, where nothing is said."""
-        _passing.set(kinds)
-        given = {name: torch.from_numpy(value) for name, value in tensors.items()}
-        self.model.module(**given, logits_to_keep=(kinds != VISION).nonzero()[:, 0], use_cache=False)
-
     def load(self, block: nn.Module) -> None:
         """Fill a block with what its file holds, or with the original's weights."""
         next(self.ticks, None)
         if self._file(block).is_file():
             self._fill_from_file(block)
-        elif not self._is_head(block):
+        elif not is_head(self.model, block):
             checkpoint = self.plan.checkpoint
             self.model.fill(block, lambda spec: native.floats_of(checkpoint.load(spec), spec))
 
@@ -149,9 +114,12 @@ class _Rounding:
         file = self._file(block)
         if file.is_file():
             return
-        steps, labels = self.plan.blocks[self._name(block)], self._labels(block)
+        steps, family = self.plan.blocks[self._name(block)], self.plan.checkpoint.family
         names = {name: spec for name, spec in self.model.blocks[block].items() if self._needs(spec.name)}
-        seen = observe(block, {name: self._fed_by(block, name) for name in names}, replay, labels, self.each)
+        feeders = {name: fed_by(family, spec, name) for name, spec in names.items()}
+        modalities = (self.plan.recipe.modalities or Modalities()).model_dump()
+        labels = labels_of(component_of(self.model, block), modalities)
+        seen = observe(block, feeders, replay, labels, self.each)
         stats = {spec.name: seen.pop(name, ()) for name, spec in names.items()}
         for step in filter(partial(needs_samples, self.plan), steps):
             self._refuse_unseen(step.name, stats.get(step.name, ()))
@@ -181,30 +149,13 @@ class _Rounding:
     def _file(self, block: nn.Module) -> Path:
         return self.files[self._name(block)]
 
-    def _is_head(self, block: nn.Module) -> bool:
-        return self._name(block) == HEAD
-
     def _fill_from_file(self, block: nn.Module) -> None:
-        if self._is_head(block):
+        if is_head(self.model, block):
             return
         entries = read_header(self._file(block))
         self.model.fill(
             block, lambda spec: native.floats_of(read_weight(entries, spec, self.steps[spec.name].scheme), spec)
         )
-
-    def _fed_by(self, block: nn.Module, parameter: str) -> str | None:
-        """The module inside the block whose output a parameter multiplies that no linear holds."""
-        hub_name = self.model.blocks[block][parameter].hub_name
-        feeder = dict(self.plan.checkpoint.family.fed_by).get(hub_name)
-        return feeder.removeprefix(hub_name.removesuffix(parameter)) if feeder else None
-
-    def _labels(self, block: nn.Module) -> Labels:
-        component = next(iter(self.model.blocks[block].values())).component
-        if component not in (HEAD, LANGUAGE):
-            return Labels(lambda count: torch.full((count,), VISION, dtype=torch.uint8), torch.ones(len(MODALITIES)))
-        weights = (self.plan.recipe.modalities or Modalities()).model_dump()
-        of = _spoken if component == HEAD else _passed
-        return Labels(of, torch.tensor([weights[kind] for kind in MODALITIES]))
 
     def _refuse_unseen(self, name: str, parts: tuple[LayerStats, ...]) -> None:
         if not parts or any(part.weight == 0 for part in parts):
@@ -213,15 +164,6 @@ class _Rounding:
             raise CalibrationError(
                 f"`{name}` saw values that are not finite", "the checkpoint overflows on a sample, or is damaged"
             )
-
-
-def _passed(_: int) -> Tensor:
-    return _passing.get()
-
-
-def _spoken(_: int) -> Tensor:
-    kinds = _passing.get()
-    return kinds[kinds != VISION]
 
 
 def _fewest(parts: tuple[LayerStats, ...]) -> Tokens:

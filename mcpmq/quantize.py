@@ -105,20 +105,11 @@ def _manifest(plan: Plan, calibration: CalibrationSet | None) -> Manifest:
     return Manifest(
         kind="quantized",
         family=checkpoint.family.name,
-        source=SourceRecord(name=checkpoint.path.resolve().name, sha256=checkpoint.sha256, nbytes=checkpoint.nbytes),
+        source=SourceRecord.of(checkpoint),
         recipe=plan.recipe.written(),
-        calibrated_on=_calibration_record(calibration) if calibration and plan.recipe.round != "rtn" else None,
+        calibrated_on=CalibrationRecord.of(calibration) if calibration and plan.recipe.round != "rtn" else None,
         versions=installed_versions((*PACKAGES, *(() if plan.recipe.round == "rtn" else PACKAGES_OF_THE_MODEL))),
         weights=tuple(map(_record, plan.steps)),
-    )
-
-
-def _calibration_record(samples: CalibrationSet) -> CalibrationRecord:
-    return CalibrationRecord(
-        name=samples.path.resolve().name,
-        sha256=samples.sha256,
-        samples=len(samples),
-        with_image=sum(sample.image is not None for sample in samples),
     )
 
 

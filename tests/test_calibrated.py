@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from mcpmq import native, pieces
 from mcpmq import observe as observing
 from mcpmq.artifact import MANIFEST, Manifest
-from mcpmq.calibrated import kinds_of
 from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import CalibrationError, CheckpointError
@@ -198,15 +197,6 @@ def _kinds(sample: Inputs) -> list[str]:
         "vision" if place in inside else "answer" if place >= sample.answer_start else "text"
         for place in range(len(sample.tokens))
     ]
-
-
-def test_tokens_are_told_apart(checkpoint: Checkpoint, mixed_set: CalibrationSet) -> None:
-    """Image spans, prompt and answer; nothing else, and a text sample has no image span."""
-    processor = MiniCpmVProcessor.open(checkpoint.path)
-    for one in mixed_set:
-        sample = processor.encode(one.id, one.image, one.prompt, one.answer)
-        assert [("vision", "text", "answer")[kind] for kind in kinds_of(sample).tolist()] == _kinds(sample)
-        assert (0 in kinds_of(sample)) == (one.image is not None)
 
 
 # --- killed and resumed -----------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from mcpmq.qtensor import QTensor
 from mcpmq.recipe import IntegerScheme, Recipe
 from mcpmq.rounded import rounded
 from mcpmq.rounding import ROUNDERS
+from tests.rounding.oracle import stats_of
 
 
 @pytest.fixture
@@ -26,8 +27,7 @@ def step_of(plan: Plan, name: str) -> Step:
 
 
 def stats(columns: int, seed: int) -> LayerStats:
-    inputs = torch.randn(2 * columns, columns, generator=torch.Generator().manual_seed(seed))
-    return LayerStats(inputs.T @ inputs, {"vision": 2 * columns, "text": 0, "answer": 0}, 2.0 * columns)
+    return stats_of(torch.randn(2 * columns, columns, generator=torch.Generator().manual_seed(seed)))
 
 
 @pytest.mark.parametrize("piece", [1 << 27, 256 * 100])

@@ -1,6 +1,5 @@
 """Two files, each declared whole from shapes and schemes before a weight is read."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +10,7 @@ from gguf import GGUFType, GGUFWriter
 
 from mcpmq.formats.declared import Declared
 from mcpmq.formats.gguf import language, mmproj
-from mcpmq.formats.gguf.names import FILE_TYPES, file_type
+from mcpmq.formats.gguf.names import FILE_TYPES, file_type, source_name
 from mcpmq.formats.gguf.tensors import Slot, slots, widened_ffn
 
 QUANTIZATION_VERSION = 2  # of ggml's block layouts
@@ -31,8 +30,7 @@ class GgufFile:
 
     def name(self, model: Declared) -> str:
         """As llama.cpp's own tools would call it."""
-        source = re.sub(r"[^A-Za-z0-9._-]+", "-", model.artifact.manifest.source.name)
-        return f"{self.prefix}{source}-{self.label}.gguf"
+        return f"{self.prefix}{source_name(model.artifact.manifest.source.name)}-{self.label}.gguf"
 
 
 def files_of(model: Declared) -> tuple[GgufFile, GgufFile]:
