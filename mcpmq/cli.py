@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mcpmq.errors import McpmqError
-from mcpmq.options import LOOK, STEPS, Json, Out, Source, Threads
+from mcpmq.options import LOOK, STEPS, Context, FitMemory, Json, MaxSize, Out, Source, Threads
+from mcpmq.release_commands import METHODS, budget_of, format_of
 from mcpmq.release_commands import commands as release_commands
 
 if TYPE_CHECKING:  # help must be there at once
-    from mcpmq.formats import FormatName
     from mcpmq.recipe import Recipe
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
@@ -29,7 +29,6 @@ Formats = Annotated[
 Forecasts = Annotated[
     list[str] | None, typer.Option("--format", "-f", metavar="gguf|onnx", help="Forecast this; may be repeated")
 ]
-Context = Annotated[int, typer.Option("--context", metavar="TOKENS", min=1, help="Tokens that the device is to hold")]
 Calibration = Annotated[Path, typer.Option("--calibration", metavar="DIR", help="Images and questions to calibrate on")]
 OptionalCalibration = Annotated[
     Path | None, typer.Option("--calibration", metavar="DIR", help="Images and questions to calibrate on")
@@ -71,20 +70,24 @@ def convert(
     calibration: Calibration,
     recipe: RecipeName = None,
     bits: Bits = None,
+    max_size: MaxSize = None,
+    fit_memory: FitMemory = None,
+    context: Context = 4096,
     on: On = None,
     threads: Threads = None,
     cache: Cache = True,
     json: Json = False,
 ) -> None:
     """The whole way: quantize, write, measure against the original, report; resumes if it was killed"""
-    asked, names = _recipe(recipe, bits), [_format(name) for name in formats]
+    budget = budget_of(max_size, fit_memory, context)
+    asked, names = _recipe(recipe or (METHODS if budget and not bits else None), bits), list(map(format_of, formats))
     from mcpmq import show
     from mcpmq.convert import convert
     from mcpmq.evaluate import Settings
 
     _tell_of_blind_rounding(asked)
     settings = Settings.of(threads, cache, show.progress())
-    show.report(convert(source, out, asked, names, calibration, on, settings), as_json=json)
+    show.report(convert(source, out, asked, names, calibration, on, settings, budget), as_json=json)
 
 
 @app.command(rich_help_panel=STEPS)
@@ -102,7 +105,7 @@ def plan(
     from mcpmq.forecast import forecast
     from mcpmq.plan import make_plan
 
-    asked, names = _recipe(recipe, bits), [_format(name) for name in formats or ()]
+    asked, names = _recipe(recipe, bits), [format_of(name) for name in formats or ()]
     made = make_plan(Checkpoint.open(source), asked)
     show.plan(made, forecast(made, names, context), as_json=json)
 
@@ -139,7 +142,7 @@ def export(
     json: Json = False,
 ) -> None:
     """Write a quantized model in the layout that an engine loads"""
-    name = _format(format)
+    name = format_of(format)
     from mcpmq import show
     from mcpmq.export import export
     from mcpmq.quantized import Quantized
@@ -242,15 +245,6 @@ def _recipe(name: str | None, bits: int | None) -> "Recipe":
     if bits not in (None, 4, 8):
         raise typer.BadParameter(f"{bits} is neither 4 nor 8", param_hint="--bits")
     return Recipe.load(name or f"phone-int{bits}")
-
-
-def _format(name: str) -> "FormatName":
-    from mcpmq.formats import FORMATS
-
-    found = next((known for known in FORMATS if known == name), None)
-    if found is None:
-        raise typer.BadParameter(f"`{name}` is not one of: {', '.join(FORMATS)}", param_hint="--format")
-    return found
 
 
 def main() -> None:

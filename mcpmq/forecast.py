@@ -129,11 +129,12 @@ def _parts(plan: Plan, weights: Iterable[WeightForecast]) -> Iterable[Part]:
 
 
 def _layout_facts(layout: Layout) -> dict[str, Any]:
+    device = layout.device
     return {
         "nbytes": layout.nbytes,
         "files": [asdict(file) for file in layout.files.files],
         "components": [{**asdict(part), "bits": round(part.bits, 4)} for part in layout.parts],
-        "device": asdict(layout.device),
+        "device": asdict(device) | {"at_once": device.at_once, "sequential": device.sequential},
         "expected_seconds_to_export": layout.seconds,
         "expected_peak_resident_bytes": layout.peak_resident_bytes,
         "weights": [asdict(weight) for weight in layout.files.weights],

@@ -13,3 +13,10 @@ Threads = Annotated[
     int | None, typer.Option("--threads", metavar="N", min=1, help="Of the engines; default: all cores")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table")]
+Context = Annotated[int, typer.Option("--context", metavar="TOKENS", min=1, help="Tokens that the device is to hold")]
+MaxSize = Annotated[
+    str | None, typer.Option("--max-size", metavar="SIZE", help="Of the files of one artifact: 4.6GB, 512MiB")
+]
+FitMemory = Annotated[
+    str | None, typer.Option("--fit-memory", metavar="SIZE", help="Of the device, with a full context: 6GB")
+]

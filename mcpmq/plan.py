@@ -101,14 +101,21 @@ def _step(checkpoint: Checkpoint, recipe: Recipe, spec: TensorSpec) -> Step:
     return step
 
 
+def fits(step: Step) -> bool:
+    """Whether a scheme's blocks divide the columns of a weight, or zeros may fill up the last of them."""
+    columns, scheme = step.matrix_shape[1], step.scheme
+    if not isinstance(scheme, GgmlScheme) or columns % scheme.block_columns == 0:
+        return True
+    return step.spec.may_grow == "columns"
+
+
 def _refuse_misfit(step: Step) -> None:
+    if fits(step):
+        return
     columns = step.matrix_shape[1]
-    if not isinstance(step.scheme, GgmlScheme) or columns % step.scheme.block_columns == 0:
-        return
-    if step.spec.may_grow == "columns":
-        return
-    fits = "`q8_0` or `iq4_nl`" if columns % 32 == 0 else "`int8-row` or `keep`"
+    assert isinstance(step.scheme, GgmlScheme)
+    suited = "`q8_0` or `iq4_nl`" if columns % 32 == 0 else "`int8-row` or `keep`"
     raise RecipeError(
         f"`{step.name}` has {columns} columns, not a multiple of the {step.scheme.block_columns} of `{step.scheme}`",
-        f'give it {fits} in the recipe: add `"{step.name}" = ...` after {step.reason}',
+        f'give it {suited} in the recipe: add `"{step.name}" = ...` after {step.reason}',
     )

@@ -26,8 +26,18 @@ class Device:
 
     context: int
     cache: int
-    at_once: int  # vision and language model loaded together
-    sequential: int  # the vision encoder looks first and is released before the language model is loaded
+    seeing: int  # the vision encoder alone
+    reading: int  # the language model alone, the cache of a full context included
+
+    @property
+    def at_once(self) -> int:
+        """Both loaded together."""
+        return self.seeing + self.reading
+
+    @property
+    def sequential(self) -> int:
+        """The vision encoder looks first and is released before the language model is loaded."""
+        return max(self.seeing, self.reading)
 
 
 def device_of(architecture: Architecture, files: LayoutForecast, context: int) -> Device:
@@ -38,7 +48,7 @@ def device_of(architecture: Architecture, files: LayoutForecast, context: int) -
     reads = sum(file.nbytes for file in files.files if file.component != "model") - sees
     seeing = int(sees * runtime.resident) + _seeing_nbytes(architecture)
     reading = int(reads * runtime.resident) + cache + _reading_nbytes(architecture, runtime)
-    return Device(context, cache, seeing + reading, max(seeing, reading))
+    return Device(context, cache, seeing, reading)
 
 
 def _seeing_nbytes(architecture: Architecture) -> int:

@@ -2,17 +2,52 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mcpmq.options import LOOK, STEPS, Json, Out, Threads
+from mcpmq.options import LOOK, STEPS, Context, FitMemory, Json, MaxSize, Out, Source, Threads
+
+if TYPE_CHECKING:  # help must be there at once
+    from mcpmq.fit import Budget
+    from mcpmq.formats import FormatName
 
 commands = typer.Typer()
+METHODS = "calibrated-int4"  # the recipe that says how to round, where none is named
 
-MaxSize = Annotated[
-    str | None, typer.Option("--max-size", metavar="SIZE", help="Of the files of one artifact: 4.6GB, 512MiB")
-]
+
+@commands.command(rich_help_panel=STEPS)
+def fit(
+    source: Source,
+    out: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="Recipe file to write")],
+    format: Annotated[str, typer.Option("--format", "-f", metavar="gguf|onnx", help="What it is for")],
+    calibration: Annotated[Path, typer.Option("--calibration", metavar="DIR", help="What the losses are told from")],
+    max_size: MaxSize = None,
+    fit_memory: FitMemory = None,
+    context: Context = 4096,
+    sequential: Annotated[
+        bool, typer.Option("--sequential", help="The device frees the vision encoder before it reads")
+    ] = False,
+    recipe: Annotated[
+        str, typer.Option("--recipe", "-r", metavar="NAME|FILE", help="How to round; its schemes are not used")
+    ] = METHODS,
+    threads: Threads = None,
+    json: Json = False,
+) -> None:
+    """Find the most accurate mix of schemes that fits a size or a memory, and write it as a recipe"""
+    from mcpmq import show
+    from mcpmq.calibration import CalibrationSet
+    from mcpmq.checkpoint import Checkpoint
+    from mcpmq.fit import fit
+    from mcpmq.recipe import Recipe
+
+    budget, name = budget_of(max_size, fit_memory, context, sequential), format_of(format)
+    if budget is None:
+        raise typer.BadParameter("give --max-size, --fit-memory, or both", param_hint="--max-size")
+    cores, methods, samples = threads or os.cpu_count() or 1, Recipe.load(recipe), CalibrationSet.open(calibration)
+    fitted = fit(Checkpoint.open(source), methods, name, budget, samples, cores, show.progress())
+    fitted.write(out)
+    show.result(fitted.table(), fitted.facts(), as_json=json)
 
 
 @commands.command(rich_help_panel=STEPS)
@@ -74,6 +109,29 @@ def diff(
 
     found = diff(before, after)
     show.result(found.table(), found.facts(), as_json=json)
+
+
+def budget_of(max_size: str | None, fit_memory: str | None, context: int, sequential: bool = False) -> "Budget | None":
+    """What a result must fit, if anything was said."""
+    if max_size is None and fit_memory is None:
+        return None
+    from mcpmq.fit.budget import Budget
+
+    return Budget(_size(max_size), _size(fit_memory), context, sequential)
+
+
+def format_of(name: str) -> "FormatName":
+    """A format by its name.
+
+    Raises:
+        typer.BadParameter: there is none.
+    """
+    from mcpmq.formats import FORMATS
+
+    found = next((known for known in FORMATS if known == name), None)
+    if found is None:
+        raise typer.BadParameter(f"`{name}` is not one of: {', '.join(FORMATS)}", param_hint="--format")
+    return found
 
 
 def _size(text: str | None) -> int | None:

@@ -12,7 +12,7 @@ from mcpmq.evaluate.measure import engine_name
 from mcpmq.formats.origins import ORIGINS, check_origins
 from mcpmq.progress import Progress, silent
 from mcpmq.release import AGAIN, RECORD, SUMS, Release, files_under, inside
-from mcpmq.runners.process import Engine, run
+from mcpmq.runners.process import ENGINES, Engine, run
 from mcpmq.runners.sample_files import SampleFiles
 from mcpmq.table import Table
 
@@ -46,7 +46,7 @@ def verify(path: Path, threads: int, *, load: bool = True, progress: Progress = 
     for folder in folders:
         found += _artifact(folder)
         if load:
-            found.append(_loaded(folder, threads))
+            found += _loaded(folder, threads)
     return Verified(path, tuple(found))
 
 
@@ -88,9 +88,12 @@ def _artifact(folder: Path) -> Iterator[str]:
         yield f"{folder.name}: {check_origins(artifact)} files say that they are of one model and one recipe"
 
 
-def _loaded(folder: Path, threads: int) -> str:
+def _loaded(folder: Path, threads: int) -> Iterator[str]:
+    """What no engine loads, as an importance matrix, has nothing to be loaded."""
     kind = Artifact.open(folder).manifest.kind
-    engine: Engine = "torch" if kind == "quantized" else kind
+    engine: Engine | None = "torch" if kind == "quantized" else next((one for one in ENGINES if one == kind), None)
+    if engine is None:
+        return
     with TemporaryDirectory(prefix="mcpmq-") as nothing:
         run(engine, folder, SampleFiles(Path(nothing)), threads)
-    return f"{folder.name}: {engine_name(engine)} loads it"
+    yield f"{folder.name}: {engine_name(engine)} loads it"
