@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,12 +13,13 @@ from mcpmq.convert import convert
 from mcpmq.errors import CalibrationError, FormatError, RecipeError
 from mcpmq.evaluate import Settings
 from mcpmq.export import export
-from mcpmq.fit import Budget, fit
+from mcpmq.fit import Budget, Fitted, fit
 from mcpmq.fit.candidates import CANDIDATES, candidates
 from mcpmq.fit.knapsack import Option
 from mcpmq.fit.search import Search
 from mcpmq.forecast import forecast
 from mcpmq.formats import FormatName
+from mcpmq.pieces import torch_threads
 from mcpmq.plan import make_plan
 from mcpmq.progress import silent
 from mcpmq.quantize import quantize
@@ -39,7 +41,7 @@ def _search(checkpoint: Path, name: FormatName, budget: Budget) -> tuple[Search,
     return search, options
 
 
-def _best(checkpoint: Path, name: FormatName, budget: Budget):  # type: ignore[no-untyped-def]
+def _best(checkpoint: Path, name: FormatName, budget: Budget) -> Fitted:
     search, options = _search(checkpoint, name, budget)
     sizes = {weight: {one.scheme: one.nbytes for one in several} for weight, several in options.items()}
     return search.best(options, search.refuse_hopeless(sizes), "nothing")
@@ -126,29 +128,52 @@ def test_the_recipe_says_why(tiny_checkpoint: Path) -> None:
     assert "predicted from nothing" in text
 
 
-def test_the_whole_way_under_a_budget(tiny_checkpoint: Path, tiny_set: Path, tmp_path: Path) -> None:
-    """Losses told from samples, the mix found, quantized, exported, measured; the same again for the same question."""
-    budget, settings = Budget(file_nbytes=1_700_000), Settings(threads=1)
-    few = shutil.copytree(tiny_set, tmp_path / "few")
-    lines = (few / "manifest.jsonl").read_text().splitlines()
-    (few / "manifest.jsonl").write_text("\n".join(lines[:3]))
-
-    report = convert(tiny_checkpoint, tmp_path / "out", BASE, ["gguf"], few, few, settings, budget)
-    checkpoint, samples = Checkpoint.open(tiny_checkpoint), CalibrationSet.open(few)
-    again = fit(checkpoint, BASE, "gguf", budget, samples, 1, silent)
-
-    assert 1_600_000 < report.artifacts[0].measurement.nbytes <= 1_700_000
-    assert report.artifacts[0].recipe == again.recipe.name == "fit-1700000-bytes-gguf"
-    quantized = make_plan(checkpoint, again.recipe)
-    assert {step.name: str(step.scheme) for step in quantized.steps} == {
-        record.name: str(record.scheme) for record in _records(tmp_path / "out")
-    }
+@pytest.fixture(scope="module")
+def few(tiny_set: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three samples, two of them with an image."""
+    copied = shutil.copytree(tiny_set, tmp_path_factory.mktemp("samples") / "few")
+    lines = (copied / "manifest.jsonl").read_text().splitlines()
+    (copied / "manifest.jsonl").write_text("\n".join(lines[:3]))
+    return copied
 
 
-def _records(out: Path):  # type: ignore[no-untyped-def]
-    from mcpmq.artifact import Artifact
+def test_the_same_question_has_the_same_answer(tiny_checkpoint: Path, few: Path) -> None:
+    """Losses told from samples, and the mix found: on one thread and on two, to the letter."""
+    checkpoint, samples, budget = (
+        Checkpoint.open(tiny_checkpoint),
+        CalibrationSet.open(few),
+        Budget(file_nbytes=1_700_000),
+    )
 
-    return Artifact.open(out / "gguf").manifest.weights
+    first = fit(checkpoint, BASE, "gguf", budget, samples, 1, silent)
+    with torch_threads(2):
+        second = fit(checkpoint, BASE, "gguf", budget, samples, 1, silent)
+
+    assert 1_600_000 < first.layout.nbytes <= 1_700_000
+    assert 0 < first.loss < 10
+    assert first.toml() == second.toml()
+
+
+def test_a_conversion_under_a_budget_takes_the_mix_that_was_found(
+    tiny_checkpoint: Path, few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And looks only at samples that it will not be measured on."""
+    seen: list[CalibrationSet] = []
+
+    def find(*arguments: Any) -> Fitted:
+        seen.append(arguments[4])
+        return _best(tiny_checkpoint, "gguf", arguments[3])
+
+    monkeypatch.setattr("mcpmq.convert.fit", find)
+    monkeypatch.setattr("mcpmq.convert.compare", lambda checkpoint, artifacts, *_, **__: artifacts)
+    monkeypatch.setattr("mcpmq.convert.write_report", lambda *_: None)
+
+    budget = Budget(file_nbytes=1_700_000)
+    made: Any = convert(tiny_checkpoint, tmp_path / "out", BASE, ["gguf"], few, few, Settings(threads=1), budget)
+
+    assert 1_600_000 < sum(made[0].nbytes_by_component().values()) <= 1_700_000
+    assert made[0].manifest.recipe["name"] == "fit-1700000-bytes-gguf"
+    assert [one.sha256 for one in seen] == [CalibrationSet.open(few).sha256]
 
 
 def test_a_budget_is_for_one_format(tiny_checkpoint: Path, tiny_set: Path, tmp_path: Path) -> None:
