@@ -30,6 +30,7 @@ from mcpmq.formats.gguf import language, mmproj
 from mcpmq.formats.gguf.importance import Entry, ImportanceMatrix, widths_in
 from mcpmq.formats.gguf.names import names_of, source_name
 from mcpmq.machine import installed_versions
+from mcpmq.memory import refuse_what_does_not_fit
 from mcpmq.observe import MODALITIES, Labels, count
 from mcpmq.passing import component_of, fed_by, is_head, labels_of, pass_samples, read_samples
 from mcpmq.pieces import all_threads
@@ -69,12 +70,12 @@ def imatrix(
     unless no sample has an image.
 
     What is in `added`, folders that were written for other sets, is added. Vision matrices are as wide as in
-    `mmproj_file`, a GGUF file of theirs, or as in the checkpoint. In memory is what `pass_samples` takes.
+    `mmproj_file`, a GGUF file of theirs, or as in the checkpoint.
 
     Raises:
         ArtifactError: a folder in `added` is none of this checkpoint.
         FormatError: `mmproj_file` holds other matrices.
-        CalibrationError: a matrix saw values that are not finite.
+        CalibrationError: there is too little memory, or a matrix saw values that are not finite.
         OutputError: `out` exists.
     """
     refuse_existing(out)
@@ -101,6 +102,7 @@ def _see(checkpoint: Checkpoint, samples: CalibrationSet, progress: Progress) ->
     """Let all samples pass once. Everything is watched at once: sums of squares are small."""
     processor = checkpoint.family.processor(checkpoint.path)
     inputs = read_samples(processor, samples.samples, progress)
+    refuse_what_does_not_fit(checkpoint, inputs)
     model = native.build(checkpoint.family, checkpoint.config, checkpoint.specs)
     ticks = iter(progress(list(model.blocks), "summing up"))
 

@@ -1,15 +1,20 @@
 """What will be done to every weight, decided from headers alone, before any weight is read."""
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
+from itertools import product
 from math import prod
 
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import RecipeError
-from mcpmq.families.family import TensorSpec
-from mcpmq.recipe import GgmlScheme, Recipe, Scheme
+from mcpmq.families.family import Fold, TensorSpec
+from mcpmq.recipe import Activation, FloatScheme, GgmlScheme, IntegerScheme, Recipe, Scheme
 from mcpmq.safetensors_file import DTYPES
+
+BESIDE_INTEGER_INPUTS = IntegerScheme(8, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +25,7 @@ class Step:
     dtype: str  # of the source, as torch calls it
     scheme: Scheme | None
     reason: str  # the glob that decided, or why none applies
+    activation: Activation | None = None  # what its inputs are rounded to while it multiplies
 
     @property
     def name(self) -> str:
@@ -32,6 +38,10 @@ class Step:
         return (columns, rows) if self.spec.transposed else (rows, columns)
 
     @property
+    def on_a_grid(self) -> bool:
+        return isinstance(self.scheme, IntegerScheme | GgmlScheme)
+
+    @property
     def source_nbytes(self) -> int:
         return prod(self.spec.shape) * dict(DTYPES.values())[self.dtype]
 
@@ -40,6 +50,8 @@ class Step:
         """Size on the scheme, before what a format adds."""
         if self.scheme is None:
             return self.source_nbytes
+        if isinstance(self.scheme, FloatScheme):
+            return self.scheme.row_nbytes(prod(self.spec.shape))
         rows, columns = self.matrix_shape
         return rows * self.scheme.row_nbytes(columns)
 
@@ -51,6 +63,8 @@ class Plan:
     checkpoint: Checkpoint
     recipe: Recipe
     steps: tuple[Step, ...]
+    folds: Mapping[str, tuple[Fold, ...]] = field(default_factory=dict)  # by block: where scales may move
+    notes: tuple[str, ...] = ()  # what is not done as a recipe of this kind would have it, and why
 
     @property
     def nbytes(self) -> int:
@@ -64,6 +78,11 @@ class Plan:
             blocks.setdefault(block_of(step.name), []).append(step)
         return {name: tuple(steps) for name, steps in blocks.items()}
 
+    @cached_property
+    def smoothed(self) -> frozenset[str]:
+        """Matrices that may take scales in their columns."""
+        return frozenset(name for folds in self.folds.values() for fold in folds for name in fold.into)
+
 
 def block_of(name: str) -> str:
     """`language.layers.0.mlp.up` -> `language.layers.0`; what is in no layer goes with its component."""
@@ -75,30 +94,42 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     """Decide every tensor.
 
     Raises:
-        RecipeError: a line matches no weight, or a scheme does not fit a weight.
+        RecipeError: a line matches no weight, a scheme does not fit a weight, or there is nothing to smooth.
     """
     steps = tuple(_step(checkpoint, recipe, spec) for spec in checkpoint.specs)
-    quantizable = [spec.name for spec in checkpoint.specs if spec.role != "other"]
-    for glob in recipe.weights:
-        if not any(fnmatchcase(name, glob) for name in quantizable):
-            components = ", ".join(dict.fromkeys(name.partition(".")[0] for name in quantizable))
+    _refuse_unmatched(recipe, recipe.weights, [step.name for step in steps if step.spec.role != "other"])
+    _refuse_unmatched(recipe, recipe.activations, [step.name for step in steps if step.spec.role == "matrix"])
+    plan = Plan(checkpoint, recipe, steps)
+    return plan if recipe.smooth == "none" else _smoothed(plan)
+
+
+def _refuse_unmatched(recipe: Recipe, globs: Iterable[str], names: Sequence[str]) -> None:
+    for glob in globs:
+        if not any(fnmatchcase(name, glob) for name in names):
+            components = ", ".join(dict.fromkeys(name.partition(".")[0] for name in names))
             raise RecipeError(
                 f"`{glob}` in recipe `{recipe.name}` matches no weight that can be quantized",
                 f"names here begin with: {components}; `mcpmq plan CHECKPOINT` lists them",
             )
-    return Plan(checkpoint, recipe, steps)
 
 
 def _step(checkpoint: Checkpoint, recipe: Recipe, spec: TensorSpec) -> Step:
     dtype = checkpoint.entries[spec.name].torch_dtype
     if spec.role == "other":
         return Step(spec, dtype, None, "no matrix or table")
-    matching = [glob for glob in recipe.weights if fnmatchcase(spec.name, glob)]
-    if not matching:
-        return Step(spec, dtype, None, "nothing in the recipe matches")
-    step = Step(spec, dtype, recipe.weights[matching[-1]], f'"{matching[-1]}"')
+    glob, activation = _last_match(recipe.weights, spec), None
+    if spec.role == "matrix" and (rounded := _last_match(recipe.activations, spec)):
+        activation = recipe.activations[rounded]
+    if glob is None:
+        step = Step(spec, dtype, None, "nothing in the recipe matches", activation)
+    else:
+        step = Step(spec, dtype, recipe.weights[glob], f'"{glob}"', activation)
     _refuse_misfit(step)
     return step
+
+
+def _last_match(globs: Iterable[str], spec: TensorSpec) -> str | None:
+    return next((glob for glob in reversed(list(globs)) if fnmatchcase(spec.name, glob)), None)
 
 
 def fits(step: Step) -> bool:
@@ -110,6 +141,13 @@ def fits(step: Step) -> bool:
 
 
 def _refuse_misfit(step: Step) -> None:
+    if step.activation and step.scheme != BESIDE_INTEGER_INPUTS:
+        raise RecipeError(
+            f"`{step.name}` is to multiply inputs of `{step.activation}`, and its own numbers are"
+            f" `{step.scheme or step.dtype}`",
+            f"integers that meet integers have one scale a row: give it `{BESIDE_INTEGER_INPUTS}` under [weights],"
+            " or leave it out of [activations]",
+        )
     if fits(step):
         return
     columns = step.matrix_shape[1]
@@ -119,3 +157,46 @@ def _refuse_misfit(step: Step) -> None:
         f"`{step.name}` has {columns} columns, not a multiple of the {step.scheme.block_columns} of `{step.scheme}`",
         f'give it {suited} in the recipe: add `"{step.name}" = ...` after {step.reason}',
     )
+
+
+def _smoothed(plan: Plan) -> Plan:
+    """The plan with the places where scales may move, and with the norms and biases there in 32 bits to take them."""
+    steps = {step.name: step for step in plan.steps}
+    folds: dict[str, list[Fold]] = {}
+    left_out: Counter[str] = Counter()
+    for block, pattern in product(plan.blocks, plan.checkpoint.family.folds):
+        fold = pattern.within(block)
+        if pattern.component != block.partition(".")[0] or fold.source not in steps:
+            continue
+        if not any(steps[name].on_a_grid for name in fold.into):
+            continue
+        matrices = [steps[name] for name in (fold.source, *fold.into) if steps[name].spec.role == "matrix"]
+        if loose := [step for step in matrices if not _keeps_scales(step)]:
+            rounds = f"`{loose[0].name.removeprefix(block + '.')}` keeps {loose[0].scheme or loose[0].dtype}"
+            left_out[f"{pattern.component}: no scales from `{pattern.source}`, for {rounds}"] += 1
+        else:
+            folds.setdefault(block, []).append(fold)
+    if not folds:
+        raise RecipeError(
+            f"recipe `{plan.recipe.name}` asks for smoothing, and no scale can move between the weights it quantizes",
+            'write `smooth = "none"`, or put neighbouring matrices on grids',
+        )
+    takers = {name for found in folds.values() for fold in found for name in (fold.source, f"{fold.source}.bias")}
+    return replace(
+        plan,
+        steps=tuple(_in_32_bits(step) if step.name in takers else step for step in plan.steps),
+        folds={block: tuple(found) for block, found in folds.items()},
+        notes=tuple(f"{what} ({count} times)" for what, count in left_out.items()),
+    )
+
+
+def _keeps_scales(step: Step) -> bool:
+    """Whether a matrix can be multiplied by scales without being rounded otherwise than it is anyway."""
+    kept_in = "f32" if step.dtype == "float32" and step.scheme is None else str(step.scheme)
+    return step.on_a_grid or kept_in == "f32"
+
+
+def _in_32_bits(step: Step) -> Step:
+    if step.spec.role != "other":
+        return step
+    return replace(step, scheme=FloatScheme("f32"), reason="takes the scales of smoothing")

@@ -87,7 +87,7 @@ def quantizing_nbytes(plan: Plan) -> int:
     blocks = plan.blocks.values()
     largest = max(sum(_unpacked_nbytes(one) + _packed_nbytes(one) for one in steps) for steps in blocks)
     piece = PIECE_NBYTES * min(PIECE_WEIGHTS, max(map(weights_of, plan.steps)))
-    seeing = 0 if plan.recipe.round == "rtn" else max(map(_seeing_steps_nbytes, blocks))
+    seeing = 0 if not plan.recipe.looks else max(map(_seeing_steps_nbytes, blocks))
     return LIBRARIES_NBYTES + largest + piece + seeing
 
 
@@ -117,7 +117,7 @@ def _laid_out_nbytes(step: Step, name: FormatName) -> int:
 
 def rounding_seconds(plan: Plan) -> float | None:
     """To quantize; None where no run of such a recipe was recorded."""
-    return sum(map(_rounding_seconds, plan.steps)) if plan.recipe.round == "rtn" else None
+    return sum(map(_rounding_seconds, plan.steps)) if not plan.recipe.looks else None
 
 
 def _rounding_seconds(step: Step) -> float:

@@ -22,6 +22,7 @@ from mcpmq.table import Row, Table, megabytes
 
 if TYPE_CHECKING:  # help and errors must be there at once
     from mcpmq.artifact import Artifact
+    from mcpmq.by_component import Split
     from mcpmq.calibration import CalibrationSet
     from mcpmq.checkpoint import Checkpoint
     from mcpmq.forecast import Forecast
@@ -56,6 +57,13 @@ def report(report: "Report", *, as_json: bool = False, as_markdown: bool = False
     from mcpmq.report import table_of
 
     result(table_of(report), report.model_dump(mode="json"), as_json=as_json, as_markdown=as_markdown)
+
+
+def split(split: "Split", *, as_json: bool = False) -> None:
+    """What each component costs."""
+    from mcpmq.by_component import table_of
+
+    result(table_of(split), split.model_dump(mode="json"), as_json=as_json)
 
 
 def plan(plan: "Plan", expected: "Forecast | None" = None, *, as_json: bool = False) -> None:
@@ -216,7 +224,7 @@ def _plan_table(plan: "Plan") -> Table:
     title = (
         f"{plan.recipe.name} on {plan.checkpoint.path.resolve().name}: {megabytes(before)} become {megabytes(after)}"
     )
-    notes = ["Sizes are predicted from headers; --format adds a format's own. --json lists every tensor."]
+    notes = ["Sizes are predicted from headers; --format adds a format's own. --json lists every tensor.", *plan.notes]
     return Table(title, ["weights", "becomes", "size", "why"], rows, notes)
 
 

@@ -37,7 +37,7 @@ def test_one_for_all_rows(plan: Plan, piece: int, monkeypatch: pytest.MonkeyPatc
     step, seen = step_of(plan, "head"), stats(256, 0)
     assert isinstance(step.scheme, IntegerScheme)
 
-    found = rounded(plan, step, (seen,))
+    found = rounded(plan, step, (seen,), "gptq")
 
     assert isinstance(found, QTensor)
     assert torch.equal(found.codes, ROUNDERS["gptq"](plan.checkpoint.load(step.spec), step.scheme, seen).codes)
@@ -48,7 +48,7 @@ def test_three_for_a_third_of_the_rows_each(plan: Plan) -> None:
     step, seen = step_of(plan, "projector.attention.qkv"), [stats(256, seed) for seed in range(3)]
     assert isinstance(step.scheme, IntegerScheme)
 
-    found = rounded(plan, step, seen)
+    found = rounded(plan, step, seen, "gptq")
 
     assert isinstance(found, QTensor)
     weight = plan.checkpoint.load(step.spec)

@@ -14,7 +14,7 @@ from mcpmq.fit.sensitivity import sensitivities
 from mcpmq.formats import FormatName
 from mcpmq.progress import Progress
 from mcpmq.recipe import Recipe, Scheme
-from mcpmq.rounding import ROUNDERS
+from mcpmq.rounding import RounderName
 
 __all__ = ["Budget", "Fitted", "fit"]
 
@@ -65,7 +65,7 @@ def losses_of(
     Raises:
         CalibrationError: a weight sees nothing of the calibration set.
     """
-    method = base.round if base.round in ROUNDERS else "gptq"  # what chooses between methods is tried with one
+    method: RounderName = "gptq" if base.round == "best" else base.round  # what chooses is tried with one
     damage = damages(checkpoint, schemes, method, _spread(calibration, SEEN_SAMPLES), progress)
     if unseen := [weight for weight in schemes if weight not in damage]:
         raise unseen_by_samples(unseen[0])

@@ -26,7 +26,7 @@ from mcpmq.pieces import Each, all_threads, torch_threads
 from mcpmq.plan import block_of
 from mcpmq.progress import Progress
 from mcpmq.recipe import FloatScheme, IntegerScheme, Modalities, Scheme
-from mcpmq.rounding import ROUNDERS
+from mcpmq.rounding import ROUNDERS, RounderName
 
 TRIED = IntegerScheme(4, 32)  # the damage that is done on purpose, rounded to nearest
 ROWS = 128  # of a matrix, evenly spread, that stand for all of it
@@ -46,7 +46,7 @@ class Damage:
 def damages(
     checkpoint: Checkpoint,
     schemes: Mapping[str, Sequence[Scheme | None]],
-    method: str,
+    method: RounderName,
     samples: Sequence[Sample],
     progress: Progress,
 ) -> dict[str, Damage]:
@@ -76,7 +76,7 @@ class _Looking:
     checkpoint: Checkpoint
     model: NativeModel
     schemes: Mapping[str, Sequence[Scheme | None]]
-    method: str
+    method: RounderName
     each: Each
     ticks: Iterator[nn.Module]
     threads: int
@@ -167,7 +167,7 @@ def _tried(held: Tensor, spec: TensorSpec) -> Tensor:
     return rounded.T.contiguous() if spec.transposed else rounded
 
 
-def _error(weight: Tensor, scheme: Scheme, method: str, stats: Sequence[LayerStats]) -> float:
+def _error(weight: Tensor, scheme: Scheme, method: RounderName, stats: Sequence[LayerStats]) -> float:
     """tr(E G E^T) of a weight [out, in], summed over equal shares of its rows where each sees something else; without
     statistics, as for tables, the sum of squares."""
     shares = weight.chunk(len(stats)) if stats else [weight]
@@ -175,7 +175,7 @@ def _error(weight: Tensor, scheme: Scheme, method: str, stats: Sequence[LayerSta
     return sum(map(partial(_error_of_share, scheme, method), shares, seen))
 
 
-def _error_of_share(scheme: Scheme, method: str, weight: Tensor, stats: LayerStats | None) -> float:
+def _error_of_share(scheme: Scheme, method: RounderName, weight: Tensor, stats: LayerStats | None) -> float:
     step = -(-len(weight) // ROWS)
     rows = weight[::step].float()
     if isinstance(scheme, FloatScheme):

@@ -16,10 +16,12 @@ UNKNOWN_SHA256 = "0" * 64  # as long as a hash, which is all that sizes depend o
 
 
 class Declares(Protocol):
-    """A record or a step: both know the dtype of the source."""
+    """A record or a step: both know the dtype of the source, and what inputs are rounded to."""
 
     @property
     def dtype(self) -> str: ...
+    @property
+    def activation(self) -> str | None: ...
 
 
 class Declared(Protocol):
@@ -92,7 +94,7 @@ class Planned:
             family=checkpoint.family.name,
             source=source,
             recipe=recipe.written(),
-            calibrated_on=None if recipe.round == "rtn" else seen,
+            calibrated_on=seen if recipe.looks else None,
             versions=installed_versions(["mcpmq"]),
             weights=(),
             files=texts,

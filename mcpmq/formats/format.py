@@ -54,7 +54,7 @@ class LayoutForecast:
 
 
 class Format(Protocol):
-    """A byte layout. A module with these three functions is one."""
+    """A byte layout. A module with these functions is one; one that never widens a weight has no `stored_shapes`."""
 
     def refuses(self, step: Step) -> str | None:
         """Why the format cannot hold this weight on its scheme, naming what it can; None if it can."""
@@ -64,3 +64,6 @@ class Format(Protocol):
 
     def forecast(self, model: Declared) -> LayoutForecast:
         """Every file that `write` would write, to the byte; reads no weight and imports no torch."""
+
+    def stored_shapes(self, quantized: "Quantized") -> dict[str, tuple[int, ...]]:
+        """[out, in] of every weight that zeros fill up to whole blocks in the files, by common name."""

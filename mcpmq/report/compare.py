@@ -29,7 +29,7 @@ def compare(
         EngineError: an engine failed.
     """
     for artifact in artifacts:
-        _refuse_other_source(checkpoint, artifact)
+        refuse_other_source(checkpoint, artifact)
     with encoded(checkpoint, samples, settings) as inputs:
         original = measure_original(checkpoint, inputs, settings)
         against = {ORIGINAL: original.log_probabilities}
@@ -37,21 +37,19 @@ def compare(
     entries = [_entry(*pair, original.measurement) for pair in zip(artifacts, measured, strict=True)]
     return Report(
         checkpoint=SourceFacts(name=checkpoint.path.resolve().name, sha256=checkpoint.sha256),
-        measured_on=SetFacts(
-            name=samples.path.resolve().name,
-            sha256=samples.sha256,
-            samples=len(samples),
-            held_out_from_calibration=held_out_from_calibration,
-            images_shuffled=settings.shuffle_images,
-            cut_by_engine=settings.engine_cuts,
-        ),
+        measured_on=facts_of(samples, settings, held_out_from_calibration=held_out_from_calibration),
         original=original.measurement,
         artifacts=tuple(entries),
-        environment=_environment(settings),
+        environment=environment_of(settings),
     )
 
 
-def _refuse_other_source(checkpoint: Checkpoint, artifact: Artifact) -> None:
+def refuse_other_source(checkpoint: Checkpoint, artifact: Artifact) -> None:
+    """Refuse to compare a checkpoint with what was made from another.
+
+    Raises:
+        ArtifactError: it was.
+    """
     source = artifact.manifest.source
     if source.sha256 != checkpoint.sha256:
         raise ArtifactError(
@@ -71,7 +69,20 @@ def _entry(artifact: Artifact, measurement: Measurement, original: Measurement) 
     )
 
 
-def _environment(settings: Settings) -> Environment:
+def facts_of(samples: CalibrationSet, settings: Settings, *, held_out_from_calibration: bool = False) -> SetFacts:
+    """What a report says of the samples."""
+    return SetFacts(
+        name=samples.path.resolve().name,
+        sha256=samples.sha256,
+        samples=len(samples),
+        held_out_from_calibration=held_out_from_calibration,
+        images_shuffled=settings.shuffle_images,
+        cut_by_engine=settings.engine_cuts,
+    )
+
+
+def environment_of(settings: Settings) -> Environment:
+    """This machine, and what is installed."""
     return Environment(
         machine=describe_machine(),
         python=platform.python_version(),

@@ -9,6 +9,7 @@ from mcpmq.families.family import TensorSpec
 from mcpmq.formats.declared import Declared
 from mcpmq.formats.gguf import BLOCK_COLUMNS
 from mcpmq.formats.gguf.names import names_of
+from mcpmq.formats.shapes import stored_shape
 from mcpmq.recipe import FloatScheme, GgmlScheme, IntegerScheme, Scheme
 
 INTEGER_TYPES = {4: GGMLQuantizationType.Q4_0, 8: GGMLQuantizationType.Q8_0}
@@ -47,7 +48,7 @@ def slots(quantized: Declared, components: set[str], vision_ffn: int) -> Iterato
     for spec in quantized.specs.values():
         if spec.component not in components:
             continue
-        shape = _widened(spec, quantized.architecture.vision.ffn, vision_ffn)
+        shape = stored_shape(spec, vision_ffn)
         kind = stored_type(spec, quantized.scheme(spec.name), quantized.records[spec.name].dtype)
         parts = names_of(spec.name)
         for number, name in enumerate(parts):
@@ -79,10 +80,3 @@ def widened_ffn(quantized: Declared) -> int:
         block = max(block, GGML_QUANT_SIZES[kind][0])  # 1, 32 or 256: the largest is a multiple of the others
     width = -(-shape.ffn // block) * block
     return width + max(block, BLOCK_COLUMNS) if width == shape.hidden else width
-
-
-def _widened(spec: TensorSpec, ffn: int, width: int) -> tuple[int, ...]:
-    shape = spec.shape[::-1] if spec.transposed else spec.shape
-    if spec.may_grow is None or ffn == width:
-        return shape
-    return (width, *shape[1:]) if spec.may_grow == "rows" else (shape[0], width)

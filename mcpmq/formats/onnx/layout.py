@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mcpmq.families.family import Architecture
 from mcpmq.formats.declared import Declared
 from mcpmq.formats.onnx import decoder, embedding, vision
+from mcpmq.formats.onnx.blocks import block_columns
 from mcpmq.formats.onnx.external_data import ExternalData
 from mcpmq.formats.onnx.graph import ACCURACY_LEVEL, Graph
 from mcpmq.formats.onnx.operands import Weights
@@ -22,9 +23,11 @@ from mcpmq.progress import Progress
 from mcpmq.recipe import IntegerScheme
 
 if TYPE_CHECKING:  # a forecast emits graphs without torch
+    from mcpmq.calibration import CalibrationSet
     from mcpmq.quantized import Quantized
 
 FOLDER = "onnx"
+SIGHT = "vision+projector"
 LEAST_RUNTIME = "1.24"  # the first ONNX Runtime that computes every operator used, 8-bit blocks among them
 # What transformers.js calls a type, and how the names of its files end; it has no word for bfloat16.
 FLOAT32 = ("fp32", "")
@@ -42,7 +45,7 @@ class Part:
 
 
 PARTS = (
-    Part("vision+projector", "vision_encoder", ("vision", "projector"), vision.emit),
+    Part(SIGHT, "vision_encoder", ("vision", "projector"), vision.emit),
     Part("embedding", "embed_tokens", ("embedding",), embedding.emit),
     Part("language", "decoder_model_merged", ("language", "head"), decoder.emit),
 )
@@ -54,6 +57,7 @@ class Written:
 
     graph: str  # file names in the folder of graphs
     chunks: tuple[str, ...]
+    type_name: str  # of most numbers, in transformers.js's words
 
     @property
     def files(self) -> list[str]:
@@ -65,7 +69,7 @@ def write_part(part: Part, quantized: "Quantized", folder: Path, accuracy_level:
     from mcpmq.formats.onnx.weights import Weights as ReadWeights
 
     graph = Graph(part.stem, ExternalData(folder, data_name(part, quantized)))
-    weights = ReadWeights(quantized, graph, accuracy_level)
+    weights = ReadWeights(quantized, graph, accuracy_level, widened_ffn(quantized))
     return emit_part(part, quantized, folder, graph, weights, accuracy_level, progress)
 
 
@@ -83,12 +87,32 @@ def emit_part(
         part.emit(graph, weights, model.architecture, progress)
     name = data_name(part, model).removesuffix("_data")
     graph.save(folder / name, version("mcpmq"), _properties(part, model, accuracy_level))
-    return Written(name, tuple(graph.data.files))
+    return Written(name, tuple(graph.data.files), type_names(part, model)[0])
 
 
 def data_name(part: Part, model: Declared) -> str:
     """The first file of a graph's weights."""
     return f"{part.stem}{type_names(part, model)[1]}.onnx_data"
+
+
+def write_static_vision(
+    part: Part, quantized: "Quantized", samples: "CalibrationSet", folder: Path, progress: Progress
+) -> Written:
+    """The same for the vision graph that NPUs take."""
+    from mcpmq.formats.onnx import npu  # its quantizer takes a second to import
+
+    type_name, suffix = NAMES["int8"]
+    name = f"{part.stem}{suffix}.onnx"
+    with closing(ExternalData(folder, f"{name}_data")) as data:
+        npu.write(quantized, samples, folder / name, data, _properties(part, quantized, 0), progress)
+    return Written(name, tuple(data.files), type_name)
+
+
+def widened_ffn(quantized: Declared) -> int:
+    """The hidden width of the vision FFN in the file: whole blocks, for fast kernels (KleidiAI) take no ragged ones."""
+    blockwise = [step.scheme for step in quantized.steps if step.spec.may_grow == "columns" and not step.activation]
+    block = max((block_columns(scheme) for scheme in blockwise if isinstance(scheme, IntegerScheme)), default=1)
+    return -(-quantized.architecture.vision.ffn // block) * block
 
 
 def type_names(part: Part, quantized: Declared) -> tuple[str, str]:
@@ -125,13 +149,13 @@ def write_texts(quantized: Declared, out: Path, written: Mapping[str, Written]) 
         if file.name != "config.json":
             shutil.copyfile(file, out / file.name)
         names.append(file.name)
-    config = {**quantized.config, "transformers.js_config": _session_settings(quantized, written)}
+    config = {**quantized.config, "transformers.js_config": _session_settings(written)}
     (out / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
     return names
 
 
-def _session_settings(quantized: Declared, written: Mapping[str, Written]) -> dict[str, Any]:
+def _session_settings(written: Mapping[str, Written]) -> dict[str, Any]:
     return {
-        "dtype": {part.stem: type_names(part, quantized)[0] for part in PARTS},
+        "dtype": {part.stem: written[part.component].type_name for part in PARTS},
         "use_external_data_format": {one.graph: len(one.chunks) for one in written.values()},
     }

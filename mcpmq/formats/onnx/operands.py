@@ -1,6 +1,6 @@
 """What a graph computes with: the weights of a model as the emitters of graphs ask for them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 import onnx_ir as ir
@@ -15,8 +15,8 @@ class Weights(Protocol):
     def linear(self, value: ir.Value, name: str) -> ir.Value:
         """Float32 [..., columns] times a matrix [rows, columns], plus its bias where it has one: [..., rows]."""
 
-    def linear_part(self, value: ir.Value, name: str, part: str, rows: slice) -> ir.Value:
-        """The same with some rows of a matrix that has a bias; `part` tells them from the others."""
+    def linear_parts(self, values: Sequence[ir.Value], name: str, parts: str) -> tuple[ir.Value, ...]:
+        """The same with equal shares of the rows of a matrix that has a bias, each for a value of its own."""
 
     def lookup(self, name: str, indices: ir.Value) -> ir.Value:
         """Rows of a table [rows, columns] at int64 indices [...]: float32 [..., columns]."""

@@ -1,7 +1,7 @@
 """The size of the three graphs to the byte: they are emitted for real, their weights are counted."""
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +16,8 @@ from mcpmq.formats.format import FileForecast, LayoutForecast, Runtime, WeightFo
 from mcpmq.formats.onnx.blocks import block_columns, blocks
 from mcpmq.formats.onnx.external_data import CountedData, StoredArray
 from mcpmq.formats.onnx.graph import ACCURACY_LEVEL, Graph
-from mcpmq.formats.onnx.layout import FOLDER, PARTS, Written, data_name, emit_part, write_texts
+from mcpmq.formats.onnx.layout import FOLDER, PARTS, Written, data_name, emit_part, widened_ffn, write_texts
+from mcpmq.formats.shapes import stored_shape
 from mcpmq.progress import silent
 from mcpmq.recipe import IntegerScheme
 
@@ -46,7 +47,8 @@ def sized(model: Declared) -> LayoutForecast:
         for part in PARTS:
             data = CountedData(graphs, data_name(part, model))
             graph = Graph(part.stem, data)
-            one = emit_part(part, model, graphs, graph, CountedWeights(model, graph), ACCURACY_LEVEL, silent)
+            weights = CountedWeights(model, graph, widened_ffn(model))
+            one = emit_part(part, model, graphs, graph, weights, ACCURACY_LEVEL, silent)
             sizes = {one.graph: (graphs / one.graph).stat().st_size, **data.chunks.sizes}
             files += [FileForecast(f"{FOLDER}/{file}", part.component, nbytes) for file, nbytes in sizes.items()]
             arrays |= data.arrays
@@ -62,15 +64,22 @@ class CountedWeights:
 
     model: Declared
     graph: Graph
+    ffn: int
+    _on_grids: dict[str | None, ir.Value] = field(default_factory=dict)
 
     def linear(self, value: ir.Value, name: str) -> ir.Value:
         """A matrix, and its bias where it has one."""
         bias = f"{name}.bias" in self.model.specs
-        return self._product(value, name, name, self._shape(name), bias)
+        rows, columns = stored_shape(self.model.specs[name], self.ffn)
+        return self._product(value, name, name, (rows, columns), bias)
 
-    def linear_part(self, value: ir.Value, name: str, part: str, rows: slice) -> ir.Value:
-        """Some rows of a matrix, and of its bias."""
-        return self._product(value, name, f"{name}.{part}", (rows.stop - rows.start, self._shape(name)[1]), True)
+    def linear_parts(self, values: Sequence[ir.Value], name: str, parts: str) -> tuple[ir.Value, ...]:
+        """Equal shares of the rows of a matrix, and of its bias."""
+        rows, columns = self._shape(name)
+        shape = rows // len(values), columns
+        return tuple(
+            self._product(value, name, f"{name}.{part}", shape, True) for value, part in zip(values, parts, strict=True)
+        )
 
     def lookup(self, name: str, indices: ir.Value) -> ir.Value:
         """Rows of a table."""
@@ -99,11 +108,20 @@ class CountedWeights:
     def _product(self, value: ir.Value, source: str, name: str, shape: tuple[int, int], has_bias: bool) -> ir.Value:
         scheme, (rows, columns) = self.model.scheme(source), shape
         bias = self._stored(f"{name}.bias", ir.DataType.FLOAT, (rows,)) if has_bias else None
-        if not isinstance(scheme, IntegerScheme):
+        if isinstance(scheme, IntegerScheme) and self.model.records[source].activation is None:
+            return self._blockwise_product(value, name, scheme, shape, bias)
+        if isinstance(scheme, IntegerScheme):
+            value, factor = self._rounded(value), self._rowwise_factor(name, shape)
+        else:
             dtype = self._dtype(source)
             factor = self._float32(self._stored(name, dtype, (columns, rows)), dtype)
-            product = self.graph.node("MatMul", value, factor)
-            return product if bias is None else self.graph.node("Add", product, bias)
+        product = self.graph.node("MatMul", value, factor)
+        return product if bias is None else self.graph.node("Add", product, bias)
+
+    def _blockwise_product(
+        self, value: ir.Value, name: str, scheme: IntegerScheme, shape: tuple[int, int], bias: ir.Value | None
+    ) -> ir.Value:
+        rows, columns = shape
         block = block_columns(scheme)
         filled = (rows, blocks(scheme, columns), block * scheme.bits // 8)
         inputs = [value, *self._integers(name, scheme, filled, columns), None, bias]
@@ -111,6 +129,22 @@ class CountedWeights:
             inputs.pop()
         settings = {"K": columns, "N": rows, "bits": scheme.bits, "block_size": block}
         return self.graph.contributed("MatMulNBits", *inputs, accuracy_level=ACCURACY_LEVEL, **settings)
+
+    def _rounded(self, value: ir.Value) -> ir.Value:
+        """On a grid that calibration will tell; two that turn out alike will share a few bytes."""
+        if value.name not in self._on_grids:
+            number = len(self._on_grids)
+            scale, zero = self.graph.constant(1 + number, np.float32), self.graph.constant(number % 256, np.uint8)
+            codes = self.graph.node("QuantizeLinear", value, scale, zero)
+            self._on_grids[value.name] = self.graph.node("DequantizeLinear", codes, scale, zero)
+        return self._on_grids[value.name]
+
+    def _rowwise_factor(self, name: str, shape: tuple[int, int]) -> ir.Value:
+        rows, columns = shape
+        codes = self._stored(f"{name}.codes", ir.DataType.INT8, (columns, rows))
+        return self.graph.node(
+            "DequantizeLinear", codes, self._stored(f"{name}.scales", ir.DataType.FLOAT, (rows,)), axis=1
+        )
 
     def _integers(
         self, name: str, scheme: IntegerScheme, codes: tuple[int, ...], columns: int
@@ -159,11 +193,13 @@ def _owner(array: str, specs: Mapping[str, TensorSpec]) -> str:
 def _told(model: Declared, name: str, nbytes: int) -> tuple[str, str]:
     """What the file holds, and why that is not what the plan says."""
     scheme, spec = model.scheme(name), model.specs[name]
-    if isinstance(scheme, IntegerScheme):
-        repeated = (
-            "" if scheme.group_size else f"blocks of {block_columns(scheme)} columns repeat the scale of their row"
-        )
-        return f"{scheme.bits} bits in blocks of {block_columns(scheme)}", repeated
-    planned = FLOATS[str(scheme or model.records[name].dtype)]
-    stored = ir.DataType.FLOAT if nbytes == 4 * prod(spec.shape) else planned
-    return stored.name.lower(), "" if stored == planned else "ONNX Runtime computes with it in float32"
+    if not isinstance(scheme, IntegerScheme):
+        planned = FLOATS[str(scheme or model.records[name].dtype)]
+        stored = ir.DataType.FLOAT if nbytes >= 4 * prod(spec.shape) else planned
+        return stored.name.lower(), "" if stored == planned else "ONNX Runtime computes with it in float32"
+    if model.records[name].activation:
+        return f"{scheme.bits} bits in whole rows, inputs too", ""
+    stored_as, width = f"{scheme.bits} bits in blocks of {block_columns(scheme)}", widened_ffn(model)
+    if spec.may_grow and stored_shape(spec, width) != spec.shape:
+        return stored_as, f"zeros widen the hidden width to {width:,}, for whole blocks"
+    return stored_as, "" if scheme.group_size else "blocks repeat the scale of their row"
