@@ -7,6 +7,7 @@ McpmqError
 ├── FormatError        the format cannot hold what the plan asks of it
 ├── ArtifactError      the path is no artifact, or its files changed
 ├── OutputError        the output cannot be written
+├── ReleaseError       a release may not be made, or is not what it says
 └── EngineError        the engine that should run the model failed
     └── MissingExtra   the engine or format is not installed
 """
@@ -42,6 +43,10 @@ class ArtifactError(McpmqError):
 
 class OutputError(McpmqError):
     """The output cannot be written."""
+
+
+class ReleaseError(McpmqError):
+    """A release may not be made, for its size, its gate or its licence; or it is not what it says it is."""
 
 
 class EngineError(McpmqError):

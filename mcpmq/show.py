@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # help and errors must be there at once
     from mcpmq.by_component import Split
     from mcpmq.calibration import CalibrationSet
     from mcpmq.checkpoint import Checkpoint
+    from mcpmq.forecast import Forecast
     from mcpmq.plan import Plan, Step
     from mcpmq.report import Report
 
@@ -55,24 +56,26 @@ def report(report: "Report", *, as_json: bool = False, as_markdown: bool = False
     """The original beside its artifacts."""
     from mcpmq.report import table_of
 
-    _print(table_of(report), report.model_dump(mode="json"), as_json=as_json, as_markdown=as_markdown)
+    result(table_of(report), report.model_dump(mode="json"), as_json=as_json, as_markdown=as_markdown)
 
 
 def split(split: "Split", *, as_json: bool = False) -> None:
     """What each component costs."""
     from mcpmq.by_component import table_of
 
-    _print(table_of(split), split.model_dump(mode="json"), as_json=as_json)
+    result(table_of(split), split.model_dump(mode="json"), as_json=as_json)
 
 
-def plan(plan: "Plan", *, as_json: bool = False) -> None:
-    """What becomes of every weight; in a terminal layers that are alike share a row."""
-    _print(_plan_table(plan), _plan_facts(plan), as_json=as_json)
+def plan(plan: "Plan", expected: "Forecast | None" = None, *, as_json: bool = False) -> None:
+    """What becomes of every weight, layers that are alike in one row; and what is expected of each format."""
+    result(_plan_table(plan), _plan_facts(plan) | (expected.facts() if expected else {}), as_json=as_json)
+    if expected and expected.layouts and not as_json:
+        _draw(expected.table())
 
 
 def artifact(artifact: "Artifact", *, as_json: bool = False) -> None:
     """What an artifact is, from what, and what it weighs."""
-    _print(_artifact_table(artifact), artifact.manifest.model_dump(mode="json"), as_json=as_json)
+    result(_artifact_table(artifact), artifact.manifest.model_dump(mode="json"), as_json=as_json)
 
 
 def checkpoint(checkpoint: "Checkpoint", *, as_json: bool = False) -> None:
@@ -128,7 +131,7 @@ def progress() -> Progress:
     return silent if _verbosity.quiet or not console.is_terminal else Bars(console)
 
 
-def _print(table: Table, facts: Any, *, as_json: bool = False, as_markdown: bool = False) -> None:
+def result(table: Table, facts: Any, *, as_json: bool = False, as_markdown: bool = False) -> None:
     if as_json:
         sys.stdout.write(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     elif as_markdown:
@@ -139,7 +142,7 @@ def _print(table: Table, facts: Any, *, as_json: bool = False, as_markdown: bool
 
 def _print_facts(kind: str, where: str, facts: dict[str, Any], *, as_json: bool) -> None:
     rows = [(name.replace("_", " "), [_told(name, value)]) for name, value in facts.items()]
-    _print(Table(f"{kind} {where}", [""], rows), {"kind": kind, "path": where, **facts}, as_json=as_json)
+    result(Table(f"{kind} {where}", [""], rows), {"kind": kind, "path": where, **facts}, as_json=as_json)
 
 
 def _told(name: str, value: Any) -> str:
@@ -221,7 +224,7 @@ def _plan_table(plan: "Plan") -> Table:
     title = (
         f"{plan.recipe.name} on {plan.checkpoint.path.resolve().name}: {megabytes(before)} become {megabytes(after)}"
     )
-    notes = ["Sizes are predicted from headers; a format adds its own. --json lists every tensor.", *plan.notes]
+    notes = ["Sizes are predicted from headers; --format adds a format's own. --json lists every tensor.", *plan.notes]
     return Table(title, ["weights", "becomes", "size", "why"], rows, notes)
 
 

@@ -99,8 +99,8 @@ def open_runner(path: Path, threads: int, *, exact: bool = False) -> GgufRunner:
     """
     artifact = Artifact.open(path)
     files = [artifact.files_of(component) for component in ("language", "vision+projector")]
-    if artifact.manifest.kind != "gguf" or [len(found) for found in files] != [1, 1]:
+    if artifact.manifest.kind != "gguf" or not files[0] or len(files[1]) != 1:
         raise ArtifactError(f"`{path}` is no GGUF artifact of two files", "export one with `--format gguf`")
-    [language_file], [sight_file] = files
-    language = LanguageModel(llamacpp(), language_file)
+    language_files, [sight_file] = files
+    language = LanguageModel(llamacpp(), language_files[0])  # of parts, the first: llama.cpp finds the others
     return GgufRunner(language, Sight(llamacpp(), sight_file, language.pointer, threads, exact), threads, exact)
