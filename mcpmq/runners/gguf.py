@@ -45,6 +45,10 @@ class GgufRunner:
         self._sight.close()
         self._language.close()
 
+    def see(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """One slice uint8 [height, width, 3] -> [tokens, hidden]."""
+        return self._sight.encode(pixels)[0]
+
     def _logits(self, sample: Inputs, context: Context) -> Iterator[Logits]:
         pieces = list(self._pieces(sample))
         predicts = np.zeros(sum(map(len, pieces)), np.bool_)
