@@ -126,3 +126,19 @@ def test_a_format_that_cannot_hold_a_plan_is_refused(tiny_checkpoint: Path) -> N
     """Nothing is forecast that could not be carried out."""
     with pytest.raises(FormatError, match="`onnx` cannot hold"):
         _expected(tiny_checkpoint, Recipe.load("quality-int4"), "onnx")
+
+
+def test_what_inputs_are_rounded_to_is_forecast_nearly(tiny_checkpoint: Path, tiny_set: Path, tmp_path: Path) -> None:
+    """Grids of inputs are told by calibration, and a few bytes of the graph depend on them; nothing else does."""
+    weights = {"*": "keep", "vision.*": "int8-row", "projector.*": "int8-row"}
+    asked = {"name": "x", "activations": {"vision.*": "u8", "projector.*": "u8"}, "weights": weights}
+    plan = make_plan(Checkpoint.open(tiny_checkpoint), Recipe.model_validate(asked))
+
+    [layout] = forecast(plan, ["onnx"], 8).layouts
+    made = export(quantize(plan, tmp_path / "codes", CalibrationSet.open(tiny_set)), "onnx", tmp_path / "onnx")
+    forecast_sizes = {file.path: file.nbytes for file in layout.files.files}
+
+    for record in made.manifest.files:
+        least = 2000 if record.path.endswith("vision_encoder_quantized.onnx") else 0
+        assert abs(record.nbytes - forecast_sizes[record.path]) <= least, record.path
+    assert layout.nbytes == pytest.approx(sum(made.nbytes_by_component().values()), rel=1e-3)
