@@ -13,13 +13,24 @@ from mcpmq.families import FAMILIES
 from mcpmq.families.family import TensorSpec
 from mcpmq.formats import FORMATS, format_named
 from mcpmq.plan import Step
-from mcpmq.recipe import GGML_BLOCKS, parse_scheme
+from mcpmq.recipe import CODEBOOKS, GGML_BLOCKS, parse_scheme
 from mcpmq.report import Report, table_of
 from mcpmq.table import megabytes
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-SCHEMES = ["int4-g32", "int4-g128", "int4-g32-asym", "int8-g32", "int8-row", *GGML_BLOCKS, "f16", "bf16", "f32"]
+SCHEMES = [
+    "int4-g32",
+    "int4-g128",
+    "int4-g32-asym",
+    "int8-g32",
+    "int8-row",
+    *GGML_BLOCKS,
+    *CODEBOOKS,
+    "f16",
+    "bf16",
+    "f32",
+]
 WIDEST = 95
 PEERS = {
     ("mcpmq", "nearest"): "mcpmq, to nearest",
@@ -172,6 +183,25 @@ def _ways(model: str) -> list[dict[str, Any]]:
 
 def _thousandths(estimate: Estimate, sign: str) -> str:
     return f"{estimate.value * 1000:{sign}.2f} ± {estimate.standard_error * 1000:.2f}"
+
+
+def readers_table() -> str:
+    """What the reader of each Hugging Face format makes of an artifact, beside mcpmq's own dequantized weights."""
+    facts = json.loads((RESULTS / "readers.json").read_text())
+    rows = [
+        "| format | scheme | loaded by | computed in | largest difference of a logit | written | peak of writing |",
+        "|---|---|---|---|--:|--:|--:|",
+    ]
+    for one in facts["readings"]:
+        reader = ", ".join(f"{package} {number}" for package, number in one["reader"].items())
+        share = one["largest_logit_difference"] / one["logits_standard_deviation"]
+        sizes = [megabytes(one[key]) for key in ("written_bytes", "peak_bytes_while_writing")]
+        difference = f"{one['largest_logit_difference']:.2g} ({share:.2%} of a standard deviation)"
+        cells = [one["format"], f"`{one['scheme']}`", reader, one["computed_in"], difference, *sizes]
+        rows.append(f"| {' | '.join(cells)} |")
+    machine = facts["machine"]
+    where = f"{machine['processor']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB"
+    return "\n".join([*rows, "", f"`{facts['command']}` on {facts['date']}; {where}."])
 
 
 def commands() -> str:

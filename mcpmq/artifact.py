@@ -18,7 +18,7 @@ from mcpmq.errors import ArtifactError, OutputError
 
 MANIFEST = "mcpmq.json"
 FULL = (errno.ENOSPC, errno.EDQUOT, None)  # None: numpy tells of a short write without a number
-Kind = Literal["quantized", "gguf", "onnx", "imatrix"]
+Kind = Literal["quantized", "gguf", "onnx", "gptq", "awq", "bnb", "compressed-tensors", "imatrix"]
 LEFT_OUT = Field(exclude_if=lambda value: value is None)  # of files about what was not calibrated
 
 
@@ -147,6 +147,27 @@ class Artifact:
         return [self.path / record.path for record in self.manifest.files if record.component == component]
 
 
+def replace_text(artifact: Artifact, name: str, text: str) -> None:
+    """Write one text file of an artifact anew, and its size and hash into the manifest."""
+    _replace(artifact.path / name, text)
+    files = [
+        record.model_copy(update=_measured(artifact.path / name)) if record.path == name else record
+        for record in artifact.manifest.files
+    ]
+    manifest = artifact.manifest.model_copy(update={"files": tuple(files)})
+    _replace(artifact.path / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
+
+
+def _replace(file: Path, text: str) -> None:
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(file)
+
+
+def _measured(file: Path) -> dict[str, int | str]:
+    return {"nbytes": file.stat().st_size, "sha256": sha256_of(file)}
+
+
 def sha256_of(file: Path) -> str:
     """Hash of a file's bytes."""
     with file.open("rb") as stream:
@@ -219,9 +240,7 @@ def _synchronise(folder: Path) -> None:
 def write_manifest(folder: Path, manifest: Manifest, files: Mapping[str, list[str]]) -> None:
     """Hash the files (component -> paths relative to `folder`) and write the manifest beside them."""
     records = tuple(
-        FileRecord(
-            path=name, component=component, nbytes=(folder / name).stat().st_size, sha256=sha256_of(folder / name)
-        )
+        FileRecord.model_validate({"path": name, "component": component, **_measured(folder / name)})
         for component, names in files.items()
         for name in names
     )

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 INDEX = "model.safetensors.index.json"
-# What is fetched from a hub: weights and texts, never code and never pickle.
+# What is fetched from a hub: weights and texts, never pickle. Code is a text that goes along with artifacts, unread.
 HUB_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
 LEGAL_PATTERNS = ["README.md", "LICEN[CS]E*", "NOTICE*"]  # what says under which terms the model may be passed on
+CODE_PATTERN = "*.py"
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,11 @@ class Checkpoint:
         """The model card, licences and notices, sorted."""
         return sorted({file for pattern in LEGAL_PATTERNS for file in self.path.glob(pattern)})
 
+    @property
+    def code(self) -> list[Path]:
+        """Files of code that others run when config.json asks for it; none where it does not. mcpmq never does."""
+        return sorted(self.path.glob(CODE_PATTERN)) if "auto_map" in self.config else []
+
     @cached_property
     def sha256(self) -> str:
         """Hash of the configuration and of every weight file, in the order of their names."""
@@ -117,7 +123,8 @@ def _download(hub_id: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=HUB_PATTERNS + LEGAL_PATTERNS))
+        patterns = [*HUB_PATTERNS, CODE_PATTERN, *LEGAL_PATTERNS]
+        return Path(snapshot_download(hub_id, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(

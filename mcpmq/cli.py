@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # help must be there at once
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 app.add_typer(release_commands)
+FORMAT_NAMES = "gguf, onnx, gptq, awq, bnb or compressed-tensors"
 
 RecipeName = Annotated[
     str | None, typer.Option("--recipe", "-r", metavar="NAME|FILE", help="A recipe, or its TOML file")
@@ -24,10 +25,10 @@ Bits = Annotated[
     int | None, typer.Option("--bits", metavar="4|8", help="Short for the recipe phone-int4 or phone-int8")
 ]
 Formats = Annotated[
-    list[str], typer.Option("--format", "-f", metavar="gguf|onnx", help="What to write; may be repeated")
+    list[str], typer.Option("--format", "-f", metavar="FORMAT", help=f"What to write: {FORMAT_NAMES}; may be repeated")
 ]
 Forecasts = Annotated[
-    list[str] | None, typer.Option("--format", "-f", metavar="gguf|onnx", help="Forecast this; may be repeated")
+    list[str] | None, typer.Option("--format", "-f", metavar="FORMAT", help=f"Forecast {FORMAT_NAMES}; may be repeated")
 ]
 Calibration = Annotated[Path, typer.Option("--calibration", metavar="DIR", help="Images and questions to calibrate on")]
 OptionalCalibration = Annotated[
@@ -138,7 +139,7 @@ def quantize(
 def export(
     quantized: Annotated[Path, typer.Argument(metavar="QUANTIZED", help="Folder that `mcpmq quantize` wrote")],
     out: Out,
-    format: Annotated[str, typer.Option("--format", "-f", metavar="gguf|onnx", help="What to write")],
+    format: Annotated[str, typer.Option("--format", "-f", metavar="FORMAT", help=f"What to write: {FORMAT_NAMES}")],
     npu: Annotated[
         Path | None,
         typer.Option("--npu", metavar="DIR", help="ONNX vision for NPUs: activations of 16 bits over these images"),
@@ -214,12 +215,14 @@ def evaluate(
     from mcpmq.calibration import CalibrationSet
     from mcpmq.checkpoint import Checkpoint
     from mcpmq.evaluate import Settings
+    from mcpmq.publish import add_figures
     from mcpmq.report import compare, write_report
 
     settings = Settings.of(threads, cache, show.progress(), shuffle_images, engine_cuts)
     opened = [Artifact.open(path) for path in artifacts]
     report = compare(Checkpoint.open(against), opened, CalibrationSet.open(on), settings)
     write_report(report, out or artifacts[0].absolute().parent)
+    add_figures(report, opened)
     show.report(report, as_json=json)
 
 

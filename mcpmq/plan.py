@@ -11,7 +11,16 @@ from math import prod
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import RecipeError
 from mcpmq.families.family import Fold, TensorSpec
-from mcpmq.recipe import Activation, FloatScheme, GgmlScheme, IntegerScheme, Recipe, Scheme
+from mcpmq.recipe import (
+    CODEBOOK_COLUMNS,
+    Activation,
+    CodebookScheme,
+    FloatScheme,
+    GgmlScheme,
+    IntegerScheme,
+    Recipe,
+    Scheme,
+)
 from mcpmq.safetensors_file import DTYPES
 
 BESIDE_INTEGER_INPUTS = IntegerScheme(8, None)
@@ -135,6 +144,8 @@ def _last_match(globs: Iterable[str], spec: TensorSpec) -> str | None:
 def fits(step: Step) -> bool:
     """Whether a scheme's blocks divide the columns of a weight, or zeros may fill up the last of them."""
     columns, scheme = step.matrix_shape[1], step.scheme
+    if isinstance(scheme, CodebookScheme):
+        return columns % CODEBOOK_COLUMNS == 0
     if not isinstance(scheme, GgmlScheme) or columns % scheme.block_columns == 0:
         return True
     return step.spec.may_grow == "columns"
@@ -151,6 +162,11 @@ def _refuse_misfit(step: Step) -> None:
     if fits(step):
         return
     columns = step.matrix_shape[1]
+    if isinstance(step.scheme, CodebookScheme) and columns % CODEBOOK_COLUMNS:
+        raise RecipeError(
+            f"`{step.name}` has {columns} columns, not a multiple of the {CODEBOOK_COLUMNS} of `{step.scheme}`",
+            f'write `"{step.name}" = "keep"` after {step.reason} in the recipe',
+        )
     assert isinstance(step.scheme, GgmlScheme)
     suited = "`q8_0` or `iq4_nl`" if columns % 32 == 0 else "`int8-row` or `keep`"
     raise RecipeError(

@@ -75,6 +75,35 @@ def _compare_with_what_is_written(plan: Plan, name: FormatName, tmp_path: Path) 
     assert {weight.name for weight in layout.files.weights} == {step.name for step in plan.steps}
 
 
+@pytest.mark.parametrize(
+    ("name", "scheme", "tolerance"),
+    [
+        ("gptq", "int4-g32", 0),
+        ("gptq", "int8-row", 0),
+        ("awq", "int4-g64-asym", 0),
+        ("bnb", "int8-row", 0),
+        ("bnb", "nf4", 1e-3),  # digits of a number in a text
+        ("compressed-tensors", "int4-g32", 0),
+    ],
+)
+def test_hugging_face_artifacts_have_the_size_that_was_forecast(
+    tiny_checkpoint: Path, tmp_path: Path, name: FormatName, scheme: str, tolerance: float
+) -> None:
+    """Shards, their index, and the model card."""
+    asked = Recipe.model_validate({"name": "x", "weights": {"language.layers.*": scheme, "head": "keep"}})
+    plan = make_plan(Checkpoint.open(tiny_checkpoint), asked)
+
+    [layout] = forecast(plan, [name], 1024).layouts
+    written = export(quantize(plan, tmp_path / "codes"), name, tmp_path / "out").manifest.files
+
+    if not tolerance:
+        assert {(file.path, file.component, file.nbytes) for file in layout.files.files} == {
+            (record.path, record.component, record.nbytes) for record in written
+        }
+    assert layout.nbytes == pytest.approx(sum(record.nbytes for record in written), rel=tolerance)
+    assert layout.seconds is None
+
+
 def test_calibration_changes_a_forecast_by_what_is_written_of_it(
     tiny_checkpoint: Path, tiny_set: Path, tmp_path: Path
 ) -> None:

@@ -10,7 +10,7 @@ from mcpmq.formats.declared import Declared
 from mcpmq.formats.format import LayoutForecast
 from mcpmq.plan import Step
 from mcpmq.progress import Progress
-from mcpmq.recipe import IntegerScheme
+from mcpmq.recipe import CodebookScheme, IntegerScheme
 
 if TYPE_CHECKING:  # `refuses` and `forecast` are asked without torch
     from mcpmq.quantized import Quantized
@@ -22,6 +22,8 @@ ALTERNATIVES = "`int4-g32`, `int8-g32`, wider symmetric groups, `q4_k` and its l
 def refuses(step: Step) -> str | None:
     """Why llama.cpp cannot hold this weight on its scheme; None if it can."""
     scheme = step.scheme
+    if isinstance(scheme, CodebookScheme):
+        return f"ggml has no `{scheme}`; it can hold {ALTERNATIVES}"
     if not isinstance(scheme, IntegerScheme):
         return None
     if not scheme.symmetric:
