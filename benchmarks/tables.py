@@ -61,6 +61,17 @@ def _report(name: str) -> Report:
     return Report.load(RESULTS / f"{name}.json")
 
 
+def budgets_table() -> str:
+    """Fixed recipes and mixes that were found, by size: how far the answers are from the original's."""
+    rows = ["| recipe | bytes | KL of image answers | KL of text answers |", "|---|--:|--:|--:|"]
+    for entry in sorted(_report("budgets").artifacts, key=lambda one: one.measurement.nbytes):
+        told = [entry.differences[kind].kl_divergence for kind in ("image", "text")]
+        cells = [f"{one.value * 1000:.2f} ± {one.half_width * 1000:.2f}" for one in told]
+        name = "**found**" if entry.recipe.startswith("fit-") else f"`{entry.recipe}`"
+        rows.append(f"| {name} | {entry.measurement.nbytes:,} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
 def engines_table() -> str:
     """How far each engine is from PyTorch when nothing is quantized: what is left is the engine's own rounding."""
     report = _report("unquantized")

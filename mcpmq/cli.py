@@ -28,7 +28,7 @@ Formats = Annotated[
     list[str], typer.Option("--format", "-f", metavar="FORMAT", help=f"What to write: {FORMAT_NAMES}; may be repeated")
 ]
 Forecasts = Annotated[
-    list[str] | None, typer.Option("--format", "-f", metavar="gguf|onnx", help="Forecast this; may be repeated")
+    list[str] | None, typer.Option("--format", "-f", metavar="FORMAT", help=f"Forecast {FORMAT_NAMES}; may be repeated")
 ]
 Calibration = Annotated[Path, typer.Option("--calibration", metavar="DIR", help="Images and questions to calibrate on")]
 OptionalCalibration = Annotated[
