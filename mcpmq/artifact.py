@@ -53,6 +53,7 @@ class CalibrationRecord(_Record):
     sha256: str
     samples: int
     with_image: int
+    fingerprints: tuple[str, ...]  # of its pictures and text samples, so that none of them is measured on
 
 
 class SourceRecord(_Record):

@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # help must be there at once
     from mcpmq.recipe import Recipe
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
+GATE_FAILED = 3
 STEPS, LOOK = "Step by step", "Look and judge"
 
 Source = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Folder of a Hugging Face checkpoint, or a hub id")]
@@ -191,11 +192,42 @@ def report(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, as for a pull request")] = False,
     json: Json = False,
 ) -> None:
-    """Show one or many reports in one table"""
+    """Show one or many reports in one table, and of two what changed"""
     from mcpmq import show
     from mcpmq.report import Report
 
-    show.report(Report.merged([Report.load(path) for path in reports]), as_json=json, as_markdown=markdown)
+    show.reports([Report.load(path) for path in reports], as_json=json, as_markdown=markdown)
+
+
+@app.command(rich_help_panel=LOOK)
+def check(
+    report: Annotated[Path, typer.Argument(metavar="REPORT", help="report.json, or its folder")],
+    gates: Annotated[list[Path], typer.Option("--gate", metavar="FILE", help="Allowed differences; may be repeated")],
+    baseline: Annotated[
+        Path | None, typer.Option("--baseline", metavar="REPORT", help="The report to compare with")
+    ] = None,
+    artifacts: Annotated[
+        list[Path] | None, typer.Option("--artifact", metavar="DIR", help="Must be what was measured; may be repeated")
+    ] = None,
+    junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Write JUnit XML")] = None,
+    sarif: Annotated[Path | None, typer.Option("--sarif", metavar="FILE", help="Write SARIF")] = None,
+    summary: Annotated[
+        Path | None, typer.Option("--summary", metavar="FILE", help="Append Markdown, as to $GITHUB_STEP_SUMMARY")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Exit with 3 if a difference is not allowed, with a line for every bound that is violated"""
+    from mcpmq import gate, show
+    from mcpmq.artifact import Artifact
+    from mcpmq.report import Report
+
+    found = Report.load(report)
+    gate.refuse_changed(found, [Artifact.open(path) for path in artifacts or ()])
+    earlier = Report.load(baseline) if baseline else None
+    verdicts = [one for file in gates for one in gate.check(found, gate.Gate.load(file), earlier)]
+    gate.write_verdicts(verdicts, report, junit, sarif, summary)
+    show.verdicts(verdicts, as_json=json)
+    raise typer.Exit(0 if all(one.holds for one in verdicts) else GATE_FAILED)
 
 
 def _tell_of_blind_rounding(recipe: "Recipe") -> None:

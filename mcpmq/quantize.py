@@ -119,6 +119,7 @@ def _calibration_record(samples: CalibrationSet) -> CalibrationRecord:
         sha256=samples.sha256,
         samples=len(samples),
         with_image=sum(sample.image is not None for sample in samples),
+        fingerprints=samples.fingerprints,
     )
 
 

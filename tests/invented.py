@@ -5,7 +5,16 @@ import numpy as np
 from mcpmq.evaluate import ORIGINAL, Measurement, differences
 from mcpmq.evaluate.measure import MachineFigures
 from mcpmq.evaluate.metrics import ComparedTokens, SampleFigures, by_kind
-from mcpmq.report import Entry, Environment, Report, SetFacts, SourceFacts
+from mcpmq.report.report import (
+    CalibrationFacts,
+    Entry,
+    Environment,
+    KvCacheFacts,
+    Report,
+    SetFacts,
+    SourceFacts,
+    WeightFacts,
+)
 
 COLUMNS = [("gguf", "phone-int4"), ("onnx", "phone-int4"), ("onnx", "phone-int8"), ("gguf", "phone-int8")]
 
@@ -47,7 +56,19 @@ def invented_report(artifacts: int = 4) -> Report:
     for seed, (kind, recipe) in enumerate(COLUMNS[:artifacts], 1):
         measured = invented_measurement(seed, 0.01 * seed)
         found = differences(original.samples, measured.samples, ORIGINAL)
-        entries.append(Entry(name=kind, kind=kind, recipe=recipe, measurement=measured, differences=found))
+        entries.append(
+            Entry(
+                name=kind,
+                kind=kind,
+                recipe=recipe,
+                manifest_sha256="ef" * 32,
+                calibrated_on=CalibrationFacts(name="starter", sha256="01" * 32),
+                weights=WeightFacts(bits_per_weight=4.5, nbytes_by_scheme={"int4-g32": 8_000_000, "f32": 9_000}),
+                kv_cache_computed=KvCacheFacts(tokens=4096, bytes_per_value=2, nbytes=25_165_824),
+                measurement=measured,
+                differences=found,
+            )
+        )
     return Report(
         checkpoint=SourceFacts(name="model [v2]", sha256="ab" * 32),
         measured_on=SetFacts(

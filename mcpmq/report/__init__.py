@@ -2,16 +2,14 @@
 
 from mcpmq.report.compare import compare
 from mcpmq.report.files import write_report
-from mcpmq.report.report import JSON_FILE, Entry, Environment, Report, SetFacts, SourceFacts
-from mcpmq.report.tables import table_of
+from mcpmq.report.report import JSON_FILE, Entry, Report
+from mcpmq.report.tables import changes_table, table_of
 
 __all__ = [
     "JSON_FILE",
     "Entry",
-    "Environment",
     "Report",
-    "SetFacts",
-    "SourceFacts",
+    "changes_table",
     "compare",
     "table_of",
     "write_report",

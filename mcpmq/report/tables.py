@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from mcpmq.evaluate import NONSQUARE, Difference, Estimate, Measurement
+from mcpmq.evaluate import NONSQUARE, ORIGINAL, Change, Difference, Estimate, Measurement, changes
 from mcpmq.report.report import Report
 from mcpmq.table import Row, Table, megabytes
 
@@ -17,6 +17,29 @@ def table_of(report: Report) -> Table:
     kinds = [row for kind in report.original.kinds for row in _kind_rows(kind, columns)]
     rows = [*_size_rows(report), *_memory_rows(report), *kinds, *_speed_rows(report)]
     return Table(_title(report), names, rows, _notes(report, names))
+
+
+def changes_table(earlier: Report, later: Report) -> Table | None:
+    """What changed of the artifacts that both reports have; None where they share none."""
+    before = {entry.label: entry for entry in earlier.artifacts}
+    shared = [(before[entry.label], entry) for entry in later.artifacts if entry.label in before]
+    if not shared:
+        return None
+    found = [changes(a.measurement.samples, b.measurement.samples, ORIGINAL) for a, b in shared]
+    rows = [row for kind in later.original.kinds for row in _change_rows(kind, [one[kind] for one in found])]
+    sizes = [(a.measurement.nbytes, b.measurement.nbytes) for a, b in shared]
+    rows.append(("all files, %", [f"{(b / a - 1) * 100:+.2f}" for a, b in sizes]))
+    notes = ["±: half of the 95 % interval; paired by token, over the same bootstrap resamples"]
+    return Table("What changed from the first to the second", [entry.label for _, entry in shared], rows, notes)
+
+
+def _change_rows(kind: str, changed: Sequence[Change]) -> list[Row]:
+    return [
+        (f"{kind} perplexity, %", [_share(one.perplexity_ratio, -1) for one in changed]),
+        ("  KL divergence, mnat", [_thousandths(one.kl_divergence_increase, "+") for one in changed]),
+        ("  same likeliest token, %", [_share(one.top_1_agreement_change, 0, "+") for one in changed]),
+        ("  answers word for word, %", [_share(one.exact_match_change, 0, "+") for one in changed]),
+    ]
 
 
 def _title(report: Report) -> str:
@@ -101,11 +124,11 @@ def _plain(one: Estimate) -> str:
     return f"{one.value:,.{0 if one.value >= 10_000 else 1 if one.value >= 100 else 3}f}"
 
 
-def _share(one: Estimate, less: int = 0) -> str:
-    value, width, sign = (one.value + less) * 100, one.half_width * 100, "+" if less else ""
+def _share(one: Estimate, less: int = 0, sign: str = "") -> str:
+    value, width, sign = (one.value + less) * 100, one.half_width * 100, "+" if less else sign
     digits = 2 if less and abs(value) < 10 and width < 10 else 1
     return f"{value:{sign}.{digits}f} ±{width:.{digits}f}"
 
 
-def _thousandths(one: Estimate) -> str:
-    return f"{one.value * 1000:.1f} ±{one.half_width * 1000:.1f}"
+def _thousandths(one: Estimate, sign: str = "") -> str:
+    return f"{one.value * 1000:{sign}.1f} ±{one.half_width * 1000:.1f}"

@@ -1,0 +1,21 @@
+"""How a plan, an artifact, a report, a verdict or an error looks: a table, JSON, or Markdown."""
+
+from mcpmq.show.plans import plan
+from mcpmq.show.reports import report, reports, verdicts
+from mcpmq.show.terminal import error, notice, progress, set_verbosity
+from mcpmq.show.things import artifact, calibration_set, checkpoint, path
+
+__all__ = [
+    "artifact",
+    "calibration_set",
+    "checkpoint",
+    "error",
+    "notice",
+    "path",
+    "plan",
+    "progress",
+    "report",
+    "reports",
+    "set_verbosity",
+    "verdicts",
+]
