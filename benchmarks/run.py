@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from benchmarks.real_size import write as write_real_size
 from mcpmq.machine import describe_machine
@@ -70,18 +71,22 @@ def conversions(checkpoint: Path, work: Path, ways: dict[str, tuple[str, ...]]) 
             yield timed("export", codes, work / recipe / name, "--format", name, out=work / recipe / name)
 
 
-def record(name: str, commands: list[Command]) -> None:
-    """Keep the figures with the command, the commit, the machine and the versions."""
+def provenance(module: str) -> dict[str, Any]:
+    """The command, the commit, the machine and the versions that figures are kept with."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT, check=True
     )
-    facts = {
-        "command": f"python -m benchmarks.run {' '.join(sys.argv[1:])}".strip(),
+    return {
+        "command": f"python -m {module} {' '.join(sys.argv[1:])}".strip(),
         "commit": commit.stdout.strip(),
         "machine": describe_machine(),
         "versions": {package: version(package) for package in PACKAGES},
-        "commands": [asdict(command) for command in commands],
     }
+
+
+def record(name: str, commands: list[Command]) -> None:
+    """Keep the figures with where they come from."""
+    facts = provenance("benchmarks.run") | {"commands": [asdict(command) for command in commands]}
     (RESULTS / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 

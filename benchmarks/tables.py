@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from mcpmq.evaluate import Estimate
 from mcpmq.families import FAMILIES
@@ -80,14 +81,33 @@ def sight_table() -> str:
 def conversion_table(name: str) -> str:
     """Seconds, memory and bytes of every conversion command, with the machine and the versions."""
     facts = json.loads((RESULTS / f"{name}.json").read_text())
-    machine, versions = facts["machine"], facts["versions"]
     rows = ["| command | seconds | peak memory | written |", "|---|--:|--:|--:|"]
     for one in facts["commands"]:
         peak, written = megabytes(one["peak_resident_bytes"]), megabytes(one["written_bytes"])
         rows.append(f"| `{one['command']}` | {one['seconds']:.1f} | {peak} | {written} |")
-    told = ", ".join(f"{package} {number}" for package, number in versions.items())
+    return "\n".join([*rows, "", _provenance(facts)])
+
+
+def stages_table() -> str:
+    """Seconds of every stage on matrices of true width, and how fast it multiplies beside a plain product."""
+    file = RESULTS / "stages.json"
+    if not file.is_file():
+        return "Not measured yet: `python -m benchmarks.stages`."
+    facts = json.loads(file.read_text())
+    rows = ["| stage | rows x columns | seconds | GFLOP/s | million weights/s |", "|---|---|--:|--:|--:|"]
+    for one in facts["stages"]:
+        speed = f"{one['gflop'] / one['seconds']:,.0f}" if one["gflop"] else ""
+        weights = f"{one['rows'] * one['columns'] / one['seconds'] / 1e6:,.1f}"
+        shape = f"{one['rows']} x {one['columns']}"
+        rows.append(f"| {one['stage']} | {shape} | {one['seconds']:.2f} | {speed} | {weights} |")
+    return "\n".join([*rows, "", f"{facts['tokens']:,} tokens, {facts['threads']} threads. {_provenance(facts)}"])
+
+
+def _provenance(facts: dict[str, Any]) -> str:
+    machine = facts["machine"]
+    told = ", ".join(f"{package} {number}" for package, number in facts["versions"].items())
     where = f"{machine['processor']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB"
-    return "\n".join([*rows, "", f"`{facts['command']}` at {facts['commit']}; {where}; {told}."])
+    return f"`{facts['command']}` at {facts['commit']}; {where}; {told}."
 
 
 def commands() -> str:

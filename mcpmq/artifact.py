@@ -12,11 +12,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from mcpmq.calibration import CalibrationSet
+from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import ArtifactError, OutputError
 
 MANIFEST = "mcpmq.json"
 FULL = (errno.ENOSPC, errno.EDQUOT, None)  # None: numpy tells of a short write without a number
-Kind = Literal["quantized", "gguf", "onnx"]
+Kind = Literal["quantized", "gguf", "onnx", "imatrix"]
 LEFT_OUT = Field(exclude_if=lambda value: value is None)  # of files about what was not calibrated
 
 
@@ -44,6 +46,8 @@ class WeightRecord(_Record):
     reason: str
     nbytes: int
     tokens: Annotated[dict[str, int] | None, LEFT_OUT] = None  # seen while calibrating, by modality
+    round: Annotated[str | None, LEFT_OUT] = None  # how, where that was decided by what was seen
+    smooth: Annotated[float | None, LEFT_OUT] = None  # the exponent of the scales that its columns took
 
 
 class CalibrationRecord(_Record):
@@ -55,6 +59,17 @@ class CalibrationRecord(_Record):
     with_image: int
     fingerprints: tuple[str, ...]  # of its pictures and text samples, so that none of them is measured on
 
+    @classmethod
+    def of(cls, samples: CalibrationSet) -> Self:
+        """What is recorded of a set."""
+        return cls(
+            name=samples.path.resolve().name,
+            sha256=samples.sha256,
+            samples=len(samples),
+            with_image=sum(sample.image is not None for sample in samples),
+            fingerprints=samples.fingerprints,
+        )
+
 
 class SourceRecord(_Record):
     """The checkpoint that an artifact was made from."""
@@ -62,6 +77,11 @@ class SourceRecord(_Record):
     name: str
     sha256: str
     nbytes: int
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Self:
+        """What is recorded of a checkpoint."""
+        return cls(name=checkpoint.path.resolve().name, sha256=checkpoint.sha256, nbytes=checkpoint.nbytes)
 
 
 class Manifest(_Record):
@@ -75,6 +95,8 @@ class Manifest(_Record):
     calibrated_on: Annotated[CalibrationRecord | None, LEFT_OUT] = None  # None: rounding looked at no sample
     versions: dict[str, str]
     weights: tuple[WeightRecord, ...]
+    # By block, of every way of rounding that was tried: square error of its outputs on held-out samples, relative.
+    held_out_errors: Annotated[dict[str, dict[str, float]] | None, LEFT_OUT] = None
     notes: tuple[str, ...] = ()
     files: tuple[FileRecord, ...] = ()
 

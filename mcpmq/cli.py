@@ -146,6 +146,32 @@ def export(
 
 
 @app.command(rich_help_panel=STEPS)
+def imatrix(
+    source: Source,
+    out: Out,
+    calibration: Calibration,
+    add: Annotated[
+        list[Path] | None, typer.Option("--add", metavar="DIR", help="Add what was written for another set; repeatable")
+    ] = None,
+    mmproj: Annotated[
+        Path | None, typer.Option("--mmproj", metavar="FILE", help="GGUF file to match where zeros widened a matrix")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Write the importance of every column, images included, for llama-quantize --imatrix"""
+    from mcpmq import show
+    from mcpmq.calibration import CalibrationSet
+    from mcpmq.checkpoint import Checkpoint
+    from mcpmq.imatrix import imatrix
+
+    samples = CalibrationSet.open(calibration)
+    made = imatrix(Checkpoint.open(source), samples, out, add or [], mmproj, show.progress())
+    for note in made.manifest.notes:
+        show.notice(note)
+    show.artifact(made, as_json=json)
+
+
+@app.command(rich_help_panel=STEPS)
 def evaluate(
     artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Folders that mcpmq wrote")],
     against: Annotated[str, typer.Option("--against", metavar="CHECKPOINT", help="The original")],
@@ -231,7 +257,7 @@ def check(
 
 
 def _tell_of_blind_rounding(recipe: "Recipe") -> None:
-    if recipe.round == "rtn":
+    if not recipe.looks:
         from mcpmq import show
 
         show.notice(f"recipe `{recipe.name}` rounds to the nearest: no calibration sample decides a weight")

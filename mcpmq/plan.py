@@ -1,14 +1,17 @@
 """What will be done to every weight, decided from headers alone, before any weight is read."""
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
+from itertools import product
 from math import prod
 
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import RecipeError
-from mcpmq.families.family import TensorSpec
-from mcpmq.recipe import GgmlScheme, Recipe, Scheme
+from mcpmq.families.family import Fold, TensorSpec
+from mcpmq.recipe import FloatScheme, GgmlScheme, IntegerScheme, Recipe, Scheme
 from mcpmq.safetensors_file import DTYPES
 
 
@@ -32,6 +35,10 @@ class Step:
         return (columns, rows) if self.spec.transposed else (rows, columns)
 
     @property
+    def on_a_grid(self) -> bool:
+        return isinstance(self.scheme, IntegerScheme | GgmlScheme)
+
+    @property
     def source_nbytes(self) -> int:
         return prod(self.spec.shape) * dict(DTYPES.values())[self.dtype]
 
@@ -40,6 +47,8 @@ class Step:
         """Size on the scheme, before what a format adds."""
         if self.scheme is None:
             return self.source_nbytes
+        if isinstance(self.scheme, FloatScheme):
+            return self.scheme.row_nbytes(prod(self.spec.shape))
         rows, columns = self.matrix_shape
         return rows * self.scheme.row_nbytes(columns)
 
@@ -51,6 +60,8 @@ class Plan:
     checkpoint: Checkpoint
     recipe: Recipe
     steps: tuple[Step, ...]
+    folds: Mapping[str, tuple[Fold, ...]] = field(default_factory=dict)  # by block: where scales may move
+    notes: tuple[str, ...] = ()  # what is not done as a recipe of this kind would have it, and why
 
     @property
     def nbytes(self) -> int:
@@ -64,6 +75,11 @@ class Plan:
             blocks.setdefault(block_of(step.name), []).append(step)
         return {name: tuple(steps) for name, steps in blocks.items()}
 
+    @cached_property
+    def smoothed(self) -> frozenset[str]:
+        """Matrices that may take scales in their columns."""
+        return frozenset(name for folds in self.folds.values() for fold in folds for name in fold.into)
+
 
 def block_of(name: str) -> str:
     """`language.layers.0.mlp.up` -> `language.layers.0`; what is in no layer goes with its component."""
@@ -75,7 +91,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     """Decide every tensor.
 
     Raises:
-        RecipeError: a line matches no weight, or a scheme does not fit a weight.
+        RecipeError: a line matches no weight, a scheme does not fit a weight, or there is nothing to smooth.
     """
     steps = tuple(_step(checkpoint, recipe, spec) for spec in checkpoint.specs)
     quantizable = [spec.name for spec in checkpoint.specs if spec.role != "other"]
@@ -86,7 +102,8 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
                 f"`{glob}` in recipe `{recipe.name}` matches no weight that can be quantized",
                 f"names here begin with: {components}; `mcpmq plan CHECKPOINT` lists them",
             )
-    return Plan(checkpoint, recipe, steps)
+    plan = Plan(checkpoint, recipe, steps)
+    return plan if recipe.smooth == "none" else _smoothed(plan)
 
 
 def _step(checkpoint: Checkpoint, recipe: Recipe, spec: TensorSpec) -> Step:
@@ -112,3 +129,46 @@ def _refuse_misfit(step: Step) -> None:
         f"`{step.name}` has {columns} columns, not a multiple of the {step.scheme.block_columns} of `{step.scheme}`",
         f'give it {fits} in the recipe: add `"{step.name}" = ...` after {step.reason}',
     )
+
+
+def _smoothed(plan: Plan) -> Plan:
+    """The plan with the places where scales may move, and with the norms and biases there in 32 bits to take them."""
+    steps = {step.name: step for step in plan.steps}
+    folds: dict[str, list[Fold]] = {}
+    left_out: Counter[str] = Counter()
+    for block, pattern in product(plan.blocks, plan.checkpoint.family.folds):
+        fold = pattern.within(block)
+        if pattern.component != block.partition(".")[0] or fold.source not in steps:
+            continue
+        if not any(steps[name].on_a_grid for name in fold.into):
+            continue
+        matrices = [steps[name] for name in (fold.source, *fold.into) if steps[name].spec.role == "matrix"]
+        if loose := [step for step in matrices if not _keeps_scales(step)]:
+            rounds = f"`{loose[0].name.removeprefix(block + '.')}` keeps {loose[0].scheme or loose[0].dtype}"
+            left_out[f"{pattern.component}: no scales from `{pattern.source}`, for {rounds}"] += 1
+        else:
+            folds.setdefault(block, []).append(fold)
+    if not folds:
+        raise RecipeError(
+            f"recipe `{plan.recipe.name}` asks for smoothing, and no scale can move between the weights it quantizes",
+            'write `smooth = "none"`, or put neighbouring matrices on grids',
+        )
+    takers = {name for found in folds.values() for fold in found for name in (fold.source, f"{fold.source}.bias")}
+    return replace(
+        plan,
+        steps=tuple(_in_32_bits(step) if step.name in takers else step for step in plan.steps),
+        folds={block: tuple(found) for block, found in folds.items()},
+        notes=tuple(f"{what} ({count} times)" for what, count in left_out.items()),
+    )
+
+
+def _keeps_scales(step: Step) -> bool:
+    """Whether a matrix can be multiplied by scales without being rounded otherwise than it is anyway."""
+    kept_in = "f32" if step.dtype == "float32" and step.scheme is None else str(step.scheme)
+    return step.on_a_grid or kept_in == "f32"
+
+
+def _in_32_bits(step: Step) -> Step:
+    if step.spec.role != "other":
+        return step
+    return replace(step, scheme=FloatScheme("f32"), reason="takes the scales of smoothing")

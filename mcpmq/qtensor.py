@@ -1,7 +1,7 @@
 """A quantized weight: codes and their grid. The middle of the hourglass: packing bytes is the formats' business."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -35,6 +35,11 @@ class QTensor:
     @property
     def shape(self) -> tuple[int, int]:
         return self.rows, self.columns
+
+    def rows_of(self, span: slice) -> Self:
+        """Some of the rows; rows share nothing."""
+        scale, zero = (None if part is None else part[span] for part in (self.scale, self.zero))
+        return replace(self, codes=self.codes[span], scale=scale, zero=zero)
 
     @classmethod
     def stacked(cls, pieces: Iterable[Self], rows: int) -> Self:

@@ -23,7 +23,7 @@ from mcpmq.ggml_library import library_path
 from mcpmq.machine import installed_versions
 from mcpmq.plan import Plan, Step
 from mcpmq.progress import Progress, silent
-from mcpmq.quantized import BLOCKS, Quantized, tokens_seen, write_block
+from mcpmq.quantized import BLOCKS, Quantized, findings_in, write_block
 from mcpmq.recipe import GgmlScheme
 from mcpmq.rounded import rounded
 
@@ -68,8 +68,9 @@ def quantize(
 
 
 def _same_request(finished: Manifest, asked: Manifest) -> bool:
-    weights = tuple(record.model_copy(update={"tokens": None}) for record in finished.weights)
-    return finished.model_copy(update={"files": (), "weights": weights}) == asked
+    nothing = {"tokens": None, "round": None, "smooth": None}
+    weights = tuple(record.model_copy(update=nothing) for record in finished.weights)
+    return finished.model_copy(update={"files": (), "weights": weights, "held_out_errors": None}) == asked
 
 
 def _claim(folder: Path, manifest: Manifest) -> None:
@@ -86,9 +87,11 @@ def _finish(plan: Plan, folder: Path, manifest: Manifest, files: Mapping[str, Pa
     listed: dict[str, list[str]] = {"model": copy_texts(plan.checkpoint, folder)}
     for name, file in files.items():
         listed.setdefault(name.partition(".")[0], []).append(str(file.relative_to(folder)))
-    seen = {name: tokens for file in files.values() for name, tokens in tokens_seen(file).items()}
-    weights = tuple(record.model_copy(update={"tokens": seen.get(record.name)}) for record in manifest.weights)
-    write_manifest(folder, manifest.model_copy(update={"weights": weights}), listed)
+    findings = {name: findings_in(file) for name, file in files.items()}
+    told = {name: fields for found in findings.values() for name, fields in found.weights.items()}
+    weights = tuple(record.model_copy(update=told.get(record.name)) for record in manifest.weights)
+    errors = {name: found.errors for name, found in findings.items() if found.errors} or None
+    write_manifest(folder, manifest.model_copy(update={"weights": weights, "held_out_errors": errors}), listed)
 
 
 def copy_texts(checkpoint: Checkpoint, folder: Path) -> list[str]:
@@ -105,21 +108,12 @@ def _manifest(plan: Plan, calibration: CalibrationSet | None) -> Manifest:
     return Manifest(
         kind="quantized",
         family=checkpoint.family.name,
-        source=SourceRecord(name=checkpoint.path.resolve().name, sha256=checkpoint.sha256, nbytes=checkpoint.nbytes),
+        source=SourceRecord.of(checkpoint),
         recipe=plan.recipe.written(),
-        calibrated_on=_calibration_record(calibration) if calibration and plan.recipe.round != "rtn" else None,
-        versions=installed_versions((*PACKAGES, *(() if plan.recipe.round == "rtn" else PACKAGES_OF_THE_MODEL))),
+        calibrated_on=CalibrationRecord.of(calibration) if calibration and plan.recipe.looks else None,
+        versions=installed_versions((*PACKAGES, *(PACKAGES_OF_THE_MODEL if plan.recipe.looks else ()))),
         weights=tuple(map(_record, plan.steps)),
-    )
-
-
-def _calibration_record(samples: CalibrationSet) -> CalibrationRecord:
-    return CalibrationRecord(
-        name=samples.path.resolve().name,
-        sha256=samples.sha256,
-        samples=len(samples),
-        with_image=sum(sample.image is not None for sample in samples),
-        fingerprints=samples.fingerprints,
+        notes=plan.notes,
     )
 
 

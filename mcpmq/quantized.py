@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -21,7 +21,15 @@ from mcpmq.recipe import GgmlScheme, IntegerScheme, Scheme, parse_scheme
 from mcpmq.safetensors_file import Entry, read_bytes, read_header, read_metadata, write_file
 
 BLOCKS = "blocks"
-Tokens = dict[str, int]  # by modality
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What calibrating a block told: fields of weights' records, by common name, and how far each way of rounding that
+    was tried took the block's outputs on held-out samples."""
+
+    weights: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    errors: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -108,20 +116,17 @@ def parts_of(name: str, weight: QTensor | Tensor) -> dict[str, Tensor]:
     return {key: part for key, part in parts.items() if part is not None}
 
 
-def write_block(
-    file: Path, weights: Mapping[str, QTensor | Tensor], tokens: Mapping[str, Tokens] | None = None
-) -> None:
-    """Write one block's file, whole or not at all; `tokens` is what each weight saw while calibrating."""
+def write_block(file: Path, weights: Mapping[str, QTensor | Tensor], findings: Findings | None = None) -> None:
+    """Write one block's file, whole or not at all, and what calibrating told about it."""
     parts = {key: part for name, weight in weights.items() for key, part in parts_of(name, weight).items()}
     partial = file.with_suffix(".partial")
-    write_file(partial, parts, {"tokens": json.dumps(tokens)} if tokens else None)
+    write_file(partial, parts, {"findings": json.dumps(asdict(findings))} if findings else None)
     partial.replace(file)
 
 
-def tokens_seen(file: Path) -> dict[str, Tokens]:
-    """What the weights of a block's file saw while calibrating, by common name; none where nothing was calibrated."""
-    found: dict[str, Tokens] = json.loads(read_metadata(file).get("tokens", "{}"))
-    return found
+def findings_in(file: Path) -> Findings:
+    """What calibrating told about a block, from its file; nothing where nothing was calibrated."""
+    return Findings(**json.loads(read_metadata(file).get("findings", "{}")))
 
 
 def pack_codes(codes: Tensor, bits: int) -> Tensor:

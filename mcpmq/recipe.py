@@ -135,23 +135,38 @@ class Recipe(BaseModel):
     """One whole answer to "how should this model be made small?".
 
     `weights` maps globs over common names (`language.*`, `head`) to schemes; the last match wins and
-    a weight that nothing matches keeps its dtype. `round = "gptq"` rounds matrices by what they see of a
-    calibration set; tables, which are looked up by row, see nothing and are rounded to nearest.
+    a weight that nothing matches keeps its dtype.
+
+    `round` says how matrices are rounded: `rtn` to nearest; `importance` to nearest, on grids fitted to the inputs that
+    calibration samples bring; `gptq` with errors made up for on these inputs; `best` by importance or GPTQ, whichever
+    keeps a block's outputs closer on samples held out for that. `smooth` moves scales into the layer before where held
+    out samples say that it helps a block: `awq` for the sake of weights, `smoothquant` also for that of 8-bit inputs.
+    Tables, which are looked up by row, see nothing and are rounded to nearest.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     name: str
-    smooth: Literal["none"] = "none"
-    round: Literal["rtn", "gptq"] = "rtn"
+    smooth: Literal["none", "awq", "smoothquant"] = "none"
+    round: Literal["rtn", "importance", "gptq", "best"] = "rtn"
     modalities: Modalities | None = None
     weights: Annotated[dict[str, Scheme | None], BeforeValidator(_parse_weights)]
 
     @model_validator(mode="after")
     def _weigh_only_what_is_seen(self) -> Self:
-        if self.modalities and self.round == "rtn":
-            raise ValueError('`[modalities]` weighs what calibration sees, and `round = "rtn"` sees nothing')
+        if self.modalities and not self.looks:
+            raise ValueError('`[modalities]` weighs what calibration sees, and `round = "rtn"` alone sees nothing')
         return self
+
+    @property
+    def looks(self) -> bool:
+        """Whether calibration samples decide anything."""
+        return self.round != "rtn" or self.smooth != "none"
+
+    @property
+    def chooses(self) -> bool:
+        """Whether there is more than one way to round a block, and held-out samples choose."""
+        return self.round == "best" or self.smooth != "none"
 
     @classmethod
     def load(cls, name_or_path: str) -> Self:

@@ -45,7 +45,7 @@ def test_without_a_command_the_help_is_shown(mcpmq: Command) -> None:
     ran = mcpmq("--help")
 
     assert ran.code == 0
-    for verb in ("convert", "plan", "quantize", "export", "evaluate", "inspect", "report"):
+    for verb in ("convert", "plan", "quantize", "export", "imatrix", "evaluate", "inspect", "report"):
         assert verb in ran.out
 
 
@@ -187,3 +187,19 @@ def test_inspect_says_what_a_path_is(
 def test_completion_is_offered(mcpmq: Command) -> None:
     """The shell can be taught the commands."""
     assert "--show-completion" in mcpmq("--help").out
+
+
+def test_an_importance_matrix_without_images_tells_what_saw_nothing(
+    mcpmq: Command, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """On stderr; what was written is on stdout, and `inspect` says the same."""
+    line = {"id": "0", "prompt": "How many?", "answer": "Three."}
+    (tmp_path / "manifest.jsonl").write_text(json.dumps(line))
+
+    ran = mcpmq("imatrix", tiny_checkpoint, tmp_path / "out", "--calibration", tmp_path, "--json")
+
+    assert ran.code == 0
+    assert "no mmproj file" in ran.err
+    assert [file["path"] for file in json.loads(ran.out)["files"]] == ["tiny-imatrix.gguf"]
+    inspected = mcpmq("inspect", tmp_path / "out", "--json")
+    assert json.loads(inspected.out) == json.loads(ran.out)

@@ -107,3 +107,47 @@ def test_planning_imports_no_torch(tiny_checkpoint: Path) -> None:
     )
 
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- where scales may move -------------------------------------------------------------------------------------------
+
+
+def _smooth(**weights: str) -> Recipe:
+    return Recipe.model_validate({"name": "smooth", "smooth": "awq", "weights": weights})
+
+
+def test_norms_that_take_scales_have_32_bits(checkpoint: Checkpoint) -> None:
+    """With their biases, and the biases of rows that take scales; nothing else changes, and the reason is said."""
+    every = {"*": "int8-g32"}
+    plain, plan = make_plan(checkpoint, _recipe(**every)), make_plan(checkpoint, _smooth(**every))
+    changed = [step for step, before in zip(plan.steps, plain.steps, strict=True) if step != before]
+
+    assert {(str(step.scheme), step.reason) for step in changed} == {("f32", "takes the scales of smoothing")}
+    assert {step.name for step in changed if ".layers.1." in step.name} == {
+        *(f"vision.layers.1.{name}" for name in ("norm1", "norm1.bias", "norm2", "norm2.bias", "attention.v.bias")),
+        *(f"language.layers.1.{name}" for name in ("input_norm", "post_attention_norm", "attention.v.bias")),
+    }
+    assert plan.nbytes - plain.nbytes == 2 * sum(step.spec.shape[0] for step in changed)
+    assert plan.notes == ()
+
+
+def test_a_matrix_that_would_be_rounded_otherwise_takes_no_scales(checkpoint: Checkpoint) -> None:
+    """bf16 cannot hold them exactly: what the neighbour of a kept matrix loses is said, f32 holds them, and where
+    nothing is on a grid there is nothing to say."""
+    kept = {"language.*.attention.v": "keep", "language.*.attention.o": "keep", "language.*.mlp.up": "f32"}
+
+    plan = make_plan(checkpoint, _smooth(**{"language.*": "int4-g32", **kept}))
+
+    assert {fold.source for fold in plan.folds["language.layers.0"]} == {
+        "language.layers.0.post_attention_norm",
+        "language.layers.0.mlp.up",
+    }
+    assert plan.folds.keys() == {"language.layers.0", "language.layers.1"}
+    assert plan.notes == ("language: no scales from `input_norm`, for `attention.v` keeps bfloat16 (2 times)",)
+    assert "language.layers.0.mlp.up" in plan.smoothed
+
+
+def test_smoothing_nothing_is_an_error(checkpoint: Checkpoint) -> None:
+    """A head has no neighbour in its block."""
+    with pytest.raises(RecipeError, match="no scale can move between the weights it quantizes"):
+        make_plan(checkpoint, _smooth(head="int8-row"))

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from mcpmq.artifact import Artifact, refuse_full_disk
 from mcpmq.checkpoint import HUB_PATTERNS, Checkpoint
+from mcpmq.errors import ArtifactError
 from mcpmq.evaluate import cache
 from mcpmq.evaluate.encoded import EncodedSet
 from mcpmq.evaluate.metrics import ComparedTokens, KindResult, SampleFigures, by_kind
@@ -70,8 +71,11 @@ def measure(
         EngineError: the engine failed.
         ArtifactError: files of the artifact are missing or changed.
     """
+    kind = artifact.manifest.kind
+    if kind == "imatrix":
+        raise ArtifactError(f"`{artifact.path}` holds an importance matrix, no model", "name what `mcpmq export` wrote")
     artifact.verify()
-    engine: Engine = "torch" if artifact.manifest.kind == "quantized" else artifact.manifest.kind
+    engine: Engine = "torch" if kind == "quantized" else kind
     result = run(engine, artifact.path, inputs.files, settings.threads, settings.progress, against=against)
     return _measurement(engine_name(engine), result, artifact.nbytes_by_component(), inputs)
 

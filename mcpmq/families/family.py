@@ -1,7 +1,7 @@
 """The shape of a family: everything that is true of one kind of model, as data and three functions."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -29,6 +29,26 @@ class TensorSpec:
     @property
     def component(self) -> str:
         return self.name.partition(".")[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """Two neighbours between which scales move without changing what a model computes.
+
+    What `source` puts out (a norm, or the rows of a matrix; its bias too) is divided by one scale a channel, and the
+    columns of `into` that read the channel are multiplied by it. Names are common names inside a block of `component`.
+    `part` (index, count) says which of so many equal shares of its rows the source puts the channels out by. If `into`
+    reads heads that share channels, as queries share values, so do their columns.
+    """
+
+    component: str
+    source: str
+    into: tuple[str, ...]
+    part: tuple[int, int] = (0, 1)
+
+    def within(self, block: str) -> "Fold":
+        """The same with whole names, in one block: `language.layers.0`."""
+        return replace(self, source=f"{block}.{self.source}", into=tuple(f"{block}.{name}" for name in self.into))
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,3 +134,4 @@ class Family:
     processor: Callable[[Path], Processor]
     native: str  # "module:function" that builds the torch model from the raw config on the meta device
     fed_by: tuple[tuple[str, str], ...] = ()  # hub names: a matrix that no linear holds, and what feeds it its output
+    folds: tuple[Fold, ...] = ()  # between which neighbours of a block scales may move

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, V
 
 from mcpmq.errors import CheckpointError
 from mcpmq.families.family import Architecture, Family, LanguageShape, Processor, TensorSpec, VisionShape
+from mcpmq.families.folds import GATED_LANGUAGE, RESAMPLER, SIGLIP
 
 HEAD_WIDTH_OF_RESAMPLER = 128
 LANGUAGE_LAYER = {
@@ -216,4 +217,5 @@ MINICPM_V_2_6 = Family(
     processor=_processor,
     native="mcpmq.families.minicpmv_native:build",
     fed_by=(("resampler.proj", "resampler.ln_post"),),
+    folds=(*GATED_LANGUAGE, *SIGLIP, *RESAMPLER),
 )

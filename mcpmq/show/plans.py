@@ -54,7 +54,7 @@ def _plan_table(plan: "Plan") -> Table:
     title = (
         f"{plan.recipe.name} on {plan.checkpoint.path.resolve().name}: {megabytes(before)} become {megabytes(after)}"
     )
-    notes = ["Sizes are predicted from headers; a format adds its own. --json lists every tensor."]
+    notes = ["Sizes are predicted from headers; a format adds its own. --json lists every tensor.", *plan.notes]
     return Table(title, ["weights", "becomes", "size", "why"], rows, notes)
 
 

@@ -63,4 +63,6 @@ def sample_layer(rows: int, columns: int, seed: int = 0, tokens: int = 600) -> t
 
 def stats_of(inputs: Tensor) -> LayerStats:
     """What a layer saw."""
-    return LayerStats(inputs.T @ inputs, {"vision": 0, "text": len(inputs), "answer": 0}, float(len(inputs)))
+    sizes = inputs.abs()
+    tokens = {"vision": 0, "text": len(inputs), "answer": 0}
+    return LayerStats(inputs.T @ inputs, sizes.sum(0), sizes.amax(0), tokens, float(len(inputs)))

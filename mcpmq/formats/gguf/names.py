@@ -1,5 +1,6 @@
-"""What llama.cpp calls every tensor and every type."""
+"""What llama.cpp calls every tensor and every type, and what files are called."""
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 
@@ -73,6 +74,11 @@ def names_of(common_name: str) -> tuple[str, ...]:
     component, _, layer, rest = weight.split(".", 3)
     prefix, within = LAYERS[component]
     return (f"{prefix}.{layer}.{within[rest]}{suffix}",)
+
+
+def source_name(name: str) -> str:
+    """The name of a checkpoint as part of the name of a file."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
 
 
 def file_type(weights: Iterable[tuple[GGMLQuantizationType, int]]) -> str:

@@ -1,6 +1,5 @@
 """Two files, each declared whole from shapes and schemes and then filled tensor by tensor."""
 
-import re
 from collections.abc import Callable, Iterable
 from contextlib import closing
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import numpy as np
 from gguf import GGUFType, GGUFWriter
 
 from mcpmq.formats.gguf import language, mmproj
-from mcpmq.formats.gguf.names import FILE_TYPES, file_type
+from mcpmq.formats.gguf.names import FILE_TYPES, file_type, source_name
 from mcpmq.formats.gguf.tensors import Slot, pack, slots, widened_ffn
 from mcpmq.progress import Progress
 from mcpmq.quantized import Quantized
@@ -46,8 +45,7 @@ def write_files(quantized: Quantized, out: Path, progress: Progress) -> dict[str
 
 def _write_file(quantized: Quantized, out: Path, file: _File, progress: Progress) -> str:
     label = _label(quantized, file.slots)
-    source = re.sub(r"[^A-Za-z0-9._-]+", "-", quantized.artifact.manifest.source.name)
-    name = f"{file.prefix}{source}-{label}.gguf"
+    name = f"{file.prefix}{source_name(quantized.artifact.manifest.source.name)}-{label}.gguf"
     with closing(GGUFWriter(out / name, file.architecture)) as writer:
         writer.add_type(file.kind)
         writer.add_file_type(FILE_TYPES[label])
