@@ -179,6 +179,10 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Where report.json goes; default: the artifact's parent")
     ] = None,
+    unquantized: Annotated[
+        list[Path] | None,
+        typer.Option("--unquantized", metavar="ARTIFACT", help="Of the recipe `full`, to tell the engine's difference"),
+    ] = None,
     shuffle_images: Annotated[
         bool, typer.Option("--shuffle-images", help="Give every question another's image")
     ] = False,
@@ -198,8 +202,8 @@ def evaluate(
     from mcpmq.report import compare, write_report
 
     settings = Settings.of(threads, cache, show.progress(), shuffle_images, engine_cuts)
-    opened = [Artifact.open(path) for path in artifacts]
-    report = compare(Checkpoint.open(against), opened, CalibrationSet.open(on), settings)
+    opened, full = ([Artifact.open(path) for path in paths] for paths in (artifacts, unquantized or ()))
+    report = compare(Checkpoint.open(against), opened, CalibrationSet.open(on), settings, unquantized=full)
     write_report(report, out or artifacts[0].absolute().parent)
     show.report(report, as_json=json)
 

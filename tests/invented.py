@@ -6,16 +6,28 @@ from mcpmq.evaluate import ORIGINAL, Measurement, differences
 from mcpmq.evaluate.measure import MachineFigures
 from mcpmq.evaluate.metrics import ComparedTokens, SampleFigures, by_kind
 from mcpmq.report.report import (
+    BlockFacts,
     CalibrationFacts,
     Entry,
     Environment,
     KvCacheFacts,
+    LayerPicture,
     Report,
     SetFacts,
     SourceFacts,
     WeightFacts,
+    WorstSample,
 )
 
+PIXEL = "data:image/gif;base64,R0lGODlhAQABAIAAAP///wAAACwAAAAAAQABAAACAkQBADs="
+BLOCKS = (
+    *(
+        BlockFacts(name=f"{part}.layers.{layer}", bits_per_weight=4.5 + layer, error=0.05 / (1 + layer))
+        for part in ("vision", "language")
+        for layer in range(6)
+    ),
+    BlockFacts(name="head", bits_per_weight=16.0, error=None),
+)
 COLUMNS = [("gguf", "phone-int4"), ("onnx", "phone-int4"), ("onnx", "phone-int8"), ("gguf", "phone-int8")]
 
 
@@ -35,6 +47,7 @@ def invented_measurement(seed: int, worse: float = 0.0) -> Measurement:
                 kind=kind,
                 losses=tuple(np.round(losses, 6).tolist()),
                 right=tuple((right & same).tolist()),
+                likeliest=(1, 2, 3, 4, 5),
                 compared={ORIGINAL: compared},
             )
         )
@@ -67,6 +80,23 @@ def invented_report(artifacts: int = 4) -> Report:
                 kv_cache_computed=KvCacheFacts(tokens=4096, bytes_per_value=2, nbytes=25_165_824),
                 measurement=measured,
                 differences=found,
+                by_quantization=None,
+                layers=LayerPicture(
+                    errors_of="weights",
+                    blocks=BLOCKS,
+                ),
+                worst=(
+                    WorstSample(
+                        id="<7>",
+                        kind="image",
+                        prompt="What does the sign say?",
+                        answer=("The", " sign", " says", " <b>", "<|im_end|>"),
+                        original=("The", " sign", " says", " <b>", "<|im_end|>"),
+                        artifact=("The", " sign", " reads", " <i>", "<|im_end|>"),
+                        loss_increase=3.25,
+                        image=PIXEL,
+                    ),
+                ),
             )
         )
     return Report(

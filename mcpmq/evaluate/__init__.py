@@ -2,7 +2,7 @@
 
 from mcpmq.evaluate.encoded import EncodedSet, encoded
 from mcpmq.evaluate.estimate import Estimate
-from mcpmq.evaluate.measure import ORIGINAL, Measurement, measure, measure_original
+from mcpmq.evaluate.measure import ORIGINAL, UNQUANTIZED, Measurement, measure, measure_original
 from mcpmq.evaluate.metrics import NONSQUARE, Change, Difference, changes, differences
 from mcpmq.evaluate.record import Record
 from mcpmq.evaluate.settings import Settings
@@ -10,6 +10,7 @@ from mcpmq.evaluate.settings import Settings
 __all__ = [
     "NONSQUARE",
     "ORIGINAL",
+    "UNQUANTIZED",
     "Change",
     "Difference",
     "EncodedSet",

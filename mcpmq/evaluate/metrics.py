@@ -27,6 +27,7 @@ class SampleFigures(Record):
     kind: str  # one of KINDS
     losses: tuple[float, ...]  # -log of its probability
     right: tuple[bool, ...]  # it is the likeliest
+    likeliest: tuple[int, ...]  # the token that greedy decoding takes there, given the answer so far
     compared: dict[str, ComparedTokens]  # with the model of that name
 
 

@@ -63,6 +63,37 @@ class KvCacheFacts(Record):
     nbytes: int
 
 
+class BlockFacts(Record):
+    """One block of the model, as it was rounded."""
+
+    name: str  # `language.layers.3`
+    bits_per_weight: float
+    error: float | None  # relative, of what `errors_of` says; None where it is not known
+
+
+class LayerPicture(Record):
+    """Bits and errors by block, in the order of the forward pass."""
+
+    errors_of: Literal["outputs", "weights"] | None  # outputs: on samples held out from calibration
+    blocks: tuple[BlockFacts, ...]
+
+
+class WorstSample(Record):
+    """A sample whose right answer became less likely than that of others, with what greedy decoding says.
+
+    Every text is in tokens, given the right answer so far; where both models are right all three are the same.
+    """
+
+    id: str
+    kind: str
+    prompt: str
+    answer: tuple[str, ...]
+    original: tuple[str, ...]
+    artifact: tuple[str, ...]
+    loss_increase: float  # of the whole answer, in nats
+    image: str | None  # a small copy, as a data URI
+
+
 class Entry(Record):
     """One artifact, measured."""
 
@@ -75,6 +106,9 @@ class Entry(Record):
     kv_cache_computed: KvCacheFacts
     measurement: Measurement
     differences: dict[str, Difference]  # from the original, by kind
+    by_quantization: dict[str, Difference] | None  # from the unquantized artifact in the same engine, if that was asked
+    layers: LayerPicture
+    worst: tuple[WorstSample, ...]
 
     @property
     def label(self) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from mcpmq.evaluate import NONSQUARE, ORIGINAL, Change, Difference, Estimate, Measurement, changes
+from mcpmq.evaluate import NONSQUARE, ORIGINAL, Change, Estimate, Measurement, changes
 from mcpmq.report.report import Report
 from mcpmq.table import Row, Table, megabytes
 
@@ -11,12 +11,10 @@ WEIGHTS = {"vision, connector": ("vision", "projector"), "language model": ("lan
 
 def table_of(report: Report) -> Table:
     """Bytes on disk, memory, perplexities and their differences, speed: a column for the original and each artifact."""
-    entries = [(entry.measurement, entry.differences) for entry in report.artifacts]
-    columns = [(report.original, {}), *entries]
-    names = ["original", *(f"{entry.kind} {entry.recipe}" for entry in report.artifacts)]
-    kinds = [row for kind in report.original.kinds for row in _kind_rows(kind, columns)]
+    names = ["original", *(entry.label for entry in report.artifacts)]
+    kinds = [row for kind in report.original.kinds for row in _kind_rows(kind, report)]
     rows = [*_size_rows(report), *_memory_rows(report), *kinds, *_speed_rows(report)]
-    return Table(_title(report), names, rows, _notes(report, names))
+    return Table(title_of(report), names, rows, _notes(report, names))
 
 
 def changes_table(earlier: Report, later: Report) -> Table | None:
@@ -42,7 +40,8 @@ def _change_rows(kind: str, changed: Sequence[Change]) -> list[Row]:
     ]
 
 
-def _title(report: Report) -> str:
+def title_of(report: Report) -> str:
+    """What was measured on what."""
     on = report.measured_on
     whose = "samples held out from" if on.held_out_from_calibration else "samples of"
     control = ", images shuffled" * on.images_shuffled + ", images cut by llama.cpp itself" * on.cut_by_engine
@@ -79,16 +78,25 @@ def _memory_rows(report: Report) -> list[Row]:
     ]
 
 
-def _kind_rows(kind: str, columns: Sequence[tuple[Measurement, dict[str, Difference]]]) -> list[Row]:
-    results = [measurement.kinds[kind] for measurement, _ in columns]
-    found = [differences.get(kind) for _, differences in columns]
-    return [
+def _kind_rows(kind: str, report: Report) -> list[Row]:
+    results = [one.kinds[kind] for one in _all(report)]
+    found = [None, *(entry.differences[kind] for entry in report.artifacts)]
+    rows = [
         (f"{kind} perplexity", [_plain(one.perplexity) for one in results]),
         ("  change, %", [_share(one.perplexity_ratio, -1) if one else "" for one in found]),
         ("  KL divergence, mnat", [_thousandths(one.kl_divergence) if one else "" for one in found]),
         ("  same likeliest token, %", [_share(one.top_1_agreement) if one else "" for one in found]),
         ("  answers word for word, %", [_share(one.exact_match) for one in results]),
     ]
+    return rows[:2] + _quantization_rows(kind, report) + rows[2:]
+
+
+def _quantization_rows(kind: str, report: Report) -> list[Row]:
+    """What of the change is not the engine's, where that was asked."""
+    found = [None, *((entry.by_quantization or {}).get(kind) for entry in report.artifacts)]
+    if not any(found):
+        return []
+    return [("  by quantization alone, %", [_share(one.perplexity_ratio, -1) if one else "" for one in found])]
 
 
 def _speed_rows(report: Report) -> list[Row]:

@@ -40,10 +40,10 @@ def test_json_is_read_back_whole_and_markdown_is_drawn_from_it(compared: Report,
     write_report(compared, tmp_path / "a")
     again = Report.load(tmp_path / "a")
     write_report(again, tmp_path / "b")
-    for name in ("report.json", "report.md"):
+    for name in ("report.json", "report.md", "report.html"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert (tmp_path / "a" / "report.md").read_text() == table_of(again).markdown()
-    assert sorted(file.name for file in (tmp_path / "a").iterdir()) == ["report.json", "report.md"]
+    assert sorted(file.name for file in (tmp_path / "a").iterdir()) == ["report.html", "report.json", "report.md"]
 
 
 def test_only_figures_named_so_depend_on_the_machine(
