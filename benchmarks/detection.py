@@ -1,6 +1,6 @@
 """How often the gate catches a small regression, and how often it is wrong about an honest rebuild.
 
-    python -m benchmarks.detection [--builds 100]
+    python -m benchmarks.detection [--builds 100]      a quarter of an hour on an idle core; a stopped run goes on
 
 The language model of the reference checkpoint is rounded again and again by the product's own rounders, each time from
 statistics of another half of the calibration set (honest rebuilds); to one build noise is added in proportion to every
@@ -9,9 +9,11 @@ held-out set in PyTorch, with the original's image features: nothing before the 
 makes of each is counted for the whole set and for random parts of it.
 """
 
+import argparse
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,9 +21,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from benchmarks.run import provenance
 from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.evaluate import Settings, encoded
+from mcpmq.gate import Gate
 from mcpmq.grids import dequantize
 from mcpmq.native import build, floats_of
 from mcpmq.observe import LayerStats
@@ -33,6 +37,9 @@ ROOT = Path(__file__).parent.parent
 SETS, RESULTS, KEPT = ROOT / "calibration", ROOT / "benchmarks" / "results", ROOT / "build" / "detection"
 GROUPS, DRAWN = 20, 10  # of the calibration samples; a rebuild sees so many groups of them
 EFFECTS = {0.001: 12, 0.002: 12, 0.003: 100, 0.005: 12, 0.01: 12}  # mean rise of perplexity, and how many draws of it
+RECIPE = "calibrated-quality-int4"
+SAMPLES, PARTS = (38, 76, 152, 304), 10  # how many held-out samples, and how many random choices of so many
+PERPLEXITY_BOUND = 0.0015  # what a gate on perplexity would have to allow to catch the half of a rise by 0.3 %
 FIRST_SCALE, FIRST_DRAWS = 0.02, 6  # from which the scale for every effect is taken: the rise goes with its square
 BATCH_TOKENS = 4096
 
@@ -57,9 +64,9 @@ class Figures:
 class Bench:
     """The reference checkpoint, whole in float32, and everything that its language model is asked about."""
 
-    def __init__(self, recipe: str) -> None:
+    def __init__(self) -> None:
         self.checkpoint = Checkpoint.open(SETS / "reference")
-        self.plan = make_plan(self.checkpoint, Recipe.load(recipe))
+        self.plan = make_plan(self.checkpoint, Recipe.load(RECIPE))
         self.native = build(self.checkpoint.family, self.checkpoint.config, self.checkpoint.specs)
         for block in self.native.blocks:
             self.native.fill(block, lambda spec: floats_of(self.checkpoint.load(spec), spec))
@@ -125,9 +132,11 @@ class Bench:
             self.module.llm.model(inputs_embeds=sample.embeddings[None], use_cache=False)
         for handle in handles:
             handle.remove()
-        tokens = sum(len(sample.embeddings) for sample in samples)
+        counts = {"vision": 0, "text": sum(len(sample.embeddings) for sample in samples), "answer": 0}
         return {
-            step: LayerStats(gram, {"vision": 0, "text": tokens, "answer": 0}, tokens) for step, gram in grams.items()
+            # GPTQ reads the Gram matrix; what else statistics hold is for other ways of rounding.
+            step: LayerStats(gram, gram.diagonal(), gram.diagonal(), counts, float(counts["text"]))
+            for step, gram in grams.items()
         }
 
     def rebuild(self, statistics: list[dict[Step, LayerStats]]) -> dict[Step, Tensor]:
@@ -137,7 +146,7 @@ class Bench:
             seen = statistics[0][step]
             for other in statistics[1:]:
                 seen += other[step]
-            built[step] = dequantize(ROUNDERS[self.plan.recipe.round](weight, step.scheme, seen))
+            built[step] = dequantize(ROUNDERS["gptq"](weight, step.scheme, seen))
         return built
 
     def take(self, weights: Mapping[Step, Tensor]) -> None:
@@ -168,8 +177,8 @@ def noised(weights: Mapping[Step, Tensor], scale: float, seed: int) -> dict[Step
 class Builds:
     """Figures of every build, kept on disk as they are made, so that a run that was stopped goes on."""
 
-    def __init__(self, bench: Bench, recipe: str) -> None:
-        self.bench, self.folder = bench, KEPT / recipe
+    def __init__(self, bench: Bench) -> None:
+        self.bench, self.folder = bench, KEPT / RECIPE
         self.folder.mkdir(parents=True, exist_ok=True)
         self.held_out = bench.prepared("heldout")
         self.original = bench.log_probabilities(self.held_out)
@@ -202,3 +211,72 @@ class Builds:
             np.savez(file, losses=figures.losses, divergences=figures.divergences)
         with np.load(file) as kept:
             return Figures(kept["losses"], kept["divergences"])
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """How many of so many builds raised an alarm."""
+
+    rise: float  # of perplexity, on average over the builds, measured; of honest rebuilds too
+    builds: int
+    samples: int
+    gate_alarms: float  # share of builds, by the bounds on divergence of the committed gate
+    perplexity_alarms: float  # by a bound on perplexity instead
+
+
+class Judge:
+    """Holds builds against the baseline on parts of the held-out set, by the bounds of the committed gate."""
+
+    def __init__(self, builds: Builds) -> None:
+        self.lengths = np.array([len(sample.answer) for sample in builds.held_out])
+        self.kinds = np.array([sample.kind for sample in builds.held_out])
+        self.before = builds.honest(0)
+        self.bounds = Gate.load(ROOT / "benchmarks" / "gate" / "gate.toml").baseline
+
+    def rates(self, found: list[Figures]) -> list[Rate]:
+        """For every number of samples; all builds meet the same parts of the set."""
+        rise = float(np.mean([math.expm1((one.losses - self.before.losses).mean()) for one in found]))
+        return [self._rate(found, rise, samples) for samples in SAMPLES]
+
+    def _rate(self, found: list[Figures], rise: float, samples: int) -> Rate:
+        random, whole = np.random.default_rng(samples), samples == len(self.lengths)
+        parts = [random.permutation(len(self.lengths)) < samples for _ in range(1 if whole else PARTS)]
+        gate = [self._gate_alarm(one, part) for one in found for part in parts]
+        rises = [(one.losses - self.before.losses)[self._tokens(part)].mean() for one in found for part in parts]
+        perplexity = np.mean(np.expm1(rises) > PERPLEXITY_BOUND)
+        return Rate(round(rise, 6), len(found), samples, round(float(np.mean(gate)), 4), round(float(perplexity), 4))
+
+    def _gate_alarm(self, build: Figures, part: NDArray[np.bool_]) -> bool:
+        increase = build.divergences - self.before.divergences
+        for kind, bounds in self.bounds.items():
+            if bound := bounds.get("kl_divergence_increase"):
+                chosen = increase[self._tokens(part & (self.kinds == kind))]
+                if not bound.holds(float(chosen.mean())):
+                    return True
+        return False
+
+    def _tokens(self, part: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        return np.repeat(part, self.lengths)
+
+
+def main(count: int) -> None:
+    """Make the builds, judge them, and keep the rates with command, commit, machine and versions."""
+    torch.set_num_threads(1)
+    with torch.inference_mode():
+        builds = Builds(Bench())
+        honest = [builds.honest(seed + 1) for seed in range(count)]
+        judge = Judge(builds)
+        rows = [{"effect": 0.0, **asdict(rate)} for rate in judge.rates(honest)]
+        for effect, draws in EFFECTS.items():
+            scale = builds.scale(effect)
+            regressed = [builds.regressed(scale, 100 + seed) for seed in range(min(draws, count))]
+            rows += [{"effect": effect, "scale": round(scale, 6), **asdict(rate)} for rate in judge.rates(regressed)]
+    (RESULTS / "detection.json").write_text(
+        json.dumps({**provenance("benchmarks.detection"), "rates": rows}, indent=1) + "\n"
+    )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--builds", type=int, default=100)
+    main(parser.parse_args().builds)

@@ -220,13 +220,14 @@ def inspect(path: Annotated[Path, typer.Argument(metavar="PATH")], json: Json = 
 def report(
     reports: Annotated[list[Path], typer.Argument(metavar="REPORT...", help="report.json files, or their folders")],
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, as for a pull request")] = False,
+    html: Annotated[bool, typer.Option("--html", help="Print a page that fetches nothing")] = False,
     json: Json = False,
 ) -> None:
     """Show one or many reports in one table, and of two what changed"""
     from mcpmq import show
     from mcpmq.report import Report
 
-    show.reports([Report.load(path) for path in reports], as_json=json, as_markdown=markdown)
+    show.reports([Report.load(path) for path in reports], as_json=json, as_markdown=markdown, as_html=html)
 
 
 @app.command(rich_help_panel=LOOK)
@@ -241,6 +242,7 @@ def check(
     ] = None,
     junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Write JUnit XML")] = None,
     sarif: Annotated[Path | None, typer.Option("--sarif", metavar="FILE", help="Write SARIF")] = None,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page, the verdict first")] = None,
     summary: Annotated[
         Path | None, typer.Option("--summary", metavar="FILE", help="Append Markdown, as to $GITHUB_STEP_SUMMARY")
     ] = None,
@@ -255,7 +257,7 @@ def check(
     gate.refuse_changed(found, [Artifact.open(path) for path in artifacts or ()])
     earlier = Report.load(baseline) if baseline else None
     verdicts = [one for file in gates for one in gate.check(found, gate.Gate.load(file), earlier)]
-    gate.write_verdicts(verdicts, report, junit, sarif, summary)
+    gate.VerdictFiles(junit, sarif, html, summary).write(verdicts, found, report)
     show.verdicts(verdicts, as_json=json)
     raise typer.Exit(0 if all(one.holds for one in verdicts) else GATE_FAILED)
 

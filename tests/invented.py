@@ -18,6 +18,7 @@ from mcpmq.report.report import (
     WeightFacts,
     WorstSample,
 )
+from mcpmq.runners.runner import Phases
 
 PIXEL = "data:image/gif;base64,R0lGODlhAQABAIAAAP///wAAACwAAAAAAQABAAACAkQBADs="
 BLOCKS = (
@@ -56,7 +57,11 @@ def invented_measurement(seed: int, worse: float = 0.0) -> Measurement:
         kinds=by_kind(samples),
         nbytes_by_component={"vision+projector": 7_000_000 + seed, "language": 9_000_000, "model": 60_000},
         machine_dependent=MachineFigures(
-            load_seconds=1.5, tokens_per_second=1234.5, peak_resident_bytes=162_000_000, resident_bytes_before_load=99
+            load_seconds=1.5,
+            tokens_per_second=1234.5,
+            peak_resident_bytes=162_000_000,
+            resident_bytes_before_load=99,
+            phases=Phases(0.25, 456.7, 89.1) if seed else None,
         ),
         notes=("drawn by hand",),
         samples=tuple(samples),

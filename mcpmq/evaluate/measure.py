@@ -22,6 +22,7 @@ from mcpmq.machine import describe_machine
 from mcpmq.runners.judge import Judged
 from mcpmq.runners.log_probabilities import nbytes_of
 from mcpmq.runners.process import ENGINES, NOTHING, Engine, Run, run
+from mcpmq.runners.runner import Phases
 
 DECIMALS = 8  # of losses and divergences, in nats
 MEASUREMENT, LOG_PROBABILITIES = "measurement.json", "log_probabilities"
@@ -35,6 +36,7 @@ class MachineFigures(Record):
     tokens_per_second: float  # prompts and answers, images included
     peak_resident_bytes: int
     resident_bytes_before_load: int  # the engine itself
+    phases: Phases | None  # of a sample of median length with an image; None for PyTorch, which runs without a cache
     reused: bool = False  # measured earlier, on the same inputs, by the same versions
 
 
@@ -155,6 +157,7 @@ def _measurement(engine: str, result: Run, nbytes: Mapping[str, int], inputs: En
         tokens_per_second=round(result.tokens / result.seconds, 1),
         peak_resident_bytes=result.peak_resident_bytes,
         resident_bytes_before_load=result.resident_bytes_before_load,
+        phases=result.phases,
     )
     return Measurement(
         engine=engine,

@@ -1,38 +1,46 @@
-"""Verdicts for other programs: JUnit XML, SARIF, and the Markdown of a step summary."""
+"""Verdicts for other programs and people: JUnit XML, SARIF, the Markdown of a step summary, the page of the report."""
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
 
 from mcpmq.errors import OutputError
 from mcpmq.gate.check import Verdict
+from mcpmq.report import Report, page_of
 
 SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 
 
-def write_verdicts(
-    verdicts: Sequence[Verdict],
-    report: Path,
-    junit_file: Path | None,
-    sarif_file: Path | None,
-    summary_file: Path | None,
-) -> None:
-    """Write the files that were asked for; the summary is appended.
+@dataclass(frozen=True, slots=True)
+class VerdictFiles:
+    """Where verdicts go beside the terminal; None where nobody asked."""
 
-    Raises:
-        OutputError: one cannot be written.
-    """
-    asked = {junit_file: junit(verdicts), sarif_file: sarif(verdicts, report.as_posix())}
-    try:
-        for file, text in asked.items():
-            if file:
-                file.write_text(text, encoding="utf-8")
-        if summary_file:
-            with summary_file.open("a", encoding="utf-8") as stream:
-                stream.write(summary(verdicts))
-    except OSError as error:
-        raise OutputError(f"`{error.filename}` cannot be written: {error.strerror}", "name another file") from error
+    junit: Path | None = None
+    sarif: Path | None = None
+    html: Path | None = None
+    summary: Path | None = None  # appended to, as $GITHUB_STEP_SUMMARY wants it
+
+    def write(self, verdicts: Sequence[Verdict], report: Report, source: Path) -> None:
+        """Write the files that were asked for; `source` is where the report was read.
+
+        Raises:
+            OutputError: one cannot be written.
+        """
+        try:
+            if self.junit:
+                self.junit.write_text(junit(verdicts), encoding="utf-8")
+            if self.sarif:
+                self.sarif.write_text(sarif(verdicts, source.as_posix()), encoding="utf-8")
+            if self.html:
+                violated = [str(verdict) for verdict in verdicts if not verdict.holds]
+                self.html.write_text(page_of(report, violated), encoding="utf-8")
+            if self.summary:
+                with self.summary.open("a", encoding="utf-8") as stream:
+                    stream.write(summary(verdicts))
+        except OSError as error:
+            raise OutputError(f"`{error.filename}` cannot be written: {error.strerror}", "name another file") from error
 
 
 def junit(verdicts: Sequence[Verdict]) -> str:

@@ -2,6 +2,7 @@
 
 from mcpmq.report.compare import compare
 from mcpmq.report.files import write_report
+from mcpmq.report.page import page_of
 from mcpmq.report.report import JSON_FILE, Entry, Report
 from mcpmq.report.tables import changes_table, table_of
 
@@ -11,6 +12,7 @@ __all__ = [
     "Report",
     "changes_table",
     "compare",
+    "page_of",
     "table_of",
     "write_report",
 ]

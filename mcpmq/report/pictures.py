@@ -5,7 +5,7 @@ from html import escape
 
 from mcpmq.report.report import BlockFacts, LayerPicture
 
-WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 720, 170, 46, 34, 10
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 720, 190, 46, 54, 10
 GRID_LINES = 4
 Value = Callable[[BlockFacts], float | None]
 
@@ -54,6 +54,7 @@ def _components(blocks: Sequence[BlockFacts], step: float) -> list[str]:
         first, count = names.index(name), names.count(name)
         middle = LEFT + (first + count / 2) * step
         narrow = count * step < 7 * len(name)
-        turned = f' transform="rotate(-28 {middle:.1f} {HEIGHT - 18})" text-anchor="end"' if narrow else ""
-        labels.append(f'<text class="component" x="{middle:.1f}" y="{HEIGHT - 18}"{turned}>{escape(name)}</text>')
+        y = HEIGHT - BOTTOM + 18
+        turned = f' style="text-anchor:end" transform="rotate(-28 {middle:.1f} {y})"' if narrow else ""
+        labels.append(f'<text class="component" x="{middle:.1f}" y="{y}"{turned}>{escape(name)}</text>')
     return labels

@@ -101,9 +101,13 @@ def _quantization_rows(kind: str, report: Report) -> list[Row]:
 
 def _speed_rows(report: Report) -> list[Row]:
     machine = [one.machine_dependent for one in _all(report)]
+    phases = [one.phases for one in machine]
     return [
         ("time to load *, s", [f"{one.load_seconds:.2f}" for one in machine]),
         ("speed *, tokens/s", [f"{one.tokens_per_second:,.0f}" for one in machine]),
+        ("  a slice of an image *, s", [f"{one.encode_seconds_per_slice:.3f}" if one else "" for one in phases]),
+        ("  prompt *, tokens/s", [f"{one.prefill_tokens_per_second:,.0f}" if one else "" for one in phases]),
+        ("  answer *, tokens/s", [f"{one.decode_tokens_per_second:,.0f}" if one else "" for one in phases]),
     ]
 
 

@@ -1,5 +1,6 @@
 """ONNX Runtime: the three graphs of an `onnx` artifact, loaded as an application loads them; no torch."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from mcpmq.errors import ArtifactError, EngineError, MissingExtra
 from mcpmq.families.family import Inputs
 from mcpmq.families.minicpmv_inputs import Slicing, packed_pixels, target_sizes
 from mcpmq.json_file import read_json
-from mcpmq.runners.runner import Judge, Logits, Result
+from mcpmq.runners.runner import Judge, Logits, Phases, Result, phases_of
 
 ROUNDED = "ONNX Runtime rounds activations to 8 bits where they meet integer weights, as it does on phones"
 Floats = NDArray[np.float32]
@@ -40,6 +41,17 @@ class OnnxRunner:
         answer = len(sample.tokens) - sample.answer_start
         logits, _ = self.decode(self.embed(sample, len(sample.tokens) - 1), self.empty_cache(), answer)
         yield from logits
+
+    def phases(self, sample: Inputs) -> Phases:
+        """Take the time of encoding the images, reading the prompt, and reading the answer token by token."""
+        start = time.perf_counter()
+        embeddings = self.embed(sample, sample.answer_start)
+        encoded = time.perf_counter()
+        _, cache = self.decode(embeddings, self.empty_cache(), 1)
+        read = time.perf_counter()
+        for token in sample.tokens[sample.answer_start :]:
+            _, cache = self.decode(self.lookup(np.array([token], np.int64)), cache, 1)
+        return phases_of(sample, encoded - start, read - encoded, time.perf_counter() - read)
 
     def generate(self, sample: Inputs, count: int) -> list[int]:
         """The `count` likeliest next tokens after the prompt, one by one, whatever they are; answers are not read."""

@@ -20,11 +20,17 @@ def report(report: "Report", *, as_json: bool = False, as_markdown: bool = False
     print_table(table_of(report), report.model_dump(mode="json"), as_json=as_json, as_markdown=as_markdown)
 
 
-def reports(reports: Sequence["Report"], *, as_json: bool = False, as_markdown: bool = False) -> None:
+def reports(
+    reports: Sequence["Report"], *, as_json: bool = False, as_markdown: bool = False, as_html: bool = False
+) -> None:
     """One report; of several all artifacts in one table, and of two also what changed from the first to the second."""
-    from mcpmq.report import Report, changes_table
+    from mcpmq.report import Report, changes_table, page_of
 
-    report(Report.merged(reports), as_json=as_json, as_markdown=as_markdown)
+    merged = Report.merged(reports)
+    if as_html:
+        sys.stdout.write(page_of(merged))
+        return
+    report(merged, as_json=as_json, as_markdown=as_markdown)
     if len(reports) == 2 and not as_json and (table := changes_table(*reports)):
         print_table(table, None, as_markdown=as_markdown)
 

@@ -7,7 +7,8 @@ from xml.etree import ElementTree
 import pytest
 
 from mcpmq.errors import OutputError
-from mcpmq.gate import Verdict, junit, sarif, summary, write_verdicts
+from mcpmq.gate import Verdict, VerdictFiles, junit, sarif, summary
+from tests.invented import invented_report
 
 HELD = Verdict("gguf a", "original", "image", "kl_divergence")
 VIOLATED = Verdict("gguf a", "baseline", "text", "perplexity_ratio", 'is <2> & "more"')
@@ -46,8 +47,10 @@ def test_a_summary_begins_with_the_verdict() -> None:
 def test_only_files_that_were_asked_for_are_written(tmp_path: Path) -> None:
     """The summary after what was there."""
     (tmp_path / "summary.md").write_text("before\n")
-    write_verdicts([HELD], Path("report.json"), tmp_path / "junit.xml", None, tmp_path / "summary.md")
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["junit.xml", "summary.md"]
+    files = VerdictFiles(junit=tmp_path / "junit.xml", html=tmp_path / "page.html", summary=tmp_path / "summary.md")
+    files.write([HELD], invented_report(1), Path("report.json"))
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["junit.xml", "page.html", "summary.md"]
+    assert "The gate passed" in (tmp_path / "page.html").read_text()
     assert (tmp_path / "summary.md").read_text() == "before\n" + summary([HELD])
     with pytest.raises(OutputError, match="nowhere"):
-        write_verdicts([HELD], Path("report.json"), None, tmp_path / "nowhere" / "x.sarif", None)
+        VerdictFiles(sarif=tmp_path / "nowhere" / "x.sarif").write([HELD], invented_report(1), Path("report.json"))
