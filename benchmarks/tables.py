@@ -21,6 +21,16 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 SCHEMES = ["int4-g32", "int4-g128", "int4-g32-asym", "int8-g32", "int8-row", *GGML_BLOCKS, "f16", "bf16", "f32"]
 WIDEST = 95
+PEERS = {
+    ("mcpmq", "nearest"): "mcpmq, to nearest",
+    ("mcpmq", "gptq"): "mcpmq, GPTQ",
+    ("mcpmq", "smooth-gptq"): "**mcpmq, smoothed, GPTQ**",
+    ("gptqmodel", "gptq"): "GPTQModel, GPTQ",
+    ("gptqmodel", "gptq-desc-act"): "GPTQModel, GPTQ, `desc_act`",
+    ("gptqmodel", "awq"): "GPTQModel, AWQ",
+    ("autoround", "nearest"): "AutoRound, no steps",
+    ("autoround", "200-steps"): "AutoRound, 200 steps",
+}
 FOLDERS = {
     "calibration": "what the models look at: data, and the scripts that made it",
     "benchmarks": "figures, with the command, the machine and the versions that gave them",
@@ -104,10 +114,53 @@ def stages_table() -> str:
 
 
 def _provenance(facts: dict[str, Any]) -> str:
+    return _origin(facts, ", ".join(f"{package} {number}" for package, number in facts["versions"].items()))
+
+
+def _origin(facts: dict[str, Any], versions: str) -> str:
     machine = facts["machine"]
-    told = ", ".join(f"{package} {number}" for package, number in facts["versions"].items())
     where = f"{machine['processor']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB"
-    return f"`{facts['command']}` at {facts['commit']}; {where}; {told}."
+    return f"`{facts['command']}` at {facts['commit']}; {where}; {versions}."
+
+
+def peers_table(model: str, kind: str) -> str:
+    """How far every tool's rounding is from the original, on held-out answers of one kind."""
+    rows = [
+        "| | shown | KL divergence, 10⁻³ | than ours | perplexity | same first choice |",
+        "|---|---|--:|--:|--:|--:|",
+    ]
+    for way in _ways(model):
+        found = {name: Estimate.model_validate(value) for name, value in way["kinds"][kind].items()}
+        cells = [
+            _thousandths(found["kl_divergence"], ""),
+            _thousandths(found["excess"], "+") if found["excess"].standard_error else "",
+            _percent(found["perplexity_ratio"]),
+            f"{found['top_1_agreement'].value * 100:.1f} ± {found['top_1_agreement'].standard_error * 100:.1f} %",
+        ]
+        rows.append(f"| {PEERS[way['tool'], way['method']]} | {way['shown']} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def peers_costs() -> str:
+    """What quantizing took every tool, and what a weight then takes, with the machine and the versions."""
+    facts = json.loads((RESULTS / "peers.json").read_text())
+    rows = ["| | shown | tokens | processor seconds | peak memory | bits a weight |", "|---|---|--:|--:|--:|--:|"]
+    for way in _ways("reference"):
+        cost, tokens = way["cost"], facts["tokens"].get(way["shown"], 0)
+        figures = f"{cost['processor_seconds']:.0f} | {megabytes(cost['peak_resident_bytes'])}"
+        named = f"{PEERS[way['tool'], way['method']]} | {way['shown']} | {tokens:,}"
+        rows.append(f"| {named} | {figures} | {way['bits_per_weight']:.2f} |")
+    packages = {f"{package} {number}" for found in facts["versions"].values() for package, number in found.items()}
+    return "\n".join([*rows, "", _origin(facts, ", ".join(sorted(packages, key=str.lower)))])
+
+
+def _ways(model: str) -> list[dict[str, Any]]:
+    ways: list[dict[str, Any]] = json.loads((RESULTS / "peers.json").read_text())["ways"]
+    return [way for way in ways if way["model"] == model]
+
+
+def _thousandths(estimate: Estimate, sign: str) -> str:
+    return f"{estimate.value * 1000:{sign}.2f} ± {estimate.standard_error * 1000:.2f}"
 
 
 def commands() -> str:

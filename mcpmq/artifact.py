@@ -48,6 +48,10 @@ class WeightRecord(_Record):
     tokens: Annotated[dict[str, int] | None, LEFT_OUT] = None  # seen while calibrating, by modality
     round: Annotated[str | None, LEFT_OUT] = None  # how, where that was decided by what was seen
     smooth: Annotated[float | None, LEFT_OUT] = None  # the exponent of the scales that its columns took
+    activation: Annotated[str | None, LEFT_OUT] = None  # what its inputs are rounded to while it multiplies
+    # Lowest and highest input seen while calibrating; of each equal share of the rows where they see different ones.
+    input_ranges: Annotated[tuple[tuple[float, float], ...] | None, LEFT_OUT] = None
+    stored_shape: Annotated[tuple[int, ...] | None, LEFT_OUT] = None  # [out, in] in the file, where zeros widened it
 
 
 class CalibrationRecord(_Record):

@@ -32,8 +32,9 @@ from mcpmq.trial import Stats, Trial, scales_of
 
 
 def needs_samples(plan: Plan, step: Step) -> bool:
-    """Whether a weight is rounded by what it sees, or takes scales that follow from it: a matrix on a grid."""
-    asked = plan.recipe.round != "rtn" or step.name in plan.smoothed
+    """Whether what a weight sees decides how it is rounded, which scales it takes, or over which range its inputs are
+    rounded: a matrix on a grid."""
+    asked = plan.recipe.round != "rtn" or step.name in plan.smoothed or step.activation is not None
     return asked and step.on_a_grid and step.spec.role == "matrix"
 
 

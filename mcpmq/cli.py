@@ -134,15 +134,21 @@ def export(
     quantized: Annotated[Path, typer.Argument(metavar="QUANTIZED", help="Folder that `mcpmq quantize` wrote")],
     out: Out,
     format: Annotated[str, typer.Option("--format", "-f", metavar="gguf|onnx", help="What to write")],
+    npu: Annotated[
+        Path | None,
+        typer.Option("--npu", metavar="DIR", help="ONNX vision for NPUs: activations of 16 bits over these images"),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Write a quantized model in the layout that an engine loads"""
     name = _format(format)
     from mcpmq import show
+    from mcpmq.calibration import CalibrationSet
     from mcpmq.export import export
     from mcpmq.quantized import Quantized
 
-    show.artifact(export(Quantized.open(quantized), name, out, show.progress()), as_json=json)
+    shown = CalibrationSet.open(npu) if npu else None
+    show.artifact(export(Quantized.open(quantized), name, out, show.progress(), shown), as_json=json)
 
 
 @app.command(rich_help_panel=STEPS)
@@ -189,11 +195,19 @@ def evaluate(
     engine_cuts: Annotated[
         bool, typer.Option("--engine-cuts", help="Let llama.cpp cut and resize images itself")
     ] = False,
+    by_component: Annotated[
+        bool, typer.Option("--by-component", help="Of a quantized artifact, what each component costs alone")
+    ] = False,
     threads: Threads = None,
     cache: Cache = True,
     json: Json = False,
 ) -> None:
     """Measure artifacts in their own engines against the original, on the same pixels and tokens"""
+    if by_component:
+        if len(artifacts) > 1 or shuffle_images or engine_cuts:
+            raise typer.BadParameter("goes with one artifact and no control", param_hint="--by-component")
+        _split(artifacts[0], against, on, out, threads, cache, json)
+        return
     from mcpmq import show
     from mcpmq.artifact import Artifact
     from mcpmq.calibration import CalibrationSet
@@ -260,6 +274,22 @@ def check(
     gate.VerdictFiles(junit, sarif, html, summary).write(verdicts, found, report)
     show.verdicts(verdicts, as_json=json)
     raise typer.Exit(0 if all(one.holds for one in verdicts) else GATE_FAILED)
+
+
+def _split(
+    artifact: Path, against: str, on: Path, out: Path | None, threads: int | None, cache: bool, json: bool
+) -> None:
+    from mcpmq import show
+    from mcpmq.by_component import split
+    from mcpmq.calibration import CalibrationSet
+    from mcpmq.checkpoint import Checkpoint
+    from mcpmq.evaluate import Settings
+    from mcpmq.quantized import Quantized
+
+    settings = Settings.of(threads, cache, show.progress())
+    found = split(Checkpoint.open(against), Quantized.open(artifact), CalibrationSet.open(on), settings)
+    found.write(out or artifact.absolute().parent)
+    show.split(found, as_json=json)
 
 
 def _tell_of_blind_rounding(recipe: "Recipe") -> None:

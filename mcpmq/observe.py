@@ -27,22 +27,29 @@ class LayerStats:
     """What one linear saw.
 
     gram: float32 [columns, columns], the weighted sum of x xT over its inputs x. absolute: float32 [columns], the
-    weighted sum of |x|. largest: float32 [columns], the largest |x| of those that weigh anything. tokens: how many of
-    each modality there were, whatever their weight. weight: the sum of the weights.
+    weighted sum of |x|. lowest, highest: float32 [columns], the least and the greatest of those x that weigh anything,
+    and of 0. tokens: how many of each modality there were, whatever their weight. weight: the sum of the weights.
     """
 
     gram: Tensor
     absolute: Tensor
-    largest: Tensor
+    lowest: Tensor
+    highest: Tensor
     tokens: Mapping[str, int]
     weight: float
+
+    @property
+    def largest(self) -> Tensor:
+        """The largest |x|: float32 [columns]."""
+        return self.highest.maximum(-self.lowest)
 
     def __add__(self, other: Self) -> "LayerStats":
         """What was seen here and there."""
         return LayerStats(
             self.gram + other.gram,
             self.absolute + other.absolute,
-            self.largest.maximum(other.largest),
+            self.lowest.minimum(other.lowest),
+            self.highest.maximum(other.highest),
             {kind: self.tokens[kind] + other.tokens[kind] for kind in MODALITIES},
             self.weight + other.weight,
         )
@@ -73,14 +80,16 @@ class _Sum:
     each: Each
     gram: Tensor
     absolute: Tensor
-    largest: Tensor
+    lowest: Tensor
+    highest: Tensor
     tokens: Counter[str] = field(default_factory=Counter)
     weight: float = 0.0
     waiting: list[Tensor] = field(default_factory=list)
 
     @classmethod
     def empty(cls, labels: Labels, each: Each, columns: int) -> Self:
-        return cls(labels, each, torch.zeros(columns, columns), torch.zeros(columns), torch.zeros(columns))
+        absolute, lowest, highest = torch.zeros(3, columns)
+        return cls(labels, each, torch.zeros(columns, columns), absolute, lowest, highest)
 
     def add(self, rows: Tensor) -> None:
         """Count some inputs, float32 [tokens, columns], and let them wait."""
@@ -89,9 +98,9 @@ class _Sum:
         weights = self.labels.weights[kinds.long()]
         self.weight += float(weights.double().sum())
         rows, weights = rows[weights > 0], weights[weights > 0]
-        magnitudes = rows.abs()
-        self.absolute += weights @ magnitudes
-        self.largest = torch.cat([self.largest[None], magnitudes]).amax(0)
+        self.absolute += weights @ rows.abs()
+        self.lowest = torch.cat([self.lowest[None], rows]).amin(0)
+        self.highest = torch.cat([self.highest[None], rows]).amax(0)
         self.waiting.append(rows * weights.sqrt()[:, None])
         if sum(map(len, self.waiting)) >= WAITING_TOKENS:
             self.flush()
@@ -115,7 +124,7 @@ class _Sum:
             self.gram[begin:end, begin:end] = corner + corner.triu(1).T
             self.gram[end:, begin:end] = self.gram[begin:end, end:].T
         tokens = {kind: self.tokens[kind] for kind in MODALITIES}
-        return LayerStats(self.gram, self.absolute, self.largest, tokens, self.weight)
+        return LayerStats(self.gram, self.absolute, self.lowest, self.highest, tokens, self.weight)
 
 
 def observe(

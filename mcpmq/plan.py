@@ -1,7 +1,7 @@
 """What will be done to every weight, decided from headers alone, before any weight is read."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -11,8 +11,10 @@ from math import prod
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import RecipeError
 from mcpmq.families.family import Fold, TensorSpec
-from mcpmq.recipe import FloatScheme, GgmlScheme, IntegerScheme, Recipe, Scheme
+from mcpmq.recipe import Activation, FloatScheme, GgmlScheme, IntegerScheme, Recipe, Scheme
 from mcpmq.safetensors_file import DTYPES
+
+BESIDE_INTEGER_INPUTS = IntegerScheme(8, None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +25,7 @@ class Step:
     dtype: str  # of the source, as torch calls it
     scheme: Scheme | None
     reason: str  # the glob that decided, or why none applies
+    activation: Activation | None = None  # what its inputs are rounded to while it multiplies
 
     @property
     def name(self) -> str:
@@ -94,31 +97,49 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
         RecipeError: a line matches no weight, a scheme does not fit a weight, or there is nothing to smooth.
     """
     steps = tuple(_step(checkpoint, recipe, spec) for spec in checkpoint.specs)
-    quantizable = [spec.name for spec in checkpoint.specs if spec.role != "other"]
-    for glob in recipe.weights:
-        if not any(fnmatchcase(name, glob) for name in quantizable):
-            components = ", ".join(dict.fromkeys(name.partition(".")[0] for name in quantizable))
+    _refuse_unmatched(recipe, recipe.weights, [step.name for step in steps if step.spec.role != "other"])
+    _refuse_unmatched(recipe, recipe.activations, [step.name for step in steps if step.spec.role == "matrix"])
+    plan = Plan(checkpoint, recipe, steps)
+    return plan if recipe.smooth == "none" else _smoothed(plan)
+
+
+def _refuse_unmatched(recipe: Recipe, globs: Iterable[str], names: Sequence[str]) -> None:
+    for glob in globs:
+        if not any(fnmatchcase(name, glob) for name in names):
+            components = ", ".join(dict.fromkeys(name.partition(".")[0] for name in names))
             raise RecipeError(
                 f"`{glob}` in recipe `{recipe.name}` matches no weight that can be quantized",
                 f"names here begin with: {components}; `mcpmq plan CHECKPOINT` lists them",
             )
-    plan = Plan(checkpoint, recipe, steps)
-    return plan if recipe.smooth == "none" else _smoothed(plan)
 
 
 def _step(checkpoint: Checkpoint, recipe: Recipe, spec: TensorSpec) -> Step:
     dtype = checkpoint.entries[spec.name].torch_dtype
     if spec.role == "other":
         return Step(spec, dtype, None, "no matrix or table")
-    matching = [glob for glob in recipe.weights if fnmatchcase(spec.name, glob)]
-    if not matching:
-        return Step(spec, dtype, None, "nothing in the recipe matches")
-    step = Step(spec, dtype, recipe.weights[matching[-1]], f'"{matching[-1]}"')
+    glob, activation = _last_match(recipe.weights, spec), None
+    if spec.role == "matrix" and (rounded := _last_match(recipe.activations, spec)):
+        activation = recipe.activations[rounded]
+    if glob is None:
+        step = Step(spec, dtype, None, "nothing in the recipe matches", activation)
+    else:
+        step = Step(spec, dtype, recipe.weights[glob], f'"{glob}"', activation)
     _refuse_misfit(step)
     return step
 
 
+def _last_match(globs: Iterable[str], spec: TensorSpec) -> str | None:
+    return next((glob for glob in reversed(list(globs)) if fnmatchcase(spec.name, glob)), None)
+
+
 def _refuse_misfit(step: Step) -> None:
+    if step.activation and step.scheme != BESIDE_INTEGER_INPUTS:
+        raise RecipeError(
+            f"`{step.name}` is to multiply inputs of `{step.activation}`, and its own numbers are"
+            f" `{step.scheme or step.dtype}`",
+            f"integers that meet integers have one scale a row: give it `{BESIDE_INTEGER_INPUTS}` under [weights],"
+            " or leave it out of [activations]",
+        )
     columns = step.matrix_shape[1]
     if not isinstance(step.scheme, GgmlScheme) or columns % step.scheme.block_columns == 0:
         return

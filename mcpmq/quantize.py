@@ -68,7 +68,7 @@ def quantize(
 
 
 def _same_request(finished: Manifest, asked: Manifest) -> bool:
-    nothing = {"tokens": None, "round": None, "smooth": None}
+    nothing = dict.fromkeys(("tokens", "round", "smooth", "input_ranges"))
     weights = tuple(record.model_copy(update=nothing) for record in finished.weights)
     return finished.model_copy(update={"files": (), "weights": weights, "held_out_errors": None}) == asked
 
@@ -89,7 +89,7 @@ def _finish(plan: Plan, folder: Path, manifest: Manifest, files: Mapping[str, Pa
         listed.setdefault(name.partition(".")[0], []).append(str(file.relative_to(folder)))
     findings = {name: findings_in(file) for name, file in files.items()}
     told = {name: fields for found in findings.values() for name, fields in found.weights.items()}
-    weights = tuple(record.model_copy(update=told.get(record.name)) for record in manifest.weights)
+    weights = tuple(WeightRecord(**{**record.model_dump(), **told.get(record.name, {})}) for record in manifest.weights)
     errors = {name: found.errors for name, found in findings.items() if found.errors} or None
     write_manifest(folder, manifest.model_copy(update={"weights": weights, "held_out_errors": errors}), listed)
 
@@ -126,4 +126,5 @@ def _record(step: Step) -> WeightRecord:
         scheme=str(step.scheme) if step.scheme else None,
         reason=step.reason,
         nbytes=step.nbytes,
+        activation=step.activation,
     )

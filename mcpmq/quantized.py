@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import torch
 from torch import Tensor
 
+from mcpmq.activations import InputGrid
 from mcpmq.artifact import Artifact, WeightRecord
 from mcpmq.errors import ArtifactError
 from mcpmq.families import family_named
@@ -17,7 +18,7 @@ from mcpmq.families.family import Architecture, TensorSpec
 from mcpmq.json_file import read_json
 from mcpmq.plan import Step
 from mcpmq.qtensor import QTensor
-from mcpmq.recipe import GgmlScheme, IntegerScheme, Scheme, parse_scheme
+from mcpmq.recipe import Activation, GgmlScheme, IntegerScheme, Scheme, parse_scheme
 from mcpmq.safetensors_file import Entry, read_bytes, read_header, read_metadata, write_file
 
 BLOCKS = "blocks"
@@ -69,11 +70,21 @@ class Quantized:
         written = self.records[name].scheme
         return parse_scheme(written) if written else None
 
+    def activation(self, name: str) -> Activation | None:
+        """What the inputs of a matrix are rounded to."""
+        found = self.records[name].activation
+        return next(known for known in get_args(Activation) if known == found) if found else None
+
+    def input_grids(self, name: str) -> tuple[InputGrid, ...]:
+        """What the inputs of a matrix are rounded to, for all rows or for each equal share of them; none if to none."""
+        activation, ranges = self.activation(name), self.records[name].input_ranges or ()
+        return tuple(InputGrid.over(seen, activation) for seen in ranges) if activation else ()
+
     @property
     def steps(self) -> tuple[Step, ...]:
         """What was done to every weight, as the plan had it."""
         return tuple(
-            Step(self.specs[name], record.dtype, self.scheme(name), record.reason)
+            Step(self.specs[name], record.dtype, self.scheme(name), record.reason, self.activation(name))
             for name, record in self.records.items()
         )
 

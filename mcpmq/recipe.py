@@ -25,6 +25,7 @@ GGML_BLOCKS = {
     "q6_k": (256, 210),
 }
 FLOAT_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
+Activation = Literal["u8"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +142,8 @@ class Recipe(BaseModel):
     calibration samples bring; `gptq` with errors made up for on these inputs; `best` by importance or GPTQ, whichever
     keeps a block's outputs closer on samples held out for that. `smooth` moves scales into the layer before where held
     out samples say that it helps a block: `awq` for the sake of weights, `smoothquant` also for that of 8-bit inputs.
-    Tables, which are looked up by row, see nothing and are rounded to nearest.
+    Tables, which are looked up by row, see nothing and are rounded to nearest. `activations` maps globs to what the
+    inputs of matrices are rounded to by an engine that multiplies integers: `u8`, over the range that calibration sees.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -150,6 +152,7 @@ class Recipe(BaseModel):
     smooth: Literal["none", "awq", "smoothquant"] = "none"
     round: Literal["rtn", "importance", "gptq", "best"] = "rtn"
     modalities: Modalities | None = None
+    activations: dict[str, Activation] = {}
     weights: Annotated[dict[str, Scheme | None], BeforeValidator(_parse_weights)]
 
     @model_validator(mode="after")
@@ -161,7 +164,7 @@ class Recipe(BaseModel):
     @property
     def looks(self) -> bool:
         """Whether calibration samples decide anything."""
-        return self.round != "rtn" or self.smooth != "none"
+        return self.round != "rtn" or self.smooth != "none" or bool(self.activations)
 
     @property
     def chooses(self) -> bool:
@@ -196,7 +199,9 @@ class Recipe(BaseModel):
         """The recipe as plain values, the way the TOML file says it."""
         weights = {glob: "keep" if scheme is None else str(scheme) for glob, scheme in self.weights.items()}
         modalities = {"modalities": self.modalities.model_dump()} if self.modalities else {}
-        return {"name": self.name, "smooth": self.smooth, "round": self.round, **modalities, "weights": weights}
+        activations = {"activations": self.activations} if self.activations else {}
+        methods = {"name": self.name, "smooth": self.smooth, "round": self.round}
+        return {**methods, **modalities, **activations, "weights": weights}
 
 
 def builtin_recipes() -> list[str]:

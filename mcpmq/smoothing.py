@@ -190,7 +190,8 @@ def scaled_stats(
 
 def _scaled(stats: LayerStats, columns: Tensor) -> LayerStats:
     stats.gram.div_(columns).div_(columns[:, None])
-    return replace(stats, absolute=stats.absolute / columns, largest=stats.largest / columns)
+    absolute, lowest, highest = (size / columns for size in (stats.absolute, stats.lowest, stats.highest))
+    return replace(stats, absolute=absolute, lowest=lowest, highest=highest)
 
 
 def scalings(found: Sequence[Scales]) -> Mapping[str, Scaling]:

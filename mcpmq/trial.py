@@ -60,13 +60,13 @@ class Trial:
             if candidate.smoothing and not scaling:
                 self.stats.update(scaled_stats(self.stats, self.scales))
                 scaling = scalings(self.scales)
-            reaches = self._reaches()
+            reaches, ranges = self._reaches(), self._input_ranges()
             weights = self._rounded(candidate.rounder, scaling, last=candidate == tries[-1])
             error = judge(weights, reaches) if judge else 0.0
             if not errors or error < min(errors.values()):
-                chosen, kept = candidate, weights
+                chosen, kept, chosen_ranges = candidate, weights, ranges
             errors[str(candidate)] = error
-        self._tell(told, chosen)
+        self._tell(told, chosen, chosen_ranges)
         return kept, Findings(told, {name: float(f"{error:.4g}") for name, error in errors.items()} if judge else {})
 
     def _rounded(self, rounder: RounderName, scaling: Mapping[str, Scaling], last: bool) -> dict[str, Stored]:
@@ -83,9 +83,21 @@ class Trial:
             return {}
         return {name: max(float(part.largest.max()) for part in parts) for name, parts in self.stats.items()}
 
-    def _tell(self, told: dict[str, dict[str, Any]], chosen: Candidate) -> None:
+    def _input_ranges(self) -> dict[str, list[tuple[float, float]]]:
+        """The lowest and the highest input by common name, for each share of the rows, where inputs are rounded."""
+        rounding = [step.name for step in self.plan.blocks[self.block] if step.activation]
+        return {
+            name: [(float(part.lowest.min()), float(part.highest.max())) for part in self.stats[name]]
+            for name in rounding
+        }
+
+    def _tell(
+        self, told: dict[str, dict[str, Any]], chosen: Candidate, ranges: Mapping[str, list[tuple[float, float]]]
+    ) -> None:
         for fields in told.values():
             fields["round"] = chosen.rounder
+        for name, found in ranges.items():
+            told[name]["input_ranges"] = found
         for scales in self.scales if chosen.smoothing else ():
             for name in scales.fold.into:
                 if name in told:

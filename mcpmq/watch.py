@@ -100,7 +100,7 @@ def _watching(block: nn.Module, parameter: str, fed_by: str | None, feeds: _Feed
     elif isinstance(module, nn.MultiheadAttention) and leaf == "in_proj_weight":
         handle = module.register_forward_pre_hook(partial(_see_packed, parameter, feeds), with_kwargs=True)
     elif isinstance(outer, nn.MultiheadAttention):
-        handle = outer.register_forward_pre_hook(lambda at, args: see(_before_output_projection(at, *args[:3])))
+        handle = outer.register_forward_pre_hook(lambda at, args: see(before_output_projection(at, *args[:3])))
     else:
         assert isinstance(module, nn.Linear), f"{parameter} is in no linear, and the family does not say what feeds it"
         handle = module.register_forward_pre_hook(lambda _, args: see(args[0]))
@@ -116,7 +116,7 @@ def _see_packed(
         feeds.see(f"{parameter}|{name}", queries_keys_values[name])
 
 
-def _before_output_projection(attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def before_output_projection(attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """What the output projection is about to see; it is no module call, so attention is done once more without it."""
     mixed: Tensor = multi_head_attention_forward(
         query,

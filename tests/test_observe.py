@@ -31,16 +31,16 @@ def brute(inputs: list[Tensor], weights: list[float]) -> Tensor:
     return total
 
 
-def brute_magnitudes(inputs: list[Tensor], weights: list[float]) -> tuple[Tensor, Tensor]:
-    """The sum of w |x| in float64, and the largest |x| where w is not zero, over every token, one by one."""
+def brute_magnitudes(inputs: list[Tensor], weights: list[float]) -> tuple[Tensor, Tensor, Tensor]:
+    """The sum of w |x| in float64, and the least and greatest x where w is not zero, over every token, one by one."""
     columns = inputs[0].shape[-1]
-    absolute, largest = torch.zeros(columns, dtype=torch.float64), torch.zeros(columns)
+    absolute, lowest, highest = torch.zeros(columns, dtype=torch.float64), torch.zeros(columns), torch.zeros(columns)
     for one in inputs:
         for row, kind in zip(one.reshape(-1, columns), KINDS.tolist(), strict=False):
             absolute += weights[kind] * row.double().abs()
             if weights[kind] > 0:
-                largest = torch.maximum(largest, row.abs())
-    return absolute, largest
+                lowest, highest = torch.minimum(lowest, row), torch.maximum(highest, row)
+    return absolute, lowest, highest
 
 
 class Mlp(nn.Module):
@@ -86,9 +86,11 @@ def test_sums_are_those_of_single_tokens(
         (stats,) = seen[name]
         assert torch.allclose(stats.gram.double(), brute(inputs, list(weights)), atol=1e-5)
         assert torch.equal(stats.gram, stats.gram.T)
-        absolute, largest = brute_magnitudes(inputs, list(weights))
+        absolute, lowest, highest = brute_magnitudes(inputs, list(weights))
         assert torch.allclose(stats.absolute.double(), absolute, atol=1e-5)
-        assert torch.equal(stats.largest, largest)
+        assert torch.equal(stats.lowest, lowest)
+        assert torch.equal(stats.highest, highest)
+        assert torch.equal(stats.largest, torch.maximum(-lowest, highest))
         assert stats.tokens == {"vision": 6, "text": 9, "answer": 3}
         assert stats.weight == pytest.approx(6 * weights[0] + 9 * weights[1] + 3 * weights[2])
 
@@ -114,7 +116,8 @@ def test_statistics_add_up() -> None:
     whole, halves = stats(samples), stats(samples[:1]) + stats(samples[1:])
     assert torch.allclose(whole.gram, halves.gram, atol=1e-4)
     assert torch.allclose(whole.absolute, halves.absolute, atol=1e-4)
-    assert torch.equal(whole.largest, halves.largest)
+    assert torch.equal(whole.lowest, halves.lowest)
+    assert torch.equal(whole.highest, halves.highest)
     assert (whole.tokens, whole.weight) == (halves.tokens, halves.weight)
     assert tuple(whole.tokens) == MODALITIES
 
@@ -129,5 +132,6 @@ def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
             replay = replay_of(block, (random(7, 6),), (random(6, 6, seed=1),))
             found.append(observe(block, {"down.weight": None}, replay, labels(1, 2, 3), each)["down.weight"][0])
 
-    for one, other in zip(*((stats.gram, stats.absolute, stats.largest) for stats in found), strict=True):
+    tensors = ((stats.gram, stats.absolute, stats.lowest, stats.highest) for stats in found)
+    for one, other in zip(*tensors, strict=True):
         assert torch.equal(one, other)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.errors import RecipeError
+from mcpmq.errors import FormatError, RecipeError
+from mcpmq.formats import check
 from mcpmq.plan import block_of, make_plan
 from mcpmq.recipe import Recipe
 
@@ -71,6 +72,40 @@ def test_a_hidden_width_may_be_widened(checkpoint: Checkpoint) -> None:
 
     assert down.spec.may_grow == "columns"
     assert down.nbytes == 64 * 5 * 34
+
+
+def _rounding_inputs(weights: str, **activations: str) -> Recipe:
+    return Recipe.model_validate({"name": "test", "weights": {"*": weights}, "activations": activations})
+
+
+def test_inputs_are_rounded_where_the_recipe_says(checkpoint: Checkpoint) -> None:
+    """Matrices only: a table is looked up, and what is no matrix multiplies nothing."""
+    plan = make_plan(checkpoint, _rounding_inputs("int8-row", **{"vision.*": "u8", "projector.out": "u8"}))
+
+    rounding = {step.name for step in plan.steps if step.activation == "u8"}
+    vision = {step.name for step in plan.steps if step.name.startswith("vision.") and step.spec.role == "matrix"}
+    assert rounding == vision | {"projector.out"}
+
+
+@pytest.mark.parametrize("scheme", ["int8-g32", "int8-row-asym", "int4-row", "f16", "keep"])
+def test_integers_that_meet_integers_have_one_scale_a_row(scheme: str, checkpoint: Checkpoint) -> None:
+    """Anything else is refused before work, with what fits."""
+    with pytest.raises(RecipeError, match=r"`projector\.out` is to multiply inputs of `u8`") as caught:
+        make_plan(checkpoint, _rounding_inputs(scheme, **{"projector.out": "u8"}))
+
+    assert "`int8-row`" in caught.value.hint
+
+
+def test_inputs_of_nothing_are_refused(checkpoint: Checkpoint) -> None:
+    """A glob that matches no matrix, be it that of a table."""
+    with pytest.raises(RecipeError, match=r"`vision\.position_embedding`"):
+        make_plan(checkpoint, _rounding_inputs("int8-row", **{"vision.position_embedding": "u8"}))
+
+
+def test_llama_cpp_holds_no_ranges_of_inputs(checkpoint: Checkpoint) -> None:
+    """It rounds activations in its own way: asking for ours is an error, not a fallback."""
+    with pytest.raises(FormatError, match=r"`gguf` cannot hold that inputs of `vision.*`u8`"):
+        check(make_plan(checkpoint, _rounding_inputs("int8-row", **{"vision.*": "u8"})), "gguf")
 
 
 def test_sizes_are_those_of_the_schemes(checkpoint: Checkpoint) -> None:

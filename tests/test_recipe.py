@@ -73,6 +73,10 @@ def test_a_recipe_survives_its_own_writing(tmp_path: Path) -> None:
     assert Recipe.model_validate(recipe.written()) == recipe
     assert Recipe.model_validate(weighing.written()) == weighing
     assert weighing.written()["modalities"] == {"vision": 0.25, "text": 1.0, "answer": 1.0}
+    rounding = Recipe.model_validate({**recipe.written(), "activations": {"vision.*": "u8"}})
+    assert Recipe.model_validate(rounding.written()) == rounding
+    assert rounding.looks
+    assert not recipe.looks
 
 
 @pytest.mark.parametrize(
@@ -107,6 +111,7 @@ def test_a_recipe_knows_what_samples_decide(rounding: Any, smooth: Any, looks: b
         ('name = "x"\nround = "gptq"\n[weights]\n[modalities]\naudio = 1', "audio"),
         ('name = "x"\nround = "gptq"\n[weights]\n[modalities]\nvision = 0\ntext = 0\nanswer = 0', "more than 0"),
         ('name = "x"\nround = "rtn"\n[weights]\n[modalities]\nvision = 0.5', "sees nothing"),
+        ('name = "x"\n[weights]\n[activations]\n"vision.*" = "s8"', "vision"),
         ("name = ", "TOML"),
         ("", "name"),
     ],

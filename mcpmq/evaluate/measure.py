@@ -149,7 +149,7 @@ def _original_nbytes(checkpoint: Checkpoint) -> dict[str, int]:
 
 def _measurement(engine: str, result: Run, nbytes: Mapping[str, int], inputs: EncodedSet) -> Measurement:
     samples = tuple(
-        _figures(sample, kind, judged)
+        figures_of(sample, kind, judged)
         for sample, kind, judged in zip(inputs.files, inputs.kinds, result.answers, strict=True)
     )
     machine = MachineFigures(
@@ -169,7 +169,8 @@ def _measurement(engine: str, result: Run, nbytes: Mapping[str, int], inputs: En
     )
 
 
-def _figures(sample: Inputs, kind: str, judged: Judged) -> SampleFigures:
+def figures_of(sample: Inputs, kind: str, judged: Judged) -> SampleFigures:
+    """What is kept of a judged answer."""
     compared = {
         name: ComparedTokens(
             kl_divergences=tuple(round(one, DECIMALS) for one in tokens.kl_divergences),

@@ -11,6 +11,7 @@ from mcpmq.plan import Plan, Step
 
 FormatName = Literal["gguf", "onnx"]
 FORMATS: tuple[FormatName, ...] = get_args(FormatName)
+ROUNDING_INPUTS: tuple[FormatName, ...] = ("onnx",)  # can hold to what inputs of matrices are rounded
 NEEDS: dict[FormatName, tuple[str, ...]] = {"gguf": ("xllamacpp",), "onnx": ("onnx", "onnx_ir", "onnxruntime")}
 
 
@@ -44,5 +45,10 @@ def check_steps(steps: Iterable[Step], name: FormatName) -> None:
     """
     layout = format_named(name)
     for step in steps:
+        if step.activation and name not in ROUNDING_INPUTS:
+            raise FormatError(
+                f"`{name}` cannot hold that inputs of `{step.name}` are rounded to `{step.activation}`",
+                f"leave [activations] out of the recipe; held by: {', '.join(ROUNDING_INPUTS)}",
+            )
         if reason := layout.refuses(step):
             raise FormatError(f"`{name}` cannot hold `{step.name}` as `{step.scheme or step.dtype}`", reason)

@@ -11,10 +11,13 @@ if TYPE_CHECKING:  # `plan --format` asks `refuses` without torch
 
 
 class Format(Protocol):
-    """A byte layout. A module with these two functions is one."""
+    """A byte layout. A module with these functions is one; one that never widens a weight has no `stored_shapes`."""
 
     def refuses(self, step: Step) -> str | None:
         """Why the format cannot hold this weight on its scheme, naming what it can; None if it can."""
 
     def write(self, quantized: "Quantized", out: Path, progress: Progress) -> dict[str, list[str]]:
         """Write the files into the empty folder `out`; component -> paths of its files, relative to `out`."""
+
+    def stored_shapes(self, quantized: "Quantized") -> dict[str, tuple[int, ...]]:
+        """[out, in] of every weight that zeros fill up to whole blocks in the files, by common name."""

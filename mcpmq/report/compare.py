@@ -46,7 +46,7 @@ def compare(
     """
     _refuse_quantized(unquantized, artifacts)
     for artifact in (*unquantized, *artifacts):
-        _refuse_other_source(checkpoint, artifact)
+        refuse_other_source(checkpoint, artifact)
         if not held_out_from_calibration:
             _refuse_seen_samples(artifact, samples)
     with encoded(checkpoint, samples, settings) as inputs:
@@ -63,21 +63,19 @@ def compare(
     seen = Seen(checkpoint, samples, answers, original.measurement, engines)
     return Report(
         checkpoint=SourceFacts(name=checkpoint.path.resolve().name, sha256=checkpoint.sha256),
-        measured_on=SetFacts(
-            name=samples.path.resolve().name,
-            sha256=samples.sha256,
-            samples=len(samples),
-            held_out_from_calibration=held_out_from_calibration,
-            images_shuffled=settings.shuffle_images,
-            cut_by_engine=settings.engine_cuts,
-        ),
+        measured_on=facts_of(samples, settings, held_out_from_calibration=held_out_from_calibration),
         original=original.measurement,
         artifacts=tuple(entry_of(seen, *pair) for pair in measured),
-        environment=_environment(settings),
+        environment=environment_of(settings),
     )
 
 
-def _refuse_other_source(checkpoint: Checkpoint, artifact: Artifact) -> None:
+def refuse_other_source(checkpoint: Checkpoint, artifact: Artifact) -> None:
+    """Refuse to compare a checkpoint with what was made from another.
+
+    Raises:
+        ArtifactError: it was.
+    """
     source = artifact.manifest.source
     if source.sha256 != checkpoint.sha256:
         raise ArtifactError(
@@ -131,7 +129,20 @@ def _refuse_quantized(unquantized: Sequence[Artifact], artifacts: Sequence[Artif
             )
 
 
-def _environment(settings: Settings) -> Environment:
+def facts_of(samples: CalibrationSet, settings: Settings, *, held_out_from_calibration: bool = False) -> SetFacts:
+    """What a report says of the samples."""
+    return SetFacts(
+        name=samples.path.resolve().name,
+        sha256=samples.sha256,
+        samples=len(samples),
+        held_out_from_calibration=held_out_from_calibration,
+        images_shuffled=settings.shuffle_images,
+        cut_by_engine=settings.engine_cuts,
+    )
+
+
+def environment_of(settings: Settings) -> Environment:
+    """This machine, and what is installed."""
     return Environment(
         machine=describe_machine(),
         python=platform.python_version(),

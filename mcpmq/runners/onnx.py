@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 from mcpmq.artifact import Artifact
 from mcpmq.errors import ArtifactError, EngineError, MissingExtra
 from mcpmq.families.family import Inputs
-from mcpmq.families.minicpmv_inputs import Slicing, packed_pixels, target_sizes
+from mcpmq.families.minicpmv_inputs import Slicing, packed_pixels, stretched, target_sizes
 from mcpmq.json_file import read_json
 from mcpmq.runners.runner import Judge, Logits, Phases, Result, phases_of
 
 ROUNDED = "ONNX Runtime rounds activations to 8 bits where they meet integer weights, as it does on phones"
+STRETCHED = "the vision graph takes slices of one size: others were stretched to it"
 Floats = NDArray[np.float32]
 Cache = Mapping[str, Floats]  # the decoder's past_key_values, by the name of the input
 
@@ -31,6 +32,7 @@ class OnnxRunner:
     decoder: Any
     slicing: Slicing
     notes: tuple[str, ...] = ()
+    only_size: tuple[int, int] | None = None  # of slices, rows and columns of patches, where the vision graph is static
 
     def run(self, samples: Sequence[Inputs], judge: Judge[Result]) -> Iterator[Result]:
         """For every sample in order, what `judge` makes of the logits of its answer."""
@@ -78,9 +80,13 @@ class OnnxRunner:
     def see(self, part: NDArray[np.uint8]) -> Floats:
         """One slice uint8 [height, width, 3] -> [queries, hidden]."""
         settings = self.slicing
+        if self.only_size:
+            part = stretched(part, self.only_size, settings.patch_size)
         pixels = packed_pixels(part, settings.norm_mean, settings.norm_std, settings.patch_size)
-        sizes = target_sizes([part], settings.patch_size)
-        features: Floats = self.vision.run(["image_features"], {"pixel_values": pixels[None], "tgt_sizes": sizes})[0]
+        inputs: dict[str, NDArray[Any]] = {"pixel_values": pixels[None]}
+        if not self.only_size:
+            inputs["tgt_sizes"] = target_sizes([part], settings.patch_size)
+        features: Floats = self.vision.run(["image_features"], inputs)[0]
         return features
 
     def decode(self, embeddings: Floats, cache: Cache, kept: int) -> tuple[Floats, Cache]:
@@ -123,12 +129,27 @@ def open_runner(path: Path, threads: int) -> OnnxRunner:
         _session(onnxruntime, artifact, component, threads)
         for component in ("vision+projector", "embedding", "language")
     )
+    if only_size := _only_size(vision):
+        return OnnxRunner(vision, embedding, decoder, slicing, (*_notes(vision, decoder), STRETCHED), only_size)
     return OnnxRunner(vision, embedding, decoder, slicing, _notes(vision, decoder))
 
 
+def _only_size(vision: Any) -> tuple[int, int] | None:
+    """Rows and columns of patches of the only slice that a static graph takes."""
+    if any(one.name == "tgt_sizes" for one in vision.get_inputs()):
+        return None
+    rows, columns = _properties(vision)["slice_patches"].split("x")
+    return int(rows), int(columns)
+
+
 def _notes(*sessions: Any) -> tuple[str, ...]:
-    properties = [session.get_modelmeta().custom_metadata_map for session in sessions]
-    return (ROUNDED,) if any(written.get("activations") == "int8" for written in properties) else ()
+    rounded = any(_properties(session).get("activations") == "int8" for session in sessions)
+    return (ROUNDED,) if rounded else ()
+
+
+def _properties(session: Any) -> dict[str, str]:
+    found: dict[str, str] = session.get_modelmeta().custom_metadata_map
+    return found
 
 
 def _session(runtime: ModuleType, artifact: Artifact, component: str, threads: int) -> Any:

@@ -12,12 +12,14 @@ import transformers.modeling_utils  # noqa: F401 - counted with the engine, not 
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from mcpmq.activations import InputGrid
 from mcpmq.artifact import MANIFEST
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.families import family_named
 from mcpmq.families.family import Family, Inputs, TensorSpec
 from mcpmq.native import NativeModel, Stored, build, empty, floats_of
 from mcpmq.quantized import Quantized
+from mcpmq.runners.rounded_inputs import round_inputs
 from mcpmq.runners.runner import Judge, Logits, Result
 from mcpmq.stream import lockstep
 
@@ -36,15 +38,20 @@ class Weights:
     read: Callable[[TensorSpec], Stored]  # [out, in]
     nbytes: int  # as stored
     kept: dict[str, Stored] = field(default_factory=dict)
+    input_grids: Mapping[str, Sequence[InputGrid]] = field(default_factory=dict)  # of matrices whose inputs are rounded
 
     @property
     def resident_nbytes(self) -> int:
         """What keeping all of them takes, and one of them in float32 with what it is made from."""
         return self.nbytes + 2 * FLOAT_NBYTES * max(prod(spec.shape) for spec in self.specs)
 
-    def keep_all(self) -> None:
-        """Read every weight now, and never again."""
+    def keep_if_there_is_room(self) -> str:
+        """Read every weight now, and never again, if they all fit into the available memory; what was done."""
+        available = psutil.virtual_memory().available
+        if self.resident_nbytes > RESIDENT_SHARE * available:
+            return f"weights ({self.nbytes:,} bytes) read from disk block by block: {available:,} bytes were available"
         self.kept.update({spec.name: self.read(spec) for spec in self.specs})
+        return f"weights ({self.nbytes:,} bytes) held in memory as stored, one block at a time in float32"
 
     def floats(self, spec: TensorSpec) -> Tensor:
         """One weight in float32, turned as the module holds it."""
@@ -109,20 +116,16 @@ def open_runner(path: Path, threads: int) -> TorchRunner:
     """
     torch.set_num_threads(threads)
     family, config, weights, notes = _quantized(path) if (path / MANIFEST).is_file() else _checkpoint(path)
-    available = psutil.virtual_memory().available
-    if weights.resident_nbytes <= RESIDENT_SHARE * available:
-        weights.keep_all()
-        how = f"weights ({weights.nbytes:,} bytes) held in memory as stored, one block at a time in float32"
-    else:
-        how = f"weights ({weights.nbytes:,} bytes) read from disk block by block: {available:,} bytes were available"
-    return assemble(path, family, config, weights, (*notes, how))
+    return assemble(path, family, config, weights, (*notes, weights.keep_if_there_is_room()))
 
 
 def assemble(
     path: Path, family: Family, config: Mapping[str, Any], weights: Weights, notes: tuple[str, ...]
 ) -> TorchRunner:
     """The native module of the family and where its weights come from."""
-    return TorchRunner(build(family, config, weights.specs), weights, family.processor(path).arguments, notes)
+    model = build(family, config, weights.specs)
+    round_inputs(family, model, weights.input_grids)
+    return TorchRunner(model, weights, family.processor(path).arguments, notes)
 
 
 def _checkpoint(path: Path) -> tuple[Family, Mapping[str, Any], Weights, tuple[str, ...]]:
@@ -134,6 +137,10 @@ def _checkpoint(path: Path) -> tuple[Family, Mapping[str, Any], Weights, tuple[s
 def _quantized(path: Path) -> tuple[Family, Mapping[str, Any], Weights, tuple[str, ...]]:
     quantized = Quantized.open(path)
     nbytes = sum(record.nbytes for record in quantized.records.values())
-    weights = Weights(tuple(quantized.specs.values()), lambda spec: quantized.load(spec.name), nbytes)
-    family = family_named(quantized.artifact.manifest.family)
-    return family, quantized.config, weights, ("weights dequantized to float32 before use",)
+    grids = {name: found for name in quantized.specs if (found := quantized.input_grids(name))}
+    specs = tuple(quantized.specs.values())
+    weights = Weights(specs, lambda spec: quantized.load(spec.name), nbytes, input_grids=grids)
+    notes = ["weights dequantized to float32 before use"]
+    if grids:
+        notes.append(f"inputs of {len(grids)} matrices rounded as the artifact says")
+    return family_named(quantized.artifact.manifest.family), quantized.config, weights, tuple(notes)

@@ -1,7 +1,7 @@
 """How a plan, an artifact, a report, a verdict or an error looks: a table, JSON, or Markdown."""
 
 from mcpmq.show.plans import plan
-from mcpmq.show.reports import report, reports, verdicts
+from mcpmq.show.reports import report, reports, split, verdicts
 from mcpmq.show.terminal import error, notice, progress, set_verbosity
 from mcpmq.show.things import artifact, calibration_set, checkpoint, path
 
@@ -17,5 +17,6 @@ __all__ = [
     "report",
     "reports",
     "set_verbosity",
+    "split",
     "verdicts",
 ]

@@ -1,4 +1,4 @@
-"""How a report, what changed between two, and the verdicts of a gate look."""
+"""How a report, what changed between two, what components cost, and the verdicts of a gate look."""
 
 import json
 import sys
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from mcpmq.show.terminal import print_table
 
 if TYPE_CHECKING:  # help and errors must be there at once
+    from mcpmq.by_component import Split
     from mcpmq.gate import Verdict
     from mcpmq.report import Report
 
@@ -33,6 +34,13 @@ def reports(
     report(merged, as_json=as_json, as_markdown=as_markdown)
     if len(reports) == 2 and not as_json and (table := changes_table(*reports)):
         print_table(table, None, as_markdown=as_markdown)
+
+
+def split(split: "Split", *, as_json: bool = False) -> None:
+    """What each component costs."""
+    from mcpmq.by_component import table_of
+
+    print_table(table_of(split), split.model_dump(mode="json"), as_json=as_json)
 
 
 def verdicts(verdicts: Sequence["Verdict"], *, as_json: bool = False) -> None:

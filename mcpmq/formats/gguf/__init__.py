@@ -32,6 +32,14 @@ def refuses(step: Step) -> str | None:
     return None
 
 
+def stored_shapes(quantized: "Quantized") -> dict[str, tuple[int, ...]]:
+    """[out, in] of every weight that zeros fill up to whole blocks, by common name."""
+    from mcpmq.formats.gguf.tensors import widened_ffn
+    from mcpmq.formats.widening import changed_shapes
+
+    return changed_shapes(quantized.specs, widened_ffn(quantized))
+
+
 def write(quantized: "Quantized", out: Path, progress: Progress) -> dict[str, list[str]]:
     """Write both files into `out`, one tensor in memory at a time.
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from mcpmq.families.family import TensorSpec
 from mcpmq.formats.gguf import BLOCK_COLUMNS
 from mcpmq.formats.gguf.names import names_of
+from mcpmq.formats.widening import stored_shape
 from mcpmq.grids.ggml import ggml_type
 from mcpmq.qtensor import QTensor
 from mcpmq.quantized import Quantized
@@ -53,7 +54,7 @@ def slots(quantized: Quantized, components: set[str], vision_ffn: int) -> Iterat
     for spec in quantized.specs.values():
         if spec.component not in components:
             continue
-        shape = _widened(spec, quantized.architecture.vision.ffn, vision_ffn)
+        shape = stored_shape(spec, vision_ffn)
         kind = stored_type(spec, quantized.scheme(spec.name), quantized.records[spec.name].dtype)
         parts = names_of(spec.name)
         for number, name in enumerate(parts):
@@ -85,13 +86,6 @@ def widened_ffn(quantized: Quantized) -> int:
         block = max(block, GGML_QUANT_SIZES[kind][0])  # 1, 32 or 256: the largest is a multiple of the others
     width = -(-shape.ffn // block) * block
     return width + max(block, BLOCK_COLUMNS) if width == shape.hidden else width
-
-
-def _widened(spec: TensorSpec, ffn: int, width: int) -> tuple[int, ...]:
-    shape = spec.shape[::-1] if spec.transposed else spec.shape
-    if spec.may_grow is None or ffn == width:
-        return shape
-    return (width, *shape[1:]) if spec.may_grow == "rows" else (shape[0], width)
 
 
 def pack(weight: QTensor | Tensor | None, slot: Slot) -> NDArray[np.uint8]:

@@ -13,6 +13,7 @@ from mcpmq.progress import Progress
 from mcpmq.recipe import GgmlScheme, IntegerScheme
 
 if TYPE_CHECKING:  # `refuses` works without torch
+    from mcpmq.calibration import CalibrationSet
     from mcpmq.quantized import Quantized
 
 ALTERNATIVES = "`int8-g32`, `f16` or `keep`"
@@ -28,16 +29,35 @@ def refuses(step: Step) -> str | None:
     return f"{reason}; give it {ALTERNATIVES} instead" if reason else None
 
 
+def stored_shapes(quantized: "Quantized") -> dict[str, tuple[int, ...]]:
+    """[out, in] of every weight that zeros fill up to whole blocks, by common name."""
+    from mcpmq.formats.onnx.layout import widened_ffn
+    from mcpmq.formats.widening import changed_shapes
+
+    return changed_shapes(quantized.specs, widened_ffn(quantized))
+
+
 def write(
-    quantized: "Quantized", out: Path, progress: Progress, *, accuracy_level: int = ACCURACY_LEVEL
+    quantized: "Quantized",
+    out: Path,
+    progress: Progress,
+    *,
+    accuracy_level: int = ACCURACY_LEVEL,
+    npu: "CalibrationSet | None" = None,
 ) -> dict[str, list[str]]:
     """Write three graphs, their weights and the texts into the empty folder `out`: component -> relative paths.
 
-    `accuracy_level` 0 has activations computed in float32, as torch does: what comparing the two needs.
+    `accuracy_level` 0 has activations computed in float32, as torch does: what comparing the two needs. With `npu` the
+    vision graph is one that NPUs take, its activations rounded over what images of this set give.
     """
-    from mcpmq.formats.onnx.layout import FOLDER, PARTS, write_part, write_texts
+    from mcpmq.formats.onnx.layout import FOLDER, PARTS, SIGHT, write_part, write_static_vision, write_texts
 
-    (out / FOLDER).mkdir()
-    written = {part.component: write_part(part, quantized, out / FOLDER, accuracy_level, progress) for part in PARTS}
+    folder, written = out / FOLDER, {}
+    folder.mkdir()
+    for part in PARTS:
+        if npu and part.component == SIGHT:
+            written[SIGHT] = write_static_vision(part, quantized, npu, folder, progress)
+        else:
+            written[part.component] = write_part(part, quantized, folder, accuracy_level, progress)
     files = {component: one.files for component, one in written.items()}
     return files | {"model": write_texts(quantized, out, written)}

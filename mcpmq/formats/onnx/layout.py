@@ -11,8 +11,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from mcpmq.calibration import CalibrationSet
 from mcpmq.families.family import Architecture
 from mcpmq.formats.onnx import decoder, embedding, vision
+from mcpmq.formats.onnx.blocks import block_columns
 from mcpmq.formats.onnx.external_data import ExternalData
 from mcpmq.formats.onnx.graph import ACCURACY_LEVEL, Graph
 from mcpmq.formats.onnx.weights import Weights
@@ -22,6 +24,7 @@ from mcpmq.quantized import Quantized
 from mcpmq.recipe import IntegerScheme
 
 FOLDER = "onnx"
+SIGHT = "vision+projector"
 LEAST_RUNTIME = "1.24"  # the first ONNX Runtime that computes every operator used, 8-bit blocks among them
 # What transformers.js calls a type, and how the names of its files end; it has no word for bfloat16.
 FLOAT32 = ("fp32", "")
@@ -39,7 +42,7 @@ class Part:
 
 
 PARTS = (
-    Part("vision+projector", "vision_encoder", ("vision", "projector"), vision.emit),
+    Part(SIGHT, "vision_encoder", ("vision", "projector"), vision.emit),
     Part("embedding", "embed_tokens", ("embedding",), embedding.emit),
     Part("language", "decoder_model_merged", ("language", "head"), decoder.emit),
 )
@@ -51,6 +54,7 @@ class Written:
 
     graph: str  # file names in the folder of graphs
     chunks: tuple[str, ...]
+    type_name: str  # of most numbers, in transformers.js's words
 
     @property
     def files(self) -> list[str]:
@@ -59,12 +63,34 @@ class Written:
 
 def write_part(part: Part, quantized: Quantized, folder: Path, accuracy_level: int, progress: Progress) -> Written:
     """Write one graph and its weights into the folder of graphs."""
-    name = f"{part.stem}{type_names(part, quantized)[1]}.onnx"
+    type_name, suffix = type_names(part, quantized)
+    name = f"{part.stem}{suffix}.onnx"
     with closing(ExternalData(folder, f"{name}_data")) as data:
         graph = Graph(part.stem, data)
-        part.emit(graph, Weights(quantized, graph, accuracy_level), quantized.architecture, progress)
+        weights = Weights(quantized, graph, accuracy_level, widened_ffn(quantized))
+        part.emit(graph, weights, quantized.architecture, progress)
     graph.save(folder / name, version("mcpmq"), _properties(part, quantized, accuracy_level))
-    return Written(name, tuple(data.files))
+    return Written(name, tuple(data.files), type_name)
+
+
+def write_static_vision(
+    part: Part, quantized: Quantized, samples: CalibrationSet, folder: Path, progress: Progress
+) -> Written:
+    """The same for the vision graph that NPUs take."""
+    from mcpmq.formats.onnx import npu  # its quantizer takes a second to import
+
+    type_name, suffix = NAMES["int8"]
+    name = f"{part.stem}{suffix}.onnx"
+    with closing(ExternalData(folder, f"{name}_data")) as data:
+        npu.write(quantized, samples, folder / name, data, _properties(part, quantized, 0), progress)
+    return Written(name, tuple(data.files), type_name)
+
+
+def widened_ffn(quantized: Quantized) -> int:
+    """The hidden width of the vision FFN in the file: whole blocks, for fast kernels (KleidiAI) take no ragged ones."""
+    blockwise = [step.scheme for step in quantized.steps if step.spec.may_grow == "columns" and not step.activation]
+    block = max((block_columns(scheme) for scheme in blockwise if isinstance(scheme, IntegerScheme)), default=1)
+    return -(-quantized.architecture.vision.ffn // block) * block
 
 
 def type_names(part: Part, quantized: Quantized) -> tuple[str, str]:
@@ -101,13 +127,13 @@ def write_texts(quantized: Quantized, out: Path, written: Mapping[str, Written])
         if file.name != "config.json":
             shutil.copyfile(file, out / file.name)
         names.append(file.name)
-    config = {**quantized.config, "transformers.js_config": _session_settings(quantized, written)}
+    config = {**quantized.config, "transformers.js_config": _session_settings(written)}
     (out / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
     return names
 
 
-def _session_settings(quantized: Quantized, written: Mapping[str, Written]) -> dict[str, Any]:
+def _session_settings(written: Mapping[str, Written]) -> dict[str, Any]:
     return {
-        "dtype": {part.stem: type_names(part, quantized)[0] for part in PARTS},
+        "dtype": {part.stem: written[part.component].type_name for part in PARTS},
         "use_external_data_format": {one.graph: len(one.chunks) for one in written.values()},
     }

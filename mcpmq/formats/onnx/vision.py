@@ -1,5 +1,7 @@
 """The vision graph: packed patches of slices -> embeddings, by a SigLIP tower and a resampler behind it."""
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx_ir as ir
 import torch
@@ -13,6 +15,8 @@ from mcpmq.progress import Progress
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 RESAMPLER_NORM_EPSILON = 1e-6
 WAVELENGTH = 10000.0
+Attention = Callable[[Graph, ir.Value, ir.Value, ir.Value, int, int], ir.Value]
+"""From a graph, queries, keys, values, the number of heads and the width of all together to what is attended."""
 
 
 def emit(graph: Graph, weights: Weights, architecture: Architecture, progress: Progress) -> None:
@@ -22,15 +26,59 @@ def emit(graph: Graph, weights: Weights, architecture: Architecture, progress: P
     shape, width = architecture.vision, architecture.language.hidden
     pixels = graph.input("pixel_values", FLOAT, ["slices", 3, shape.patch, "patches_times_patch"])
     sizes = graph.input("tgt_sizes", INT64, ["slices", 2])
+    features = _features(graph, weights, architecture, pixels, sizes, _fused_attention, progress)
+    graph.output(features, "image_features", FLOAT, ["image_tokens", width])
+
+
+def emit_static(
+    graph: Graph, weights: Weights, architecture: Architecture, size: tuple[int, int], progress: Progress
+) -> None:
+    """The same for one slice of one size in patches, rows and columns, known beforehand: standard operators only."""
+    shape, width = architecture.vision, architecture.language.hidden
+    pixels = graph.input("pixel_values", FLOAT, [1, 3, shape.patch, shape.patch * size[0] * size[1]])
+    sizes = graph.constant([size])
+    features = _features(graph, weights, architecture, pixels, sizes, _standard_attention, progress)
+    graph.output(features, "image_features", FLOAT, [shape.queries, width])
+
+
+def _features(
+    graph: Graph,
+    weights: Weights,
+    architecture: Architecture,
+    pixels: ir.Value,
+    sizes: ir.Value,
+    attention: Attention,
+    progress: Progress,
+) -> ir.Value:
+    shape, width = architecture.vision, architecture.language.hidden
     value = _patches(graph, weights, shape, pixels)
     row, column = _coordinates(graph, value, sizes)
     value = graph.node("Add", value, _position_embedding(graph, weights, shape, sizes, row, column))
     for layer in progress(range(shape.layers), "writing the vision encoder"):
-        value = _layer(graph, weights, shape, f"vision.layers.{layer}", value)
+        value = _layer(graph, weights, shape, f"vision.layers.{layer}", value, attention)
     value = _norm(graph, weights, "vision.post_norm", value, shape.norm_epsilon)
     position = graph.node("Concat", *(_axis_code(graph, axis, width // 2) for axis in (column, row)), axis=-1)
-    features = _resampled(graph, weights, shape.queries, width, value, position)
-    graph.output(features, "image_features", FLOAT, ["image_tokens", width])
+    return _resampled(graph, weights, shape.queries, width, value, position, attention)
+
+
+def _fused_attention(graph: Graph, query: ir.Value, key: ir.Value, content: ir.Value, heads: int, _: int) -> ir.Value:
+    """Values [slices, tokens, width] each -> the same: one operator of ONNX Runtime's own."""
+    return graph.contributed("MultiHeadAttention", query, key, content, num_heads=heads)
+
+
+def _standard_attention(
+    graph: Graph, query: ir.Value, key: ir.Value, content: ir.Value, heads: int, width: int
+) -> ir.Value:
+    """The same written out in operators that every accelerator has."""
+    apart, together = graph.constant([0, 0, heads, width // heads]), graph.constant([0, 0, width])
+    query, key, content = (
+        graph.node("Transpose", graph.node("Reshape", value, apart), perm=perm)
+        for value, perm in ((query, [0, 2, 1, 3]), (key, [0, 2, 3, 1]), (content, [0, 2, 1, 3]))
+    )
+    query = graph.node("Mul", query, graph.constant((width // heads) ** -0.5, np.float32))
+    chances = graph.node("Softmax", graph.node("MatMul", query, key), axis=-1)
+    mixed = graph.node("Transpose", graph.node("MatMul", chances, content), perm=[0, 2, 1, 3])
+    return graph.node("Reshape", mixed, together)
 
 
 def _patches(graph: Graph, weights: Weights, shape: VisionShape, pixels: ir.Value) -> ir.Value:
@@ -66,10 +114,12 @@ def _cell(graph: Graph, index: ir.Value, length: ir.Value, grid: int) -> ir.Valu
     return graph.node("Div", graph.node("Mul", index, graph.constant(grid)), length)
 
 
-def _layer(graph: Graph, weights: Weights, shape: VisionShape, name: str, value: ir.Value) -> ir.Value:
+def _layer(
+    graph: Graph, weights: Weights, shape: VisionShape, name: str, value: ir.Value, attention: Attention
+) -> ir.Value:
     normed = _norm(graph, weights, f"{name}.norm1", value, shape.norm_epsilon)
     query, key, content = (weights.linear(normed, f"{name}.attention.{part}") for part in "qkv")
-    attended = graph.contributed("MultiHeadAttention", query, key, content, num_heads=shape.heads)
+    attended = attention(graph, query, key, content, shape.heads, shape.hidden)
     value = graph.node("Add", value, weights.linear(attended, f"{name}.attention.o"))
     normed = _norm(graph, weights, f"{name}.norm2", value, shape.norm_epsilon)
     activated = graph.node("Gelu", weights.linear(normed, f"{name}.mlp.up"), approximate="tanh")
@@ -96,7 +146,13 @@ def axis_frequencies(width: int) -> torch.Tensor:
 
 
 def _resampled(
-    graph: Graph, weights: Weights, queries: int, width: int, patches: ir.Value, position: ir.Value
+    graph: Graph,
+    weights: Weights,
+    queries: int,
+    width: int,
+    patches: ir.Value,
+    position: ir.Value,
+    attention: Attention,
 ) -> ir.Value:
     """Learned queries look at the patches [slices, patches, hidden]: [slices * queries, width]."""
     query = _norm(graph, weights, "projector.norm_q", weights.array("projector.query"), RESAMPLER_NORM_EPSILON)
@@ -106,8 +162,7 @@ def _resampled(
     query, key, content = _split_projection(weights, width, (query, key, content))
     slices = graph.node("Shape", patches, start=0, end=1)
     query = graph.node("Expand", query, graph.node("Concat", slices, graph.constant([queries, width]), axis=0))
-    heads = width // HEAD_WIDTH_OF_RESAMPLER
-    attended = graph.contributed("MultiHeadAttention", query, key, content, num_heads=heads)
+    attended = attention(graph, query, key, content, width // HEAD_WIDTH_OF_RESAMPLER, width)
     attended = weights.linear(attended, "projector.attention.o")
     normed = _norm(graph, weights, "projector.norm_post", attended, RESAMPLER_NORM_EPSILON)
     return graph.node("Reshape", weights.linear(normed, "projector.out"), graph.constant([-1, width]))
@@ -116,9 +171,10 @@ def _resampled(
 def _split_projection(weights: Weights, width: int, inputs: tuple[ir.Value, ...]) -> tuple[ir.Value, ...]:
     """One stored matrix [3 * width, width] projects queries, keys and values, each with its third of the rows."""
     name = "projector.attention.qkv"
-    weight, bias = weights.quantized.load(name), weights.load_float(f"{name}.bias")
+    weight, bias = weights.load(name), weights.load_float(f"{name}.bias")
     spans = [slice(part * width, (part + 1) * width) for part in range(3)]
+    grids = weights.quantized.input_grids(name) or (None,) * 3
     return tuple(
-        weights.product(value, f"{name}.{part}", rows_of(weight, span), bias[span])
-        for value, part, span in zip(inputs, "qkv", spans, strict=True)
+        weights.product(value, f"{name}.{part}", rows_of(weight, span), bias[span], grid)
+        for value, part, span, grid in zip(inputs, "qkv", spans, grids, strict=True)
     )
