@@ -11,6 +11,7 @@ from mcpmq.evaluate import ORIGINAL, Estimate, changes
 from mcpmq.gate.gate import ARTIFACT, Bound, Bounds, Gate
 from mcpmq.report import Entry, Report
 
+SIZES = ("nbytes", "bits_per_weight", "peak_resident_bytes", "tokens_per_second")
 Found: TypeAlias = Mapping[str, Estimate | float]  # by metric
 
 
@@ -89,12 +90,9 @@ def _from_original(report: Report, entry: Entry) -> dict[str, Found]:
 
 def _sizes(entry: Entry) -> dict[str, float]:
     measured = entry.measurement
-    return {
-        "nbytes": measured.nbytes,
-        "bits_per_weight": entry.weights.bits_per_weight,
-        "peak_resident_bytes": measured.machine_dependent.peak_resident_bytes,
-        "tokens_per_second": measured.machine_dependent.tokens_per_second,
-    }
+    machine = measured.machine_dependent
+    values = (measured.nbytes, entry.weights.bits_per_weight, machine.peak_resident_bytes, machine.tokens_per_second)
+    return dict(zip(SIZES, values, strict=True))
 
 
 def _from_baseline(entry: Entry, earlier: Entry) -> dict[str, Found]:

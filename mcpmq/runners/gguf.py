@@ -90,6 +90,11 @@ class GgufRunner:
             self._resized.append(sample.id)
             seen = f"llama.cpp resized slices of {len(self._resized)} samples before it looked at them"
             self.notes = (f"{seen}, first those of `{self._resized[0]}`",)
+        if not np.isfinite(embeddings).all():
+            raise EngineError(
+                f"sample `{sample.id}`: values that are not finite come out of `vision` or `projector`",
+                "weights or activations overflow in this engine",
+            )
         if embeddings.shape != (length, self._language.hidden):
             raise EngineError(f"sample `{sample.id}`: llama.cpp made {len(embeddings)} tokens of a slice, not {length}")
         return embeddings

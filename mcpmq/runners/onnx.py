@@ -41,7 +41,14 @@ class OnnxRunner:
 
     def _logits(self, sample: Inputs) -> Iterator[Logits]:
         answer = len(sample.tokens) - sample.answer_start
-        logits, _ = self.decode(self.embed(sample, len(sample.tokens) - 1), self.empty_cache(), answer)
+        embeddings = self.embed(sample, len(sample.tokens) - 1)
+        logits, cache = self.decode(embeddings, self.empty_cache(), answer)
+        if not np.isfinite(logits).all():
+            where = _first_not_finite(embeddings, cache)
+            raise EngineError(
+                f"sample `{sample.id}`: values that are not finite first come out of {where}",
+                "its weights or activations overflow in this engine",
+            )
         yield from logits
 
     def phases(self, sample: Inputs) -> Phases:
@@ -107,6 +114,16 @@ class OnnxRunner:
         """A cache of no tokens."""
         pasts = [one for one in self.decoder.get_inputs() if one.name.startswith("past_key_values.")]
         return {one.name: np.zeros((1, one.shape[1], 0, one.shape[3]), np.float32) for one in pasts}
+
+
+def _first_not_finite(embeddings: Floats, cache: Cache) -> str:
+    """What a layer gives shows in the keys and values of the next one."""
+    if not np.isfinite(embeddings).all():
+        return "`vision`, `projector` or `embedding`"
+    layers = sorted({int(name.split(".")[1]) for name, values in cache.items() if not np.isfinite(values).all()})
+    if not layers:
+        return f"`language.layers.{max(int(name.split('.')[1]) for name in cache)}` or `head`"
+    return f"`language.layers.{max(layers[0] - 1, 0)}` or the keys and values of `language.layers.{layers[0]}`"
 
 
 def open_runner(path: Path, threads: int) -> OnnxRunner:
