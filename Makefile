@@ -1,10 +1,11 @@
-# `make demo` shows what mcpmq does on a real model; `make test` is what a change must pass.
+# `make demo` shows what mcpmq does on a real model; `make test` is what a change must pass; `make readers` has artifacts
+# loaded by readers that do not install beside mcpmq.
 PYTHON ?= python3
 BIN := .venv/bin
 # Two busy processes with spinning threads slow one another down eightfold.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: setup demo gate test lint types layers unit docs readme clean least-runtime
+.PHONY: setup demo gate test lint types layers unit docs least-runtime readers readme clean
 
 setup: .venv/ready
 
@@ -49,6 +50,15 @@ least-runtime: setup
 
 docs: setup
 	$(BIN)/cog --check README.md benchmarks/README.md examples/README.md
+
+# Every Hugging Face format, loaded by its own reader; gptqmodel, which takes minutes to build, where it disturbs nobody.
+readers: setup build/readers/ready
+	$(BIN)/python -m benchmarks.readers --gptqmodel $(CURDIR)/build/readers/bin/python
+
+build/readers/ready: benchmarks/readers/gptqmodel.txt
+	$(PYTHON) -m venv build/readers
+	build/readers/bin/pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
 
 readme: setup
 	$(BIN)/cog -r README.md benchmarks/README.md examples/README.md

@@ -1,29 +1,36 @@
 """The parts of the READMEs that are made from the code and from measured results, so that they cannot drift."""
 
 import ast
-import inspect
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-from pydantic import BaseModel
-
-from mcpmq.evaluate import Change, Difference, Estimate
+from mcpmq.evaluate import Estimate
 from mcpmq.families import FAMILIES
 from mcpmq.families.family import TensorSpec
 from mcpmq.formats import FORMATS, format_named
-from mcpmq.gate.check import SIZES
 from mcpmq.plan import Step
-from mcpmq.recipe import GGML_BLOCKS, parse_scheme
+from mcpmq.recipe import CODEBOOKS, GGML_BLOCKS, parse_scheme
 from mcpmq.report import Report, table_of
 from mcpmq.table import megabytes
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-SCHEMES = ["int4-g32", "int4-g128", "int4-g32-asym", "int8-g32", "int8-row", *GGML_BLOCKS, "f16", "bf16", "f32"]
+SCHEMES = [
+    "int4-g32",
+    "int4-g128",
+    "int4-g32-asym",
+    "int8-g32",
+    "int8-row",
+    *GGML_BLOCKS,
+    *CODEBOOKS,
+    "f16",
+    "bf16",
+    "f32",
+]
 WIDEST = 95
 PEERS = {
     ("mcpmq", "nearest"): "mcpmq, to nearest",
@@ -99,7 +106,7 @@ def conversion_table(name: str) -> str:
     for one in facts["commands"]:
         peak, written = megabytes(one["peak_resident_bytes"]), megabytes(one["written_bytes"])
         rows.append(f"| `{one['command']}` | {one['seconds']:.1f} | {peak} | {written} |")
-    return "\n".join([*rows, "", _provenance(facts)])
+    return "\n".join([*rows, "", provenance_of(facts)])
 
 
 def stages_table() -> str:
@@ -114,10 +121,11 @@ def stages_table() -> str:
         weights = f"{one['rows'] * one['columns'] / one['seconds'] / 1e6:,.1f}"
         shape = f"{one['rows']} x {one['columns']}"
         rows.append(f"| {one['stage']} | {shape} | {one['seconds']:.2f} | {speed} | {weights} |")
-    return "\n".join([*rows, "", f"{facts['tokens']:,} tokens, {facts['threads']} threads. {_provenance(facts)}"])
+    return "\n".join([*rows, "", f"{facts['tokens']:,} tokens, {facts['threads']} threads. {provenance_of(facts)}"])
 
 
-def _provenance(facts: dict[str, Any]) -> str:
+def provenance_of(facts: dict[str, Any]) -> str:
+    """Command, commit, machine and versions of a result."""
     return _origin(facts, ", ".join(f"{package} {number}" for package, number in facts["versions"].items()))
 
 
@@ -167,72 +175,23 @@ def _thousandths(estimate: Estimate, sign: str) -> str:
     return f"{estimate.value * 1000:{sign}.2f} ± {estimate.standard_error * 1000:.2f}"
 
 
-def gate_file() -> str:
-    """The gate that the project's own continuous integration holds the reference checkpoint to."""
-    return f"```toml\n{(ROOT / 'benchmarks' / 'gate' / 'gate.toml').read_text()}```"
-
-
-def gate_metrics() -> str:
-    """What a gate may bound, asked of the records that hold it."""
-    rows = ["| in | metric | |", "|---|---|---|"]
-    for place, record in (("original.KIND", Difference), ("baseline.KIND", Change)):
-        rows += [f"| `[{place}]` | `{name}` | {told} |" for name, _, told in _fields(record)]
-    for place, names in (("original.artifact", (*SIZES, "nbytes_ratio")), ("baseline.artifact", _ratios())):
-        rows += [f"| `[{place}]` | `{name}` | |" for name in names]
-    return "\n".join(rows)
-
-
-def _ratios() -> list[str]:
-    return [f"{name}_ratio" for name in SIZES]
-
-
-def report_schema() -> str:
-    """Every record of report.json, its fields, and what is said of them."""
-    parts = []
-    for record in _records(Report):
-        told = (inspect.getdoc(record) or "").split("\n\n")[0].replace("\n", " ")
-        rows = [f"| `{name}` | {kind} | {said} |" for name, kind, said in _fields(record)]
-        parts.append("\n".join([f"**{record.__name__}**: {told}", "", "| field | | |", "|---|---|---|", *rows]))
-    return "\n\n".join(parts)
-
-
-def _records(record: type[BaseModel]) -> list[type[BaseModel]]:
-    """A record and those inside it, each once, in the order of their fields."""
-    found: dict[type[BaseModel], None] = {}
-
-    def visit(kind: Any) -> None:
-        if isinstance(kind, type) and issubclass(kind, BaseModel) and kind not in found:
-            found[kind] = None
-            for field in kind.model_fields.values():
-                visit(field.annotation)
-        for inner in get_args(kind):
-            visit(inner)
-
-    visit(record)
-    return list(found)
-
-
-def _fields(record: type[BaseModel]) -> list[tuple[str, str, str]]:
-    """Names, types as they are written, and the comments beside them."""
-    lines = inspect.getsource(record).splitlines()
-    found = (re.fullmatch(r"    (\w+): ([^=#]+?)(?: = [^#]+?)?(?:  # (.*))?", line) for line in lines)
-    return [(one[1], f"`{one[2]}`".replace("|", "\\|"), (one[3] or "").replace("|", "\\|")) for one in found if one]
-
-
-def detection_table() -> str:
-    """How often the gate raises an alarm, by the injected rise of perplexity and the number of samples."""
-    facts = json.loads((RESULTS / "detection.json").read_text())
-    counts = sorted({one["samples"] for one in facts["rates"]})
-    heads = [f"{count} samples" for count in counts]
-    rows = [f"| rise of perplexity | builds | {' | '.join(heads)} | by perplexity, all |", "|---|--:|" + "--:|" * 5]
-    for effect in dict.fromkeys(one["effect"] for one in facts["rates"]):
-        rates = [one for one in facts["rates"] if one["effect"] == effect]
-        cells = [f"{one['gate_alarms'] * 100:.0f} %" for one in sorted(rates, key=lambda one: one["samples"])]
-        name = f"+{effect:.1%}" if effect else f"none: other calibration samples ({rates[0]['rise'] * 100:+.2f} %)"
-        rows.append(
-            f"| {name} | {rates[0]['builds']} | {' | '.join(cells)} | {rates[-1]['perplexity_alarms'] * 100:.0f} % |"
-        )
-    return "\n".join([*rows, "", _provenance(facts)])
+def readers_table() -> str:
+    """What the reader of each Hugging Face format makes of an artifact, beside mcpmq's own dequantized weights."""
+    facts = json.loads((RESULTS / "readers.json").read_text())
+    rows = [
+        "| format | scheme | loaded by | computed in | largest difference of a logit | written | peak of writing |",
+        "|---|---|---|---|--:|--:|--:|",
+    ]
+    for one in facts["readings"]:
+        reader = ", ".join(f"{package} {number}" for package, number in one["reader"].items())
+        share = one["largest_logit_difference"] / one["logits_standard_deviation"]
+        sizes = [megabytes(one[key]) for key in ("written_bytes", "peak_bytes_while_writing")]
+        difference = f"{one['largest_logit_difference']:.2g} ({share:.2%} of a standard deviation)"
+        cells = [one["format"], f"`{one['scheme']}`", reader, one["computed_in"], difference, *sizes]
+        rows.append(f"| {' | '.join(cells)} |")
+    machine = facts["machine"]
+    where = f"{machine['processor']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB"
+    return "\n".join([*rows, "", f"`{facts['command']}` on {facts['date']}; {where}."])
 
 
 def commands() -> str:

@@ -16,9 +16,9 @@ from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import ArtifactError, OutputError
 
-MANIFEST = "mcpmq.json"
+MANIFEST, CARD = "mcpmq.json", "README.md"
 FULL = (errno.ENOSPC, errno.EDQUOT, None)  # None: numpy tells of a short write without a number
-Kind = Literal["quantized", "gguf", "onnx", "imatrix"]
+Kind = Literal["quantized", "gguf", "onnx", "gptq", "awq", "bnb", "compressed-tensors", "imatrix"]
 LEFT_OUT = Field(exclude_if=lambda value: value is None)  # of files about what was not calibrated
 
 
@@ -141,6 +141,15 @@ class Artifact:
             if sha256_of(file) != record.sha256:
                 raise ArtifactError(f"`{file}` is not the file that was written", "make the artifact again")
 
+    @property
+    def sha256(self) -> str:
+        """Hash of what was made and from what: of the manifest with the hashes of all files but the model card, which
+        gets its figures when they are measured."""
+        lasting = tuple(record for record in self.manifest.files if record.path != CARD)
+        return hashlib.sha256(
+            self.manifest.model_copy(update={"files": lasting}).model_dump_json().encode()
+        ).hexdigest()
+
     def nbytes_by_component(self) -> dict[str, int]:
         """Bytes on disk of every component, in the order of the manifest."""
         sizes: dict[str, int] = {}
@@ -151,6 +160,27 @@ class Artifact:
     def files_of(self, component: str) -> list[Path]:
         """Paths of the files of one component."""
         return [self.path / record.path for record in self.manifest.files if record.component == component]
+
+
+def replace_text(artifact: Artifact, name: str, text: str) -> None:
+    """Write one text file of an artifact anew, and its size and hash into the manifest."""
+    _replace(artifact.path / name, text)
+    files = [
+        record.model_copy(update=_measured(artifact.path / name)) if record.path == name else record
+        for record in artifact.manifest.files
+    ]
+    manifest = artifact.manifest.model_copy(update={"files": tuple(files)})
+    _replace(artifact.path / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
+
+
+def _replace(file: Path, text: str) -> None:
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(file)
+
+
+def _measured(file: Path) -> dict[str, int | str]:
+    return {"nbytes": file.stat().st_size, "sha256": sha256_of(file)}
 
 
 def sha256_of(file: Path) -> str:
@@ -225,9 +255,7 @@ def _synchronise(folder: Path) -> None:
 def write_manifest(folder: Path, manifest: Manifest, files: Mapping[str, list[str]]) -> None:
     """Hash the files (component -> paths relative to `folder`) and write the manifest beside them."""
     records = tuple(
-        FileRecord(
-            path=name, component=component, nbytes=(folder / name).stat().st_size, sha256=sha256_of(folder / name)
-        )
+        FileRecord.model_validate({"path": name, "component": component, **_measured(folder / name)})
         for component, names in files.items()
         for name in names
     )

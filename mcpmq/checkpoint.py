@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 INDEX = "model.safetensors.index.json"
-# What is fetched from a hub: weights and texts, never code and never pickle.
+# What is fetched from a hub: weights and texts, never pickle. Code is a text that goes along with artifacts, unread.
 HUB_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
+CODE_PATTERN = "*.py"
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,11 @@ class Checkpoint:
     def nbytes(self) -> int:
         return sum(entry.nbytes for entry in self.entries.values())
 
+    @property
+    def code(self) -> list[Path]:
+        """Files of code that others run when config.json asks for it; none where it does not. mcpmq never does."""
+        return sorted(self.path.glob(CODE_PATTERN)) if "auto_map" in self.config else []
+
     @cached_property
     def sha256(self) -> str:
         """Hash of the configuration and of every weight file, in the order of their names."""
@@ -105,7 +111,7 @@ def _download(hub_id: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=HUB_PATTERNS))
+        return Path(snapshot_download(hub_id, allow_patterns=[*HUB_PATTERNS, CODE_PATTERN]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(

@@ -14,6 +14,7 @@ if TYPE_CHECKING:  # help must be there at once
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 GATE_FAILED = 3
+FORMAT_NAMES = "gguf, onnx, gptq, awq, bnb or compressed-tensors"
 STEPS, LOOK = "Step by step", "Look and judge"
 
 Source = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Folder of a Hugging Face checkpoint, or a hub id")]
@@ -25,9 +26,11 @@ Bits = Annotated[
     int | None, typer.Option("--bits", metavar="4|8", help="Short for the recipe phone-int4 or phone-int8")
 ]
 Formats = Annotated[
-    list[str], typer.Option("--format", "-f", metavar="gguf|onnx", help="What to write; may be repeated")
+    list[str], typer.Option("--format", "-f", metavar="FORMAT", help=f"What to write: {FORMAT_NAMES}; may be repeated")
 ]
-Format = Annotated[str | None, typer.Option("--format", "-f", metavar="gguf|onnx", help="Check that this can hold it")]
+Format = Annotated[
+    str | None, typer.Option("--format", "-f", metavar="FORMAT", help=f"Check that it can be held by {FORMAT_NAMES}")
+]
 Calibration = Annotated[Path, typer.Option("--calibration", metavar="DIR", help="Images and questions to calibrate on")]
 OptionalCalibration = Annotated[
     Path | None, typer.Option("--calibration", metavar="DIR", help="Images and questions to calibrate on")
@@ -133,7 +136,7 @@ def quantize(
 def export(
     quantized: Annotated[Path, typer.Argument(metavar="QUANTIZED", help="Folder that `mcpmq quantize` wrote")],
     out: Out,
-    format: Annotated[str, typer.Option("--format", "-f", metavar="gguf|onnx", help="What to write")],
+    format: Annotated[str, typer.Option("--format", "-f", metavar="FORMAT", help=f"What to write: {FORMAT_NAMES}")],
     npu: Annotated[
         Path | None,
         typer.Option("--npu", metavar="DIR", help="ONNX vision for NPUs: activations of 16 bits over these images"),
@@ -213,12 +216,14 @@ def evaluate(
     from mcpmq.calibration import CalibrationSet
     from mcpmq.checkpoint import Checkpoint
     from mcpmq.evaluate import Settings
+    from mcpmq.publish import add_figures
     from mcpmq.report import compare, write_report
 
     settings = Settings.of(threads, cache, show.progress(), shuffle_images, engine_cuts)
     opened, full = ([Artifact.open(path) for path in paths] for paths in (artifacts, unquantized or ()))
     report = compare(Checkpoint.open(against), opened, CalibrationSet.open(on), settings, unquantized=full)
     write_report(report, out or artifacts[0].absolute().parent)
+    add_figures(report, opened)
     show.report(report, as_json=json)
 
 

@@ -9,6 +9,7 @@ from mcpmq.evaluate import Settings
 from mcpmq.export import export
 from mcpmq.formats import FormatName, check
 from mcpmq.plan import make_plan
+from mcpmq.publish import add_figures
 from mcpmq.quantize import quantize
 from mcpmq.recipe import Recipe
 from mcpmq.report import Report, compare, write_report
@@ -41,6 +42,7 @@ def convert(
 
     report = compare(checkpoint, artifacts, measuring, settings, held_out_from_calibration=held_out is None)
     write_report(report, out)
+    add_figures(report, artifacts)
     return report
 
 

@@ -11,7 +11,16 @@ from math import prod
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import RecipeError
 from mcpmq.families.family import Fold, TensorSpec
-from mcpmq.recipe import Activation, FloatScheme, GgmlScheme, IntegerScheme, Recipe, Scheme
+from mcpmq.recipe import (
+    CODEBOOK_COLUMNS,
+    Activation,
+    CodebookScheme,
+    FloatScheme,
+    GgmlScheme,
+    IntegerScheme,
+    Recipe,
+    Scheme,
+)
 from mcpmq.safetensors_file import DTYPES
 
 BESIDE_INTEGER_INPUTS = IntegerScheme(8, None)
@@ -141,6 +150,11 @@ def _refuse_misfit(step: Step) -> None:
             " or leave it out of [activations]",
         )
     columns = step.matrix_shape[1]
+    if isinstance(step.scheme, CodebookScheme) and columns % CODEBOOK_COLUMNS:
+        raise RecipeError(
+            f"`{step.name}` has {columns} columns, not a multiple of the {CODEBOOK_COLUMNS} of `{step.scheme}`",
+            f'write `"{step.name}" = "keep"` after {step.reason} in the recipe',
+        )
     if not isinstance(step.scheme, GgmlScheme) or columns % step.scheme.block_columns == 0:
         return
     if step.spec.may_grow == "columns":

@@ -1,7 +1,7 @@
 """Checkpoint to codes, block by block from disk, block by block to disk; a killed run resumes."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mcpmq.artifact import (
@@ -85,6 +85,8 @@ def _claim(folder: Path, manifest: Manifest) -> None:
 
 def _finish(plan: Plan, folder: Path, manifest: Manifest, files: Mapping[str, Path]) -> None:
     listed: dict[str, list[str]] = {"model": copy_texts(plan.checkpoint, folder)}
+    if plan.checkpoint.code:
+        listed["code"] = copy_files(plan.checkpoint.code, folder)
     for name, file in files.items():
         listed.setdefault(name.partition(".")[0], []).append(str(file.relative_to(folder)))
     findings = {name: findings_in(file) for name, file in files.items()}
@@ -97,10 +99,14 @@ def _finish(plan: Plan, folder: Path, manifest: Manifest, files: Mapping[str, Pa
 def copy_texts(checkpoint: Checkpoint, folder: Path) -> list[str]:
     """Copy configuration, tokenizer and processor files, unchanged; their names."""
     texts = sorted({file for pattern in HUB_PATTERNS[1:] for file in checkpoint.path.glob(pattern)})
-    names = [file.name for file in texts if not file.name.endswith(".index.json")]
-    for name in names:
-        shutil.copyfile(checkpoint.path / name, folder / name)
-    return names
+    return copy_files([file for file in texts if not file.name.endswith(".index.json")], folder)
+
+
+def copy_files(files: Sequence[Path], folder: Path) -> list[str]:
+    """Copy files into a folder; their names."""
+    for file in files:
+        shutil.copyfile(file, folder / file.name)
+    return [file.name for file in files]
 
 
 def _manifest(plan: Plan, calibration: CalibrationSet | None) -> Manifest:

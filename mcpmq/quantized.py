@@ -15,10 +15,11 @@ from mcpmq.artifact import Artifact, WeightRecord
 from mcpmq.errors import ArtifactError
 from mcpmq.families import family_named
 from mcpmq.families.family import Architecture, TensorSpec
+from mcpmq.grids.codebook import scale_of
 from mcpmq.json_file import read_json
 from mcpmq.plan import Step
-from mcpmq.qtensor import QTensor
-from mcpmq.recipe import Activation, GgmlScheme, IntegerScheme, Scheme, parse_scheme
+from mcpmq.qtensor import PackedScale, QTensor
+from mcpmq.recipe import Activation, CodebookScheme, FloatScheme, GgmlScheme, IntegerScheme, Scheme, parse_scheme
 from mcpmq.safetensors_file import Entry, read_bytes, read_header, read_metadata, write_file
 
 BLOCKS = "blocks"
@@ -100,14 +101,23 @@ class Quantized:
 
 def read_weight(entries: Mapping[str, Entry], spec: TensorSpec, scheme: Scheme | None) -> QTensor | Tensor:
     """A weight out of the entries of block files, as `write_block` put it there."""
-    if not isinstance(scheme, IntegerScheme | GgmlScheme):
+    if scheme is None or isinstance(scheme, FloatScheme):
         return _part(entries[spec.name])
     codes, columns = _part(entries[f"{spec.name}|codes"]), spec.shape[0 if spec.transposed else 1]
     if isinstance(scheme, GgmlScheme):
         return QTensor(scheme, columns, codes)
+    if isinstance(scheme, CodebookScheme):
+        return _read_codebook(entries, spec.name, scheme, columns)
     zero = _part(entries[f"{spec.name}|zero"]) if not scheme.symmetric else None
     scale = _part(entries[f"{spec.name}|scale"])
     return QTensor(scheme, columns, unpack_codes(codes, scheme.bits, columns), scale, zero)
+
+
+def _read_codebook(entries: Mapping[str, Entry], name: str, scheme: CodebookScheme, columns: int) -> QTensor:
+    codes = unpack_codes(_part(entries[f"{name}|codes"]), 4, columns)
+    blocks = _part(entries[f"{name}|scale_blocks"])
+    packed = PackedScale(_part(entries[f"{name}|scale"]), blocks[1:], float(blocks[0]))
+    return QTensor(scheme, columns, codes, scale_of(packed), packed_scale=packed)
 
 
 def _part(entry: Entry) -> Tensor:
@@ -118,6 +128,8 @@ def parts_of(name: str, weight: QTensor | Tensor) -> dict[str, Tensor]:
     """A weight as the tensors of a block's file."""
     if isinstance(weight, Tensor):
         return {name: weight.contiguous()}
+    if isinstance(weight.scheme, CodebookScheme):
+        return _parts_of_codebook(name, weight)
     bits = weight.scheme.bits if isinstance(weight.scheme, IntegerScheme) else 8
     parts = {
         f"{name}|codes": pack_codes(weight.codes, bits),
@@ -125,6 +137,16 @@ def parts_of(name: str, weight: QTensor | Tensor) -> dict[str, Tensor]:
         f"{name}|zero": weight.zero,
     }
     return {key: part for key, part in parts.items() if part is not None}
+
+
+def _parts_of_codebook(name: str, weight: QTensor) -> dict[str, Tensor]:
+    packed = weight.packed_scale
+    assert packed is not None
+    return {
+        f"{name}|codes": pack_codes(weight.codes, 4),
+        f"{name}|scale": packed.codes,
+        f"{name}|scale_blocks": torch.cat([torch.tensor([packed.offset]), packed.largest]),
+    }
 
 
 def write_block(file: Path, weights: Mapping[str, QTensor | Tensor], findings: Findings | None = None) -> None:

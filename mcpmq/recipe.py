@@ -24,6 +24,7 @@ GGML_BLOCKS = {
     "q5_k": (256, 176),
     "q6_k": (256, 210),
 }
+CODEBOOKS, CODEBOOK_COLUMNS = ("nf4", "fp4"), 64  # bitsandbytes' grids, and the columns that share a scale
 FLOAT_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 Activation = Literal["u8"]
 
@@ -68,6 +69,21 @@ class GgmlScheme:
 
 
 @dataclass(frozen=True, slots=True)
+class CodebookScheme:
+    """One of bitsandbytes' sets of sixteen values, with double quantization: written `nf4`, `fp4`."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+    def row_nbytes(self, columns: int) -> int:
+        return (
+            columns // 2 + columns // CODEBOOK_COLUMNS
+        )  # 4 bits a weight, 8 a scale; what scales share is next to none
+
+
+@dataclass(frozen=True, slots=True)
 class FloatScheme:
     """Another floating-point type, converted and otherwise untouched: written `f16`."""
 
@@ -80,7 +96,7 @@ class FloatScheme:
         return columns * FLOAT_BYTES[self.dtype]
 
 
-Scheme = IntegerScheme | GgmlScheme | FloatScheme
+Scheme = IntegerScheme | GgmlScheme | CodebookScheme | FloatScheme
 
 
 def parse_scheme(text: str) -> Scheme | None:
@@ -93,6 +109,8 @@ def parse_scheme(text: str) -> Scheme | None:
         return None
     if text in GGML_BLOCKS:
         return GgmlScheme(text)
+    if text in CODEBOOKS:
+        return CodebookScheme(text)
     if text in FLOAT_BYTES:
         return FloatScheme(text)
     return _parse_integer(text)
@@ -101,7 +119,7 @@ def parse_scheme(text: str) -> Scheme | None:
 def _parse_integer(text: str) -> IntegerScheme:
     found = re.fullmatch(r"int([48])-(?:g(\d+)|row)(-asym)?", text)
     if not found or (found[2] and int(found[2]) not in GROUP_SIZES):
-        names = ", ".join([*GGML_BLOCKS, *FLOAT_BYTES])
+        names = ", ".join([*GGML_BLOCKS, *CODEBOOKS, *FLOAT_BYTES])
         raise RecipeError(
             f"`{text}` is not a scheme",
             f"write `int4` or `int8` with `-row` or `-g` and one of {', '.join(map(str, GROUP_SIZES))},"
@@ -159,6 +177,14 @@ class Recipe(BaseModel):
     def _weigh_only_what_is_seen(self) -> Self:
         if self.modalities and not self.looks:
             raise ValueError('`[modalities]` weighs what calibration sees, and `round = "rtn"` alone sees nothing')
+        return self
+
+    @model_validator(mode="after")
+    def _round_codebooks_to_nearest(self) -> Self:
+        if self.looks:
+            for glob, scheme in self.weights.items():
+                if isinstance(scheme, CodebookScheme):
+                    raise ValueError(f'`{scheme}`, which `{glob}` gets, is rounded to nearest only: `round = "rtn"`')
         return self
 
     @property

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from mcpmq.errors import CheckpointError
+from mcpmq.grids import codebook
 from mcpmq.observe import LayerStats
 from mcpmq.plan import Plan, Step
 from mcpmq.qtensor import QTensor
-from mcpmq.recipe import FloatScheme
+from mcpmq.recipe import CodebookScheme, FloatScheme
 from mcpmq.rounding import ROUNDERS, RounderName
 from mcpmq.smoothing import Scaling
 
@@ -35,6 +36,10 @@ def rounded(
     if step.scheme is None or isinstance(step.scheme, FloatScheme):
         weight = scaling.applied(_finite(plan.checkpoint.load(step.spec), step))
         return weight if step.scheme is None else _converted(weight, step, step.scheme)
+    if isinstance(step.scheme, CodebookScheme):
+        return codebook.quantize(
+            _scaled(_shares(plan, step, 0, "rtn"), step, scaling), step.matrix_shape[0], step.scheme
+        )
     rounder = ROUNDERS[method if stats else "rtn"]
     shares = _scaled(_shares(plan, step, len(stats), method), step, scaling)
     parts = zip(shares, stats if len(stats) > 1 else repeat(stats[0] if stats else None), strict=False)

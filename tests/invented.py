@@ -79,7 +79,7 @@ def invented_report(artifacts: int = 4) -> Report:
                 name=kind,
                 kind=kind,
                 recipe=recipe,
-                manifest_sha256="ef" * 32,
+                sha256="ef" * 32,
                 calibrated_on=CalibrationFacts(name="starter", sha256="01" * 32),
                 weights=WeightFacts(bits_per_weight=4.5, nbytes_by_scheme={"int4-g32": 8_000_000, "f32": 9_000}),
                 kv_cache_computed=KvCacheFacts(tokens=4096, bytes_per_value=2, nbytes=25_165_824),

@@ -27,7 +27,7 @@ from tests.onnx_tools import artifact_of
 from tests.tiny import build_checkpoint, make_uneven
 
 # A random model knows nothing: whatever it is made of, losses must stay near the original's.
-NEAR = {"full": 1e-3, "phone-int8": 0.02, "phone-int4": 0.2, "quality-int4": 0.2}
+NEAR = {"full": 1e-3, "phone-int8": 0.02, "phone-int4": 0.2, "quality-int4": 0.2, "language-int8": 0.02}
 
 
 @pytest.mark.parametrize(
@@ -37,6 +37,7 @@ NEAR = {"full": 1e-3, "phone-int8": 0.02, "phone-int4": 0.2, "quality-int4": 0.2
         ("phone-int8", ["gguf", "onnx"]),
         ("phone-int4", ["gguf", "onnx"]),
         ("quality-int4", ["gguf"]),
+        ("language-int8", ["gptq", "bnb"]),
     ],
 )
 def test_a_checkpoint_becomes_measured_artifacts(

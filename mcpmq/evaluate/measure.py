@@ -21,7 +21,7 @@ from mcpmq.families.family import Inputs
 from mcpmq.machine import describe_machine
 from mcpmq.runners.judge import Judged
 from mcpmq.runners.log_probabilities import nbytes_of
-from mcpmq.runners.process import ENGINES, NOTHING, Engine, Run, run
+from mcpmq.runners.process import ENGINE_OF, ENGINES, NOTHING, Engine, Run, run
 from mcpmq.runners.runner import Phases
 
 DECIMALS = 8  # of losses and divergences, in nats
@@ -83,7 +83,7 @@ def measure(
     if kind == "imatrix":
         raise ArtifactError(f"`{artifact.path}` holds an importance matrix, no model", "name what `mcpmq export` wrote")
     artifact.verify()
-    engine: Engine = "torch" if kind == "quantized" else kind
+    engine = ENGINE_OF[kind]
     result = run(engine, artifact.path, inputs.files, settings.threads, settings.progress, against=against, keep=keep)
     return _measurement(engine_name(engine), result, artifact.nbytes_by_component(), inputs)
 

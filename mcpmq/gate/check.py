@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TypeAlias
 
-from mcpmq.artifact import MANIFEST, Artifact, sha256_of
+from mcpmq.artifact import Artifact
 from mcpmq.errors import ArtifactError
 from mcpmq.evaluate import ORIGINAL, Estimate, changes
 from mcpmq.gate.gate import ARTIFACT, Bound, Bounds, Gate
@@ -135,8 +135,8 @@ def refuse_changed(report: Report, artifacts: Sequence[Artifact]) -> None:
     Raises:
         ArtifactError: one is not in the report, was written anew since, or has files that changed.
     """
-    known = {entry.manifest_sha256 for entry in report.artifacts}
+    known = {entry.sha256 for entry in report.artifacts}
     for artifact in artifacts:
-        if sha256_of(artifact.path / MANIFEST) not in known:
+        if artifact.sha256 not in known:
             raise ArtifactError(f"the report is not about `{artifact.path}` as it is now", "measure it again")
         artifact.verify()

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 
-from mcpmq.artifact import MANIFEST, Artifact, sha256_of
+from mcpmq.artifact import Artifact
 from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.evaluate import ORIGINAL, UNQUANTIZED, Measurement, differences
@@ -38,7 +38,7 @@ def entry_of(seen: Seen, artifact: Artifact, measurement: Measurement) -> Entry:
         name=artifact.path.resolve().name,
         kind=artifact.manifest.kind,
         recipe=str(artifact.manifest.recipe["name"]),
-        manifest_sha256=sha256_of(artifact.path / MANIFEST),
+        sha256=artifact.sha256,
         calibrated_on=CalibrationFacts(name=used.name, sha256=used.sha256) if used else None,
         weights=_weights(artifact),
         kv_cache_computed=_kv_cache(artifact, seen.checkpoint.architecture.language),

@@ -100,7 +100,7 @@ class Entry(Record):
     name: str
     kind: str
     recipe: str
-    manifest_sha256: str  # of the artifact's mcpmq.json, which holds the hashes of all its other files
+    sha256: str  # of its manifest with the hashes of all files, but for a model card that the figures are written into
     calibrated_on: CalibrationFacts | None
     weights: WeightFacts
     kv_cache_computed: KvCacheFacts

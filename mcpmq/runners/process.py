@@ -15,6 +15,7 @@ from typing import IO, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from mcpmq.artifact import Kind
 from mcpmq.errors import EngineError
 from mcpmq.progress import Progress, silent
 from mcpmq.runners.child import DONE, RESULT, Task
@@ -22,11 +23,21 @@ from mcpmq.runners.judge import Judged
 from mcpmq.runners.runner import Phases
 from mcpmq.runners.sample_files import SampleFiles
 
-Engine = Literal["torch", "gguf", "onnx"]
+Engine = Literal["torch", "gguf", "onnx", "transformers"]
 ENGINES: dict[Engine, tuple[str, str]] = {  # as people call it, and the package whose version counts
     "torch": ("PyTorch", "torch"),
     "gguf": ("llama.cpp, xllamacpp", "xllamacpp"),
     "onnx": ("ONNX Runtime", "onnxruntime"),
+    "transformers": ("transformers", "transformers"),
+}
+ENGINE_OF: dict[Kind, Engine] = {
+    "quantized": "torch",
+    "gguf": "gguf",
+    "onnx": "onnx",
+    "gptq": "transformers",
+    "awq": "transformers",
+    "bnb": "transformers",
+    "compressed-tensors": "transformers",
 }
 LAST_LINES = 20
 NOTHING: Mapping[str, Path] = MappingProxyType({})

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mcpmq.artifact import MANIFEST, sha256_of
+from mcpmq.artifact import MANIFEST, Artifact
 from mcpmq.errors import ArtifactError
 from mcpmq.evaluate import ORIGINAL, changes
 from mcpmq.gate import Gate, Verdict, check, refuse_changed
@@ -133,7 +133,7 @@ def test_an_artifact_that_changed_since_is_refused(tiny_int4: Quantized, tmp_pat
     """Its manifest is not the one that was measured, or a file is not the one in the manifest."""
     shutil.copytree(tiny_int4.path, tmp_path / "copy")
     copy = Quantized.open(tmp_path / "copy").artifact
-    report = with_entry(invented_report(1), manifest_sha256=sha256_of(copy.path / MANIFEST))
+    report = with_entry(invented_report(1), sha256=copy.sha256)
     refuse_changed(report, [copy])
     with pytest.raises(ArtifactError, match="not about"):
         refuse_changed(invented_report(1), [copy])
@@ -143,9 +143,9 @@ def test_an_artifact_that_changed_since_is_refused(tiny_int4: Quantized, tmp_pat
     with pytest.raises(ArtifactError, match="is not the file that was written"):
         refuse_changed(report, [copy])
     facts = json.loads((copy.path / MANIFEST).read_text())
-    (copy.path / MANIFEST).write_text(json.dumps(facts))
+    (copy.path / MANIFEST).write_text(json.dumps({**facts, "notes": ["another"]}))
     with pytest.raises(ArtifactError, match="not about"):
-        refuse_changed(report, [copy])
+        refuse_changed(report, [Artifact.open(copy.path)])
 
 
 def test_a_verdict_that_holds_says_so() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mcpmq.artifact import MANIFEST, Artifact, CalibrationRecord, sha256_of
+from mcpmq.artifact import Artifact, CalibrationRecord
 from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import ArtifactError, CalibrationError
@@ -59,7 +59,7 @@ def test_the_engine_is_told_from_quantization(compared: Report, entry: Entry) ->
 
 def test_what_an_artifact_is_made_of_is_said(entry: Entry, made: Artifact) -> None:
     """Its hash, its bytes by scheme, its bits, its context's keys and values, and the times of its phases."""
-    assert entry.manifest_sha256 == sha256_of(made.path / MANIFEST)
+    assert entry.sha256 == made.sha256
     assert entry.calibrated_on is None
     assert 4.5 < entry.weights.bits_per_weight < 9
     assert sum(entry.weights.nbytes_by_scheme.values()) == sum(one.nbytes for one in made.manifest.weights)

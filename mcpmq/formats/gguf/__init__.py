@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from mcpmq.plan import Step
 from mcpmq.progress import Progress
-from mcpmq.recipe import IntegerScheme
+from mcpmq.recipe import CodebookScheme, IntegerScheme
 
 if TYPE_CHECKING:  # `refuses` is asked without torch
     from mcpmq.quantized import Quantized
@@ -20,6 +20,8 @@ ALTERNATIVES = "`int4-g32`, `int8-g32`, wider symmetric groups, `q4_k` and its l
 def refuses(step: Step) -> str | None:
     """Why llama.cpp cannot hold this weight on its scheme; None if it can."""
     scheme = step.scheme
+    if isinstance(scheme, CodebookScheme):
+        return f"ggml has no `{scheme}`; it can hold {ALTERNATIVES}"
     if not isinstance(scheme, IntegerScheme):
         return None
     if not scheme.symmetric:

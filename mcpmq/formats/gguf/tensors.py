@@ -106,6 +106,7 @@ def _rows(weight: QTensor | Tensor, slot: Slot) -> NDArray[np.uint8]:
     if isinstance(weight.scheme, GgmlScheme):
         return codes
     assert weight.scale is not None
+    assert isinstance(weight.scheme, IntegerScheme)
     scale = weight.scale[wanted].numpy()
     return pack_integers(codes, scale, weight.scheme)
 

@@ -10,7 +10,7 @@ from mcpmq.formats.onnx.blocks import table_refusal
 from mcpmq.formats.onnx.graph import ACCURACY_LEVEL
 from mcpmq.plan import Step
 from mcpmq.progress import Progress
-from mcpmq.recipe import GgmlScheme, IntegerScheme
+from mcpmq.recipe import CodebookScheme, GgmlScheme, IntegerScheme
 
 if TYPE_CHECKING:  # `refuses` works without torch
     from mcpmq.calibration import CalibrationSet
@@ -21,8 +21,8 @@ ALTERNATIVES = "`int8-g32`, `f16` or `keep`"
 
 def refuses(step: Step) -> str | None:
     """Why ONNX cannot hold this weight on its scheme, naming what it can; None if it can."""
-    if isinstance(step.scheme, GgmlScheme):
-        return f"ggml's blocks have no ONNX operator; give it `int4-g32`, {ALTERNATIVES} instead"
+    if isinstance(step.scheme, GgmlScheme | CodebookScheme):
+        return f"`{step.scheme}` has no ONNX operator; give it `int4-g32`, {ALTERNATIVES} instead"
     if not isinstance(step.scheme, IntegerScheme) or step.spec.role != "table":
         return None
     reason = table_refusal(step.scheme, step.matrix_shape[1])
