@@ -96,9 +96,7 @@ def forecast(model: Declared) -> LayoutForecast:
     """Every file of the folder."""
     from mcpmq.formats.hf.sizes import json_nbytes, sized
 
-    scheme, wide = grid_of(model.steps), wide_modules(model.steps)
-    assert isinstance(scheme, IntegerScheme)
-    told = settings(scheme, wide, model.artifact.manifest.versions["mcpmq"])
+    told = settings(model.steps, model.artifact.manifest.versions["mcpmq"])
     return sized(model, told, _parts, READERS, {OLD_LOADERS: json_nbytes(told)})
 
 
