@@ -1,6 +1,8 @@
 """A GGUF pair in llama.cpp: the same tokens and the same pixels as every other engine gets."""
 
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from mcpmq.families.family import Inputs
 from mcpmq.runners.llamacpp import Piece, llamacpp
 from mcpmq.runners.llamacpp.language import Context, LanguageModel
 from mcpmq.runners.llamacpp.sight import Sight
-from mcpmq.runners.runner import Judge, Logits, Result
+from mcpmq.runners.runner import Judge, Logits, Phases, Result, phases_of
 
 MOST_SLICES, TAGS_OF_A_SLICE = 10, 3  # the overview and nine; opening, closing, line feed
 
@@ -20,7 +22,7 @@ MOST_SLICES, TAGS_OF_A_SLICE = 10, 3  # the overview and nine; opening, closing,
 class GgufRunner:
     """Both files of a GGUF artifact, loaded."""
 
-    def __init__(self, language: LanguageModel, sight: Sight, threads: int, exact: bool) -> None:
+    def __init__(self, language: LanguageModel, sight: "Sight | Recalled", threads: int, exact: bool) -> None:
         self._language, self._sight, self._threads, self._exact = language, sight, threads, exact
         self._resized: list[str] = []  # ids of samples with a slice that the engine saw at another size
         self.notes: tuple[str, ...] = ()  # complete when all samples were run
@@ -40,10 +42,29 @@ class GgufRunner:
         finally:
             context.close()
 
+    def phases(self, sample: Inputs) -> Phases:
+        """Take the time of encoding the images, reading the prompt, and reading the answer token by token."""
+        context = Context(self._language, _room(sample), self._threads, self._exact)
+        prompt = replace(sample, tokens=sample.tokens[: sample.answer_start])
+        start = time.perf_counter()
+        pieces = list(self._pieces(prompt))
+        encoded = time.perf_counter()
+        _read(context, pieces, 0)
+        read = time.perf_counter()
+        answer = sample.tokens[sample.answer_start :].astype(np.int32)
+        _read(context, np.split(answer, len(answer)), sum(map(len, pieces)))
+        done = time.perf_counter()
+        context.close()
+        return phases_of(sample, encoded - start, read - encoded, done - read)
+
     def close(self) -> None:
         """Free the memory of both models."""
         self._sight.close()
         self._language.close()
+
+    def see(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """One slice uint8 [height, width, 3] -> [tokens, hidden]."""
+        return self._sight.encode(pixels)[0]
 
     def _logits(self, sample: Inputs, context: Context) -> Iterator[Logits]:
         pieces = list(self._pieces(sample))
@@ -58,6 +79,7 @@ class GgufRunner:
         tokens, done = sample.tokens.astype(np.int32), 0
         if sample.image is not None:
             yield tokens[: sample.image_bounds[0, 0] - 1]  # the engine brings its own tags
+            assert isinstance(self._sight, Sight)
             yield from self._sight.cut(sample.image)
             yield tokens[sample.image_bounds[-1, 1] + 1 :]
             return
@@ -73,9 +95,24 @@ class GgufRunner:
             self._resized.append(sample.id)
             seen = f"llama.cpp resized slices of {len(self._resized)} samples before it looked at them"
             self.notes = (f"{seen}, first those of `{self._resized[0]}`",)
+        if not np.isfinite(embeddings).all():
+            raise EngineError(
+                f"sample `{sample.id}`: values that are not finite come out of `vision` or `projector`",
+                "weights or activations overflow in this engine",
+            )
         if embeddings.shape != (length, self._language.hidden):
             raise EngineError(f"sample `{sample.id}`: llama.cpp made {len(embeddings)} tokens of a slice, not {length}")
         return embeddings
+
+
+def _read(context: Context, pieces: Sequence[Piece], start: int) -> None:
+    """Read pieces one after the other, with the logits after the last token of each."""
+    for piece in pieces:
+        wanted = np.zeros(len(piece), np.bool_)
+        wanted[-1:] = True
+        for _ in context.read(piece, start, wanted):
+            pass
+        start += len(piece)
 
 
 def _room(sample: Inputs) -> int:
@@ -97,10 +134,45 @@ def open_runner(path: Path, threads: int, *, exact: bool = False) -> GgufRunner:
         EngineError: llama.cpp does not load a file of it.
         MissingExtra: llama.cpp is not installed.
     """
+    language_file, sight_file = _files(path)
+    language = LanguageModel(llamacpp(), language_file)
+    return GgufRunner(language, Sight(llamacpp(), sight_file, language, threads, exact), threads, exact)
+
+
+def _files(path: Path) -> tuple[Path, Path]:
     artifact = Artifact.open(path)
     files = [artifact.files_of(component) for component in ("language", "vision+projector")]
-    if artifact.manifest.kind != "gguf" or [len(found) for found in files] != [1, 1]:
+    if artifact.manifest.kind != "gguf" or not files[0] or len(files[1]) != 1:
         raise ArtifactError(f"`{path}` is no GGUF artifact of two files", "export one with `--format gguf`")
-    [language_file], [sight_file] = files
-    language = LanguageModel(llamacpp(), language_file)
-    return GgufRunner(language, Sight(llamacpp(), sight_file, language.pointer, threads, exact), threads, exact)
+    language_files, [sight_file] = files
+    return language_files[0], sight_file  # of parts, the first: llama.cpp finds the others
+
+
+class Recalled:
+    """Slices that were seen before, in their order; it stands in for what sees."""
+
+    def __init__(self, seen: Sequence[NDArray[np.float32]]) -> None:
+        self._left = iter(seen)
+
+    def encode(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], tuple[int, int]]:
+        """The embeddings [tokens, hidden] of the next slice, and its (height, width)."""
+        return next(self._left), (pixels.shape[0], pixels.shape[1])
+
+    def close(self) -> None:
+        """Nothing was loaded."""
+
+
+def see_all(path: Path, threads: int, samples: Sequence[Inputs]) -> list[NDArray[np.float32]]:
+    """The embeddings [tokens, hidden] of every slice in order, without the language model's weights in memory."""
+    language_file, sight_file = _files(path)
+    language = LanguageModel(llamacpp(), language_file, vocabulary_alone=True)
+    sight = Sight(llamacpp(), sight_file, language, threads, exact=False)
+    seen = [sight.encode(part)[0] for sample in samples for part in sample.slices]
+    sight.close()
+    language.close()
+    return seen
+
+
+def open_reader(path: Path, threads: int, seen: Sequence[NDArray[np.float32]]) -> GgufRunner:
+    """The language model loaded alone; it recalls what was seen."""
+    return GgufRunner(LanguageModel(llamacpp(), _files(path)[0]), Recalled(seen), threads, exact=False)

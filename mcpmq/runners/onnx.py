@@ -1,5 +1,6 @@
 """ONNX Runtime: the three graphs of an `onnx` artifact, loaded as an application loads them; no torch."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,10 @@ from mcpmq.errors import ArtifactError, EngineError, MissingExtra
 from mcpmq.families.family import Inputs
 from mcpmq.families.minicpmv_inputs import Slicing, packed_pixels, stretched, target_sizes
 from mcpmq.json_file import read_json
-from mcpmq.runners.runner import Judge, Logits, Result
+from mcpmq.runners.runner import Judge, Logits, Phases, Result, phases_of
 
 ROUNDED = "ONNX Runtime rounds activations to 8 bits where they meet integer weights, as it does on phones"
+SIGHT, READING = "vision+projector", ("embedding", "language")  # components of the artifact
 STRETCHED = "the vision graph takes slices of one size: others were stretched to it"
 Floats = NDArray[np.float32]
 Cache = Mapping[str, Floats]  # the decoder's past_key_values, by the name of the input
@@ -32,6 +34,7 @@ class OnnxRunner:
     slicing: Slicing
     notes: tuple[str, ...] = ()
     only_size: tuple[int, int] | None = None  # of slices, rows and columns of patches, where the vision graph is static
+    recalled: Iterator[Floats] | None = None  # what was seen before, slice by slice
 
     def run(self, samples: Sequence[Inputs], judge: Judge[Result]) -> Iterator[Result]:
         """For every sample in order, what `judge` makes of the logits of its answer."""
@@ -40,8 +43,26 @@ class OnnxRunner:
 
     def _logits(self, sample: Inputs) -> Iterator[Logits]:
         answer = len(sample.tokens) - sample.answer_start
-        logits, _ = self.decode(self.embed(sample, len(sample.tokens) - 1), self.empty_cache(), answer)
+        embeddings = self.embed(sample, len(sample.tokens) - 1)
+        logits, cache = self.decode(embeddings, self.empty_cache(), answer)
+        if not np.isfinite(logits).all():
+            where = _first_not_finite(embeddings, cache)
+            raise EngineError(
+                f"sample `{sample.id}`: values that are not finite first come out of {where}",
+                "its weights or activations overflow in this engine",
+            )
         yield from logits
+
+    def phases(self, sample: Inputs) -> Phases:
+        """Take the time of encoding the images, reading the prompt, and reading the answer token by token."""
+        start = time.perf_counter()
+        embeddings = self.embed(sample, sample.answer_start)
+        encoded = time.perf_counter()
+        _, cache = self.decode(embeddings, self.empty_cache(), 1)
+        read = time.perf_counter()
+        for token in sample.tokens[sample.answer_start :]:
+            _, cache = self.decode(self.lookup(np.array([token], np.int64)), cache, 1)
+        return phases_of(sample, encoded - start, read - encoded, time.perf_counter() - read)
 
     def generate(self, sample: Inputs, count: int) -> list[int]:
         """The `count` likeliest next tokens after the prompt, one by one, whatever they are; answers are not read."""
@@ -67,6 +88,8 @@ class OnnxRunner:
 
     def see(self, part: NDArray[np.uint8]) -> Floats:
         """One slice uint8 [height, width, 3] -> [queries, hidden]."""
+        if self.recalled is not None:
+            return next(self.recalled)
         settings = self.slicing
         if self.only_size:
             part = stretched(part, self.only_size, settings.patch_size)
@@ -97,6 +120,16 @@ class OnnxRunner:
         return {one.name: np.zeros((1, one.shape[1], 0, one.shape[3]), np.float32) for one in pasts}
 
 
+def _first_not_finite(embeddings: Floats, cache: Cache) -> str:
+    """What a layer gives shows in the keys and values of the next one."""
+    if not np.isfinite(embeddings).all():
+        return "`vision`, `projector` or `embedding`"
+    layers = sorted({int(name.split(".")[1]) for name, values in cache.items() if not np.isfinite(values).all()})
+    if not layers:
+        return f"`language.layers.{max(int(name.split('.')[1]) for name in cache)}` or `head`"
+    return f"`language.layers.{max(layers[0] - 1, 0)}` or the keys and values of `language.layers.{layers[0]}`"
+
+
 def open_runner(path: Path, threads: int) -> OnnxRunner:
     """Load an artifact of the `onnx` format.
 
@@ -105,6 +138,29 @@ def open_runner(path: Path, threads: int) -> OnnxRunner:
         ArtifactError: the folder holds another kind of artifact.
         EngineError: the runtime refuses a graph.
     """
+    vision, embedding, decoder = _sessions(path, threads, (SIGHT, *READING))
+    slicing = Slicing.model_validate(read_json(path / "preprocessor_config.json"))
+    if only_size := _only_size(vision):
+        return OnnxRunner(vision, embedding, decoder, slicing, (*_notes(vision, decoder), STRETCHED), only_size)
+    return OnnxRunner(vision, embedding, decoder, slicing, _notes(vision, decoder))
+
+
+def see_all(path: Path, threads: int, samples: Sequence[Inputs]) -> list[Floats]:
+    """The embeddings [queries, hidden] of every slice in order, with no other graph than that of vision in memory."""
+    [vision] = _sessions(path, threads, (SIGHT,))
+    slicing = Slicing.model_validate(read_json(path / "preprocessor_config.json"))
+    sight = OnnxRunner(vision, None, None, slicing, only_size=_only_size(vision))
+    return [sight.see(part) for sample in samples for part in sample.slices]
+
+
+def open_reader(path: Path, threads: int, seen: Sequence[Floats]) -> OnnxRunner:
+    """The other two graphs; they recall what was seen."""
+    embedding, decoder = _sessions(path, threads, READING)
+    slicing = Slicing.model_validate(read_json(path / "preprocessor_config.json"))
+    return OnnxRunner(None, embedding, decoder, slicing, _notes(decoder), recalled=iter(seen))
+
+
+def _sessions(path: Path, threads: int, components: Sequence[str]) -> list[Any]:
     try:
         import onnxruntime
     except ModuleNotFoundError as error:
@@ -112,14 +168,7 @@ def open_runner(path: Path, threads: int) -> OnnxRunner:
     artifact = Artifact.open(path)
     if artifact.manifest.kind != "onnx":
         raise ArtifactError(f"`{path}` is a {artifact.manifest.kind} artifact", "export it with `--format onnx`")
-    slicing = Slicing.model_validate(read_json(path / "preprocessor_config.json"))
-    vision, embedding, decoder = (
-        _session(onnxruntime, artifact, component, threads)
-        for component in ("vision+projector", "embedding", "language")
-    )
-    if only_size := _only_size(vision):
-        return OnnxRunner(vision, embedding, decoder, slicing, (*_notes(vision, decoder), STRETCHED), only_size)
-    return OnnxRunner(vision, embedding, decoder, slicing, _notes(vision, decoder))
+    return [_session(onnxruntime, artifact, component, threads) for component in components]
 
 
 def _only_size(vision: Any) -> tuple[int, int] | None:

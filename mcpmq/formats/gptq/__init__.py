@@ -16,13 +16,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mcpmq.formats.declared import Declared
+from mcpmq.formats.format import LayoutForecast
 from mcpmq.formats.hf.fit import grid_of, refusal
 from mcpmq.formats.hf.names import as_pattern, list_of_layers, packed_in_layers, wide_modules
 from mcpmq.plan import Step
 from mcpmq.progress import Progress
 from mcpmq.recipe import IntegerScheme, Scheme
 
-if TYPE_CHECKING:  # `refuses` is asked without torch
+if TYPE_CHECKING:  # `refuses` and `forecast` are asked without torch
     from mcpmq.quantized import Quantized
 
 COMPONENTS = ("language",)  # gptqmodel replaces the layers of the language model, and vLLM leaves towers alone
@@ -88,3 +90,25 @@ def write(quantized: "Quantized", out: Path, progress: Progress) -> dict[str, li
     files = write_model(quantized, out, Layout(told, pack, READERS), progress)
     write_json(out / OLD_LOADERS, told)
     return files | {"model": [*files["model"], OLD_LOADERS]}
+
+
+def forecast(model: Declared) -> LayoutForecast:
+    """Every file of the folder."""
+    from mcpmq.formats.hf.sizes import json_nbytes, sized
+
+    told = settings(model.steps, model.artifact.manifest.versions["mcpmq"])
+    return sized(model, told, _parts, READERS, {OLD_LOADERS: json_nbytes(told)})
+
+
+def _parts(step: Step) -> dict[str, int]:
+    from mcpmq.formats.hf.sizes import words_nbytes
+
+    (rows, columns), scheme = step.matrix_shape, step.scheme
+    assert isinstance(scheme, IntegerScheme)
+    groups = scheme.groups(columns)
+    return {
+        "qweight": words_nbytes(rows, columns, scheme.bits),
+        "qzeros": words_nbytes(groups, rows, scheme.bits),
+        "scales": 2 * groups * rows,
+        "g_idx": 4 * columns,
+    }
