@@ -61,6 +61,17 @@ def _report(name: str) -> Report:
     return Report.load(RESULTS / f"{name}.json")
 
 
+def budgets_table() -> str:
+    """Fixed recipes and mixes that were found, by size: how far the answers are from the original's."""
+    rows = ["| recipe | bytes | KL of image answers | KL of text answers |", "|---|--:|--:|--:|"]
+    for entry in sorted(_report("budgets").artifacts, key=lambda one: one.measurement.nbytes):
+        told = [entry.differences[kind].kl_divergence for kind in ("image", "text")]
+        cells = [f"{one.value * 1000:.2f} ± {one.half_width * 1000:.2f}" for one in told]
+        name = "**found**" if entry.recipe.startswith("fit-") else f"`{entry.recipe}`"
+        rows.append(f"| {name} | {entry.measurement.nbytes:,} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
 def engines_table() -> str:
     """How far each engine is from PyTorch when nothing is quantized: what is left is the engine's own rounding."""
     report = _report("unquantized")
@@ -108,7 +119,7 @@ def conversion_table(name: str) -> str:
     for one in facts["commands"]:
         peak, written = megabytes(one["peak_resident_bytes"]), megabytes(one["written_bytes"])
         rows.append(f"| `{one['command']}` | {one['seconds']:.1f} | {peak} | {written} |")
-    return "\n".join([*rows, "", _provenance(facts)])
+    return "\n".join([*rows, "", provenance_of(facts)])
 
 
 def stages_table() -> str:
@@ -123,7 +134,7 @@ def stages_table() -> str:
         weights = f"{one['rows'] * one['columns'] / one['seconds'] / 1e6:,.1f}"
         shape = f"{one['rows']} x {one['columns']}"
         rows.append(f"| {one['stage']} | {shape} | {one['seconds']:.2f} | {speed} | {weights} |")
-    return "\n".join([*rows, "", f"{facts['tokens']:,} tokens, {facts['threads']} threads. {_provenance(facts)}"])
+    return "\n".join([*rows, "", f"{facts['tokens']:,} tokens, {facts['threads']} threads. {provenance_of(facts)}"])
 
 
 def vision_table(name: str) -> str:
@@ -146,7 +157,7 @@ def vision_table(name: str) -> str:
             cells.append(f"{agreement.value * 100:.2f} ± {agreement.standard_error * 100:.2f}")
         cells += [megabytes(one["nbytes"]).removesuffix(" MB"), f"{one['seconds_a_slice'] * scale:.1f}"]
         rows.append(f"| {' | '.join(cells)} |")
-    return "\n".join([*rows, "", _provenance(facts)])
+    return "\n".join([*rows, "", provenance_of(facts)])
 
 
 def _how(one: dict[str, Any]) -> str:
@@ -165,7 +176,8 @@ def components_table(method: str) -> str:
     return f"**{heading.removeprefix('## ')}**\n{rest}"
 
 
-def _provenance(facts: dict[str, Any]) -> str:
+def provenance_of(facts: dict[str, Any]) -> str:
+    """Command, commit, machine and versions of a result."""
     return _origin(facts, ", ".join(f"{package} {number}" for package, number in facts["versions"].items()))
 
 
