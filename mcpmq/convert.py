@@ -36,6 +36,8 @@ def convert(
     for name in formats:
         check(plan, name)
     calibrating, measuring = _sets(calibration, held_out)
+    if recipe.looks and held_out:
+        measuring.refuse_seen(calibrating.path.name, calibrating.fingerprints)
 
     quantized = quantize(plan, out / "quantized", calibrating, settings.progress)
     artifacts = [export(quantized, name, out / name, settings.progress) for name in formats]
