@@ -117,7 +117,7 @@ def conversion_table(name: str) -> str:
     for one in facts["commands"]:
         peak, written = megabytes(one["peak_resident_bytes"]), megabytes(one["written_bytes"])
         rows.append(f"| `{one['command']}` | {one['seconds']:.1f} | {peak} | {written} |")
-    return "\n".join([*rows, "", _provenance(facts)])
+    return "\n".join([*rows, "", provenance_of(facts)])
 
 
 def stages_table() -> str:
@@ -132,10 +132,11 @@ def stages_table() -> str:
         weights = f"{one['rows'] * one['columns'] / one['seconds'] / 1e6:,.1f}"
         shape = f"{one['rows']} x {one['columns']}"
         rows.append(f"| {one['stage']} | {shape} | {one['seconds']:.2f} | {speed} | {weights} |")
-    return "\n".join([*rows, "", f"{facts['tokens']:,} tokens, {facts['threads']} threads. {_provenance(facts)}"])
+    return "\n".join([*rows, "", f"{facts['tokens']:,} tokens, {facts['threads']} threads. {provenance_of(facts)}"])
 
 
-def _provenance(facts: dict[str, Any]) -> str:
+def provenance_of(facts: dict[str, Any]) -> str:
+    """Command, commit, machine and versions of a result."""
     return _origin(facts, ", ".join(f"{package} {number}" for package, number in facts["versions"].items()))
 
 

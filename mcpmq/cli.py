@@ -7,7 +7,26 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mcpmq.errors import McpmqError
-from mcpmq.options import LOOK, STEPS, Context, FitMemory, Json, MaxSize, Out, Source, Threads
+from mcpmq.options import (
+    FORMAT_NAMES,
+    LOOK,
+    STEPS,
+    Bits,
+    Cache,
+    Calibration,
+    Context,
+    FitMemory,
+    Forecasts,
+    Formats,
+    Json,
+    MaxSize,
+    On,
+    OptionalCalibration,
+    Out,
+    RecipeName,
+    Source,
+    Threads,
+)
 from mcpmq.release_commands import METHODS, budget_of, format_of
 from mcpmq.release_commands import commands as release_commands
 
@@ -16,29 +35,6 @@ if TYPE_CHECKING:  # help must be there at once
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 app.add_typer(release_commands)
-FORMAT_NAMES = "gguf, onnx, gptq, awq, bnb or compressed-tensors"
-
-RecipeName = Annotated[
-    str | None, typer.Option("--recipe", "-r", metavar="NAME|FILE", help="A recipe, or its TOML file")
-]
-Bits = Annotated[
-    int | None, typer.Option("--bits", metavar="4|8", help="Short for the recipe phone-int4 or phone-int8")
-]
-Formats = Annotated[
-    list[str], typer.Option("--format", "-f", metavar="FORMAT", help=f"What to write: {FORMAT_NAMES}; may be repeated")
-]
-Forecasts = Annotated[
-    list[str] | None, typer.Option("--format", "-f", metavar="FORMAT", help=f"Forecast {FORMAT_NAMES}; may be repeated")
-]
-Calibration = Annotated[Path, typer.Option("--calibration", metavar="DIR", help="Images and questions to calibrate on")]
-OptionalCalibration = Annotated[
-    Path | None, typer.Option("--calibration", metavar="DIR", help="Images and questions to calibrate on")
-]
-On = Annotated[
-    Path | None,
-    typer.Option("--on", metavar="DIR", help="Set to measure on; without it a fifth of the calibration set"),
-]
-Cache = Annotated[bool, typer.Option("--cache/--no-cache", help="Reuse a measurement of the same original")]
 
 
 def _version(wanted: bool) -> None:
@@ -191,6 +187,10 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Where report.json goes; default: the artifact's parent")
     ] = None,
+    unquantized: Annotated[
+        list[Path] | None,
+        typer.Option("--unquantized", metavar="ARTIFACT", help="Of the recipe `full`, to tell the engine's difference"),
+    ] = None,
     shuffle_images: Annotated[
         bool, typer.Option("--shuffle-images", help="Give every question another's image")
     ] = False,
@@ -219,8 +219,8 @@ def evaluate(
     from mcpmq.report import compare, write_report
 
     settings = Settings.of(threads, cache, show.progress(), shuffle_images, engine_cuts)
-    opened = [Artifact.open(path) for path in artifacts]
-    report = compare(Checkpoint.open(against), opened, CalibrationSet.open(on), settings)
+    opened, full = ([Artifact.open(path) for path in paths] for paths in (artifacts, unquantized or ()))
+    report = compare(Checkpoint.open(against), opened, CalibrationSet.open(on), settings, unquantized=full)
     write_report(report, out or artifacts[0].absolute().parent)
     add_figures(report, opened)
     show.report(report, as_json=json)
@@ -238,13 +238,14 @@ def inspect(path: Annotated[Path, typer.Argument(metavar="PATH")], json: Json = 
 def report(
     reports: Annotated[list[Path], typer.Argument(metavar="REPORT...", help="report.json files, or their folders")],
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, as for a pull request")] = False,
+    html: Annotated[bool, typer.Option("--html", help="Print a page that fetches nothing")] = False,
     json: Json = False,
 ) -> None:
-    """Show one or many reports in one table"""
+    """Show one or many reports in one table, and of two what changed"""
     from mcpmq import show
     from mcpmq.report import Report
 
-    show.report(Report.merged([Report.load(path) for path in reports]), as_json=json, as_markdown=markdown)
+    show.reports([Report.load(path) for path in reports], as_json=json, as_markdown=markdown, as_html=html)
 
 
 def _split(

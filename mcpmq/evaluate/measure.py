@@ -17,14 +17,16 @@ from mcpmq.evaluate.encoded import EncodedSet
 from mcpmq.evaluate.metrics import ComparedTokens, KindResult, SampleFigures, by_kind
 from mcpmq.evaluate.record import Record
 from mcpmq.evaluate.settings import Settings
+from mcpmq.families.family import Inputs
 from mcpmq.machine import describe_machine
 from mcpmq.runners.judge import Judged
 from mcpmq.runners.log_probabilities import nbytes_of
 from mcpmq.runners.process import ENGINE_OF, ENGINES, NOTHING, Engine, Run, run
+from mcpmq.runners.runner import Phases
 
 DECIMALS = 8  # of losses and divergences, in nats
 MEASUREMENT, LOG_PROBABILITIES = "measurement.json", "log_probabilities"
-ORIGINAL = "original"  # what an artifact's figures are compared with
+ORIGINAL, UNQUANTIZED = "original", "unquantized"  # what an artifact's figures are compared with
 
 
 class MachineFigures(Record):
@@ -34,6 +36,7 @@ class MachineFigures(Record):
     tokens_per_second: float  # prompts and answers, images included
     peak_resident_bytes: int
     resident_bytes_before_load: int  # the engine itself
+    phases: Phases | None  # of a sample of median length with an image; None for PyTorch, which runs without a cache
     reused: bool = False  # measured earlier, on the same inputs, by the same versions
 
 
@@ -61,10 +64,15 @@ class Original:
 
 
 def measure(
-    artifact: Artifact, inputs: EncodedSet, settings: Settings, against: Mapping[str, Path] = NOTHING
+    artifact: Artifact,
+    inputs: EncodedSet,
+    settings: Settings,
+    against: Mapping[str, Path] = NOTHING,
+    keep: Path | None = None,
 ) -> Measurement:
     """Run an artifact over the inputs in its own engine, in a fresh process, compared with the models `against`.
 
+    `keep` is a file to write its own log-probabilities to, so that others can be compared with it.
     A quantized artifact that is in no engine's format yet is measured in PyTorch on dequantized weights.
 
     Raises:
@@ -76,7 +84,7 @@ def measure(
         raise ArtifactError(f"`{artifact.path}` holds an importance matrix, no model", "name what `mcpmq export` wrote")
     artifact.verify()
     engine = ENGINE_OF[kind]
-    result = run(engine, artifact.path, inputs.files, settings.threads, settings.progress, against=against)
+    result = run(engine, artifact.path, inputs.files, settings.threads, settings.progress, against=against, keep=keep)
     return _measurement(engine_name(engine), result, artifact.nbytes_by_component(), inputs)
 
 
@@ -141,7 +149,7 @@ def _original_nbytes(checkpoint: Checkpoint) -> dict[str, int]:
 
 def _measurement(engine: str, result: Run, nbytes: Mapping[str, int], inputs: EncodedSet) -> Measurement:
     samples = tuple(
-        figures_of(sample.id, kind, judged)
+        figures_of(sample, kind, judged)
         for sample, kind, judged in zip(inputs.files, inputs.kinds, result.answers, strict=True)
     )
     machine = MachineFigures(
@@ -149,6 +157,7 @@ def _measurement(engine: str, result: Run, nbytes: Mapping[str, int], inputs: En
         tokens_per_second=round(result.tokens / result.seconds, 1),
         peak_resident_bytes=result.peak_resident_bytes,
         resident_bytes_before_load=result.resident_bytes_before_load,
+        phases=result.phases,
     )
     return Measurement(
         engine=engine,
@@ -160,7 +169,7 @@ def _measurement(engine: str, result: Run, nbytes: Mapping[str, int], inputs: En
     )
 
 
-def figures_of(sample_id: str, kind: str, judged: Judged) -> SampleFigures:
+def figures_of(sample: Inputs, kind: str, judged: Judged) -> SampleFigures:
     """What is kept of a judged answer."""
     compared = {
         name: ComparedTokens(
@@ -169,5 +178,12 @@ def figures_of(sample_id: str, kind: str, judged: Judged) -> SampleFigures:
         )
         for name, tokens in judged.compared.items()
     }
-    losses = tuple(round(loss, DECIMALS) for loss in judged.losses)
-    return SampleFigures(id=sample_id, kind=kind, losses=losses, right=tuple(judged.right), compared=compared)
+    answer = sample.tokens[sample.answer_start :].tolist()
+    return SampleFigures(
+        id=sample.id,
+        kind=kind,
+        losses=tuple(round(loss, DECIMALS) for loss in judged.losses),
+        right=tuple(one == token for one, token in zip(judged.likeliest, answer, strict=True)),
+        likeliest=tuple(judged.likeliest),
+        compared=compared,
+    )

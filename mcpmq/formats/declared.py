@@ -88,7 +88,7 @@ class Planned:
             for component, files in (("model", checkpoint.texts), ("code", checkpoint.code))
             for file in files
         )
-        seen = CalibrationRecord(name="", sha256=UNKNOWN_SHA256, samples=0, with_image=0)
+        seen = CalibrationRecord(name="", sha256=UNKNOWN_SHA256, samples=0, with_image=0, fingerprints=())
         source = SourceRecord(name=checkpoint.path.resolve().name, sha256=UNKNOWN_SHA256, nbytes=checkpoint.nbytes)
         manifest = Manifest(
             kind="quantized",

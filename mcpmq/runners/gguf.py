@@ -1,6 +1,8 @@
 """A GGUF pair in llama.cpp: the same tokens and the same pixels as every other engine gets."""
 
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ from mcpmq.families.family import Inputs
 from mcpmq.runners.llamacpp import Piece, llamacpp
 from mcpmq.runners.llamacpp.language import Context, LanguageModel
 from mcpmq.runners.llamacpp.sight import Sight
-from mcpmq.runners.runner import Judge, Logits, Result
+from mcpmq.runners.runner import Judge, Logits, Phases, Result, phases_of
 
 MOST_SLICES, TAGS_OF_A_SLICE = 10, 3  # the overview and nine; opening, closing, line feed
 
@@ -39,6 +41,21 @@ class GgufRunner:
                 yield judge(sample, self._logits(sample, context))
         finally:
             context.close()
+
+    def phases(self, sample: Inputs) -> Phases:
+        """Take the time of encoding the images, reading the prompt, and reading the answer token by token."""
+        context = Context(self._language, _room(sample), self._threads, self._exact)
+        prompt = replace(sample, tokens=sample.tokens[: sample.answer_start])
+        start = time.perf_counter()
+        pieces = list(self._pieces(prompt))
+        encoded = time.perf_counter()
+        _read(context, pieces, 0)
+        read = time.perf_counter()
+        answer = sample.tokens[sample.answer_start :].astype(np.int32)
+        _read(context, np.split(answer, len(answer)), sum(map(len, pieces)))
+        done = time.perf_counter()
+        context.close()
+        return phases_of(sample, encoded - start, read - encoded, done - read)
 
     def close(self) -> None:
         """Free the memory of both models."""
@@ -73,9 +90,24 @@ class GgufRunner:
             self._resized.append(sample.id)
             seen = f"llama.cpp resized slices of {len(self._resized)} samples before it looked at them"
             self.notes = (f"{seen}, first those of `{self._resized[0]}`",)
+        if not np.isfinite(embeddings).all():
+            raise EngineError(
+                f"sample `{sample.id}`: values that are not finite come out of `vision` or `projector`",
+                "weights or activations overflow in this engine",
+            )
         if embeddings.shape != (length, self._language.hidden):
             raise EngineError(f"sample `{sample.id}`: llama.cpp made {len(embeddings)} tokens of a slice, not {length}")
         return embeddings
+
+
+def _read(context: Context, pieces: Sequence[Piece], start: int) -> None:
+    """Read pieces one after the other, with the logits after the last token of each."""
+    for piece in pieces:
+        wanted = np.zeros(len(piece), np.bool_)
+        wanted[-1:] = True
+        for _ in context.read(piece, start, wanted):
+            pass
+        start += len(piece)
 
 
 def _room(sample: Inputs) -> int:

@@ -1,5 +1,6 @@
 """ONNX Runtime: the three graphs of an `onnx` artifact, loaded as an application loads them; no torch."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from mcpmq.errors import ArtifactError, EngineError, MissingExtra
 from mcpmq.families.family import Inputs
 from mcpmq.families.minicpmv_inputs import Slicing, packed_pixels, stretched, target_sizes
 from mcpmq.json_file import read_json
-from mcpmq.runners.runner import Judge, Logits, Result
+from mcpmq.runners.runner import Judge, Logits, Phases, Result, phases_of
 
 ROUNDED = "ONNX Runtime rounds activations to 8 bits where they meet integer weights, as it does on phones"
 STRETCHED = "the vision graph takes slices of one size: others were stretched to it"
@@ -40,8 +41,26 @@ class OnnxRunner:
 
     def _logits(self, sample: Inputs) -> Iterator[Logits]:
         answer = len(sample.tokens) - sample.answer_start
-        logits, _ = self.decode(self.embed(sample, len(sample.tokens) - 1), self.empty_cache(), answer)
+        embeddings = self.embed(sample, len(sample.tokens) - 1)
+        logits, cache = self.decode(embeddings, self.empty_cache(), answer)
+        if not np.isfinite(logits).all():
+            where = _first_not_finite(embeddings, cache)
+            raise EngineError(
+                f"sample `{sample.id}`: values that are not finite first come out of {where}",
+                "its weights or activations overflow in this engine",
+            )
         yield from logits
+
+    def phases(self, sample: Inputs) -> Phases:
+        """Take the time of encoding the images, reading the prompt, and reading the answer token by token."""
+        start = time.perf_counter()
+        embeddings = self.embed(sample, sample.answer_start)
+        encoded = time.perf_counter()
+        _, cache = self.decode(embeddings, self.empty_cache(), 1)
+        read = time.perf_counter()
+        for token in sample.tokens[sample.answer_start :]:
+            _, cache = self.decode(self.lookup(np.array([token], np.int64)), cache, 1)
+        return phases_of(sample, encoded - start, read - encoded, time.perf_counter() - read)
 
     def generate(self, sample: Inputs, count: int) -> list[int]:
         """The `count` likeliest next tokens after the prompt, one by one, whatever they are; answers are not read."""
@@ -95,6 +114,16 @@ class OnnxRunner:
         """A cache of no tokens."""
         pasts = [one for one in self.decoder.get_inputs() if one.name.startswith("past_key_values.")]
         return {one.name: np.zeros((1, one.shape[1], 0, one.shape[3]), np.float32) for one in pasts}
+
+
+def _first_not_finite(embeddings: Floats, cache: Cache) -> str:
+    """What a layer gives shows in the keys and values of the next one."""
+    if not np.isfinite(embeddings).all():
+        return "`vision`, `projector` or `embedding`"
+    layers = sorted({int(name.split(".")[1]) for name, values in cache.items() if not np.isfinite(values).all()})
+    if not layers:
+        return f"`language.layers.{max(int(name.split('.')[1]) for name in cache)}` or `head`"
+    return f"`language.layers.{max(layers[0] - 1, 0)}` or the keys and values of `language.layers.{layers[0]}`"
 
 
 def open_runner(path: Path, threads: int) -> OnnxRunner:

@@ -9,7 +9,6 @@ from mcpmq.artifact import Manifest
 from mcpmq.plan import Step
 from mcpmq.table import Table, megabytes
 
-CARD = "README.md"
 UNMEASURED = "Not measured yet: `mcpmq evaluate` measures it and writes the figures here."
 MEASURED = "## What it cost"  # the last heading; what follows is replaced when it is measured
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
+from mcpmq.artifact import CARD
 from mcpmq.formats.declared import Declared
 from mcpmq.formats.format import FileForecast, LayoutForecast, Runtime, WeightForecast
-from mcpmq.formats.hf.card import CARD, card
+from mcpmq.formats.hf.card import card
 from mcpmq.formats.hf.fit import is_packed
 from mcpmq.formats.hf.names import module_of
 from mcpmq.formats.hf.shards import SHARD_NBYTES, by_component, header_nbytes, shard_name

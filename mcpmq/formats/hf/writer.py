@@ -10,8 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
+from mcpmq.artifact import CARD
 from mcpmq.families.family import TensorSpec
-from mcpmq.formats.hf.card import CARD, card
+from mcpmq.formats.hf.card import card
 from mcpmq.formats.hf.names import module_of
 from mcpmq.formats.hf.shards import SHARD_NBYTES, by_component, header_nbytes, shard_name
 from mcpmq.progress import Progress
