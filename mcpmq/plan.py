@@ -162,7 +162,7 @@ def _refuse_misfit(step: Step) -> None:
     if fits(step):
         return
     columns = step.matrix_shape[1]
-    if isinstance(step.scheme, CodebookScheme) and columns % CODEBOOK_COLUMNS:
+    if isinstance(step.scheme, CodebookScheme):
         raise RecipeError(
             f"`{step.name}` has {columns} columns, not a multiple of the {CODEBOOK_COLUMNS} of `{step.scheme}`",
             f'write `"{step.name}" = "keep"` after {step.reason} in the recipe',

@@ -19,6 +19,7 @@ from mcpmq.evaluate.record import Record
 from mcpmq.evaluate.settings import Settings
 from mcpmq.families.family import Inputs
 from mcpmq.machine import describe_machine
+from mcpmq.runners.in_turn import Peaks, measure_in_turn
 from mcpmq.runners.judge import Judged
 from mcpmq.runners.log_probabilities import nbytes_of
 from mcpmq.runners.process import ENGINE_OF, ENGINES, NOTHING, Engine, Run, run
@@ -26,6 +27,7 @@ from mcpmq.runners.runner import Phases
 
 DECIMALS = 8  # of losses and divergences, in nats
 MEASUREMENT, LOG_PROBABILITIES = "measurement.json", "log_probabilities"
+IN_TURN: tuple[Engine, ...] = ("gguf", "onnx")  # can see first and read later
 ORIGINAL, UNQUANTIZED = "original", "unquantized"  # what an artifact's figures are compared with
 
 
@@ -38,6 +40,8 @@ class MachineFigures(Record):
     resident_bytes_before_load: int  # the engine itself
     phases: Phases | None  # of a sample of median length with an image; None for PyTorch, which runs without a cache
     reused: bool = False  # measured earlier, on the same inputs, by the same versions
+    in_turn_peak_resident_bytes: int | None = None  # vision loaded, used and released before language is loaded
+    seeing_peak_resident_bytes: int | None = None  # of the same, until vision was released
 
 
 class Measurement(Record):
@@ -85,7 +89,16 @@ def measure(
     artifact.verify()
     engine = ENGINE_OF[kind]
     result = run(engine, artifact.path, inputs.files, settings.threads, settings.progress, against=against, keep=keep)
-    return _measurement(engine_name(engine), result, artifact.nbytes_by_component(), inputs)
+    measured = _measurement(engine_name(engine), result, artifact.nbytes_by_component(), inputs)
+    if engine not in IN_TURN or settings.engine_cuts or not any(sample.slices for sample in inputs.files):
+        return measured
+    return _with_memory_in_turn(measured, measure_in_turn(engine, artifact.path, inputs.files, settings.threads))
+
+
+def _with_memory_in_turn(measured: Measurement, peaks: Peaks) -> Measurement:
+    figures = {"in_turn_peak_resident_bytes": peaks.resident_bytes, "seeing_peak_resident_bytes": peaks.seeing_bytes}
+    machine = measured.machine_dependent.model_copy(update=figures)
+    return measured.model_copy(update={"machine_dependent": machine})
 
 
 def engine_name(engine: Engine) -> str:

@@ -25,7 +25,7 @@ from mcpmq.passing import component_of, fed_by, is_head, labels_of, pass_samples
 from mcpmq.pieces import Each, all_threads, torch_threads
 from mcpmq.plan import block_of
 from mcpmq.progress import Progress
-from mcpmq.recipe import CodebookScheme, FloatScheme, IntegerScheme, Modalities, Scheme
+from mcpmq.recipe import FloatScheme, GgmlScheme, IntegerScheme, Modalities, Scheme
 from mcpmq.rounding import ROUNDERS, RounderName
 
 TRIED = IntegerScheme(4, 32)  # the damage that is done on purpose, rounded to nearest
@@ -181,7 +181,7 @@ def _error_of_share(scheme: Scheme, method: RounderName, weight: Tensor, stats: 
     if isinstance(scheme, FloatScheme):
         rounded = rows.to(FLOATS[scheme.dtype]).float()
     else:
-        assert not isinstance(scheme, CodebookScheme)  # no format that mixes schemes holds it
+        assert isinstance(scheme, IntegerScheme | GgmlScheme), "formats with grids of one kind leave nothing to choose"
         rounded = dequantize(ROUNDERS[method](rows, scheme, stats))
     errors = (rounded - rows).double()
     squares = errors.square() if stats is None else (errors @ stats.gram.double()) * errors
