@@ -55,7 +55,7 @@ docs: setup
 readers: setup build/readers/ready
 	$(BIN)/python -m benchmarks.readers --gptqmodel $(CURDIR)/build/readers/bin/python
 
-build/readers/ready: benchmarks/readers/gptqmodel.txt
+build/readers/ready: benchmarks/readers/environment.txt
 	$(PYTHON) -m venv build/readers
 	build/readers/bin/pip install --quiet --disable-pip-version-check --requirement $<
 	touch $@

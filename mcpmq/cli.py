@@ -1,4 +1,4 @@
-"""The command line: parse, call one function, show what it returned; the only file that knows options."""
+"""The command line: parse, call one function, show what it returned; what makes releases has its own file."""
 
 import os
 from pathlib import Path
@@ -7,18 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mcpmq.errors import McpmqError
+from mcpmq.options import LOOK, STEPS, Context, FitMemory, Json, MaxSize, Out, Source, Threads
+from mcpmq.release_commands import METHODS, budget_of, format_of
+from mcpmq.release_commands import commands as release_commands
 
 if TYPE_CHECKING:  # help must be there at once
-    from mcpmq.formats import FormatName
     from mcpmq.recipe import Recipe
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
+app.add_typer(release_commands)
 GATE_FAILED = 3
 FORMAT_NAMES = "gguf, onnx, gptq, awq, bnb or compressed-tensors"
-STEPS, LOOK = "Step by step", "Look and judge"
 
-Source = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Folder of a Hugging Face checkpoint, or a hub id")]
-Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; must not hold anything else")]
 RecipeName = Annotated[
     str | None, typer.Option("--recipe", "-r", metavar="NAME|FILE", help="A recipe, or its TOML file")
 ]
@@ -28,8 +28,8 @@ Bits = Annotated[
 Formats = Annotated[
     list[str], typer.Option("--format", "-f", metavar="FORMAT", help=f"What to write: {FORMAT_NAMES}; may be repeated")
 ]
-Format = Annotated[
-    str | None, typer.Option("--format", "-f", metavar="FORMAT", help=f"Check that it can be held by {FORMAT_NAMES}")
+Forecasts = Annotated[
+    list[str] | None, typer.Option("--format", "-f", metavar="FORMAT", help=f"Forecast {FORMAT_NAMES}; may be repeated")
 ]
 Calibration = Annotated[Path, typer.Option("--calibration", metavar="DIR", help="Images and questions to calibrate on")]
 OptionalCalibration = Annotated[
@@ -39,10 +39,6 @@ On = Annotated[
     Path | None,
     typer.Option("--on", metavar="DIR", help="Set to measure on; without it a fifth of the calibration set"),
 ]
-Threads = Annotated[
-    int | None, typer.Option("--threads", metavar="N", min=1, help="Of the engines; default: all cores")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table")]
 Cache = Annotated[bool, typer.Option("--cache/--no-cache", help="Reuse a measurement of the same original")]
 
 
@@ -76,36 +72,44 @@ def convert(
     calibration: Calibration,
     recipe: RecipeName = None,
     bits: Bits = None,
+    max_size: MaxSize = None,
+    fit_memory: FitMemory = None,
+    context: Context = 4096,
     on: On = None,
     threads: Threads = None,
     cache: Cache = True,
     json: Json = False,
 ) -> None:
     """The whole way: quantize, write, measure against the original, report; resumes if it was killed"""
-    asked, names = _recipe(recipe, bits), [_format(name) for name in formats]
+    budget = budget_of(max_size, fit_memory, context)
+    asked, names = _recipe(recipe or (METHODS if budget and not bits else None), bits), list(map(format_of, formats))
     from mcpmq import show
     from mcpmq.convert import convert
     from mcpmq.evaluate import Settings
 
     _tell_of_blind_rounding(asked)
     settings = Settings.of(threads, cache, show.progress())
-    show.report(convert(source, out, asked, names, calibration, on, settings), as_json=json)
+    show.report(convert(source, out, asked, names, calibration, on, settings, budget), as_json=json)
 
 
 @app.command(rich_help_panel=STEPS)
 def plan(
-    source: Source, recipe: RecipeName = None, bits: Bits = None, format: Format = None, json: Json = False
+    source: Source,
+    recipe: RecipeName = None,
+    bits: Bits = None,
+    formats: Forecasts = None,
+    context: Context = 4096,
+    json: Json = False,
 ) -> None:
-    """Show what would be done to every weight, and the size it would have; reads no weights"""
+    """Show what would be done to every weight, and forecast sizes, memory and time; reads no weights"""
     from mcpmq import show
     from mcpmq.checkpoint import Checkpoint
-    from mcpmq.formats import check
+    from mcpmq.forecast import forecast
     from mcpmq.plan import make_plan
 
-    made = make_plan(Checkpoint.open(source), _recipe(recipe, bits))
-    if format is not None:
-        check(made, _format(format))
-    show.plan(made, as_json=json)
+    asked, names = _recipe(recipe, bits), [format_of(name) for name in formats or ()]
+    made = make_plan(Checkpoint.open(source), asked)
+    show.plan(made, forecast(made, names, context), as_json=json)
 
 
 @app.command(rich_help_panel=STEPS)
@@ -144,7 +148,7 @@ def export(
     json: Json = False,
 ) -> None:
     """Write a quantized model in the layout that an engine loads"""
-    name = _format(format)
+    name = format_of(format)
     from mcpmq import show
     from mcpmq.calibration import CalibrationSet
     from mcpmq.export import export
@@ -312,15 +316,6 @@ def _recipe(name: str | None, bits: int | None) -> "Recipe":
     if bits not in (None, 4, 8):
         raise typer.BadParameter(f"{bits} is neither 4 nor 8", param_hint="--bits")
     return Recipe.load(name or f"phone-int{bits}")
-
-
-def _format(name: str) -> "FormatName":
-    from mcpmq.formats import FORMATS
-
-    found = next((known for known in FORMATS if known == name), None)
-    if found is None:
-        raise typer.BadParameter(f"`{name}` is not one of: {', '.join(FORMATS)}", param_hint="--format")
-    return found
 
 
 def main() -> None:

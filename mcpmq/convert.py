@@ -5,8 +5,10 @@ from pathlib import Path
 
 from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import Checkpoint
+from mcpmq.errors import FormatError
 from mcpmq.evaluate import Settings
 from mcpmq.export import export
+from mcpmq.fit import Budget, fit
 from mcpmq.formats import FormatName, check
 from mcpmq.plan import make_plan
 from mcpmq.publish import add_figures
@@ -23,21 +25,25 @@ def convert(
     calibration: Path,
     held_out: Path | None,
     settings: Settings,
+    budget: Budget | None = None,
 ) -> Report:
     """A full-precision checkpoint in; artifacts that were measured against it, and the report, in `out`.
 
-    Without `held_out` every fifth sample of the calibration set is held out and the report says so.
+    With a `budget` the schemes are those that fit it best, and the recipe says how to round. Without `held_out` every
+    fifth sample of the calibration set is held out and the report says so.
 
     Raises:
         McpmqError: what can be refused is refused before a weight is read.
     """
     checkpoint = Checkpoint.open(source)
-    plan = make_plan(checkpoint, recipe)
-    for name in formats:
-        check(plan, name)
     calibrating, measuring = _sets(calibration, held_out)
     if recipe.looks and held_out:
         measuring.refuse_seen(calibrating.path.name, calibrating.fingerprints)
+    if budget:
+        recipe = _fitted(checkpoint, recipe, formats, budget, calibrating, settings)
+    plan = make_plan(checkpoint, recipe)
+    for name in formats:
+        check(plan, name)
 
     quantized = quantize(plan, out / "quantized", calibrating, settings.progress)
     artifacts = [export(quantized, name, out / name, settings.progress) for name in formats]
@@ -46,6 +52,22 @@ def convert(
     write_report(report, out)
     add_figures(report, artifacts)
     return report
+
+
+def _fitted(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    formats: Sequence[FormatName],
+    budget: Budget,
+    samples: CalibrationSet,
+    settings: Settings,
+) -> Recipe:
+    if len(formats) != 1:
+        raise FormatError(
+            f"a budget was given for {len(formats)} formats, and what fits one does not fit another",
+            "name one format, and convert again for the other",
+        )
+    return fit(checkpoint, recipe, formats[0], budget, samples, settings.threads, settings.progress).recipe
 
 
 def _sets(calibration: Path, held_out: Path | None) -> tuple[CalibrationSet, CalibrationSet]:

@@ -8,6 +8,7 @@ McpmqError
 ├── ArtifactError      the path is no artifact or report, or its files changed
 ├── GateError          the file of allowed differences is not valid
 ├── OutputError        the output cannot be written
+├── ReleaseError       a release may not be made, or is not what it says
 └── EngineError        the engine that should run the model failed
     └── MissingExtra   the engine or format is not installed
 """
@@ -47,6 +48,10 @@ class GateError(McpmqError):
 
 class OutputError(McpmqError):
     """The output cannot be written."""
+
+
+class ReleaseError(McpmqError):
+    """A release may not be made, for its size, its gate or its licence; or it is not what it says it is."""
 
 
 class EngineError(McpmqError):

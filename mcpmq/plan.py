@@ -141,6 +141,16 @@ def _last_match(globs: Iterable[str], spec: TensorSpec) -> str | None:
     return next((glob for glob in reversed(list(globs)) if fnmatchcase(spec.name, glob)), None)
 
 
+def fits(step: Step) -> bool:
+    """Whether a scheme's blocks divide the columns of a weight, or zeros may fill up the last of them."""
+    columns, scheme = step.matrix_shape[1], step.scheme
+    if isinstance(scheme, CodebookScheme):
+        return columns % CODEBOOK_COLUMNS == 0
+    if not isinstance(scheme, GgmlScheme) or columns % scheme.block_columns == 0:
+        return True
+    return step.spec.may_grow == "columns"
+
+
 def _refuse_misfit(step: Step) -> None:
     if step.activation and step.scheme != BESIDE_INTEGER_INPUTS:
         raise RecipeError(
@@ -149,20 +159,19 @@ def _refuse_misfit(step: Step) -> None:
             f"integers that meet integers have one scale a row: give it `{BESIDE_INTEGER_INPUTS}` under [weights],"
             " or leave it out of [activations]",
         )
+    if fits(step):
+        return
     columns = step.matrix_shape[1]
-    if isinstance(step.scheme, CodebookScheme) and columns % CODEBOOK_COLUMNS:
+    if isinstance(step.scheme, CodebookScheme):
         raise RecipeError(
             f"`{step.name}` has {columns} columns, not a multiple of the {CODEBOOK_COLUMNS} of `{step.scheme}`",
             f'write `"{step.name}" = "keep"` after {step.reason} in the recipe',
         )
-    if not isinstance(step.scheme, GgmlScheme) or columns % step.scheme.block_columns == 0:
-        return
-    if step.spec.may_grow == "columns":
-        return
-    fits = "`q8_0` or `iq4_nl`" if columns % 32 == 0 else "`int8-row` or `keep`"
+    assert isinstance(step.scheme, GgmlScheme)
+    suited = "`q8_0` or `iq4_nl`" if columns % 32 == 0 else "`int8-row` or `keep`"
     raise RecipeError(
         f"`{step.name}` has {columns} columns, not a multiple of the {step.scheme.block_columns} of `{step.scheme}`",
-        f'give it {fits} in the recipe: add `"{step.name}" = ...` after {step.reason}',
+        f'give it {suited} in the recipe: add `"{step.name}" = ...` after {step.reason}',
     )
 
 

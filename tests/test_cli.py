@@ -1,6 +1,7 @@
 """What a person or a script sees: results on stdout, errors with a hint on stderr, exit codes, nothing left behind."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from mcpmq import __version__
-from mcpmq.cli import main
+from mcpmq.cli import FORMAT_NAMES, main
+from mcpmq.formats import FORMATS
 from mcpmq.report import write_report
 from tests.invented import invented_report
 
@@ -149,6 +151,11 @@ def test_bad_input_leaves_nothing_behind(
     assert ran.code == 1
     assert "hint: " in ran.err
     assert sorted(work.rglob("*")) == before
+
+
+def test_help_names_every_format() -> None:
+    """It lists them by hand, so that it need not import them."""
+    assert set(re.split(r", | or ", FORMAT_NAMES)) == set(FORMATS)
 
 
 def test_quantize_then_export(mcpmq: Command, tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -3,30 +3,13 @@
 Rows of zeros make activations of zero, an activation function keeps zero, and zeros meet the columns that were added.
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from mcpmq.families.family import TensorSpec
 from mcpmq.qtensor import QTensor
 from mcpmq.recipe import IntegerScheme
-
-
-def stored_shape(spec: TensorSpec, width: int) -> tuple[int, ...]:
-    """The shape of a weight in a file, [out, in], where a hidden width that may grow is `width`."""
-    shape = spec.shape[::-1] if spec.transposed else spec.shape
-    if spec.may_grow is None:
-        return shape
-    return (width, *shape[1:]) if spec.may_grow == "rows" else (shape[0], width)
-
-
-def changed_shapes(specs: Mapping[str, TensorSpec], width: int) -> dict[str, tuple[int, ...]]:
-    """The same of every weight and bias whose shape another width changes, by common name."""
-    growing = {name: spec for name, spec in specs.items() if spec.may_grow}
-    shapes = {name: stored_shape(spec, width) for name, spec in growing.items()}
-    return {name: shape for name, shape in shapes.items() if shape != specs[name].shape}
 
 
 def widened(weight: QTensor | Tensor, shape: tuple[int, ...]) -> QTensor | Tensor:

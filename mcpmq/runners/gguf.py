@@ -22,7 +22,7 @@ MOST_SLICES, TAGS_OF_A_SLICE = 10, 3  # the overview and nine; opening, closing,
 class GgufRunner:
     """Both files of a GGUF artifact, loaded."""
 
-    def __init__(self, language: LanguageModel, sight: Sight, threads: int, exact: bool) -> None:
+    def __init__(self, language: LanguageModel, sight: "Sight | Recalled", threads: int, exact: bool) -> None:
         self._language, self._sight, self._threads, self._exact = language, sight, threads, exact
         self._resized: list[str] = []  # ids of samples with a slice that the engine saw at another size
         self.notes: tuple[str, ...] = ()  # complete when all samples were run
@@ -85,6 +85,10 @@ class GgufRunner:
         self._sight.close()
         self._language.close()
 
+    def see(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """One slice uint8 [height, width, 3] -> [tokens, hidden]."""
+        return self._sight.encode(pixels)[0]
+
     def _logits(self, sample: Inputs, context: Context) -> Iterator[Logits]:
         pieces = list(self._pieces(sample))
         predicts = np.zeros(sum(map(len, pieces)), np.bool_)
@@ -98,6 +102,7 @@ class GgufRunner:
         tokens, done = sample.tokens.astype(np.int32), 0
         if sample.image is not None:
             yield tokens[: sample.image_bounds[0, 0] - 1]  # the engine brings its own tags
+            assert isinstance(self._sight, Sight)
             yield from self._sight.cut(sample.image)
             yield tokens[sample.image_bounds[-1, 1] + 1 :]
             return
@@ -152,10 +157,45 @@ def open_runner(path: Path, threads: int, *, exact: bool = False) -> GgufRunner:
         EngineError: llama.cpp does not load a file of it.
         MissingExtra: llama.cpp is not installed.
     """
+    language_file, sight_file = _files(path)
+    language = LanguageModel(llamacpp(), language_file)
+    return GgufRunner(language, Sight(llamacpp(), sight_file, language, threads, exact), threads, exact)
+
+
+def _files(path: Path) -> tuple[Path, Path]:
     artifact = Artifact.open(path)
     files = [artifact.files_of(component) for component in ("language", "vision+projector")]
-    if artifact.manifest.kind != "gguf" or [len(found) for found in files] != [1, 1]:
+    if artifact.manifest.kind != "gguf" or not files[0] or len(files[1]) != 1:
         raise ArtifactError(f"`{path}` is no GGUF artifact of two files", "export one with `--format gguf`")
-    [language_file], [sight_file] = files
-    language = LanguageModel(llamacpp(), language_file)
-    return GgufRunner(language, Sight(llamacpp(), sight_file, language.pointer, threads, exact), threads, exact)
+    language_files, [sight_file] = files
+    return language_files[0], sight_file  # of parts, the first: llama.cpp finds the others
+
+
+class Recalled:
+    """Slices that were seen before, in their order; it stands in for what sees."""
+
+    def __init__(self, seen: Sequence[NDArray[np.float32]]) -> None:
+        self._left = iter(seen)
+
+    def encode(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], tuple[int, int]]:
+        """The embeddings [tokens, hidden] of the next slice, and its (height, width)."""
+        return next(self._left), (pixels.shape[0], pixels.shape[1])
+
+    def close(self) -> None:
+        """Nothing was loaded."""
+
+
+def see_all(path: Path, threads: int, samples: Sequence[Inputs]) -> list[NDArray[np.float32]]:
+    """The embeddings [tokens, hidden] of every slice in order, without the language model's weights in memory."""
+    language_file, sight_file = _files(path)
+    language = LanguageModel(llamacpp(), language_file, vocabulary_alone=True)
+    sight = Sight(llamacpp(), sight_file, language, threads, exact=False)
+    seen = [sight.encode(part)[0] for sample in samples for part in sample.slices]
+    sight.close()
+    language.close()
+    return seen
+
+
+def open_reader(path: Path, threads: int, seen: Sequence[NDArray[np.float32]]) -> GgufRunner:
+    """The language model loaded alone; it recalls what was seen."""
+    return GgufRunner(LanguageModel(llamacpp(), _files(path)[0]), Recalled(seen), threads, exact=False)

@@ -18,6 +18,7 @@ from mcpmq.json_file import read_json
 from mcpmq.runners.runner import Judge, Logits, Phases, Result, phases_of
 
 ROUNDED = "ONNX Runtime rounds activations to 8 bits where they meet integer weights, as it does on phones"
+SIGHT, READING = "vision+projector", ("embedding", "language")  # components of the artifact
 STRETCHED = "the vision graph takes slices of one size: others were stretched to it"
 Floats = NDArray[np.float32]
 Cache = Mapping[str, Floats]  # the decoder's past_key_values, by the name of the input
@@ -33,6 +34,7 @@ class OnnxRunner:
     slicing: Slicing
     notes: tuple[str, ...] = ()
     only_size: tuple[int, int] | None = None  # of slices, rows and columns of patches, where the vision graph is static
+    recalled: Iterator[Floats] | None = None  # what was seen before, slice by slice
 
     def run(self, samples: Sequence[Inputs], judge: Judge[Result]) -> Iterator[Result]:
         """For every sample in order, what `judge` makes of the logits of its answer."""
@@ -86,6 +88,8 @@ class OnnxRunner:
 
     def see(self, part: NDArray[np.uint8]) -> Floats:
         """One slice uint8 [height, width, 3] -> [queries, hidden]."""
+        if self.recalled is not None:
+            return next(self.recalled)
         settings = self.slicing
         if self.only_size:
             part = stretched(part, self.only_size, settings.patch_size)
@@ -134,6 +138,29 @@ def open_runner(path: Path, threads: int) -> OnnxRunner:
         ArtifactError: the folder holds another kind of artifact.
         EngineError: the runtime refuses a graph.
     """
+    vision, embedding, decoder = _sessions(path, threads, (SIGHT, *READING))
+    slicing = Slicing.model_validate(read_json(path / "preprocessor_config.json"))
+    if only_size := _only_size(vision):
+        return OnnxRunner(vision, embedding, decoder, slicing, (*_notes(vision, decoder), STRETCHED), only_size)
+    return OnnxRunner(vision, embedding, decoder, slicing, _notes(vision, decoder))
+
+
+def see_all(path: Path, threads: int, samples: Sequence[Inputs]) -> list[Floats]:
+    """The embeddings [queries, hidden] of every slice in order, with no other graph than that of vision in memory."""
+    [vision] = _sessions(path, threads, (SIGHT,))
+    slicing = Slicing.model_validate(read_json(path / "preprocessor_config.json"))
+    sight = OnnxRunner(vision, None, None, slicing, only_size=_only_size(vision))
+    return [sight.see(part) for sample in samples for part in sample.slices]
+
+
+def open_reader(path: Path, threads: int, seen: Sequence[Floats]) -> OnnxRunner:
+    """The other two graphs; they recall what was seen."""
+    embedding, decoder = _sessions(path, threads, READING)
+    slicing = Slicing.model_validate(read_json(path / "preprocessor_config.json"))
+    return OnnxRunner(None, embedding, decoder, slicing, _notes(decoder), recalled=iter(seen))
+
+
+def _sessions(path: Path, threads: int, components: Sequence[str]) -> list[Any]:
     try:
         import onnxruntime
     except ModuleNotFoundError as error:
@@ -141,14 +168,7 @@ def open_runner(path: Path, threads: int) -> OnnxRunner:
     artifact = Artifact.open(path)
     if artifact.manifest.kind != "onnx":
         raise ArtifactError(f"`{path}` is a {artifact.manifest.kind} artifact", "export it with `--format onnx`")
-    slicing = Slicing.model_validate(read_json(path / "preprocessor_config.json"))
-    vision, embedding, decoder = (
-        _session(onnxruntime, artifact, component, threads)
-        for component in ("vision+projector", "embedding", "language")
-    )
-    if only_size := _only_size(vision):
-        return OnnxRunner(vision, embedding, decoder, slicing, (*_notes(vision, decoder), STRETCHED), only_size)
-    return OnnxRunner(vision, embedding, decoder, slicing, _notes(vision, decoder))
+    return [_session(onnxruntime, artifact, component, threads) for component in components]
 
 
 def _only_size(vision: Any) -> tuple[int, int] | None:

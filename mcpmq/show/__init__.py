@@ -2,7 +2,7 @@
 
 from mcpmq.show.plans import plan
 from mcpmq.show.reports import report, reports, split, verdicts
-from mcpmq.show.terminal import error, notice, progress, set_verbosity
+from mcpmq.show.terminal import error, notice, print_table, progress, set_verbosity
 from mcpmq.show.things import artifact, calibration_set, checkpoint, path
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "notice",
     "path",
     "plan",
+    "print_table",
     "progress",
     "report",
     "reports",

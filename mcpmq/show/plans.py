@@ -7,12 +7,15 @@ from mcpmq.show.terminal import print_table
 from mcpmq.table import Row, Table, megabytes
 
 if TYPE_CHECKING:  # help and errors must be there at once
+    from mcpmq.forecast import Forecast
     from mcpmq.plan import Plan, Step
 
 
-def plan(plan: "Plan", *, as_json: bool = False) -> None:
-    """What becomes of every weight; in a terminal layers that are alike share a row."""
-    print_table(_plan_table(plan), _plan_facts(plan), as_json=as_json)
+def plan(plan: "Plan", expected: "Forecast | None" = None, *, as_json: bool = False) -> None:
+    """What becomes of every weight, layers that are alike in one row; and what is expected of each format."""
+    print_table(_plan_table(plan), _plan_facts(plan) | (expected.facts() if expected else {}), as_json=as_json)
+    if expected and expected.layouts and not as_json:
+        print_table(expected.table(), None)
 
 
 def _plan_facts(plan: "Plan") -> dict[str, Any]:
@@ -54,7 +57,7 @@ def _plan_table(plan: "Plan") -> Table:
     title = (
         f"{plan.recipe.name} on {plan.checkpoint.path.resolve().name}: {megabytes(before)} become {megabytes(after)}"
     )
-    notes = ["Sizes are predicted from headers; a format adds its own. --json lists every tensor.", *plan.notes]
+    notes = ["Sizes are predicted from headers; --format adds a format's own. --json lists every tensor.", *plan.notes]
     return Table(title, ["weights", "becomes", "size", "why"], rows, notes)
 
 

@@ -62,6 +62,7 @@ def progress() -> Progress:
 
 
 def print_table(table: Table, facts: Any, *, as_json: bool = False, as_markdown: bool = False) -> None:
+    """A result on stdout: drawn as a table, or its facts as JSON, or the table as Markdown."""
     if as_json:
         sys.stdout.write(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     elif as_markdown:

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcpmq.formats.gguf.names import file_type, names_of
-from mcpmq.formats.gguf.tensors import INTEGER_TYPES, Slot, pack
+from mcpmq.formats.gguf.packing import pack
+from mcpmq.formats.gguf.tensors import INTEGER_TYPES, Slot
 from mcpmq.grids import dequantize
 from mcpmq.grids.ggml import ggml_type
 from mcpmq.qtensor import QTensor

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from mcpmq.families.family import TensorSpec
 from mcpmq.formats.onnx import layout
-from mcpmq.formats.widening import changed_shapes, stored_shape, widened
+from mcpmq.formats.shapes import changed_shapes, stored_shape
+from mcpmq.formats.widening import widened
 from mcpmq.grids import dequantize
 from mcpmq.qtensor import QTensor
 from mcpmq.quantized import Quantized

@@ -2,13 +2,13 @@
 
 from gguf import GGUFWriter
 
+from mcpmq.formats.declared import Declared
 from mcpmq.formats.gguf.tokenizer import add_tokenizer
-from mcpmq.quantized import Quantized
 
 COMPONENTS = {"embedding", "language", "head"}
 
 
-def add_metadata(writer: GGUFWriter, quantized: Quantized) -> None:
+def add_metadata(writer: GGUFWriter, quantized: Declared) -> None:
     """Sizes of the language model, and the tokenizer.
 
     Raises:

@@ -6,9 +6,9 @@ from typing import Any
 from gguf import GGMLQuantizationType, GGUFWriter
 
 from mcpmq.errors import FormatError
+from mcpmq.formats.declared import Declared
 from mcpmq.formats.gguf.tensors import Slot
 from mcpmq.json_file import read_json
-from mcpmq.quantized import Quantized
 
 COMPONENTS = {"vision", "projector"}
 VERSIONS = {"minicpm-v-2.6": 3}  # llama.cpp's number of a MiniCPM-V: how it cuts images and what it puts around slices
@@ -16,12 +16,12 @@ GRID = 70  # side of the table of position embeddings that llama.cpp assumes
 UNREAD_TABLE = "resampler.pos_embed_k"
 
 
-def unread_slot(quantized: Quantized) -> Slot:
+def unread_slot(quantized: Declared) -> Slot:
     """llama.cpp asks for a table of positions that it never reads: one row of it is enough."""
     return Slot(UNREAD_TABLE, None, (1, quantized.architecture.language.hidden), GGMLQuantizationType.F32)
 
 
-def add_metadata(writer: GGUFWriter, quantized: Quantized, ffn: int) -> None:
+def add_metadata(writer: GGUFWriter, quantized: Declared, ffn: int) -> None:
     """Sizes of the vision tower and the resampler; `ffn` is the width in the file.
 
     Raises:

@@ -1,21 +1,15 @@
-"""Every tensor of a file, declared from shapes and schemes, then packed one at a time; no code is changed."""
+"""Every tensor of a file, declared from shapes and schemes alone."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import numpy as np
-import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-from numpy.typing import NDArray
-from torch import Tensor
 
 from mcpmq.families.family import TensorSpec
+from mcpmq.formats.declared import Declared
 from mcpmq.formats.gguf import BLOCK_COLUMNS
 from mcpmq.formats.gguf.names import names_of
-from mcpmq.formats.widening import stored_shape
-from mcpmq.grids.ggml import ggml_type
-from mcpmq.qtensor import QTensor
-from mcpmq.quantized import Quantized
+from mcpmq.formats.shapes import stored_shape
 from mcpmq.recipe import FloatScheme, GgmlScheme, IntegerScheme, Scheme
 
 INTEGER_TYPES = {4: GGMLQuantizationType.Q4_0, 8: GGMLQuantizationType.Q8_0}
@@ -49,7 +43,7 @@ class Slot:
         return (*self.shape[:-1], self.row_nbytes)
 
 
-def slots(quantized: Quantized, components: set[str], vision_ffn: int) -> Iterator[Slot]:
+def slots(quantized: Declared, components: set[str], vision_ffn: int) -> Iterator[Slot]:
     """The slots of a file, in the order of the forward pass."""
     for spec in quantized.specs.values():
         if spec.component not in components:
@@ -69,11 +63,11 @@ def stored_type(spec: TensorSpec, scheme: Scheme | None, dtype: str) -> GGMLQuan
     if isinstance(scheme, IntegerScheme):
         return INTEGER_TYPES[scheme.bits]
     if isinstance(scheme, GgmlScheme):
-        return ggml_type(scheme.type)
+        return GGMLQuantizationType[scheme.type.upper()]
     return FLOAT_TYPES[scheme.dtype if isinstance(scheme, FloatScheme) else dtype]
 
 
-def widened_ffn(quantized: Quantized) -> int:
+def widened_ffn(quantized: Declared) -> int:
     """The hidden width of the vision FFN in the file: whole blocks for the types that have blocks.
 
     Rows of zeros in the matrix above make activations that are zero, whatever the columns below hold. A width that
@@ -86,53 +80,3 @@ def widened_ffn(quantized: Quantized) -> int:
         block = max(block, GGML_QUANT_SIZES[kind][0])  # 1, 32 or 256: the largest is a multiple of the others
     width = -(-shape.ffn // block) * block
     return width + max(block, BLOCK_COLUMNS) if width == shape.hidden else width
-
-
-def pack(weight: QTensor | Tensor | None, slot: Slot) -> NDArray[np.uint8]:
-    """The bytes of a slot: uint8 [..., bytes of a row]."""
-    rows = _rows(weight, slot) if weight is not None else np.empty((0,) * len(slot.shape), np.uint8)
-    if rows.shape == slot.byte_shape:
-        return rows
-    padded = np.zeros(slot.byte_shape, np.uint8)  # a block of zero bytes is a block of zeros in every type
-    padded[tuple(slice(size) for size in rows.shape)] = rows
-    return padded
-
-
-def _rows(weight: QTensor | Tensor, slot: Slot) -> NDArray[np.uint8]:
-    wanted = slice(slot.first_row, slot.first_row + slot.shape[0])
-    if isinstance(weight, Tensor):
-        return _float_bytes(weight[wanted], slot.type)
-    codes = weight.codes[wanted].numpy()
-    if isinstance(weight.scheme, GgmlScheme):
-        return codes
-    assert weight.scale is not None
-    assert isinstance(weight.scheme, IntegerScheme)
-    scale = weight.scale[wanted].numpy()
-    return pack_integers(codes, scale, weight.scheme)
-
-
-def _float_bytes(weight: Tensor, kind: GGMLQuantizationType) -> NDArray[np.uint8]:
-    converted = weight.float() if kind == GGMLQuantizationType.F32 else weight
-    return converted.contiguous().view(torch.uint8).numpy()
-
-
-def pack_integers(codes: NDArray[np.uint8], scale: NDArray[np.float16], scheme: IntegerScheme) -> NDArray[np.uint8]:
-    """Symmetric codes [rows, columns] and scales [rows, groups] as Q4_0 or Q8_0 blocks: uint8 [rows, bytes of a row].
-
-    A block has 32 columns and one scale; a wider group repeats its own. The last block is filled with zeros.
-    Layout: block_q4_0 and block_q8_0 in ggml-common.h.
-    """
-    rows, columns = codes.shape
-    blocks = -(-columns // BLOCK_COLUMNS)
-    if missing := blocks * BLOCK_COLUMNS - columns:
-        codes = np.pad(codes, ((0, 0), (0, missing)), constant_values=1 << (scheme.bits - 1))
-    grouped = codes.reshape(rows, blocks, BLOCK_COLUMNS)
-    group = np.arange(blocks) * BLOCK_COLUMNS // (scheme.group_size or columns)
-    packed = np.empty((rows, blocks, 2 + BLOCK_COLUMNS * scheme.bits // 8), np.uint8)
-    packed[..., :2] = np.ascontiguousarray(scale[:, group])[..., None].view(np.uint8)
-    if scheme.bits == 8:
-        np.bitwise_xor(grouped, 0x80, out=packed[..., 2:])  # from zero at 128 to two's complement
-    else:
-        np.left_shift(grouped[..., 16:], 4, out=packed[..., 2:])
-        packed[..., 2:] |= grouped[..., :16]
-    return packed.reshape(rows, -1)

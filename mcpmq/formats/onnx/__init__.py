@@ -6,13 +6,15 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mcpmq.formats.declared import Declared
+from mcpmq.formats.format import LayoutForecast
 from mcpmq.formats.onnx.blocks import table_refusal
 from mcpmq.formats.onnx.graph import ACCURACY_LEVEL
 from mcpmq.plan import Step
 from mcpmq.progress import Progress
 from mcpmq.recipe import CodebookScheme, GgmlScheme, IntegerScheme
 
-if TYPE_CHECKING:  # `refuses` works without torch
+if TYPE_CHECKING:  # `refuses` and `forecast` work without torch
     from mcpmq.calibration import CalibrationSet
     from mcpmq.quantized import Quantized
 
@@ -32,7 +34,7 @@ def refuses(step: Step) -> str | None:
 def stored_shapes(quantized: "Quantized") -> dict[str, tuple[int, ...]]:
     """[out, in] of every weight that zeros fill up to whole blocks, by common name."""
     from mcpmq.formats.onnx.layout import widened_ffn
-    from mcpmq.formats.widening import changed_shapes
+    from mcpmq.formats.shapes import changed_shapes
 
     return changed_shapes(quantized.specs, widened_ffn(quantized))
 
@@ -61,3 +63,10 @@ def write(
             written[part.component] = write_part(part, quantized, folder, accuracy_level, progress)
     files = {component: one.files for component, one in written.items()}
     return files | {"model": write_texts(quantized, out, written)}
+
+
+def forecast(model: Declared) -> LayoutForecast:
+    """Three graphs, their weights and the texts, to the byte."""
+    from mcpmq.formats.onnx.sizes import sized
+
+    return sized(model)

@@ -1,15 +1,17 @@
 """The language model's graph: prefill and cached decoding in one, names as transformers.js expects them."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
 import onnx_ir as ir
-import torch
 
 from mcpmq.families.family import Architecture, LanguageShape
 from mcpmq.formats.onnx.graph import CONTRIBUTED, Graph
-from mcpmq.formats.onnx.weights import Weights
+from mcpmq.formats.onnx.operands import Weights
 from mcpmq.progress import Progress
+
+if TYPE_CHECKING:
+    import torch
 
 FLOAT, INT64, INT32 = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.INT32
 
@@ -44,7 +46,7 @@ def emit(graph: Graph, weights: Weights, architecture: Architecture, progress: P
     position_ids = graph.input("position_ids", INT64, ["batch_size", "sequence_length"])
     pasts = [_cache_inputs(graph, shape, layer) for layer in range(shape.layers)]
     kept = graph.input("num_logits_to_keep", INT64, [])
-    positions = _positions(graph, shape, position_ids, mask)
+    positions = _positions(graph, weights, shape, position_ids, mask)
     stream, presents = Stream(embeddings), []
     for layer in progress(range(shape.layers), "writing the language model"):
         stream, present = _layer(graph, weights, shape, f"language.layers.{layer}", stream, positions, pasts[layer])
@@ -68,9 +70,11 @@ def _cache_outputs(graph: Graph, shape: LanguageShape, layer: int, present: tupl
         graph.output(value, f"present.{layer}.{name}", FLOAT, axes)
 
 
-def _positions(graph: Graph, shape: LanguageShape, position_ids: ir.Value, mask: ir.Value) -> Positions:
+def _positions(
+    graph: Graph, weights: Weights, shape: LanguageShape, position_ids: ir.Value, mask: ir.Value
+) -> Positions:
     """Angles for the tokens of this call alone, one row a token, so that no table bounds the context."""
-    frequencies = graph.constant(rotary_frequencies(shape).numpy(), np.float32)
+    frequencies = weights.constant(lambda: rotary_frequencies(shape), shape.head_width // 2)
     ids = graph.node("Cast", graph.node("Unsqueeze", position_ids, graph.constant([-1])), to=FLOAT)
     angles = graph.node("Reshape", graph.node("Mul", ids, frequencies), graph.constant([-1, shape.head_width // 2]))
     axes = graph.node("Shape", position_ids)
@@ -85,8 +89,10 @@ def _positions(graph: Graph, shape: LanguageShape, position_ids: ir.Value, mask:
     )
 
 
-def rotary_frequencies(shape: LanguageShape) -> torch.Tensor:
+def rotary_frequencies(shape: LanguageShape) -> "torch.Tensor":
     """Radians a position, float32 [head width / 2], rounded as transformers rounds them."""
+    import torch  # a forecast emits this graph without it
+
     exponents = torch.arange(0, shape.head_width, 2, dtype=torch.int64).float() / shape.head_width
     return 1.0 / (shape.rope_theta**exponents)
 

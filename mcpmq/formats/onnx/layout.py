@@ -9,19 +9,22 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mcpmq.calibration import CalibrationSet
 from mcpmq.families.family import Architecture
+from mcpmq.formats.declared import Declared
 from mcpmq.formats.onnx import decoder, embedding, vision
 from mcpmq.formats.onnx.blocks import block_columns
 from mcpmq.formats.onnx.external_data import ExternalData
 from mcpmq.formats.onnx.graph import ACCURACY_LEVEL, Graph
-from mcpmq.formats.onnx.weights import Weights
+from mcpmq.formats.onnx.operands import Weights
 from mcpmq.plan import Step
 from mcpmq.progress import Progress
-from mcpmq.quantized import Quantized
 from mcpmq.recipe import IntegerScheme
+
+if TYPE_CHECKING:  # a forecast emits graphs without torch
+    from mcpmq.calibration import CalibrationSet
+    from mcpmq.quantized import Quantized
 
 FOLDER = "onnx"
 SIGHT = "vision+projector"
@@ -61,20 +64,39 @@ class Written:
         return [f"{FOLDER}/{name}" for name in (self.graph, *self.chunks)]
 
 
-def write_part(part: Part, quantized: Quantized, folder: Path, accuracy_level: int, progress: Progress) -> Written:
+def write_part(part: Part, quantized: "Quantized", folder: Path, accuracy_level: int, progress: Progress) -> Written:
     """Write one graph and its weights into the folder of graphs."""
-    type_name, suffix = type_names(part, quantized)
-    name = f"{part.stem}{suffix}.onnx"
-    with closing(ExternalData(folder, f"{name}_data")) as data:
-        graph = Graph(part.stem, data)
-        weights = Weights(quantized, graph, accuracy_level, widened_ffn(quantized))
-        part.emit(graph, weights, quantized.architecture, progress)
-    graph.save(folder / name, version("mcpmq"), _properties(part, quantized, accuracy_level))
-    return Written(name, tuple(data.files), type_name)
+    from mcpmq.formats.onnx.weights import Weights as ReadWeights
+
+    graph = Graph(part.stem, ExternalData(folder, data_name(part, quantized)))
+    weights = ReadWeights(quantized, graph, accuracy_level, widened_ffn(quantized))
+    return emit_part(part, quantized, folder, graph, weights, accuracy_level, progress)
+
+
+def emit_part(
+    part: Part,
+    model: Declared,
+    folder: Path,
+    graph: Graph,
+    weights: Weights,
+    accuracy_level: int,
+    progress: Progress,
+) -> Written:
+    """Write one graph into the folder of graphs; its weights go where the graph has them."""
+    with closing(graph.data):
+        part.emit(graph, weights, model.architecture, progress)
+    name = data_name(part, model).removesuffix("_data")
+    graph.save(folder / name, version("mcpmq"), _properties(part, model, accuracy_level))
+    return Written(name, tuple(graph.data.files), type_names(part, model)[0])
+
+
+def data_name(part: Part, model: Declared) -> str:
+    """The first file of a graph's weights."""
+    return f"{part.stem}{type_names(part, model)[1]}.onnx_data"
 
 
 def write_static_vision(
-    part: Part, quantized: Quantized, samples: CalibrationSet, folder: Path, progress: Progress
+    part: Part, quantized: "Quantized", samples: "CalibrationSet", folder: Path, progress: Progress
 ) -> Written:
     """The same for the vision graph that NPUs take."""
     from mcpmq.formats.onnx import npu  # its quantizer takes a second to import
@@ -86,14 +108,14 @@ def write_static_vision(
     return Written(name, tuple(data.files), type_name)
 
 
-def widened_ffn(quantized: Quantized) -> int:
+def widened_ffn(quantized: Declared) -> int:
     """The hidden width of the vision FFN in the file: whole blocks, for fast kernels (KleidiAI) take no ragged ones."""
     blockwise = [step.scheme for step in quantized.steps if step.spec.may_grow == "columns" and not step.activation]
     block = max((block_columns(scheme) for scheme in blockwise if isinstance(scheme, IntegerScheme)), default=1)
     return -(-quantized.architecture.vision.ffn // block) * block
 
 
-def type_names(part: Part, quantized: Quantized) -> tuple[str, str]:
+def type_names(part: Part, quantized: Declared) -> tuple[str, str]:
     """The type that most numbers of a graph have, in transformers.js's words: of the session, of the file."""
     numbers: Counter[str] = Counter()
     for step in _steps(part, quantized):
@@ -102,11 +124,11 @@ def type_names(part: Part, quantized: Quantized) -> tuple[str, str]:
     return NAMES.get(numbers.most_common(1)[0][0], FLOAT32)
 
 
-def _steps(part: Part, quantized: Quantized) -> list[Step]:
+def _steps(part: Part, quantized: Declared) -> list[Step]:
     return [step for step in quantized.steps if step.spec.component in part.holds]
 
 
-def _properties(part: Part, quantized: Quantized, accuracy_level: int) -> dict[str, str]:
+def _properties(part: Part, quantized: Declared, accuracy_level: int) -> dict[str, str]:
     manifest = quantized.artifact.manifest
     integer = any(
         isinstance(step.scheme, IntegerScheme) for step in _steps(part, quantized) if step.spec.role == "matrix"
@@ -120,7 +142,7 @@ def _properties(part: Part, quantized: Quantized, accuracy_level: int) -> dict[s
     }
 
 
-def write_texts(quantized: Quantized, out: Path, written: Mapping[str, Written]) -> list[str]:
+def write_texts(quantized: Declared, out: Path, written: Mapping[str, Written]) -> list[str]:
     """Copy tokenizer and preprocessor files, and config.json with what transformers.js must know; their names."""
     names = []
     for file in quantized.artifact.files_of("model"):

@@ -1,16 +1,19 @@
 """The vision graph: packed patches of slices -> embeddings, by a SigLIP tower and a resampler behind it."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
-import torch
 
 from mcpmq.families.family import Architecture, VisionShape
 from mcpmq.families.minicpmv import HEAD_WIDTH_OF_RESAMPLER
 from mcpmq.formats.onnx.graph import Graph
-from mcpmq.formats.onnx.weights import Weights, rows_of
+from mcpmq.formats.onnx.operands import Weights
 from mcpmq.progress import Progress
+
+if TYPE_CHECKING:
+    import torch
 
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 RESAMPLER_NORM_EPSILON = 1e-6
@@ -57,7 +60,7 @@ def _features(
     for layer in progress(range(shape.layers), "writing the vision encoder"):
         value = _layer(graph, weights, shape, f"vision.layers.{layer}", value, attention)
     value = _norm(graph, weights, "vision.post_norm", value, shape.norm_epsilon)
-    position = graph.node("Concat", *(_axis_code(graph, axis, width // 2) for axis in (column, row)), axis=-1)
+    position = graph.node("Concat", *(_axis_code(graph, weights, axis, width // 2) for axis in (column, row)), axis=-1)
     return _resampled(graph, weights, shape.queries, width, value, position, attention)
 
 
@@ -131,16 +134,18 @@ def _norm(graph: Graph, weights: Weights, name: str, value: ir.Value, epsilon: f
     return graph.node("LayerNormalization", value, *parts, axis=-1, epsilon=epsilon)
 
 
-def _axis_code(graph: Graph, coordinate: ir.Value, width: int) -> ir.Value:
+def _axis_code(graph: Graph, weights: Weights, coordinate: ir.Value, width: int) -> ir.Value:
     """Sine then cosine of a coordinate [slices, patches] at falling frequencies: [slices, patches, width]."""
-    frequencies = graph.constant(axis_frequencies(width).numpy(), np.float32)
+    frequencies = weights.constant(lambda: axis_frequencies(width), width // 2)
     position = graph.node("Cast", graph.node("Unsqueeze", coordinate, graph.constant([-1])), to=FLOAT)
     angles = graph.node("Mul", position, frequencies)
     return graph.node("Concat", graph.node("Sin", angles), graph.node("Cos", angles), axis=-1)
 
 
-def axis_frequencies(width: int) -> torch.Tensor:
+def axis_frequencies(width: int) -> "torch.Tensor":
     """Radians a patch, float32 [width / 2], rounded as the native module rounds them."""
+    import torch  # a forecast emits this graph without it
+
     exponents: torch.Tensor = torch.arange(width // 2, dtype=torch.float32) / (width / 2)
     return WAVELENGTH**-exponents
 
@@ -159,22 +164,10 @@ def _resampled(
     content = weights.linear(patches, "projector.kv")
     content = _norm(graph, weights, "projector.norm_kv", content, RESAMPLER_NORM_EPSILON)
     key = graph.node("Add", content, position)
-    query, key, content = _split_projection(weights, width, (query, key, content))
+    query, key, content = weights.linear_parts((query, key, content), "projector.attention.qkv", "qkv")
     slices = graph.node("Shape", patches, start=0, end=1)
     query = graph.node("Expand", query, graph.node("Concat", slices, graph.constant([queries, width]), axis=0))
     attended = attention(graph, query, key, content, width // HEAD_WIDTH_OF_RESAMPLER, width)
     attended = weights.linear(attended, "projector.attention.o")
     normed = _norm(graph, weights, "projector.norm_post", attended, RESAMPLER_NORM_EPSILON)
     return graph.node("Reshape", weights.linear(normed, "projector.out"), graph.constant([-1, width]))
-
-
-def _split_projection(weights: Weights, width: int, inputs: tuple[ir.Value, ...]) -> tuple[ir.Value, ...]:
-    """One stored matrix [3 * width, width] projects queries, keys and values, each with its third of the rows."""
-    name = "projector.attention.qkv"
-    weight, bias = weights.load(name), weights.load_float(f"{name}.bias")
-    spans = [slice(part * width, (part + 1) * width) for part in range(3)]
-    grids = weights.quantized.input_grids(name) or (None,) * 3
-    return tuple(
-        weights.product(value, f"{name}.{part}", rows_of(weight, span), bias[span], grid)
-        for value, part, span, grid in zip(inputs, "qkv", spans, grids, strict=True)
-    )

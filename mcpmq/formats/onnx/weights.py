@@ -1,6 +1,6 @@
 """Weights into a graph, whatever scheme each is on: integers in blocks stay integers, floats keep their dtype."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -13,7 +13,8 @@ from mcpmq.activations import InputGrid
 from mcpmq.formats.onnx.external_data import StoredArray
 from mcpmq.formats.onnx.graph import Graph
 from mcpmq.formats.onnx.packing import STRIPE_CODES, PackedWeight, for_integer_product, for_lookup, for_product
-from mcpmq.formats.widening import filled, stored_shape, widened
+from mcpmq.formats.shapes import stored_shape
+from mcpmq.formats.widening import filled, widened
 from mcpmq.grids import dequantize
 from mcpmq.qtensor import QTensor
 from mcpmq.quantized import Quantized
@@ -61,6 +62,21 @@ class Weights:
             value, factor = self._rounded(value, grid), self._rowwise_factor(name, weight)
         product = self.graph.node("MatMul", value, factor)
         return product if addend is None else self.graph.node("Add", product, addend)
+
+    def linear_parts(self, values: Sequence[ir.Value], name: str, parts: str) -> tuple[ir.Value, ...]:
+        """The same with equal shares of the rows of a matrix that has a bias, each for a value of its own."""
+        weight, bias = self.load(name), self.load_float(f"{name}.bias")
+        rows = len(bias) // len(values)
+        grids = self.quantized.input_grids(name) or (None,) * len(values)
+        spans = [slice(number * rows, (number + 1) * rows) for number in range(len(values))]
+        return tuple(
+            self.product(value, f"{name}.{part}", rows_of(weight, span), bias[span], grid)
+            for value, part, span, grid in zip(values, parts, spans, grids, strict=True)
+        )
+
+    def constant(self, values: Callable[[], Tensor], length: int) -> ir.Value:
+        """Float32 [length] that torch computes as the native module does."""
+        return self.graph.constant(values().numpy(), np.float32)
 
     def lookup(self, name: str, indices: ir.Value) -> ir.Value:
         """Rows of a table [rows, columns] at int64 indices [...]: float32 [..., columns]."""

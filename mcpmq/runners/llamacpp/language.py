@@ -20,13 +20,16 @@ from mcpmq.runners.llamacpp import (
     FLOATS,
     INT,
     INTS,
+    ONLY,
     POINTER,
+    VOCABULARY_ALONE,
     Batch,
     LlamaCpp,
     Piece,
 )
 
 BATCH_TOKENS = 2048  # at most in one call; the engine's default
+METADATA_NBYTES = 256  # of a short value
 CONTEXT_MULTIPLE = 256  # the engine rounds its cache up to it
 OUT_OF_LAYER = "l_out-"  # the engine's name for what a layer gives, before its number
 
@@ -36,19 +39,29 @@ Watch = Callable[[int, NDArray[np.float32]], None]  # gets the number of every l
 class LanguageModel:
     """A loaded language model."""
 
-    def __init__(self, engine: LlamaCpp, file: Path) -> None:
-        """Load the file.
+    def __init__(self, engine: LlamaCpp, file: Path, *, vocabulary_alone: bool = False) -> None:
+        """Load the file, or no more of it than a `mmproj` file needs to be loaded beside.
 
         Raises:
             EngineError: llama.cpp does not load it.
         """
-        pointer = engine("llama_model_load_from_file", str(file).encode(), engine("llama_model_default_params"))
+        parameters = engine("llama_model_default_params")
+        if vocabulary_alone:
+            parameters.put(VOCABULARY_ALONE, ONLY)
+        pointer = engine("llama_model_load_from_file", str(file).encode(), parameters)
         if not pointer:
             raise engine.error(f"llama.cpp does not load `{file}`", "make the artifact again")
         self.engine, self.pointer = engine, pointer
         self.vocabulary: int = engine("llama_vocab_n_tokens", engine("llama_model_get_vocab", pointer))
-        self.hidden: int = engine("llama_model_n_embd", pointer)
         self._finalizer = weakref.finalize(self, engine, "llama_model_free", pointer)
+        self.hidden: int = engine("llama_model_n_embd", pointer) or int(self._said(f"{self._said()}.embedding_length"))
+
+    def _said(self, key: str = "general.architecture") -> str:
+        """A value of the file's metadata."""
+        text = ctypes.create_string_buffer(METADATA_NBYTES)
+        if self.engine("llama_model_meta_val_str", self.pointer, key.encode(), text, METADATA_NBYTES) < 0:
+            raise EngineError(f"the language model's file does not say `{key}`", "make the artifact again")
+        return text.value.decode()
 
     def close(self) -> None:
         """Free the memory."""

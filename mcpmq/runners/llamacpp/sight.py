@@ -24,6 +24,7 @@ from mcpmq.runners.llamacpp import (
     Piece,
     chunk_size,
 )
+from mcpmq.runners.llamacpp.language import LanguageModel
 
 CLIP_SIZES = "_Z16clip_get_hparamsPK8clip_ctx"  # returns the sizes of a vision tower; the first is a slice's side
 PROBE = np.zeros((8, 8, 3), np.uint8)  # smaller than any slice: the engine resizes it to a square of a slice's side
@@ -36,8 +37,8 @@ class Sight:
     the slice as it is, if the engine's side of a slice lies between the root of the area and the longer side.
     """
 
-    def __init__(self, engine: LlamaCpp, file: Path, model: int, threads: int, exact: bool) -> None:
-        """`model` is the language model that it belongs to; `exact` computes attention in F32.
+    def __init__(self, engine: LlamaCpp, file: Path, language: LanguageModel, threads: int, exact: bool) -> None:
+        """`language` is the model that it belongs to, or its vocabulary; `exact` computes attention in F32.
 
         Raises:
             EngineError: llama.cpp does not load the file, or saves images in a way that is not known here.
@@ -46,10 +47,10 @@ class Sight:
         parameters.put(IMAGE_THREADS, threads)
         if exact:
             parameters.put(IMAGE_FLASH_ATTENTION, 0)
-        context = engine("mtmd_init_from_file", str(file).encode(), model, parameters)
+        context = engine("mtmd_init_from_file", str(file).encode(), language.pointer, parameters)
         if not context:
             raise engine.error(f"llama.cpp does not load `{file}`", "make the artifact again")
-        self._engine, self._context, self._hidden = engine, context, engine("llama_model_n_embd", model)
+        self._engine, self._context, self._hidden = engine, context, language.hidden
         self._finalizer = weakref.finalize(self, engine, "mtmd_free", context)
         if not engine("mtmd_support_vision", context):
             raise EngineError(f"`{file}` holds nothing that sees", "make the artifact again")
