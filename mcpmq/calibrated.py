@@ -182,7 +182,7 @@ class _Rounding:
         return self.files[self._name(block)]
 
     def _is_head(self, block: nn.Module) -> bool:
-        return self._name(block) == HEAD
+        return block is self.model.module.get_output_embeddings()  # type: ignore[operator]
 
     def _fill_from_file(self, block: nn.Module) -> None:
         if self._is_head(block):
@@ -194,9 +194,9 @@ class _Rounding:
 
     def _fed_by(self, block: nn.Module, parameter: str) -> str | None:
         """The module inside the block whose output a parameter multiplies that no linear holds."""
-        hub_name = self.model.blocks[block][parameter].hub_name
-        feeder = dict(self.plan.checkpoint.family.fed_by).get(hub_name)
-        return feeder.removeprefix(hub_name.removesuffix(parameter)) if feeder else None
+        name = self.model.blocks[block][parameter].parameters[0]
+        feeder = dict(self.plan.checkpoint.family.fed_by).get(name)
+        return feeder.removeprefix(name.removesuffix(parameter)) if feeder else None
 
     def _labels(self, block: nn.Module) -> Labels:
         component = next(iter(self.model.blocks[block].values())).component

@@ -1,6 +1,7 @@
 """The model as it was given: a Hugging Face directory, read lazily and never written."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -81,6 +82,21 @@ class Checkpoint:
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         return digest.hexdigest()
+
+    def facts(self) -> dict[str, Any]:
+        """What it is, in words and numbers."""
+        sizes: Counter[str] = Counter()
+        for spec in self.specs:
+            sizes[spec.component] += self.entries[spec.name].nbytes
+        return {
+            "family": self.family.name,
+            "tensors": len(self.specs),
+            "dtypes": dict(Counter(entry.torch_dtype for entry in self.entries.values())),
+            "bytes": self.nbytes,
+            "bytes_by_component": dict(sizes),
+            "language": str(self.architecture.language),
+            "vision": str(self.architecture.vision or "none: it reads text only"),
+        }
 
 
 def _tensor(values: bytearray, entry: Entry) -> "Tensor":

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from mcpmq.artifact import MANIFEST, Artifact, appearing_whole, refuse_full_disk, write_manifest
+from mcpmq.families import family_named
 from mcpmq.formats import FormatName, check_steps, format_named
 from mcpmq.progress import Progress, silent
 from mcpmq.quantized import Quantized
@@ -17,7 +18,7 @@ def export(quantized: Quantized, name: FormatName, out: Path, progress: Progress
         ArtifactError: what was exported before has changed since.
     """
     layout = format_named(name)
-    check_steps(quantized.steps, name)
+    check_steps(family_named(quantized.artifact.manifest.family), quantized.steps, name)
     manifest = quantized.artifact.manifest.model_copy(update={"kind": name, "files": ()})
     if (out / MANIFEST).is_file():
         earlier = Artifact.open(out)

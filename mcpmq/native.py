@@ -33,14 +33,20 @@ def build(family: Family, config: Mapping[str, Any], specs: Sequence[TensorSpec]
     """The native module of a raw config.json with no weight in memory."""
     module, _, function = family.native.partition(":")
     model: nn.Module = getattr(import_module(module), function)(config)
-    by_hub_name = {spec.hub_name: spec for spec in specs}
+    by_parameter = {name: spec for spec in specs for name in spec.parameters}
     empty(model)
     names = {part: name for name, part in model.named_modules()}
     blocks = {
-        block: {name: by_hub_name[f"{names[block]}.{name}"] for name, _ in block.named_parameters()}
-        for block in blocks_of(model, by_hub_name)
+        block: {name: by_parameter[f"{names[block]}.{name}"] for name, _ in block.named_parameters()}
+        for block in _in_order(model, specs)
     }
     return NativeModel(model, blocks)
+
+
+def _in_order(model: nn.Module, specs: Sequence[TensorSpec]) -> list[nn.Module]:
+    """The blocks as samples meet them: a tied head comes last, where an embedding of its own name would."""
+    first = [spec.parameters[0] for spec in specs]
+    return blocks_of(model, [*first, *(name for spec in specs for name in spec.parameters[1:])])
 
 
 def empty(block: nn.Module) -> None:

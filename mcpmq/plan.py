@@ -11,6 +11,8 @@ from mcpmq.families.family import TensorSpec
 from mcpmq.recipe import GgmlScheme, Recipe, Scheme
 from mcpmq.safetensors_file import DTYPES
 
+COMPONENTS = {"vision", "projector", "embedding", "language", "head"}
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
@@ -72,15 +74,17 @@ def block_of(name: str) -> str:
 
 
 def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
-    """Decide every tensor.
+    """Decide every tensor. A line for a whole component that this model does not have concerns nothing: `vision.*`
+    where the model reads text only.
 
     Raises:
         RecipeError: a line matches no weight, or a scheme does not fit a weight.
     """
     steps = tuple(_step(checkpoint, recipe, spec) for spec in checkpoint.specs)
-    quantizable = [spec.name for spec in checkpoint.specs if spec.role != "other"]
+    quantizable = [name for spec in checkpoint.specs if spec.role != "other" for name in _names(spec)]
+    absent = COMPONENTS - {name.partition(".")[0] for name in quantizable}
     for glob in recipe.weights:
-        if not any(fnmatchcase(name, glob) for name in quantizable):
+        if glob.partition(".")[0] not in absent and not any(fnmatchcase(name, glob) for name in quantizable):
             components = ", ".join(dict.fromkeys(name.partition(".")[0] for name in quantizable))
             raise RecipeError(
                 f"`{glob}` in recipe `{recipe.name}` matches no weight that can be quantized",
@@ -89,11 +93,15 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     return Plan(checkpoint, recipe, steps)
 
 
+def _names(spec: TensorSpec) -> list[str]:
+    return [name for name in (spec.name, spec.also) if name]
+
+
 def _step(checkpoint: Checkpoint, recipe: Recipe, spec: TensorSpec) -> Step:
     dtype = checkpoint.entries[spec.name].torch_dtype
     if spec.role == "other":
         return Step(spec, dtype, None, "no matrix or table")
-    matching = [glob for glob in recipe.weights if fnmatchcase(spec.name, glob)]
+    matching = [glob for glob in recipe.weights if any(fnmatchcase(name, glob) for name in _names(spec))]
     if not matching:
         return Step(spec, dtype, None, "nothing in the recipe matches")
     step = Step(spec, dtype, recipe.weights[matching[-1]], f'"{matching[-1]}"')

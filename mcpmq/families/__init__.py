@@ -4,10 +4,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from mcpmq.errors import CheckpointError
-from mcpmq.families import minicpmv
+from mcpmq.families import minicpmv, qwen2vl
 from mcpmq.families.family import Family
 
-FAMILIES: tuple[Family, ...] = (minicpmv.MINICPM_V_2_6,)
+FAMILIES: tuple[Family, ...] = (
+    minicpmv.MINICPM_V_2_5,
+    minicpmv.MINICPM_V_2_6,
+    minicpmv.MINICPM_V_4_0,
+    minicpmv.MINICPM_V_4_5,
+    qwen2vl.QWEN2_VL,
+)
 
 
 def family_of(config: Mapping[str, Any]) -> Family:

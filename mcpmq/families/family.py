@@ -25,10 +25,17 @@ class TensorSpec:
     role: Role = "other"
     transposed: bool = False  # stored [in, out]; everywhere else mcpmq has it as [out, in]
     may_grow: Literal["rows", "columns"] | None = None  # a hidden width: zeros added there change nothing computed
+    native_names: tuple[str, ...] = ()  # of the parameters in the native module that are this one; () for `hub_name`
+    also: str = ""  # a second name for recipes: an embedding that is the head too is called `head` as well
 
     @property
     def component(self) -> str:
         return self.name.partition(".")[0]
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """What the native module calls it; several names where one tensor serves several modules."""
+        return self.native_names or (self.hub_name,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,21 +54,40 @@ class LanguageShape:
     rope_theta: float
     norm_epsilon: float
     attention_bias: bool
+    qk_norm: bool = False  # every head of the queries and keys is normed before it is turned
+    tied_head: bool = False  # the embedding is the head too; a checkpoint holds it once
+    rope_sections: tuple[int, ...] = ()  # frequencies turned by time, row and column (M-RoPE); () for one position
+    rope_factors: tuple[float, ...] = ()  # what LongRoPE divides every frequency by; () for 1
+    permuted_rope: bool = False  # llama.cpp turns neighbours here, so it wants the rows of queries and keys reordered
+
+    def __str__(self) -> str:
+        return f"{self.layers} layers of width {self.hidden}, {self.vocabulary:,} tokens"
+
+
+VisionKind = Literal["siglip-resampler", "qwen2-vl"]
 
 
 @dataclass(frozen=True, slots=True)
 class VisionShape:
-    """Sizes of the vision tower and of the connector behind it."""
+    """Sizes of the vision tower and of the connector behind it; what a kind of tower does not have is 0."""
 
+    kind: VisionKind  # which room of a format writes it
     hidden: int
     layers: int
     heads: int
     ffn: int
     patch: int  # side of a patch in pixels
-    grid: int  # side of the table of position embeddings, in patches
-    slice_side: int  # pixels; a slice has about this side squared
-    queries: int  # image tokens a slice becomes
     norm_epsilon: float
+    grid: int = 0  # side of the table of position embeddings, in patches
+    slice_side: int = 0  # pixels; a slice has about this side squared
+    queries: int = 0  # image tokens a slice becomes
+    one_row: bool = False  # patches take their position embeddings as if they lay in one long row
+    frames: int = 0  # images that a patch covers; a still image is repeated
+    merge: int = 1  # side of the square of patches that becomes one image token
+
+    def __str__(self) -> str:
+        tokens = f"{self.queries} tokens a slice" if self.queries else f"a token for {self.merge**2} patches"
+        return f"{self.layers} layers of width {self.hidden}, {tokens}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +95,13 @@ class Architecture:
     """A config.json, read and checked."""
 
     language: LanguageShape
-    vision: VisionShape
+    vision: VisionShape | None  # None: the model reads text only
+
+    @property
+    def sees(self) -> VisionShape:
+        """The vision tower of a model that is known to have one."""
+        assert self.vision is not None
+        return self.vision
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +110,9 @@ class Inputs:
 
     tokens: int64 [length], prompt and answer. answer_start: index of the first token of the answer; the
     answer ends with the end-of-turn token. slices: uint8 RGB [height, width, 3] each, sides multiples of
-    the patch. image_bounds: int64 [slices, 2], the span of tokens that each slice's features replace. image: uint8 RGB
-    [height, width, 3], the image before it was cut, only where an engine that can cut images itself is to do so.
+    the patch; a family that does not slice has one. image_bounds: int64 [slices, 2], the span of tokens that each
+    slice's features replace. image: uint8 RGB [height, width, 3], the image before it was cut, only where an engine
+    that can cut images itself is to do so.
     """
 
     id: str
@@ -103,14 +136,30 @@ class Processor(Protocol):
         """What the native module's forward takes, by name, the batch of one sample."""
 
 
+class Pixels(Protocol):
+    """What an engine that has tokens and slices already must still know of the family; needs no tokenizer."""
+
+    def graph_inputs(self, part: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        """One slice uint8 RGB [height, width, 3] as the vision graph takes it, by the names of its inputs."""
+
+    def positions(self, inputs: Inputs) -> NDArray[np.int64]:
+        """Where every token stands: int64 [length], or [3, length] by time, row and column (M-RoPE)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """Everything mcpmq knows about one kind of model."""
 
     name: str
+    published: tuple[str, ...]  # checkpoints that are of it
     recognises: Callable[[Mapping[str, Any]], bool]  # from the raw config.json
     architecture: Callable[[Mapping[str, Any]], Architecture]
     tensors: Callable[[Architecture], tuple[TensorSpec, ...]]  # in the order of the forward pass
     processor: Callable[[Path], Processor]
+    pixels: Callable[[Path], Pixels]  # from the text files of a checkpoint or of an artifact
     native: str  # "module:function" that builds the torch model from the raw config on the meta device
+    sees: bool = True  # False: it reads text only
+    llama_cpp_version: int = 0  # its number of a MiniCPM-V: how it cuts images and what it puts around slices
+    caveats: tuple[tuple[str, str], ...] = ()  # by format, what an artifact does not do as the original
+    refusals: tuple[tuple[str, str], ...] = ()  # by format, why it cannot hold the model
     fed_by: tuple[tuple[str, str], ...] = ()  # hub names: a matrix that no linear holds, and what feeds it its output

@@ -1,37 +1,54 @@
-"""How a picture, a question and an answer become what MiniCPM-V 2.6 is fed: slices, tokens, and where they meet."""
+"""How a picture, a question and an answer become what a MiniCPM-V is fed: slices, tokens, and where they meet."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Self
 
 import numpy as np
 from annotated_types import MaxLen, MinLen
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from PIL import Image
+from pydantic import Field, PositiveFloat, PositiveInt
 from tokenizers import Tokenizer
 
-from mcpmq.errors import CalibrationError, CheckpointError
+from mcpmq.errors import CheckpointError
 from mcpmq.families.chat_template import ChatTemplate
+from mcpmq.families.checked import Checked, checked
 from mcpmq.families.family import Inputs
+from mcpmq.families.pictures import open_image
+from mcpmq.families.text import check_range, open_tokenizer, refuse_special
 from mcpmq.json_file import read_json
 
-END_OF_TURN = "<|im_end|>"
 PLACEHOLDER = "<unk>"
-TAGS = ("<image>", "</image>", "<slice>", "</slice>", "<image_id>", "</image_id>")
-OPENING, CLOSING = ("<image>", "<slice>"), ("</image>", "</slice>")
-LARGEST_ASPECT = 200  # a sliver would be enlarged to a slice of any length
+TAGS, NUMBER_TAGS = ("<image>", "</image>", "<slice>", "</slice>"), ("<image_id>", "</image_id>")
 Channels = Annotated[tuple[float, ...], MinLen(3), MaxLen(3)]
 Slice = NDArray[np.uint8]
-Model = TypeVar("Model", bound=BaseModel)
 
 
-class Slicing(BaseModel):
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What stands around slices, and what ends a turn."""
+
+    end_of_turn: str = "<|im_end|>"
+    numbered: bool = True  # an image begins with its number
+    slices_as_images: bool = False  # a slice has the tags of an image; one pair of `<slice>` is around all of them
+
+    @property
+    def opening(self) -> tuple[str, ...]:
+        return ("<image>",) if self.slices_as_images else ("<image>", "<slice>")
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        return (*TAGS, *(NUMBER_TAGS if self.numbered else ()), PLACEHOLDER, self.end_of_turn)
+
+
+PUBLISHED_SINCE_2_6 = Layout()
+
+
+class Slicing(Checked):
     """The part of preprocessor_config.json that decides the pixels."""
-
-    model_config = ConfigDict(extra="ignore", frozen=True)
 
     scale_resolution: PositiveInt = Field(default=448, le=4096)  # a slice has about this side squared
     max_slice_nums: PositiveInt = Field(default=9, le=64)
@@ -42,10 +59,26 @@ class Slicing(BaseModel):
     norm_mean: Channels = (0.5, 0.5, 0.5)
     norm_std: Annotated[tuple[PositiveFloat, ...], MinLen(3), MaxLen(3)] = (0.5, 0.5, 0.5)
 
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Read it.
 
-class _Config(BaseModel):
-    model_config = ConfigDict(extra="ignore")
+        Raises:
+            CheckpointError: the file is missing or broken.
+        """
+        return checked(cls, read_json(folder / "preprocessor_config.json"), "preprocessor_config.json")
 
+    def graph_inputs(self, part: Slice) -> dict[str, NDArray[Any]]:
+        """One slice for the vision graph: float32 [1, 3, patch, patch * patches], and its size in patches."""
+        pixels = packed_pixels(part, self.norm_mean, self.norm_std, self.patch_size)
+        return {"pixel_values": pixels[None], "tgt_sizes": target_sizes([part], self.patch_size)}
+
+    def positions(self, inputs: Inputs) -> NDArray[np.int64]:
+        """Tokens stand one after the other, whatever they are of: int64 [length]."""
+        return np.arange(len(inputs.tokens), dtype=np.int64)
+
+
+class _Config(Checked):
     vocab_size: PositiveInt
     query_num: PositiveInt = Field(default=64, le=4096)
     max_position_embeddings: PositiveInt = 32768
@@ -63,23 +96,28 @@ class MiniCpmVProcessor:
     vocabulary: int
     context: int
     special: Mapping[str, int]  # what no prompt may hold, with its token id
+    layout: Layout = PUBLISHED_SINCE_2_6
 
     @classmethod
-    def open(cls, checkpoint: Path) -> Self:
+    def open(cls, checkpoint: Path, layout: Layout = PUBLISHED_SINCE_2_6) -> Self:
         """Read the text files of a checkpoint, or of anything written from it.
 
         Raises:
             CheckpointError: one is missing, broken, or contradicts another.
         """
-        config = _validated(_Config, read_json(checkpoint / "config.json"), "config.json")
-        slicing = _validated(Slicing, read_json(checkpoint / "preprocessor_config.json"), "preprocessor_config.json")
+        config, slicing = checked(_Config, read_json(checkpoint / "config.json")), Slicing.open(checkpoint)
         _refuse_contradiction("patch_size", config.patch_size, slicing.patch_size)
         _refuse_contradiction("query_num", config.query_num, slicing.image_feature_size or config.query_num)
-        tokenizer = _open_tokenizer(checkpoint / "tokenizer.json")
-        template = ChatTemplate.open(checkpoint)
-        special = _special_tokens(tokenizer, config.vocab_size)
+        tokenizer, special = open_tokenizer(checkpoint, layout.needed, config.vocab_size)
         return cls(
-            slicing, tokenizer, template, config.query_num, config.vocab_size, config.max_position_embeddings, special
+            slicing,
+            tokenizer,
+            ChatTemplate.open(checkpoint),
+            config.query_num,
+            config.vocab_size,
+            config.max_position_embeddings,
+            special,
+            layout,
         )
 
     def encode(self, sample_id: str, image: Path | None, prompt: str, answer: str) -> Inputs:
@@ -89,13 +127,12 @@ class MiniCpmVProcessor:
             CalibrationError: the image cannot be read, the text holds special tokens, or it is too long.
             CheckpointError: the tokenizer yields tokens that the model does not have.
         """
-        for text in (prompt, answer):
-            self._refuse_special(sample_id, text)
-        grid, slices = slice_image(_open_image(sample_id, image), self.slicing) if image else (None, ())
+        refuse_special(sample_id, self.special, prompt, answer)
+        grid, slices = slice_image(open_image(sample_id, image), self.slicing) if image else (None, ())
         content = f"{self.image_text(grid)}\n{prompt}" if slices else prompt
         question = self._tokens(self.template.render([{"role": "user", "content": content}]))
-        tokens = np.array([*question, *self._tokens(answer + END_OF_TURN)], dtype=np.int64)
-        self._check_range(sample_id, tokens)
+        tokens = np.array([*question, *self._tokens(answer + self.layout.end_of_turn)], dtype=np.int64)
+        check_range(sample_id, tokens, self.vocabulary, self.context)
         return Inputs(sample_id, tokens, len(question), slices, self._image_bounds(tokens, len(slices)))
 
     def arguments(self, inputs: Inputs) -> dict[str, NDArray[Any]]:
@@ -117,37 +154,23 @@ class MiniCpmVProcessor:
     def image_text(self, grid: tuple[int, int] | None) -> str:
         """The overview's placeholders, then those of `grid` (columns, rows) slices, a line for every row."""
         placeholders = PLACEHOLDER * self.queries
-        number = "<image_id>0</image_id>" if self.slicing.use_image_id else ""
+        overview = f"<image>{placeholders}</image>"
         columns, rows = grid or (0, 0)
+        if self.layout.slices_as_images:
+            slices = "\n".join([overview * columns] * rows)
+            return f"{overview}<slice>{slices}</slice>" if grid else overview
+        number = "<image_id>0</image_id>" if self.layout.numbered and self.slicing.use_image_id else ""
         row = f"<slice>{placeholders}</slice>" * columns
-        return f"{number}<image>{placeholders}</image>" + "\n".join([row] * rows)
+        return f"{number}{overview}" + "\n".join([row] * rows)
 
     def _tokens(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
-    def _refuse_special(self, sample_id: str, text: str) -> None:
-        if found := [token for token in self.special if token in text]:
-            raise CalibrationError(
-                f"sample `{sample_id}` holds the special token `{found[0]}` in its text",
-                "images are named by `image`, never written into the prompt; remove the token",
-            )
-
-    def _check_range(self, sample_id: str, tokens: NDArray[np.int64]) -> None:
-        if tokens.max() >= self.vocabulary:
-            raise CheckpointError(
-                f"sample `{sample_id}`: the tokenizer gives token {tokens.max()}, the model has {self.vocabulary}",
-                "tokenizer.json and config.json belong to different models",
-            )
-        if len(tokens) > self.context:
-            raise CalibrationError(
-                f"sample `{sample_id}` has {len(tokens)} tokens, more than the {self.context} of the model",
-                "shorten it",
-            )
-
     def _image_bounds(self, tokens: NDArray[np.int64], slices: int) -> NDArray[np.int64]:
-        opened = np.flatnonzero(np.isin(tokens, [self.special[tag] for tag in OPENING])) + 1
-        closed = np.flatnonzero(np.isin(tokens, [self.special[tag] for tag in CLOSING]))
+        opened = np.flatnonzero(np.isin(tokens, [self.special[tag] for tag in self.layout.opening])) + 1
+        closings = [self.special[tag.replace("<", "</")] for tag in self.layout.opening]
+        closed = np.flatnonzero(np.isin(tokens, closings))
         if len(opened) != slices or len(closed) != slices or np.any(closed - opened != self.queries):
             raise CheckpointError(
                 f"the chat template keeps {len(opened)} of {slices} slices, each should hold {self.queries} tokens",
@@ -156,57 +179,9 @@ class MiniCpmVProcessor:
         return np.stack([opened, closed], axis=1)
 
 
-def _validated(model: type[Model], value: dict[str, Any], file: str) -> Model:
-    try:
-        return model.model_validate(value)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise CheckpointError(f"`{file}`: {where}: {first['msg']}", "compare it with the published one") from error
-
-
 def _refuse_contradiction(name: str, config: int, preprocessor: int) -> None:
     if config != preprocessor:
         raise CheckpointError(f"config.json says {name} {config}, preprocessor_config.json says {preprocessor}")
-
-
-def _open_tokenizer(file: Path) -> Tokenizer:
-    if not file.is_file():
-        raise CheckpointError(f"no `{file.name}` in `{file.parent}`", "fetch the tokenizer's files too")
-    try:
-        return Tokenizer.from_file(str(file))
-    except Exception as error:  # the library raises nothing narrower
-        raise CheckpointError(f"`{file}` is no tokenizer: {error}", "fetch it again") from error
-
-
-def _special_tokens(tokenizer: Tokenizer, vocabulary: int) -> dict[str, int]:
-    needed = (*TAGS, PLACEHOLDER, END_OF_TURN)
-    ids = {token: number for token in needed if (number := tokenizer.token_to_id(token)) is not None}
-    if missing := [token for token in needed if ids.get(token, vocabulary) >= vocabulary]:
-        raise CheckpointError(
-            f"the tokenizer lacks `{missing[0]}`, or the model has no embedding for it",
-            "compare with the published one",
-        )
-    added = tokenizer.get_added_tokens_decoder()
-    return ids | {token.content: number for number, token in added.items() if token.special}
-
-
-def _open_image(sample_id: str, path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as image:
-            _refuse_sliver(sample_id, image)
-            return image.convert("RGB")
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        raise CalibrationError(f"sample `{sample_id}`: the image `{path.name}` cannot be read: {error}") from error
-
-
-def _refuse_sliver(sample_id: str, image: Image.Image) -> None:
-    shorter, longer = sorted(image.size)
-    if longer > LARGEST_ASPECT * shorter:
-        raise CalibrationError(
-            f"sample `{sample_id}`: the image is {image.width}x{image.height}, too long to be sliced",
-            f"crop it: the longer side may be {LARGEST_ASPECT} times the shorter",
-        )
 
 
 def slice_image(image: Image.Image, slicing: Slicing) -> tuple[tuple[int, int] | None, tuple[Slice, ...]]:

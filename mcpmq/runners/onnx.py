@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from mcpmq.artifact import Artifact
 from mcpmq.errors import ArtifactError, EngineError, MissingExtra
-from mcpmq.families.family import Inputs
-from mcpmq.families.minicpmv_inputs import Slicing, packed_pixels, target_sizes
-from mcpmq.json_file import read_json
+from mcpmq.families import family_named
+from mcpmq.families.family import Inputs, Pixels
 
 ROUNDED = "ONNX Runtime rounds activations to 8 bits where they meet integer weights, as it does on phones"
+TEXT_ONLY = ("embedding", "language")  # components of a model that does not see
 Floats = NDArray[np.float32]
 Cache = Mapping[str, Floats]  # the decoder's past_key_values, by the name of the input
 
@@ -24,26 +24,30 @@ Cache = Mapping[str, Floats]  # the decoder's past_key_values, by the name of th
 class OnnxRunner:
     """Three sessions. Only the logits that are asked for are computed, and one slice is seen at a time."""
 
-    vision: Any
+    vision: Any  # None: the model reads text only
     embedding: Any
     decoder: Any
-    slicing: Slicing
+    pixels: Pixels
     notes: tuple[str, ...] = ()
 
     def losses(self, samples: Sequence[Inputs]) -> Iterator[NDArray[np.float64]]:
         """For every sample in order, the natural-log loss of each token of `tokens[answer_start:]`."""
         for sample in samples:
             answer = sample.tokens[sample.answer_start :]
-            logits, _ = self.decode(self.embed(sample, len(sample.tokens) - 1), self.empty_cache(), len(answer))
+            length = len(sample.tokens) - 1
+            positions = self.pixels.positions(sample)[..., :length]
+            logits, _ = self.decode(self.embed(sample, length), self.empty_cache(), len(answer), positions)
             yield token_losses(logits, answer)
 
     def generate(self, sample: Inputs, count: int) -> list[int]:
         """The `count` likeliest next tokens after the prompt, one by one, whatever they are; answers are not read."""
-        logits, cache = self.decode(self.embed(sample, sample.answer_start), self.empty_cache(), 1)
+        positions = self.pixels.positions(sample)[..., : sample.answer_start]
+        logits, cache = self.decode(self.embed(sample, sample.answer_start), self.empty_cache(), 1, positions)
         tokens = [int(logits[-1].argmax())]
         while len(tokens) < count:
+            positions = positions[..., -1:] + 1  # text: the same along every axis, right behind the prompt's last
             embedded = self.lookup(np.array([tokens[-1]], np.int64))
-            logits, cache = self.decode(embedded, cache, 1)
+            logits, cache = self.decode(embedded, cache, 1, positions)
             tokens.append(int(logits[-1].argmax()))
         return tokens
 
@@ -61,19 +65,23 @@ class OnnxRunner:
 
     def see(self, part: NDArray[np.uint8]) -> Floats:
         """One slice uint8 [height, width, 3] -> [queries, hidden]."""
-        settings = self.slicing
-        pixels = packed_pixels(part, settings.norm_mean, settings.norm_std, settings.patch_size)
-        sizes = target_sizes([part], settings.patch_size)
-        features: Floats = self.vision.run(["image_features"], {"pixel_values": pixels[None], "tgt_sizes": sizes})[0]
+        features: Floats = self.vision.run(["image_features"], self.pixels.graph_inputs(part))[0]
         return features
 
-    def decode(self, embeddings: Floats, cache: Cache, kept: int) -> tuple[Floats, Cache]:
-        """Tokens [length, hidden] after those in the cache -> logits of the last `kept` (0: all), the grown cache."""
+    def decode(
+        self, embeddings: Floats, cache: Cache, kept: int, positions: NDArray[np.int64] | None = None
+    ) -> tuple[Floats, Cache]:
+        """Tokens [length, hidden] after those in the cache -> logits of the last `kept` (0: all), the grown cache.
+
+        `positions` int64 [length] or [3, length] are where they stand; by default right behind those in the cache.
+        """
         past, length = next(iter(cache.values())).shape[2], len(embeddings)
+        if positions is None:
+            positions = np.arange(past, past + length, dtype=np.int64)
         inputs = {
             "inputs_embeds": embeddings[None],
             "attention_mask": np.ones((1, past + length), np.int64),
-            "position_ids": np.arange(past, past + length, dtype=np.int64)[None],
+            "position_ids": positions[..., None, :],
             "num_logits_to_keep": np.array(kept, np.int64),
         }
         names = [output.name for output in self.decoder.get_outputs()]
@@ -111,12 +119,12 @@ def open_runner(path: Path, threads: int) -> OnnxRunner:
     artifact = Artifact.open(path)
     if artifact.manifest.kind != "onnx":
         raise ArtifactError(f"`{path}` is a {artifact.manifest.kind} artifact", "export it with `--format onnx`")
-    slicing = Slicing.model_validate(read_json(path / "preprocessor_config.json"))
+    family = family_named(artifact.manifest.family)
     vision, embedding, decoder = (
-        _session(onnxruntime, artifact, component, threads)
-        for component in ("vision+projector", "embedding", "language")
+        _session(onnxruntime, artifact, component, threads) if family.sees or component in TEXT_ONLY else None
+        for component in ("vision+projector", *TEXT_ONLY)
     )
-    return OnnxRunner(vision, embedding, decoder, slicing, _notes(vision, decoder))
+    return OnnxRunner(vision, embedding, decoder, family.pixels(path), _notes(*filter(None, (vision, decoder))))
 
 
 def _notes(*sessions: Any) -> tuple[str, ...]:

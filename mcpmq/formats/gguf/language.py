@@ -1,15 +1,23 @@
 """The language model's file: what llama.cpp must know of it before the tensors."""
 
-from gguf import GGUFWriter
+from gguf import GGMLQuantizationType, GGUFWriter
 
+from mcpmq.formats.gguf.tensors import Slot
 from mcpmq.formats.gguf.tokenizer import add_tokenizer
 from mcpmq.quantized import Quantized
 
 COMPONENTS = {"embedding", "language", "head"}
+ROPE_FACTORS = "rope_freqs.weight"
 
 
-def add_metadata(writer: GGUFWriter, quantized: Quantized) -> None:
-    """Sizes of the language model, and the tokenizer.
+def computed_slots(quantized: Quantized) -> list[Slot]:
+    """Tensors that no checkpoint holds: what every frequency of RoPE is divided by, where that is not 1."""
+    factors = quantized.architecture.language.rope_factors
+    return [Slot(ROPE_FACTORS, None, (len(factors),), GGMLQuantizationType.F32, values=factors)] if factors else []
+
+
+def add_metadata(writer: GGUFWriter, quantized: Quantized, needed: tuple[str, ...]) -> None:
+    """Sizes of the language model, and the tokenizer, which must have the `needed` tokens.
 
     Raises:
         FormatError: llama.cpp would not reproduce the tokenizer.
@@ -26,4 +34,6 @@ def add_metadata(writer: GGUFWriter, quantized: Quantized) -> None:
     writer.add_value_length(shape.head_width)
     writer.add_layer_norm_rms_eps(shape.norm_epsilon)
     writer.add_rope_freq_base(shape.rope_theta)
-    add_tokenizer(writer, quantized.path, shape.vocabulary)
+    if shape.rope_sections:
+        writer.add_rope_dimension_sections([*shape.rope_sections, 0])
+    add_tokenizer(writer, quantized.path, shape.vocabulary, needed)

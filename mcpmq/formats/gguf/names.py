@@ -1,47 +1,42 @@
 """What llama.cpp calls every tensor and every type."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from gguf import GGMLQuantizationType, LlamaFileType
 
-LANGUAGE = {"embedding": "token_embd", "head": "output", "language.norm": "output_norm"}
-LANGUAGE_LAYER = {
-    "input_norm": "attn_norm",
-    "attention.q": "attn_q",
-    "attention.k": "attn_k",
-    "attention.v": "attn_v",
-    "attention.o": "attn_output",
-    "post_attention_norm": "ffn_norm",
-    "mlp.gate": "ffn_gate",
-    "mlp.up": "ffn_up",
-    "mlp.down": "ffn_down",
-}
-VISION = {
-    "vision.patch_embedding": "v.patch_embd",
-    "vision.position_embedding": "v.position_embd",
-    "vision.post_norm": "v.post_ln",
-    "projector.kv": "resampler.kv",
-    "projector.norm_q": "resampler.ln_q",
-    "projector.norm_kv": "resampler.ln_kv",
-    "projector.norm_post": "resampler.ln_post",
-    "projector.attention.o": "resampler.attn.out",
-    "projector.out": "resampler.proj",
-}
-VISION_LAYER = {
-    "norm1": "ln1",
-    "attention.q": "attn_q",
-    "attention.k": "attn_k",
-    "attention.v": "attn_v",
-    "attention.o": "attn_out",
-    "norm2": "ln2",
-    "mlp.up": "ffn_up",
-    "mlp.down": "ffn_down",
-}
-WHOLE = {**LANGUAGE, **VISION}
-LAYERS = {"language": ("blk", LANGUAGE_LAYER), "vision": ("v.blk", VISION_LAYER)}
-QUERY = ("projector.query", "resampler.query")  # the one tensor without a suffix
-FUSED = ("projector.attention.qkv", tuple(f"resampler.attn.{part}" for part in "qkv"))  # one tensor, split by rows
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """The names of one file, by common name; several where llama.cpp wants a tensor in parts."""
+
+    whole: Mapping[str, str | tuple[str, ...]]
+    layers: Mapping[str, tuple[str, Mapping[str, str | tuple[str, ...]]]]  # component -> prefix, and names in a layer
+
+
+LANGUAGE = Names(
+    whole={"embedding": "token_embd", "head": "output", "language.norm": "output_norm"},
+    layers={
+        "language": (
+            "blk",
+            {
+                "input_norm": "attn_norm",
+                "attention.q": "attn_q",
+                "attention.norm_q": "attn_q_norm",
+                "attention.k": "attn_k",
+                "attention.norm_k": "attn_k_norm",
+                "attention.v": "attn_v",
+                "attention.o": "attn_output",
+                "post_attention_norm": "ffn_norm",
+                "mlp.gate": "ffn_gate",
+                "mlp.up": "ffn_up",
+                "mlp.down": "ffn_down",
+            },
+        )
+    },
+)
+BARE = {"resampler.query", "v.patch_embd.weight.1"}  # names that take no suffix
 
 FILE_TYPES = {
     "F32": LlamaFileType.ALL_F32,
@@ -60,19 +55,17 @@ FILE_TYPES = {
 }
 
 
-def names_of(common_name: str) -> tuple[str, ...]:
-    """llama.cpp's name of a tensor; three of them for the fused projection of the resampler."""
+def names_of(common_name: str, names: Names) -> tuple[str, ...]:
+    """llama.cpp's name of a tensor, or those of its parts."""
     weight = common_name.removesuffix(".bias")
     suffix = ".bias" if weight != common_name else ".weight"
-    if weight == QUERY[0]:
-        return (QUERY[1],)
-    if weight == FUSED[0]:
-        return tuple(part + suffix for part in FUSED[1])
-    if weight in WHOLE:
-        return (WHOLE[weight] + suffix,)
-    component, _, layer, rest = weight.split(".", 3)
-    prefix, within = LAYERS[component]
-    return (f"{prefix}.{layer}.{within[rest]}{suffix}",)
+    prefix, found = "", names.whole.get(weight)
+    if found is None:
+        component, _, layer, rest = weight.split(".", 3)
+        blocks, within = names.layers[component]
+        prefix, found = f"{blocks}.{layer}.", within[rest]
+    parts = (found,) if isinstance(found, str) else found
+    return tuple(part if part in BARE else f"{prefix}{part}{suffix}" for part in parts)
 
 
 def file_type(weights: Iterable[tuple[GGMLQuantizationType, int]]) -> str:

@@ -9,9 +9,9 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mcpmq.families.family import TensorSpec
+from mcpmq.families.family import Architecture, LanguageShape, TensorSpec
 from mcpmq.formats.gguf import BLOCK_COLUMNS
-from mcpmq.formats.gguf.names import names_of
+from mcpmq.formats.gguf.names import Names, names_of
 from mcpmq.grids.ggml import ggml_type
 from mcpmq.qtensor import QTensor
 from mcpmq.quantized import Quantized
@@ -33,10 +33,13 @@ class Slot:
     """One tensor of a GGUF file and where it comes from; `first_row` counts in the source, not in the slot."""
 
     name: str
-    source: str | None  # common name; None: all zeros
+    source: str | None  # common name; None: it holds `values`
     shape: tuple[int, ...]  # rows first, as in torch; zeros fill what the source does not have
     type: GGMLQuantizationType
     first_row: int = 0
+    frame: int | None = None  # of a patch that covers several images, the one that this is for
+    heads: int = 0  # whose rows are reordered; 0: rows stay where they are
+    values: tuple[float, ...] = ()  # zeros if there are none
 
     @property
     def row_nbytes(self) -> int:
@@ -48,17 +51,27 @@ class Slot:
         return (*self.shape[:-1], self.row_nbytes)
 
 
-def slots(quantized: Quantized, components: set[str], vision_ffn: int) -> Iterator[Slot]:
+def slots(quantized: Quantized, components: set[str], names: Names, vision_ffn: int) -> Iterator[Slot]:
     """The slots of a file, in the order of the forward pass."""
     for spec in quantized.specs.values():
         if spec.component not in components:
             continue
-        shape = _widened(spec, quantized.architecture.vision.ffn, vision_ffn)
+        shape = _widened(spec, quantized.architecture, vision_ffn)
         kind = stored_type(spec, quantized.scheme(spec.name), quantized.records[spec.name].dtype)
-        parts = names_of(spec.name)
+        parts, heads = names_of(spec.name, names), _reordered_heads(spec, quantized.architecture.language)
+        if len(shape) == 5:  # a kernel [out, 3, frames, height, width]
+            for frame, name in enumerate(parts):
+                yield Slot(name, spec.name, (*shape[:2], *shape[3:]), kind, frame=frame)
+            continue
         for number, name in enumerate(parts):
             rows = shape[0] // len(parts)
-            yield Slot(name, spec.name, (rows, *shape[1:]), kind, number * rows)
+            yield Slot(name, spec.name, (rows, *shape[1:]), kind, number * rows, heads=heads)
+
+
+def _reordered_heads(spec: TensorSpec, shape: LanguageShape) -> int:
+    heads = {"q": shape.heads, "k": shape.kv_heads}
+    projects = spec.name.removesuffix(".bias").rpartition(".attention.")[2]
+    return heads.get(projects, 0) if shape.permuted_rope and spec.component == "language" else 0
 
 
 def stored_type(spec: TensorSpec, scheme: Scheme | None, dtype: str) -> GGMLQuantizationType:
@@ -79,6 +92,8 @@ def widened_ffn(quantized: Quantized) -> int:
     equals the hidden size is avoided too: llama.cpp then takes the two matrices for each other.
     """
     shape, block = quantized.architecture.vision, 1
+    if shape is None:
+        return 0
     for layer in range(shape.layers):
         name = f"vision.layers.{layer}.mlp.down"
         kind = stored_type(quantized.specs[name], quantized.scheme(name), quantized.records[name].dtype)
@@ -87,15 +102,17 @@ def widened_ffn(quantized: Quantized) -> int:
     return width + max(block, BLOCK_COLUMNS) if width == shape.hidden else width
 
 
-def _widened(spec: TensorSpec, ffn: int, width: int) -> tuple[int, ...]:
+def _widened(spec: TensorSpec, architecture: Architecture, width: int) -> tuple[int, ...]:
     shape = spec.shape[::-1] if spec.transposed else spec.shape
-    if spec.may_grow is None or ffn == width:
+    if spec.may_grow is None or architecture.sees.ffn == width:
         return shape
     return (width, *shape[1:]) if spec.may_grow == "rows" else (shape[0], width)
 
 
 def pack(weight: QTensor | Tensor | None, slot: Slot) -> NDArray[np.uint8]:
     """The bytes of a slot: uint8 [..., bytes of a row]."""
+    if weight is None and slot.values:
+        weight = torch.tensor(slot.values)
     rows = _rows(weight, slot) if weight is not None else np.empty((0,) * len(slot.shape), np.uint8)
     if rows.shape == slot.byte_shape:
         return rows
@@ -105,15 +122,25 @@ def pack(weight: QTensor | Tensor | None, slot: Slot) -> NDArray[np.uint8]:
 
 
 def _rows(weight: QTensor | Tensor, slot: Slot) -> NDArray[np.uint8]:
-    wanted = slice(slot.first_row, slot.first_row + slot.shape[0])
+    wanted = _order(slot)
     if isinstance(weight, Tensor):
-        return _float_bytes(weight[wanted], slot.type)
+        held = weight if slot.frame is None else weight[:, :, slot.frame]
+        return _float_bytes(held[wanted], slot.type)
     codes = weight.codes[wanted].numpy()
     if isinstance(weight.scheme, GgmlScheme):
         return codes
     assert weight.scale is not None
     scale = weight.scale[wanted].numpy()
     return pack_integers(codes, scale, weight.scheme)
+
+
+def _order(slot: Slot) -> slice | Tensor:
+    """The source's rows of a slot. RoPE turns pairs of rows: the first and second halves of a head in transformers,
+    neighbours in llama.cpp."""
+    rows = slice(slot.first_row, slot.first_row + slot.shape[0])
+    if not slot.heads:
+        return rows
+    return torch.arange(rows.start, rows.stop).reshape(slot.heads, 2, -1).transpose(1, 2).flatten()
 
 
 def _float_bytes(weight: Tensor, kind: GGMLQuantizationType) -> NDArray[np.uint8]:

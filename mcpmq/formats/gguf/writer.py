@@ -12,7 +12,7 @@ import numpy as np
 from gguf import GGUFType, GGUFWriter
 
 from mcpmq.formats.gguf import language, mmproj
-from mcpmq.formats.gguf.names import FILE_TYPES, file_type
+from mcpmq.formats.gguf.names import FILE_TYPES, LANGUAGE, file_type
 from mcpmq.formats.gguf.tensors import Slot, pack, slots, widened_ffn
 from mcpmq.progress import Progress
 from mcpmq.quantized import Quantized
@@ -31,17 +31,23 @@ class _File:
 
 def write_files(quantized: Quantized, out: Path, progress: Progress) -> dict[str, list[str]]:
     """Component -> names of the files written into `out`."""
-    ffn = widened_ffn(quantized)
-    sees = [mmproj.unread_slot(quantized), *slots(quantized, mmproj.COMPONENTS, ffn)]
-    reads = list(slots(quantized, language.COMPONENTS, ffn))
-    about_sight = partial(mmproj.add_metadata, quantized=quantized, ffn=ffn)
-    about_language = partial(language.add_metadata, quantized=quantized)
-    architecture = quantized.architecture.language.architecture
-    files = {
-        "vision+projector": _File("mmproj-", GGUFType.MMPROJ, "clip", sees, about_sight),
-        "language": _File("", GGUFType.MODEL, architecture, reads, about_language),
-    }
+    files = {"language": _language_file(quantized)}
+    if quantized.architecture.vision:
+        files = {"vision+projector": _sight_file(quantized), **files}
     return {component: [_write_file(quantized, out, file, progress)] for component, file in files.items()}
+
+
+def _sight_file(quantized: Quantized) -> _File:
+    ffn, tower = widened_ffn(quantized), mmproj.tower_of(quantized)
+    held = [*tower.unread_slots(quantized), *slots(quantized, mmproj.COMPONENTS, tower.NAMES, ffn)]
+    return _File("mmproj-", GGUFType.MMPROJ, "clip", held, partial(mmproj.add_metadata, quantized=quantized, ffn=ffn))
+
+
+def _language_file(quantized: Quantized) -> _File:
+    held = [*language.computed_slots(quantized), *slots(quantized, language.COMPONENTS, LANGUAGE, vision_ffn=0)]
+    tokens = mmproj.tower_of(quantized).TOKENS if quantized.architecture.vision else ()
+    about = partial(language.add_metadata, quantized=quantized, needed=tokens)
+    return _File("", GGUFType.MODEL, quantized.architecture.language.architecture, held, about)
 
 
 def _write_file(quantized: Quantized, out: Path, file: _File, progress: Progress) -> str:

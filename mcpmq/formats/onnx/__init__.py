@@ -31,13 +31,16 @@ def refuses(step: Step) -> str | None:
 def write(
     quantized: "Quantized", out: Path, progress: Progress, *, accuracy_level: int = ACCURACY_LEVEL
 ) -> dict[str, list[str]]:
-    """Write three graphs, their weights and the texts into the empty folder `out`: component -> relative paths.
+    """Write the graphs, their weights and the texts into the empty folder `out`: component -> relative paths.
 
     `accuracy_level` 0 has activations computed in float32, as torch does: what comparing the two needs.
     """
-    from mcpmq.formats.onnx.layout import FOLDER, PARTS, write_part, write_texts
+    from mcpmq.formats.onnx.layout import FOLDER, parts_of, write_part, write_texts
 
     (out / FOLDER).mkdir()
-    written = {part.component: write_part(part, quantized, out / FOLDER, accuracy_level, progress) for part in PARTS}
+    written = {
+        part.component: write_part(part, quantized, out / FOLDER, accuracy_level, progress)
+        for part in parts_of(quantized.architecture)
+    }
     files = {component: one.files for component, one in written.items()}
     return files | {"model": write_texts(quantized, out, written)}

@@ -34,14 +34,16 @@ class Stream:
 
 
 def emit(graph: Graph, weights: Weights, architecture: Architecture, progress: Progress) -> None:
-    """`inputs_embeds` float32 [batch, sequence, hidden], `attention_mask` and `position_ids` int64, the cache of past
-    keys and values and `num_logits_to_keep` (0: all) -> `logits` of the last tokens, and the cache grown by this call.
+    """`inputs_embeds` float32 [batch, sequence, hidden], `attention_mask` and `position_ids` int64 (three of each, by
+    time, row and column, where the model has M-RoPE), the cache of past keys and values and `num_logits_to_keep` (0:
+    all) -> `logits` of the last tokens, and the cache grown by this call.
     Shorter sequences of a batch are padded on the right.
     """
     shape = architecture.language
     embeddings = graph.input("inputs_embeds", FLOAT, ["batch_size", "sequence_length", shape.hidden])
     mask = graph.input("attention_mask", INT64, ["batch_size", "total_sequence_length"])
-    position_ids = graph.input("position_ids", INT64, ["batch_size", "sequence_length"])
+    sections: list[int | str] = [len(shape.rope_sections)] if shape.rope_sections else []
+    position_ids = graph.input("position_ids", INT64, [*sections, "batch_size", "sequence_length"])
     pasts = [_cache_inputs(graph, shape, layer) for layer in range(shape.layers)]
     kept = graph.input("num_logits_to_keep", INT64, [])
     positions = _positions(graph, shape, position_ids, mask)
@@ -50,7 +52,7 @@ def emit(graph: Graph, weights: Weights, architecture: Architecture, progress: P
         stream, present = _layer(graph, weights, shape, f"language.layers.{layer}", stream, positions, pasts[layer])
         presents.append(present)
     normed, _ = _norm(graph, weights, shape, "language.norm", stream)
-    logits = weights.linear(_last_tokens(graph, normed, kept), "head")
+    logits = weights.linear(_last_tokens(graph, normed, kept), "embedding" if shape.tied_head else "head")
     graph.output(logits, "logits", FLOAT, ["batch_size", "num_logits", shape.vocabulary])
     for layer, present in enumerate(presents):
         _cache_outputs(graph, shape, layer, present)
@@ -71,9 +73,9 @@ def _cache_outputs(graph: Graph, shape: LanguageShape, layer: int, present: tupl
 def _positions(graph: Graph, shape: LanguageShape, position_ids: ir.Value, mask: ir.Value) -> Positions:
     """Angles for the tokens of this call alone, one row a token, so that no table bounds the context."""
     frequencies = graph.constant(rotary_frequencies(shape).numpy(), np.float32)
-    ids = graph.node("Cast", graph.node("Unsqueeze", position_ids, graph.constant([-1])), to=FLOAT)
+    ids = graph.node("Cast", _ids_by_frequency(graph, shape, position_ids), to=FLOAT)
     angles = graph.node("Reshape", graph.node("Mul", ids, frequencies), graph.constant([-1, shape.head_width // 2]))
-    axes = graph.node("Shape", position_ids)
+    axes = graph.node("Shape", position_ids, start=-2)
     count = graph.node("ReduceProd", axes, keepdims=0)
     seen = graph.node("ReduceSum", mask, graph.constant([1]), keepdims=0)
     return Positions(
@@ -85,10 +87,19 @@ def _positions(graph: Graph, shape: LanguageShape, position_ids: ir.Value, mask:
     )
 
 
+def _ids_by_frequency(graph: Graph, shape: LanguageShape, position_ids: ir.Value) -> ir.Value:
+    """The position that each frequency turns by: [batch, sequence, frequencies], or 1 where all turn by the same."""
+    if not shape.rope_sections:
+        return graph.node("Unsqueeze", position_ids, graph.constant([-1]))
+    axes = np.repeat(np.arange(len(shape.rope_sections)), shape.rope_sections)
+    return graph.node("Transpose", graph.node("Gather", position_ids, graph.constant(axes), axis=0), perm=[1, 2, 0])
+
+
 def rotary_frequencies(shape: LanguageShape) -> torch.Tensor:
     """Radians a position, float32 [head width / 2], rounded as transformers rounds them."""
     exponents = torch.arange(0, shape.head_width, 2, dtype=torch.int64).float() / shape.head_width
-    return 1.0 / (shape.rope_theta**exponents)
+    factors = torch.tensor(shape.rope_factors) if shape.rope_factors else 1.0
+    return 1.0 / (factors * shape.rope_theta**exponents)
 
 
 def _layer(
@@ -137,11 +148,15 @@ def _attention(
     past: tuple[ir.Value, ir.Value],
 ) -> tuple[ir.Value, tuple[ir.Value, ir.Value]]:
     heads = {"num_heads": shape.heads, "kv_num_heads": shape.kv_heads}
-    attended, key, kept = graph.nodes(
+    query, key, content = (weights.linear(value, f"{name}.{part}") for part in "qkv")
+    if shape.qk_norm:
+        query = _normed_heads(graph, weights, shape, f"{name}.norm_q", query)
+        key = _normed_heads(graph, weights, shape, f"{name}.norm_k", key)
+    attended, keys, kept = graph.nodes(
         "GroupQueryAttention",
-        _rotated(graph, weights.linear(value, f"{name}.q"), positions, shape.heads),
-        _rotated(graph, weights.linear(value, f"{name}.k"), positions, shape.kv_heads),
-        weights.linear(value, f"{name}.v"),
+        _rotated(graph, query, positions, shape.heads),
+        _rotated(graph, key, positions, shape.kv_heads),
+        content,
         *past,
         positions.last,
         positions.total,
@@ -150,7 +165,14 @@ def _attention(
         scale=shape.head_width**-0.5,
         **heads,
     )
-    return weights.linear(attended, f"{name}.o"), (key, kept)
+    return weights.linear(attended, f"{name}.o"), (keys, kept)
+
+
+def _normed_heads(graph: Graph, weights: Weights, shape: LanguageShape, name: str, value: ir.Value) -> ir.Value:
+    """Every head of [batch, sequence, heads * head width] normed by itself."""
+    split = graph.node("Reshape", value, graph.constant([0, 0, -1, shape.head_width]))
+    normed = graph.node("RMSNormalization", split, weights.vector(name), axis=-1, epsilon=shape.norm_epsilon)
+    return graph.node("Reshape", normed, graph.constant([0, 0, -1]))
 
 
 def _rotated(graph: Graph, value: ir.Value, positions: Positions, heads: int) -> ir.Value:

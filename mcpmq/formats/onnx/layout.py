@@ -11,8 +11,8 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from mcpmq.families.family import Architecture
-from mcpmq.formats.onnx import decoder, embedding, vision
+from mcpmq.families.family import Architecture, VisionKind
+from mcpmq.formats.onnx import decoder, embedding, vision, vision_qwenvl
 from mcpmq.formats.onnx.external_data import ExternalData
 from mcpmq.formats.onnx.graph import ACCURACY_LEVEL, Graph
 from mcpmq.formats.onnx.weights import Weights
@@ -38,11 +38,21 @@ class Part:
     emit: Callable[[Graph, Weights, Architecture, Progress], None]
 
 
-PARTS = (
-    Part("vision+projector", "vision_encoder", ("vision", "projector"), vision.emit),
-    Part("embedding", "embed_tokens", ("embedding",), embedding.emit),
-    Part("language", "decoder_model_merged", ("language", "head"), decoder.emit),
-)
+TOWERS: dict[VisionKind, Callable[[Graph, Weights, Architecture, Progress], None]] = {
+    "siglip-resampler": vision.emit,
+    "qwen2-vl": vision_qwenvl.emit,
+}
+
+
+def parts_of(architecture: Architecture) -> tuple[Part, ...]:
+    """The graphs of a model; one that reads text only has no first."""
+    seeing = architecture.vision
+    tower = [Part("vision+projector", "vision_encoder", ("vision", "projector"), TOWERS[seeing.kind])] if seeing else []
+    return (
+        *tower,
+        Part("embedding", "embed_tokens", ("embedding",), embedding.emit),
+        Part("language", "decoder_model_merged", ("language", "head"), decoder.emit),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +118,6 @@ def write_texts(quantized: Quantized, out: Path, written: Mapping[str, Written])
 
 def _session_settings(quantized: Quantized, written: Mapping[str, Written]) -> dict[str, Any]:
     return {
-        "dtype": {part.stem: type_names(part, quantized)[0] for part in PARTS},
+        "dtype": {part.stem: type_names(part, quantized)[0] for part in parts_of(quantized.architecture)},
         "use_external_data_format": {one.graph: len(one.chunks) for one in written.values()},
     }

@@ -19,7 +19,7 @@ def emit(graph: Graph, weights: Weights, architecture: Architecture, progress: P
     """`pixel_values` float32 [slices, 3, patch, patch * patches] and `tgt_sizes` int64 [slices, 2], rows and columns of
     patches -> `image_features` [slices * queries, hidden]. The slices of one call have equally many patches.
     """
-    shape, width = architecture.vision, architecture.language.hidden
+    shape, width = architecture.sees, architecture.language.hidden
     pixels = graph.input("pixel_values", FLOAT, ["slices", 3, shape.patch, "patches_times_patch"])
     sizes = graph.input("tgt_sizes", INT64, ["slices", 2])
     value = _patches(graph, weights, shape, pixels)
@@ -57,6 +57,9 @@ def _position_embedding(
     graph: Graph, weights: Weights, shape: VisionShape, sizes: ir.Value, row: ir.Value, column: ir.Value
 ) -> ir.Value:
     """The learned embedding of the nearest cell of a square grid; in integers, where rounding cannot move a patch."""
+    if shape.one_row:
+        number, count = graph.node("Add", graph.node("Mul", row, _side(graph, sizes, 1)), column), graph.size(row, 1)
+        return weights.lookup("vision.position_embedding", _cell(graph, number, count, shape.grid))
     cells = [_cell(graph, index, _side(graph, sizes, axis), shape.grid) for axis, index in enumerate((row, column))]
     cell = graph.node("Add", graph.node("Mul", cells[0], graph.constant(shape.grid)), cells[1])
     return weights.lookup("vision.position_embedding", cell)

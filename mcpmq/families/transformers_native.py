@@ -1,0 +1,28 @@
+"""Families that transformers has a class for: that class, built without weights."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+
+
+def qwen2_vl(config: Mapping[str, Any]) -> nn.Module:
+    """Qwen2-VL of a raw config.json."""
+    return build(Qwen2VLForConditionalGeneration, Qwen2VLConfig(**config))
+
+
+def build(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> nn.Module:
+    """A model in float32 without weights: parameters on the meta device, buffers real, no parameter in two modules."""
+    with torch.device("meta"):
+        model: nn.Module = model_class._from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+    for name, module in list(model.named_modules()):
+        # Their frequencies are computed, never stored: nothing would ever bring them off the meta device.
+        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
+            model.set_submodule(name, type(module)(module.config))
+    shape = model.get_parameter("lm_head.weight").shape
+    # A head that is tied to the embedding is a block of its own, filled from the same tensor.
+    model.get_submodule("lm_head").weight = nn.Parameter(torch.empty(shape, device="meta"))
+    model.train(False)
+    return model

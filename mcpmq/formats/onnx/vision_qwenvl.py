@@ -1,0 +1,114 @@
+"""The vision graph of Qwen2-VL: patches of one image -> embeddings, by a tower with rotary positions and a merger."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from mcpmq.families.family import Architecture, VisionShape
+from mcpmq.formats.onnx.graph import Graph
+from mcpmq.formats.onnx.weights import Weights, rows_of
+from mcpmq.progress import Progress
+
+FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
+WAVELENGTH = 10000.0
+QUICK_GELU = 1.702
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What rotary attention must know of the patches; the same in every layer."""
+
+    rows: ir.Value  # int64 [1, patches]: which row of the two tables is a patch's
+    cosine: ir.Value  # float32 [patches, head width / 2]
+    sine: ir.Value
+
+
+def emit(graph: Graph, weights: Weights, architecture: Architecture, progress: Progress) -> None:
+    """`pixel_values` float32 [patches, 3 * frames * patch * patch] and `grid_thw` int64 [1, 3], frames (1), rows and
+    columns of patches of one image -> `image_features` [patches / merge^2, hidden].
+    """
+    shape, width = architecture.sees, architecture.language.hidden
+    pixels = graph.input("pixel_values", FLOAT, ["patches", 3 * shape.frames * shape.patch**2])
+    grid = graph.input("grid_thw", INT64, [1, 3])
+    turn = _turn(graph, shape, grid)
+    value = graph.node("Unsqueeze", _patches(graph, weights, shape, pixels), graph.constant([0]))
+    for layer in progress(range(shape.layers), "writing the vision encoder"):
+        value = _layer(graph, weights, shape, f"vision.layers.{layer}", value, turn)
+    graph.output(_merged(graph, weights, shape, value), "image_features", FLOAT, ["image_tokens", width])
+
+
+def _patches(graph: Graph, weights: Weights, shape: VisionShape, pixels: ir.Value) -> ir.Value:
+    """[patches, 3 * frames * patch * patch] -> [patches, hidden]."""
+    kernel = weights.load_float("vision.patch_embedding").reshape(shape.hidden, -1)
+    return weights.product(pixels, "vision.patch_embedding", kernel, None)
+
+
+def _turn(graph: Graph, shape: VisionShape, grid: ir.Value) -> Turn:
+    """Half of the frequencies turn by a patch's row, half by its column. Patches of a token lie together."""
+    count = graph.node("ReduceProd", graph.node("Gather", grid, graph.constant([1, 2]), axis=1), keepdims=0)
+    numbers = graph.node("Range", graph.constant(0), count, graph.constant(1))
+    merge, area = graph.constant(shape.merge), graph.constant(shape.merge**2)
+    columns = graph.node("Squeeze", graph.node("Gather", grid, graph.constant([2]), axis=1))
+    token, within = graph.node("Div", numbers, area), graph.node("Mod", numbers, area)
+    tokens_a_row = graph.node("Div", columns, merge)
+    places = [
+        graph.node("Add", graph.node("Mul", graph.node(operator, token, tokens_a_row), merge), one)
+        for operator, one in (("Div", graph.node("Div", within, merge)), ("Mod", graph.node("Mod", within, merge)))
+    ]
+    frequencies = graph.constant(rotary_frequencies(shape).numpy(), np.float32)
+    halves = [
+        graph.node("Mul", graph.node("Cast", graph.node("Unsqueeze", one, graph.constant([1])), to=FLOAT), frequencies)
+        for one in places
+    ]
+    angles = graph.node("Concat", *halves, axis=-1)
+    rows = graph.node("Unsqueeze", numbers, graph.constant([0]))
+    return Turn(rows, graph.node("Cos", angles), graph.node("Sin", angles))
+
+
+def rotary_frequencies(shape: VisionShape) -> torch.Tensor:
+    """Radians a patch, float32 [head width / 4], rounded as transformers rounds them."""
+    half = shape.hidden // shape.heads // 2
+    return 1.0 / WAVELENGTH ** (torch.arange(0, half, 2, dtype=torch.float32) / half)
+
+
+def _layer(graph: Graph, weights: Weights, shape: VisionShape, name: str, value: ir.Value, turn: Turn) -> ir.Value:
+    normed = _norm(graph, weights, f"{name}.norm1", value, shape.norm_epsilon)
+    query, key, content = _projected(weights, shape, f"{name}.attention.qkv", normed)
+    turned = [_turned(graph, one, turn, shape.heads) for one in (query, key)]
+    attended = graph.contributed("MultiHeadAttention", *turned, content, num_heads=shape.heads)
+    value = graph.node("Add", value, weights.linear(attended, f"{name}.attention.o"))
+    normed = _norm(graph, weights, f"{name}.norm2", value, shape.norm_epsilon)
+    hidden = weights.linear(normed, f"{name}.mlp.up")
+    gate = graph.node("Sigmoid", graph.node("Mul", hidden, graph.constant(QUICK_GELU, np.float32)))
+    return graph.node("Add", value, weights.linear(graph.node("Mul", hidden, gate), f"{name}.mlp.down"))
+
+
+def _projected(weights: Weights, shape: VisionShape, name: str, value: ir.Value) -> list[ir.Value]:
+    """One stored matrix [3 * hidden, hidden] projects queries, keys and values, each with its third of the rows."""
+    weight, bias = weights.quantized.load(name), weights.load_float(f"{name}.bias")
+    spans = [slice(part * shape.hidden, (part + 1) * shape.hidden) for part in range(3)]
+    return [
+        weights.product(value, f"{name}.{part}", rows_of(weight, span), bias[span])
+        for part, span in zip("qkv", spans, strict=True)
+    ]
+
+
+def _turned(graph: Graph, value: ir.Value, turn: Turn, heads: int) -> ir.Value:
+    return graph.contributed(
+        "RotaryEmbedding", value, turn.rows, turn.cosine, turn.sine, num_heads=heads, interleaved=0
+    )
+
+
+def _norm(graph: Graph, weights: Weights, name: str, value: ir.Value, epsilon: float) -> ir.Value:
+    parts = weights.vector(name), weights.vector(f"{name}.bias")
+    return graph.node("LayerNormalization", value, *parts, axis=-1, epsilon=epsilon)
+
+
+def _merged(graph: Graph, weights: Weights, shape: VisionShape, value: ir.Value) -> ir.Value:
+    """Squares of patches become tokens: [tokens, width]."""
+    normed = _norm(graph, weights, "projector.norm", value, shape.norm_epsilon)
+    squares = graph.node("Reshape", normed, graph.constant([-1, shape.hidden * shape.merge**2]))
+    hidden = graph.node("Gelu", weights.linear(squares, "projector.up"))
+    return weights.linear(hidden, "projector.down")

@@ -1,0 +1,132 @@
+"""What the tiny checkpoint of every family is made of, in the layout that was published."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tests.tiny import CONFIG, PREPROCESSOR, SPLIT, TOKENIZER, TinyTokenizer, build_checkpoint
+
+QWEN_VL_SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+QWEN_VL_SPECIAL += ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+LLAMA_3_SPECIAL = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+LLAMA_3_SPECIAL += ["<unk>", "<image>", "</image>", "<slice>", "</slice>"]
+MINICPM_4_SPECIAL = ["<|im_start|>", "<|im_end|>", "<image>", "</image>", "<slice>", "</slice>"]
+MINICPM_4_SPECIAL += ["<image_id>", "</image_id>"]
+LLAMA_3_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
+    "{{ message['content'] }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+MINICPM_4_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+QWEN_VL_PREPROCESSOR = {
+    "image_processor_type": "Qwen2VLImageProcessor",
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "min_pixels": 8 * 28 * 28,
+    "max_pixels": 24 * 28 * 28,
+    "patch_size": 14,
+    "merge_size": 2,
+    "temporal_patch_size": 2,
+}
+
+
+@dataclass(frozen=True)
+class TinyFamily:
+    """One tiny checkpoint."""
+
+    name: str  # of the family
+    config: Mapping[str, Any]
+    preprocessor: Mapping[str, Any] | None = None
+    tokenizer: TinyTokenizer = TOKENIZER
+    in_llama_cpp: Mapping[str, Any] = field(default_factory=dict)  # keys by which torch computes what llama.cpp does
+
+    def build(self, path: Path) -> Path:
+        """Write it."""
+        return build_checkpoint(path, self.config, preprocessor=self.preprocessor, tokenizer=self.tokenizer)
+
+
+QWEN_VL_TOKENIZER = TinyTokenizer(QWEN_VL_SPECIAL, settings={"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"})
+TINY_FAMILIES = [
+    TinyFamily(
+        "minicpm-v-2.5",
+        {
+            **CONFIG,
+            "version": "2.5",
+            "rope_theta": 500000.0,
+            "rms_norm_eps": 1e-5,
+            "vision_config": {**CONFIG["vision_config"], "model_type": "idefics2"},
+        },
+        {**PREPROCESSOR, "use_image_id": False, "version": 2.5},
+        TinyTokenizer(
+            LLAMA_3_SPECIAL,
+            SPLIT.replace(r"\p{N}|", r"\p{N}{1,3}|"),
+            LLAMA_3_TEMPLATE,
+            {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>", "unk_token": "<unk>"},
+        ),
+    ),
+    TinyFamily("minicpm-v-2.6", CONFIG, PREPROCESSOR),
+    TinyFamily(
+        "minicpm-v-4.0",
+        {
+            **CONFIG,
+            "version": 4.0,
+            "rope_theta": 10000.0,
+            "head_dim": 48,
+            "rope_scaling": {
+                "rope_type": "longrope",
+                "long_factor": [1 + 0.1 * number for number in range(24)],
+                "short_factor": [1 + 0.05 * number for number in range(24)],
+                "original_max_position_embeddings": 2048,
+            },
+        },
+        {**PREPROCESSOR, "version": 4.0},
+        TinyTokenizer(
+            MINICPM_4_SPECIAL,
+            "",
+            MINICPM_4_TEMPLATE,
+            {"bos_token": "<s>", "eos_token": "<|im_end|>", "unk_token": "<unk>"},
+        ),
+    ),
+    TinyFamily("minicpm-v-4.5", {**CONFIG, "version": 4.5, "head_dim": 48}, {**PREPROCESSOR, "version": 4.5}),
+    TinyFamily(
+        "qwen2-vl",
+        {
+            "architectures": ["Qwen2VLForConditionalGeneration"],
+            "model_type": "qwen2_vl",
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "vocab_size": 320,
+            "max_position_embeddings": 2048,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 1000000.0,
+            "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]},
+            "hidden_act": "silu",
+            "tie_word_embeddings": True,
+            "torch_dtype": "bfloat16",
+            "image_token_id": "<|image_pad|>",
+            "video_token_id": "<|video_pad|>",
+            "vision_start_token_id": "<|vision_start|>",
+            "vision_end_token_id": "<|vision_end|>",
+            "vision_config": {
+                "depth": 2,
+                "embed_dim": 64,
+                "hidden_size": 128,
+                "num_heads": 2,
+                "mlp_ratio": 4,
+                "patch_size": 14,
+                "spatial_merge_size": 2,
+                "temporal_patch_size": 2,
+            },
+        },
+        QWEN_VL_PREPROCESSOR,
+        QWEN_VL_TOKENIZER,
+        in_llama_cpp={"rms_norm_eps": 1e-20},
+    ),
+]
