@@ -1,7 +1,7 @@
 """What the tiny checkpoint of every family is made of, in the layout that was published."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,43 @@ class TinyFamily:
 
 
 QWEN_VL_TOKENIZER = TinyTokenizer(QWEN_VL_SPECIAL, settings={"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"})
+QWEN2_VL = TinyFamily(
+    "qwen2-vl",
+    {
+        "architectures": ["Qwen2VLForConditionalGeneration"],
+        "model_type": "qwen2_vl",
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 320,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0,
+        "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]},
+        "hidden_act": "silu",
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "image_token_id": "<|image_pad|>",
+        "video_token_id": "<|video_pad|>",
+        "vision_start_token_id": "<|vision_start|>",
+        "vision_end_token_id": "<|vision_end|>",
+        "vision_config": {
+            "depth": 2,
+            "embed_dim": 64,
+            "hidden_size": 128,
+            "num_heads": 2,
+            "mlp_ratio": 4,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+        },
+    },
+    QWEN_VL_PREPROCESSOR,
+    QWEN_VL_TOKENIZER,
+    in_llama_cpp={"rms_norm_eps": 1e-20},
+)
 TINY_FAMILIES = [
     TinyFamily(
         "minicpm-v-2.5",
@@ -92,41 +129,26 @@ TINY_FAMILIES = [
         ),
     ),
     TinyFamily("minicpm-v-4.5", {**CONFIG, "version": 4.5, "head_dim": 48}, {**PREPROCESSOR, "version": 4.5}),
-    TinyFamily(
-        "qwen2-vl",
-        {
-            "architectures": ["Qwen2VLForConditionalGeneration"],
-            "model_type": "qwen2_vl",
-            "hidden_size": 128,
-            "intermediate_size": 256,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "vocab_size": 320,
-            "max_position_embeddings": 2048,
-            "rms_norm_eps": 1e-6,
-            "rope_theta": 1000000.0,
-            "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]},
-            "hidden_act": "silu",
-            "tie_word_embeddings": True,
-            "torch_dtype": "bfloat16",
-            "image_token_id": "<|image_pad|>",
-            "video_token_id": "<|video_pad|>",
-            "vision_start_token_id": "<|vision_start|>",
-            "vision_end_token_id": "<|vision_end|>",
+    QWEN2_VL,
+    replace(
+        QWEN2_VL,
+        name="qwen2.5-vl",
+        config={
+            **QWEN2_VL.config,
+            "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+            "model_type": "qwen2_5_vl",
             "vision_config": {
                 "depth": 2,
-                "embed_dim": 64,
-                "hidden_size": 128,
+                "hidden_size": 64,
+                "out_hidden_size": 128,
+                "intermediate_size": 140,  # no multiple of 32, as 3420 is none
                 "num_heads": 2,
-                "mlp_ratio": 4,
                 "patch_size": 14,
                 "spatial_merge_size": 2,
                 "temporal_patch_size": 2,
+                "window_size": 112,
+                "fullatt_block_indexes": [1],
             },
         },
-        QWEN_VL_PREPROCESSOR,
-        QWEN_VL_TOKENIZER,
-        in_llama_cpp={"rms_norm_eps": 1e-20},
     ),
 ]

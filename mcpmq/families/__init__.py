@@ -13,6 +13,7 @@ FAMILIES: tuple[Family, ...] = (
     minicpmv.MINICPM_V_4_0,
     minicpmv.MINICPM_V_4_5,
     qwen2vl.QWEN2_VL,
+    qwen2vl.QWEN2_5_VL,
 )
 
 

@@ -64,7 +64,7 @@ class LanguageShape:
         return f"{self.layers} layers of width {self.hidden}, {self.vocabulary:,} tokens"
 
 
-VisionKind = Literal["siglip-resampler", "qwen2-vl"]
+VisionKind = Literal["siglip-resampler", "qwen2-vl", "qwen2.5-vl"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +84,8 @@ class VisionShape:
     one_row: bool = False  # patches take their position embeddings as if they lay in one long row
     frames: int = 0  # images that a patch covers; a still image is repeated
     merge: int = 1  # side of the square of patches that becomes one image token
+    window: int = 0  # patches a side of the squares that attention stays in
+    full_attention: tuple[int, ...] = ()  # layers whose attention stays in no square
 
     def __str__(self) -> str:
         tokens = f"{self.queries} tokens a slice" if self.queries else f"a token for {self.merge**2} patches"

@@ -5,12 +5,24 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel, Qwen2VLConfig, Qwen2VLForConditionalGeneration
+from transformers import (
+    PreTrainedConfig,
+    PreTrainedModel,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+)
 
 
 def qwen2_vl(config: Mapping[str, Any]) -> nn.Module:
     """Qwen2-VL of a raw config.json."""
     return build(Qwen2VLForConditionalGeneration, Qwen2VLConfig(**config))
+
+
+def qwen2_5_vl(config: Mapping[str, Any]) -> nn.Module:
+    """Qwen2.5-VL of a raw config.json."""
+    return build(Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLConfig(**config))
 
 
 def build(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> nn.Module:

@@ -71,7 +71,7 @@ def assert_whole_model_is_the_same(quantized: Quantized, folder: Path) -> None:
     places = {tensor.name: reader for reader in readers for tensor in reader.tensors}
     for name in quantized.specs:
         component = name.partition(".")[0]
-        parts = names_of(name, resampler.NAMES if component in ("vision", "projector") else LANGUAGE)
+        parts = names_of(name, resampler.SIGLIP_RESAMPLER.names if component in ("vision", "projector") else LANGUAGE)
         read = np.concatenate([values(places.pop(part), part) for part in parts])
         wanted = expected(quantized, name)
         held = tuple(slice(size) for size in wanted.shape)

@@ -1,37 +1,25 @@
 """The file of what sees: vision tower and connector, as llama.cpp's multimodal part takes them."""
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from gguf import GGUFWriter
 
 from mcpmq.errors import FormatError
 from mcpmq.families.family import VisionKind
 from mcpmq.formats.gguf import qwenvl, resampler
-from mcpmq.formats.gguf.names import Names
-from mcpmq.formats.gguf.tensors import Slot
+from mcpmq.formats.gguf.tower import Tower
 from mcpmq.json_file import read_json
 from mcpmq.quantized import Quantized
 
 COMPONENTS = {"vision", "projector"}
 
 
-class Tower(Protocol):
-    """One kind of vision tower. A module with these is one."""
-
-    PROJECTOR: str  # llama.cpp's name of the kind
-    CHANNELS: str
-    TOKENS: tuple[str, ...]
-    NAMES: Names
-
-    def unread_slots(self, quantized: Quantized) -> list[Slot]:
-        """Tensors of zeros that llama.cpp asks for and does not read."""
-
-    def add_metadata(self, writer: GGUFWriter, quantized: Quantized, preprocessor: Mapping[str, Any]) -> None:
-        """Write the keys that only this kind has."""
-
-
-TOWERS: dict[VisionKind, Tower] = {"siglip-resampler": resampler, "qwen2-vl": qwenvl}
+TOWERS: dict[VisionKind, Tower] = {
+    "siglip-resampler": resampler.SIGLIP_RESAMPLER,
+    "qwen2-vl": qwenvl.QWEN2_VL,
+    "qwen2.5-vl": qwenvl.QWEN2_5_VL,
+}
 
 
 def tower_of(quantized: Quantized) -> Tower:
@@ -48,7 +36,7 @@ def add_metadata(writer: GGUFWriter, quantized: Quantized, ffn: int) -> None:
     shape, tower = quantized.architecture.sees, tower_of(quantized)
     preprocessor = read_json(quantized.path / "preprocessor_config.json")
     writer.add_bool("clip.has_vision_encoder", True)
-    writer.add_string("clip.projector_type", tower.PROJECTOR)
+    writer.add_string("clip.projector_type", tower.projector)
     tower.add_metadata(writer, quantized, preprocessor)
     writer.add_uint32("clip.vision.patch_size", shape.patch)
     writer.add_uint32("clip.vision.embedding_length", shape.hidden)
@@ -57,7 +45,7 @@ def add_metadata(writer: GGUFWriter, quantized: Quantized, ffn: int) -> None:
     writer.add_uint32("clip.vision.attention.head_count", shape.heads)
     writer.add_float32("clip.vision.attention.layer_norm_epsilon", shape.norm_epsilon)
     for key in ("mean", "std"):
-        writer.add_array(f"clip.vision.image_{key}", _three_numbers(preprocessor, tower.CHANNELS.format(key)))
+        writer.add_array(f"clip.vision.image_{key}", _three_numbers(preprocessor, tower.channels.format(key)))
     if ffn != shape.ffn:
         writer.add_uint32("mcpmq.vision.feed_forward_length", shape.ffn)  # before zeros widened it
 

@@ -1,19 +1,18 @@
-"""The vision tower of Qwen2-VL in llama.cpp's multimodal part: names, sizes, and what it refuses."""
+"""The vision towers of Qwen2-VL and Qwen2.5-VL in llama.cpp's multimodal part: names, sizes, and what it refuses."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from gguf import GGUFWriter
 
 from mcpmq.errors import FormatError
 from mcpmq.formats.gguf.names import Names
-from mcpmq.formats.gguf.tensors import Slot
+from mcpmq.formats.gguf.tower import Tower
 from mcpmq.quantized import Quantized
 
-PROJECTOR = "qwen2vl_merger"
-CHANNELS = "image_{}"  # keys of preprocessor_config.json for the mean and the spread of colours
-TOKENS: tuple[str, ...] = ("<|vision_start|>", "<|vision_end|>")  # llama.cpp looks them up
 FRAMES, MERGE = 2, 2  # what llama.cpp assumes
+WINDOW = 8  # patches a side
 IMAGE_SIDE = 560  # pixels; llama.cpp asks for one although images have any size, and this is the one it is given
 NAMES = Names(
     whole={
@@ -30,6 +29,7 @@ NAMES = Names(
                 "attention.qkv": ("attn_q", "attn_k", "attn_v"),
                 "attention.o": "attn_out",
                 "norm2": "ln2",
+                "mlp.gate": "ffn_gate",
                 "mlp.up": "ffn_up",
                 "mlp.down": "ffn_down",
             },
@@ -38,12 +38,7 @@ NAMES = Names(
 )
 
 
-def unread_slots(quantized: Quantized) -> list[Slot]:
-    """None: llama.cpp reads all that it asks for."""
-    return []
-
-
-def add_metadata(writer: GGUFWriter, quantized: Quantized, preprocessor: Mapping[str, Any]) -> None:
+def _add_metadata(writer: GGUFWriter, quantized: Quantized, preprocessor: Mapping[str, Any]) -> None:
     """What only this kind of tower has.
 
     Raises:
@@ -57,3 +52,26 @@ def add_metadata(writer: GGUFWriter, quantized: Quantized, preprocessor: Mapping
         )
     writer.add_uint32("clip.vision.image_size", IMAGE_SIDE)
     writer.add_uint32("clip.vision.projection_dim", quantized.architecture.language.hidden)
+
+
+def _add_metadata_of_2_5(writer: GGUFWriter, quantized: Quantized, preprocessor: Mapping[str, Any]) -> None:
+    shape = quantized.architecture.sees
+    period = shape.full_attention[0] + 1 if shape.full_attention else 0
+    if shape.window != WINDOW or not period or shape.full_attention != tuple(range(period - 1, shape.layers, period)):
+        raise FormatError(
+            f"attention stays in {shape.window}x{shape.window} patches but in layers {list(shape.full_attention)},"
+            f" llama.cpp assumes {WINDOW}x{WINDOW}, but in every nth layer"
+        )
+    _add_metadata(writer, quantized, preprocessor)
+    writer.add_bool("clip.use_silu", True)
+    writer.add_uint32("clip.vision.n_wa_pattern", period)
+
+
+QWEN2_VL = Tower(
+    projector="qwen2vl_merger",
+    names=NAMES,
+    tokens=("<|vision_start|>", "<|vision_end|>"),
+    channels="image_{}",
+    add_metadata=_add_metadata,
+)
+QWEN2_5_VL = replace(QWEN2_VL, projector="qwen2.5vl_merger", add_metadata=_add_metadata_of_2_5)

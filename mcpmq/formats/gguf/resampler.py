@@ -9,11 +9,9 @@ from mcpmq.errors import FormatError
 from mcpmq.families import family_named
 from mcpmq.formats.gguf.names import Names
 from mcpmq.formats.gguf.tensors import Slot
+from mcpmq.formats.gguf.tower import Tower
 from mcpmq.quantized import Quantized
 
-PROJECTOR = "resampler"
-CHANNELS = "norm_{}"  # keys of preprocessor_config.json for the mean and the spread of colours
-TOKENS: tuple[str, ...] = ("<image>", "</image>", "<slice>", "</slice>", "\n")  # llama.cpp looks them up
 GRID = 70  # side of the table of position embeddings that llama.cpp assumes
 UNREAD_TABLE = "resampler.pos_embed_k"
 SIGLIP_LAYER = {
@@ -44,12 +42,12 @@ NAMES = Names(
 )
 
 
-def unread_slots(quantized: Quantized) -> list[Slot]:
+def _unread_slots(quantized: Quantized) -> list[Slot]:
     """llama.cpp asks for a table of positions that it never reads: one row of it is enough."""
     return [Slot(UNREAD_TABLE, None, (1, quantized.architecture.language.hidden), GGMLQuantizationType.F32)]
 
 
-def add_metadata(writer: GGUFWriter, quantized: Quantized, preprocessor: Mapping[str, Any]) -> None:
+def _add_metadata(writer: GGUFWriter, quantized: Quantized, preprocessor: Mapping[str, Any]) -> None:
     """What only this kind of tower has.
 
     Raises:
@@ -69,3 +67,13 @@ def add_metadata(writer: GGUFWriter, quantized: Quantized, preprocessor: Mapping
     writer.add_bool("clip.use_gelu", True)
     writer.add_uint32("clip.vision.image_size", shape.slice_side)
     writer.add_uint32("clip.vision.projection_dim", 0)
+
+
+SIGLIP_RESAMPLER = Tower(
+    projector="resampler",
+    names=NAMES,
+    tokens=("<image>", "</image>", "<slice>", "</slice>", "\n"),
+    channels="norm_{}",
+    add_metadata=_add_metadata,
+    unread_slots=_unread_slots,
+)

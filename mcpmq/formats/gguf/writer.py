@@ -39,13 +39,13 @@ def write_files(quantized: Quantized, out: Path, progress: Progress) -> dict[str
 
 def _sight_file(quantized: Quantized) -> _File:
     ffn, tower = widened_ffn(quantized), mmproj.tower_of(quantized)
-    held = [*tower.unread_slots(quantized), *slots(quantized, mmproj.COMPONENTS, tower.NAMES, ffn)]
+    held = [*tower.unread_slots(quantized), *slots(quantized, mmproj.COMPONENTS, tower.names, ffn)]
     return _File("mmproj-", GGUFType.MMPROJ, "clip", held, partial(mmproj.add_metadata, quantized=quantized, ffn=ffn))
 
 
 def _language_file(quantized: Quantized) -> _File:
     held = [*language.computed_slots(quantized), *slots(quantized, language.COMPONENTS, LANGUAGE, vision_ffn=0)]
-    tokens = mmproj.tower_of(quantized).TOKENS if quantized.architecture.vision else ()
+    tokens = mmproj.tower_of(quantized).tokens if quantized.architecture.vision else ()
     about = partial(language.add_metadata, quantized=quantized, needed=tokens)
     return _File("", GGUFType.MODEL, quantized.architecture.language.architecture, held, about)
 

@@ -1,6 +1,6 @@
-"""The vision graph of Qwen2-VL: patches of one image -> embeddings, by a tower with rotary positions and a merger."""
+"""The vision graph of Qwen2-VL and Qwen2.5-VL: patches of an image -> embeddings, by a rotary tower and a merger."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import onnx_ir as ir
@@ -23,6 +23,7 @@ class Turn:
     rows: ir.Value  # int64 [1, patches]: which row of the two tables is a patch's
     cosine: ir.Value  # float32 [patches, head width / 2]
     sine: ir.Value
+    same_window: ir.Value | None  # float32 [1, 1, patches, patches]: 0 where one may look at the other, else -infinite
 
 
 def emit(graph: Graph, weights: Weights, architecture: Architecture, progress: Progress) -> None:
@@ -34,8 +35,10 @@ def emit(graph: Graph, weights: Weights, architecture: Architecture, progress: P
     grid = graph.input("grid_thw", INT64, [1, 3])
     turn = _turn(graph, shape, grid)
     value = graph.node("Unsqueeze", _patches(graph, weights, shape, pixels), graph.constant([0]))
+    everywhere = replace(turn, same_window=None)
     for layer in progress(range(shape.layers), "writing the vision encoder"):
-        value = _layer(graph, weights, shape, f"vision.layers.{layer}", value, turn)
+        how = everywhere if layer in shape.full_attention else turn
+        value = _layer(graph, weights, shape, f"vision.layers.{layer}", value, how)
     graph.output(_merged(graph, weights, shape, value), "image_features", FLOAT, ["image_tokens", width])
 
 
@@ -64,7 +67,19 @@ def _turn(graph: Graph, shape: VisionShape, grid: ir.Value) -> Turn:
     ]
     angles = graph.node("Concat", *halves, axis=-1)
     rows = graph.node("Unsqueeze", numbers, graph.constant([0]))
-    return Turn(rows, graph.node("Cos", angles), graph.node("Sin", angles))
+    same_window = _same_window(graph, shape.window, places, columns) if shape.window else None
+    return Turn(rows, graph.node("Cos", angles), graph.node("Sin", angles), same_window)
+
+
+def _same_window(graph: Graph, window: int, places: list[ir.Value], columns: ir.Value) -> ir.Value:
+    """Squares of patches counted by rows of squares; the last of a row or column may be cut off."""
+    side = graph.constant(window)
+    row, column = (graph.node("Div", place, side) for place in places)
+    number = graph.node("Add", graph.node("Mul", row, columns), column)
+    pairs = (graph.node("Unsqueeze", number, graph.constant([axis])) for axis in (0, 1))
+    chosen = graph.constant(0, np.float32), graph.constant(-np.inf, np.float32)
+    bias = graph.node("Where", graph.node("Equal", *pairs), *chosen)
+    return graph.node("Unsqueeze", bias, graph.constant([0, 1]))
 
 
 def rotary_frequencies(shape: VisionShape) -> torch.Tensor:
@@ -77,12 +92,27 @@ def _layer(graph: Graph, weights: Weights, shape: VisionShape, name: str, value:
     normed = _norm(graph, weights, f"{name}.norm1", value, shape.norm_epsilon)
     query, key, content = _projected(weights, shape, f"{name}.attention.qkv", normed)
     turned = [_turned(graph, one, turn, shape.heads) for one in (query, key)]
-    attended = graph.contributed("MultiHeadAttention", *turned, content, num_heads=shape.heads)
-    value = graph.node("Add", value, weights.linear(attended, f"{name}.attention.o"))
+    look = graph.contributed("MultiHeadAttention", *turned, content, *_bias(turn), num_heads=shape.heads)
+    value = graph.node("Add", value, weights.linear(look, f"{name}.attention.o"))
     normed = _norm(graph, weights, f"{name}.norm2", value, shape.norm_epsilon)
-    hidden = weights.linear(normed, f"{name}.mlp.up")
-    gate = graph.node("Sigmoid", graph.node("Mul", hidden, graph.constant(QUICK_GELU, np.float32)))
-    return graph.node("Add", value, weights.linear(graph.node("Mul", hidden, gate), f"{name}.mlp.down"))
+    return graph.node("Add", value, _mlp(graph, weights, f"{name}.mlp", normed))
+
+
+def _bias(turn: Turn) -> list[ir.Value | None]:
+    """Inputs of MultiHeadAttention behind the three: no bias of the projections, no padding, who may look at whom."""
+    return [None, None, turn.same_window] if turn.same_window else []
+
+
+def _mlp(graph: Graph, weights: Weights, name: str, value: ir.Value) -> ir.Value:
+    """Gated by SiLU where there is a gate, else by quick GELU."""
+    hidden = weights.linear(value, f"{name}.up")
+    if f"{name}.gate" in weights.quantized.specs:
+        gate = weights.linear(value, f"{name}.gate")
+        hidden = graph.node("Mul", graph.node("Mul", gate, graph.node("Sigmoid", gate)), hidden)
+    else:
+        gate = graph.node("Sigmoid", graph.node("Mul", hidden, graph.constant(QUICK_GELU, np.float32)))
+        hidden = graph.node("Mul", hidden, gate)
+    return weights.linear(hidden, f"{name}.down")
 
 
 def _projected(weights: Weights, shape: VisionShape, name: str, value: ir.Value) -> list[ir.Value]:
@@ -102,6 +132,8 @@ def _turned(graph: Graph, value: ir.Value, turn: Turn, heads: int) -> ir.Value:
 
 
 def _norm(graph: Graph, weights: Weights, name: str, value: ir.Value, epsilon: float) -> ir.Value:
+    if f"{name}.bias" not in weights.quantized.specs:
+        return graph.node("RMSNormalization", value, weights.vector(name), axis=-1, epsilon=epsilon)
     parts = weights.vector(name), weights.vector(f"{name}.bias")
     return graph.node("LayerNormalization", value, *parts, axis=-1, epsilon=epsilon)
 
