@@ -44,8 +44,9 @@ class Checkpoint:
         config = read_json(path / "config.json")
         family = _family(config)
         architecture = family.architecture(config)
-        specs = family.tensors(architecture)
-        return cls(path, config, family, architecture, specs, _match(specs, _entries(path)))
+        entries = _entries(path)
+        specs = (*family.tensors(architecture), *_passed_through(family, entries))
+        return cls(path, config, family, architecture, specs, _match(specs, entries))
 
     def load(self, spec: TensorSpec) -> "Tensor":
         """One tensor in its own dtype; a transposed one is turned to [out, in]."""
@@ -167,6 +168,14 @@ def _indexed_entries(path: Path, index: Mapping[str, Any]) -> dict[str, Entry]:
     if missing := sorted(weight_map.keys() - entries.keys()):
         raise CheckpointError(f"`{weight_map[missing[0]]}` does not hold `{missing[0]}`, which `{INDEX}` places there")
     return entries
+
+
+def _passed_through(family: Family, entries: Mapping[str, Entry]) -> Iterator[TensorSpec]:
+    """Tensors of components that the family does not know, and hands on as they are."""
+    for component, beginning in family.passed_through:
+        for name in sorted(entries):
+            if name.startswith(f"{beginning}."):
+                yield TensorSpec(f"{component}.{name}", name, entries[name].shape)
 
 
 def _match(specs: tuple[TensorSpec, ...], entries: dict[str, Entry]) -> dict[str, Entry]:

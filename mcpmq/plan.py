@@ -68,8 +68,11 @@ class Plan:
 
 
 def block_of(name: str) -> str:
-    """`language.layers.0.mlp.up` -> `language.layers.0`; what is in no layer goes with its component."""
+    """`language.layers.0.mlp.up` -> `language.layers.0`; what is in no layer goes with its component, but for a merger
+    between layers."""
     parts = name.split(".")
+    if parts[1:2] == ["merger"]:
+        return ".".join(parts[:2])
     return ".".join(parts[:3]) if len(parts) > 2 and parts[1] == "layers" else parts[0]
 
 

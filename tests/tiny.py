@@ -134,12 +134,14 @@ def random_tensors(config: Mapping[str, Any], seed: int) -> dict[str, Tensor]:
     family = family_of(config)
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
-    for spec in family.tensors(family.architecture(config)):
+    architecture = family.architecture(config)
+    for spec in family.tensors(architecture):
         value = torch.randn(spec.shape, generator=generator)
         if len(spec.shape) > 1:
             value = value * (spec.shape[-1] ** -0.5 if spec.role == "matrix" or spec.also else 0.5)
         elif "norm" in spec.name and not spec.name.endswith("bias"):
-            value = 1 + 0.1 * value
+            centred = architecture.language.centred_norms and not spec.name.startswith(("vision", "projector"))
+            value = 0.1 * value + (0 if centred and ".linear." not in spec.name else 1)
         else:
             value = 0.1 * value
         tensors[spec.hub_name] = value.bfloat16()

@@ -5,8 +5,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from tests.tiny import CONFIG, PREPROCESSOR, SPLIT, TOKENIZER, TinyTokenizer, build_checkpoint
+from tests.tiny import CONFIG, PREPROCESSOR, SPECIAL, SPLIT, TOKENIZER, TinyTokenizer, build_checkpoint
 
+QWEN_3_5_SPLIT = SPLIT.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]")
 QWEN_VL_SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 QWEN_VL_SPECIAL += ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 LLAMA_3_SPECIAL = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
@@ -42,6 +43,7 @@ class TinyFamily:
     config: Mapping[str, Any]
     preprocessor: Mapping[str, Any] | None = None
     tokenizer: TinyTokenizer = TOKENIZER
+    variant: str = ""
     in_llama_cpp: Mapping[str, Any] = field(default_factory=dict)  # keys by which torch computes what llama.cpp does
 
     def build(self, path: Path) -> Path:
@@ -86,6 +88,56 @@ QWEN2_VL = TinyFamily(
     QWEN_VL_PREPROCESSOR,
     QWEN_VL_TOKENIZER,
     in_llama_cpp={"rms_norm_eps": 1e-20},
+)
+MINICPM_V_4_6 = TinyFamily(
+    "minicpm-v-4.6",
+    {
+        "architectures": ["MiniCPMV4_6ForConditionalGeneration"],
+        "model_type": "minicpmv4_6",
+        "tie_word_embeddings": True,
+        "insert_layer_id": 0,
+        "image_size": 112,
+        "downsample_mode": "16x",
+        "image_token_id": "<|image_pad|>",
+        "video_token_id": "<|video_pad|>",
+        "text_config": {
+            "model_type": "qwen3_5_text",
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 64,
+            "vocab_size": 320,
+            "max_position_embeddings": 2048,
+            "rms_norm_eps": 1e-6,
+            "layer_types": ["linear_attention", "full_attention"],
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 2,
+            "linear_key_head_dim": 64,
+            "linear_value_head_dim": 64,
+            "linear_conv_kernel_dim": 4,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000000.0, "partial_rotary_factor": 0.25},
+            "tie_word_embeddings": True,
+        },
+        "vision_config": {**CONFIG["vision_config"], "model_type": "minicpmv4_6_vision"},
+    },
+    {
+        "image_processor_type": "MiniCPMV4_6ImageProcessor",
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "max_slice_nums": 9,
+        "scale_resolution": 112,
+        "patch_size": 14,
+        "slice_mode": True,
+        "downsample_mode": "16x",
+        "use_image_id": True,
+    },
+    TinyTokenizer(
+        [*SPECIAL, "<|image_pad|>", "<|video_pad|>"],
+        QWEN_3_5_SPLIT,
+        settings={"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
+    ),
 )
 TINY_FAMILIES = [
     TinyFamily(
@@ -150,5 +202,12 @@ TINY_FAMILIES = [
                 "fullatt_block_indexes": [1],
             },
         },
+    ),
+    MINICPM_V_4_6,
+    replace(
+        MINICPM_V_4_6,
+        config={**MINICPM_V_4_6.config, "downsample_mode": "4x"},
+        preprocessor={**(MINICPM_V_4_6.preprocessor or {}), "downsample_mode": "4x"},
+        variant="4x",
     ),
 ]

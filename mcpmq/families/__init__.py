@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mcpmq.errors import CheckpointError
-from mcpmq.families import minicpmv, qwen2vl
+from mcpmq.families import minicpmv, minicpmv46, qwen2vl
 from mcpmq.families.family import Family
 
 FAMILIES: tuple[Family, ...] = (
@@ -12,6 +12,7 @@ FAMILIES: tuple[Family, ...] = (
     minicpmv.MINICPM_V_2_6,
     minicpmv.MINICPM_V_4_0,
     minicpmv.MINICPM_V_4_5,
+    minicpmv46.MINICPM_V_4_6,
     qwen2vl.QWEN2_VL,
     qwen2vl.QWEN2_5_VL,
 )

@@ -28,6 +28,7 @@ class Rope(Checked):
     rope_theta: PositiveFloat | None = None
     rope_type: str = "default"
     mrope_section: tuple[PositiveInt, ...] = ()
+    partial_rotary_factor: PositiveFloat = Field(default=1.0, le=1)
     short_factor: tuple[PositiveFloat, ...] = ()
     original_max_position_embeddings: PositiveInt | None = None
 

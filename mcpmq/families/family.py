@@ -39,6 +39,23 @@ class TensorSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class LinearAttention:
+    """Layers that keep a state of fixed size instead of keys and values (Gated DeltaNet, arXiv 2412.06464)."""
+
+    layers: tuple[int, ...]
+    key_heads: int
+    value_heads: int
+    key_width: int
+    value_width: int
+    kernel: int  # tokens that the convolution before it sees
+
+    @property
+    def channels(self) -> int:
+        """Of queries, keys and values together."""
+        return 2 * self.key_heads * self.key_width + self.value_heads * self.value_width
+
+
+@dataclass(frozen=True, slots=True)
 class LanguageShape:
     """Sizes of the language model."""
 
@@ -56,15 +73,27 @@ class LanguageShape:
     attention_bias: bool
     qk_norm: bool = False  # every head of the queries and keys is normed before it is turned
     tied_head: bool = False  # the embedding is the head too; a checkpoint holds it once
+    linear: LinearAttention | None = None
+    gated_attention: bool = False  # every head's queries are followed by a gate for what it returns
+    centred_norms: bool = False  # norms scale by one more than their weight
+    rope_width: int = 0  # channels of a head that are turned; 0 for all
     rope_sections: tuple[int, ...] = ()  # frequencies turned by time, row and column (M-RoPE); () for one position
     rope_factors: tuple[float, ...] = ()  # what LongRoPE divides every frequency by; () for 1
     permuted_rope: bool = False  # llama.cpp turns neighbours here, so it wants the rows of queries and keys reordered
+
+    @property
+    def turned_width(self) -> int:
+        return self.rope_width or self.head_width
+
+    def is_linear(self, layer: int) -> bool:
+        """Whether a layer attends linearly."""
+        return self.linear is not None and layer in self.linear.layers
 
     def __str__(self) -> str:
         return f"{self.layers} layers of width {self.hidden}, {self.vocabulary:,} tokens"
 
 
-VisionKind = Literal["siglip-resampler", "qwen2-vl", "qwen2.5-vl"]
+VisionKind = Literal["siglip-resampler", "siglip-merger", "qwen2-vl", "qwen2.5-vl"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +113,8 @@ class VisionShape:
     one_row: bool = False  # patches take their position embeddings as if they lay in one long row
     frames: int = 0  # images that a patch covers; a still image is repeated
     merge: int = 1  # side of the square of patches that becomes one image token
+    merger_layer: int | None = None  # behind which squares of patches can be merged a first time
+    merges_inside: bool = False  # and whether they are
     window: int = 0  # patches a side of the squares that attention stays in
     full_attention: tuple[int, ...] = ()  # layers whose attention stays in no square
 
@@ -161,7 +192,9 @@ class Family:
     pixels: Callable[[Path], Pixels]  # from the text files of a checkpoint or of an artifact
     native: str  # "module:function" that builds the torch model from the raw config on the meta device
     sees: bool = True  # False: it reads text only
+    images_have_rows: bool = False  # tokens of an image stand on its rows and columns, not one after the other
     llama_cpp_version: int = 0  # its number of a MiniCPM-V: how it cuts images and what it puts around slices
+    passed_through: tuple[tuple[str, str], ...] = ()  # component -> beginning of the hub names of its tensors
     caveats: tuple[tuple[str, str], ...] = ()  # by format, what an artifact does not do as the original
     refusals: tuple[tuple[str, str], ...] = ()  # by format, why it cannot hold the model
     fed_by: tuple[tuple[str, str], ...] = ()  # hub names: a matrix that no linear holds, and what feeds it its output

@@ -147,6 +147,8 @@ def siglip(shape: VisionShape, hub_name: str) -> Iterator[TensorSpec]:
     yield TensorSpec("vision.position_embedding", positions, (shape.grid**2, shape.hidden), "table")
     for layer in range(shape.layers):
         yield from _siglip_layer(shape, f"vision.layers.{layer}", f"{hub_name}.encoder.layers.{layer}")
+        if layer == shape.merger_layer:
+            yield from _merger(shape, f"{hub_name}.vit_merger")
     yield from layer_norm("vision.post_norm", f"{hub_name}.post_layernorm", shape.hidden)
 
 
@@ -159,6 +161,18 @@ def _siglip_layer(shape: VisionShape, name: str, hub_name: str) -> Iterator[Tens
         else:
             size = sizes.get(part, (shape.hidden, shape.hidden))
             yield from matrix(full, hub, size, may_grow=HIDDEN_WIDTH_OF_VISION.get(part))
+
+
+def _merger(shape: VisionShape, hub_name: str) -> Iterator[TensorSpec]:
+    """Attention inside of squares of four patches, then a matrix that makes one of the four."""
+    four = 4 * shape.hidden
+    yield from layer_norm("vision.merger.norm1", f"{hub_name}.layer_norm1", shape.hidden)
+    for part in ("q", "k", "v", "o"):
+        hub = f"{hub_name}.{VISION_LAYER[f'attention.{part}']}"
+        yield from matrix(f"vision.merger.attention.{part}", hub, (shape.hidden, shape.hidden))
+    yield from layer_norm("vision.merger.norm2", f"{hub_name}.pre_norm", four)
+    yield from matrix("vision.merger.up", f"{hub_name}.linear_1", (4 * shape.ffn, four))
+    yield from matrix("vision.merger.down", f"{hub_name}.linear_2", (shape.hidden, 4 * shape.ffn))
 
 
 def _resampler(architecture: Architecture) -> Iterator[TensorSpec]:

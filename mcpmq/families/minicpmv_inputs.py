@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from annotated_types import MaxLen, MinLen
@@ -21,30 +21,9 @@ from mcpmq.families.pictures import open_image
 from mcpmq.families.text import check_range, open_tokenizer, refuse_special
 from mcpmq.json_file import read_json
 
-PLACEHOLDER = "<unk>"
 TAGS, NUMBER_TAGS = ("<image>", "</image>", "<slice>", "</slice>"), ("<image_id>", "</image_id>")
 Channels = Annotated[tuple[float, ...], MinLen(3), MaxLen(3)]
 Slice = NDArray[np.uint8]
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """What stands around slices, and what ends a turn."""
-
-    end_of_turn: str = "<|im_end|>"
-    numbered: bool = True  # an image begins with its number
-    slices_as_images: bool = False  # a slice has the tags of an image; one pair of `<slice>` is around all of them
-
-    @property
-    def opening(self) -> tuple[str, ...]:
-        return ("<image>",) if self.slices_as_images else ("<image>", "<slice>")
-
-    @property
-    def needed(self) -> tuple[str, ...]:
-        return (*TAGS, *(NUMBER_TAGS if self.numbered else ()), PLACEHOLDER, self.end_of_turn)
-
-
-PUBLISHED_SINCE_2_6 = Layout()
 
 
 class Slicing(Checked):
@@ -68,14 +47,84 @@ class Slicing(Checked):
         """
         return checked(cls, read_json(folder / "preprocessor_config.json"), "preprocessor_config.json")
 
+    @property
+    def unit(self) -> int:
+        """What the sides of a slice are multiples of, in pixels."""
+        return self.patch_size
+
+    def tokens_of(self, part: Slice, queries: int) -> int:
+        """Tokens that a slice becomes: as many as the resampler has queries."""
+        return queries
+
     def graph_inputs(self, part: Slice) -> dict[str, NDArray[Any]]:
         """One slice for the vision graph: float32 [1, 3, patch, patch * patches], and its size in patches."""
-        pixels = packed_pixels(part, self.norm_mean, self.norm_std, self.patch_size)
-        return {"pixel_values": pixels[None], "tgt_sizes": target_sizes([part], self.patch_size)}
+        return {"pixel_values": self.packed([part])[None], "tgt_sizes": target_sizes([part], self.patch_size)}
+
+    def packed(self, slices: Sequence[Slice]) -> NDArray[np.float32]:
+        """All slices side by side: float32 [3, patch, patch * patches]."""
+        mean, std = self._normalisation()
+        return np.concatenate([packed_pixels(part, mean, std, self.patch_size) for part in slices], axis=-1)
+
+    def _normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        return self.norm_mean, self.norm_std
 
     def positions(self, inputs: Inputs) -> NDArray[np.int64]:
         """Tokens stand one after the other, whatever they are of: int64 [length]."""
         return np.arange(len(inputs.tokens), dtype=np.int64)
+
+
+class MergedSlicing(Slicing):
+    """The same of 4.6, where squares of patches become tokens: as many as a slice is large."""
+
+    image_mean: Channels = (0.5, 0.5, 0.5)
+    image_std: Annotated[tuple[PositiveFloat, ...], MinLen(3), MaxLen(3)] = (0.5, 0.5, 0.5)
+    downsample_mode: Literal["16x", "4x"] = "16x"
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Read it.
+
+        Raises:
+            CheckpointError: the file is missing or broken, or config.json merges otherwise.
+        """
+        slicing, config = super().open(folder), read_json(folder / "config.json")
+        _refuse_contradiction("downsample_mode", config.get("downsample_mode", "16x"), slicing.downsample_mode)
+        return slicing
+
+    @property
+    def unit(self) -> int:
+        """Side of the square of pixels that becomes one token."""
+        return self.patch_size * (4 if self.downsample_mode == "16x" else 2)
+
+    def tokens_of(self, part: Slice, queries: int) -> int:
+        """Tokens that a slice becomes."""
+        height, width, _ = part.shape
+        return int(height * width // self.unit**2)
+
+    def _normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        return self.image_mean, self.image_std
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What stands around slices, and what ends a turn."""
+
+    end_of_turn: str = "<|im_end|>"
+    numbered: bool = True  # an image begins with its number
+    placeholder: str = "<unk>"  # of a token of an image
+    slicing: type[Slicing] = Slicing
+    slices_as_images: bool = False  # a slice has the tags of an image; one pair of `<slice>` is around all of them
+
+    @property
+    def opening(self) -> tuple[str, ...]:
+        return ("<image>",) if self.slices_as_images else ("<image>", "<slice>")
+
+    @property
+    def needed(self) -> tuple[str, ...]:
+        return (*TAGS, *(NUMBER_TAGS if self.numbered else ()), self.placeholder, self.end_of_turn)
+
+
+PUBLISHED_SINCE_2_6 = Layout()
 
 
 class _Config(Checked):
@@ -105,7 +154,8 @@ class MiniCpmVProcessor:
         Raises:
             CheckpointError: one is missing, broken, or contradicts another.
         """
-        config, slicing = checked(_Config, read_json(checkpoint / "config.json")), Slicing.open(checkpoint)
+        raw, slicing = read_json(checkpoint / "config.json"), layout.slicing.open(checkpoint)
+        config = checked(_Config, {**raw, **(raw.get("text_config") or {})})
         _refuse_contradiction("patch_size", config.patch_size, slicing.patch_size)
         _refuse_contradiction("query_num", config.query_num, slicing.image_feature_size or config.query_num)
         tokenizer, special = open_tokenizer(checkpoint, layout.needed, config.vocab_size)
@@ -129,11 +179,12 @@ class MiniCpmVProcessor:
         """
         refuse_special(sample_id, self.special, prompt, answer)
         grid, slices = slice_image(open_image(sample_id, image), self.slicing) if image else (None, ())
-        content = f"{self.image_text(grid)}\n{prompt}" if slices else prompt
+        counts = [self.slicing.tokens_of(part, self.queries) for part in slices]
+        content = f"{self.image_text(grid, counts)}\n{prompt}" if slices else prompt
         question = self._tokens(self.template.render([{"role": "user", "content": content}]))
         tokens = np.array([*question, *self._tokens(answer + self.layout.end_of_turn)], dtype=np.int64)
         check_range(sample_id, tokens, self.vocabulary, self.context)
-        return Inputs(sample_id, tokens, len(question), slices, self._image_bounds(tokens, len(slices)))
+        return Inputs(sample_id, tokens, len(question), slices, self._image_bounds(tokens, counts))
 
     def arguments(self, inputs: Inputs) -> dict[str, NDArray[Any]]:
         """What the native module's forward takes, by name: int64 token ids [1, tokens], and for an image float32 pixels
@@ -141,45 +192,45 @@ class MiniCpmVProcessor:
         tokens: dict[str, NDArray[Any]] = {"input_ids": inputs.tokens[None]}
         if not inputs.slices:
             return tokens
-        settings = self.slicing
-        packed = [
-            packed_pixels(part, settings.norm_mean, settings.norm_std, settings.patch_size) for part in inputs.slices
-        ]
-        return tokens | {
-            "pixel_values": np.concatenate(packed, axis=-1)[None],
-            "target_sizes": target_sizes(inputs.slices, settings.patch_size),
-            "image_bound": inputs.image_bounds,
+        images: dict[str, NDArray[Any]] = {
+            "pixel_values": self.slicing.packed(inputs.slices)[None],
+            "target_sizes": target_sizes(inputs.slices, self.slicing.patch_size),
         }
+        if self.layout.slicing is Slicing:  # others' modules find the tokens by themselves
+            images["image_bound"] = inputs.image_bounds
+        return tokens | images
 
-    def image_text(self, grid: tuple[int, int] | None) -> str:
-        """The overview's placeholders, then those of `grid` (columns, rows) slices, a line for every row."""
-        placeholders = PLACEHOLDER * self.queries
-        overview = f"<image>{placeholders}</image>"
-        columns, rows = grid or (0, 0)
+    def image_text(self, grid: tuple[int, int] | None, counts: Sequence[int]) -> str:
+        """Placeholders for the `counts` tokens of the overview, and of `grid` (columns, rows) slices row by row."""
+        overview, *parts = (self.layout.placeholder * count for count in counts)
+        columns, _ = grid or (1, 0)
         if self.layout.slices_as_images:
-            slices = "\n".join([overview * columns] * rows)
-            return f"{overview}<slice>{slices}</slice>" if grid else overview
+            slices = _lines([f"<image>{part}</image>" for part in parts], columns)
+            return f"<image>{overview}</image>" + (f"<slice>{slices}</slice>" if grid else "")
         number = "<image_id>0</image_id>" if self.layout.numbered and self.slicing.use_image_id else ""
-        row = f"<slice>{placeholders}</slice>" * columns
-        return f"{number}{overview}" + "\n".join([row] * rows)
+        return f"{number}<image>{overview}</image>" + _lines([f"<slice>{part}</slice>" for part in parts], columns)
 
     def _tokens(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return ids
 
-    def _image_bounds(self, tokens: NDArray[np.int64], slices: int) -> NDArray[np.int64]:
+    def _image_bounds(self, tokens: NDArray[np.int64], counts: Sequence[int]) -> NDArray[np.int64]:
         opened = np.flatnonzero(np.isin(tokens, [self.special[tag] for tag in self.layout.opening])) + 1
         closings = [self.special[tag.replace("<", "</")] for tag in self.layout.opening]
         closed = np.flatnonzero(np.isin(tokens, closings))
-        if len(opened) != slices or len(closed) != slices or np.any(closed - opened != self.queries):
+        if len(opened) != len(closed) or (closed - opened).tolist() != list(counts):
             raise CheckpointError(
-                f"the chat template keeps {len(opened)} of {slices} slices, each should hold {self.queries} tokens",
+                f"the chat template keeps {len(opened)} of {len(counts)} slices, of {list(counts)} tokens",
                 "compare `chat_template` with the published one",
             )
         return np.stack([opened, closed], axis=1)
 
 
-def _refuse_contradiction(name: str, config: int, preprocessor: int) -> None:
+def _lines(parts: Sequence[str], columns: int) -> str:
+    return "\n".join("".join(parts[start : start + columns]) for start in range(0, len(parts), columns))
+
+
+def _refuse_contradiction(name: str, config: object, preprocessor: object) -> None:
     if config != preprocessor:
         raise CheckpointError(f"config.json says {name} {config}, preprocessor_config.json says {preprocessor}")
 
@@ -212,7 +263,7 @@ def best_size(width: float, height: float, slicing: Slicing, *, upscale: bool) -
         ratio = width / height
         height = int(side / math.sqrt(ratio))
         width = int(height * ratio)
-    return _whole(width, slicing.patch_size), _whole(height, slicing.patch_size)
+    return _whole(width, slicing.unit), _whole(height, slicing.unit)
 
 
 def _whole(length: float, unit: int) -> int:

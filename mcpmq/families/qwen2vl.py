@@ -173,6 +173,7 @@ def _family(version: str, architecture: Callable[[Mapping[str, Any]], Architectu
         processor=_processor,
         pixels=_pixels,
         native=f"mcpmq.families.transformers_native:{model_type}",
+        images_have_rows=True,
         caveats=(("gguf", "llama.cpp takes 0 for the epsilon of this model's norms, whatever the file says"),),
     )
 

@@ -49,7 +49,8 @@ def decoder(shape: LanguageShape, prefix: str, head: str = "lm_head.weight") -> 
     else:
         yield TensorSpec("embedding", embedding, size, "table")
     for layer in range(shape.layers):
-        yield from decoder_layer(shape, f"language.layers.{layer}", f"{prefix}.layers.{layer}")
+        one_layer = linear_layer if shape.is_linear(layer) else decoder_layer
+        yield from one_layer(shape, f"language.layers.{layer}", f"{prefix}.layers.{layer}")
     yield TensorSpec("language.norm", f"{prefix}.norm.weight", (shape.hidden,))
     if not shape.tied_head:
         yield TensorSpec("head", head, size, "matrix")
@@ -68,11 +69,31 @@ def decoder_layer(shape: LanguageShape, name: str, hub_name: str) -> Iterator[Te
             yield TensorSpec(full, f"{hub}.weight", (shape.head_width,))
 
 
+def linear_layer(shape: LanguageShape, name: str, hub_name: str) -> Iterator[TensorSpec]:
+    """One layer of Qwen3.5 that attends linearly; what makes its gates is small and stays as it is."""
+    linear, widths = shape.linear, layer_shapes(shape)
+    assert linear is not None
+    values, hub = linear.value_heads * linear.value_width, f"{hub_name}.linear_attn"
+    yield TensorSpec(f"{name}.input_norm", f"{hub_name}.input_layernorm.weight", (shape.hidden,))
+    yield from matrix(f"{name}.linear.qkv", f"{hub}.in_proj_qkv", (linear.channels, shape.hidden), bias=False)
+    yield from matrix(f"{name}.linear.z", f"{hub}.in_proj_z", (values, shape.hidden), bias=False)
+    for gate in ("a", "b"):
+        yield TensorSpec(f"{name}.linear.{gate}", f"{hub}.in_proj_{gate}.weight", (linear.value_heads, shape.hidden))
+    yield TensorSpec(f"{name}.linear.convolution", f"{hub}.conv1d.weight", (linear.channels, 1, linear.kernel))
+    yield TensorSpec(f"{name}.linear.decay", f"{hub}.A_log", (linear.value_heads,))
+    yield TensorSpec(f"{name}.linear.time_step", f"{hub}.dt_bias", (linear.value_heads,))
+    yield TensorSpec(f"{name}.linear.norm", f"{hub}.norm.weight", (linear.value_width,))
+    yield from matrix(f"{name}.linear.o", f"{hub}.out_proj", (shape.hidden, values), bias=False)
+    yield TensorSpec(f"{name}.post_attention_norm", f"{hub_name}.post_attention_layernorm.weight", (shape.hidden,))
+    for part in ("mlp.gate", "mlp.up", "mlp.down"):
+        yield from matrix(f"{name}.{part}", f"{hub_name}.{LANGUAGE_LAYER[part]}", widths[part], bias=False)
+
+
 def layer_shapes(shape: LanguageShape) -> dict[str, tuple[int, int]]:
     """[rows, columns] of the matrices of a layer."""
     queries, keys = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
     return {
-        "attention.q": (queries, shape.hidden),
+        "attention.q": (queries * (2 if shape.gated_attention else 1), shape.hidden),
         "attention.k": (keys, shape.hidden),
         "attention.v": (keys, shape.hidden),
         "attention.o": (shape.hidden, queries),

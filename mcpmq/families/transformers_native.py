@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
+    MiniCPMV4_6Config,
+    MiniCPMV4_6ForConditionalGeneration,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2_5_VLConfig,
@@ -13,6 +15,8 @@ from transformers import (
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
 )
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_utils import slice_logits_to_keep
 
 
 def qwen2_vl(config: Mapping[str, Any]) -> nn.Module:
@@ -23,6 +27,20 @@ def qwen2_vl(config: Mapping[str, Any]) -> nn.Module:
 def qwen2_5_vl(config: Mapping[str, Any]) -> nn.Module:
     """Qwen2.5-VL of a raw config.json."""
     return build(Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLConfig(**config))
+
+
+class _MiniCPMV46(MiniCPMV4_6ForConditionalGeneration):  # type: ignore[no-untyped-call]
+    """The class of transformers, which says the logits of all tokens whatever it is asked for."""
+
+    def forward(self, logits_to_keep: int | torch.Tensor = 0, **arguments: Any) -> CausalLMOutputWithPast:
+        """The same, but the logits of the tokens that are asked for."""
+        hidden = self.model(**arguments).last_hidden_state
+        return CausalLMOutputWithPast(logits=self.lm_head(slice_logits_to_keep(hidden, logits_to_keep)))
+
+
+def minicpmv4_6(config: Mapping[str, Any]) -> nn.Module:
+    """MiniCPM-V 4.6 of a raw config.json."""
+    return build(_MiniCPMV46, MiniCPMV4_6Config(**config))
 
 
 def build(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> nn.Module:

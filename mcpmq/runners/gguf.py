@@ -21,9 +21,11 @@ MOST_SLICES, TAGS_OF_A_SLICE = 10, 3  # the overview and nine; opening, closing,
 class GgufRunner:
     """Both files of a GGUF artifact, loaded; one where the model reads text only."""
 
-    def __init__(self, language: LanguageModel, sight: Sight | None, threads: int, exact: bool) -> None:
+    def __init__(
+        self, language: LanguageModel, sight: Sight | None, threads: int, exact: bool, images_have_rows: bool = False
+    ) -> None:
         self._language, self._threads, self._exact = language, threads, exact
-        self._sight_or_none = sight
+        self._sight_or_none, self._images_have_rows = sight, images_have_rows
         self._resized: list[str] = []  # ids of samples with a slice that the engine saw at another size
         self.notes: tuple[str, ...] = ()  # complete when all losses were taken
 
@@ -69,11 +71,15 @@ class GgufRunner:
         return np.array([_loss(row, int(target)) for row, target in zip(logits, targets, strict=True)], np.float64)
 
     def _positions(self, starts: Sequence[int], grids: Sequence[Grid | None]) -> NDArray[np.int64]:
-        """Where the tokens of all pieces stand: [1, length], or [4, length] where images have rows and columns."""
+        """Where the tokens of all pieces stand: [1, length], or by time, row and column, and a fourth axis that is not
+        used, [4, length]."""
+        positions = np.arange(starts[-1], dtype=np.int64)[None]
         if not self._language.sectioned:
-            return np.arange(starts[-1], dtype=np.int64)[None]
-        spans = [(start, end) for start, end, grid in zip(starts[:-1], starts[1:], grids, strict=True) if grid]
-        positions = sectioned_positions(starts[-1], spans, filter(None, grids))
+            return positions
+        positions = positions.repeat(3, axis=0)
+        if self._images_have_rows:
+            spans = [(start, end) for start, end, grid in zip(starts[:-1], starts[1:], grids, strict=True) if grid]
+            positions = sectioned_positions(starts[-1], spans, filter(None, grids))
         return np.concatenate([positions, np.zeros_like(positions[:1])])
 
     def _pieces(self, sample: Inputs) -> Iterator[tuple[Piece, Grid | None]]:
@@ -128,10 +134,11 @@ def open_runner(path: Path, threads: int, *, exact: bool = False) -> GgufRunner:
         MissingExtra: llama.cpp is not installed.
     """
     artifact = Artifact.open(path)
-    sees = family_named(artifact.manifest.family).sees
+    family = family_named(artifact.manifest.family)
+    sees = family.sees
     files = [artifact.files_of(component) for component in ("language", "vision+projector")]
     if artifact.manifest.kind != "gguf" or [len(found) for found in files] != [1, int(sees)]:
         raise ArtifactError(f"`{path}` is no GGUF artifact of {1 + sees} files", "export one with `--format gguf`")
     language = LanguageModel(llamacpp(), files[0][0])
     sight = Sight(llamacpp(), files[1][0], language, threads, exact) if sees else None
-    return GgufRunner(language, sight, threads, exact)
+    return GgufRunner(language, sight, threads, exact, family.images_have_rows)

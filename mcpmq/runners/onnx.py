@@ -17,6 +17,7 @@ from mcpmq.families.family import Inputs, Pixels
 ROUNDED = "ONNX Runtime rounds activations to 8 bits where they meet integer weights, as it does on phones"
 TEXT_ONLY = ("embedding", "language")  # components of a model that does not see
 Floats = NDArray[np.float32]
+EMPTY = {"batch_size": 1, "past_sequence_length": 0}
 Cache = Mapping[str, Floats]  # the decoder's past_key_values, by the name of the input
 
 
@@ -75,7 +76,8 @@ class OnnxRunner:
 
         `positions` int64 [length] or [3, length] are where they stand; by default right behind those in the cache.
         """
-        past, length = next(iter(cache.values())).shape[2], len(embeddings)
+        length = len(embeddings)
+        past = next(value.shape[2] for name, value in cache.items() if name.endswith(".key"))
         if positions is None:
             positions = np.arange(past, past + length, dtype=np.int64)
         inputs = {
@@ -87,12 +89,17 @@ class OnnxRunner:
         names = [output.name for output in self.decoder.get_outputs()]
         outputs = dict(zip(names, self.decoder.run(names, {**inputs, **cache}), strict=True))
         logits: Floats = outputs.pop("logits")[0]
-        return logits, {name.replace("present", "past_key_values"): value for name, value in outputs.items()}
+        return logits, {_past_name(name): value for name, value in outputs.items()}
 
     def empty_cache(self) -> Cache:
-        """A cache of no tokens."""
-        pasts = [one for one in self.decoder.get_inputs() if one.name.startswith("past_key_values.")]
-        return {one.name: np.zeros((1, one.shape[1], 0, one.shape[3]), np.float32) for one in pasts}
+        """A cache of no tokens: no keys and values, and states of zeros."""
+        pasts = [one for one in self.decoder.get_inputs() if one.name.startswith("past_")]
+        return {one.name: np.zeros([EMPTY.get(size, size) for size in one.shape], np.float32) for one in pasts}
+
+
+def _past_name(present: str) -> str:
+    """`present_conv.3` -> `past_conv.3`; of keys and values `present.3.key` -> `past_key_values.3.key`."""
+    return present.replace("present.", "past_key_values.").replace("present_", "past_")
 
 
 def token_losses(logits: Floats, tokens: NDArray[np.int64]) -> NDArray[np.float64]:

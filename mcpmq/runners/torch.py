@@ -77,6 +77,7 @@ class TorchRunner:
         # The token before predicts: the head is wanted at these positions only.
         positions = torch.arange(length - len(answer) - 1, length - 1)
         logits = self.native.module(**tensors, logits_to_keep=positions, use_cache=False).logits[0]
+        assert len(logits) == len(answer), "a native module says the logits that it is asked for"
         chosen = logits.double().log_softmax(-1).gather(-1, answer[:, None])
         losses: NDArray[np.float64] = -chosen[:, 0].numpy()
         return losses

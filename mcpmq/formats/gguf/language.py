@@ -2,6 +2,8 @@
 
 from gguf import GGMLQuantizationType, GGUFWriter
 
+from mcpmq.errors import FormatError
+from mcpmq.families.family import LanguageShape, LinearAttention
 from mcpmq.formats.gguf.tensors import Slot
 from mcpmq.formats.gguf.tokenizer import add_tokenizer
 from mcpmq.quantized import Quantized
@@ -36,4 +38,29 @@ def add_metadata(writer: GGUFWriter, quantized: Quantized, needed: tuple[str, ..
     writer.add_rope_freq_base(shape.rope_theta)
     if shape.rope_sections:
         writer.add_rope_dimension_sections([*shape.rope_sections, 0])
+    if shape.linear:
+        _add_linear_attention(writer, shape, shape.linear)
     add_tokenizer(writer, quantized.path, shape.vocabulary, needed)
+
+
+def _add_linear_attention(writer: GGUFWriter, shape: LanguageShape, linear: LinearAttention) -> None:
+    """What llama.cpp must know of layers with a state; it turns heads by M-RoPE even where all three positions agree.
+
+    Raises:
+        FormatError: heads of values share heads of keys, which llama.cpp wants in another order.
+    """
+    if (linear.value_heads, linear.value_width) != (linear.key_heads, linear.key_width):
+        raise FormatError(
+            f"linear attention has {linear.key_heads} heads of keys and {linear.value_heads} of values; GGUF is written"
+            " for as many of both, equally wide"
+        )
+    frequencies = shape.turned_width // 2
+    writer.add_rope_dimension_count(shape.turned_width)
+    writer.add_rope_dimension_sections([(frequencies + 2 - axis) // 3 for axis in range(3)] + [0])
+    writer.add_ssm_conv_kernel(linear.kernel)
+    writer.add_ssm_state_size(linear.key_width)
+    writer.add_ssm_group_count(linear.key_heads)
+    writer.add_ssm_time_step_rank(linear.value_heads)
+    writer.add_ssm_inner_size(linear.value_heads * linear.value_width)
+    recurrent = [shape.is_linear(layer) for layer in range(shape.layers)]
+    writer.add_array(f"{shape.architecture}.attention.recurrent_layers", recurrent)

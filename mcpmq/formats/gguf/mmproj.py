@@ -7,7 +7,7 @@ from gguf import GGUFWriter
 
 from mcpmq.errors import FormatError
 from mcpmq.families.family import VisionKind
-from mcpmq.formats.gguf import qwenvl, resampler
+from mcpmq.formats.gguf import merger, qwenvl, resampler
 from mcpmq.formats.gguf.tower import Tower
 from mcpmq.json_file import read_json
 from mcpmq.quantized import Quantized
@@ -17,6 +17,7 @@ COMPONENTS = {"vision", "projector"}
 
 TOWERS: dict[VisionKind, Tower] = {
     "siglip-resampler": resampler.SIGLIP_RESAMPLER,
+    "siglip-merger": merger.SIGLIP_MERGER,
     "qwen2-vl": qwenvl.QWEN2_VL,
     "qwen2.5-vl": qwenvl.QWEN2_5_VL,
 }

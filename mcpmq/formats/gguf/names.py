@@ -1,10 +1,11 @@
 """What llama.cpp calls every tensor and every type."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 from gguf import GGMLQuantizationType, LlamaFileType
+from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,30 +14,55 @@ class Names:
 
     whole: Mapping[str, str | tuple[str, ...]]
     layers: Mapping[str, tuple[str, Mapping[str, str | tuple[str, ...]]]]  # component -> prefix, and names in a layer
+    computed: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)  # where llama.cpp has other values
 
 
-LANGUAGE = Names(
-    whole={"embedding": "token_embd", "head": "output", "language.norm": "output_norm"},
-    layers={
-        "language": (
-            "blk",
-            {
-                "input_norm": "attn_norm",
-                "attention.q": "attn_q",
-                "attention.norm_q": "attn_q_norm",
-                "attention.k": "attn_k",
-                "attention.norm_k": "attn_k_norm",
-                "attention.v": "attn_v",
-                "attention.o": "attn_output",
-                "post_attention_norm": "ffn_norm",
-                "mlp.gate": "ffn_gate",
-                "mlp.up": "ffn_up",
-                "mlp.down": "ffn_down",
-            },
-        )
+WHOLE = {"embedding": "token_embd", "head": "output", "language.norm": "output_norm"}
+LAYER = {
+    "input_norm": "attn_norm",
+    "attention.q": "attn_q",
+    "attention.norm_q": "attn_q_norm",
+    "attention.k": "attn_k",
+    "attention.norm_k": "attn_k_norm",
+    "attention.v": "attn_v",
+    "attention.o": "attn_output",
+    "post_attention_norm": "ffn_norm",
+    "mlp.gate": "ffn_gate",
+    "mlp.up": "ffn_up",
+    "mlp.down": "ffn_down",
+}
+LINEAR_LAYER = {
+    "post_attention_norm": "post_attention_norm",
+    "linear.qkv": "attn_qkv",
+    "linear.z": "attn_gate",
+    "linear.a": "ssm_alpha",
+    "linear.b": "ssm_beta",
+    "linear.convolution": "ssm_conv1d",
+    "linear.decay": "ssm_a",
+    "linear.time_step": "ssm_dt.bias",
+    "linear.norm": "ssm_norm",
+    "linear.o": "ssm_out",
+}
+CENTRED_NORMS = ("norm", "input_norm", "post_attention_norm", "attention.norm_q", "attention.norm_k")
+
+
+def _one_more(weight: Tensor) -> Tensor:
+    return weight.float() + 1
+
+
+LANGUAGE = Names(WHOLE, {"language": ("blk", LAYER)})
+HYBRID_LANGUAGE = Names(
+    WHOLE,
+    {"language": ("blk", {**LAYER, **LINEAR_LAYER})},
+    {
+        **dict.fromkeys(
+            ("norm", "input_norm", "post_attention_norm", "attention.norm_q", "attention.norm_k"), _one_more
+        ),
+        "linear.decay": lambda weight: -weight.float().exp(),
+        "linear.convolution": lambda weight: weight[:, 0],
     },
 )
-BARE = {"resampler.query", "v.patch_embd.weight.1"}  # names that take no suffix
+BARE = {"resampler.query", "v.patch_embd.weight.1", "ssm_a", "ssm_dt.bias"}  # names that take no suffix
 
 FILE_TYPES = {
     "F32": LlamaFileType.ALL_F32,
@@ -65,7 +91,13 @@ def names_of(common_name: str, names: Names) -> tuple[str, ...]:
         blocks, within = names.layers[component]
         prefix, found = f"{blocks}.{layer}.", within[rest]
     parts = (found,) if isinstance(found, str) else found
-    return tuple(part if part in BARE else f"{prefix}{part}{suffix}" for part in parts)
+    return tuple(f"{prefix}{part}{'' if part in BARE else suffix}" for part in parts)
+
+
+def part_of(common_name: str) -> str:
+    """`language.layers.0.linear.decay` -> `linear.decay`, `language.norm` -> `norm`."""
+    *_, last = common_name.split(".", 3 if ".layers." in common_name else 1)
+    return last
 
 
 def file_type(weights: Iterable[tuple[GGMLQuantizationType, int]]) -> str:

@@ -1,6 +1,6 @@
 """Every tensor of a file, declared from shapes and schemes, then packed one at a time; no code is changed."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mcpmq.families.family import Architecture, LanguageShape, TensorSpec
 from mcpmq.formats.gguf import BLOCK_COLUMNS
-from mcpmq.formats.gguf.names import Names, names_of
+from mcpmq.formats.gguf.names import Names, names_of, part_of
 from mcpmq.grids.ggml import ggml_type
 from mcpmq.qtensor import QTensor
 from mcpmq.quantized import Quantized
@@ -40,6 +40,7 @@ class Slot:
     frame: int | None = None  # of a patch that covers several images, the one that this is for
     heads: int = 0  # whose rows are reordered; 0: rows stay where they are
     values: tuple[float, ...] = ()  # zeros if there are none
+    computed: Callable[[Tensor], Tensor] | None = None  # from the source, which nothing quantizes
 
     @property
     def row_nbytes(self) -> int:
@@ -59,13 +60,15 @@ def slots(quantized: Quantized, components: set[str], names: Names, vision_ffn: 
         shape = _widened(spec, quantized.architecture, vision_ffn)
         kind = stored_type(spec, quantized.scheme(spec.name), quantized.records[spec.name].dtype)
         parts, heads = names_of(spec.name, names), _reordered_heads(spec, quantized.architecture.language)
+        if computed := names.computed.get(part_of(spec.name)):
+            shape = tuple(computed(torch.zeros(shape)).shape)
         if len(shape) == 5:  # a kernel [out, 3, frames, height, width]
             for frame, name in enumerate(parts):
                 yield Slot(name, spec.name, (*shape[:2], *shape[3:]), kind, frame=frame)
             continue
         for number, name in enumerate(parts):
             rows = shape[0] // len(parts)
-            yield Slot(name, spec.name, (rows, *shape[1:]), kind, number * rows, heads=heads)
+            yield Slot(name, spec.name, (rows, *shape[1:]), kind, number * rows, heads=heads, computed=computed)
 
 
 def _reordered_heads(spec: TensorSpec, shape: LanguageShape) -> int:
@@ -125,6 +128,7 @@ def _rows(weight: QTensor | Tensor, slot: Slot) -> NDArray[np.uint8]:
     wanted = _order(slot)
     if isinstance(weight, Tensor):
         held = weight if slot.frame is None else weight[:, :, slot.frame]
+        held = slot.computed(held) if slot.computed else held
         return _float_bytes(held[wanted], slot.type)
     codes = weight.codes[wanted].numpy()
     if isinstance(weight.scheme, GgmlScheme):

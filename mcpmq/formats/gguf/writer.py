@@ -12,7 +12,7 @@ import numpy as np
 from gguf import GGUFType, GGUFWriter
 
 from mcpmq.formats.gguf import language, mmproj
-from mcpmq.formats.gguf.names import FILE_TYPES, LANGUAGE, file_type
+from mcpmq.formats.gguf.names import FILE_TYPES, HYBRID_LANGUAGE, LANGUAGE, file_type
 from mcpmq.formats.gguf.tensors import Slot, pack, slots, widened_ffn
 from mcpmq.progress import Progress
 from mcpmq.quantized import Quantized
@@ -40,11 +40,14 @@ def write_files(quantized: Quantized, out: Path, progress: Progress) -> dict[str
 def _sight_file(quantized: Quantized) -> _File:
     ffn, tower = widened_ffn(quantized), mmproj.tower_of(quantized)
     held = [*tower.unread_slots(quantized), *slots(quantized, mmproj.COMPONENTS, tower.names, ffn)]
+    if not quantized.architecture.sees.merges_inside:
+        held = [slot for slot in held if not (slot.source or "").startswith("vision.merger.")]
     return _File("mmproj-", GGUFType.MMPROJ, "clip", held, partial(mmproj.add_metadata, quantized=quantized, ffn=ffn))
 
 
 def _language_file(quantized: Quantized) -> _File:
-    held = [*language.computed_slots(quantized), *slots(quantized, language.COMPONENTS, LANGUAGE, vision_ffn=0)]
+    names = HYBRID_LANGUAGE if quantized.architecture.language.linear else LANGUAGE
+    held = [*language.computed_slots(quantized), *slots(quantized, language.COMPONENTS, names, vision_ffn=0)]
     tokens = mmproj.tower_of(quantized).tokens if quantized.architecture.vision else ()
     about = partial(language.add_metadata, quantized=quantized, needed=tokens)
     return _File("", GGUFType.MODEL, quantized.architecture.language.architecture, held, about)

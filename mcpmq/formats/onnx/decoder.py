@@ -7,10 +7,12 @@ import onnx_ir as ir
 import torch
 
 from mcpmq.families.family import Architecture, LanguageShape
+from mcpmq.formats.onnx import linear_attention
 from mcpmq.formats.onnx.graph import CONTRIBUTED, Graph
 from mcpmq.formats.onnx.weights import Weights
 from mcpmq.progress import Progress
 
+Kept = tuple[ir.Value, ir.Value]  # of a layer, from call to call: keys and values, or states
 FLOAT, INT64, INT32 = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.INT32
 
 
@@ -19,7 +21,7 @@ class Positions:
     """What attention must know about the tokens of a call; the same in every layer."""
 
     rows: ir.Value  # int64 [batch, sequence]: which row of the two tables is a token's
-    cosine: ir.Value  # float32 [batch * sequence, head width / 2]
+    cosine: ir.Value  # float32 [batch * sequence, turned width / 2]
     sine: ir.Value
     last: ir.Value  # int32 [batch]: index of the last token that attention may see
     total: ir.Value  # int32 scalar: tokens in the cache after this call
@@ -44,17 +46,30 @@ def emit(graph: Graph, weights: Weights, architecture: Architecture, progress: P
     mask = graph.input("attention_mask", INT64, ["batch_size", "total_sequence_length"])
     sections: list[int | str] = [len(shape.rope_sections)] if shape.rope_sections else []
     position_ids = graph.input("position_ids", INT64, [*sections, "batch_size", "sequence_length"])
-    pasts = [_cache_inputs(graph, shape, layer) for layer in range(shape.layers)]
+    pasts = [_past(graph, shape, layer) for layer in range(shape.layers)]
     kept = graph.input("num_logits_to_keep", INT64, [])
     positions = _positions(graph, shape, position_ids, mask)
     stream, presents = Stream(embeddings), []
     for layer in progress(range(shape.layers), "writing the language model"):
-        stream, present = _layer(graph, weights, shape, f"language.layers.{layer}", stream, positions, pasts[layer])
+        stream, present = _layer(graph, weights, shape, layer, stream, positions, pasts[layer])
         presents.append(present)
     normed, _ = _norm(graph, weights, shape, "language.norm", stream)
     logits = weights.linear(_last_tokens(graph, normed, kept), "embedding" if shape.tied_head else "head")
     graph.output(logits, "logits", FLOAT, ["batch_size", "num_logits", shape.vocabulary])
     for layer, present in enumerate(presents):
+        _present(graph, shape, layer, present)
+
+
+def _past(graph: Graph, shape: LanguageShape, layer: int) -> Kept:
+    if shape.linear and shape.is_linear(layer):
+        return linear_attention.state_inputs(graph, shape.linear, layer)
+    return _cache_inputs(graph, shape, layer)
+
+
+def _present(graph: Graph, shape: LanguageShape, layer: int, present: Kept) -> None:
+    if shape.linear and shape.is_linear(layer):
+        linear_attention.state_outputs(graph, shape.linear, layer, present)
+    else:
         _cache_outputs(graph, shape, layer, present)
 
 
@@ -74,7 +89,7 @@ def _positions(graph: Graph, shape: LanguageShape, position_ids: ir.Value, mask:
     """Angles for the tokens of this call alone, one row a token, so that no table bounds the context."""
     frequencies = graph.constant(rotary_frequencies(shape).numpy(), np.float32)
     ids = graph.node("Cast", _ids_by_frequency(graph, shape, position_ids), to=FLOAT)
-    angles = graph.node("Reshape", graph.node("Mul", ids, frequencies), graph.constant([-1, shape.head_width // 2]))
+    angles = graph.node("Reshape", graph.node("Mul", ids, frequencies), graph.constant([-1, shape.turned_width // 2]))
     axes = graph.node("Shape", position_ids, start=-2)
     count = graph.node("ReduceProd", axes, keepdims=0)
     seen = graph.node("ReduceSum", mask, graph.constant([1]), keepdims=0)
@@ -96,8 +111,8 @@ def _ids_by_frequency(graph: Graph, shape: LanguageShape, position_ids: ir.Value
 
 
 def rotary_frequencies(shape: LanguageShape) -> torch.Tensor:
-    """Radians a position, float32 [head width / 2], rounded as transformers rounds them."""
-    exponents = torch.arange(0, shape.head_width, 2, dtype=torch.int64).float() / shape.head_width
+    """Radians a position, float32 [turned width / 2], rounded as transformers rounds them."""
+    exponents = torch.arange(0, shape.turned_width, 2, dtype=torch.int64).float() / shape.turned_width
     factors = torch.tensor(shape.rope_factors) if shape.rope_factors else 1.0
     return 1.0 / (factors * shape.rope_theta**exponents)
 
@@ -106,13 +121,17 @@ def _layer(
     graph: Graph,
     weights: Weights,
     shape: LanguageShape,
-    name: str,
+    layer: int,
     stream: Stream,
     positions: Positions,
-    past: tuple[ir.Value, ir.Value],
-) -> tuple[Stream, tuple[ir.Value, ir.Value]]:
+    past: Kept,
+) -> tuple[Stream, Kept]:
+    name = f"language.layers.{layer}"
     normed, residual = _norm(graph, weights, shape, f"{name}.input_norm", stream)
-    attended, present = _attention(graph, weights, shape, f"{name}.attention", normed, positions, past)
+    if shape.is_linear(layer):
+        attended, present = linear_attention.attend(graph, weights, shape, f"{name}.linear", normed, past)
+    else:
+        attended, present = _attention(graph, weights, shape, f"{name}.attention", normed, positions, past)
     normed, residual = _norm(graph, weights, shape, f"{name}.post_attention_norm", Stream(residual, attended))
     gate = weights.linear(normed, f"{name}.mlp.gate")
     activated = graph.node("Mul", gate, graph.node("Sigmoid", gate))
@@ -122,7 +141,7 @@ def _layer(
 
 def _norm(graph: Graph, weights: Weights, shape: LanguageShape, name: str, stream: Stream) -> tuple[ir.Value, ir.Value]:
     """The normed stream, and the stream itself with everything added."""
-    scale = weights.vector(name)
+    scale = _scale(graph, weights, shape, name)
     if stream.addend is None:
         normed = graph.node("RMSNormalization", stream.residual, scale, axis=-1, epsilon=shape.norm_epsilon)
         return normed, stream.residual
@@ -138,6 +157,12 @@ def _norm(graph: Graph, weights: Weights, shape: LanguageShape, name: str, strea
     return outputs[0], outputs[3]
 
 
+def _scale(graph: Graph, weights: Weights, shape: LanguageShape, name: str) -> ir.Value:
+    """What a norm scales by."""
+    weight = weights.vector(name)
+    return graph.node("Add", weight, graph.constant(1, np.float32)) if shape.centred_norms else weight
+
+
 def _attention(
     graph: Graph,
     weights: Weights,
@@ -145,17 +170,19 @@ def _attention(
     name: str,
     value: ir.Value,
     positions: Positions,
-    past: tuple[ir.Value, ir.Value],
-) -> tuple[ir.Value, tuple[ir.Value, ir.Value]]:
+    past: Kept,
+) -> tuple[ir.Value, Kept]:
     heads = {"num_heads": shape.heads, "kv_num_heads": shape.kv_heads}
     query, key, content = (weights.linear(value, f"{name}.{part}") for part in "qkv")
+    if shape.gated_attention:
+        query, gate = _gates(graph, shape, query)
     if shape.qk_norm:
         query = _normed_heads(graph, weights, shape, f"{name}.norm_q", query)
         key = _normed_heads(graph, weights, shape, f"{name}.norm_k", key)
     attended, keys, kept = graph.nodes(
         "GroupQueryAttention",
-        _rotated(graph, query, positions, shape.heads),
-        _rotated(graph, key, positions, shape.kv_heads),
+        _rotated(graph, shape, query, positions, shape.heads),
+        _rotated(graph, shape, key, positions, shape.kv_heads),
         content,
         *past,
         positions.last,
@@ -165,19 +192,31 @@ def _attention(
         scale=shape.head_width**-0.5,
         **heads,
     )
+    if shape.gated_attention:
+        attended = graph.node("Mul", attended, graph.node("Sigmoid", gate))
     return weights.linear(attended, f"{name}.o"), (keys, kept)
+
+
+def _gates(graph: Graph, shape: LanguageShape, value: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Queries and gates, which come by turns, a head of each."""
+    heads = graph.node("Reshape", value, graph.constant([0, 0, shape.heads, 2 * shape.head_width]))
+    query, gate = graph.nodes("Split", heads, outputs=2, axis=-1, num_outputs=2)
+    flat = graph.constant([0, 0, -1])
+    return graph.node("Reshape", query, flat), graph.node("Reshape", gate, flat)
 
 
 def _normed_heads(graph: Graph, weights: Weights, shape: LanguageShape, name: str, value: ir.Value) -> ir.Value:
     """Every head of [batch, sequence, heads * head width] normed by itself."""
     split = graph.node("Reshape", value, graph.constant([0, 0, -1, shape.head_width]))
-    normed = graph.node("RMSNormalization", split, weights.vector(name), axis=-1, epsilon=shape.norm_epsilon)
+    scale = _scale(graph, weights, shape, name)
+    normed = graph.node("RMSNormalization", split, scale, axis=-1, epsilon=shape.norm_epsilon)
     return graph.node("Reshape", normed, graph.constant([0, 0, -1]))
 
 
-def _rotated(graph: Graph, value: ir.Value, positions: Positions, heads: int) -> ir.Value:
+def _rotated(graph: Graph, shape: LanguageShape, value: ir.Value, positions: Positions, heads: int) -> ir.Value:
     tables = positions.rows, positions.cosine, positions.sine
-    return graph.contributed("RotaryEmbedding", value, *tables, num_heads=heads, interleaved=0)
+    settings = {"num_heads": heads, "interleaved": 0, "rotary_embedding_dim": shape.rope_width}
+    return graph.contributed("RotaryEmbedding", value, *tables, **settings)
 
 
 def _last_tokens(graph: Graph, value: ir.Value, count: ir.Value) -> ir.Value:

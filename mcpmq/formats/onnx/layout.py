@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mcpmq.families.family import Architecture, VisionKind
-from mcpmq.formats.onnx import decoder, embedding, vision, vision_qwenvl
+from mcpmq.formats.onnx import decoder, embedding, linear_attention, vision, vision_merger, vision_qwenvl
 from mcpmq.formats.onnx.external_data import ExternalData
 from mcpmq.formats.onnx.graph import ACCURACY_LEVEL, Graph
 from mcpmq.formats.onnx.weights import Weights
@@ -40,6 +40,7 @@ class Part:
 
 TOWERS: dict[VisionKind, Callable[[Graph, Weights, Architecture, Progress], None]] = {
     "siglip-resampler": vision.emit,
+    "siglip-merger": vision_merger.emit,
     "qwen2-vl": vision_qwenvl.emit,
     "qwen2.5-vl": vision_qwenvl.emit,
 }
@@ -101,8 +102,13 @@ def _properties(part: Part, quantized: Quantized, accuracy_level: int) -> dict[s
         "source_sha256": manifest.source.sha256,
         "recipe": json.dumps(manifest.recipe, sort_keys=True),
         "activations": "int8" if integer and accuracy_level == ACCURACY_LEVEL else "float32",
-        "min_onnxruntime": LEAST_RUNTIME,
+        "min_onnxruntime": _least_runtime(part, quantized),
     }
+
+
+def _least_runtime(part: Part, quantized: Quantized) -> str:
+    linear = part.component == "language" and quantized.architecture.language.linear
+    return linear_attention.LEAST_RUNTIME if linear else LEAST_RUNTIME
 
 
 def write_texts(quantized: Quantized, out: Path, written: Mapping[str, Written]) -> list[str]:

@@ -22,15 +22,22 @@ def emit(graph: Graph, weights: Weights, architecture: Architecture, progress: P
     shape, width = architecture.sees, architecture.language.hidden
     pixels = graph.input("pixel_values", FLOAT, ["slices", 3, shape.patch, "patches_times_patch"])
     sizes = graph.input("tgt_sizes", INT64, ["slices", 2])
-    value = _patches(graph, weights, shape, pixels)
-    row, column = _coordinates(graph, value, sizes)
-    value = graph.node("Add", value, _position_embedding(graph, weights, shape, sizes, row, column))
-    for layer in progress(range(shape.layers), "writing the vision encoder"):
-        value = _layer(graph, weights, shape, f"vision.layers.{layer}", value)
-    value = _norm(graph, weights, "vision.post_norm", value, shape.norm_epsilon)
+    value, row, column = embedded(graph, weights, shape, pixels, sizes)
+    for number in progress(range(shape.layers), "writing the vision encoder"):
+        value = layer(graph, weights, shape, f"vision.layers.{number}", value)
+    value = norm(graph, weights, "vision.post_norm", value, shape.norm_epsilon)
     position = graph.node("Concat", *(_axis_code(graph, axis, width // 2) for axis in (column, row)), axis=-1)
     features = _resampled(graph, weights, shape.queries, width, value, position)
     graph.output(features, "image_features", FLOAT, ["image_tokens", width])
+
+
+def embedded(
+    graph: Graph, weights: Weights, shape: VisionShape, pixels: ir.Value, sizes: ir.Value
+) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """What the first layer sees [slices, patches, hidden], and the row and column of every patch."""
+    value = _patches(graph, weights, shape, pixels)
+    row, column = _coordinates(graph, value, sizes)
+    return graph.node("Add", value, _position_embedding(graph, weights, shape, sizes, row, column)), row, column
 
 
 def _patches(graph: Graph, weights: Weights, shape: VisionShape, pixels: ir.Value) -> ir.Value:
@@ -69,17 +76,19 @@ def _cell(graph: Graph, index: ir.Value, length: ir.Value, grid: int) -> ir.Valu
     return graph.node("Div", graph.node("Mul", index, graph.constant(grid)), length)
 
 
-def _layer(graph: Graph, weights: Weights, shape: VisionShape, name: str, value: ir.Value) -> ir.Value:
-    normed = _norm(graph, weights, f"{name}.norm1", value, shape.norm_epsilon)
+def layer(graph: Graph, weights: Weights, shape: VisionShape, name: str, value: ir.Value) -> ir.Value:
+    """One layer of the tower: [slices, patches, hidden] before and after."""
+    normed = norm(graph, weights, f"{name}.norm1", value, shape.norm_epsilon)
     query, key, content = (weights.linear(normed, f"{name}.attention.{part}") for part in "qkv")
     attended = graph.contributed("MultiHeadAttention", query, key, content, num_heads=shape.heads)
     value = graph.node("Add", value, weights.linear(attended, f"{name}.attention.o"))
-    normed = _norm(graph, weights, f"{name}.norm2", value, shape.norm_epsilon)
+    normed = norm(graph, weights, f"{name}.norm2", value, shape.norm_epsilon)
     activated = graph.node("Gelu", weights.linear(normed, f"{name}.mlp.up"), approximate="tanh")
     return graph.node("Add", value, weights.linear(activated, f"{name}.mlp.down"))
 
 
-def _norm(graph: Graph, weights: Weights, name: str, value: ir.Value, epsilon: float) -> ir.Value:
+def norm(graph: Graph, weights: Weights, name: str, value: ir.Value, epsilon: float) -> ir.Value:
+    """A layer norm with scale and bias."""
     parts = weights.vector(name), weights.vector(f"{name}.bias")
     return graph.node("LayerNormalization", value, *parts, axis=-1, epsilon=epsilon)
 
@@ -102,9 +111,9 @@ def _resampled(
     graph: Graph, weights: Weights, queries: int, width: int, patches: ir.Value, position: ir.Value
 ) -> ir.Value:
     """Learned queries look at the patches [slices, patches, hidden]: [slices * queries, width]."""
-    query = _norm(graph, weights, "projector.norm_q", weights.array("projector.query"), RESAMPLER_NORM_EPSILON)
+    query = norm(graph, weights, "projector.norm_q", weights.array("projector.query"), RESAMPLER_NORM_EPSILON)
     content = weights.linear(patches, "projector.kv")
-    content = _norm(graph, weights, "projector.norm_kv", content, RESAMPLER_NORM_EPSILON)
+    content = norm(graph, weights, "projector.norm_kv", content, RESAMPLER_NORM_EPSILON)
     key = graph.node("Add", content, position)
     query, key, content = _split_projection(weights, width, (query, key, content))
     slices = graph.node("Shape", patches, start=0, end=1)
@@ -112,7 +121,7 @@ def _resampled(
     heads = width // HEAD_WIDTH_OF_RESAMPLER
     attended = graph.contributed("MultiHeadAttention", query, key, content, num_heads=heads)
     attended = weights.linear(attended, "projector.attention.o")
-    normed = _norm(graph, weights, "projector.norm_post", attended, RESAMPLER_NORM_EPSILON)
+    normed = norm(graph, weights, "projector.norm_post", attended, RESAMPLER_NORM_EPSILON)
     return graph.node("Reshape", weights.linear(normed, "projector.out"), graph.constant([-1, width]))
 
 
