@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.families import family_named
 from mcpmq.families.family import Inputs
@@ -130,3 +131,20 @@ def test_quantized_it_stays_near_itself(
     ):
         losses = np.concatenate(list(opened(path, 1).losses(samples)))
         assert np.abs(losses - torch_losses).mean() < 0.5 * rounding, path
+
+
+def test_it_is_rounded_by_what_it_sees(checkpoint: Checkpoint, samples: list[Inputs], tmp_path: Path) -> None:
+    """Calibrated on images and text every matrix is reached: what it saw is on record."""
+    folder = tmp_path / "set"
+    folder.mkdir()
+    lines = [{"id": "text", "prompt": "How many?", "answer": "three"}]
+    if checkpoint.family.sees:
+        Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 150, 3), np.uint8)).save(folder / "noise.png")
+        lines.append({"id": "image", "prompt": "What?", "answer": "noise", "image": "noise.png"})
+    (folder / "manifest.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    plan = make_plan(checkpoint, Recipe.load("calibrated-int4"))
+
+    quantized = quantize(plan, tmp_path / "int4", CalibrationSet.open(folder))
+
+    rounded = [step.name for step in plan.steps if step.scheme is not None and step.spec.role == "matrix"]
+    assert all(quantized.records[name].tokens for name in rounded)

@@ -1,7 +1,7 @@
 """MiniCPM-V 2.5, 2.6, 4.0 and 4.5: SigLIP slices and a resampler before Llama, Qwen2, MiniCPM4 or Qwen3."""
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -148,7 +148,9 @@ def siglip(shape: VisionShape, hub_name: str) -> Iterator[TensorSpec]:
     for layer in range(shape.layers):
         yield from _siglip_layer(shape, f"vision.layers.{layer}", f"{hub_name}.encoder.layers.{layer}")
         if layer == shape.merger_layer:
-            yield from _merger(shape, f"{hub_name}.vit_merger")
+            merger = _merger(shape, f"{hub_name}.vit_merger")
+            # What no image passes is handed on as it is.
+            yield from merger if shape.merges_inside else (replace(spec, role="other") for spec in merger)
     yield from layer_norm("vision.post_norm", f"{hub_name}.post_layernorm", shape.hidden)
 
 
