@@ -35,6 +35,8 @@ def build(family: Family, config: Mapping[str, Any], specs: Sequence[TensorSpec]
     """The native module of a raw config.json with no weight in memory."""
     module, _, function = family.native.partition(":")
     model: nn.Module = getattr(import_module(module), function)(config)
+    unknown = {component for component, _ in family.passed_through}
+    specs = [spec for spec in specs if spec.component not in unknown]
     by_parameter = {name: spec for spec in specs for name in spec.parameters}
     empty(model)
     names = {part: name for name, part in model.named_modules()}

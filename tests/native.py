@@ -31,7 +31,8 @@ def native_module(quantized: Quantized) -> nn.Module:
 
 
 def _filled(model: nn.Module, quantized: Quantized) -> nn.Module:
-    weights = {name: _weight(quantized, spec.name) for spec in quantized.specs.values() for name in spec.parameters}
+    named = {name: spec.name for spec in quantized.specs.values() for name in spec.parameters}
+    weights = {name: _weight(quantized, named[name]) for name, _ in model.named_parameters()}
     model.load_state_dict(weights, assign=True)
     return model
 

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.families import family_named
-from mcpmq.families.family import Inputs
+from mcpmq.families.family import Inputs, TensorSpec
 from mcpmq.families.minicpmv_native import MiniCPMVForConditionalGeneration
 from mcpmq.plan import make_plan
 from mcpmq.quantize import quantize
@@ -131,6 +132,21 @@ def test_quantized_it_stays_near_itself(
     ):
         losses = np.concatenate(list(opened(path, 1).losses(samples)))
         assert np.abs(losses - torch_losses).mean() < 0.5 * rounding, path
+
+
+def test_what_the_family_does_not_know_is_handed_on(tiny: TinyFamily, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """Under its name, in its dtype, bit by bit, whatever the recipe."""
+    quantized = quantize(make_plan(checkpoint, Recipe.load("phone-int8")), tmp_path / "int8")
+    passed = {spec.hub_name: quantized.load(spec.name) for spec in quantized.specs.values()}
+
+    for name, tensor in tiny.more.items():
+        assert torch.equal(passed[name], tensor)
+        assert passed[name].dtype == tensor.dtype
+    assert tiny.more.keys() == passed.keys() - {spec.hub_name for spec in _known(checkpoint)}
+
+
+def _known(checkpoint: Checkpoint) -> tuple[TensorSpec, ...]:
+    return checkpoint.family.tensors(checkpoint.architecture)
 
 
 def test_it_is_rounded_by_what_it_sees(checkpoint: Checkpoint, samples: list[Inputs], tmp_path: Path) -> None:

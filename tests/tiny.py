@@ -108,12 +108,13 @@ def build_checkpoint(
     seed: int = 0,
     preprocessor: Mapping[str, Any] | None = PREPROCESSOR,
     tokenizer: TinyTokenizer = TOKENIZER,
+    more: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write a whole checkpoint: two shards with an index, configuration, tokenizer, preprocessor."""
     path.mkdir(parents=True, exist_ok=True)
     write_tokenizer(path, tokenizer)
     config = _with_token_ids(config, path)
-    tensors = random_tensors(config, seed)
+    tensors = random_tensors(config, seed) | dict(more or {})
     write_shards(path, tensors)
     (path / "config.json").write_text(json.dumps(config, indent=1))
     if preprocessor is not None:

@@ -5,6 +5,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from tests.tiny import CONFIG, PREPROCESSOR, SPECIAL, SPLIT, TOKENIZER, TinyTokenizer, build_checkpoint
 
 QWEN_3_5_SPLIT = SPLIT.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]")
@@ -44,11 +47,14 @@ class TinyFamily:
     preprocessor: Mapping[str, Any] | None = None
     tokenizer: TinyTokenizer = TOKENIZER
     variant: str = ""
+    more: Mapping[str, Tensor] = field(default_factory=dict)  # tensors that are handed on
     in_llama_cpp: Mapping[str, Any] = field(default_factory=dict)  # keys by which torch computes what llama.cpp does
 
     def build(self, path: Path) -> Path:
         """Write it."""
-        return build_checkpoint(path, self.config, preprocessor=self.preprocessor, tokenizer=self.tokenizer)
+        return build_checkpoint(
+            path, self.config, preprocessor=self.preprocessor, tokenizer=self.tokenizer, more=self.more
+        )
 
 
 QWEN_VL_TOKENIZER = TinyTokenizer(QWEN_VL_SPECIAL, settings={"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"})
@@ -181,6 +187,17 @@ TINY_FAMILIES = [
         ),
     ),
     TinyFamily("minicpm-v-4.5", {**CONFIG, "version": 4.5, "head_dim": 48}, {**PREPROCESSOR, "version": 4.5}),
+    TinyFamily(
+        "minicpm-o-2.6",
+        {**CONFIG, "model_type": "minicpmo", "version": "2.6", "audio_config": {"d_model": 8}, "tts_config": {}},
+        PREPROCESSOR,
+        more={
+            "apm.conv1.weight": torch.randn(8, 4, 3, generator=torch.Generator().manual_seed(1)),
+            "apm.layers.0.self_attn.k_proj.weight": torch.randn(8, 8, generator=torch.Generator().manual_seed(2)),
+            "audio_projection_layer.linear1.bias": torch.ones(8).half(),
+            "tts.emb_text.weight": torch.ones(3, 4).bfloat16(),
+        },
+    ),
     QWEN2_VL,
     replace(
         QWEN2_VL,

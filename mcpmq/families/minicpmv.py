@@ -1,4 +1,4 @@
-"""MiniCPM-V 2.5, 2.6, 4.0 and 4.5: SigLIP slices and a resampler before Llama, Qwen2, MiniCPM4 or Qwen3."""
+"""MiniCPM-V 2.5, 2.6, 4.0, 4.5 and MiniCPM-o 2.6: SigLIP and a resampler before Llama, Qwen2, MiniCPM4 or Qwen3."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -242,3 +242,12 @@ MINICPM_V_2_5 = _family(
 MINICPM_V_2_6 = _family("2.6", _Differences("qwen2", attention_bias=True), "openbmb/MiniCPM-V-2_6", llama_cpp=3)
 MINICPM_V_4_0 = _family("4.0", _Differences("llama", permuted_rope=True), "openbmb/MiniCPM-V-4", llama_cpp=5)
 MINICPM_V_4_5 = _family("4.5", _Differences("qwen3", qk_norm=True), "openbmb/MiniCPM-V-4_5", llama_cpp=6)
+MINICPM_O_2_6 = replace(
+    MINICPM_V_2_6,
+    name="minicpm-o-2.6",
+    published=("openbmb/MiniCPM-o-2_6",),
+    recognises=lambda config: config.get("model_type") == "minicpmo" and version_of(config) == "2.6",
+    llama_cpp_version=4,
+    passed_through=(("audio", "apm"), ("audio", "audio_projection_layer"), ("speech", "tts")),
+    caveats=tuple((name, "images and text only: what hears and speaks is left out") for name in ("gguf", "onnx")),
+)

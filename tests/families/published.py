@@ -167,4 +167,19 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], int]] = {
         },
         1_300_428_016,
     ),
+    "MiniCPM-o-2_6": (
+        "minicpm-o-2.6",
+        {
+            **MINICPM_V,
+            "model_type": "minicpmo",
+            "version": "2.6",
+            "hidden_size": 3584,
+            "intermediate_size": 18944,
+            "num_hidden_layers": 28,
+            "num_attention_heads": 28,
+            "num_key_value_heads": 4,
+            "vocab_size": 151700,
+        },
+        8_099_418_864,  # without what hears and speaks
+    ),
 }

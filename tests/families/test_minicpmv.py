@@ -43,3 +43,11 @@ def test_what_2_6_does_not_have_is_refused(key: str) -> None:
 
     with pytest.raises(CheckpointError, match=key):
         family_of(config).architecture(config)
+
+
+def test_the_first_qwen_vl_is_refused_with_the_nearest_family() -> None:
+    """Recognised by its configuration, not taken for something unknown."""
+    with pytest.raises(CheckpointError, match="Qwen-VL-Chat of 2023") as caught:
+        family_of({"model_type": "qwen", "visual": {"image_size": 448}, "quantization_config": {"bits": 4}})
+
+    assert "qwen2-vl" in caught.value.hint
