@@ -126,7 +126,7 @@ def build_checkpoint(
 def _with_token_ids(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """`{"image_token_id": "<|image_pad|>"}` with the number that the tokenizer gave it."""
     tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
-    tokens = {key for key, value in config.items() if key.endswith("_token_id") and isinstance(value, str)}
+    tokens = {key for key, value in config.items() if key.endswith("_id") and isinstance(value, str)}
     return {key: tokenizer.token_to_id(value) if key in tokens else value for key, value in config.items()}
 
 

@@ -227,4 +227,28 @@ TINY_FAMILIES = [
         preprocessor={**(MINICPM_V_4_6.preprocessor or {}), "downsample_mode": "4x"},
         variant="4x",
     ),
+    replace(
+        MINICPM_V_4_6,
+        name="minicpm-v-4.7",
+        config={
+            **MINICPM_V_4_6.config,
+            "architectures": ["MiniCPMV4_7ForConditionalGeneration"],
+            "model_type": "minicpmv4_7",
+            "image_start_id": "<image>",
+            "image_end_id": "</image>",
+            "slice_start_id": "<slice>",
+            "slice_end_id": "</slice>",
+            "newline_id": "Ċ",
+            "text_config": {
+                **MINICPM_V_4_6.config["text_config"],
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": 10000000.0,
+                    "partial_rotary_factor": 0.25,
+                    "mrope_section": [3, 3, 2],
+                    "mrope_interleaved": True,
+                },
+            },
+        },
+    ),
 ]

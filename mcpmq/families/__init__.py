@@ -14,6 +14,7 @@ FAMILIES: tuple[Family, ...] = (
     minicpmv.MINICPM_V_4_5,
     minicpmv.MINICPM_O_2_6,
     minicpmv46.MINICPM_V_4_6,
+    minicpmv46.MINICPM_V_4_7,
     qwen2vl.QWEN2_VL,
     qwen2vl.QWEN2_5_VL,
 )

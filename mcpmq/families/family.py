@@ -78,6 +78,7 @@ class LanguageShape:
     centred_norms: bool = False  # norms scale by one more than their weight
     rope_width: int = 0  # channels of a head that are turned; 0 for all
     rope_sections: tuple[int, ...] = ()  # frequencies turned by time, row and column (M-RoPE); () for one position
+    rope_interleaved: bool = False  # the axes take frequencies by turns, not a stretch each
     rope_factors: tuple[float, ...] = ()  # what LongRoPE divides every frequency by; () for 1
     permuted_rope: bool = False  # llama.cpp turns neighbours here, so it wants the rows of queries and keys reordered
 

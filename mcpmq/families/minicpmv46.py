@@ -1,6 +1,7 @@
-"""MiniCPM-V 4.6: SigLIP with two mergers instead of a resampler, and Qwen3.5 with linear attention."""
+"""MiniCPM-V 4.6 and 4.7: SigLIP with two mergers instead of a resampler, and Qwen3.5 with linear attention."""
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,6 +22,7 @@ from mcpmq.families.minicpmv import SiglipConfig, siglip
 from mcpmq.families.tensors import decoder, layer_norm, matrix
 
 NAME = "minicpm-v-4.6"
+SECTIONS = (11, 11, 10)  # frequencies turned by time, row and column, where a configuration of 4.7 does not say it
 MERGE = {"16x": 4, "4x": 2}  # side of the square of patches that becomes one token
 
 
@@ -58,6 +60,13 @@ def _architecture(config: Mapping[str, Any]) -> Architecture:
     """
     refuse_keys(config, NAME, "drop_vision_last_layer")
     return Architecture(_language_shape(checked(_Language, text_keys(config))), _vision_shape(checked(_Config, config)))
+
+
+def _architecture_of_4_7(config: Mapping[str, Any]) -> Architecture:
+    """The same, with positions on a canvas."""
+    sections = checked(_Language, text_keys(config)).rope.mrope_section or SECTIONS
+    known = _architecture(config)
+    return replace(known, language=replace(known.language, rope_sections=sections, rope_interleaved=True))
 
 
 def _language_shape(config: _Language) -> LanguageShape:
@@ -126,7 +135,8 @@ def _projector(architecture: Architecture) -> Iterator[TensorSpec]:
 def _processor(checkpoint: Path) -> Processor:
     from mcpmq.families.minicpmv_inputs import Layout, MergedSlicing, MiniCpmVProcessor
 
-    return MiniCpmVProcessor.open(checkpoint, Layout(placeholder="<|image_pad|>", slicing=MergedSlicing))
+    layout = Layout(placeholder="<|image_pad|>", slicing=MergedSlicing, extra="none")
+    return MiniCpmVProcessor.open(checkpoint, layout)
 
 
 def _pixels(folder: Path) -> Pixels:
@@ -145,4 +155,30 @@ MINICPM_V_4_6 = Family(
     pixels=_pixels,
     native="mcpmq.families.transformers_native:minicpmv4_6",
     passed_through=(("drafts", "mtp"),),
+)
+
+
+def _processor_of_4_7(checkpoint: Path) -> Processor:
+    from mcpmq.families.minicpmv_inputs import CanvasSlicing, Layout, MiniCpmVProcessor
+
+    layout = Layout(placeholder="<|image_pad|>", slicing=CanvasSlicing, extra="types")
+    return MiniCpmVProcessor.open(checkpoint, layout)
+
+
+def _pixels_of_4_7(folder: Path) -> Pixels:
+    from mcpmq.families.minicpmv_inputs import CanvasSlicing
+
+    return CanvasSlicing.open(folder)
+
+
+MINICPM_V_4_7 = replace(
+    MINICPM_V_4_6,
+    name="minicpm-v-4.7",
+    published=("openbmb/MiniCPM-V-4.7-1B",),
+    recognises=lambda config: config.get("model_type") == "minicpmv4_7",
+    architecture=_architecture_of_4_7,
+    processor=_processor_of_4_7,
+    pixels=_pixels_of_4_7,
+    native="mcpmq.families.transformers_native:minicpmv4_7",
+    refusals=(("gguf", "llama.cpp knows no canvas of slices: under another name it runs, and reads images wrongly"),),
 )

@@ -10,7 +10,7 @@ import numpy as np
 from annotated_types import MaxLen, MinLen
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 from tokenizers import Tokenizer
 
 from mcpmq.errors import CheckpointError
@@ -18,6 +18,7 @@ from mcpmq.families.chat_template import ChatTemplate
 from mcpmq.families.checked import Checked, checked
 from mcpmq.families.family import Inputs
 from mcpmq.families.pictures import open_image
+from mcpmq.families.positions import canvas_positions
 from mcpmq.families.text import check_range, open_tokenizer, refuse_special
 from mcpmq.json_file import read_json
 
@@ -105,6 +106,35 @@ class MergedSlicing(Slicing):
         return self.image_mean, self.image_std
 
 
+class CanvasSlicing(MergedSlicing):
+    """The same of 4.7, whose slices lie on one canvas."""
+
+    tags: frozenset[int] = frozenset()  # tokens around slices, and the line feed between their rows
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Read it, and from config.json the tokens of the tags.
+
+        Raises:
+            CheckpointError: a file is missing or broken, or both contradict one another.
+        """
+        slicing, tags = super().open(folder), checked(_Tags, read_json(folder / "config.json"))
+        return slicing.model_copy(update={"tags": frozenset(tags.model_dump().values())})
+
+    def positions(self, inputs: Inputs) -> NDArray[np.int64]:
+        """Time, row and column of every token: int64 [3, length]."""
+        grids = [(part.shape[0] // self.unit, part.shape[1] // self.unit) for part in inputs.slices]
+        return canvas_positions(inputs.tokens, inputs.image_bounds.tolist(), grids, self.tags)
+
+
+class _Tags(Checked):
+    image_start_id: NonNegativeInt
+    image_end_id: NonNegativeInt
+    slice_start_id: NonNegativeInt
+    slice_end_id: NonNegativeInt
+    newline_id: NonNegativeInt
+
+
 @dataclass(frozen=True, slots=True)
 class Layout:
     """What stands around slices, and what ends a turn."""
@@ -113,6 +143,7 @@ class Layout:
     numbered: bool = True  # an image begins with its number
     placeholder: str = "<unk>"  # of a token of an image
     slicing: type[Slicing] = Slicing
+    extra: Literal["bounds", "types", "none"] = "bounds"  # how the native module learns which tokens are of images
     slices_as_images: bool = False  # a slice has the tags of an image; one pair of `<slice>` is around all of them
 
     @property
@@ -196,8 +227,11 @@ class MiniCpmVProcessor:
             "pixel_values": self.slicing.packed(inputs.slices)[None],
             "target_sizes": target_sizes(inputs.slices, self.slicing.patch_size),
         }
-        if self.layout.slicing is Slicing:  # others' modules find the tokens by themselves
+        if self.layout.extra == "bounds":
             images["image_bound"] = inputs.image_bounds
+        elif self.layout.extra == "types":
+            of_image = tokens["input_ids"] == self.special[self.layout.placeholder]
+            images["mm_token_type_ids"] = of_image.astype(np.int32)
         return tokens | images
 
     def image_text(self, grid: tuple[int, int] | None, counts: Sequence[int]) -> str:

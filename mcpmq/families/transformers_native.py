@@ -8,6 +8,8 @@ from torch import nn
 from transformers import (
     MiniCPMV4_6Config,
     MiniCPMV4_6ForConditionalGeneration,
+    MiniCPMV4_7Config,
+    MiniCPMV4_7ForConditionalGeneration,
     PreTrainedConfig,
     PreTrainedModel,
     Qwen2_5_VLConfig,
@@ -41,6 +43,11 @@ class _MiniCPMV46(MiniCPMV4_6ForConditionalGeneration):  # type: ignore[no-untyp
 def minicpmv4_6(config: Mapping[str, Any]) -> nn.Module:
     """MiniCPM-V 4.6 of a raw config.json."""
     return build(_MiniCPMV46, MiniCPMV4_6Config(**config))
+
+
+def minicpmv4_7(config: Mapping[str, Any]) -> nn.Module:
+    """MiniCPM-V 4.7 of a raw config.json."""
+    return build(MiniCPMV4_7ForConditionalGeneration, MiniCPMV4_7Config(**config))
 
 
 def build(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> nn.Module:

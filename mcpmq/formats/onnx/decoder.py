@@ -107,6 +107,10 @@ def _ids_by_frequency(graph: Graph, shape: LanguageShape, position_ids: ir.Value
     if not shape.rope_sections:
         return graph.node("Unsqueeze", position_ids, graph.constant([-1]))
     axes = np.repeat(np.arange(len(shape.rope_sections)), shape.rope_sections)
+    if shape.rope_interleaved:  # time has what rows and columns leave it
+        axes[:] = 0
+        for axis in (1, 2):
+            axes[axis : 3 * shape.rope_sections[axis] : 3] = axis
     return graph.node("Transpose", graph.node("Gather", position_ids, graph.constant(axes), axis=0), perm=[1, 2, 0])
 
 
