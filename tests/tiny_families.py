@@ -26,6 +26,12 @@ MINICPM_4_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
     "{{ message['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+MINICPM_4_TOKENIZER = TinyTokenizer(
+    MINICPM_4_SPECIAL,
+    "",
+    MINICPM_4_TEMPLATE,
+    {"bos_token": "<s>", "eos_token": "<|im_end|>", "unk_token": "<unk>"},
+)
 QWEN_VL_PREPROCESSOR = {
     "image_processor_type": "Qwen2VLImageProcessor",
     "image_mean": [0.48145466, 0.4578275, 0.40821073],
@@ -179,12 +185,7 @@ TINY_FAMILIES = [
             },
         },
         {**PREPROCESSOR, "version": 4.0},
-        TinyTokenizer(
-            MINICPM_4_SPECIAL,
-            "",
-            MINICPM_4_TEMPLATE,
-            {"bos_token": "<s>", "eos_token": "<|im_end|>", "unk_token": "<unk>"},
-        ),
+        MINICPM_4_TOKENIZER,
     ),
     TinyFamily("minicpm-v-4.5", {**CONFIG, "version": 4.5, "head_dim": 48}, {**PREPROCESSOR, "version": 4.5}),
     TinyFamily(
@@ -250,5 +251,37 @@ TINY_FAMILIES = [
                 },
             },
         },
+    ),
+    TinyFamily(
+        "minicpm3",
+        {
+            "architectures": ["MiniCPM3ForCausalLM"],
+            "hidden_size": 512,  # twice the base, so that the head divides by 2
+            "intermediate_size": 256,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 16,
+            "vocab_size": 320,
+            "max_position_embeddings": 2048,
+            "rms_norm_eps": 1e-5,
+            "q_lora_rank": 64,
+            "kv_lora_rank": 32,
+            "qk_nope_head_dim": 32,
+            "qk_rope_head_dim": 16,
+            "scale_emb": 12,
+            "scale_depth": 1.4,
+            "dim_model_base": 256,
+            "hidden_act": "silu",
+            "torch_dtype": "bfloat16",
+            "rope_theta": 10000.0,
+            "rope_scaling": {
+                "type": "longrope",
+                "long_factor": [1 + 0.1 * number for number in range(8)],
+                "short_factor": [1 + 0.05 * number for number in range(8)],
+                "original_max_position_embeddings": 2048,
+            },
+        },
+        None,
+        MINICPM_4_TOKENIZER,
     ),
 ]

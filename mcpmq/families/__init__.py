@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mcpmq.errors import CheckpointError
-from mcpmq.families import minicpmv, minicpmv46, qwen2vl
+from mcpmq.families import minicpm3, minicpmv, minicpmv46, qwen2vl
 from mcpmq.families.family import Family
 
 FAMILIES: tuple[Family, ...] = (
@@ -15,6 +15,7 @@ FAMILIES: tuple[Family, ...] = (
     minicpmv.MINICPM_O_2_6,
     minicpmv46.MINICPM_V_4_6,
     minicpmv46.MINICPM_V_4_7,
+    minicpm3.MINICPM3,
     qwen2vl.QWEN2_VL,
     qwen2vl.QWEN2_5_VL,
 )

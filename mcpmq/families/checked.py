@@ -30,6 +30,7 @@ class Rope(Checked):
     mrope_section: tuple[PositiveInt, ...] = ()
     partial_rotary_factor: PositiveFloat = Field(default=1.0, le=1)
     short_factor: tuple[PositiveFloat, ...] = ()
+    long_factor: tuple[PositiveFloat, ...] = ()
     original_max_position_embeddings: PositiveInt | None = None
 
 

@@ -56,6 +56,16 @@ class LinearAttention:
 
 
 @dataclass(frozen=True, slots=True)
+class LatentAttention:
+    """Queries, and keys with values, made of few numbers each (multi-head latent attention, arXiv 2405.04434)."""
+
+    query_rank: int
+    key_rank: int
+    plain_width: int  # channels of a head's queries and keys that are not turned
+    value_width: int
+
+
+@dataclass(frozen=True, slots=True)
 class LanguageShape:
     """Sizes of the language model."""
 
@@ -74,12 +84,17 @@ class LanguageShape:
     qk_norm: bool = False  # every head of the queries and keys is normed before it is turned
     tied_head: bool = False  # the embedding is the head too; a checkpoint holds it once
     linear: LinearAttention | None = None
+    latent: LatentAttention | None = None
+    embedding_scale: float = 1.0  # what looked up embeddings are multiplied by, but not those of images
+    residual_scale: float = 1.0  # what a layer adds is multiplied by
+    head_divisor: float = 1.0  # what the head sees is divided by
     gated_attention: bool = False  # every head's queries are followed by a gate for what it returns
     centred_norms: bool = False  # norms scale by one more than their weight
     rope_width: int = 0  # channels of a head that are turned; 0 for all
     rope_sections: tuple[int, ...] = ()  # frequencies turned by time, row and column (M-RoPE); () for one position
     rope_interleaved: bool = False  # the axes take frequencies by turns, not a stretch each
     rope_factors: tuple[float, ...] = ()  # what LongRoPE divides every frequency by; () for 1
+    rope_long_factors: tuple[float, ...] = ()  # and beyond the context
     permuted_rope: bool = False  # llama.cpp turns neighbours here, so it wants the rows of queries and keys reordered
 
     @property

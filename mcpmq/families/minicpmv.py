@@ -106,6 +106,7 @@ def _language_shape(config: _Config, differences: _Differences) -> LanguageShape
         context=config.max_position_embeddings,
         rope_theta=config.frequency_base,
         rope_factors=config.rope.short_factor,
+        rope_long_factors=config.rope.long_factor,
         norm_epsilon=config.rms_norm_eps,
         attention_bias=differences.attention_bias,
         qk_norm=differences.qk_norm,

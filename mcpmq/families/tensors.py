@@ -49,7 +49,7 @@ def decoder(shape: LanguageShape, prefix: str, head: str = "lm_head.weight") -> 
     else:
         yield TensorSpec("embedding", embedding, size, "table")
     for layer in range(shape.layers):
-        one_layer = linear_layer if shape.is_linear(layer) else decoder_layer
+        one_layer = linear_layer if shape.is_linear(layer) else latent_layer if shape.latent else decoder_layer
         yield from one_layer(shape, f"language.layers.{layer}", f"{prefix}.layers.{layer}")
     yield TensorSpec("language.norm", f"{prefix}.norm.weight", (shape.hidden,))
     if not shape.tied_head:
@@ -84,6 +84,27 @@ def linear_layer(shape: LanguageShape, name: str, hub_name: str) -> Iterator[Ten
     yield TensorSpec(f"{name}.linear.time_step", f"{hub}.dt_bias", (linear.value_heads,))
     yield TensorSpec(f"{name}.linear.norm", f"{hub}.norm.weight", (linear.value_width,))
     yield from matrix(f"{name}.linear.o", f"{hub}.out_proj", (shape.hidden, values), bias=False)
+    yield TensorSpec(f"{name}.post_attention_norm", f"{hub_name}.post_attention_layernorm.weight", (shape.hidden,))
+    for part in ("mlp.gate", "mlp.up", "mlp.down"):
+        yield from matrix(f"{name}.{part}", f"{hub_name}.{LANGUAGE_LAYER[part]}", widths[part], bias=False)
+
+
+def latent_layer(shape: LanguageShape, name: str, hub_name: str) -> Iterator[TensorSpec]:
+    """One layer of MiniCPM3, with multi-head latent attention."""
+    latent, widths, hub = shape.latent, layer_shapes(shape), f"{hub_name}.self_attn"
+    assert latent is not None
+    expanded = shape.heads * (latent.plain_width + latent.value_width)
+    yield TensorSpec(f"{name}.input_norm", f"{hub_name}.input_layernorm.weight", (shape.hidden,))
+    yield from matrix(f"{name}.attention.q_a", f"{hub}.q_a_proj", (latent.query_rank, shape.hidden), bias=False)
+    yield TensorSpec(f"{name}.attention.norm_q_a", f"{hub}.q_a_layernorm.weight", (latent.query_rank,))
+    queries = (shape.heads * shape.head_width, latent.query_rank)
+    yield from matrix(f"{name}.attention.q_b", f"{hub}.q_b_proj", queries, bias=False)
+    keys = (latent.key_rank + shape.turned_width, shape.hidden)
+    yield from matrix(f"{name}.attention.kv_a", f"{hub}.kv_a_proj_with_mqa", keys, bias=False)
+    yield TensorSpec(f"{name}.attention.norm_kv_a", f"{hub}.kv_a_layernorm.weight", (latent.key_rank,))
+    yield from matrix(f"{name}.attention.kv_b", f"{hub}.kv_b_proj", (expanded, latent.key_rank), bias=False)
+    output = (shape.hidden, shape.heads * latent.value_width)
+    yield from matrix(f"{name}.attention.o", f"{hub}.o_proj", output, bias=False)
     yield TensorSpec(f"{name}.post_attention_norm", f"{hub_name}.post_attention_layernorm.weight", (shape.hidden,))
     for part in ("mlp.gate", "mlp.up", "mlp.down"):
         yield from matrix(f"{name}.{part}", f"{hub_name}.{LANGUAGE_LAYER[part]}", widths[part], bias=False)

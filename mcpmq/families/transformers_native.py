@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
+    MiniCPM3Config,
+    MiniCPM3ForCausalLM,
     MiniCPMV4_6Config,
     MiniCPMV4_6ForConditionalGeneration,
     MiniCPMV4_7Config,
@@ -50,13 +52,20 @@ def minicpmv4_7(config: Mapping[str, Any]) -> nn.Module:
     return build(MiniCPMV4_7ForConditionalGeneration, MiniCPMV4_7Config(**config))
 
 
+def minicpm3(config: Mapping[str, Any]) -> nn.Module:
+    """MiniCPM3 of a raw config.json."""
+    return build(MiniCPM3ForCausalLM, MiniCPM3Config(**config))
+
+
 def build(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> nn.Module:
     """A model in float32 without weights: parameters on the meta device, buffers real, no parameter in two modules."""
     with torch.device("meta"):
         model: nn.Module = model_class._from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
     for name, module in list(model.named_modules()):
         # Their frequencies are computed, never stored: nothing would ever bring them off the meta device.
-        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
+        if isinstance(scale := getattr(module, "scalar_embed_scale", None), int | float):
+            module.embed_scale = torch.tensor(scale)
+        elif any(buffer.is_meta for buffer in module.buffers(recurse=False)):
             model.set_submodule(name, type(module)(module.config))
     shape = model.get_parameter("lm_head.weight").shape
     # A head that is tied to the embedding is a block of its own, filled from the same tensor.

@@ -182,4 +182,25 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], int]] = {
         },
         8_099_418_864,  # without what hears and speaks
     ),
+    "MiniCPM3-4B": (
+        "minicpm3",
+        {
+            "architectures": ["MiniCPM3ForCausalLM"],
+            "hidden_size": 2560,
+            "intermediate_size": 6400,
+            "num_hidden_layers": 62,
+            "num_attention_heads": 40,
+            "num_key_value_heads": 40,
+            "vocab_size": 73448,
+            "q_lora_rank": 768,
+            "kv_lora_rank": 256,
+            "qk_nope_head_dim": 64,
+            "qk_rope_head_dim": 32,
+            "scale_emb": 12,
+            "scale_depth": 1.4,
+            "dim_model_base": 256,
+            "rms_norm_eps": 1e-5,
+        },
+        4_073_875_968,
+    ),
 }

@@ -1,21 +1,28 @@
 """The language model's file: what llama.cpp must know of it before the tensors."""
 
-from gguf import GGMLQuantizationType, GGUFWriter
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFWriter, RopeScalingType
 
 from mcpmq.errors import FormatError
-from mcpmq.families.family import LanguageShape, LinearAttention
+from mcpmq.families.family import LanguageShape, LatentAttention, LinearAttention
 from mcpmq.formats.gguf.tensors import Slot
 from mcpmq.formats.gguf.tokenizer import add_tokenizer
 from mcpmq.quantized import Quantized
 
 COMPONENTS = {"embedding", "language", "head"}
-ROPE_FACTORS = "rope_freqs.weight"
+ROPE_FACTORS = "rope_factors_{}.weight"
+SCALES = 12.0, 1.4, 256.0  # of embeddings, of layers, and the base of the head's: what llama.cpp takes for `minicpm3`
 
 
 def computed_slots(quantized: Quantized) -> list[Slot]:
     """Tensors that no checkpoint holds: what every frequency of RoPE is divided by, where that is not 1."""
-    factors = quantized.architecture.language.rope_factors
-    return [Slot(ROPE_FACTORS, None, (len(factors),), GGMLQuantizationType.F32, values=factors)] if factors else []
+    shape = quantized.architecture.language
+    factors = {"long": shape.rope_long_factors, "short": shape.rope_factors}
+    return [
+        Slot(ROPE_FACTORS.format(name), None, (len(values),), GGMLQuantizationType.F32, values=values)
+        for name, values in factors.items()
+        if values
+    ]
 
 
 def add_metadata(writer: GGUFWriter, quantized: Quantized, needed: tuple[str, ...]) -> None:
@@ -33,14 +40,35 @@ def add_metadata(writer: GGUFWriter, quantized: Quantized, needed: tuple[str, ..
     writer.add_head_count(shape.heads)
     writer.add_head_count_kv(shape.kv_heads)
     writer.add_key_length(shape.head_width)
-    writer.add_value_length(shape.head_width)
+    writer.add_value_length(shape.latent.value_width if shape.latent else shape.head_width)
     writer.add_layer_norm_rms_eps(shape.norm_epsilon)
     writer.add_rope_freq_base(shape.rope_theta)
     if shape.rope_sections:
         writer.add_rope_dimension_sections([*shape.rope_sections, 0])
+    if shape.rope_factors:
+        writer.add_rope_scaling_type(RopeScalingType.LONGROPE)
+        writer.add_rope_scaling_orig_ctx_len(shape.context)
+    if shape.latent:
+        _add_latent_attention(writer, shape, shape.latent)
     if shape.linear:
         _add_linear_attention(writer, shape, shape.linear)
     add_tokenizer(writer, quantized.path, shape.vocabulary, needed)
+
+
+def _add_latent_attention(writer: GGUFWriter, shape: LanguageShape, latent: LatentAttention) -> None:
+    """Ranks and widths.
+
+    Raises:
+        FormatError: the model has other scales than those that llama.cpp knows by heart.
+    """
+    embedding, depth, base = SCALES
+    known = (embedding, depth / shape.layers**0.5, shape.hidden / base)
+    scales = (shape.embedding_scale, shape.residual_scale, shape.head_divisor)
+    if not np.allclose(scales, known, rtol=1e-6):
+        raise FormatError(f"the model scales by {scales}, llama.cpp by {known}")
+    writer.add_q_lora_rank(latent.query_rank)
+    writer.add_kv_lora_rank(latent.key_rank)
+    writer.add_rope_dimension_count(shape.turned_width)
 
 
 def _add_linear_attention(writer: GGUFWriter, shape: LanguageShape, linear: LinearAttention) -> None:

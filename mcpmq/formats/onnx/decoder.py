@@ -1,13 +1,14 @@
 """The language model's graph: prefill and cached decoding in one, names as transformers.js expects them."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
 import torch
 
 from mcpmq.families.family import Architecture, LanguageShape
-from mcpmq.formats.onnx import linear_attention
+from mcpmq.formats.onnx import latent_attention, linear_attention
 from mcpmq.formats.onnx.graph import CONTRIBUTED, Graph
 from mcpmq.formats.onnx.weights import Weights
 from mcpmq.progress import Progress
@@ -54,6 +55,8 @@ def emit(graph: Graph, weights: Weights, architecture: Architecture, progress: P
         stream, present = _layer(graph, weights, shape, layer, stream, positions, pasts[layer])
         presents.append(present)
     normed, _ = _norm(graph, weights, shape, "language.norm", stream)
+    if shape.head_divisor != 1:
+        normed = graph.node("Div", normed, graph.constant(shape.head_divisor, np.float32))
     logits = weights.linear(_last_tokens(graph, normed, kept), "embedding" if shape.tied_head else "head")
     graph.output(logits, "logits", FLOAT, ["batch_size", "num_logits", shape.vocabulary])
     for layer, present in enumerate(presents):
@@ -136,11 +139,18 @@ def _layer(
         attended, present = linear_attention.attend(graph, weights, shape, f"{name}.linear", normed, past)
     else:
         attended, present = _attention(graph, weights, shape, f"{name}.attention", normed, positions, past)
+    attended = _scaled(graph, shape, attended)
     normed, residual = _norm(graph, weights, shape, f"{name}.post_attention_norm", Stream(residual, attended))
     gate = weights.linear(normed, f"{name}.mlp.gate")
     activated = graph.node("Mul", gate, graph.node("Sigmoid", gate))
     product = graph.node("Mul", activated, weights.linear(normed, f"{name}.mlp.up"))
-    return Stream(residual, weights.linear(product, f"{name}.mlp.down")), present
+    return Stream(residual, _scaled(graph, shape, weights.linear(product, f"{name}.mlp.down"))), present
+
+
+def _scaled(graph: Graph, shape: LanguageShape, value: ir.Value) -> ir.Value:
+    """What a layer adds, by the model's scale."""
+    scale = graph.constant(shape.residual_scale, np.float32)
+    return value if shape.residual_scale == 1 else graph.node("Mul", value, scale)
 
 
 def _norm(graph: Graph, weights: Weights, shape: LanguageShape, name: str, stream: Stream) -> tuple[ir.Value, ir.Value]:
@@ -177,16 +187,11 @@ def _attention(
     past: Kept,
 ) -> tuple[ir.Value, Kept]:
     heads = {"num_heads": shape.heads, "kv_num_heads": shape.kv_heads}
-    query, key, content = (weights.linear(value, f"{name}.{part}") for part in "qkv")
-    if shape.gated_attention:
-        query, gate = _gates(graph, shape, query)
-    if shape.qk_norm:
-        query = _normed_heads(graph, weights, shape, f"{name}.norm_q", query)
-        key = _normed_heads(graph, weights, shape, f"{name}.norm_k", key)
+    query, key, content, gate = _projected(graph, weights, shape, name, value, positions)
     attended, keys, kept = graph.nodes(
         "GroupQueryAttention",
-        _rotated(graph, shape, query, positions, shape.heads),
-        _rotated(graph, shape, key, positions, shape.kv_heads),
+        query,
+        key,
         content,
         *past,
         positions.last,
@@ -196,9 +201,29 @@ def _attention(
         scale=shape.head_width**-0.5,
         **heads,
     )
-    if shape.gated_attention:
+    if shape.latent:
+        attended = latent_attention.without_filling(graph, shape, shape.latent, attended)
+    if gate:
         attended = graph.node("Mul", attended, graph.node("Sigmoid", gate))
     return weights.linear(attended, f"{name}.o"), (keys, kept)
+
+
+def _projected(
+    graph: Graph, weights: Weights, shape: LanguageShape, name: str, value: ir.Value, positions: Positions
+) -> tuple[ir.Value, ir.Value, ir.Value, ir.Value | None]:
+    """Queries and keys, turned, values, and what gates the heads where something does."""
+    turn = partial(_rotated, graph, shape, positions)
+    if shape.latent:
+        query = latent_attention.queries(graph, weights, shape, name, value, turn)
+        return query, *latent_attention.keys_and_values(graph, weights, shape, name, value, turn), None
+    query, key, content = (weights.linear(value, f"{name}.{part}") for part in "qkv")
+    gate = None
+    if shape.gated_attention:
+        query, gate = _gates(graph, shape, query)
+    if shape.qk_norm:
+        query = _normed_heads(graph, weights, shape, f"{name}.norm_q", query)
+        key = _normed_heads(graph, weights, shape, f"{name}.norm_k", key)
+    return turn(query, shape.heads), turn(key, shape.kv_heads), content, gate
 
 
 def _gates(graph: Graph, shape: LanguageShape, value: ir.Value) -> tuple[ir.Value, ir.Value]:
@@ -217,9 +242,10 @@ def _normed_heads(graph: Graph, weights: Weights, shape: LanguageShape, name: st
     return graph.node("Reshape", normed, graph.constant([0, 0, -1]))
 
 
-def _rotated(graph: Graph, shape: LanguageShape, value: ir.Value, positions: Positions, heads: int) -> ir.Value:
+def _rotated(graph: Graph, shape: LanguageShape, positions: Positions, value: ir.Value, heads: int) -> ir.Value:
+    """Values [batch, sequence, heads * width]; of latent attention just the part that is turned."""
     tables = positions.rows, positions.cosine, positions.sine
-    settings = {"num_heads": heads, "interleaved": 0, "rotary_embedding_dim": shape.rope_width}
+    settings = {"num_heads": heads, "interleaved": 0, "rotary_embedding_dim": 0 if shape.latent else shape.rope_width}
     return graph.contributed("RotaryEmbedding", value, *tables, **settings)
 
 
