@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mcpmq.errors import CheckpointError
-from mcpmq.families import minicpm3, minicpmv, minicpmv46, qwen2vl
+from mcpmq.families import minicpm3, minicpmv, minicpmv46, qwen2vl, qwen3vl
 from mcpmq.families.family import Family
 
 FAMILIES: tuple[Family, ...] = (
@@ -18,6 +18,7 @@ FAMILIES: tuple[Family, ...] = (
     minicpm3.MINICPM3,
     qwen2vl.QWEN2_VL,
     qwen2vl.QWEN2_5_VL,
+    qwen3vl.QWEN3_VL,
 )
 
 

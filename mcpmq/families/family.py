@@ -109,7 +109,7 @@ class LanguageShape:
         return f"{self.layers} layers of width {self.hidden}, {self.vocabulary:,} tokens"
 
 
-VisionKind = Literal["siglip-resampler", "siglip-merger", "qwen2-vl", "qwen2.5-vl"]
+VisionKind = Literal["siglip-resampler", "siglip-merger", "qwen2-vl", "qwen2.5-vl", "qwen3-vl"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +129,7 @@ class VisionShape:
     one_row: bool = False  # patches take their position embeddings as if they lay in one long row
     frames: int = 0  # images that a patch covers; a still image is repeated
     merge: int = 1  # side of the square of patches that becomes one image token
+    deep_layers: tuple[int, ...] = ()  # whose patches, merged, are added to what the first layers of language make
     merger_layer: int | None = None  # behind which squares of patches can be merged a first time
     merges_inside: bool = False  # and whether they are
     window: int = 0  # patches a side of the squares that attention stays in
@@ -145,6 +146,11 @@ class Architecture:
 
     language: LanguageShape
     vision: VisionShape | None  # None: the model reads text only
+
+    @property
+    def deepstack(self) -> int:
+        """How many layers of language have features of images added."""
+        return len(self.vision.deep_layers) if self.vision else 0
 
     @property
     def sees(self) -> VisionShape:

@@ -203,7 +203,7 @@ def _processor_of_2_5(checkpoint: Path) -> Processor:
 
 
 def _pixels(folder: Path) -> Pixels:
-    from mcpmq.families.minicpmv_inputs import Slicing
+    from mcpmq.families.slicing import Slicing
 
     return Slicing.open(folder)
 

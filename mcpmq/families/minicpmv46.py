@@ -133,14 +133,15 @@ def _projector(architecture: Architecture) -> Iterator[TensorSpec]:
 
 
 def _processor(checkpoint: Path) -> Processor:
-    from mcpmq.families.minicpmv_inputs import Layout, MergedSlicing, MiniCpmVProcessor
+    from mcpmq.families.minicpmv_inputs import Layout, MiniCpmVProcessor
+    from mcpmq.families.slicing import MergedSlicing
 
     layout = Layout(placeholder="<|image_pad|>", slicing=MergedSlicing, extra="none")
     return MiniCpmVProcessor.open(checkpoint, layout)
 
 
 def _pixels(folder: Path) -> Pixels:
-    from mcpmq.families.minicpmv_inputs import MergedSlicing
+    from mcpmq.families.slicing import MergedSlicing
 
     return MergedSlicing.open(folder)
 
@@ -159,14 +160,15 @@ MINICPM_V_4_6 = Family(
 
 
 def _processor_of_4_7(checkpoint: Path) -> Processor:
-    from mcpmq.families.minicpmv_inputs import CanvasSlicing, Layout, MiniCpmVProcessor
+    from mcpmq.families.minicpmv_inputs import Layout, MiniCpmVProcessor
+    from mcpmq.families.slicing import CanvasSlicing
 
     layout = Layout(placeholder="<|image_pad|>", slicing=CanvasSlicing, extra="types")
     return MiniCpmVProcessor.open(checkpoint, layout)
 
 
 def _pixels_of_4_7(folder: Path) -> Pixels:
-    from mcpmq.families.minicpmv_inputs import CanvasSlicing
+    from mcpmq.families.slicing import CanvasSlicing
 
     return CanvasSlicing.open(folder)
 

@@ -18,6 +18,8 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2VLConfig,
     Qwen2VLForConditionalGeneration,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
 )
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
@@ -31,6 +33,11 @@ def qwen2_vl(config: Mapping[str, Any]) -> nn.Module:
 def qwen2_5_vl(config: Mapping[str, Any]) -> nn.Module:
     """Qwen2.5-VL of a raw config.json."""
     return build(Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLConfig(**config))
+
+
+def qwen3_vl(config: Mapping[str, Any]) -> nn.Module:
+    """Qwen3-VL of a raw config.json."""
+    return build(Qwen3VLForConditionalGeneration, Qwen3VLConfig(**config))
 
 
 class _MiniCPMV46(MiniCPMV4_6ForConditionalGeneration):  # type: ignore[no-untyped-call]

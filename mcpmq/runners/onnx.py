@@ -17,6 +17,7 @@ from mcpmq.families.family import Inputs, Pixels
 ROUNDED = "ONNX Runtime rounds activations to 8 bits where they meet integer weights, as it does on phones"
 TEXT_ONLY = ("embedding", "language")  # components of a model that does not see
 Floats = NDArray[np.float32]
+STACKED = "deepstack_embeds"
 EMPTY = {"batch_size": 1, "past_sequence_length": 0}
 Cache = Mapping[str, Floats]  # the decoder's past_key_values, by the name of the input
 
@@ -53,7 +54,8 @@ class OnnxRunner:
         return tokens
 
     def embed(self, sample: Inputs, length: int) -> Floats:
-        """The first `length` tokens of a sample, images in their places: [length, hidden]."""
+        """The first `length` tokens of a sample, images in their places: [length, hidden]; behind the features of a
+        token those that later layers are to be given, where the model has such."""
         embeddings = self.lookup(sample.tokens[:length])
         for part, (start, end) in zip(sample.slices, sample.image_bounds.tolist(), strict=True):
             embeddings[start:end] = self.see(part)
@@ -62,12 +64,17 @@ class OnnxRunner:
     def lookup(self, tokens: NDArray[np.int64]) -> Floats:
         """int64 [length] -> [length, hidden]."""
         embeddings: Floats = self.embedding.run(["inputs_embeds"], {"input_ids": tokens[None]})[0][0]
-        return embeddings
+        return np.pad(embeddings, ((0, 0), (0, self.stacked_width)))
 
     def see(self, part: NDArray[np.uint8]) -> Floats:
         """One slice uint8 [height, width, 3] -> [queries, hidden]."""
-        features: Floats = self.vision.run(["image_features"], self.pixels.graph_inputs(part))[0]
-        return features
+        return np.concatenate(self.vision.run(None, self.pixels.graph_inputs(part)), axis=-1)
+
+    @property
+    def stacked_width(self) -> int:
+        """Of what is added behind the first layers; 0 where nothing is."""
+        shapes = {one.name: one.shape for one in self.decoder.get_inputs()}
+        return int(shapes[STACKED][-1]) if STACKED in shapes else 0
 
     def decode(
         self, embeddings: Floats, cache: Cache, kept: int, positions: NDArray[np.int64] | None = None
@@ -80,12 +87,15 @@ class OnnxRunner:
         past = next(value.shape[2] for name, value in cache.items() if name.endswith(".key"))
         if positions is None:
             positions = np.arange(past, past + length, dtype=np.int64)
+        hidden = embeddings.shape[1] - self.stacked_width
         inputs = {
-            "inputs_embeds": embeddings[None],
+            "inputs_embeds": embeddings[None, :, :hidden],
             "attention_mask": np.ones((1, past + length), np.int64),
             "position_ids": positions[..., None, :],
             "num_logits_to_keep": np.array(kept, np.int64),
         }
+        if self.stacked_width:
+            inputs[STACKED] = embeddings[None, :, hidden:]
         names = [output.name for output in self.decoder.get_outputs()]
         outputs = dict(zip(names, self.decoder.run(names, {**inputs, **cache}), strict=True))
         logits: Floats = outputs.pop("logits")[0]

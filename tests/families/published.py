@@ -203,4 +203,33 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], int]] = {
         },
         4_073_875_968,
     ),
+    "Qwen3-VL-4B-Instruct": (
+        "qwen3-vl",
+        {
+            "model_type": "qwen3_vl",
+            "tie_word_embeddings": True,
+            "vision_config": {
+                "depth": 24,
+                "hidden_size": 1024,
+                "intermediate_size": 4096,
+                "num_heads": 16,
+                "out_hidden_size": 2560,
+                "patch_size": 16,
+                "num_position_embeddings": 2304,
+                "deepstack_visual_indexes": [5, 11, 17],
+            },
+            "text_config": {
+                "hidden_size": 2560,
+                "intermediate_size": 9728,
+                "num_hidden_layers": 36,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 8,
+                "head_dim": 128,
+                "vocab_size": 151936,
+                "max_position_embeddings": 262144,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 5000000.0, "mrope_section": [24, 20, 20]},
+            },
+        },
+        4_437_815_808,
+    ),
 }

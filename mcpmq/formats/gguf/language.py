@@ -43,6 +43,8 @@ def add_metadata(writer: GGUFWriter, quantized: Quantized, needed: tuple[str, ..
     writer.add_value_length(shape.latent.value_width if shape.latent else shape.head_width)
     writer.add_layer_norm_rms_eps(shape.norm_epsilon)
     writer.add_rope_freq_base(shape.rope_theta)
+    if quantized.architecture.deepstack:
+        writer.add_uint32(f"{shape.architecture}.n_deepstack_layers", quantized.architecture.deepstack)
     if shape.rope_sections:
         writer.add_rope_dimension_sections([*shape.rope_sections, 0])
     if shape.rope_factors:

@@ -20,6 +20,7 @@ TOWERS: dict[VisionKind, Tower] = {
     "siglip-merger": merger.SIGLIP_MERGER,
     "qwen2-vl": qwenvl.QWEN2_VL,
     "qwen2.5-vl": qwenvl.QWEN2_5_VL,
+    "qwen3-vl": qwenvl.QWEN3_VL,
 }
 
 

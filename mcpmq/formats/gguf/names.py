@@ -89,6 +89,8 @@ FILE_TYPES = {
 
 def names_of(common_name: str, names: Names) -> tuple[str, ...]:
     """llama.cpp's name of a tensor, or those of its parts."""
+    if isinstance(whole := names.whole.get(common_name), str) and common_name.endswith(".bias"):
+        return (whole,)
     weight = common_name.removesuffix(".bias")
     suffix = ".bias" if weight != common_name else ".weight"
     prefix, found = "", names.whole.get(weight)

@@ -1,4 +1,4 @@
-"""The vision towers of Qwen2-VL and Qwen2.5-VL in llama.cpp's multimodal part: names, sizes, and what it refuses."""
+"""The vision towers of Qwen2-VL, 2.5 and 3 in llama.cpp's multimodal part: names, sizes, and what it refuses."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -7,6 +7,7 @@ from typing import Any
 from gguf import GGUFWriter
 
 from mcpmq.errors import FormatError
+from mcpmq.families.family import VisionShape
 from mcpmq.formats.gguf.names import Names
 from mcpmq.formats.gguf.tower import Tower
 from mcpmq.quantized import Quantized
@@ -44,14 +45,17 @@ def _add_metadata(writer: GGUFWriter, quantized: Quantized, preprocessor: Mappin
     Raises:
         FormatError: llama.cpp assumes other patches.
     """
-    shape = quantized.architecture.sees
+    _refuse_other_patches(quantized.architecture.sees)
+    writer.add_uint32("clip.vision.image_size", IMAGE_SIDE)
+    writer.add_uint32("clip.vision.projection_dim", quantized.architecture.language.hidden)
+
+
+def _refuse_other_patches(shape: VisionShape) -> None:
     if (shape.frames, shape.merge) != (FRAMES, MERGE):
         raise FormatError(
             f"patches cover {shape.frames} frames and {shape.merge}x{shape.merge} of them become a token,"
             f" llama.cpp assumes {FRAMES} and {MERGE}x{MERGE}"
         )
-    writer.add_uint32("clip.vision.image_size", IMAGE_SIDE)
-    writer.add_uint32("clip.vision.projection_dim", quantized.architecture.language.hidden)
 
 
 def _add_metadata_of_2_5(writer: GGUFWriter, quantized: Quantized, preprocessor: Mapping[str, Any]) -> None:
@@ -75,3 +79,30 @@ QWEN2_VL = Tower(
     add_metadata=_add_metadata,
 )
 QWEN2_5_VL = replace(QWEN2_VL, projector="qwen2.5vl_merger", add_metadata=_add_metadata_of_2_5)
+
+
+NAMES_OF_3 = Names(
+    whole={
+        **NAMES.whole,
+        "vision.patch_embedding.bias": "v.patch_embd.bias",
+        "vision.position_embedding": "v.position_embd",
+    },
+    layers={
+        "vision": ("v.blk", {**NAMES.layers["vision"][1], "attention.qkv": "attn_qkv"}),
+        "projector": ("v.deepstack", {"norm": "norm", "up": "fc1", "down": "fc2"}),
+    },
+)
+
+
+def _add_metadata_of_3(writer: GGUFWriter, quantized: Quantized, preprocessor: Mapping[str, Any]) -> None:
+    shape = quantized.architecture.sees
+    _refuse_other_patches(shape)
+    writer.add_bool("clip.use_gelu", True)
+    writer.add_uint32("clip.vision.image_size", shape.grid * shape.patch)
+    writer.add_uint32("clip.vision.projection_dim", quantized.architecture.language.hidden)
+    writer.add_uint32("clip.vision.spatial_merge_size", shape.merge)
+    deep = [layer in shape.deep_layers for layer in range(shape.layers)]
+    writer.add_array("clip.vision.is_deepstack_layers", deep)
+
+
+QWEN3_VL = replace(QWEN2_VL, projector="qwen3vl_merger", names=NAMES_OF_3, add_metadata=_add_metadata_of_3)

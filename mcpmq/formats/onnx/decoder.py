@@ -49,11 +49,14 @@ def emit(graph: Graph, weights: Weights, architecture: Architecture, progress: P
     position_ids = graph.input("position_ids", INT64, [*sections, "batch_size", "sequence_length"])
     pasts = [_past(graph, shape, layer) for layer in range(shape.layers)]
     kept = graph.input("num_logits_to_keep", INT64, [])
+    stacked = _stacked(graph, architecture)
     positions = _positions(graph, shape, position_ids, mask)
     stream, presents = Stream(embeddings), []
     for layer in progress(range(shape.layers), "writing the language model"):
         stream, present = _layer(graph, weights, shape, layer, stream, positions, pasts[layer])
         presents.append(present)
+        if layer < len(stacked):
+            stream = Stream(stream.residual, graph.node("Add", stream.addend, stacked[layer]))
     normed, _ = _norm(graph, weights, shape, "language.norm", stream)
     if shape.head_divisor != 1:
         normed = graph.node("Div", normed, graph.constant(shape.head_divisor, np.float32))
@@ -61,6 +64,15 @@ def emit(graph: Graph, weights: Weights, architecture: Architecture, progress: P
     graph.output(logits, "logits", FLOAT, ["batch_size", "num_logits", shape.vocabulary])
     for layer, present in enumerate(presents):
         _present(graph, shape, layer, present)
+
+
+def _stacked(graph: Graph, architecture: Architecture) -> tuple[ir.Value, ...]:
+    """`deepstack_embeds`, what is added behind each of the first layers: zeros where there is no image."""
+    count, hidden = architecture.deepstack, architecture.language.hidden
+    if not count:
+        return ()
+    value = graph.input("deepstack_embeds", FLOAT, ["batch_size", "sequence_length", count * hidden])
+    return graph.nodes("Split", value, outputs=count, axis=-1, num_outputs=count)
 
 
 def _past(graph: Graph, shape: LanguageShape, layer: int) -> Kept:

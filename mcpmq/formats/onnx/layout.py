@@ -43,6 +43,7 @@ TOWERS: dict[VisionKind, Callable[[Graph, Weights, Architecture, Progress], None
     "siglip-merger": vision_merger.emit,
     "qwen2-vl": vision_qwenvl.emit,
     "qwen2.5-vl": vision_qwenvl.emit,
+    "qwen3-vl": vision_qwenvl.emit,
 }
 
 

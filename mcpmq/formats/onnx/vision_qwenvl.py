@@ -1,4 +1,4 @@
-"""The vision graph of Qwen2-VL and Qwen2.5-VL: patches of an image -> embeddings, by a rotary tower and a merger."""
+"""The vision graph of Qwen2-VL, 2.5 and 3: patches of an image -> embeddings, by a rotary tower and mergers."""
 
 from dataclasses import dataclass, replace
 
@@ -23,29 +23,76 @@ class Turn:
     rows: ir.Value  # int64 [1, patches]: which row of the two tables is a patch's
     cosine: ir.Value  # float32 [patches, head width / 2]
     sine: ir.Value
+    places: tuple[ir.Value, ir.Value]  # int64 [patches]: its row and its column
     same_window: ir.Value | None  # float32 [1, 1, patches, patches]: 0 where one may look at the other, else -infinite
 
 
 def emit(graph: Graph, weights: Weights, architecture: Architecture, progress: Progress) -> None:
     """`pixel_values` float32 [patches, 3 * frames * patch * patch] and `grid_thw` int64 [1, 3], frames (1), rows and
-    columns of patches of one image -> `image_features` [patches / merge^2, hidden].
+    columns of patches of one image -> `image_features` [patches / merge^2, hidden], and where features are stacked
+    `deepstack_features` [patches / merge^2, stacked * hidden].
     """
     shape, width = architecture.sees, architecture.language.hidden
     pixels = graph.input("pixel_values", FLOAT, ["patches", 3 * shape.frames * shape.patch**2])
     grid = graph.input("grid_thw", INT64, [1, 3])
     turn = _turn(graph, shape, grid)
-    value = graph.node("Unsqueeze", _patches(graph, weights, shape, pixels), graph.constant([0]))
-    everywhere = replace(turn, same_window=None)
+    value = _patches(weights, shape, pixels)
+    if shape.grid:
+        value = graph.node("Add", value, _position_embedding(graph, weights, shape, grid, turn))
+    value = graph.node("Unsqueeze", value, graph.constant([0]))
+    everywhere, stacked = replace(turn, same_window=None), []
     for layer in progress(range(shape.layers), "writing the vision encoder"):
         how = everywhere if layer in shape.full_attention else turn
         value = _layer(graph, weights, shape, f"vision.layers.{layer}", value, how)
-    graph.output(_merged(graph, weights, shape, value), "image_features", FLOAT, ["image_tokens", width])
+        if layer in shape.deep_layers:
+            stacked.append(_merged(graph, weights, shape, f"projector.layers.{layer}", value, normed_together=True))
+    features = _merged(graph, weights, shape, "projector", value, normed_together=False)
+    graph.output(features, "image_features", FLOAT, ["image_tokens", width])
+    if stacked:
+        deep = graph.node("Concat", *stacked, axis=-1)
+        graph.output(deep, "deepstack_features", FLOAT, ["image_tokens", len(stacked) * width])
 
 
-def _patches(graph: Graph, weights: Weights, shape: VisionShape, pixels: ir.Value) -> ir.Value:
+def _patches(weights: Weights, shape: VisionShape, pixels: ir.Value) -> ir.Value:
     """[patches, 3 * frames * patch * patch] -> [patches, hidden]."""
-    kernel = weights.load_float("vision.patch_embedding").reshape(shape.hidden, -1)
-    return weights.product(pixels, "vision.patch_embedding", kernel, None)
+    name = "vision.patch_embedding"
+    bias = weights.load_float(f"{name}.bias") if f"{name}.bias" in weights.quantized.specs else None
+    return weights.product(pixels, name, weights.load_float(name).reshape(shape.hidden, -1), bias)
+
+
+def _position_embedding(graph: Graph, weights: Weights, shape: VisionShape, grid: ir.Value, turn: Turn) -> ir.Value:
+    """Mixed from the four nearest cells of a table that is stretched over the image: [patches, hidden]."""
+    (rows, row_shares), (columns, column_shares) = (
+        _neighbours(graph, shape, graph.node("Gather", grid, graph.constant([axis + 1]), axis=1), place)
+        for axis, place in enumerate(turn.places)
+    )
+    corners = [(row, column) for row in (0, 1) for column in (0, 1)]
+    first_cells = [graph.node("Mul", row, graph.constant(shape.grid)) for row in rows]
+    cells = [graph.node("Add", first_cells[row], columns[column]) for row, column in corners]
+    shares = [graph.node("Mul", row_shares[row], column_shares[column]) for row, column in corners]
+    share = graph.node("Unsqueeze", _together(graph, shares), graph.constant([-1]))
+    mixed = graph.node("Mul", weights.lookup("vision.position_embedding", _together(graph, cells)), share)
+    return graph.node("ReduceSum", mixed, graph.constant([0]), keepdims=0)
+
+
+def _neighbours(
+    graph: Graph, shape: VisionShape, length: ir.Value, place: ir.Value
+) -> tuple[tuple[ir.Value, ir.Value], tuple[ir.Value, ir.Value]]:
+    """Along one axis the two cells that a patch lies between, and the share of each; ends meet ends."""
+    last, one = graph.constant(shape.grid - 1), graph.constant(1)
+    steps = graph.node("Max", graph.node("Sub", graph.node("Squeeze", length), one), one)
+    scaled = graph.node("Cast", graph.node("Mul", place, last), to=FLOAT)
+    exact = graph.node("Div", scaled, graph.node("Cast", steps, to=FLOAT))
+    below = graph.node("Floor", exact)
+    share, cell = graph.node("Sub", exact, below), graph.node("Cast", below, to=INT64)
+    cells = cell, graph.node("Min", graph.node("Add", cell, one), last)
+    return cells, (graph.node("Sub", graph.constant(1, np.float32), share), share)
+
+
+def _together(graph: Graph, values: list[ir.Value]) -> ir.Value:
+    """Values [patches] each -> [values, patches]."""
+    rows = (graph.node("Unsqueeze", value, graph.constant([0])) for value in values)
+    return graph.node("Concat", *rows, axis=0)
 
 
 def _turn(graph: Graph, shape: VisionShape, grid: ir.Value) -> Turn:
@@ -68,7 +115,7 @@ def _turn(graph: Graph, shape: VisionShape, grid: ir.Value) -> Turn:
     angles = graph.node("Concat", *halves, axis=-1)
     rows = graph.node("Unsqueeze", numbers, graph.constant([0]))
     same_window = _same_window(graph, shape.window, places, columns) if shape.window else None
-    return Turn(rows, graph.node("Cos", angles), graph.node("Sin", angles), same_window)
+    return Turn(rows, graph.node("Cos", angles), graph.node("Sin", angles), (places[0], places[1]), same_window)
 
 
 def _same_window(graph: Graph, window: int, places: list[ir.Value], columns: ir.Value) -> ir.Value:
@@ -95,7 +142,7 @@ def _layer(graph: Graph, weights: Weights, shape: VisionShape, name: str, value:
     look = graph.contributed("MultiHeadAttention", *turned, content, *_bias(turn), num_heads=shape.heads)
     value = graph.node("Add", value, weights.linear(look, f"{name}.attention.o"))
     normed = _norm(graph, weights, f"{name}.norm2", value, shape.norm_epsilon)
-    return graph.node("Add", value, _mlp(graph, weights, f"{name}.mlp", normed))
+    return graph.node("Add", value, _mlp(graph, weights, shape, f"{name}.mlp", normed))
 
 
 def _bias(turn: Turn) -> list[ir.Value | None]:
@@ -103,10 +150,12 @@ def _bias(turn: Turn) -> list[ir.Value | None]:
     return [None, None, turn.same_window] if turn.same_window else []
 
 
-def _mlp(graph: Graph, weights: Weights, name: str, value: ir.Value) -> ir.Value:
-    """Gated by SiLU where there is a gate, else by quick GELU."""
+def _mlp(graph: Graph, weights: Weights, shape: VisionShape, name: str, value: ir.Value) -> ir.Value:
+    """Gated by SiLU where there is a gate, else GELU: by tanh of 3, the quick one of 2."""
     hidden = weights.linear(value, f"{name}.up")
-    if f"{name}.gate" in weights.quantized.specs:
+    if shape.kind == "qwen3-vl":
+        hidden = graph.node("Gelu", hidden, approximate="tanh")
+    elif f"{name}.gate" in weights.quantized.specs:
         gate = weights.linear(value, f"{name}.gate")
         hidden = graph.node("Mul", graph.node("Mul", gate, graph.node("Sigmoid", gate)), hidden)
     else:
@@ -138,9 +187,13 @@ def _norm(graph: Graph, weights: Weights, name: str, value: ir.Value, epsilon: f
     return graph.node("LayerNormalization", value, *parts, axis=-1, epsilon=epsilon)
 
 
-def _merged(graph: Graph, weights: Weights, shape: VisionShape, value: ir.Value) -> ir.Value:
+def _merged(
+    graph: Graph, weights: Weights, shape: VisionShape, name: str, value: ir.Value, *, normed_together: bool
+) -> ir.Value:
     """Squares of patches become tokens: [tokens, width]."""
-    normed = _norm(graph, weights, "projector.norm", value, shape.norm_epsilon)
-    squares = graph.node("Reshape", normed, graph.constant([-1, shape.hidden * shape.merge**2]))
-    hidden = graph.node("Gelu", weights.linear(squares, "projector.up"))
-    return weights.linear(hidden, "projector.down")
+    square = graph.constant([-1, shape.hidden * shape.merge**2])
+    if normed_together:
+        squares = _norm(graph, weights, f"{name}.norm", graph.node("Reshape", value, square), shape.norm_epsilon)
+    else:
+        squares = graph.node("Reshape", _norm(graph, weights, f"{name}.norm", value, shape.norm_epsilon), square)
+    return weights.linear(graph.node("Gelu", weights.linear(squares, f"{name}.up")), f"{name}.down")
