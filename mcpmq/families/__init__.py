@@ -4,18 +4,36 @@ from collections.abc import Mapping
 from typing import Any
 
 from mcpmq.errors import CheckpointError
-from mcpmq.families import minicpmv
+from mcpmq.families import minicpm3, minicpmv, minicpmv46, qwen2vl, qwen3vl
 from mcpmq.families.family import Family
 
-FAMILIES: tuple[Family, ...] = (minicpmv.MINICPM_V_2_6,)
+FAMILIES: tuple[Family, ...] = (
+    minicpmv.MINICPM_V_2_5,
+    minicpmv.MINICPM_V_2_6,
+    minicpmv.MINICPM_V_4_0,
+    minicpmv.MINICPM_V_4_5,
+    minicpmv.MINICPM_O_2_6,
+    minicpmv46.MINICPM_V_4_6,
+    minicpmv46.MINICPM_V_4_7,
+    minicpm3.MINICPM3,
+    qwen2vl.QWEN2_VL,
+    qwen2vl.QWEN2_5_VL,
+    qwen3vl.QWEN3_VL,
+)
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
     """The family that recognises a raw config.json.
 
     Raises:
-        CheckpointError: none does.
+        CheckpointError: none does, or it is of a model that is refused.
     """
+    if config.get("model_type") == "qwen" and "visual" in config:
+        raise CheckpointError(
+            "Qwen-VL and Qwen-VL-Chat of 2023 are not supported: only their own code can run them, and of the Int4"
+            " checkpoint the integers of another quantizer are all there is",
+            "the nearest family is qwen2-vl, for example Qwen/Qwen2-VL-7B-Instruct",
+        )
     for family in FAMILIES:
         if family.recognises(config):
             return family

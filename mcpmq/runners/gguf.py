@@ -8,20 +8,25 @@ from numpy.typing import NDArray
 
 from mcpmq.artifact import Artifact
 from mcpmq.errors import ArtifactError, EngineError
+from mcpmq.families import family_named
 from mcpmq.families.family import Inputs
+from mcpmq.families.positions import sectioned_positions
 from mcpmq.runners.llamacpp import Piece, llamacpp
 from mcpmq.runners.llamacpp.language import Context, LanguageModel
-from mcpmq.runners.llamacpp.sight import Sight
+from mcpmq.runners.llamacpp.sight import Grid, Sight, grid_of
 from mcpmq.runners.runner import Judge, Logits, Result
 
 MOST_SLICES, TAGS_OF_A_SLICE = 10, 3  # the overview and nine; opening, closing, line feed
 
 
 class GgufRunner:
-    """Both files of a GGUF artifact, loaded."""
+    """Both files of a GGUF artifact, loaded; one where the model reads text only."""
 
-    def __init__(self, language: LanguageModel, sight: Sight, threads: int, exact: bool) -> None:
-        self._language, self._sight, self._threads, self._exact = language, sight, threads, exact
+    def __init__(
+        self, language: LanguageModel, sight: Sight | None, threads: int, exact: bool, images_have_rows: bool = False
+    ) -> None:
+        self._language, self._threads, self._exact = language, threads, exact
+        self._sight_or_none, self._images_have_rows = sight, images_have_rows
         self._resized: list[str] = []  # ids of samples with a slice that the engine saw at another size
         self.notes: tuple[str, ...] = ()  # complete when all samples were run
 
@@ -42,40 +47,60 @@ class GgufRunner:
 
     def close(self) -> None:
         """Free the memory of both models."""
-        self._sight.close()
+        if self._sight_or_none:
+            self._sight_or_none.close()
         self._language.close()
 
+    @property
+    def _sight(self) -> Sight:
+        if self._sight_or_none is None:
+            raise EngineError("the artifact has no file that sees", "measure it on text")
+        return self._sight_or_none
+
     def _logits(self, sample: Inputs, context: Context) -> Iterator[Logits]:
-        pieces = list(self._pieces(sample))
+        pieces, grids = zip(*self._pieces(sample), strict=True)
         predicts = np.zeros(sum(map(len, pieces)), np.bool_)
         predicts[sample.answer_start - len(sample.tokens) - 1 : -1] = True
         starts = np.cumsum([0, *map(len, pieces)]).tolist()
+        positions = self._positions(starts, grids)
         for start, piece in zip(starts, pieces, strict=False):
-            yield from context.read(piece, start, predicts[start : start + len(piece)])
+            yield from context.read(piece, positions[:, start : start + len(piece)], predicts[start:][: len(piece)])
 
-    def _pieces(self, sample: Inputs) -> Iterator[Piece]:
+    def _positions(self, starts: Sequence[int], grids: Sequence[Grid | None]) -> NDArray[np.int64]:
+        """Where the tokens of all pieces stand: [1, length], or by time, row and column, and a fourth axis that is not
+        used, [4, length]."""
+        positions = np.arange(starts[-1], dtype=np.int64)[None]
+        if not self._language.sectioned:
+            return positions
+        positions = positions.repeat(3, axis=0)
+        if self._images_have_rows:
+            spans = [(start, end) for start, end, grid in zip(starts[:-1], starts[1:], grids, strict=True) if grid]
+            positions = sectioned_positions(starts[-1], spans, filter(None, grids))
+        return np.concatenate([positions, np.zeros_like(positions[:1])])
+
+    def _pieces(self, sample: Inputs) -> Iterator[tuple[Piece, Grid | None]]:
         """The sample where text and slices meet, in order: our slices, or those that the engine cuts itself."""
         tokens, done = sample.tokens.astype(np.int32), 0
         if sample.image is not None:
-            yield tokens[: sample.image_bounds[0, 0] - 1]  # the engine brings its own tags
+            yield tokens[: sample.image_bounds[0, 0] - 1], None  # the engine brings its own tags
             yield from self._sight.cut(sample.image)
-            yield tokens[sample.image_bounds[-1, 1] + 1 :]
+            yield tokens[sample.image_bounds[-1, 1] + 1 :], None
             return
         for pixels, (start, end) in zip(sample.slices, sample.image_bounds.tolist(), strict=True):
-            yield tokens[done:start]
+            yield tokens[done:start], None
             yield self._seen(sample, pixels, end - start)
             done = end
-        yield tokens[done:]
+        yield tokens[done:], None
 
-    def _seen(self, sample: Inputs, pixels: NDArray[np.uint8], length: int) -> NDArray[np.float32]:
+    def _seen(self, sample: Inputs, pixels: NDArray[np.uint8], length: int) -> tuple[Piece, Grid]:
         embeddings, size = self._sight.encode(pixels)
         if size != pixels.shape[:2] and sample.id not in self._resized:
             self._resized.append(sample.id)
             seen = f"llama.cpp resized slices of {len(self._resized)} samples before it looked at them"
             self.notes = (f"{seen}, first those of `{self._resized[0]}`",)
-        if embeddings.shape != (length, self._language.hidden):
+        if embeddings.shape != (length, self._language.width_of_embeddings):
             raise EngineError(f"sample `{sample.id}`: llama.cpp made {len(embeddings)} tokens of a slice, not {length}")
-        return embeddings
+        return embeddings, grid_of(size, length)
 
 
 def _room(sample: Inputs) -> int:
@@ -98,9 +123,11 @@ def open_runner(path: Path, threads: int, *, exact: bool = False) -> GgufRunner:
         MissingExtra: llama.cpp is not installed.
     """
     artifact = Artifact.open(path)
+    family = family_named(artifact.manifest.family)
+    sees = family.sees
     files = [artifact.files_of(component) for component in ("language", "vision+projector")]
-    if artifact.manifest.kind != "gguf" or not files[0] or len(files[1]) != 1:
-        raise ArtifactError(f"`{path}` is no GGUF artifact of two files", "export one with `--format gguf`")
-    language_files, [sight_file] = files
-    language = LanguageModel(llamacpp(), language_files[0])  # of parts, the first: llama.cpp finds the others
-    return GgufRunner(language, Sight(llamacpp(), sight_file, language.pointer, threads, exact), threads, exact)
+    if artifact.manifest.kind != "gguf" or not files[0] or len(files[1]) != int(sees):
+        raise ArtifactError(f"`{path}` is no GGUF artifact of {1 + sees} files", "export one with `--format gguf`")
+    language = LanguageModel(llamacpp(), files[0][0])  # of parts, the first: llama.cpp finds the others
+    sight = Sight(llamacpp(), files[1][0], language, threads, exact) if sees else None
+    return GgufRunner(language, sight, threads, exact, family.images_have_rows)

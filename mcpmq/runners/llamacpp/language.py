@@ -14,6 +14,7 @@ from mcpmq.runners.llamacpp import CACHE_TYPES, FLAGS, FLASH_ATTENTION, FLOATS, 
 
 BATCH_TOKENS = 2048  # at most in one call; the engine's default
 CONTEXT_MULTIPLE = 256  # the engine rounds its cache up to it
+SECTIONED = {8, 40}  # of llama_rope_type: M-RoPE, whose embeddings come with four positions each, and interleaved
 
 
 class LanguageModel:
@@ -30,7 +31,8 @@ class LanguageModel:
             raise engine.error(f"llama.cpp does not load `{file}`", "make the artifact again")
         self.engine, self.pointer = engine, pointer
         self.vocabulary: int = engine("llama_vocab_n_tokens", engine("llama_model_get_vocab", pointer))
-        self.hidden: int = engine("llama_model_n_embd", pointer)
+        self.width_of_embeddings: int = engine("llama_model_n_embd_inp", pointer)
+        self.sectioned = engine("llama_model_rope_type", pointer) in SECTIONED
         self._finalizer = weakref.finalize(self, engine, "llama_model_free", pointer)
 
     def close(self) -> None:
@@ -72,8 +74,10 @@ class Context:
         """Forget the sequence."""
         self._engine("llama_memory_clear", self._engine("llama_get_memory", self._pointer), True)
 
-    def read(self, piece: Piece, start: int, wanted: NDArray[np.bool_]) -> Iterator[NDArray[np.float32]]:
-        """Read a piece at positions from `start`.
+    def read(
+        self, piece: Piece, positions: NDArray[np.int64], wanted: NDArray[np.bool_]
+    ) -> Iterator[NDArray[np.float32]]:
+        """Read a piece at positions [axes, length]; of several axes tokens of text need the first only.
 
         Yields the logits float32 [vocabulary] after each wanted one; they are the engine's own memory.
 
@@ -82,19 +86,21 @@ class Context:
         """
         for first in range(0, len(piece), self._batch):
             part = slice(first, first + self._batch)
-            yield from self._read_batch(np.ascontiguousarray(piece[part]), start + first, wanted[part])
+            yield from self._read_batch(np.ascontiguousarray(piece[part]), positions[:, part], wanted[part])
 
-    def _read_batch(self, piece: Piece, start: int, wanted: NDArray[np.bool_]) -> Iterator[NDArray[np.float32]]:
-        count = len(piece)
+    def _read_batch(
+        self, piece: Piece, positions: NDArray[np.int64], wanted: NDArray[np.bool_]
+    ) -> Iterator[NDArray[np.float32]]:
+        count, start = len(piece), positions[0, 0]
         sequence = INT(0)
         sequences = np.full(count, ctypes.addressof(sequence), np.uintp)
-        positions = np.arange(start, start + count, dtype=np.int32)
+        places = np.ascontiguousarray(positions[: 1 if piece.ndim == 1 else None], np.int32)
         ones, flags = np.ones(count, np.int32), wanted.astype(np.int8)
         batch = Batch(
             n_tokens=count,
             token=piece.ctypes.data_as(INTS) if piece.ndim == 1 else None,
             embd=piece.ctypes.data_as(FLOATS) if piece.ndim == 2 else None,
-            pos=positions.ctypes.data_as(INTS),
+            pos=places.ctypes.data_as(INTS),
             n_seq_id=ones.ctypes.data_as(INTS),
             seq_id=sequences.ctypes.data_as(ctypes.POINTER(INTS)),
             logits=flags.ctypes.data_as(FLAGS),
