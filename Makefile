@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Two busy processes with spinning threads slow one another down eightfold.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: setup demo test lint types layers unit docs least-runtime readers readme clean
+.PHONY: setup demo gate test lint types layers unit docs least-runtime readers readme clean
 
 setup: .venv/ready
 
@@ -21,6 +21,11 @@ demo: setup
 	$(CONVERT) build/demo/int8 --bits 8 --format onnx $(SETS) > /dev/null
 	$(CONVERT) build/demo/best --recipe calibrated-quality-int4 --format gguf $(SETS) > /dev/null
 	$(BIN)/mcpmq report build/demo/int4 build/demo/int8 build/demo/best
+
+GATE := --gate benchmarks/gate/gate.toml --baseline benchmarks/gate/baseline.json
+gate: setup
+	$(CONVERT) build/gate --recipe calibrated-quality-int4 --format gguf $(SETS) > /dev/null
+	$(BIN)/mcpmq check build/gate $(GATE) --artifact build/gate/gguf --html build/gate/report.html
 
 test: lint types layers unit docs
 
@@ -44,19 +49,19 @@ least-runtime: setup
 	PYTHONPATH=$(LEAST) $(BIN)/pytest --quiet tests/formats tests/runners/test_onnx.py tests/runners/test_rounded_inputs.py
 
 docs: setup
-	$(BIN)/cog --check README.md benchmarks/README.md
+	$(BIN)/cog --check README.md benchmarks/README.md examples/README.md
 
 # Every Hugging Face format, loaded by its own reader; gptqmodel, which takes minutes to build, where it disturbs nobody.
 readers: setup build/readers/ready
 	$(BIN)/python -m benchmarks.readers --gptqmodel $(CURDIR)/build/readers/bin/python
 
-build/readers/ready: benchmarks/readers/gptqmodel.txt
+build/readers/ready: benchmarks/readers/environment.txt
 	$(PYTHON) -m venv build/readers
 	build/readers/bin/pip install --quiet --disable-pip-version-check --requirement $<
 	touch $@
 
 readme: setup
-	$(BIN)/cog -r README.md benchmarks/README.md
+	$(BIN)/cog -r README.md benchmarks/README.md examples/README.md
 
 clean:
 	rm -rf build .venv

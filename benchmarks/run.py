@@ -33,6 +33,9 @@ WAYS = {
     "full": ("gguf", "onnx"),
     "calibrated-int4": ("gguf", "onnx"),
     "calibrated-quality-int4": ("gguf",),
+    "calibrated-language-int4": ("gptq", "awq", "compressed-tensors"),
+    "language-nf4": ("bnb",),
+    "language-int8": ("bnb",),
 }
 PACKAGES = ("mcpmq", "torch", "numpy", "gguf", "xllamacpp", "onnx-ir")
 
@@ -108,15 +111,27 @@ def reference() -> None:
     calibrated = [WORK / "calibrated-int4" / "gguf", WORK / "calibrated-int4" / "onnx"]
     measured("calibrated", [*calibrated, WORK / "quality-int4" / "gguf", best])
     measured("unquantized", [WORK / "full" / name for name in WAYS["full"]])
+    measured("hugging-face", hugging_face())
     measured("engine-cuts", [WORK / "full" / "gguf"], "--engine-cuts")
     measured("shuffled", phone[:1], "--shuffle-images")
+
+
+def hugging_face() -> list[Path]:
+    """Artifacts that transformers runs, or that are in its layouts."""
+    packed = [WORK / "calibrated-language-int4" / name for name in ("gptq", "compressed-tensors")]
+    return [*packed, WORK / "language-nf4" / "bnb", WORK / "language-int8" / "bnb"]
 
 
 def real_size(layers: int) -> None:
     """Conversion at the published widths, where one matrix has a gigabyte."""
     checkpoint = REAL_WORK / "checkpoint"
     write_real_size(checkpoint, layers)
-    ways = {"phone-int4": ("gguf", "onnx"), "quality-int4": ("gguf",)}
+    ways = {
+        "phone-int4": ("gguf", "onnx"),
+        "quality-int4": ("gguf",),
+        "language-int4": ("gptq", "awq", "compressed-tensors"),
+        "language-nf4": ("bnb",),
+    }
     record(f"real-size-{layers}", list(conversions(checkpoint, REAL_WORK, ways)))
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from mcpmq import supported
+from mcpmq.by_component import Split
+from mcpmq.by_component import table_of as split_table_of
 from mcpmq.evaluate import Estimate
 from mcpmq.families.family import TensorSpec
 from mcpmq.formats import FORMATS, format_named
@@ -59,6 +61,17 @@ def _report(name: str) -> Report:
     return Report.load(RESULTS / f"{name}.json")
 
 
+def budgets_table() -> str:
+    """Fixed recipes and mixes that were found, by size: how far the answers are from the original's."""
+    rows = ["| recipe | bytes | KL of image answers | KL of text answers |", "|---|--:|--:|--:|"]
+    for entry in sorted(_report("budgets").artifacts, key=lambda one: one.measurement.nbytes):
+        told = [entry.differences[kind].kl_divergence for kind in ("image", "text")]
+        cells = [f"{one.value * 1000:.2f} ± {one.half_width * 1000:.2f}" for one in told]
+        name = "**found**" if entry.recipe.startswith("fit-") else f"`{entry.recipe}`"
+        rows.append(f"| {name} | {entry.measurement.nbytes:,} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
 def engines_table() -> str:
     """How far each engine is from PyTorch when nothing is quantized: what is left is the engine's own rounding."""
     report = _report("unquantized")
@@ -106,7 +119,7 @@ def conversion_table(name: str) -> str:
     for one in facts["commands"]:
         peak, written = megabytes(one["peak_resident_bytes"]), megabytes(one["written_bytes"])
         rows.append(f"| `{one['command']}` | {one['seconds']:.1f} | {peak} | {written} |")
-    return "\n".join([*rows, "", _provenance(facts)])
+    return "\n".join([*rows, "", provenance_of(facts)])
 
 
 def stages_table() -> str:
@@ -121,10 +134,50 @@ def stages_table() -> str:
         weights = f"{one['rows'] * one['columns'] / one['seconds'] / 1e6:,.1f}"
         shape = f"{one['rows']} x {one['columns']}"
         rows.append(f"| {one['stage']} | {shape} | {one['seconds']:.2f} | {speed} | {weights} |")
-    return "\n".join([*rows, "", f"{facts['tokens']:,} tokens, {facts['threads']} threads. {_provenance(facts)}"])
+    return "\n".join([*rows, "", f"{facts['tokens']:,} tokens, {facts['threads']} threads. {provenance_of(facts)}"])
 
 
-def _provenance(facts: dict[str, Any]) -> str:
+def vision_table(name: str) -> str:
+    """What vision and connector cost, weigh and take in every engine, calibrated and not."""
+    file = RESULTS / f"{name}.json"
+    if not file.is_file():
+        return "Not measured yet: `python -m benchmarks.vision`."
+    facts = json.loads(file.read_text())
+    judged = "image" in facts["rows"][0]
+    figures = ["perplexity, %", "KL divergence, 10⁻³", "same first choice, %"] if judged else []
+    unit, scale = ("ms a slice", 1000) if judged else ("s a slice", 1)
+    head = ["vision and connector", "rounded", *figures, "MB", unit]
+    rows = [f"| {' | '.join(head)} |", f"|---|---|{'--:|' * (len(head) - 2)}"]
+    for one in facts["rows"]:
+        cells = [f"{one['format']} `{one['scheme']}`{', inputs u8' * bool(one['inputs'])}", _how(one)]
+        if judged:
+            found = {name: Estimate.model_validate(value) for name, value in one["image"].items()}
+            agreement = found["top_1_agreement"]
+            cells += [_percent(found["perplexity_ratio"]).removesuffix(" %"), _thousandths(found["kl_divergence"], "")]
+            cells.append(f"{agreement.value * 100:.2f} ± {agreement.standard_error * 100:.2f}")
+        cells += [megabytes(one["nbytes"]).removesuffix(" MB"), f"{one['seconds_a_slice'] * scale:.1f}"]
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join([*rows, "", provenance_of(facts)])
+
+
+def _how(one: dict[str, Any]) -> str:
+    if one["scheme"] in ("f16", "f32"):
+        return ""
+    smoothed = "SmoothQuant, " * (one["smooth"] == "smoothquant")
+    return smoothed + {"rtn": "to nearest", "gptq": "GPTQ"}[one["round"]]
+
+
+def components_table(method: str) -> str:
+    """What every component costs where all have the same grid."""
+    file = RESULTS / f"components-{method}.json"
+    if not file.is_file():
+        return "Not measured yet: `python -m benchmarks.vision`."
+    heading, _, rest = split_table_of(Split.model_validate_json(file.read_bytes())).markdown().rstrip().partition("\n")
+    return f"**{heading.removeprefix('## ')}**\n{rest}"
+
+
+def provenance_of(facts: dict[str, Any]) -> str:
+    """Command, commit, machine and versions of a result."""
     return _origin(facts, ", ".join(f"{package} {number}" for package, number in facts["versions"].items()))
 
 

@@ -16,7 +16,7 @@ from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import ArtifactError, OutputError
 
-MANIFEST = "mcpmq.json"
+MANIFEST, CARD = "mcpmq.json", "README.md"
 FULL = (errno.ENOSPC, errno.EDQUOT, None)  # None: numpy tells of a short write without a number
 Kind = Literal["quantized", "gguf", "onnx", "gptq", "awq", "bnb", "compressed-tensors", "imatrix"]
 LEFT_OUT = Field(exclude_if=lambda value: value is None)  # of files about what was not calibrated
@@ -61,12 +61,18 @@ class CalibrationRecord(_Record):
     sha256: str
     samples: int
     with_image: int
+    fingerprints: tuple[str, ...]  # of its pictures and text samples, so that none of them is measured on
 
     @classmethod
     def of(cls, samples: CalibrationSet) -> Self:
         """What is recorded of a set."""
-        images = sum(sample.image is not None for sample in samples)
-        return cls(name=samples.path.resolve().name, sha256=samples.sha256, samples=len(samples), with_image=images)
+        return cls(
+            name=samples.path.resolve().name,
+            sha256=samples.sha256,
+            samples=len(samples),
+            with_image=sum(sample.image is not None for sample in samples),
+            fingerprints=samples.fingerprints,
+        )
 
 
 class SourceRecord(_Record):
@@ -134,6 +140,15 @@ class Artifact:
                 raise ArtifactError(f"`{record.path}` is missing from `{self.path}`", "make the artifact again")
             if sha256_of(file) != record.sha256:
                 raise ArtifactError(f"`{file}` is not the file that was written", "make the artifact again")
+
+    @property
+    def sha256(self) -> str:
+        """Hash of what was made and from what: of the manifest with the hashes of all files but the model card, which
+        gets its figures when they are measured."""
+        lasting = tuple(record for record in self.manifest.files if record.path != CARD)
+        return hashlib.sha256(
+            self.manifest.model_copy(update={"files": lasting}).model_dump_json().encode()
+        ).hexdigest()
 
     def nbytes_by_component(self) -> dict[str, int]:
         """Bytes on disk of every component, in the order of the manifest."""

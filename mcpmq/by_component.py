@@ -99,7 +99,7 @@ def _cost(
     judged = [one for one, _ in zip(runner.run(inputs.files, judge), shown, strict=True)]
     judge.close()
     named = zip(inputs.files, inputs.kinds, judged, strict=True)
-    figures = [figures_of(sample.id, kind, one) for sample, kind, one in named]
+    figures = [figures_of(sample, kind, one) for sample, kind, one in named]
     sizes: Counter[str] = Counter()
     for step in steps:
         sizes[str(step.scheme)] += step.nbytes if step.scheme and step.spec.role != "other" else 0

@@ -1,6 +1,6 @@
 """The model card of a release: what it is, what it weighs, what it lost, how to run it, under which terms."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from mcpmq.artifact import Artifact
@@ -60,7 +60,7 @@ class Card:
         yield "## Running it\n"
         for one, artifact in zip(self.record.artifacts, self.artifacts, strict=True):
             yield f"### {one.least_runtime}\n"
-            yield from _llama_cpp(one.folder, artifact) if one.kind == "gguf" else _onnx_runtime(one.folder, artifact)
+            yield from RUNNING.get(one.kind, _transformers)(one.folder, artifact)
 
     def _origin(self) -> Iterator[str]:
         source = self.record.source
@@ -99,3 +99,10 @@ def _onnx_runtime(folder: str, artifact: Artifact) -> Iterator[str]:
     yield f'vision, embedding, decoder = (onnxruntime.InferenceSession("{folder}/" + graph) for graph in graphs)'
     yield "```\n\nImages become embeddings, tokens become embeddings, and the decoder reads both where they stand"
     yield "in the prompt. Every input and output says its name, type and shape (`decoder.get_inputs()`).\n"
+
+
+def _transformers(folder: str, artifact: Artifact) -> Iterator[str]:
+    yield f"`{folder}` is a folder that transformers loads by its path; `{folder}/README.md` says what to know then.\n"
+
+
+RUNNING: dict[str, Callable[[str, Artifact], Iterator[str]]] = {"gguf": _llama_cpp, "onnx": _onnx_runtime}

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # help must be there at once
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 app.add_typer(release_commands)
+GATE_FAILED = 3
 FORMAT_NAMES = "gguf, onnx, gptq, awq, bnb or compressed-tensors"
 
 RecipeName = Annotated[
@@ -28,7 +29,7 @@ Formats = Annotated[
     list[str], typer.Option("--format", "-f", metavar="FORMAT", help=f"What to write: {FORMAT_NAMES}; may be repeated")
 ]
 Forecasts = Annotated[
-    list[str] | None, typer.Option("--format", "-f", metavar="gguf|onnx", help="Forecast this; may be repeated")
+    list[str] | None, typer.Option("--format", "-f", metavar="FORMAT", help=f"Forecast {FORMAT_NAMES}; may be repeated")
 ]
 Calibration = Annotated[Path, typer.Option("--calibration", metavar="DIR", help="Images and questions to calibrate on")]
 OptionalCalibration = Annotated[
@@ -191,6 +192,10 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Where report.json goes; default: the artifact's parent")
     ] = None,
+    unquantized: Annotated[
+        list[Path] | None,
+        typer.Option("--unquantized", metavar="ARTIFACT", help="Of the recipe `full`, to tell the engine's difference"),
+    ] = None,
     shuffle_images: Annotated[
         bool, typer.Option("--shuffle-images", help="Give every question another's image")
     ] = False,
@@ -219,8 +224,8 @@ def evaluate(
     from mcpmq.report import compare, write_report
 
     settings = Settings.of(threads, cache, show.progress(), shuffle_images, engine_cuts)
-    opened = [Artifact.open(path) for path in artifacts]
-    report = compare(Checkpoint.open(against), opened, CalibrationSet.open(on), settings)
+    opened, full = ([Artifact.open(path) for path in paths] for paths in (artifacts, unquantized or ()))
+    report = compare(Checkpoint.open(against), opened, CalibrationSet.open(on), settings, unquantized=full)
     write_report(report, out or artifacts[0].absolute().parent)
     add_figures(report, opened)
     show.report(report, as_json=json)
@@ -249,13 +254,46 @@ def families(
 def report(
     reports: Annotated[list[Path], typer.Argument(metavar="REPORT...", help="report.json files, or their folders")],
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, as for a pull request")] = False,
+    html: Annotated[bool, typer.Option("--html", help="Print a page that fetches nothing")] = False,
     json: Json = False,
 ) -> None:
-    """Show one or many reports in one table"""
+    """Show one or many reports in one table, and of two what changed"""
     from mcpmq import show
     from mcpmq.report import Report
 
-    show.report(Report.merged([Report.load(path) for path in reports]), as_json=json, as_markdown=markdown)
+    show.reports([Report.load(path) for path in reports], as_json=json, as_markdown=markdown, as_html=html)
+
+
+@app.command(rich_help_panel=LOOK)
+def check(
+    report: Annotated[Path, typer.Argument(metavar="REPORT", help="report.json, or its folder")],
+    gates: Annotated[list[Path], typer.Option("--gate", metavar="FILE", help="Allowed differences; may be repeated")],
+    baseline: Annotated[
+        Path | None, typer.Option("--baseline", metavar="REPORT", help="The report to compare with")
+    ] = None,
+    artifacts: Annotated[
+        list[Path] | None, typer.Option("--artifact", metavar="DIR", help="Must be what was measured; may be repeated")
+    ] = None,
+    junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Write JUnit XML")] = None,
+    sarif: Annotated[Path | None, typer.Option("--sarif", metavar="FILE", help="Write SARIF")] = None,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page, the verdict first")] = None,
+    summary: Annotated[
+        Path | None, typer.Option("--summary", metavar="FILE", help="Append Markdown, as to $GITHUB_STEP_SUMMARY")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Exit with 3 if a difference is not allowed, with a line for every bound that is violated"""
+    from mcpmq import gate, show
+    from mcpmq.artifact import Artifact
+    from mcpmq.report import Report
+
+    found = Report.load(report)
+    gate.refuse_changed(found, [Artifact.open(path) for path in artifacts or ()])
+    earlier = Report.load(baseline) if baseline else None
+    verdicts = [one for file in gates for one in gate.check(found, gate.Gate.load(file), earlier)]
+    gate.VerdictFiles(junit, sarif, html, summary).write(verdicts, found, report)
+    show.verdicts(verdicts, as_json=json)
+    raise typer.Exit(0 if all(one.holds for one in verdicts) else GATE_FAILED)
 
 
 def _split(

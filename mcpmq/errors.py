@@ -5,7 +5,8 @@ McpmqError
 ├── CalibrationError   the calibration or held-out set is broken
 ├── RecipeError        the recipe is not valid, or does not fit the checkpoint
 ├── FormatError        the format cannot hold what the plan asks of it
-├── ArtifactError      the path is no artifact, or its files changed
+├── ArtifactError      the path is no artifact or report, or its files changed
+├── GateError          the file of allowed differences is not valid
 ├── OutputError        the output cannot be written
 ├── ReleaseError       a release may not be made, or is not what it says
 └── EngineError        the engine that should run the model failed
@@ -39,6 +40,10 @@ class FormatError(McpmqError):
 
 class ArtifactError(McpmqError):
     """The path is no artifact of mcpmq, or its files are not the ones that were written."""
+
+
+class GateError(McpmqError):
+    """The file that says which differences are allowed is not valid."""
 
 
 class OutputError(McpmqError):

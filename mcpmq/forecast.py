@@ -46,7 +46,7 @@ class Layout:
     files: LayoutForecast
     parts: tuple[Part, ...]
     device: Device
-    seconds: float  # to export
+    seconds: float | None  # to export; None where no run was recorded
     peak_resident_bytes: int
 
     @property
@@ -91,7 +91,10 @@ class Forecast:
             ("device, all at once, MB", [_megabytes(layout.device.at_once) for layout in layouts]),
             ("device, one after the other, MB", [_megabytes(layout.device.sequential) for layout in layouts]),
             ("export, peak memory, MB", [_megabytes(layout.peak_resident_bytes) for layout in layouts]),
-            ("export, seconds", [f"{layout.seconds:,.0f}" for layout in layouts]),
+            (
+                "export, seconds",
+                [_seconds(layout.seconds) for layout in layouts],
+            ),
         ]
         context = layouts[0].device.context if layouts else 0
         title = f"expected of {self.plan.recipe.name}, a context of {context:,} tokens"
@@ -146,6 +149,10 @@ def _part_cell(layout: Layout, component: str) -> str:
     return f"{_megabytes(part.nbytes)} ({part.bits:.2f} bits)"
 
 
+def _seconds(seconds: float | None) -> str:
+    return "no run recorded" if seconds is None else f"{seconds:,.0f}"
+
+
 def _bits(layout: Layout) -> float:
     return 8 * sum(part.nbytes for part in layout.parts) / sum(part.weights for part in layout.parts)
 
@@ -155,8 +162,8 @@ def _megabytes(nbytes: int) -> str:
 
 
 def _notes(made: Forecast) -> Iterable[str]:
-    time = "no run recorded" if made.seconds is None else f"{made.seconds:,.0f} s"
-    yield f"quantizing: expected time {time}, expected peak memory {megabytes(made.peak_resident_bytes)}"
+    peak = megabytes(made.peak_resident_bytes)
+    yield f"quantizing: expected seconds {_seconds(made.seconds)}, expected peak memory {peak}"
     if made.seconds is None:
         yield "quantizing: the calibration samples come on top, about 4 bytes x width of the model x their tokens"
     yield "sizes of files are exact; memory is reckoned, and time is that of recorded runs on two cores"

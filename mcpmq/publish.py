@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
-from mcpmq.artifact import Artifact, replace_text
-from mcpmq.formats.hf.card import CARD, with_figures
+from mcpmq.artifact import CARD, Artifact, replace_text
+from mcpmq.formats.hf.card import with_figures
 from mcpmq.report import Report, table_of
 
 

@@ -20,7 +20,7 @@ from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import HUB_PATTERNS, Checkpoint
 from mcpmq.errors import OutputError
 from mcpmq.ggml_library import library_path
-from mcpmq.machine import installed_versions
+from mcpmq.machine import PACKAGES, PACKAGES_OF_THE_MODEL, installed_versions
 from mcpmq.plan import Plan, Step
 from mcpmq.progress import Progress, silent
 from mcpmq.quantized import BLOCKS, Quantized, findings_in, write_block
@@ -28,7 +28,6 @@ from mcpmq.recipe import GgmlScheme
 from mcpmq.rounded import rounded
 
 REQUEST = "request.json"  # of an unfinished run: what it was asked, so that another question is not mixed in
-PACKAGES, PACKAGES_OF_THE_MODEL = ("mcpmq", "torch", "gguf", "xllamacpp"), ("transformers", "numpy", "pillow")
 
 
 def quantize(

@@ -124,7 +124,7 @@ def exporting_nbytes(plan: Plan, name: FormatName) -> int:
 def _laid_out_nbytes(step: Step, name: FormatName) -> int:
     if not isinstance(step.scheme, IntegerScheme):
         return 0 if step.spec.role != "other" else 2 * step.source_nbytes
-    if name == "gguf":
+    if name != "onnx":
         return step.nbytes
     rows, columns = step.matrix_shape
     return 4 * rows * step.scheme.groups(columns) + STRIPE_NBYTES
@@ -140,7 +140,8 @@ def _rounding_seconds(step: Step) -> float:
     return weights_of(step) / ROUNDED["K-quants" if slow else "integers"]
 
 
-def exporting_seconds(plan: Plan, name: FormatName, nbytes: int) -> float:
-    """To write so many bytes of a format."""
+def exporting_seconds(plan: Plan, name: FormatName, nbytes: int) -> float | None:
+    """To write so many bytes of a format; None where no run was recorded."""
     packed = sum(step.nbytes for step in plan.steps if isinstance(step.scheme, IntegerScheme))
-    return nbytes / WRITTEN["gguf integers" if name == "gguf" and packed > nbytes / 2 else name]
+    rate = WRITTEN.get("gguf integers" if name == "gguf" and packed > nbytes / 2 else name)
+    return nbytes / rate if rate else None

@@ -47,7 +47,7 @@ def fit(
     cores, methods, samples = threads or os.cpu_count() or 1, Recipe.load(recipe), CalibrationSet.open(calibration)
     fitted = fit(Checkpoint.open(source), methods, name, budget, samples, cores, show.progress())
     fitted.write(out)
-    show.result(fitted.table(), fitted.facts(), as_json=json)
+    show.print_table(fitted.table(), fitted.facts(), as_json=json)
 
 
 @commands.command(rich_help_panel=STEPS)
@@ -79,7 +79,7 @@ def package(
     wanted = Wanted(name, licence, base_model, _size(max_size), _size(part_size))
     opened = [Artifact.open(path) for path in artifacts]
     made = package(opened, Checkpoint.open(source), Report.load(measured), out, wanted)
-    show.result(made.table(), made.record.model_dump(mode="json"), as_json=json)
+    show.print_table(made.table(), made.record.model_dump(mode="json"), as_json=json)
 
 
 @commands.command(rich_help_panel=LOOK)
@@ -94,7 +94,7 @@ def verify(
     from mcpmq.verify import verify
 
     verified = verify(path, threads or os.cpu_count() or 1, load=load, progress=show.progress())
-    show.result(verified.table(), verified.facts(), as_json=json)
+    show.print_table(verified.table(), verified.facts(), as_json=json)
 
 
 @commands.command(rich_help_panel=LOOK)
@@ -108,7 +108,7 @@ def diff(
     from mcpmq.diff import diff
 
     found = diff(before, after)
-    show.result(found.table(), found.facts(), as_json=json)
+    show.print_table(found.table(), found.facts(), as_json=json)
 
 
 def budget_of(max_size: str | None, fit_memory: str | None, context: int, sequential: bool = False) -> "Budget | None":

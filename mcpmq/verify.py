@@ -12,7 +12,7 @@ from mcpmq.evaluate.measure import engine_name
 from mcpmq.formats.origins import ORIGINS, check_origins
 from mcpmq.progress import Progress, silent
 from mcpmq.release import AGAIN, RECORD, SUMS, Release, files_under, inside
-from mcpmq.runners.process import ENGINES, Engine, run
+from mcpmq.runners.process import ENGINE_OF, run
 from mcpmq.runners.sample_files import SampleFiles
 from mcpmq.table import Table
 
@@ -91,9 +91,9 @@ def _artifact(folder: Path) -> Iterator[str]:
 def _loaded(folder: Path, threads: int) -> Iterator[str]:
     """What no engine loads, as an importance matrix, has nothing to be loaded."""
     kind = Artifact.open(folder).manifest.kind
-    engine: Engine | None = "torch" if kind == "quantized" else next((one for one in ENGINES if one == kind), None)
-    if engine is None:
+    if kind == "imatrix":
         return
+    engine = ENGINE_OF[kind]
     with TemporaryDirectory(prefix="mcpmq-") as nothing:
         run(engine, folder, SampleFiles(Path(nothing)), threads)
     yield f"{folder.name}: {engine_name(engine)} loads it"

@@ -75,6 +75,35 @@ def _compare_with_what_is_written(plan: Plan, name: FormatName, tmp_path: Path) 
     assert {weight.name for weight in layout.files.weights} == {step.name for step in plan.steps}
 
 
+@pytest.mark.parametrize(
+    ("name", "scheme", "tolerance"),
+    [
+        ("gptq", "int4-g32", 0),
+        ("gptq", "int8-row", 0),
+        ("awq", "int4-g64-asym", 0),
+        ("bnb", "int8-row", 0),
+        ("bnb", "nf4", 1e-3),  # digits of a number in a text
+        ("compressed-tensors", "int4-g32", 0),
+    ],
+)
+def test_hugging_face_artifacts_have_the_size_that_was_forecast(
+    tiny_checkpoint: Path, tmp_path: Path, name: FormatName, scheme: str, tolerance: float
+) -> None:
+    """Shards, their index, and the model card."""
+    asked = Recipe.model_validate({"name": "x", "weights": {"language.layers.*": scheme, "head": "keep"}})
+    plan = make_plan(Checkpoint.open(tiny_checkpoint), asked)
+
+    [layout] = forecast(plan, [name], 1024).layouts
+    written = export(quantize(plan, tmp_path / "codes"), name, tmp_path / "out").manifest.files
+
+    if not tolerance:
+        assert {(file.path, file.component, file.nbytes) for file in layout.files.files} == {
+            (record.path, record.component, record.nbytes) for record in written
+        }
+    assert layout.nbytes == pytest.approx(sum(record.nbytes for record in written), rel=tolerance)
+    assert layout.seconds is None
+
+
 def test_calibration_changes_a_forecast_by_what_is_written_of_it(
     tiny_checkpoint: Path, tiny_set: Path, tmp_path: Path
 ) -> None:
@@ -126,3 +155,19 @@ def test_a_format_that_cannot_hold_a_plan_is_refused(tiny_checkpoint: Path) -> N
     """Nothing is forecast that could not be carried out."""
     with pytest.raises(FormatError, match="`onnx` cannot hold"):
         _expected(tiny_checkpoint, Recipe.load("quality-int4"), "onnx")
+
+
+def test_what_inputs_are_rounded_to_is_forecast_nearly(tiny_checkpoint: Path, tiny_set: Path, tmp_path: Path) -> None:
+    """Grids of inputs are told by calibration, and a few bytes of the graph depend on them; nothing else does."""
+    weights = {"*": "keep", "vision.*": "int8-row", "projector.*": "int8-row"}
+    asked = {"name": "x", "activations": {"vision.*": "u8", "projector.*": "u8"}, "weights": weights}
+    plan = make_plan(Checkpoint.open(tiny_checkpoint), Recipe.model_validate(asked))
+
+    [layout] = forecast(plan, ["onnx"], 8).layouts
+    made = export(quantize(plan, tmp_path / "codes", CalibrationSet.open(tiny_set)), "onnx", tmp_path / "onnx")
+    forecast_sizes = {file.path: file.nbytes for file in layout.files.files}
+
+    for record in made.manifest.files:
+        least = 2000 if record.path.endswith("vision_encoder_quantized.onnx") else 0
+        assert abs(record.nbytes - forecast_sizes[record.path]) <= least, record.path
+    assert layout.nbytes == pytest.approx(sum(made.nbytes_by_component().values()), rel=1e-3)

@@ -119,7 +119,7 @@ def test_an_artifact_tells_what_it_was_calibrated_on(
         else record
         for record in manifest.weights
     )
-    used = CalibrationRecord(name="starter", sha256="ab" * 32, samples=1000, with_image=7)
+    used = CalibrationRecord(name="starter", sha256="ab" * 32, samples=1000, with_image=7, fingerprints=())
     told = manifest.model_copy(update={"weights": weights, "calibrated_on": used})
     show.artifact(Artifact(tmp_path, told))
     drawn = " ".join(capsys.readouterr().out.split())

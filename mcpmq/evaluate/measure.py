@@ -17,14 +17,18 @@ from mcpmq.evaluate.encoded import EncodedSet
 from mcpmq.evaluate.metrics import ComparedTokens, KindResult, SampleFigures, by_kind
 from mcpmq.evaluate.record import Record
 from mcpmq.evaluate.settings import Settings
+from mcpmq.families.family import Inputs
 from mcpmq.machine import describe_machine
+from mcpmq.runners.in_turn import measure_in_turn
 from mcpmq.runners.judge import Judged
 from mcpmq.runners.log_probabilities import nbytes_of
 from mcpmq.runners.process import ENGINE_OF, ENGINES, NOTHING, Engine, Run, run
+from mcpmq.runners.runner import Phases
 
 DECIMALS = 8  # of losses and divergences, in nats
 MEASUREMENT, LOG_PROBABILITIES = "measurement.json", "log_probabilities"
-ORIGINAL = "original"  # what an artifact's figures are compared with
+CACHED_VALUE_BYTES = {"gguf": 2, "onnx": 4}  # of a key or a value: F16 by llama.cpp's default; the graph's float32
+ORIGINAL, UNQUANTIZED = "original", "unquantized"  # what an artifact's figures are compared with
 
 
 class MachineFigures(Record):
@@ -34,7 +38,10 @@ class MachineFigures(Record):
     tokens_per_second: float  # prompts and answers, images included
     peak_resident_bytes: int
     resident_bytes_before_load: int  # the engine itself
+    phases: Phases | None  # of a sample of median length with an image; None for PyTorch, which runs without a cache
     reused: bool = False  # measured earlier, on the same inputs, by the same versions
+    in_turn_peak_resident_bytes: int | None = None  # vision loaded, used and released before language is loaded
+    seeing_peak_resident_bytes: int | None = None  # of the same, until vision was released
 
 
 class Measurement(Record):
@@ -46,6 +53,7 @@ class Measurement(Record):
     machine_dependent: MachineFigures
     notes: tuple[str, ...]
     samples: tuple[SampleFigures, ...]
+    cache_bytes_per_token: int | None = None  # of keys and values, computed: what the engine keeps of each token
 
     @property
     def nbytes(self) -> int:
@@ -61,10 +69,15 @@ class Original:
 
 
 def measure(
-    artifact: Artifact, inputs: EncodedSet, settings: Settings, against: Mapping[str, Path] = NOTHING
+    artifact: Artifact,
+    inputs: EncodedSet,
+    settings: Settings,
+    against: Mapping[str, Path] = NOTHING,
+    keep: Path | None = None,
 ) -> Measurement:
     """Run an artifact over the inputs in its own engine, in a fresh process, compared with the models `against`.
 
+    `keep` is a file to write its own log-probabilities to, so that others can be compared with it.
     A quantized artifact that is in no engine's format yet is measured in PyTorch on dequantized weights.
 
     Raises:
@@ -76,8 +89,27 @@ def measure(
         raise ArtifactError(f"`{artifact.path}` holds an importance matrix, no model", "name what `mcpmq export` wrote")
     artifact.verify()
     engine = ENGINE_OF[kind]
-    result = run(engine, artifact.path, inputs.files, settings.threads, settings.progress, against=against)
-    return _measurement(engine_name(engine), result, artifact.nbytes_by_component(), inputs)
+    result = run(engine, artifact.path, inputs.files, settings.threads, settings.progress, against=against, keep=keep)
+    measured = _measurement(engine_name(engine), result, artifact.nbytes_by_component(), inputs)
+    return _with_memory(measured, engine, artifact.path, inputs, settings)
+
+
+def _with_memory(
+    measured: Measurement, engine: Engine, path: Path, inputs: EncodedSet, settings: Settings
+) -> Measurement:
+    """The same with what the cache takes, and where slices are seen, with what one thing after the other takes."""
+    if engine not in CACHED_VALUE_BYTES:
+        return measured
+    machine = measured.machine_dependent
+    if not settings.engine_cuts and any(sample.slices for sample in inputs.files):
+        peaks = measure_in_turn(engine, path, inputs.files, settings.threads)
+        figures = {
+            "in_turn_peak_resident_bytes": peaks.resident_bytes,
+            "seeing_peak_resident_bytes": peaks.seeing_bytes,
+        }
+        machine = machine.model_copy(update=figures)
+    cache_bytes = CACHED_VALUE_BYTES[engine] * inputs.cached_values_per_token
+    return measured.model_copy(update={"machine_dependent": machine, "cache_bytes_per_token": cache_bytes})
 
 
 def engine_name(engine: Engine) -> str:
@@ -141,7 +173,7 @@ def _original_nbytes(checkpoint: Checkpoint) -> dict[str, int]:
 
 def _measurement(engine: str, result: Run, nbytes: Mapping[str, int], inputs: EncodedSet) -> Measurement:
     samples = tuple(
-        figures_of(sample.id, kind, judged)
+        figures_of(sample, kind, judged)
         for sample, kind, judged in zip(inputs.files, inputs.kinds, result.answers, strict=True)
     )
     machine = MachineFigures(
@@ -149,6 +181,7 @@ def _measurement(engine: str, result: Run, nbytes: Mapping[str, int], inputs: En
         tokens_per_second=round(result.tokens / result.seconds, 1),
         peak_resident_bytes=result.peak_resident_bytes,
         resident_bytes_before_load=result.resident_bytes_before_load,
+        phases=result.phases,
     )
     return Measurement(
         engine=engine,
@@ -160,7 +193,7 @@ def _measurement(engine: str, result: Run, nbytes: Mapping[str, int], inputs: En
     )
 
 
-def figures_of(sample_id: str, kind: str, judged: Judged) -> SampleFigures:
+def figures_of(sample: Inputs, kind: str, judged: Judged) -> SampleFigures:
     """What is kept of a judged answer."""
     compared = {
         name: ComparedTokens(
@@ -169,5 +202,12 @@ def figures_of(sample_id: str, kind: str, judged: Judged) -> SampleFigures:
         )
         for name, tokens in judged.compared.items()
     }
-    losses = tuple(round(loss, DECIMALS) for loss in judged.losses)
-    return SampleFigures(id=sample_id, kind=kind, losses=losses, right=tuple(judged.right), compared=compared)
+    answer = sample.tokens[sample.answer_start :].tolist()
+    return SampleFigures(
+        id=sample.id,
+        kind=kind,
+        losses=tuple(round(loss, DECIMALS) for loss in judged.losses),
+        right=tuple(one == token for one, token in zip(judged.likeliest, answer, strict=True)),
+        likeliest=tuple(judged.likeliest),
+        compared=compared,
+    )

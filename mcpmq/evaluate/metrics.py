@@ -1,7 +1,7 @@
 """What is said of a model and of the difference between two: from figures of every answer token, by kind of sample."""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 from mcpmq.errors import ArtifactError
@@ -27,6 +27,7 @@ class SampleFigures(Record):
     kind: str  # one of KINDS
     losses: tuple[float, ...]  # -log of its probability
     right: tuple[bool, ...]  # it is the likeliest
+    likeliest: tuple[int, ...]  # the token that greedy decoding takes there, given the answer so far
     compared: dict[str, ComparedTokens]  # with the model of that name
 
 
@@ -55,7 +56,14 @@ class Difference(Record):
     exact_match_change: Estimate  # of the share of answers that greedy decoding gives word for word
 
 
-Values: TypeAlias = Sequence[Sequence[float]]  # of the tokens of every sample
+class Change(Record):
+    """What of an artifact's answers of one kind is not as it was in an earlier artifact, token by token."""
+
+    perplexity_ratio: Estimate
+    kl_divergence_increase: Estimate  # of the mean over tokens, in nats
+    top_1_agreement_change: Estimate
+    probability_change: Estimate
+    exact_match_change: Estimate
 
 
 def by_kind(samples: Sequence[SampleFigures]) -> dict[str, KindResult]:
@@ -85,22 +93,41 @@ def differences(others: Sequence[SampleFigures], samples: Sequence[SampleFigures
     Raises:
         ArtifactError: they were measured on different samples, or without log-probabilities to compare.
     """
-    if [(one.id, len(one.losses)) for one in others] != [(one.id, len(one.losses)) for one in samples]:
-        raise ArtifactError("the two measurements are of different samples", "measure both on the same set")
-    if any(name not in one.compared for one in samples):
-        raise ArtifactError(f"the measurement was not compared with `{name}`", "measure again with `mcpmq evaluate`")
-    pairs = list(zip(others, samples, strict=True))
+    pairs = _same_samples(others, samples)
+    _refuse_uncompared(samples, name)
     return {kind: _difference([pair for pair in pairs if pair[0].kind == kind], name) for kind in _kinds(others)}
+
+
+def changes(earlier: Sequence[SampleFigures], samples: Sequence[SampleFigures], name: str) -> dict[str, Change]:
+    """By kind, what changed between two measurements that were both compared with the model of that name.
+
+    Raises:
+        ArtifactError: they were measured on different samples, or without log-probabilities to compare.
+    """
+    pairs = _same_samples(earlier, samples)
+    _refuse_uncompared(earlier, name)
+    _refuse_uncompared(samples, name)
+    return {kind: _change([pair for pair in pairs if pair[0].kind == kind], name) for kind in _kinds(earlier)}
 
 
 Pairs: TypeAlias = Sequence[tuple[SampleFigures, SampleFigures]]
 
 
+def _same_samples(others: Sequence[SampleFigures], samples: Sequence[SampleFigures]) -> Pairs:
+    if [(one.id, len(one.losses)) for one in others] != [(one.id, len(one.losses)) for one in samples]:
+        raise ArtifactError("the two measurements are of different samples", "measure both on the same set")
+    return list(zip(others, samples, strict=True))
+
+
+def _refuse_uncompared(samples: Sequence[SampleFigures], name: str) -> None:
+    if any(name not in one.compared for one in samples):
+        raise ArtifactError(f"the measurement was not compared with `{name}`", "measure again with `mcpmq evaluate`")
+
+
 def _difference(pairs: Pairs, name: str) -> Difference:
     compared = [after.compared[name] for _, after in pairs]
     divergences, same = [one.kl_divergences for one in compared], [one.same_top for one in compared]
-    increase = mean_of(_paired(pairs, lambda before, after: after - before))
-    exact = [[float(all(after.right)) - float(all(before.right))] for before, after in pairs]
+    increase = _loss_increase(pairs)
     return Difference(
         loss_increase=increase,
         perplexity_ratio=increase.exponential(),
@@ -108,13 +135,35 @@ def _difference(pairs: Pairs, name: str) -> Difference:
         kl_divergence_99th_percentile=quantile_of(divergences, FAR),
         kl_divergence_largest=max(map(max, divergences)),
         top_1_agreement=mean_of(same),
-        probability_change=mean_of(_paired(pairs, lambda before, after: math.exp(-after) - math.exp(-before))),
+        probability_change=_probability_change(pairs),
         greedy_agreement=mean_of([[all(one)] for one in same]),
-        exact_match_change=mean_of(exact),
+        exact_match_change=_exact_match_change(pairs),
     )
 
 
-def _paired(pairs: Pairs, change: Callable[[float, float], float]) -> Values:
-    return [
-        [change(before, after) for before, after in zip(one.losses, other.losses, strict=True)] for one, other in pairs
-    ]
+def _change(pairs: Pairs, name: str) -> Change:
+    compared = [(before.compared[name], after.compared[name]) for before, after in pairs]
+    return Change(
+        perplexity_ratio=_loss_increase(pairs).exponential(),
+        kl_divergence_increase=mean_of([_less(b.kl_divergences, a.kl_divergences) for b, a in compared]),
+        top_1_agreement_change=mean_of([_less(b.same_top, a.same_top) for b, a in compared]),
+        probability_change=_probability_change(pairs),
+        exact_match_change=_exact_match_change(pairs),
+    )
+
+
+def _loss_increase(pairs: Pairs) -> Estimate:
+    return mean_of([_less(before.losses, after.losses) for before, after in pairs])
+
+
+def _probability_change(pairs: Pairs) -> Estimate:
+    chances = [([math.exp(-loss) for loss in one.losses] for one in pair) for pair in pairs]
+    return mean_of([_less(before, after) for before, after in chances])
+
+
+def _exact_match_change(pairs: Pairs) -> Estimate:
+    return mean_of([_less([all(before.right)], [all(after.right)]) for before, after in pairs])
+
+
+def _less(before: Sequence[float], after: Sequence[float]) -> list[float]:
+    return [b - a for a, b in zip(before, after, strict=True)]

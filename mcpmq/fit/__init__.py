@@ -6,7 +6,7 @@ from mcpmq.calibration import CalibrationSet, Sample
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.families.family import TensorSpec
 from mcpmq.fit.budget import Budget, Fitted
-from mcpmq.fit.candidates import candidates
+from mcpmq.fit.candidates import candidates, refuse_one_grid
 from mcpmq.fit.damage import damages, unseen_by_samples
 from mcpmq.fit.knapsack import Option
 from mcpmq.fit.search import Search
@@ -33,9 +33,11 @@ def fit(
     """Find the scheme of every weight; how it is rounded, smoothed and weighed stays as in `base`.
 
     Raises:
+        FormatError: the format holds no mix.
         RecipeError: nothing is small enough, and how small the smallest is.
         CalibrationError: a weight sees nothing of the calibration set.
     """
+    refuse_one_grid(name)
     schemes = {spec.name: candidates(checkpoint, spec, name) for spec in checkpoint.specs if spec.role != "other"}
     search = Search(checkpoint, base, name, budget)
     sizes = search.sizes(schemes)

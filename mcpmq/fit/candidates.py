@@ -1,6 +1,7 @@
 """The schemes that a format can hold a weight on."""
 
 from mcpmq.checkpoint import Checkpoint
+from mcpmq.errors import FormatError
 from mcpmq.families.family import TensorSpec
 from mcpmq.formats import FormatName, format_named
 from mcpmq.plan import Step, fits
@@ -11,6 +12,19 @@ CANDIDATES: dict[FormatName, tuple[str, ...]] = {
     "onnx": ("int4-g128", "int4-g64", "int4-g32", "int4-g32-asym", "int4-g16", "int8-g128", "int8-g32", "f16"),
 }
 SHORT_BLOCK = 32  # columns; widths grow to these whatever the scheme
+
+
+def refuse_one_grid(name: FormatName) -> None:
+    """Refuse a format in which there is nothing to choose.
+
+    Raises:
+        FormatError: it holds one grid for all weights.
+    """
+    if name not in CANDIDATES:
+        raise FormatError(
+            f"`{name}` holds one grid for all of its weights: there is no mix to find",
+            f"fit one of: {', '.join(CANDIDATES)}",
+        )
 
 
 def candidates(checkpoint: Checkpoint, spec: TensorSpec, name: FormatName) -> list[Scheme | None]:

@@ -9,6 +9,7 @@ from mcpmq.errors import FormatError, MissingExtra
 from mcpmq.families.family import Family
 from mcpmq.formats.format import Format
 from mcpmq.formats.hf.fit import is_packed
+from mcpmq.formats.hf.names import uneven
 from mcpmq.plan import Plan, Step
 
 FormatName = Literal["gguf", "onnx", "gptq", "awq", "bnb", "compressed-tensors"]
@@ -66,6 +67,9 @@ def check_steps(family: Family, steps: Iterable[Step], name: FormatName) -> None
             raise FormatError(f"`{name}` cannot hold `{step.name}` as `{step.scheme or step.dtype}`", reason)
     if name in ONE_GRID:
         _refuse_grids([step for step in steps if is_packed(step.scheme)], name)
+    if name == "gptq" and (odd := uneven(steps)):
+        hint = f"transformers packs the same in every layer; give `{odd.name}` what its like in other layers have"
+        raise FormatError(f"`{name}` cannot hold `{odd.name}` as `{odd.scheme or odd.dtype}`", hint)
 
 
 def _refuse_grids(packed: Sequence[Step], name: FormatName) -> None:

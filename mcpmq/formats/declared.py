@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from mcpmq.artifact import Artifact, CalibrationRecord, FileRecord, Manifest, SourceRecord
 from mcpmq.families.family import Architecture, TensorSpec
-from mcpmq.machine import installed_versions
+from mcpmq.machine import PACKAGES, PACKAGES_OF_THE_MODEL, installed_versions
 from mcpmq.plan import Plan, Step
 from mcpmq.recipe import Scheme
 
@@ -84,10 +84,11 @@ class Planned:
         """The manifest as quantizing will write it, and the texts that it will copy."""
         checkpoint, recipe = self.plan.checkpoint, self.plan.recipe
         texts = tuple(
-            FileRecord(path=file.name, component="model", nbytes=file.stat().st_size, sha256=UNKNOWN_SHA256)
-            for file in checkpoint.texts
+            FileRecord(path=file.name, component=component, nbytes=file.stat().st_size, sha256=UNKNOWN_SHA256)
+            for component, files in (("model", checkpoint.texts), ("code", checkpoint.code))
+            for file in files
         )
-        seen = CalibrationRecord(name="", sha256=UNKNOWN_SHA256, samples=0, with_image=0)
+        seen = CalibrationRecord(name="", sha256=UNKNOWN_SHA256, samples=0, with_image=0, fingerprints=())
         source = SourceRecord(name=checkpoint.path.resolve().name, sha256=UNKNOWN_SHA256, nbytes=checkpoint.nbytes)
         manifest = Manifest(
             kind="quantized",
@@ -95,7 +96,7 @@ class Planned:
             source=source,
             recipe=recipe.written(),
             calibrated_on=seen if recipe.looks else None,
-            versions=installed_versions(["mcpmq"]),
+            versions=installed_versions((*PACKAGES, *(PACKAGES_OF_THE_MODEL if recipe.looks else ()))),
             weights=(),
             files=texts,
         )

@@ -13,6 +13,10 @@ from mcpmq.json_file import read_json
 LEAST_RUNTIMES = {  # the oldest version that loads it, or that it was tried with
     "gguf": f"llama.cpp b{PINNED_VERSION.rpartition('.')[2]}",
     "onnx": "ONNX Runtime 1.24",
+    "gptq": "transformers 5.23 with optimum and gptqmodel",
+    "awq": "transformers 5.23 with gptqmodel",
+    "bnb": "transformers 5.23 with bitsandbytes and accelerate",
+    "compressed-tensors": "transformers 5.23 with compressed-tensors and accelerate",
 }
 SESSION_SETTINGS = "transformers.js_config"
 
@@ -26,6 +30,11 @@ def divide(artifact: Artifact, out: Path, largest_nbytes: int | None) -> dict[st
     large = [one for one in artifact.manifest.files if largest_nbytes is not None and one.nbytes > largest_nbytes]
     if not large or largest_nbytes is None:
         return _copied(artifact, out)
+    if artifact.manifest.kind not in DIVIDERS:
+        raise ReleaseError(
+            f"`{large[0].path}` has {large[0].nbytes:,} bytes, more than the {largest_nbytes:,} of a part",
+            f"its shards have at most 5 GB as they are; what can be divided is: {', '.join(DIVIDERS)}",
+        )
     return DIVIDERS[artifact.manifest.kind](artifact, out, largest_nbytes)
 
 

@@ -2,17 +2,17 @@
 
 from mcpmq.report.compare import compare
 from mcpmq.report.files import write_report
-from mcpmq.report.report import JSON_FILE, Entry, Environment, Report, SetFacts, SourceFacts
-from mcpmq.report.tables import table_of
+from mcpmq.report.page import page_of
+from mcpmq.report.report import JSON_FILE, Entry, Report
+from mcpmq.report.tables import changes_table, table_of
 
 __all__ = [
     "JSON_FILE",
     "Entry",
-    "Environment",
     "Report",
-    "SetFacts",
-    "SourceFacts",
+    "changes_table",
     "compare",
+    "page_of",
     "table_of",
     "write_report",
 ]

@@ -9,14 +9,16 @@ is what is measured.
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
 from mcpmq.errors import McpmqError
+from mcpmq.families.family import Inputs
 from mcpmq.runners.judge import TokenJudge
-from mcpmq.runners.runner import OpenRunner
+from mcpmq.runners.runner import AnswersByToken, OpenRunner
 from mcpmq.runners.sample_files import SampleFiles
 
 DONE = "mcpmq: one more sample"
@@ -58,16 +60,26 @@ def _measure(task: Task) -> dict[str, Any]:
     for judged in runner.run(samples, judge):
         answers.append(asdict(judged))
         print(DONE, flush=True)  # noqa: T201 - the parent counts these lines
+    seconds = time.perf_counter() - loaded - judge.seconds
     judge.close()
+    peak = resident_bytes("VmHWM")
     return {
         "answers": answers,
         "tokens": sum(len(sample.tokens) for sample in samples),
-        "seconds": time.perf_counter() - loaded - judge.seconds,
+        "seconds": seconds,
         "load_seconds": loaded - started,
         "resident_bytes_before_load": before,
-        "peak_resident_bytes": resident_bytes("VmHWM"),
+        "peak_resident_bytes": peak,
+        "phases": asdict(runner.phases(_typical(samples))) if isinstance(runner, AnswersByToken) else None,
         "notes": list(runner.notes),
     }
+
+
+def _typical(samples: Sequence[Inputs]) -> Inputs:
+    """Of the samples with an image, or of all if none has one, the one of median length."""
+    seeing = [sample for sample in samples if sample.slices]
+    by_length = sorted(seeing or samples, key=lambda sample: len(sample.tokens))
+    return by_length[len(by_length) // 2]
 
 
 def resident_bytes(field: str) -> int:

@@ -1,6 +1,8 @@
 """A GGUF pair in llama.cpp: the same tokens and the same pixels as every other engine gets."""
 
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from mcpmq.families.positions import sectioned_positions
 from mcpmq.runners.llamacpp import Piece, llamacpp
 from mcpmq.runners.llamacpp.language import Context, LanguageModel
 from mcpmq.runners.llamacpp.sight import Grid, Sight, grid_of
-from mcpmq.runners.runner import Judge, Logits, Result
+from mcpmq.runners.runner import Judge, Logits, Phases, Result, phases_of
 
 MOST_SLICES, TAGS_OF_A_SLICE = 10, 3  # the overview and nine; opening, closing, line feed
 
@@ -23,7 +25,12 @@ class GgufRunner:
     """Both files of a GGUF artifact, loaded; one where the model reads text only."""
 
     def __init__(
-        self, language: LanguageModel, sight: Sight | None, threads: int, exact: bool, images_have_rows: bool = False
+        self,
+        language: LanguageModel,
+        sight: "Sight | Recalled | None",
+        threads: int,
+        exact: bool,
+        images_have_rows: bool = False,
     ) -> None:
         self._language, self._threads, self._exact = language, threads, exact
         self._sight_or_none, self._images_have_rows = sight, images_have_rows
@@ -45,6 +52,24 @@ class GgufRunner:
         finally:
             context.close()
 
+    def phases(self, sample: Inputs) -> Phases:
+        """Take the time of encoding the images, reading the prompt, and reading the answer token by token."""
+        context = Context(self._language, _room(sample), self._threads, self._exact)
+        prompt = replace(sample, tokens=sample.tokens[: sample.answer_start])
+        start = time.perf_counter()
+        pieces, grids = zip(*self._pieces(prompt), strict=True)
+        encoded = time.perf_counter()
+        answer = sample.tokens[sample.answer_start :].astype(np.int32)
+        tokens = np.split(answer, len(answer))
+        starts = np.cumsum([0, *map(len, pieces), *map(len, tokens)]).tolist()
+        positions = self._positions(starts, (*grids, *(None for _ in tokens)))
+        _read(context, pieces, positions)
+        read = time.perf_counter()
+        _read(context, tokens, positions[:, starts[len(pieces)] :])
+        done = time.perf_counter()
+        context.close()
+        return phases_of(sample, encoded - start, read - encoded, done - read)
+
     def close(self) -> None:
         """Free the memory of both models."""
         if self._sight_or_none:
@@ -52,10 +77,14 @@ class GgufRunner:
         self._language.close()
 
     @property
-    def _sight(self) -> Sight:
+    def _sight(self) -> "Sight | Recalled":
         if self._sight_or_none is None:
             raise EngineError("the artifact has no file that sees", "measure it on text")
         return self._sight_or_none
+
+    def see(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """One slice uint8 [height, width, 3] -> [tokens, hidden]."""
+        return self._sight.encode(pixels)[0]
 
     def _logits(self, sample: Inputs, context: Context) -> Iterator[Logits]:
         pieces, grids = zip(*self._pieces(sample), strict=True)
@@ -83,6 +112,7 @@ class GgufRunner:
         tokens, done = sample.tokens.astype(np.int32), 0
         if sample.image is not None:
             yield tokens[: sample.image_bounds[0, 0] - 1], None  # the engine brings its own tags
+            assert isinstance(self._sight, Sight)
             yield from self._sight.cut(sample.image)
             yield tokens[sample.image_bounds[-1, 1] + 1 :], None
             return
@@ -98,9 +128,25 @@ class GgufRunner:
             self._resized.append(sample.id)
             seen = f"llama.cpp resized slices of {len(self._resized)} samples before it looked at them"
             self.notes = (f"{seen}, first those of `{self._resized[0]}`",)
+        if not np.isfinite(embeddings).all():
+            raise EngineError(
+                f"sample `{sample.id}`: values that are not finite come out of `vision` or `projector`",
+                "weights or activations overflow in this engine",
+            )
         if embeddings.shape != (length, self._language.width_of_embeddings):
             raise EngineError(f"sample `{sample.id}`: llama.cpp made {len(embeddings)} tokens of a slice, not {length}")
         return embeddings, grid_of(size, length)
+
+
+def _read(context: Context, pieces: Sequence[Piece], positions: NDArray[np.int64]) -> None:
+    """Read pieces one after the other, with the logits after the last token of each."""
+    start = 0
+    for piece in pieces:
+        wanted = np.zeros(len(piece), np.bool_)
+        wanted[-1:] = True
+        for _ in context.read(piece, positions[:, start : start + len(piece)], wanted):
+            pass
+        start += len(piece)
 
 
 def _room(sample: Inputs) -> int:
@@ -122,12 +168,59 @@ def open_runner(path: Path, threads: int, *, exact: bool = False) -> GgufRunner:
         EngineError: llama.cpp does not load a file of it.
         MissingExtra: llama.cpp is not installed.
     """
+    files = _files(path)
+    language = LanguageModel(llamacpp(), files.language)
+    sight = Sight(llamacpp(), files.sight, language, threads, exact) if files.sight else None
+    return GgufRunner(language, sight, threads, exact, files.images_have_rows)
+
+
+@dataclass(frozen=True, slots=True)
+class _Files:
+    language: Path
+    sight: Path | None  # None: the model reads text only
+    images_have_rows: bool
+
+
+def _files(path: Path) -> _Files:
     artifact = Artifact.open(path)
     family = family_named(artifact.manifest.family)
-    sees = family.sees
     files = [artifact.files_of(component) for component in ("language", "vision+projector")]
-    if artifact.manifest.kind != "gguf" or not files[0] or len(files[1]) != int(sees):
-        raise ArtifactError(f"`{path}` is no GGUF artifact of {1 + sees} files", "export one with `--format gguf`")
-    language = LanguageModel(llamacpp(), files[0][0])  # of parts, the first: llama.cpp finds the others
-    sight = Sight(llamacpp(), files[1][0], language, threads, exact) if sees else None
-    return GgufRunner(language, sight, threads, exact, family.images_have_rows)
+    if artifact.manifest.kind != "gguf" or not files[0] or len(files[1]) != int(family.sees):
+        told = f"`{path}` is no GGUF artifact of {1 + family.sees} files"
+        raise ArtifactError(told, "export one with `--format gguf`")
+    # Of parts, the first: llama.cpp finds the others.
+    return _Files(files[0][0], files[1][0] if family.sees else None, family.images_have_rows)
+
+
+class Recalled:
+    """Slices that were seen before, in their order; it stands in for what sees."""
+
+    def __init__(self, seen: Sequence[NDArray[np.float32]]) -> None:
+        self._left = iter(seen)
+
+    def encode(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], tuple[int, int]]:
+        """The embeddings [tokens, hidden] of the next slice, and its (height, width)."""
+        return next(self._left), (pixels.shape[0], pixels.shape[1])
+
+    def close(self) -> None:
+        """Nothing was loaded."""
+
+
+def see_all(path: Path, threads: int, samples: Sequence[Inputs]) -> list[NDArray[np.float32]]:
+    """The embeddings [tokens, hidden] of every slice in order, without the language model's weights in memory."""
+    files = _files(path)
+    if files.sight is None:
+        return []
+    language = LanguageModel(llamacpp(), files.language, vocabulary_alone=True)
+    sight = Sight(llamacpp(), files.sight, language, threads, exact=False)
+    seen = [sight.encode(part)[0] for sample in samples for part in sample.slices]
+    sight.close()
+    language.close()
+    return seen
+
+
+def open_reader(path: Path, threads: int, seen: Sequence[NDArray[np.float32]]) -> GgufRunner:
+    """The language model loaded alone; it recalls what was seen."""
+    files = _files(path)
+    language = LanguageModel(llamacpp(), files.language)
+    return GgufRunner(language, Recalled(seen), threads, exact=False, images_have_rows=files.images_have_rows)

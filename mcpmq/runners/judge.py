@@ -27,7 +27,7 @@ class Judged:
     """Of every token of one answer."""
 
     losses: list[float]  # -log of its probability
-    right: list[bool]  # the model takes it for the likeliest
+    likeliest: list[int]  # the token that greedy decoding takes there, given the answer so far
     compared: dict[str, Comparison]  # with the model of that name
 
 
@@ -73,7 +73,7 @@ class TokenJudge:
             )
         top = int(values.argmax())
         judged.losses.append(-float(values[token]))
-        judged.right.append(top == token)
+        judged.likeliest.append(top)
         row = self._first_rows[sample_id] + index
         if self._kept:
             self._kept.write(row, values)

@@ -1,9 +1,9 @@
 """ONNX Runtime: the three graphs of an `onnx` artifact, loaded as an application loads them; no torch."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from mcpmq.artifact import Artifact
 from mcpmq.errors import ArtifactError, EngineError, MissingExtra
 from mcpmq.families import family_named
-from mcpmq.families.family import Inputs, Pixels
+from mcpmq.families.family import Family, Inputs, Pixels
 from mcpmq.families.slicing import stretched
-from mcpmq.runners.runner import Judge, Logits, Result
+from mcpmq.runners.runner import Judge, Logits, Phases, Result, phases_of
 
 ROUNDED = "ONNX Runtime rounds activations to 8 bits where they meet integer weights, as it does on phones"
+SIGHT, READING = "vision+projector", ("embedding", "language")  # components of the artifact
 STRETCHED = "the vision graph takes slices of one size: others were stretched to it"
-TEXT_ONLY = ("embedding", "language")  # components of a model that does not see
 Floats = NDArray[np.float32]
 STACKED = "deepstack_embeds"
 EMPTY = {"batch_size": 1, "past_sequence_length": 0}
@@ -35,6 +35,7 @@ class OnnxRunner:
     pixels: Pixels
     notes: tuple[str, ...] = ()
     only_size: tuple[int, int] | None = None  # of slices, height and width in pixels, where the vision graph is static
+    recalled: Iterator[Floats] | None = None  # what was seen before, slice by slice
 
     def run(self, samples: Sequence[Inputs], judge: Judge[Result]) -> Iterator[Result]:
         """For every sample in order, what `judge` makes of the logits of its answer."""
@@ -43,9 +44,27 @@ class OnnxRunner:
 
     def _logits(self, sample: Inputs) -> Iterator[Logits]:
         answer, length = len(sample.tokens) - sample.answer_start, len(sample.tokens) - 1
-        positions = self.pixels.positions(sample)[..., :length]
-        logits, _ = self.decode(self.embed(sample, length), self.empty_cache(), answer, positions)
+        embeddings, positions = self.embed(sample, length), self.pixels.positions(sample)[..., :length]
+        logits, cache = self.decode(embeddings, self.empty_cache(), answer, positions)
+        if not np.isfinite(logits).all():
+            where = _first_not_finite(embeddings, cache)
+            raise EngineError(
+                f"sample `{sample.id}`: values that are not finite first come out of {where}",
+                "its weights or activations overflow in this engine",
+            )
         yield from logits
+
+    def phases(self, sample: Inputs) -> Phases:
+        """Take the time of encoding the images, reading the prompt, and reading the answer token by token."""
+        start = time.perf_counter()
+        embeddings, positions = self.embed(sample, sample.answer_start), self.pixels.positions(sample)
+        encoded = time.perf_counter()
+        _, cache = self.decode(embeddings, self.empty_cache(), 1, positions[..., : sample.answer_start])
+        read = time.perf_counter()
+        for place in range(sample.answer_start, len(sample.tokens)):
+            here = slice(place, place + 1)
+            _, cache = self.decode(self.lookup(sample.tokens[here]), cache, 1, positions[..., here])
+        return phases_of(sample, encoded - start, read - encoded, time.perf_counter() - read)
 
     def generate(self, sample: Inputs, count: int) -> list[int]:
         """The `count` likeliest next tokens after the prompt, one by one, whatever they are; answers are not read."""
@@ -74,6 +93,8 @@ class OnnxRunner:
 
     def see(self, part: NDArray[np.uint8]) -> Floats:
         """One slice uint8 [height, width, 3] -> [queries, hidden]."""
+        if self.recalled is not None:
+            return next(self.recalled)
         if self.only_size:
             part = stretched(part, *self.only_size)
         wanted = {one.name for one in self.vision.get_inputs()}  # a graph for slices of one size asks for no sizes
@@ -123,6 +144,16 @@ def _past_name(present: str) -> str:
     return present.replace("present.", "past_key_values.").replace("present_", "past_")
 
 
+def _first_not_finite(embeddings: Floats, cache: Cache) -> str:
+    """What a layer gives shows in the keys and values of the next one."""
+    if not np.isfinite(embeddings).all():
+        return "`vision`, `projector` or `embedding`"
+    layers = sorted({int(name.split(".")[1]) for name, values in cache.items() if not np.isfinite(values).all()})
+    if not layers:
+        return f"`language.layers.{max(int(name.split('.')[1]) for name in cache)}` or `head`"
+    return f"`language.layers.{max(layers[0] - 1, 0)}` or the keys and values of `language.layers.{layers[0]}`"
+
+
 def open_runner(path: Path, threads: int) -> OnnxRunner:
     """Load an artifact of the `onnx` format.
 
@@ -131,22 +162,37 @@ def open_runner(path: Path, threads: int) -> OnnxRunner:
         ArtifactError: the folder holds another kind of artifact.
         EngineError: the runtime refuses a graph.
     """
-    try:
-        import onnxruntime
-    except ModuleNotFoundError as error:
-        raise MissingExtra("onnx", "onnxruntime") from error
-    artifact = Artifact.open(path)
-    if artifact.manifest.kind != "onnx":
-        raise ArtifactError(f"`{path}` is a {artifact.manifest.kind} artifact", "export it with `--format onnx`")
-    family = family_named(artifact.manifest.family)
-    vision, embedding, decoder = (
-        _session(onnxruntime, artifact, component, threads) if family.sees or component in TEXT_ONLY else None
-        for component in ("vision+projector", *TEXT_ONLY)
-    )
+    artifact, family = _opened(path)
+    vision = _session(artifact, SIGHT, threads) if family.sees else None
+    embedding, decoder = (_session(artifact, component, threads) for component in READING)
     notes, only_size = _notes(*filter(None, (vision, decoder))), _only_size(vision)
     if only_size:
         notes = (*notes, STRETCHED)
     return OnnxRunner(vision, embedding, decoder, family.pixels(path), notes, only_size)
+
+
+def see_all(path: Path, threads: int, samples: Sequence[Inputs]) -> list[Floats]:
+    """The embeddings [tokens, hidden] of every slice in order, with no other graph than that of vision in memory."""
+    artifact, family = _opened(path)
+    if not family.sees:
+        return []
+    vision = _session(artifact, SIGHT, threads)
+    sight = OnnxRunner(vision, None, None, family.pixels(path), only_size=_only_size(vision))
+    return [sight.see(part) for sample in samples for part in sample.slices]
+
+
+def open_reader(path: Path, threads: int, seen: Sequence[Floats]) -> OnnxRunner:
+    """The other two graphs; they recall what was seen."""
+    artifact, family = _opened(path)
+    embedding, decoder = (_session(artifact, component, threads) for component in READING)
+    return OnnxRunner(None, embedding, decoder, family.pixels(path), _notes(decoder), recalled=iter(seen))
+
+
+def _opened(path: Path) -> tuple[Artifact, Family]:
+    artifact = Artifact.open(path)
+    if artifact.manifest.kind != "onnx":
+        raise ArtifactError(f"`{path}` is a {artifact.manifest.kind} artifact", "export it with `--format onnx`")
+    return artifact, family_named(artifact.manifest.family)
 
 
 def _only_size(vision: Any) -> tuple[int, int] | None:
@@ -168,7 +214,11 @@ def _properties(session: Any) -> dict[str, str]:
     return found
 
 
-def _session(runtime: ModuleType, artifact: Artifact, component: str, threads: int) -> Any:
+def _session(artifact: Artifact, component: str, threads: int) -> Any:
+    try:
+        import onnxruntime as runtime
+    except ModuleNotFoundError as error:
+        raise MissingExtra("onnx", "onnxruntime") from error
     graphs = [file for file in artifact.files_of(component) if file.suffix == ".onnx"]
     if len(graphs) != 1:
         raise ArtifactError(f"`{artifact.path}` has {len(graphs)} graphs of `{component}`, not one")

@@ -20,6 +20,7 @@ from mcpmq.errors import EngineError
 from mcpmq.progress import Progress, silent
 from mcpmq.runners.child import DONE, RESULT, Task
 from mcpmq.runners.judge import Judged
+from mcpmq.runners.runner import Phases
 from mcpmq.runners.sample_files import SampleFiles
 
 Engine = Literal["torch", "gguf", "onnx", "transformers"]
@@ -53,6 +54,7 @@ class Run(BaseModel):
     load_seconds: float
     resident_bytes_before_load: int
     peak_resident_bytes: int
+    phases: Phases | None  # of a sample of median length; None where the engine runs without a cache
     notes: tuple[str, ...]
 
 

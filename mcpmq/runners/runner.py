@@ -1,8 +1,9 @@
 """The shape every runner has."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias, TypeVar
+from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +28,34 @@ class Runner(Protocol):
         """
 
 
+@dataclass(frozen=True, slots=True)
+class Phases:
+    """What an application waits for, measured on one sample."""
+
+    encode_seconds_per_slice: float  # 0 if the sample has no image
+    prefill_tokens_per_second: float  # the prompt, slices already encoded
+    decode_tokens_per_second: float  # the answer, token by token
+
+
+@runtime_checkable
+class AnswersByToken(Protocol):
+    """A runner that keeps what it has read, as applications do, so that its phases can be told apart."""
+
+    def phases(self, sample: Inputs) -> Phases:
+        """Take the time of encoding the images, reading the prompt, and reading the answer token by token."""
+
+
 class OpenRunner(Protocol):
     """Every module of this room has this function, `open_runner`."""
 
     def __call__(self, path: Path, threads: int) -> Runner: ...
+
+
+def phases_of(sample: Inputs, encoding: float, prefilling: float, decoding: float) -> Phases:
+    """From the seconds that each phase of a sample took."""
+    answer = len(sample.tokens) - sample.answer_start
+    return Phases(
+        encode_seconds_per_slice=encoding / len(sample.slices) if sample.slices else 0.0,
+        prefill_tokens_per_second=sample.answer_start / prefilling,
+        decode_tokens_per_second=answer / decoding,
+    )

@@ -1,7 +1,9 @@
 """The model in PyTorch, in float32, block by block: the original as it was given, or a quantized one dequantized."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,9 +17,11 @@ from torch import Tensor, nn
 from mcpmq.activations import InputGrid
 from mcpmq.artifact import MANIFEST
 from mcpmq.checkpoint import Checkpoint
+from mcpmq.errors import EngineError
 from mcpmq.families import family_named
 from mcpmq.families.family import Family, Inputs, TensorSpec
 from mcpmq.native import NativeModel, Stored, build, empty, floats_of
+from mcpmq.plan import block_of
 from mcpmq.quantized import Quantized
 from mcpmq.runners.rounded_inputs import round_inputs
 from mcpmq.runners.runner import Judge, Logits, Result
@@ -28,6 +32,9 @@ from mcpmq.stream import lockstep
 KEPT_WAVE_TOKENS, READ_WAVE_TOKENS = 2048, 8192
 RESIDENT_SHARE = 0.8  # of the available memory, for the stored weights and the largest of them beside its floats
 FLOAT_NBYTES = 4
+
+# The id of the sample whose forward is running; each sample runs in a context of its own.
+_passing: ContextVar[str] = ContextVar("sample")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +81,7 @@ class TorchRunner:
         """
 
         def forward(sample: Inputs) -> Result:
+            _passing.set(sample.id)
             return judge(sample, self._logits(sample))
 
         for wave in waves(samples, KEPT_WAVE_TOKENS if self.weights.kept else READ_WAVE_TOKENS):
@@ -92,6 +100,15 @@ class TorchRunner:
 
     def _fill(self, block: nn.Module) -> None:
         self.native.fill(block, self.weights.floats)
+
+
+def _refuse_not_finite(name: str, _: nn.Module, __: Any, output: Any) -> None:
+    values = output[0] if isinstance(output, tuple) else output
+    if isinstance(values, Tensor) and not values.isfinite().all():
+        raise EngineError(
+            f"sample `{_passing.get()}`: values that are not finite first come out of `{name}`",
+            "its weights or activations overflow",
+        )
 
 
 def waves(samples: Sequence[Inputs], limit: int) -> Iterator[list[Inputs]]:
@@ -126,6 +143,9 @@ def assemble(
     """The native module of the family and where its weights come from."""
     model = build(family, config, weights.specs)
     round_inputs(family, model, weights.input_grids)
+    for block, parameters in model.blocks.items():
+        name = block_of(next(iter(parameters.values())).name)
+        block.register_forward_hook(partial(_refuse_not_finite, name))
     return TorchRunner(model, weights, family.processor(path).arguments, notes)
 
 

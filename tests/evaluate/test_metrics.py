@@ -13,7 +13,9 @@ def figures(
 ) -> SampleFigures:
     """Of one sample, compared with the model `m`."""
     compared = ComparedTokens(kl_divergences=tuple(divergences), same_top=tuple(same))
-    return SampleFigures(id=name, kind=kind, losses=tuple(losses), right=tuple(right), compared={"m": compared})
+    return SampleFigures(
+        id=name, kind=kind, losses=tuple(losses), right=tuple(right), likeliest=(), compared={"m": compared}
+    )
 
 
 BEFORE = [

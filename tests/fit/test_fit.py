@@ -191,6 +191,14 @@ def test_a_budget_is_for_one_format(tiny_checkpoint: Path, tiny_set: Path, tmp_p
         )
 
 
+def test_where_all_weights_share_a_grid_there_is_nothing_to_fit(tiny_checkpoint: Path, few: Path) -> None:
+    """GPTQ's config.json names one for all."""
+    samples = CalibrationSet.open(few)
+
+    with pytest.raises(FormatError, match="there is no mix to find"):
+        fit(Checkpoint.open(tiny_checkpoint), BASE, "gptq", Budget(file_nbytes=10**7), samples, 1, silent)
+
+
 def test_without_an_image_nothing_is_told_of_what_sees(tiny_checkpoint: Path, tiny_set: Path, tmp_path: Path) -> None:
     """No guess is made for the vision tower."""
     text = [line for line in (tiny_set / "manifest.jsonl").read_text().splitlines() if '"image"' not in line]

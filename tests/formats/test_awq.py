@@ -59,7 +59,13 @@ def test_config_says_how_to_read(tiny_checkpoint: Path, tmp_path: Path) -> None:
         "group_size": 64,
         "zero_point": True,
         "version": "gemm",
-        "modules_to_not_convert": ["vpm", "resampler", "llm.model.layers.1.mlp.up_proj", "llm.lm_head"],
+        "modules_to_not_convert": [
+            "vpm",
+            "resampler",
+            "llm.model.embed_tokens",
+            "llm.model.layers.1.mlp.up_proj",
+            "llm.lm_head",
+        ],
     }
     tensors = tensors_in(artifact)
     kept = "llm.model.layers.1.mlp.up_proj.weight"

@@ -1,6 +1,7 @@
 """GPTQ's words, against the layout's definition spelled out, and what config.json says of them."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,19 @@ def test_a_zero_of_nothing_has_its_convention() -> None:
     assert pack(random_weight(IntegerScheme(4, None), 8, 16), "float32")["qzeros"].tolist() == [[0x77777777]]
 
 
+def test_what_layers_keep_is_told_in_the_words_of_every_reader(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """By pattern for vLLM and gptqmodel, by what is packed in a layer for transformers."""
+    schemes = {"language.*": "int4-g64", "language.*.mlp.*": "keep"}
+    _, artifact = hf_artifact(tiny_checkpoint, tmp_path, "gptq", **schemes)
+    said = json.loads((artifact.path / "config.json").read_text())["quantization_config"]
+    attention = [f"self_attn.{name}_proj" for name in "qkvo"]
+
+    assert said["block_name_to_quantize"] == "llm.model.layers"
+    assert said["modules_in_block_to_quantize"] == [attention]
+    assert any(re.match(pattern[2:], "llm.model.layers.1.mlp.up_proj") for pattern in said["dynamic"])
+    assert not any(re.match(pattern[2:], "llm.model.layers.1.self_attn.q_proj") for pattern in said["dynamic"])
+
+
 @pytest.mark.parametrize(
     ("scheme", "bits", "group_size", "sym"), [("int4-g64", 4, 64, True), ("int8-row-asym", 8, -1, False)]
 )
@@ -73,7 +87,7 @@ def test_config_says_how_to_read(
     assert config == quantized.config
     assert json.loads((artifact.path / "quantize_config.json").read_text()) == said
     assert (said["bits"], said["group_size"], said["sym"], said["desc_act"]) == (bits, group_size, sym, False)
-    assert said["modules_to_not_convert"] == ["vpm", "resampler", "llm.lm_head"]
+    assert said["modules_to_not_convert"] == ["vpm", "resampler", "llm.model.embed_tokens", "llm.lm_head"]
     parts = parts_in(tensors_in(artifact), MODULE)
     assert set(parts) == {"qweight", "qzeros", "scales", "g_idx"}
     parsed = quantized.scheme("language.layers.0.mlp.down")

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import tomllib
 from pathlib import Path
 from typing import cast
 
@@ -96,6 +97,18 @@ def test_one_artifact_has_one_grid(name: str, tiny_checkpoint: Path) -> None:
     assert "`language.layers.1.mlp.up`" in str(error)
     assert f"`{own}`, as `language.layers.0.attention.q` has it" in error.hint
     assert "no weight is quantized" in str(refused(tiny_checkpoint, name, head="keep"))
+
+
+def test_gptq_packs_the_same_in_every_layer(tiny_checkpoint: Path) -> None:
+    """Its loader in transformers knows no exceptions; a matrix may be kept in all layers."""
+    weights = {"language.*": "int4-g64", "language.layers.1.mlp.down": "keep"}
+    error = refused(tiny_checkpoint, "gptq", **weights)
+
+    assert "`language.layers.1.mlp.down` as `bfloat16`" in str(error)
+    recipe = Recipe.model_validate(
+        {"name": "test", "weights": {"language.*": "int4-g64", "language.*.mlp.down": "keep"}}
+    )
+    check(make_plan(Checkpoint.open(tiny_checkpoint), recipe), "gptq")
 
 
 def test_codebooks_are_refused_where_their_blocks_are_not_whole(tiny_checkpoint: Path) -> None:
@@ -193,6 +206,8 @@ def test_the_card_says_what_it_is(quantized: Quantized, tmp_path: Path) -> None:
     for said in ("- awq\n", "Read by nobody.", '"language.*" = "int4-g64"', quantized.artifact.manifest.source.sha256):
         assert said in card
     assert "| language | 2.36 MB |" in card
+    written = card.partition("```toml\n")[2].partition("```")[0]
+    assert Recipe.model_validate(tomllib.loads(written)).written() == quantized.artifact.manifest.recipe
     assert card.endswith(
         "## What it cost\n\nNot measured yet: `mcpmq evaluate` measures it and writes the figures here.\n"
     )
@@ -218,6 +233,7 @@ def test_wide_modules_are_the_outermost(tiny_checkpoint: Path) -> None:
     assert wide_modules(plan.steps) == (
         "vpm",
         "resampler",
+        "llm.model.embed_tokens",
         "llm.model.layers.0",
         "llm.model.layers.1.self_attn.o_proj",
         "llm.lm_head",

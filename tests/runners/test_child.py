@@ -40,7 +40,7 @@ def test_figures_are_written_and_every_sample_is_told(
     assert code == 0
     assert capsys.readouterr().out.splitlines() == [DONE, DONE]
     assert [len(one["losses"]) for one in result["answers"]] == lengths
-    assert [len(one["right"]) for one in result["answers"]] == lengths
+    assert [len(one["likeliest"]) for one in result["answers"]] == lengths
     assert result["tokens"] == sum(len(s.tokens) for s in tiny_samples[:2])
 
 

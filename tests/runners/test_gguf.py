@@ -77,6 +77,17 @@ def test_as_llama_cpp_sets_itself_little_changes(
     assert runner.notes == ()
 
 
+def test_phases_are_timed_without_changing_anything(full: Artifact, tiny_samples: list[Inputs]) -> None:
+    """Images, prompt and answer token by token; a text has no images to encode."""
+    runner = open_runner(full.path, 1)
+    before = losses(runner, tiny_samples[:2])
+    seeing, reading = runner.phases(tiny_samples[1]), runner.phases(tiny_samples[0])
+
+    assert seeing.encode_seconds_per_slice > reading.encode_seconds_per_slice == 0
+    assert min(seeing.prefill_tokens_per_second, reading.decode_tokens_per_second) > 0
+    np.testing.assert_array_equal(losses(runner, tiny_samples[:2]), before)
+
+
 def test_images_change_the_losses(full: Artifact, tiny_samples: list[Inputs]) -> None:
     """Another picture under the same tokens is another answer."""
     sample = tiny_samples[1]

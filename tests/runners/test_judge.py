@@ -24,7 +24,7 @@ def test_losses_and_right_tokens_are_the_definitions() -> None:
     judged = TokenJudge([sample("a", [2, 0])], None, {})(sample("a", [2, 0]), rows)
     chances = np.exp(rows) / np.exp(rows).sum(-1, keepdims=True)
     np.testing.assert_allclose(judged.losses, [-np.log(chances[0, 2]), -np.log(chances[1, 0])], rtol=1e-5)
-    assert judged.right == [True, False]
+    assert judged.likeliest == [2, 3]
     assert judged.compared == {}
 
 

@@ -194,6 +194,29 @@ def test_the_fast_path_is_near_and_not_the_same(
     assert int4_runner.notes == ()
 
 
+@pytest.mark.parametrize(
+    ("layer", "told"), [(None, "`vision`"), (0, "`language.layers.0`"), (1, "`language.layers.0` or the")]
+)
+def test_where_values_stop_being_numbers_is_told(
+    layer: int | None, told: str, samples: list[Inputs], full_runner: OnnxRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what went into the decoder and by the keys of its layers."""
+    decode = OnnxRunner.decode
+
+    def overflowing(*args: object) -> tuple[object, object]:
+        logits, cache = decode(*args)  # type: ignore[arg-type]
+        spoilt = {name: values * (np.nan if f".{layer}." in name else 1) for name, values in cache.items()}
+        return logits * np.nan, spoilt
+
+    monkeypatch.setattr(OnnxRunner, "decode", overflowing)
+    if layer is None:
+        monkeypatch.setattr(
+            OnnxRunner, "embed", lambda *_: np.full((len(samples[0].tokens) - 1, 256), np.inf, np.float32)
+        )
+    with pytest.raises(EngineError, match=f"`{samples[0].id}`: values that are not finite first come out of {told}"):
+        losses_of(full_runner, samples[:1])
+
+
 def test_running_imports_no_torch(tiny_full_onnx: Path) -> None:
     """The process whose memory is measured holds the runtime and not torch."""
     program = (

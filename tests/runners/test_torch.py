@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.errors import CheckpointError
+from mcpmq.errors import CheckpointError, EngineError
 from mcpmq.families.family import Inputs
 from mcpmq.families.minicpmv_inputs import MiniCpmVProcessor
 from mcpmq.families.minicpmv_native import build
@@ -117,3 +117,20 @@ def test_a_folder_that_is_neither_is_refused(tmp_path: Path) -> None:
     """The error is the one that any other command gives."""
     with pytest.raises(CheckpointError, match=r"no `config.json`"):
         open_runner(tmp_path, 1)
+
+
+@pytest.mark.parametrize(
+    ("weight", "block"),
+    [("language.layers.1.mlp.up", "language.layers.1"), ("head", "head"), ("projector.kv", "projector")],
+)
+def test_the_sample_and_the_block_of_the_first_value_that_is_no_number_are_named(
+    weight: str, block: str, tiny_checkpoint: Path, tiny_samples: list[Inputs]
+) -> None:
+    """Text passes where only images overflow."""
+    runner = open_runner(tiny_checkpoint, 1)
+    stored = runner.weights.kept[weight]
+    assert isinstance(stored, torch.Tensor)
+    runner.weights.kept[weight] = stored * torch.inf
+    sample = "image-56" if block == "projector" else "text"
+    with pytest.raises(EngineError, match=f"`{sample}`: values that are not finite first come out of `{block}`"):
+        losses_of(runner, tiny_samples[:2])

@@ -20,17 +20,21 @@ Source: `QuantState` and `Linear8bitLt` of bitsandbytes; arXiv 2305.14314 and ar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mcpmq.formats.declared import Declared
+from mcpmq.formats.format import LayoutForecast
 from mcpmq.formats.hf.fit import grid_of, refusal
 from mcpmq.formats.hf.names import wide_modules
 from mcpmq.plan import Step
 from mcpmq.progress import Progress
-from mcpmq.recipe import CodebookScheme, IntegerScheme, Scheme
+from mcpmq.recipe import CODEBOOK_COLUMNS, CodebookScheme, IntegerScheme, Scheme
 
-if TYPE_CHECKING:  # `refuses` is asked without torch
+if TYPE_CHECKING:  # `refuses` and `forecast` are asked without torch
     from mcpmq.quantized import Quantized
 
 COMPONENTS = ("language", "vision")
 INT8 = IntegerScheme(8, None)
+SCALE_BLOCK = 256  # scales that share a scale
+STATE_NBYTES = 162  # about
 GRIDS = "`nf4`, `fp4`, `int8-row`"
 READERS = (
     "bitsandbytes layout: transformers (with `bitsandbytes` and `accelerate`) loads it. In 8 bits it rounds what every"
@@ -75,3 +79,27 @@ def write(quantized: "Quantized", out: Path, progress: Progress) -> dict[str, li
     scheme, steps = grid_of(quantized.steps), quantized.steps
     dtype = next(step.dtype for step in steps if step.scheme == scheme)
     return write_model(quantized, out, Layout(settings(scheme, wide_modules(steps), dtype), pack, READERS), progress)
+
+
+def forecast(model: Declared) -> LayoutForecast:
+    """Every file of the folder; how many digits what is added to all scales of a weight has, only its values tell."""
+    from mcpmq.formats.hf.sizes import sized
+
+    scheme, steps = grid_of(model.steps), model.steps
+    dtype = next(step.dtype for step in steps if step.scheme == scheme)
+    return sized(model, settings(scheme, wide_modules(steps), dtype), _parts, READERS)
+
+
+def _parts(step: Step) -> dict[str, int]:
+    (rows, columns), scheme = step.matrix_shape, step.scheme
+    if not isinstance(scheme, CodebookScheme):
+        return {"weight": rows * columns, "SCB": 4 * rows, "weight_format": 1}
+    blocks = rows * columns // CODEBOOK_COLUMNS
+    return {
+        "weight": rows * columns // 2,
+        "weight.absmax": blocks,
+        "weight.quant_map": 4 * 16,
+        "weight.nested_absmax": 4 * -(-blocks // SCALE_BLOCK),
+        "weight.nested_quant_map": 4 * 256,
+        f"weight.quant_state.bitsandbytes__{scheme.name}": STATE_NBYTES,
+    }

@@ -14,13 +14,15 @@ makes room for them unpacked, and then finds them packed.
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mcpmq.formats.declared import Declared
+from mcpmq.formats.format import LayoutForecast
 from mcpmq.formats.hf.fit import grid_of, refusal
 from mcpmq.formats.hf.names import as_pattern, wide_modules
 from mcpmq.plan import Step
 from mcpmq.progress import Progress
 from mcpmq.recipe import IntegerScheme, Scheme
 
-if TYPE_CHECKING:  # `refuses` is asked without torch
+if TYPE_CHECKING:  # `refuses` and `forecast` are asked without torch
     from mcpmq.quantized import Quantized
 
 COMPONENTS = ("language", "vision")
@@ -75,3 +77,24 @@ def write(quantized: "Quantized", out: Path, progress: Progress) -> dict[str, li
     assert isinstance(scheme, IntegerScheme)
     told = settings(scheme, wide_modules(quantized.steps))
     return write_model(quantized, out, Layout(told, pack, READERS), progress)
+
+
+def forecast(model: Declared) -> LayoutForecast:
+    """Every file of the folder."""
+    from mcpmq.formats.hf.sizes import sized
+
+    scheme = grid_of(model.steps)
+    assert isinstance(scheme, IntegerScheme)
+    return sized(model, settings(scheme, wide_modules(model.steps)), _parts, READERS)
+
+
+def _parts(step: Step) -> dict[str, int]:
+    from mcpmq.formats.hf.sizes import words_nbytes
+
+    (rows, columns), scheme = step.matrix_shape, step.scheme
+    assert isinstance(scheme, IntegerScheme)
+    return {
+        "weight_packed": words_nbytes(rows, columns, scheme.bits),
+        "weight_scale": 2 * rows * scheme.groups(columns),
+        "weight_shape": 2 * 8,
+    }

@@ -12,16 +12,19 @@ Source: the linear modules of gptqmodel (`nn_modules/qlinear/torch.py`), and of 
 `gptq` form (0 - 1 borrows from its neighbour), so asymmetric grids are written, and declared, as `gptq_v2`.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mcpmq.formats.declared import Declared
+from mcpmq.formats.format import LayoutForecast
 from mcpmq.formats.hf.fit import grid_of, refusal
-from mcpmq.formats.hf.names import as_pattern, wide_modules
+from mcpmq.formats.hf.names import as_pattern, list_of_layers, packed_in_layers, wide_modules
 from mcpmq.plan import Step
 from mcpmq.progress import Progress
 from mcpmq.recipe import IntegerScheme, Scheme
 
-if TYPE_CHECKING:  # `refuses` is asked without torch
+if TYPE_CHECKING:  # `refuses` and `forecast` are asked without torch
     from mcpmq.quantized import Quantized
 
 COMPONENTS = ("language",)  # gptqmodel replaces the layers of the language model, and vLLM leaves towers alone
@@ -50,8 +53,12 @@ def _fits(scheme: Scheme) -> bool:
     return isinstance(scheme, IntegerScheme) and scheme.group_size in GROUP_SIZES
 
 
-def settings(scheme: IntegerScheme, wide: tuple[str, ...], version: str) -> dict[str, Any]:
-    """What config.json says of the format; `wide` names the modules that stay as they are."""
+def settings(steps: Sequence[Step], version: str) -> dict[str, Any]:
+    """What config.json says of the format. Which modules stay as they are is said in the words of every reader: vLLM
+    and gptqmodel go by `dynamic`, transformers by the list of layers and what in each is packed."""
+    scheme, wide, layers = grid_of(steps), wide_modules(steps), list_of_layers(steps)
+    assert isinstance(scheme, IntegerScheme)
+    whole = not any(module.startswith(f"{layers}.") for module in wide)
     return {
         "quant_method": "gptq",
         "bits": scheme.bits,
@@ -62,6 +69,8 @@ def settings(scheme: IntegerScheme, wide: tuple[str, ...], version: str) -> dict
         "pack_dtype": "int32",
         "lm_head": False,
         "dynamic": {f"-:{as_pattern(module)}": {} for module in wide},
+        "block_name_to_quantize": layers,
+        "modules_in_block_to_quantize": None if whole else [packed_in_layers(steps)],
         "modules_to_not_convert": list(wide),
         "meta": {"quantizer": [f"mcpmq:{version}"]},
     }
@@ -77,9 +86,29 @@ def write(quantized: "Quantized", out: Path, progress: Progress) -> dict[str, li
     from mcpmq.formats.gptq.packing import pack
     from mcpmq.formats.hf.writer import Layout, write_json, write_model
 
-    scheme, wide = grid_of(quantized.steps), wide_modules(quantized.steps)
-    assert isinstance(scheme, IntegerScheme)
-    told = settings(scheme, wide, quantized.artifact.manifest.versions["mcpmq"])
+    told = settings(quantized.steps, quantized.artifact.manifest.versions["mcpmq"])
     files = write_model(quantized, out, Layout(told, pack, READERS), progress)
     write_json(out / OLD_LOADERS, told)
     return files | {"model": [*files["model"], OLD_LOADERS]}
+
+
+def forecast(model: Declared) -> LayoutForecast:
+    """Every file of the folder."""
+    from mcpmq.formats.hf.sizes import json_nbytes, sized
+
+    told = settings(model.steps, model.artifact.manifest.versions["mcpmq"])
+    return sized(model, told, _parts, READERS, {OLD_LOADERS: json_nbytes(told)})
+
+
+def _parts(step: Step) -> dict[str, int]:
+    from mcpmq.formats.hf.sizes import words_nbytes
+
+    (rows, columns), scheme = step.matrix_shape, step.scheme
+    assert isinstance(scheme, IntegerScheme)
+    groups = scheme.groups(columns)
+    return {
+        "qweight": words_nbytes(rows, columns, scheme.bits),
+        "qzeros": words_nbytes(groups, rows, scheme.bits),
+        "scales": 2 * groups * rows,
+        "g_idx": 4 * columns,
+    }

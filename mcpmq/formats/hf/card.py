@@ -9,7 +9,6 @@ from mcpmq.artifact import Manifest
 from mcpmq.plan import Step
 from mcpmq.table import Table, megabytes
 
-CARD = "README.md"
 UNMEASURED = "Not measured yet: `mcpmq evaluate` measures it and writes the figures here."
 MEASURED = "## What it cost"  # the last heading; what follows is replaced when it is measured
 
@@ -21,7 +20,7 @@ def card(manifest: Manifest, config: Mapping[str, Any], steps: Sequence[Step], m
     """
     source = manifest.source
     parts = [
-        *_metadata(config, method),
+        *_metadata(config, method, sees=any(step.spec.component == "vision" for step in steps)),
         f"# {source.name}, {manifest.recipe['name']}, {method}",
         "",
         f"`{source.name}` ({megabytes(source.nbytes)}) with its weights quantized by mcpmq"
@@ -47,9 +46,10 @@ def with_figures(text: str, figures: str) -> str:
     return f"{text.partition(MEASURED)[0]}{MEASURED}\n\n{figures.rstrip()}\n"
 
 
-def _metadata(config: Mapping[str, Any], method: str) -> Iterator[str]:
-    """https://huggingface.co/docs/hub/model-cards#model-card-metadata"""
-    yield from ("---", "library_name: transformers", "pipeline_tag: image-text-to-text")
+def _metadata(config: Mapping[str, Any], method: str, *, sees: bool) -> Iterator[str]:
+    """What `ModelCardData` of huggingface_hub knows, of which it is sure."""
+    task = "image-text-to-text" if sees else "text-generation"
+    yield from ("---", "library_name: transformers", f"pipeline_tag: {task}")
     published = config.get("_name_or_path")
     if isinstance(published, str) and published.count("/") == 1 and not published.startswith((".", "/")):
         yield from (f"base_model: {json.dumps(published)}", "base_model_relation: quantized")
@@ -74,9 +74,10 @@ def _sizes(steps: Sequence[Step]) -> Table:
 def _toml(recipe: Mapping[str, Any]) -> Iterator[str]:
     plain = {key: value for key, value in recipe.items() if not isinstance(value, Mapping)}
     yield from (f"{key} = {json.dumps(value)}" for key, value in plain.items())
-    for key in recipe.keys() - plain.keys():
+    tables = {key: value for key, value in recipe.items() if isinstance(value, Mapping)}
+    for key, table in tables.items():
         yield from ("", f"[{key}]")
-        yield from (f"{json.dumps(name)} = {json.dumps(value)}" for name, value in recipe[key].items())
+        yield from (f"{json.dumps(name)} = {json.dumps(value)}" for name, value in table.items())
 
 
 def _provenance(manifest: Manifest) -> Iterator[str]:

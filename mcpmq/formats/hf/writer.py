@@ -10,21 +10,18 @@ from typing import Any
 
 from torch import Tensor
 
+from mcpmq.artifact import CARD
 from mcpmq.families.family import TensorSpec
-from mcpmq.formats.hf.card import CARD, card
-from mcpmq.formats.hf.fit import is_packed
+from mcpmq.formats.hf.card import card
 from mcpmq.formats.hf.names import module_of
+from mcpmq.formats.hf.shards import SHARD_NBYTES, by_component, header_nbytes, shard_name
 from mcpmq.progress import Progress
 from mcpmq.qtensor import QTensor
 from mcpmq.quantized import Quantized
 from mcpmq.safetensors_file import GrowingFile
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
-SHARD_NBYTES = 5_000_000_000
-HEADER_NBYTES = 160  # of a tensor, beside the name of its weight: at most
-TENSORS_OF_A_WEIGHT = 6  # at most: bitsandbytes' double quantization
 METADATA = {"format": "pt"}  # without it transformers takes the file for another framework's
-SEES, SPEAKS = "vision+projector", "language"
 
 Pack = Callable[[QTensor, str], Mapping[str, Tensor]]
 """From a weight, and the dtype it had, to the tensors of a format, by their names in the module that holds it."""
@@ -47,8 +44,8 @@ def write_model(
     A shard holds what sees or what speaks, never both, so that bytes on disk can be told apart by component.
     """
     with closing(_Shards(out, shard_nbytes)) as shards:
-        for component, specs in _by_component(quantized).items():
-            shards.begin(component, sum(_header_nbytes(quantized, spec) for spec in specs))
+        for component, specs in by_component(quantized).items():
+            shards.begin(component, header_nbytes(quantized, specs))
             for spec in progress(specs, f"writing {component}"):
                 shards.add(tensors_of(quantized, spec, layout.pack))
         files = shards.finish()
@@ -58,14 +55,6 @@ def write_model(
     return files
 
 
-def _by_component(quantized: Quantized) -> dict[str, list[TensorSpec]]:
-    components: dict[str, list[TensorSpec]] = {}
-    for spec in quantized.specs.values():
-        component = SEES if spec.component in ("vision", "projector") else SPEAKS
-        components.setdefault(component, []).append(spec)
-    return components
-
-
 def tensors_of(quantized: Quantized, spec: TensorSpec, pack: Pack) -> dict[str, Tensor]:
     """One weight as it is stored, by hub names: packed, or in its dtype as the original had it."""
     weight = quantized.load(spec.name)
@@ -73,11 +62,6 @@ def tensors_of(quantized: Quantized, spec: TensorSpec, pack: Pack) -> dict[str, 
         module, dtype = module_of(spec.hub_name), quantized.records[spec.name].dtype
         return {f"{module}.{name}": tensor for name, tensor in pack(weight, dtype).items()}
     return {spec.hub_name: weight.T if spec.transposed else weight}
-
-
-def _header_nbytes(quantized: Quantized, spec: TensorSpec) -> int:
-    tensors = TENSORS_OF_A_WEIGHT if is_packed(quantized.scheme(spec.name)) else 1
-    return tensors * (len(spec.hub_name) + HEADER_NBYTES)
 
 
 @dataclass
@@ -135,7 +119,7 @@ class _Shards:
         return self.folder / f"{number}.partial"
 
     def _name(self, number: int) -> str:
-        return f"model-{number + 1:05}-of-{len(self.components):05}.safetensors"
+        return shard_name(number, len(self.components))
 
 
 def _copy(quantized: Quantized, component: str, out: Path) -> list[str]:

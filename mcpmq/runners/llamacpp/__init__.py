@@ -26,6 +26,8 @@ CONTEXT_LAYOUT = {
     104: (1, 1),  # types of the cached keys and values: F16
 }
 FLASH_ATTENTION, CACHE_TYPES = 52, 104
+MODEL_LAYOUT = {16: (AUTOMATIC, 1, AUTOMATIC, 1), 72: (1 << 16,)}  # layers elsewhere, ways to load; vocabulary alone
+VOCABULARY_ALONE, ONLY = 72, 1 << 16 | 1
 IMAGE_LAYOUT = {16: (1, 4), 40: (AUTOMATIC, 1)}  # timings, threads; flash attention, warm-up
 IMAGE_MARKER, IMAGE_THREADS, IMAGE_FLASH_ATTENTION = 32, 20, 40
 CHUNK_VERSION = 2
@@ -82,8 +84,10 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "mtmd_context_params_default": (Opaque,),
     "llama_model_load_from_file": (POINTER, TEXT, Opaque),
     "llama_model_free": (None, POINTER),
+    "llama_model_n_embd": (INT, POINTER),
     "llama_model_n_embd_inp": (INT, POINTER),
     "llama_model_rope_type": (INT, POINTER),
+    "llama_model_meta_val_str": (INT, POINTER, TEXT, TEXT, SIZE),
     "llama_model_get_vocab": (POINTER, POINTER),
     "llama_vocab_n_tokens": (INT, POINTER),
     "llama_init_from_model": (POINTER, POINTER, Opaque),
@@ -161,7 +165,11 @@ class LlamaCpp:
     def _check_layouts(self) -> None:
         """Raise EngineError if the parameter structures are not laid out as the pinned version lays them out."""
         context, image = self("llama_context_default_params"), self("mtmd_context_params_default")
-        layouts = ((context, CONTEXT_LAYOUT), (image, IMAGE_LAYOUT))
+        layouts = (
+            (self("llama_model_default_params"), MODEL_LAYOUT),
+            (context, CONTEXT_LAYOUT),
+            (image, IMAGE_LAYOUT),
+        )
         fields = [
             (parameters.integers(offset, len(defaults)), defaults)
             for parameters, layout in layouts

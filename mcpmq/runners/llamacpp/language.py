@@ -10,9 +10,22 @@ from numpy.typing import NDArray
 
 from mcpmq import ggml_library
 from mcpmq.errors import EngineError
-from mcpmq.runners.llamacpp import CACHE_TYPES, FLAGS, FLASH_ATTENTION, FLOATS, INT, INTS, Batch, LlamaCpp, Piece
+from mcpmq.runners.llamacpp import (
+    CACHE_TYPES,
+    FLAGS,
+    FLASH_ATTENTION,
+    FLOATS,
+    INT,
+    INTS,
+    ONLY,
+    VOCABULARY_ALONE,
+    Batch,
+    LlamaCpp,
+    Piece,
+)
 
 BATCH_TOKENS = 2048  # at most in one call; the engine's default
+METADATA_NBYTES = 256  # of a short value
 CONTEXT_MULTIPLE = 256  # the engine rounds its cache up to it
 SECTIONED = {8, 40}  # of llama_rope_type: M-RoPE, whose embeddings come with four positions each, and interleaved
 
@@ -20,20 +33,39 @@ SECTIONED = {8, 40}  # of llama_rope_type: M-RoPE, whose embeddings come with fo
 class LanguageModel:
     """A loaded language model."""
 
-    def __init__(self, engine: LlamaCpp, file: Path) -> None:
-        """Load the file.
+    def __init__(self, engine: LlamaCpp, file: Path, *, vocabulary_alone: bool = False) -> None:
+        """Load the file, or no more of it than a `mmproj` file needs to be loaded beside.
 
         Raises:
             EngineError: llama.cpp does not load it.
         """
-        pointer = engine("llama_model_load_from_file", str(file).encode(), engine("llama_model_default_params"))
+        parameters = engine("llama_model_default_params")
+        if vocabulary_alone:
+            parameters.put(VOCABULARY_ALONE, ONLY)
+        pointer = engine("llama_model_load_from_file", str(file).encode(), parameters)
         if not pointer:
             raise engine.error(f"llama.cpp does not load `{file}`", "make the artifact again")
         self.engine, self.pointer = engine, pointer
         self.vocabulary: int = engine("llama_vocab_n_tokens", engine("llama_model_get_vocab", pointer))
-        self.width_of_embeddings: int = engine("llama_model_n_embd_inp", pointer)
         self.sectioned = engine("llama_model_rope_type", pointer) in SECTIONED
         self._finalizer = weakref.finalize(self, engine, "llama_model_free", pointer)
+        # The width of embeddings of images, with what is added behind the first layers.
+        self.width_of_embeddings: int = engine("llama_model_n_embd_inp", pointer) or self._told_width()
+
+    def _told_width(self) -> int:
+        """The same where nothing but the vocabulary was loaded."""
+        architecture = self._said("general.architecture")
+        stacked = int(self._said(f"{architecture}.n_deepstack_layers", "0"))
+        return int(self._said(f"{architecture}.embedding_length")) * (1 + stacked)
+
+    def _said(self, key: str, otherwise: str | None = None) -> str:
+        """A value of the file's metadata."""
+        text = ctypes.create_string_buffer(METADATA_NBYTES)
+        if self.engine("llama_model_meta_val_str", self.pointer, key.encode(), text, METADATA_NBYTES) >= 0:
+            return text.value.decode()
+        if otherwise is None:
+            raise EngineError(f"the language model's file does not say `{key}`", "make the artifact again")
+        return otherwise
 
     def close(self) -> None:
         """Free the memory."""

@@ -40,10 +40,10 @@ def test_json_is_read_back_whole_and_markdown_is_drawn_from_it(compared: Report,
     write_report(compared, tmp_path / "a")
     again = Report.load(tmp_path / "a")
     write_report(again, tmp_path / "b")
-    for name in ("report.json", "report.md"):
+    for name in ("report.json", "report.md", "report.html"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
     assert (tmp_path / "a" / "report.md").read_text() == table_of(again).markdown()
-    assert sorted(file.name for file in (tmp_path / "a").iterdir()) == ["report.json", "report.md"]
+    assert sorted(file.name for file in (tmp_path / "a").iterdir()) == ["report.html", "report.json", "report.md"]
 
 
 def test_only_figures_named_so_depend_on_the_machine(
@@ -73,7 +73,7 @@ def test_an_artifact_of_another_checkpoint_is_refused(
 @pytest.mark.parametrize(
     "damage",
     [
-        lambda facts: facts | {"schema_version": 99},
+        lambda facts: facts | {"schema_version": 1},
         lambda facts: facts | {"artifacts": [{"name": "x"}]},
         lambda facts: {key: value for key, value in facts.items() if key != "original"},
         lambda facts: facts | {"surprise": 1},
@@ -87,6 +87,14 @@ def test_a_report_of_another_version_or_broken_is_refused(damage: object, tmp_pa
     with pytest.raises(ArtifactError, match=r"`.*report.json` is no report that this mcpmq reads") as caught:
         Report.load(tmp_path)
     assert "evaluate" in caught.value.hint
+
+
+def test_a_report_of_a_newer_schema_asks_for_a_newer_mcpmq(tmp_path: Path) -> None:
+    """Whatever else it holds; the error has both numbers."""
+    (tmp_path / "report.json").write_text('{"schema_version": 99, "news": []}')
+    with pytest.raises(ArtifactError, match="of schema 99, this mcpmq reads schema 2") as caught:
+        Report.load(tmp_path)
+    assert "newer" in caught.value.hint
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"null"])
