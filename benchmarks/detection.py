@@ -14,6 +14,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -181,8 +182,11 @@ class Builds:
         self.bench, self.folder = bench, KEPT / RECIPE
         self.folder.mkdir(parents=True, exist_ok=True)
         self.held_out = bench.prepared("heldout")
-        self.original = bench.log_probabilities(self.held_out)
-        self.statistics = bench.seen_by(bench.prepared("starter"))
+
+    @cached_property
+    def seen(self) -> tuple[Tensor, list[dict[Step, LayerStats]]]:
+        """The original's log-probabilities and statistics: taken before the first build replaces its weights."""
+        return self.bench.log_probabilities(self.held_out), self.bench.seen_by(self.bench.prepared("starter"))
 
     def honest(self, seed: int) -> Figures:
         """A build from half of the calibration set; seed 0 is the baseline."""
@@ -195,7 +199,8 @@ class Builds:
     def weights(self, seed: int) -> dict[Step, Tensor]:
         """The language model's matrices of an honest build."""
         drawn = np.random.default_rng(seed).choice(GROUPS, DRAWN, replace=False)
-        return self.bench.rebuild([self.statistics[group] for group in drawn])
+        _, statistics = self.seen
+        return self.bench.rebuild([statistics[group] for group in drawn])
 
     def scale(self, effect: float) -> float:
         """Of the noise that raises perplexity by so much on average."""
@@ -206,8 +211,9 @@ class Builds:
     def _kept(self, name: str, weights: Callable[[], Mapping[Step, Tensor]]) -> Figures:
         file = self.folder / f"{name}.npz"
         if not file.is_file():
+            original, _ = self.seen
             self.bench.take(weights())
-            figures = self.bench.figures(self.held_out, self.original)
+            figures = self.bench.figures(self.held_out, original)
             np.savez(file, losses=figures.losses, divergences=figures.divergences)
         with np.load(file) as kept:
             return Figures(kept["losses"], kept["divergences"])

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -84,6 +84,19 @@ class CalibrationSet:
     def fingerprints(self) -> tuple[str, ...]:
         """Of every picture, and of every text sample: what two sets must not share if one is to judge the other."""
         return tuple(sorted({_fingerprint(sample) for sample in self.samples}))
+
+    def refuse_seen(self, name: str, fingerprints: Iterable[str]) -> None:
+        """Refuse to measure on what was calibrated on: samples of the set of that name, by their fingerprints.
+
+        Raises:
+            CalibrationError: a picture or a text sample is in both.
+        """
+        shared = set(self.fingerprints).intersection(fingerprints)
+        if shared:
+            raise CalibrationError(
+                f"`{self.path}` shares {len(shared):,} pictures or texts with the calibration set `{name}`",
+                "measure on samples that decided nothing",
+            )
 
     def split(self) -> tuple[Self, Self]:
         """The set without every fifth sample, and every fifth sample: for measuring when no other set is given.

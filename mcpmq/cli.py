@@ -7,7 +7,26 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mcpmq.errors import McpmqError
-from mcpmq.options import LOOK, STEPS, Context, FitMemory, Json, MaxSize, Out, Source, Threads
+from mcpmq.options import (
+    FORMAT_NAMES,
+    LOOK,
+    STEPS,
+    Bits,
+    Cache,
+    Calibration,
+    Context,
+    FitMemory,
+    Forecasts,
+    Formats,
+    Json,
+    MaxSize,
+    On,
+    OptionalCalibration,
+    Out,
+    RecipeName,
+    Source,
+    Threads,
+)
 from mcpmq.release_commands import METHODS, budget_of, format_of
 from mcpmq.release_commands import commands as release_commands
 
@@ -16,30 +35,6 @@ if TYPE_CHECKING:  # help must be there at once
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 app.add_typer(release_commands)
-GATE_FAILED = 3
-FORMAT_NAMES = "gguf, onnx, gptq, awq, bnb or compressed-tensors"
-
-RecipeName = Annotated[
-    str | None, typer.Option("--recipe", "-r", metavar="NAME|FILE", help="A recipe, or its TOML file")
-]
-Bits = Annotated[
-    int | None, typer.Option("--bits", metavar="4|8", help="Short for the recipe phone-int4 or phone-int8")
-]
-Formats = Annotated[
-    list[str], typer.Option("--format", "-f", metavar="FORMAT", help=f"What to write: {FORMAT_NAMES}; may be repeated")
-]
-Forecasts = Annotated[
-    list[str] | None, typer.Option("--format", "-f", metavar="FORMAT", help=f"Forecast {FORMAT_NAMES}; may be repeated")
-]
-Calibration = Annotated[Path, typer.Option("--calibration", metavar="DIR", help="Images and questions to calibrate on")]
-OptionalCalibration = Annotated[
-    Path | None, typer.Option("--calibration", metavar="DIR", help="Images and questions to calibrate on")
-]
-On = Annotated[
-    Path | None,
-    typer.Option("--on", metavar="DIR", help="Set to measure on; without it a fifth of the calibration set"),
-]
-Cache = Annotated[bool, typer.Option("--cache/--no-cache", help="Reuse a measurement of the same original")]
 
 
 def _version(wanted: bool) -> None:
@@ -262,38 +257,6 @@ def report(
     from mcpmq.report import Report
 
     show.reports([Report.load(path) for path in reports], as_json=json, as_markdown=markdown, as_html=html)
-
-
-@app.command(rich_help_panel=LOOK)
-def check(
-    report: Annotated[Path, typer.Argument(metavar="REPORT", help="report.json, or its folder")],
-    gates: Annotated[list[Path], typer.Option("--gate", metavar="FILE", help="Allowed differences; may be repeated")],
-    baseline: Annotated[
-        Path | None, typer.Option("--baseline", metavar="REPORT", help="The report to compare with")
-    ] = None,
-    artifacts: Annotated[
-        list[Path] | None, typer.Option("--artifact", metavar="DIR", help="Must be what was measured; may be repeated")
-    ] = None,
-    junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Write JUnit XML")] = None,
-    sarif: Annotated[Path | None, typer.Option("--sarif", metavar="FILE", help="Write SARIF")] = None,
-    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page, the verdict first")] = None,
-    summary: Annotated[
-        Path | None, typer.Option("--summary", metavar="FILE", help="Append Markdown, as to $GITHUB_STEP_SUMMARY")
-    ] = None,
-    json: Json = False,
-) -> None:
-    """Exit with 3 if a difference is not allowed, with a line for every bound that is violated"""
-    from mcpmq import gate, show
-    from mcpmq.artifact import Artifact
-    from mcpmq.report import Report
-
-    found = Report.load(report)
-    gate.refuse_changed(found, [Artifact.open(path) for path in artifacts or ()])
-    earlier = Report.load(baseline) if baseline else None
-    verdicts = [one for file in gates for one in gate.check(found, gate.Gate.load(file), earlier)]
-    gate.VerdictFiles(junit, sarif, html, summary).write(verdicts, found, report)
-    show.verdicts(verdicts, as_json=json)
-    raise typer.Exit(0 if all(one.holds for one in verdicts) else GATE_FAILED)
 
 
 def _split(

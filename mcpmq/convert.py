@@ -42,6 +42,8 @@ def convert(
     plan = make_plan(checkpoint, recipe)
     for name in formats:
         check(plan, name)
+    if recipe.looks and held_out:
+        measuring.refuse_seen(calibrating.path.name, calibrating.fingerprints)
 
     quantized = quantize(plan, out / "quantized", calibrating, settings.progress)
     artifacts = [export(quantized, name, out / name, settings.progress) for name in formats]

@@ -67,5 +67,6 @@ def _manifest(quantized: Quantized, layout: Format, name: FormatName, npu: Calib
     manifest = quantized.artifact.manifest
     shapes = layout.stored_shapes(quantized) if hasattr(layout, "stored_shapes") else {}
     weights = tuple(one.model_copy(update={"stored_shape": shapes.get(one.name)}) for one in manifest.weights)
-    notes = (*manifest.notes, ROUNDED_FOR_NPUS.format(npu.path.resolve().name, npu.sha256)) if npu else ()
-    return manifest.model_copy(update={"kind": name, "files": (), "weights": weights, "notes": notes})
+    notes = (ROUNDED_FOR_NPUS.format(npu.path.resolve().name, npu.sha256),) if npu else ()
+    told = {"kind": name, "files": (), "weights": weights, "notes": (*manifest.notes, *notes)}
+    return manifest.model_copy(update=told)

@@ -1,5 +1,7 @@
 """A report about nothing, for tests of how reports are kept and drawn."""
 
+from functools import cache
+
 import numpy as np
 
 from mcpmq.evaluate import ORIGINAL, Measurement, differences
@@ -32,6 +34,7 @@ BLOCKS = (
 COLUMNS = [("gguf", "phone-int4"), ("onnx", "phone-int4"), ("onnx", "phone-int8"), ("gguf", "phone-int8")]
 
 
+@cache
 def invented_measurement(seed: int, worse: float = 0.0) -> Measurement:
     """Losses that are `worse` by so much than those of the same kind with 0."""
     base, own = np.random.default_rng(0), np.random.default_rng(seed)
@@ -68,6 +71,7 @@ def invented_measurement(seed: int, worse: float = 0.0) -> Measurement:
     )
 
 
+@cache
 def invented_report(artifacts: int = 4) -> Report:
     """An original and up to four artifacts."""
     original, entries = invented_measurement(0), []

@@ -1,5 +1,6 @@
 """Exporting changes no code and leaves nothing half-done."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,14 @@ def test_the_manifest_says_which_shapes_were_widened(name: str, tiny_int4: Quant
     widened = {record.name: record.stored_shape for record in manifest.weights if record.stored_shape}
     layer = {"mlp.up": (160, 64), "mlp.up.bias": (160,), "mlp.down": (64, 160)}
     assert widened == {f"vision.layers.{number}.{part}": shape for number in (0, 1) for part, shape in layer.items()}
+
+
+def test_notes_go_along(tiny_int4: Quantized, tmp_path: Path) -> None:
+    """What a reader of the quantized artifact is told, a reader of the export is told too."""
+    manifest = tiny_int4.artifact.manifest.model_copy(update={"notes": ("told before",)})
+    noted = replace(tiny_int4, artifact=replace(tiny_int4.artifact, manifest=manifest))
+
+    assert export(noted, "gguf", tmp_path / "out").manifest.notes == ("told before",)
 
 
 def test_what_was_exported_before_is_returned(tiny_int4: Quantized, tmp_path: Path) -> None:

@@ -45,11 +45,11 @@ class KindResult(Record):
 class Difference(Record):
     """What of a model's answers of one kind is not as another model has it, on the same pixels and tokens."""
 
-    loss_increase: Estimate
-    perplexity_ratio: Estimate
+    loss_increase: Estimate  # mean over tokens, in nats
+    perplexity_ratio: Estimate  # 1.01 is a rise by 1 %
     kl_divergence: Estimate  # mean over tokens of KL(other || this), in nats
-    kl_divergence_99th_percentile: Estimate
-    kl_divergence_largest: float  # of a largest value no interval can be known
+    kl_divergence_99th_percentile: Estimate  # of the tokens, in nats
+    kl_divergence_largest: float  # of all tokens, in nats; of a largest value no interval can be known
     top_1_agreement: Estimate  # share of tokens for which both take the same one for the likeliest
     probability_change: Estimate  # mean over tokens of how much likelier the right one became
     greedy_agreement: Estimate  # share of answers with the same likeliest token everywhere, given the answer so far
@@ -59,11 +59,11 @@ class Difference(Record):
 class Change(Record):
     """What of an artifact's answers of one kind is not as it was in an earlier artifact, token by token."""
 
-    perplexity_ratio: Estimate
+    perplexity_ratio: Estimate  # 1.01 is a rise by 1 %
     kl_divergence_increase: Estimate  # of the mean over tokens, in nats
-    top_1_agreement_change: Estimate
-    probability_change: Estimate
-    exact_match_change: Estimate
+    top_1_agreement_change: Estimate  # of the share of tokens with the original's likeliest token
+    probability_change: Estimate  # mean over tokens of how much likelier the right one became
+    exact_match_change: Estimate  # of the share of answers that greedy decoding gives word for word
 
 
 def by_kind(samples: Sequence[SampleFigures]) -> dict[str, KindResult]:

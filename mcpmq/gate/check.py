@@ -67,6 +67,8 @@ def _problem(kind: str, metric: str, bound: Bound, found: Mapping[str, Found]) -
     if metric not in found[kind]:
         return f"no such metric; there are {_listed(found[kind])}"
     value = found[kind][metric]
+    if bound.on != "value" and not isinstance(value, Estimate):
+        return f"it has no interval, so no {bound.on} end"
     judged = getattr(value, bound.on) if isinstance(value, Estimate) else value
     if bound.holds(judged):
         return ""

@@ -8,7 +8,7 @@ from pathlib import Path
 from mcpmq.artifact import Artifact
 from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.errors import ArtifactError, CalibrationError
+from mcpmq.errors import ArtifactError
 from mcpmq.evaluate import (
     ORIGINAL,
     UNQUANTIZED,
@@ -47,8 +47,8 @@ def compare(
     _refuse_quantized(unquantized, artifacts)
     for artifact in (*unquantized, *artifacts):
         refuse_other_source(checkpoint, artifact)
-        if not held_out_from_calibration:
-            _refuse_seen_samples(artifact, samples)
+        if not held_out_from_calibration and (used := artifact.manifest.calibrated_on):
+            samples.refuse_seen(used.name, used.fingerprints)
     with encoded(checkpoint, samples, settings) as inputs:
         original = measure_original(checkpoint, inputs, settings)
         against = {ORIGINAL: original.log_probabilities}
@@ -82,17 +82,6 @@ def refuse_other_source(checkpoint: Checkpoint, artifact: Artifact) -> None:
             f"`{artifact.path}` was made from `{source.name}` ({source.sha256[:12]}), which is not"
             f" `{checkpoint.path}` ({checkpoint.sha256[:12]})",
             "measure it against the checkpoint that it was made from",
-        )
-
-
-def _refuse_seen_samples(artifact: Artifact, samples: CalibrationSet) -> None:
-    used = artifact.manifest.calibrated_on
-    shared = set(used.fingerprints).intersection(samples.fingerprints) if used else ()
-    if used and shared:
-        raise CalibrationError(
-            f"`{samples.path}` shares {len(shared):,} pictures or texts with `{used.name}`, by which `{artifact.path}`"
-            " was rounded",
-            "measure on samples that decided nothing",
         )
 
 

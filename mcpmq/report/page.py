@@ -44,8 +44,8 @@ def _sentence(report: Report, entry: Entry) -> str:
     return f"{entry.label}: {'; '.join(parts)}."
 
 
-def _interval(one: Estimate, factor: float = 1.0, less: float = 0.0) -> str:
-    low, value, high = ((part - less) * factor for part in (one.low, one.value, one.high))
+def _interval(one: Estimate, factor: float) -> str:
+    low, value, high = (part * factor for part in (one.low, one.value, one.high))
     return f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 

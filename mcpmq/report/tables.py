@@ -6,7 +6,6 @@ from mcpmq.evaluate import NONSQUARE, ORIGINAL, Change, Estimate, Measurement, c
 from mcpmq.report.report import Report
 from mcpmq.table import Row, Table, megabytes
 
-CONTEXT = 4096  # tokens, what the size of the cache is told for
 WEIGHTS = {"vision, connector": ("vision", "projector"), "language model": ("language", "embedding", "head")}
 
 
@@ -58,7 +57,9 @@ def _size_rows(report: Report) -> list[Row]:
     rows = [(f"{name}, MB", [_megabytes(size[name]) for size in sizes]) for name in sizes[0]]
     totals = [one.nbytes for one in _all(report)]
     shares = [f"{total / totals[0] * 100:.1f}" for total in totals]
-    return [*rows, ("all files, MB", [_megabytes(total) for total in totals]), ("  % of the original", shares)]
+    bits = ["", *(f"{entry.weights.bits_per_weight:.2f}" for entry in report.artifacts)]
+    whole = ("all files, MB", [_megabytes(total) for total in totals])
+    return [*rows, whole, ("  % of the original", shares), ("  bits per weight", bits)]
 
 
 def _grouped(sizes: dict[str, int]) -> dict[str, int]:
@@ -72,16 +73,13 @@ def _grouped(sizes: dict[str, int]) -> dict[str, int]:
 
 
 def _memory_rows(report: Report) -> list[Row]:
-    machine, caches = zip(*((one.machine_dependent, one.cache_bytes_per_token) for one in _all(report)), strict=True)
+    machine = [one.machine_dependent for one in _all(report)]
     in_turn = [one.in_turn_peak_resident_bytes for one in machine]
     rows = [
         ("peak memory, MB", [_megabytes(one.peak_resident_bytes) for one in machine]),
         ("  before loading, MB", [_megabytes(one.resident_bytes_before_load) for one in machine]),
         ("  vision released before language, MB", [_megabytes(one) if one else "" for one in in_turn]),
-        (
-            f"KV cache of {CONTEXT:,} tokens, computed, MB",
-            [_megabytes(one * CONTEXT) if one else "" for one in caches],
-        ),
+        ("KV cache, computed, MB", ["", *(_megabytes(entry.kv_cache_computed.nbytes) for entry in report.artifacts)]),
     ]
     return [row for row in rows if any(row[1])]
 
@@ -128,6 +126,8 @@ def _notes(report: Report, columns: Sequence[str]) -> list[str]:
         "±: half of the 95 % interval; 10,000 bootstrap resamples of the samples, differences paired by token",
         f"*: depends on the machine, here {where.machine['processor']}, threads: {where.threads}",
     ]
+    if report.artifacts:
+        told.append(f"KV cache: of {report.artifacts[0].kv_cache_computed.tokens:,} tokens, computed, not measured")
     if NONSQUARE in report.original.kinds:
         told.append(f"{NONSQUARE}: images that llama.cpp by itself would cut or resize in another way than published")
     if report.original.machine_dependent.reused:
@@ -141,7 +141,8 @@ def _megabytes(nbytes: int) -> str:
 
 
 def _plain(one: Estimate) -> str:
-    return f"{one.value:,.{0 if one.value >= 10_000 else 1 if one.value >= 100 else 3}f}"
+    digits = 0 if one.value >= 10_000 else 1 if one.value >= 100 else 3
+    return f"{one.value:,.{digits}f} ±{one.half_width:,.{digits}f}"
 
 
 def _share(one: Estimate, less: int = 0, sign: str = "") -> str:

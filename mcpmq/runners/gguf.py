@@ -48,9 +48,32 @@ class GgufRunner:
         try:
             for sample in samples:
                 context.clear()
-                yield judge(sample, self._logits(sample, context))
+                yield judge(sample, self._finite(sample, self._logits(sample, context)))
         finally:
             context.close()
+
+    def _finite(self, sample: Inputs, logits: Iterator[Logits]) -> Iterator[Logits]:
+        for row in logits:
+            if not np.isfinite(row).all():
+                raise EngineError(
+                    f"sample `{sample.id}`: values that are not finite first come out of `{self._overflowing(sample)}`",
+                    "its weights or activations overflow in this engine",
+                )
+            yield row
+
+    def _overflowing(self, sample: Inputs) -> str:
+        """The sample once more, watched layer by layer."""
+        layers: list[int] = []
+
+        def watch(layer: int, values: NDArray[np.float32]) -> None:
+            if not np.isfinite(values).all():
+                layers.append(layer)
+
+        context = Context(self._language, _room(sample), self._threads, self._exact, watch)
+        for _ in self._logits(sample, context):
+            pass
+        context.close()
+        return f"language.layers.{min(layers)}" if layers else "head"
 
     def phases(self, sample: Inputs) -> Phases:
         """Take the time of encoding the images, reading the prompt, and reading the answer token by token."""

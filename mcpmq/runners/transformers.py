@@ -16,7 +16,6 @@ import transformers.modeling_utils
 from numpy.typing import NDArray
 from torch import nn
 
-from mcpmq.artifact import Artifact
 from mcpmq.families import family_named
 from mcpmq.families.family import Family, Inputs
 from mcpmq.formats.hf.reader import HuggingFaceArtifact
@@ -56,27 +55,31 @@ def open_runner(path: Path, threads: int) -> TorchRunner | TransformersRunner:
     opened = HuggingFaceArtifact.open(path)
     manifest = opened.artifact.manifest
     if manifest.kind in READERS:
-        return load(opened.artifact)
+        return load(opened)
     family, specs = family_named(manifest.family), tuple(opened.specs.values())
     nbytes = sum(file.nbytes for file in manifest.files)
     weights = Weights(specs, lambda spec: opened.load(spec.name), nbytes)
     return assemble(path, family, opened.config, weights, (f"{manifest.kind} unpacked by mcpmq, computed in float32",))
 
 
-def load(artifact: Artifact, dtype: str | torch.dtype = "auto") -> TransformersRunner:
-    """Let transformers load an artifact whole; `auto` is the type of floats that config.json names."""
-    family, reader = family_named(artifact.manifest.family), READERS[artifact.manifest.kind]
-    config = HuggingFaceArtifact.open(artifact.path).config
-    model = class_of(family, config).from_pretrained(artifact.path, dtype=dtype)
-    computed = str(model.dtype).removeprefix("torch.")
+def load(opened: HuggingFaceArtifact, dtype: torch.dtype | None = None) -> TransformersRunner:
+    """Let transformers load an artifact whole, by default in the type of floats that the original has."""
+    manifest = opened.artifact.manifest
+    family, reader = family_named(manifest.family), READERS[manifest.kind]
+    empty = _empty(family, opened.config)
+    empty.config.quantization_config = dict(opened.settings)
+    held = getattr(torch, manifest.weights[0].dtype) if dtype is None else dtype
+    model = type(empty).from_pretrained(opened.artifact.path, config=empty.config, dtype=held)
+    computed = str(held).removeprefix("torch.")
     note = f"loaded by transformers and {reader} {version(reader)}, computed in {computed}"
-    return TransformersRunner(_usable(model), family.processor(artifact.path).arguments, (note,))
+    return TransformersRunner(_usable(model), family.processor(opened.artifact.path).arguments, (note,))
 
 
-def class_of(family: Family, config: Mapping[str, Any]) -> type[transformers.modeling_utils.PreTrainedModel]:
-    """The class of the family's native module."""
+def _empty(family: Family, config: Mapping[str, Any]) -> transformers.modeling_utils.PreTrainedModel:
+    """The family's native module without weights: its class and its configuration are wanted."""
     module, _, function = family.native.partition(":")
-    return type(getattr(import_module(module), function)(config))
+    empty: transformers.modeling_utils.PreTrainedModel = getattr(import_module(module), function)(config)
+    return empty
 
 
 def _usable(model: nn.Module) -> nn.Module:

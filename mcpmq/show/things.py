@@ -45,9 +45,13 @@ def path(path: Path, *, as_json: bool = False) -> None:
     from mcpmq import artifact as artifacts
     from mcpmq import calibration
     from mcpmq.checkpoint import Checkpoint
+    from mcpmq.release import RECORD, Release
     from mcpmq.report import JSON_FILE, Report
 
-    if path.name == JSON_FILE or (path / JSON_FILE).is_file():
+    if (path / RECORD).is_file():
+        release = Release.open(path)
+        print_table(release.table(), release.record.model_dump(mode="json"), as_json=as_json)
+    elif path.name == JSON_FILE or (path / JSON_FILE).is_file():
         report(Report.load(path), as_json=as_json)
     elif (path / artifacts.MANIFEST).is_file():
         artifact(artifacts.Artifact.open(path), as_json=as_json)

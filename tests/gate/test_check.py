@@ -72,6 +72,7 @@ def test_sizes_and_memory_are_bounded_too() -> None:
             "the report has no `audio`; it has `image`, `nonsquare`, `text`",
         ),
         ({"artifact": {"kl_divergence": {"at_most": 1}}}, "no such metric; there are `nbytes`"),
+        ({"artifact": {"nbytes": {"at_most": 1e9, "on": "high"}}}, "it has no interval, so no high end"),
     ],
 )
 def test_what_cannot_be_checked_is_violated(bounds: dict[str, Any], message: str) -> None:

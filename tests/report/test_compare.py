@@ -127,5 +127,5 @@ def test_samples_that_were_calibrated_on_are_not_measured_on(
     """One shared picture is enough; a part held out from the same set is fine, and so is another set."""
     used = CalibrationRecord.of(mixed_set).model_copy(update={"fingerprints": mixed_set.fingerprints[:1]})
     seen = Artifact(made.path, made.manifest.model_copy(update={"calibrated_on": used}))
-    with pytest.raises(CalibrationError, match="shares 1 pictures or texts with `mixed0`"):
+    with pytest.raises(CalibrationError, match="shares 1 pictures or texts with the calibration set `mixed0`"):
         compare(Checkpoint.open(tiny_checkpoint), [seen], mixed_set, ONE_THREAD)

@@ -144,7 +144,7 @@ def test_the_table_says_what_was_measured() -> None:
     assert rows["vision, connector, MB"][0] == "7.00"
     assert rows["  % of the original"][0] == "100.0"
     measured = invented_measurement(1, 0.01).kinds["image"].perplexity
-    assert rows["image perplexity"][1] == f"{measured.value:.3f}"
+    assert rows["image perplexity"][1] == f"{measured.value:.3f} ±{measured.half_width:.3f}"
     assert [name for name, _ in table.rows if name.endswith("perplexity")] == [
         "image perplexity",
         "nonsquare perplexity",

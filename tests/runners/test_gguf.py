@@ -9,6 +9,7 @@ from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -86,6 +87,24 @@ def test_phases_are_timed_without_changing_anything(full: Artifact, tiny_samples
     assert seeing.encode_seconds_per_slice > reading.encode_seconds_per_slice == 0
     assert min(seeing.prefill_tokens_per_second, reading.decode_tokens_per_second) > 0
     np.testing.assert_array_equal(losses(runner, tiny_samples[:2]), before)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "block"), [("blk.1.ffn_down.weight", "language.layers.1"), ("output.weight", "head")]
+)
+def test_the_layer_of_the_first_value_that_is_no_number_is_named(
+    tensor: str, block: str, full: Artifact, tiny_samples: list[Inputs], tmp_path: Path
+) -> None:
+    """Found by running the sample once more, layer by layer."""
+    shutil.copytree(full.path, tmp_path / "spoilt")
+    [file] = Artifact.open(tmp_path / "spoilt").files_of("language")
+    reader = gguf.GGUFReader(file, "r+")
+    [weight] = [one for one in reader.tensors if one.name == tensor]
+    weight.data[:] = np.inf
+    reader.data.flush()
+
+    with pytest.raises(EngineError, match=f"`text`: values that are not finite first come out of `{block}`"):
+        losses(open_runner(tmp_path / "spoilt", 1), tiny_samples[:1])
 
 
 def test_images_change_the_losses(full: Artifact, tiny_samples: list[Inputs]) -> None:

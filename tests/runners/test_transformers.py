@@ -9,6 +9,7 @@ import torch
 from mcpmq.artifact import Artifact
 from mcpmq.errors import ArtifactError
 from mcpmq.families.family import Inputs
+from mcpmq.formats.hf.reader import HuggingFaceArtifact
 from mcpmq.quantized import Quantized
 from mcpmq.runners.torch import open_runner as open_torch
 from mcpmq.runners.transformers import load, open_runner
@@ -56,7 +57,7 @@ def test_the_reader_gives_the_losses_of_the_dequantized_model(
 def test_compressed_tensors_has_the_very_weights(scheme: str, artifacts: Made, tiny_samples: list[Inputs]) -> None:
     """In float32 nothing is left but the order of sums."""
     quantized, artifact = artifacts["compressed-tensors", scheme]
-    found = losses_of(load(artifact, torch.float32), tiny_samples)
+    found = losses_of(load(HuggingFaceArtifact.open(artifact.path), torch.float32), tiny_samples)
 
     for one, other in zip(found, losses_of(open_torch(quantized.path, 1), tiny_samples), strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
@@ -67,7 +68,7 @@ def test_compressed_tensors_has_the_very_weights(scheme: str, artifacts: Made, t
 def test_the_reader_packs_what_is_packed_and_generates(case: tuple[str, str], artifacts: Made) -> None:
     """No weight is missing, left over or made up; wide modules are plain; a few tokens come out."""
     _, artifact = artifacts[case]
-    model = load(artifact).model
+    model = load(HuggingFaceArtifact.open(artifact.path)).model
     modules = {name: type(module).__name__ for name, module in model.named_modules()}
     with torch.inference_mode():
         tokens = model.generate(input_ids=torch.arange(5)[None], max_new_tokens=3, min_new_tokens=3, do_sample=False)

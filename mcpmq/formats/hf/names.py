@@ -13,11 +13,11 @@ def module_of(hub_name: str) -> str:
 
 
 def wide_modules(steps: Iterable[Step]) -> tuple[str, ...]:
-    """The outermost modules that hold matrices or tables, none of them packed; in the order of the forward pass.
+    """The outermost modules that may be linear, and hold nothing packed; in the order of the forward pass.
 
     These are what `modules_to_not_convert` and its like name: readers take the module itself and all inside of it.
     """
-    held = [step for step in steps if step.spec.role != "other"]
+    held = [step for step in steps if len(step.spec.shape) == 2]
     packed = {path for step in held if is_packed(step.scheme) for name in _names(step) for path in _paths(name)}
     kept = (name for step in held if not is_packed(step.scheme) for name in _names(step))
     return tuple(dict.fromkeys(next(path for path in _paths(name) if path not in packed) for name in kept))

@@ -30,6 +30,7 @@ class HuggingFaceArtifact:
 
     artifact: Artifact
     config: Mapping[str, Any]  # as the original had it
+    settings: Mapping[str, Any]  # its `quantization_config`
     specs: Mapping[str, TensorSpec]
 
     @classmethod
@@ -43,9 +44,11 @@ class HuggingFaceArtifact:
         if artifact.manifest.kind not in KINDS:
             raise ArtifactError(f"`{path}` is a {artifact.manifest.kind} artifact", f"this reads {', '.join(KINDS)}")
         config = read_json(path / "config.json")
-        config.pop("quantization_config", None)
+        settings = config.pop("quantization_config", {})
         family = family_named(artifact.manifest.family)
-        return cls(artifact, config, {spec.name: spec for spec in family.tensors(family.architecture(config))})
+        return cls(
+            artifact, config, settings, {spec.name: spec for spec in family.tensors(family.architecture(config))}
+        )
 
     def load(self, name: str) -> QTensor | Tensor:
         """A weight as it was quantized; a kept one as a tensor [out, in] in its dtype."""

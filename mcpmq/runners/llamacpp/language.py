@@ -2,8 +2,9 @@
 
 import ctypes
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,12 +13,15 @@ from mcpmq import ggml_library
 from mcpmq.errors import EngineError
 from mcpmq.runners.llamacpp import (
     CACHE_TYPES,
+    EVALUATED,
+    EVALUATION_CALLBACK,
     FLAGS,
     FLASH_ATTENTION,
     FLOATS,
     INT,
     INTS,
     ONLY,
+    POINTER,
     VOCABULARY_ALONE,
     Batch,
     LlamaCpp,
@@ -28,6 +32,9 @@ BATCH_TOKENS = 2048  # at most in one call; the engine's default
 METADATA_NBYTES = 256  # of a short value
 CONTEXT_MULTIPLE = 256  # the engine rounds its cache up to it
 SECTIONED = {8, 40}  # of llama_rope_type: M-RoPE, whose embeddings come with four positions each, and interleaved
+OUT_OF_LAYER = "l_out-"  # the engine's name for what a layer gives, before its number
+
+Watch = Callable[[int, NDArray[np.float32]], None]  # gets the number of every layer and all that it gives
 
 
 class LanguageModel:
@@ -75,7 +82,9 @@ class LanguageModel:
 class Context:
     """A language model's cache, for sequences of a bounded length; one sequence at a time."""
 
-    def __init__(self, model: LanguageModel, tokens: int, threads: int, exact: bool) -> None:
+    def __init__(
+        self, model: LanguageModel, tokens: int, threads: int, exact: bool, watch: Watch | None = None
+    ) -> None:
         """Make room for `tokens`; `exact` computes attention in F32 where the engine would take F16.
 
         Raises:
@@ -88,6 +97,9 @@ class Context:
         if exact:
             parameters.put(FLASH_ATTENTION, 0)
             parameters.put(CACHE_TYPES, 0, 0)  # F32
+        if watch:
+            self._watching = _watching(engine, watch)  # the engine calls it as long as the context lives
+            parameters.put_pointer(EVALUATION_CALLBACK, ctypes.cast(self._watching, POINTER).value)
         pointer = engine("llama_init_from_model", model.pointer, parameters)
         if not pointer:
             raise engine.error(f"llama.cpp cannot make room for {length:,} tokens")
@@ -144,3 +156,17 @@ class Context:
             if not logits:
                 raise self._engine.error(f"llama.cpp gave no logits at token {start + index:,}")
             yield np.ctypeslib.as_array(logits, shape=(self._model.vocabulary,))
+
+
+def _watching(engine: LlamaCpp, watch: Watch) -> Any:
+    def evaluated(tensor: int, asking: bool, _: object) -> bool:
+        name: str = engine("ggml_get_name", tensor).decode(errors="replace")
+        if not name.startswith(OUT_OF_LAYER):
+            return not asking
+        if not asking:
+            count = engine("ggml_nelements", tensor)
+            values = np.ctypeslib.as_array(engine("ggml_get_data_f32", tensor), shape=(count,))
+            watch(int(name.removeprefix(OUT_OF_LAYER)), values)
+        return True
+
+    return EVALUATED(evaluated)
