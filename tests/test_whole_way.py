@@ -12,6 +12,7 @@ from mcpmq.evaluate import Settings
 from mcpmq.formats import FormatName
 from mcpmq.recipe import Recipe
 from mcpmq.report import Report
+from tests.tiny_families import TINY_FAMILIES
 
 # A random model knows nothing: whatever it is made of, losses must stay near the original's.
 NEAR = {"full": 1e-3, "phone-int8": 0.02, "phone-int4": 0.2, "quality-int4": 0.2}
@@ -84,3 +85,16 @@ def test_a_changed_artifact_is_not_measured(tiny_checkpoint: Path, tiny_set: Pat
 
     with pytest.raises(ArtifactError, match="is not the file that was written"):
         convert(*asked)  # type: ignore[arg-type]
+
+
+def test_another_family_goes_the_same_way(tiny_set: Path, tmp_path: Path) -> None:
+    """Qwen2-VL, calibrated: one command, both formats, each measured in its engine."""
+    [family] = [one for one in TINY_FAMILIES if one.name == "qwen2-vl"]
+    checkpoint, recipe = family.build(tmp_path / "tiny"), Recipe.load("calibrated-int4")
+
+    report = convert(checkpoint, tmp_path / "out", recipe, ["gguf", "onnx"], tiny_set, None, Settings(threads=1))
+
+    assert [entry.kind for entry in report.artifacts] == ["gguf", "onnx"]
+    for entry in report.artifacts:
+        assert entry.measurement.kinds.keys() == {"image", "text"}
+        assert all(abs(one.loss_increase.mean) < 0.2 for one in entry.differences.values())

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
+from mcpmq.errors import CheckpointError
 from mcpmq.families.checked import Checked, Heads, LanguageConfig, Width, checked, refuse_keys, text_keys
 from mcpmq.families.family import (
     Architecture,
@@ -70,6 +71,10 @@ def _architecture_of_4_7(config: Mapping[str, Any]) -> Architecture:
 
 
 def _language_shape(config: _Language) -> LanguageShape:
+    if config.layer_types and len(config.layer_types) != config.num_hidden_layers:
+        raise CheckpointError(
+            f"`config.json` has {config.num_hidden_layers} layers and the types of {len(config.layer_types)}"
+        )
     turned = int(config.head_width * config.rope.partial_rotary_factor)
     return LanguageShape(
         architecture="qwen35",
