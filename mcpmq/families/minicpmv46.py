@@ -19,7 +19,7 @@ from mcpmq.families.family import (
     TensorSpec,
     VisionShape,
 )
-from mcpmq.families.minicpmv import SiglipConfig, siglip
+from mcpmq.families.siglip import Siglip, siglip
 from mcpmq.families.tensors import decoder, layer_norm, matrix
 
 NAME = "minicpm-v-4.6"
@@ -46,7 +46,7 @@ class _Language(LanguageConfig):
 
 
 class _Config(Checked):
-    vision_config: SiglipConfig
+    vision_config: Siglip
     insert_layer_id: NonNegativeInt = 6
     downsample_mode: Literal["16x", "4x"] = "16x"
     merge_kernel_size: tuple[Literal[2], Literal[2]] = (2, 2)
@@ -106,19 +106,11 @@ def _language_shape(config: _Language) -> LanguageShape:
 
 
 def _vision_shape(config: _Config) -> VisionShape:
-    tower, merged_inside = config.vision_config, config.downsample_mode == "16x"
-    return VisionShape(
-        kind="siglip-merger",
-        hidden=tower.hidden_size,
-        layers=tower.num_hidden_layers,
-        heads=tower.num_attention_heads,
-        ffn=tower.intermediate_size,
-        patch=tower.patch_size,
-        grid=tower.image_size // tower.patch_size,
-        norm_epsilon=tower.layer_norm_eps,
+    return config.vision_config.shape(
+        "siglip-merger",
         merge=MERGE[config.downsample_mode],
         merger_layer=config.insert_layer_id,
-        merges_inside=merged_inside,
+        merges_inside=config.downsample_mode == "16x",
     )
 
 
