@@ -7,13 +7,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt
 
-from mcpmq.families.checked import (
-    LanguageConfig,
-    Width,
-    checked,
-    refuse_keys,
-    text_keys,
-)
+from mcpmq.families.checked import LanguageConfig, Width, checked, refuse_keys, text_keys
 from mcpmq.families.family import Architecture, Family, LanguageShape, Pixels, Processor, TensorSpec
 from mcpmq.families.siglip import Siglip, siglip
 from mcpmq.families.tensors import decoder, layer_norm, matrix
@@ -37,6 +31,7 @@ class _Differences:
     qk_norm: bool = False
     permuted_rope: bool = False
     one_row: bool = False
+    head_width: int | None = None  # where a configuration does not say it; None: the hidden size over the heads
 
 
 def version_of(config: Mapping[str, Any]) -> str:
@@ -74,7 +69,7 @@ def _language_shape(config: _Config, differences: _Differences) -> LanguageShape
         layers=config.num_hidden_layers,
         heads=config.num_attention_heads,
         kv_heads=config.num_key_value_heads,
-        head_width=config.head_width,
+        head_width=config.head_dim or differences.head_width or config.head_width,
         ffn=config.intermediate_size,
         vocabulary=config.vocab_size,
         context=config.max_position_embeddings,
@@ -160,7 +155,9 @@ MINICPM_V_2_5 = _family(
 )
 MINICPM_V_2_6 = _family("2.6", _Differences("qwen2", attention_bias=True), "openbmb/MiniCPM-V-2_6", llama_cpp=3)
 MINICPM_V_4_0 = _family("4.0", _Differences("llama", permuted_rope=True), "openbmb/MiniCPM-V-4", llama_cpp=5)
-MINICPM_V_4_5 = _family("4.5", _Differences("qwen3", qk_norm=True), "openbmb/MiniCPM-V-4_5", llama_cpp=6)
+MINICPM_V_4_5 = _family(
+    "4.5", _Differences("qwen3", qk_norm=True, head_width=128), "openbmb/MiniCPM-V-4_5", llama_cpp=6
+)
 MINICPM_O_2_6 = replace(
     MINICPM_V_2_6,
     name="minicpm-o-2.6",

@@ -5,10 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from mcpmq.errors import CheckpointError
-from mcpmq.families.checked import Checked, Heads, LanguageConfig, Width, checked, refuse_keys, text_keys
+from mcpmq.families.checked import Checked, Heads, LanguageConfig, Rope, Width, checked, refuse_keys, text_keys
 from mcpmq.families.family import (
     Architecture,
     Family,
@@ -27,11 +27,17 @@ SECTIONS = (11, 11, 10)  # frequencies turned by time, row and column, where a c
 MERGE = {"16x": 4, "4x": 2}  # side of the square of patches that becomes one token
 
 
+class _Rope(Rope):
+    partial_rotary_factor: PositiveFloat = Field(default=0.25, le=1)
+
+
 class _Language(LanguageConfig):
+    rope: _Rope = _Rope()
+    head_dim: PositiveInt = Field(default=256, le=4096)
     layer_types: tuple[Literal["linear_attention", "full_attention"], ...] = ()
     full_attention_interval: PositiveInt = 4
     linear_num_key_heads: Heads = 16
-    linear_num_value_heads: Heads = 16
+    linear_num_value_heads: Heads = 32
     linear_key_head_dim: Width = 128
     linear_value_head_dim: Width = 128
     linear_conv_kernel_dim: PositiveInt = Field(default=4, le=64)
