@@ -26,6 +26,7 @@ from mcpmq.runners.torch import open_runner as open_torch
 from tests.losses import losses_of
 from tests.onnx_tools import artifact_of
 from tests.tiny import build_checkpoint, make_uneven
+from tests.tiny_families import TINY_FAMILIES
 
 # A random model knows nothing: whatever it is made of, losses must stay near the original's.
 NEAR = {"full": 1e-3, "phone-int8": 0.02, "phone-int4": 0.2, "quality-int4": 0.2, "language-int8": 0.02}
@@ -132,3 +133,16 @@ def test_scales_that_moved_are_the_same_in_every_engine(
     assert distance < np.abs(original - expected).mean() / 3
     for path in (onnx, gguf):
         assert Artifact.open(path).manifest.held_out_errors == smoothed.artifact.manifest.held_out_errors
+
+
+def test_another_family_goes_the_same_way(tiny_set: Path, tmp_path: Path) -> None:
+    """Qwen2-VL, calibrated: one command, both formats, each measured in its engine."""
+    [family] = [one for one in TINY_FAMILIES if one.name == "qwen2-vl"]
+    checkpoint, recipe = family.build(tmp_path / "tiny"), Recipe.load("calibrated-int4")
+
+    report = convert(checkpoint, tmp_path / "out", recipe, ["gguf", "onnx"], tiny_set, None, Settings(threads=1))
+
+    assert [entry.kind for entry in report.artifacts] == ["gguf", "onnx"]
+    for entry in report.artifacts:
+        assert entry.measurement.kinds.keys() == {"image", "text"}
+        assert all(abs(one.loss_increase.mean) < 0.2 for one in entry.differences.values())

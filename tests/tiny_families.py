@@ -71,7 +71,7 @@ QWEN2_VL = TinyFamily(
         "model_type": "qwen2_vl",
         "hidden_size": 128,
         "intermediate_size": 256,
-        "num_hidden_layers": 2,
+        "num_hidden_layers": 3,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "vocab_size": 320,
@@ -87,7 +87,7 @@ QWEN2_VL = TinyFamily(
         "vision_start_token_id": "<|vision_start|>",
         "vision_end_token_id": "<|vision_end|>",
         "vision_config": {
-            "depth": 2,
+            "depth": 3,
             "embed_dim": 64,
             "hidden_size": 128,
             "num_heads": 2,
@@ -208,7 +208,7 @@ TINY_FAMILIES = [
             "architectures": ["Qwen2_5_VLForConditionalGeneration"],
             "model_type": "qwen2_5_vl",
             "vision_config": {
-                "depth": 2,
+                "depth": 3,
                 "hidden_size": 64,
                 "out_hidden_size": 128,
                 "intermediate_size": 140,  # no multiple of 32, as 3420 is none
@@ -217,7 +217,7 @@ TINY_FAMILIES = [
                 "spatial_merge_size": 2,
                 "temporal_patch_size": 2,
                 "window_size": 112,
-                "fullatt_block_indexes": [1],
+                "fullatt_block_indexes": [2],
             },
         },
     ),

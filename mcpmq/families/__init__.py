@@ -1,6 +1,6 @@
 """What a model is made of: one file a family, found by its raw config.json."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mcpmq.errors import CheckpointError
@@ -22,18 +22,32 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 
+# Models that are recognised and not supported: by their raw config.json, why, and what comes nearest.
+REFUSED: tuple[tuple[Callable[[Mapping[str, Any]], bool], str, str], ...] = (
+    (
+        lambda config: config.get("model_type") == "qwen" and "visual" in config,
+        "Qwen-VL and Qwen-VL-Chat of 2023 are not supported: only their own code can run them, and of the Int4"
+        " checkpoint the integers of another quantizer are all there is",
+        "qwen2-vl, for example Qwen/Qwen2-VL-7B-Instruct",
+    ),
+    (
+        lambda config: config.get("model_type") == "minicpmv" and minicpmv.version_of(config) == "2.0",
+        "MiniCPM-V 2.0 is not supported: its vision tower resizes its table of positions in a way of its own, and"
+        " llama.cpp does not read it either",
+        "minicpm-v-2.6, for example openbmb/MiniCPM-V-2_6",
+    ),
+)
+
+
 def family_of(config: Mapping[str, Any]) -> Family:
     """The family that recognises a raw config.json.
 
     Raises:
         CheckpointError: none does, or it is of a model that is refused.
     """
-    if config.get("model_type") == "qwen" and "visual" in config:
-        raise CheckpointError(
-            "Qwen-VL and Qwen-VL-Chat of 2023 are not supported: only their own code can run them, and of the Int4"
-            " checkpoint the integers of another quantizer are all there is",
-            "the nearest family is qwen2-vl, for example Qwen/Qwen2-VL-7B-Instruct",
-        )
+    for refuses, message, nearest in REFUSED:
+        if refuses(config):
+            raise CheckpointError(message, f"the nearest family is {nearest}")
     for family in FAMILIES:
         if family.recognises(config):
             return family

@@ -1,7 +1,7 @@
 """A raw config.json, checked: sizes in their ranges, and errors that name the key."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
@@ -35,8 +35,10 @@ class Rope(Checked):
 
 
 class LanguageConfig(Checked):
-    """A decoder in the manner of Llama; a family narrows what it knows better."""
+    """A decoder in the manner of Llama; a family narrows what it knows better. What a configuration leaves out is what
+    the class in transformers takes."""
 
+    default_theta: ClassVar[float] = 10000.0
     hidden_size: Width
     num_hidden_layers: Layers
     num_attention_heads: Heads
@@ -45,7 +47,7 @@ class LanguageConfig(Checked):
     intermediate_size: HiddenWidth
     vocab_size: Vocabulary
     max_position_embeddings: PositiveInt = 32768
-    rope_theta: PositiveFloat = 1e6
+    rope_theta: PositiveFloat | None = None
     rms_norm_eps: PositiveFloat = 1e-6
     tie_word_embeddings: bool = False
     rope: Rope = Rope()
@@ -56,7 +58,7 @@ class LanguageConfig(Checked):
 
     @property
     def frequency_base(self) -> float:
-        return self.rope.rope_theta or self.rope_theta
+        return self.rope.rope_theta or self.rope_theta or self.default_theta
 
 
 def checked(model: type[Model], value: Mapping[str, Any], file: str = "config.json") -> Model:

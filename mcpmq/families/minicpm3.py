@@ -15,6 +15,7 @@ END_OF_TURN = "<|im_end|>"
 
 
 class _Config(LanguageConfig):
+    rms_norm_eps: PositiveFloat = 1e-5
     q_lora_rank: Width
     kv_lora_rank: Width
     qk_nope_head_dim: Width
@@ -52,7 +53,7 @@ def _language_shape(config: _Config) -> LanguageShape:
         ffn=config.intermediate_size,
         vocabulary=config.vocab_size,
         context=config.max_position_embeddings,
-        rope_theta=config.rope.rope_theta or config.rope_theta,
+        rope_theta=config.frequency_base,
         norm_epsilon=config.rms_norm_eps,
         attention_bias=False,
         tied_head=config.tie_word_embeddings,

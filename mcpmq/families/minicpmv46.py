@@ -5,9 +5,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
-from mcpmq.families.checked import Checked, Heads, LanguageConfig, Width, checked, refuse_keys, text_keys
+from mcpmq.errors import CheckpointError
+from mcpmq.families.checked import Checked, Heads, LanguageConfig, Rope, Width, checked, refuse_keys, text_keys
 from mcpmq.families.family import (
     Architecture,
     Family,
@@ -18,7 +19,7 @@ from mcpmq.families.family import (
     TensorSpec,
     VisionShape,
 )
-from mcpmq.families.minicpmv import SiglipConfig, siglip
+from mcpmq.families.siglip import Siglip, siglip
 from mcpmq.families.tensors import decoder, layer_norm, matrix
 
 NAME = "minicpm-v-4.6"
@@ -26,11 +27,17 @@ SECTIONS = (11, 11, 10)  # frequencies turned by time, row and column, where a c
 MERGE = {"16x": 4, "4x": 2}  # side of the square of patches that becomes one token
 
 
+class _Rope(Rope):
+    partial_rotary_factor: PositiveFloat = Field(default=0.25, le=1)
+
+
 class _Language(LanguageConfig):
+    rope: _Rope = _Rope()
+    head_dim: PositiveInt = Field(default=256, le=4096)
     layer_types: tuple[Literal["linear_attention", "full_attention"], ...] = ()
     full_attention_interval: PositiveInt = 4
     linear_num_key_heads: Heads = 16
-    linear_num_value_heads: Heads = 16
+    linear_num_value_heads: Heads = 32
     linear_key_head_dim: Width = 128
     linear_value_head_dim: Width = 128
     linear_conv_kernel_dim: PositiveInt = Field(default=4, le=64)
@@ -45,7 +52,7 @@ class _Language(LanguageConfig):
 
 
 class _Config(Checked):
-    vision_config: SiglipConfig
+    vision_config: Siglip
     insert_layer_id: NonNegativeInt = 6
     downsample_mode: Literal["16x", "4x"] = "16x"
     merge_kernel_size: tuple[Literal[2], Literal[2]] = (2, 2)
@@ -70,6 +77,10 @@ def _architecture_of_4_7(config: Mapping[str, Any]) -> Architecture:
 
 
 def _language_shape(config: _Language) -> LanguageShape:
+    if config.layer_types and len(config.layer_types) != config.num_hidden_layers:
+        raise CheckpointError(
+            f"`config.json` has {config.num_hidden_layers} layers and the types of {len(config.layer_types)}"
+        )
     turned = int(config.head_width * config.rope.partial_rotary_factor)
     return LanguageShape(
         architecture="qwen35",
@@ -101,19 +112,11 @@ def _language_shape(config: _Language) -> LanguageShape:
 
 
 def _vision_shape(config: _Config) -> VisionShape:
-    tower, merged_inside = config.vision_config, config.downsample_mode == "16x"
-    return VisionShape(
-        kind="siglip-merger",
-        hidden=tower.hidden_size,
-        layers=tower.num_hidden_layers,
-        heads=tower.num_attention_heads,
-        ffn=tower.intermediate_size,
-        patch=tower.patch_size,
-        grid=tower.image_size // tower.patch_size,
-        norm_epsilon=tower.layer_norm_eps,
+    return config.vision_config.shape(
+        "siglip-merger",
         merge=MERGE[config.downsample_mode],
         merger_layer=config.insert_layer_id,
-        merges_inside=merged_inside,
+        merges_inside=config.downsample_mode == "16x",
     )
 
 

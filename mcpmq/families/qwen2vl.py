@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
 
 from mcpmq.families.checked import Checked, Heads, HiddenWidth, LanguageConfig, Layers, Width, checked, text_keys
 from mcpmq.families.family import (
@@ -20,6 +20,7 @@ from mcpmq.families.family import (
 from mcpmq.families.tensors import Growth, decoder, layer_norm, matrix, renamed
 
 NORM_EPSILON = 1e-6
+SECTIONS = (16, 24, 24)  # frequencies turned by time, row and column, where a configuration does not say it
 # The native module's names begin otherwise than the checkpoint's.
 NATIVE_PREFIXES = {"model.": "model.language_model.", "visual.": "model.visual."}
 ATTENTION = {"attention.qkv": "attn.qkv", "attention.o": "attn.proj"}
@@ -29,6 +30,11 @@ LAYER_OF_2_5 = {"norm1": "norm1", **ATTENTION, "norm2": "norm2", **GATED}
 
 # Quick GELU of zero is zero, and so is SiLU: zero rows above and zero columns below leave every sum as it was.
 HIDDEN_WIDTH: dict[str, Growth] = {"mlp.gate": "rows", "mlp.up": "rows", "mlp.down": "columns"}
+
+
+class _Language(LanguageConfig):
+    default_theta: ClassVar[float] = 1e6
+    rms_norm_eps: PositiveFloat = 1e-5
 
 
 class Patches(Checked):
@@ -75,7 +81,7 @@ def _architecture_of_2(config: Mapping[str, Any]) -> Architecture:
         CheckpointError: a size is missing or out of range.
     """
     vision = checked(_VisionOf2, config.get("vision_config") or {})
-    language = language_shape(checked(LanguageConfig, text_keys(config)), "qwen2vl")
+    language = language_shape(checked(_Language, text_keys(config)), "qwen2vl")
     return Architecture(language, vision.shape("qwen2-vl", vision.embed_dim, vision.embed_dim * vision.mlp_ratio))
 
 
@@ -86,7 +92,7 @@ def _architecture_of_2_5(config: Mapping[str, Any]) -> Architecture:
         CheckpointError: a size is missing or out of range.
     """
     vision = checked(_VisionOf2_5, config.get("vision_config") or {})
-    language = language_shape(checked(LanguageConfig, text_keys(config)), "qwen2vl")
+    language = language_shape(checked(_Language, text_keys(config)), "qwen2vl")
     window = {"window": vision.window_size // vision.patch_size, "full_attention": vision.fullatt_block_indexes}
     return Architecture(language, vision.shape("qwen2.5-vl", vision.hidden_size, vision.intermediate_size, **window))
 
@@ -106,8 +112,7 @@ def language_shape(config: LanguageConfig, architecture: str, **differences: Any
         rope_theta=config.frequency_base,
         norm_epsilon=config.rms_norm_eps,
         tied_head=config.tie_word_embeddings,
-        rope_sections=config.rope.mrope_section,
-        **{"attention_bias": True, **differences},
+        **{"attention_bias": True, "rope_sections": config.rope.mrope_section or SECTIONS, **differences},
     )
 
 

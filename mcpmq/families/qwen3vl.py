@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from math import isqrt
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
@@ -12,7 +12,13 @@ from mcpmq.families.family import Architecture, TensorSpec, VisionShape
 from mcpmq.families.qwen2vl import ATTENTION, HIDDEN_WIDTH, QWEN2_VL, Patches, language_shape
 from mcpmq.families.tensors import decoder, layer_norm, matrix
 
+SECTIONS = (24, 20, 20)  # frequencies turned by time, row and column, where a configuration does not say it
 LAYER = {"norm1": "norm1", **ATTENTION, "norm2": "norm2", "mlp.up": "mlp.linear_fc1", "mlp.down": "mlp.linear_fc2"}
+
+
+class _Language(LanguageConfig):
+    default_theta: ClassVar[float] = 5e5
+    head_dim: PositiveInt = Field(default=128, le=4096)
 
 
 class _Vision(Patches):
@@ -30,8 +36,10 @@ def _architecture(config: Mapping[str, Any]) -> Architecture:
     Raises:
         CheckpointError: a size is missing or out of range.
     """
-    vision, text = checked(_Vision, config.get("vision_config") or {}), checked(LanguageConfig, text_keys(config))
-    language = language_shape(text, "qwen3vl", attention_bias=False, qk_norm=True, rope_interleaved=True)
+    vision, text = checked(_Vision, config.get("vision_config") or {}), checked(_Language, text_keys(config))
+    differences = {"attention_bias": False, "qk_norm": True, "rope_interleaved": True}
+    sections = text.rope.mrope_section or SECTIONS
+    language = language_shape(text, "qwen3vl", rope_sections=sections, **differences)
     more = {"grid": isqrt(vision.num_position_embeddings), "deep_layers": vision.deepstack_visual_indexes}
     return Architecture(language, vision.shape("qwen3-vl", vision.hidden_size, vision.intermediate_size, **more))
 

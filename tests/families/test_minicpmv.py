@@ -45,9 +45,18 @@ def test_what_2_6_does_not_have_is_refused(key: str) -> None:
         family_of(config).architecture(config)
 
 
-def test_the_first_qwen_vl_is_refused_with_the_nearest_family() -> None:
+@pytest.mark.parametrize(
+    ("config", "name", "nearest"),
+    [
+        ({"model_type": "qwen", "visual": {}, "quantization_config": {"bits": 4}}, "Qwen-VL-Chat of 2023", "qwen2-vl"),
+        ({"model_type": "minicpmv", "hidden_size": 2304, "query_num": 64}, "MiniCPM-V 2.0", "minicpm-v-2.6"),
+    ],
+)
+def test_what_is_known_and_not_supported_is_refused_with_the_nearest_family(
+    config: dict[str, object], name: str, nearest: str
+) -> None:
     """Recognised by its configuration, not taken for something unknown."""
-    with pytest.raises(CheckpointError, match="Qwen-VL-Chat of 2023") as caught:
-        family_of({"model_type": "qwen", "visual": {"image_size": 448}, "quantization_config": {"bits": 4}})
+    with pytest.raises(CheckpointError, match=name) as caught:
+        family_of(config)
 
-    assert "qwen2-vl" in caught.value.hint
+    assert nearest in caught.value.hint

@@ -33,18 +33,29 @@ def test_a_plan_of_the_published_model_has_its_true_sizes(name: str, tmp_path: P
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
-def test_the_tensors_are_those_of_the_torch_class(name: str) -> None:
-    """Names in the module and shapes, against the module itself on the meta device."""
+def test_tensors_and_what_is_left_out_are_those_of_the_torch_class(name: str) -> None:
+    """Names in the module and shapes, and numbers that a configuration may not say, against the module on the meta
+    device."""
     family, config, _ = PUBLISHED[name]
-    found = family_of(config)
+    given = _without(config, "rope_theta", "rms_norm_eps")
     module, _, function = family_named(family).native.partition(":")
-    parameters = dict(getattr(import_module(module), function)(config).named_parameters())
+    native = getattr(import_module(module), function)(given)
+    architecture, text = family_of(given).architecture(given), native.config.get_text_config()
 
-    specs = found.tensors(found.architecture(config))
+    specs = family_of(given).tensors(architecture)
     assert {name: spec.shape for spec in specs for name in spec.parameters} == {
-        name: tuple(parameter.shape) for name, parameter in parameters.items()
+        name: tuple(parameter.shape) for name, parameter in native.named_parameters()
     }
     assert len({spec.name for spec in specs}) == len({spec.hub_name for spec in specs}) == len(specs)
+    assert architecture.language.rope_theta == text.rope_parameters["rope_theta"]
+    assert architecture.language.norm_epsilon == text.rms_norm_eps
+    head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    assert architecture.language.turned_width == head_width * text.rope_parameters.get("partial_rotary_factor", 1)
+
+
+def _without(config: dict[str, object], *keys: str) -> dict[str, object]:
+    inner = {name: _without(value, *keys) if isinstance(value, dict) else value for name, value in config.items()}
+    return {name: value for name, value in inner.items() if name not in keys}
 
 
 def header_only(folder: Path, config: dict[str, object]) -> Path:
