@@ -194,7 +194,7 @@ def _smoothed(plan: Plan) -> Plan:
     left_out: Counter[str] = Counter()
     for block, pattern in product(plan.blocks, plan.checkpoint.family.folds):
         fold = pattern.within(block)
-        if pattern.component != block.partition(".")[0] or fold.source not in steps:
+        if pattern.component != block.partition(".")[0] or not steps.keys() >= {fold.source, *fold.into}:
             continue
         if not any(steps[name].on_a_grid for name in fold.into):
             continue
@@ -209,7 +209,8 @@ def _smoothed(plan: Plan) -> Plan:
             f"recipe `{plan.recipe.name}` asks for smoothing, and no scale can move between the weights it quantizes",
             'write `smooth = "none"`, or put neighbouring matrices on grids',
         )
-    takers = {name for found in folds.values() for fold in found for name in (fold.source, f"{fold.source}.bias")}
+    moved = [fold for found in folds.values() for fold in found]
+    takers = {name for fold in moved for name in (fold.source, f"{fold.source}.bias", *fold.into)}
     return replace(
         plan,
         steps=tuple(_in_32_bits(step) if step.name in takers else step for step in plan.steps),

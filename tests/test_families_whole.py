@@ -25,8 +25,10 @@ from mcpmq.runners.gguf import open_runner as open_gguf
 from mcpmq.runners.onnx import OnnxRunner
 from mcpmq.runners.onnx import open_runner as open_onnx
 from mcpmq.runners.torch import open_runner as open_torch
+from mcpmq.smoothing import Scaling, scalings
 from tests.gguf_tools import exported
 from tests.losses import losses_of
+from tests.moving import drawn_scales, scaled_logits
 from tests.native import continuation, native_module
 from tests.onnx_tools import artifact_of
 from tests.tiny_families import TINY_FAMILIES, TinyFamily
@@ -170,3 +172,19 @@ def test_it_is_rounded_by_what_it_sees(checkpoint: Checkpoint, samples: list[Inp
 
     rounded = [step.name for step in plan.steps if step.scheme is not None and step.spec.role == "matrix"]
     assert all(quantized.records[name].tokens for name in rounded)
+
+
+def test_scales_move_and_no_output_changes(checkpoint: Checkpoint, samples: list[Inputs]) -> None:
+    """At every place of the family at once; the same scales in the readers alone change everything."""
+    recipe = {"name": "smooth", "smooth": "awq", "weights": {"*": "int8-g32"}}
+    plan = make_plan(checkpoint, Recipe.model_validate(recipe))
+    scaling = scalings(drawn_scales(plan))
+    halves = {name: Scaling(columns=one.columns) for name, one in scaling.items()}
+
+    before, after, spoilt = (scaled_logits(plan, samples, one) for one in ({}, scaling, halves))
+
+    for one, other, wrong in zip(before, after, spoilt, strict=True):
+        assert float((one - other).abs().max()) < 1e-4 * float(one.abs().max())
+        assert float((one - wrong).abs().max()) > 0.1 * float(one.abs().max())
+    moved = {block.partition(".")[0] for block in plan.folds}
+    assert moved >= ({"vision", "language"} if checkpoint.family.sees else {"language"})

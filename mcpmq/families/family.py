@@ -72,13 +72,15 @@ class Fold:
     What `source` puts out (a norm, or the rows of a matrix; its bias too) is divided by one scale a channel, and the
     columns of `into` that read the channel are multiplied by it. Names are common names inside a block of `component`.
     `part` (index, count) says which of so many equal shares of its rows the source puts the channels out by. If `into`
-    reads heads that share channels, as queries share values, so do their columns.
+    reads heads that share channels, as queries share values, so do their columns. A `centred` norm scales by one more
+    than its weight. `into` lists all that reads the channels; a block that lacks any of these names has no such place.
     """
 
     component: str
     source: str
     into: tuple[str, ...]
     part: tuple[int, int] = (0, 1)
+    centred: bool = False
 
     def within(self, block: str) -> "Fold":
         """The same with whole names, in one block: `language.layers.0`."""
