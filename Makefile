@@ -1,10 +1,11 @@
-# `make demo` shows what mcpmq does on a real model; `make test` is what a change must pass.
+# `make demo` shows what mcpmq does on a real model; `make test` is what a change must pass; `make readers` has artifacts
+# loaded by readers that do not install beside mcpmq.
 PYTHON ?= python3
 BIN := .venv/bin
 # Two busy processes with spinning threads slow one another down eightfold.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: setup demo test lint types layers unit docs readme clean
+.PHONY: setup demo gate test lint types layers unit docs least-runtime readers readme clean
 
 setup: .venv/ready
 
@@ -21,6 +22,11 @@ demo: setup
 	$(CONVERT) build/demo/best --recipe calibrated-quality-int4 --format gguf $(SETS) > /dev/null
 	$(BIN)/mcpmq report build/demo/int4 build/demo/int8 build/demo/best
 
+GATE := --gate benchmarks/gate/gate.toml --baseline benchmarks/gate/baseline.json
+gate: setup
+	$(CONVERT) build/gate --recipe calibrated-quality-int4 --format gguf $(SETS) > /dev/null
+	$(BIN)/mcpmq check build/gate $(GATE) --artifact build/gate/gguf --html build/gate/report.html
+
 test: lint types layers unit docs
 
 lint: setup
@@ -36,11 +42,26 @@ layers: setup
 unit: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --quiet
 
+# The oldest ONNX Runtime that the graphs are written for, in the place of the pinned one.
+LEAST := build/onnxruntime-1.24.4
+least-runtime: setup
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $(LEAST) onnxruntime==1.24.4
+	PYTHONPATH=$(LEAST) $(BIN)/pytest --quiet tests/formats tests/runners/test_onnx.py tests/runners/test_rounded_inputs.py
+
 docs: setup
-	$(BIN)/cog --check README.md benchmarks/README.md
+	$(BIN)/cog --check README.md benchmarks/README.md examples/README.md
+
+# Every Hugging Face format, loaded by its own reader; gptqmodel, which takes minutes to build, where it disturbs nobody.
+readers: setup build/readers/ready
+	$(BIN)/python -m benchmarks.readers --gptqmodel $(CURDIR)/build/readers/bin/python
+
+build/readers/ready: benchmarks/readers/environment.txt
+	$(PYTHON) -m venv build/readers
+	build/readers/bin/pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
 
 readme: setup
-	$(BIN)/cog -r README.md benchmarks/README.md
+	$(BIN)/cog -r README.md benchmarks/README.md examples/README.md
 
 clean:
 	rm -rf build .venv

@@ -48,6 +48,16 @@ PUBLISHED: dict[str, Any] = {
 
 def write(out: Path, layers: int) -> None:
     """A checkpoint of `layers` language layers; tokenizer and processor are the reference's."""
+    file, begin, end = write_headers(out, layers)
+    noise = _bf16_noise(1 << 24)
+    with file.open("r+b") as stream:
+        stream.seek(begin)
+        for start in range(begin, end, len(noise)):
+            stream.write(noise[: end - start])
+
+
+def write_headers(out: Path, layers: int) -> tuple[Path, int, int]:
+    """The same with holes for weights, which take no room on the disk: the file, and where its weights lie."""
     out.mkdir(parents=True)
     config = PUBLISHED | {"num_hidden_layers": layers}
     family = family_of(config)
@@ -57,20 +67,20 @@ def write(out: Path, layers: int) -> None:
     preprocessor = json.loads((REFERENCE / "preprocessor_config.json").read_text())
     preprocessor |= {"scale_resolution": config["image_size"], "image_feature_size": config["query_num"]}
     (out / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=1))
-    _write_weights(out / "model.safetensors", family.tensors(family.architecture(config)))
+    return _write_header(out / "model.safetensors", family.tensors(family.architecture(config)))
 
 
-def _write_weights(path: Path, specs: Iterable[TensorSpec]) -> None:
+def _write_header(path: Path, specs: Iterable[TensorSpec]) -> tuple[Path, int, int]:
     header, end = {}, 0
     for spec in specs:
         begin, end = end, end + 2 * prod(spec.shape)
         header[spec.hub_name] = {"dtype": "BF16", "shape": spec.shape, "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
-    noise = _bf16_noise(1 << 24)
+    start = 8 + len(text)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for start in range(0, end, len(noise)):
-            file.write(noise[: end - start])
+        file.truncate(start + end)
+    return path, start, start + end
 
 
 def _bf16_noise(nbytes: int) -> bytes:

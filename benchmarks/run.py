@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from benchmarks.real_size import write as write_real_size
 from mcpmq.machine import describe_machine
@@ -32,6 +33,9 @@ WAYS = {
     "full": ("gguf", "onnx"),
     "calibrated-int4": ("gguf", "onnx"),
     "calibrated-quality-int4": ("gguf",),
+    "calibrated-language-int4": ("gptq", "awq", "compressed-tensors"),
+    "language-nf4": ("bnb",),
+    "language-int8": ("bnb",),
 }
 PACKAGES = ("mcpmq", "torch", "numpy", "gguf", "xllamacpp", "onnx-ir")
 
@@ -70,18 +74,22 @@ def conversions(checkpoint: Path, work: Path, ways: dict[str, tuple[str, ...]]) 
             yield timed("export", codes, work / recipe / name, "--format", name, out=work / recipe / name)
 
 
-def record(name: str, commands: list[Command]) -> None:
-    """Keep the figures with the command, the commit, the machine and the versions."""
+def provenance(module: str) -> dict[str, Any]:
+    """The command, the commit, the machine and the versions that figures are kept with."""
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT, check=True
     )
-    facts = {
-        "command": f"python -m benchmarks.run {' '.join(sys.argv[1:])}".strip(),
+    return {
+        "command": f"python -m {module} {' '.join(sys.argv[1:])}".strip(),
         "commit": commit.stdout.strip(),
         "machine": describe_machine(),
         "versions": {package: version(package) for package in PACKAGES},
-        "commands": [asdict(command) for command in commands],
     }
+
+
+def record(name: str, commands: list[Command]) -> None:
+    """Keep the figures with where they come from."""
+    facts = provenance("benchmarks.run") | {"commands": [asdict(command) for command in commands]}
     (RESULTS / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
@@ -103,15 +111,27 @@ def reference() -> None:
     calibrated = [WORK / "calibrated-int4" / "gguf", WORK / "calibrated-int4" / "onnx"]
     measured("calibrated", [*calibrated, WORK / "quality-int4" / "gguf", best])
     measured("unquantized", [WORK / "full" / name for name in WAYS["full"]])
+    measured("hugging-face", hugging_face())
     measured("engine-cuts", [WORK / "full" / "gguf"], "--engine-cuts")
     measured("shuffled", phone[:1], "--shuffle-images")
+
+
+def hugging_face() -> list[Path]:
+    """Artifacts that transformers runs, or that are in its layouts."""
+    packed = [WORK / "calibrated-language-int4" / name for name in ("gptq", "compressed-tensors")]
+    return [*packed, WORK / "language-nf4" / "bnb", WORK / "language-int8" / "bnb"]
 
 
 def real_size(layers: int) -> None:
     """Conversion at the published widths, where one matrix has a gigabyte."""
     checkpoint = REAL_WORK / "checkpoint"
     write_real_size(checkpoint, layers)
-    ways = {"phone-int4": ("gguf", "onnx"), "quality-int4": ("gguf",)}
+    ways = {
+        "phone-int4": ("gguf", "onnx"),
+        "quality-int4": ("gguf",),
+        "language-int4": ("gptq", "awq", "compressed-tensors"),
+        "language-nf4": ("bnb",),
+    }
     record(f"real-size-{layers}", list(conversions(checkpoint, REAL_WORK, ways)))
 
 

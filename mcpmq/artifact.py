@@ -12,11 +12,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from mcpmq.calibration import CalibrationSet
+from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import ArtifactError, OutputError
 
-MANIFEST = "mcpmq.json"
+MANIFEST, CARD = "mcpmq.json", "README.md"
 FULL = (errno.ENOSPC, errno.EDQUOT, None)  # None: numpy tells of a short write without a number
-Kind = Literal["quantized", "gguf", "onnx"]
+Kind = Literal["quantized", "gguf", "onnx", "gptq", "awq", "bnb", "compressed-tensors", "imatrix"]
 LEFT_OUT = Field(exclude_if=lambda value: value is None)  # of files about what was not calibrated
 
 
@@ -44,6 +46,12 @@ class WeightRecord(_Record):
     reason: str
     nbytes: int
     tokens: Annotated[dict[str, int] | None, LEFT_OUT] = None  # seen while calibrating, by modality
+    round: Annotated[str | None, LEFT_OUT] = None  # how, where that was decided by what was seen
+    smooth: Annotated[float | None, LEFT_OUT] = None  # the exponent of the scales that its columns took
+    activation: Annotated[str | None, LEFT_OUT] = None  # what its inputs are rounded to while it multiplies
+    # Lowest and highest input seen while calibrating; of each equal share of the rows where they see different ones.
+    input_ranges: Annotated[tuple[tuple[float, float], ...] | None, LEFT_OUT] = None
+    stored_shape: Annotated[tuple[int, ...] | None, LEFT_OUT] = None  # [out, in] in the file, where zeros widened it
 
 
 class CalibrationRecord(_Record):
@@ -53,6 +61,18 @@ class CalibrationRecord(_Record):
     sha256: str
     samples: int
     with_image: int
+    fingerprints: tuple[str, ...]  # of its pictures and text samples, so that none of them is measured on
+
+    @classmethod
+    def of(cls, samples: CalibrationSet) -> Self:
+        """What is recorded of a set."""
+        return cls(
+            name=samples.path.resolve().name,
+            sha256=samples.sha256,
+            samples=len(samples),
+            with_image=sum(sample.image is not None for sample in samples),
+            fingerprints=samples.fingerprints,
+        )
 
 
 class SourceRecord(_Record):
@@ -61,6 +81,11 @@ class SourceRecord(_Record):
     name: str
     sha256: str
     nbytes: int
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Self:
+        """What is recorded of a checkpoint."""
+        return cls(name=checkpoint.path.resolve().name, sha256=checkpoint.sha256, nbytes=checkpoint.nbytes)
 
 
 class Manifest(_Record):
@@ -74,6 +99,8 @@ class Manifest(_Record):
     calibrated_on: Annotated[CalibrationRecord | None, LEFT_OUT] = None  # None: rounding looked at no sample
     versions: dict[str, str]
     weights: tuple[WeightRecord, ...]
+    # By block, of every way of rounding that was tried: square error of its outputs on held-out samples, relative.
+    held_out_errors: Annotated[dict[str, dict[str, float]] | None, LEFT_OUT] = None
     notes: tuple[str, ...] = ()
     files: tuple[FileRecord, ...] = ()
 
@@ -114,6 +141,15 @@ class Artifact:
             if sha256_of(file) != record.sha256:
                 raise ArtifactError(f"`{file}` is not the file that was written", "make the artifact again")
 
+    @property
+    def sha256(self) -> str:
+        """Hash of what was made and from what: of the manifest with the hashes of all files but the model card, which
+        gets its figures when they are measured."""
+        lasting = tuple(record for record in self.manifest.files if record.path != CARD)
+        return hashlib.sha256(
+            self.manifest.model_copy(update={"files": lasting}).model_dump_json().encode()
+        ).hexdigest()
+
     def nbytes_by_component(self) -> dict[str, int]:
         """Bytes on disk of every component, in the order of the manifest."""
         sizes: dict[str, int] = {}
@@ -124,6 +160,27 @@ class Artifact:
     def files_of(self, component: str) -> list[Path]:
         """Paths of the files of one component."""
         return [self.path / record.path for record in self.manifest.files if record.component == component]
+
+
+def replace_text(artifact: Artifact, name: str, text: str) -> None:
+    """Write one text file of an artifact anew, and its size and hash into the manifest."""
+    _replace(artifact.path / name, text)
+    files = [
+        record.model_copy(update=_measured(artifact.path / name)) if record.path == name else record
+        for record in artifact.manifest.files
+    ]
+    manifest = artifact.manifest.model_copy(update={"files": tuple(files)})
+    _replace(artifact.path / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
+
+
+def _replace(file: Path, text: str) -> None:
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(file)
+
+
+def _measured(file: Path) -> dict[str, int | str]:
+    return {"nbytes": file.stat().st_size, "sha256": sha256_of(file)}
 
 
 def sha256_of(file: Path) -> str:
@@ -198,9 +255,7 @@ def _synchronise(folder: Path) -> None:
 def write_manifest(folder: Path, manifest: Manifest, files: Mapping[str, list[str]]) -> None:
     """Hash the files (component -> paths relative to `folder`) and write the manifest beside them."""
     records = tuple(
-        FileRecord(
-            path=name, component=component, nbytes=(folder / name).stat().st_size, sha256=sha256_of(folder / name)
-        )
+        FileRecord.model_validate({"path": name, "component": component, **_measured(folder / name)})
         for component, names in files.items()
         for name in names
     )

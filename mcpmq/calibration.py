@@ -3,7 +3,7 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ from mcpmq.errors import CalibrationError
 MANIFEST = "manifest.jsonl"
 LARGEST_IMAGE_PIXELS = 64_000_000  # of one image; a bomb is refused from its header
 HELD_OUT_EVERY = 5
+FINGERPRINT_DIGITS = 16
 
 
 class _Line(BaseModel):
@@ -79,6 +80,24 @@ class CalibrationSet:
             digest.update(json.dumps([sample.id, image, sample.prompt, sample.answer]).encode())
         return digest.hexdigest()
 
+    @cached_property
+    def fingerprints(self) -> tuple[str, ...]:
+        """Of every picture, and of every text sample: what two sets must not share if one is to judge the other."""
+        return tuple(sorted({_fingerprint(sample) for sample in self.samples}))
+
+    def refuse_seen(self, name: str, fingerprints: Iterable[str]) -> None:
+        """Refuse to measure on what was calibrated on: samples of the set of that name, by their fingerprints.
+
+        Raises:
+            CalibrationError: a picture or a text sample is in both.
+        """
+        shared = set(self.fingerprints).intersection(fingerprints)
+        if shared:
+            raise CalibrationError(
+                f"`{self.path}` shares {len(shared):,} pictures or texts with the calibration set `{name}`",
+                "measure on samples that decided nothing",
+            )
+
     def split(self) -> tuple[Self, Self]:
         """The set without every fifth sample, and every fifth sample: for measuring when no other set is given.
 
@@ -92,6 +111,11 @@ class CalibrationSet:
         held_out = self.samples[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
         kept = tuple(sample for sample in self.samples if sample not in held_out)
         return type(self)(self.path, kept), type(self)(self.path, held_out)
+
+
+def _fingerprint(sample: Sample) -> str:
+    content = sample.image.read_bytes() if sample.image else json.dumps([sample.prompt, sample.answer]).encode()
+    return hashlib.sha256(content).hexdigest()[:FINGERPRINT_DIGITS]
 
 
 def _sample(folder: Path, number: int, line: bytes) -> Sample:

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 INDEX = "model.safetensors.index.json"
-# What is fetched from a hub: weights and texts, never code and never pickle.
+# What is fetched from a hub: weights and texts, never pickle. Code is a text that goes along with artifacts, unread.
 HUB_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
+CODE_PATTERN = "*.py"
+LEGAL_PATTERNS = ["README.md", "LICEN[CS]E*", "NOTICE*"]  # what says under which terms the model may be passed on
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,22 @@ class Checkpoint:
     def nbytes(self) -> int:
         return sum(entry.nbytes for entry in self.entries.values())
 
+    @property
+    def code(self) -> list[Path]:
+        """Files of code that others run when config.json asks for it; none where it does not. mcpmq never does."""
+        return sorted(self.path.glob(CODE_PATTERN)) if "auto_map" in self.config else []
+
+    @property
+    def texts(self) -> list[Path]:
+        """Configuration, tokenizer and processor files, sorted."""
+        found = {file for pattern in HUB_PATTERNS[1:] for file in self.path.glob(pattern)}
+        return sorted(file for file in found if not file.name.endswith(".index.json"))
+
+    @property
+    def legal_texts(self) -> list[Path]:
+        """The model card, licences and notices, sorted."""
+        return sorted({file for pattern in LEGAL_PATTERNS for file in self.path.glob(pattern)})
+
     @cached_property
     def sha256(self) -> str:
         """Hash of the configuration and of every weight file, in the order of their names."""
@@ -122,7 +140,7 @@ def _download(hub_id: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=HUB_PATTERNS))
+        return Path(snapshot_download(hub_id, allow_patterns=[*HUB_PATTERNS, CODE_PATTERN, *LEGAL_PATTERNS]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""The command line: parse, call one function, show what it returned; the only file that knows options."""
+"""The command line: parse, call one function, show what it returned; what makes releases has its own file."""
 
 import os
 from pathlib import Path
@@ -7,39 +7,35 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mcpmq.errors import McpmqError
+from mcpmq.options import (
+    FORMAT_NAMES,
+    LOOK,
+    STEPS,
+    Bits,
+    Cache,
+    Calibration,
+    Context,
+    FitMemory,
+    Forecasts,
+    Formats,
+    Json,
+    MaxSize,
+    On,
+    OptionalCalibration,
+    Out,
+    RecipeName,
+    Source,
+    Threads,
+)
+from mcpmq.release_commands import METHODS, budget_of, format_of
+from mcpmq.release_commands import commands as release_commands
 
 if TYPE_CHECKING:  # help must be there at once
-    from mcpmq.formats import FormatName
     from mcpmq.recipe import Recipe
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
-STEPS, LOOK = "Step by step", "Look and judge"
-
-Source = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Folder of a Hugging Face checkpoint, or a hub id")]
-Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; must not hold anything else")]
-RecipeName = Annotated[
-    str | None, typer.Option("--recipe", "-r", metavar="NAME|FILE", help="A recipe, or its TOML file")
-]
-Bits = Annotated[
-    int | None, typer.Option("--bits", metavar="4|8", help="Short for the recipe phone-int4 or phone-int8")
-]
-Formats = Annotated[
-    list[str], typer.Option("--format", "-f", metavar="gguf|onnx", help="What to write; may be repeated")
-]
-Format = Annotated[str | None, typer.Option("--format", "-f", metavar="gguf|onnx", help="Check that this can hold it")]
-Calibration = Annotated[Path, typer.Option("--calibration", metavar="DIR", help="Images and questions to calibrate on")]
-OptionalCalibration = Annotated[
-    Path | None, typer.Option("--calibration", metavar="DIR", help="Images and questions to calibrate on")
-]
-On = Annotated[
-    Path | None,
-    typer.Option("--on", metavar="DIR", help="Set to measure on; without it a fifth of the calibration set"),
-]
-Threads = Annotated[
-    int | None, typer.Option("--threads", metavar="N", min=1, help="Of the engines; default: all cores")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table")]
-Cache = Annotated[bool, typer.Option("--cache/--no-cache", help="Reuse a measurement of the same original")]
+app.add_typer(release_commands)
+OF_BITS = {4: "calibrated-int4", 8: "phone-int8"}  # what samples show changes little at 8 bits
 
 
 def _version(wanted: bool) -> None:
@@ -72,36 +68,44 @@ def convert(
     calibration: Calibration,
     recipe: RecipeName = None,
     bits: Bits = None,
+    max_size: MaxSize = None,
+    fit_memory: FitMemory = None,
+    context: Context = 4096,
     on: On = None,
     threads: Threads = None,
     cache: Cache = True,
     json: Json = False,
 ) -> None:
     """The whole way: quantize, write, measure against the original, report; resumes if it was killed"""
-    asked, names = _recipe(recipe, bits), [_format(name) for name in formats]
+    budget = budget_of(max_size, fit_memory, context)
+    asked, names = _recipe(recipe or (METHODS if budget and not bits else None), bits), list(map(format_of, formats))
     from mcpmq import show
     from mcpmq.convert import convert
     from mcpmq.evaluate import Settings
 
     _tell_of_blind_rounding(asked)
     settings = Settings.of(threads, cache, show.progress())
-    show.report(convert(source, out, asked, names, calibration, on, settings), as_json=json)
+    show.report(convert(source, out, asked, names, calibration, on, settings, budget), as_json=json)
 
 
 @app.command(rich_help_panel=STEPS)
 def plan(
-    source: Source, recipe: RecipeName = None, bits: Bits = None, format: Format = None, json: Json = False
+    source: Source,
+    recipe: RecipeName = None,
+    bits: Bits = None,
+    formats: Forecasts = None,
+    context: Context = 4096,
+    json: Json = False,
 ) -> None:
-    """Show what would be done to every weight, and the size it would have; reads no weights"""
+    """Show what would be done to every weight, and forecast sizes, memory and time; reads no weights"""
     from mcpmq import show
     from mcpmq.checkpoint import Checkpoint
-    from mcpmq.formats import check
+    from mcpmq.forecast import forecast
     from mcpmq.plan import make_plan
 
-    made = make_plan(Checkpoint.open(source), _recipe(recipe, bits))
-    if format is not None:
-        check(made, _format(format))
-    show.plan(made, as_json=json)
+    asked, names = _recipe(recipe, bits), [format_of(name) for name in formats or ()]
+    made = make_plan(Checkpoint.open(source), asked)
+    show.plan(made, forecast(made, names, context), as_json=json)
 
 
 @app.command(rich_help_panel=STEPS)
@@ -132,16 +136,48 @@ def quantize(
 def export(
     quantized: Annotated[Path, typer.Argument(metavar="QUANTIZED", help="Folder that `mcpmq quantize` wrote")],
     out: Out,
-    format: Annotated[str, typer.Option("--format", "-f", metavar="gguf|onnx", help="What to write")],
+    format: Annotated[str, typer.Option("--format", "-f", metavar="FORMAT", help=f"What to write: {FORMAT_NAMES}")],
+    npu: Annotated[
+        Path | None,
+        typer.Option("--npu", metavar="DIR", help="ONNX vision for NPUs: activations of 16 bits over these images"),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Write a quantized model in the layout that an engine loads"""
-    name = _format(format)
+    name = format_of(format)
     from mcpmq import show
+    from mcpmq.calibration import CalibrationSet
     from mcpmq.export import export
     from mcpmq.quantized import Quantized
 
-    show.artifact(export(Quantized.open(quantized), name, out, show.progress()), as_json=json)
+    shown = CalibrationSet.open(npu) if npu else None
+    show.artifact(export(Quantized.open(quantized), name, out, show.progress(), shown), as_json=json)
+
+
+@app.command(rich_help_panel=STEPS)
+def imatrix(
+    source: Source,
+    out: Out,
+    calibration: Calibration,
+    add: Annotated[
+        list[Path] | None, typer.Option("--add", metavar="DIR", help="Add what was written for another set; repeatable")
+    ] = None,
+    mmproj: Annotated[
+        Path | None, typer.Option("--mmproj", metavar="FILE", help="GGUF file to match where zeros widened a matrix")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Write the importance of every column, images included, for llama-quantize --imatrix"""
+    from mcpmq import show
+    from mcpmq.calibration import CalibrationSet
+    from mcpmq.checkpoint import Checkpoint
+    from mcpmq.imatrix import imatrix
+
+    samples = CalibrationSet.open(calibration)
+    made = imatrix(Checkpoint.open(source), samples, out, add or [], mmproj, show.progress())
+    for note in made.manifest.notes:
+        show.notice(note)
+    show.artifact(made, as_json=json)
 
 
 @app.command(rich_help_panel=STEPS)
@@ -152,28 +188,42 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Where report.json goes; default: the artifact's parent")
     ] = None,
+    unquantized: Annotated[
+        list[Path] | None,
+        typer.Option("--unquantized", metavar="ARTIFACT", help="Of the recipe `full`, to tell the engine's difference"),
+    ] = None,
     shuffle_images: Annotated[
         bool, typer.Option("--shuffle-images", help="Give every question another's image")
     ] = False,
     engine_cuts: Annotated[
         bool, typer.Option("--engine-cuts", help="Let llama.cpp cut and resize images itself")
     ] = False,
+    by_component: Annotated[
+        bool, typer.Option("--by-component", help="Of a quantized artifact, what each component costs alone")
+    ] = False,
     threads: Threads = None,
     cache: Cache = True,
     json: Json = False,
 ) -> None:
     """Measure artifacts in their own engines against the original, on the same pixels and tokens"""
+    if by_component:
+        if len(artifacts) > 1 or shuffle_images or engine_cuts:
+            raise typer.BadParameter("goes with one artifact and no control", param_hint="--by-component")
+        _split(artifacts[0], against, on, out, threads, cache, json)
+        return
     from mcpmq import show
     from mcpmq.artifact import Artifact
     from mcpmq.calibration import CalibrationSet
     from mcpmq.checkpoint import Checkpoint
     from mcpmq.evaluate import Settings
-    from mcpmq.report import compare
+    from mcpmq.publish import add_figures
+    from mcpmq.report import compare, write_report
 
     settings = Settings.of(threads, cache, show.progress(), shuffle_images, engine_cuts)
-    opened = [Artifact.open(path) for path in artifacts]
-    report = compare(Checkpoint.open(against), opened, CalibrationSet.open(on), settings)
-    report.write(out or artifacts[0].absolute().parent)
+    opened, full = ([Artifact.open(path) for path in paths] for paths in (artifacts, unquantized or ()))
+    report = compare(Checkpoint.open(against), opened, CalibrationSet.open(on), settings, unquantized=full)
+    write_report(report, out or artifacts[0].absolute().parent)
+    add_figures(report, opened)
     show.report(report, as_json=json)
 
 
@@ -200,17 +250,34 @@ def families(
 def report(
     reports: Annotated[list[Path], typer.Argument(metavar="REPORT...", help="report.json files, or their folders")],
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, as for a pull request")] = False,
+    html: Annotated[bool, typer.Option("--html", help="Print a page that fetches nothing")] = False,
     json: Json = False,
 ) -> None:
-    """Show one or many reports in one table"""
+    """Show one or many reports in one table, and of two what changed"""
     from mcpmq import show
     from mcpmq.report import Report
 
-    show.report(Report.merged([Report.load(path) for path in reports]), as_json=json, as_markdown=markdown)
+    show.reports([Report.load(path) for path in reports], as_json=json, as_markdown=markdown, as_html=html)
+
+
+def _split(
+    artifact: Path, against: str, on: Path, out: Path | None, threads: int | None, cache: bool, json: bool
+) -> None:
+    from mcpmq import show
+    from mcpmq.by_component import split
+    from mcpmq.calibration import CalibrationSet
+    from mcpmq.checkpoint import Checkpoint
+    from mcpmq.evaluate import Settings
+    from mcpmq.quantized import Quantized
+
+    settings = Settings.of(threads, cache, show.progress())
+    found = split(Checkpoint.open(against), Quantized.open(artifact), CalibrationSet.open(on), settings)
+    found.write(out or artifact.absolute().parent)
+    show.split(found, as_json=json)
 
 
 def _tell_of_blind_rounding(recipe: "Recipe") -> None:
-    if recipe.round == "rtn":
+    if not recipe.looks:
         from mcpmq import show
 
         show.notice(f"recipe `{recipe.name}` rounds to the nearest: no calibration sample decides a weight")
@@ -221,18 +288,9 @@ def _recipe(name: str | None, bits: int | None) -> "Recipe":
 
     if (name is None) == (bits is None):
         raise typer.BadParameter("give either --recipe or --bits", param_hint="--recipe")
-    if bits not in (None, 4, 8):
+    if bits not in (None, *OF_BITS):
         raise typer.BadParameter(f"{bits} is neither 4 nor 8", param_hint="--bits")
-    return Recipe.load(name or f"phone-int{bits}")
-
-
-def _format(name: str) -> "FormatName":
-    from mcpmq.formats import FORMATS
-
-    found = next((known for known in FORMATS if known == name), None)
-    if found is None:
-        raise typer.BadParameter(f"`{name}` is not one of: {', '.join(FORMATS)}", param_hint="--format")
-    return found
+    return Recipe.load(OF_BITS[bits] if bits else name or "")
 
 
 def main() -> None:

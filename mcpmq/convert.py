@@ -5,13 +5,16 @@ from pathlib import Path
 
 from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import Checkpoint
+from mcpmq.errors import FormatError
 from mcpmq.evaluate import Settings
 from mcpmq.export import export
+from mcpmq.fit import Budget, fit
 from mcpmq.formats import FormatName, check
 from mcpmq.plan import make_plan
+from mcpmq.publish import add_figures
 from mcpmq.quantize import quantize
 from mcpmq.recipe import Recipe
-from mcpmq.report import Report, compare
+from mcpmq.report import Report, compare, write_report
 
 
 def convert(
@@ -22,26 +25,49 @@ def convert(
     calibration: Path,
     held_out: Path | None,
     settings: Settings,
+    budget: Budget | None = None,
 ) -> Report:
     """A full-precision checkpoint in; artifacts that were measured against it, and the report, in `out`.
 
-    Without `held_out` every fifth sample of the calibration set is held out and the report says so.
+    With a `budget` the schemes are those that fit it best, and the recipe says how to round. Without `held_out` every
+    fifth sample of the calibration set is held out and the report says so.
 
     Raises:
         McpmqError: what can be refused is refused before a weight is read.
     """
     checkpoint = Checkpoint.open(source)
+    calibrating, measuring = _sets(calibration, held_out)
+    if recipe.looks and held_out:
+        measuring.refuse_seen(calibrating.path.name, calibrating.fingerprints)
+    if budget:
+        recipe = _fitted(checkpoint, recipe, formats, budget, calibrating, settings)
     plan = make_plan(checkpoint, recipe)
     for name in formats:
         check(plan, name)
-    calibrating, measuring = _sets(calibration, held_out)
 
     quantized = quantize(plan, out / "quantized", calibrating, settings.progress)
     artifacts = [export(quantized, name, out / name, settings.progress) for name in formats]
 
     report = compare(checkpoint, artifacts, measuring, settings, held_out_from_calibration=held_out is None)
-    report.write(out)
+    write_report(report, out)
+    add_figures(report, artifacts)
     return report
+
+
+def _fitted(
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    formats: Sequence[FormatName],
+    budget: Budget,
+    samples: CalibrationSet,
+    settings: Settings,
+) -> Recipe:
+    if len(formats) != 1:
+        raise FormatError(
+            f"a budget was given for {len(formats)} formats, and what fits one does not fit another",
+            "name one format, and convert again for the other",
+        )
+    return fit(checkpoint, recipe, formats[0], budget, samples, settings.threads, settings.progress).recipe
 
 
 def _sets(calibration: Path, held_out: Path | None) -> tuple[CalibrationSet, CalibrationSet]:

@@ -5,8 +5,10 @@ McpmqError
 ├── CalibrationError   the calibration or held-out set is broken
 ├── RecipeError        the recipe is not valid, or does not fit the checkpoint
 ├── FormatError        the format cannot hold what the plan asks of it
-├── ArtifactError      the path is no artifact, or its files changed
+├── ArtifactError      the path is no artifact or report, or its files changed
+├── GateError          the file of allowed differences is not valid
 ├── OutputError        the output cannot be written
+├── ReleaseError       a release may not be made, or is not what it says
 └── EngineError        the engine that should run the model failed
     └── MissingExtra   the engine or format is not installed
 """
@@ -40,8 +42,16 @@ class ArtifactError(McpmqError):
     """The path is no artifact of mcpmq, or its files are not the ones that were written."""
 
 
+class GateError(McpmqError):
+    """The file that says which differences are allowed is not valid."""
+
+
 class OutputError(McpmqError):
     """The output cannot be written."""
+
+
+class ReleaseError(McpmqError):
+    """A release may not be made, for its size, its gate or its licence; or it is not what it says it is."""
 
 
 class EngineError(McpmqError):

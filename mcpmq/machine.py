@@ -9,6 +9,9 @@ from pathlib import Path
 
 import psutil
 
+# What decides the bytes of an artifact, and what else does where samples pass through the model.
+PACKAGES, PACKAGES_OF_THE_MODEL = ("mcpmq", "torch", "gguf", "xllamacpp"), ("transformers", "numpy", "pillow")
+
 
 def describe_machine() -> dict[str, str | int]:
     """Processor, cores, memory in bytes, and system."""

@@ -81,6 +81,5 @@ def _dequantized(weight: QTensor) -> Tensor:
     """Some rows at a time: what dequantizing takes beside its result is several times the result."""
     values, step = torch.empty(weight.shape), max(1, PIECE_WEIGHTS // weight.columns)
     for part in (slice(row, row + step) for row in range(0, weight.rows, step)):
-        scale, zero = (None if one is None else one[part] for one in (weight.scale, weight.zero))
-        values[part] = dequantize(QTensor(weight.scheme, weight.columns, weight.codes[part], scale, zero))
+        values[part] = dequantize(weight.rows_of(part))
     return values

@@ -35,7 +35,8 @@ def all_threads() -> Iterator[Each]:
 def workers() -> Iterator[Executor]:
     """A worker for every thread of torch, each with one: threads that meet after every small step mostly wait."""
     threads = torch.get_num_threads()
-    with torch_threads(1), ThreadPoolExecutor(threads) as pool:
+    # oneDNN asks OpenMP how many threads to use, and OpenMP counts for every thread anew.
+    with torch_threads(1), ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         yield pool
 
 
@@ -48,6 +49,20 @@ def torch_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def bfloat16_products() -> Iterator[None]:
+    """Float32 products inside may round what they multiply to bfloat16, as models themselves do; sums stay float32.
+
+    Where a processor has no faster products of that kind nothing is rounded: oneDNN's float32 ones take their place.
+    """
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def _each(pool: Executor, work: Callable[[Any], object], pieces: Sequence[Any]) -> None:

@@ -1,13 +1,25 @@
 """A quantized weight: codes and their grid. The middle of the hourglass: packing bytes is the formats' business."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from mcpmq.recipe import GgmlScheme, IntegerScheme
+from mcpmq.recipe import CodebookScheme, GgmlScheme, IntegerScheme
+
+
+@dataclass(frozen=True, slots=True)
+class PackedScale:
+    """The scales of a whole weight in 8 bits, the scales of scales beside them, in blocks that run from row to row.
+
+    `codes` uint8 [rows, groups]; `largest` float32 [blocks of 256 codes]; a scale is largest * table[code] + offset.
+    """
+
+    codes: Tensor
+    largest: Tensor
+    offset: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,15 +30,19 @@ class QTensor:
     value of largest magnitude is positive (int4 symmetric); `zero` uint8 [rows, groups], None if symmetric (then
     it is 2^(bits-1)). The value of a code is (code - zero) * scale, in fp32. The last group may be ragged.
 
+    Codebooks: `codes` uint8 [rows, columns], unpacked; `scale` float32 [rows, groups] is what `packed_scale` says; the
+    value of a code is table[code] * scale.
+
     ggml grids: `codes` uint8 [rows, bytes of a row], ggml's own blocks, which hold scales and codes together;
     `scale` and `zero` are None. `columns` counts the columns before any padding to whole blocks.
     """
 
-    scheme: IntegerScheme | GgmlScheme
+    scheme: IntegerScheme | GgmlScheme | CodebookScheme
     columns: int
     codes: Tensor
     scale: Tensor | None = None
     zero: Tensor | None = None
+    packed_scale: PackedScale | None = None  # of a whole weight, not of some of its rows
 
     @property
     def rows(self) -> int:
@@ -35,6 +51,11 @@ class QTensor:
     @property
     def shape(self) -> tuple[int, int]:
         return self.rows, self.columns
+
+    def rows_of(self, span: slice) -> Self:
+        """Some of the rows; rows share nothing but how their scales are packed, which only the whole has."""
+        scale, zero = (None if part is None else part[span] for part in (self.scale, self.zero))
+        return replace(self, codes=self.codes[span], scale=scale, zero=zero, packed_scale=None)
 
     @classmethod
     def stacked(cls, pieces: Iterable[Self], rows: int) -> Self:
@@ -48,4 +69,4 @@ class QTensor:
                     whole = parts.setdefault(name, torch.empty(rows, part.shape[1], dtype=part.dtype))
                     whole[row : row + piece.rows] = part
             row += piece.rows
-        return cls(piece.scheme, piece.columns, **parts)
+        return cls(piece.scheme, piece.columns, parts["codes"], parts.get("scale"), parts.get("zero"))

@@ -1,7 +1,7 @@
 """Checkpoint to codes, block by block from disk, block by block to disk; a killed run resumes."""
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from mcpmq.artifact import (
@@ -20,15 +20,14 @@ from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import HUB_PATTERNS, Checkpoint
 from mcpmq.errors import OutputError
 from mcpmq.ggml_library import library_path
-from mcpmq.machine import installed_versions
+from mcpmq.machine import PACKAGES, PACKAGES_OF_THE_MODEL, installed_versions
 from mcpmq.plan import Plan, Step
 from mcpmq.progress import Progress, silent
-from mcpmq.quantized import BLOCKS, Quantized, tokens_seen, write_block
+from mcpmq.quantized import BLOCKS, Quantized, findings_in, write_block
 from mcpmq.recipe import GgmlScheme
 from mcpmq.rounded import rounded
 
 REQUEST = "request.json"  # of an unfinished run: what it was asked, so that another question is not mixed in
-PACKAGES, PACKAGES_OF_THE_MODEL = ("mcpmq", "torch", "gguf", "xllamacpp"), ("transformers", "numpy", "pillow")
 
 
 def quantize(
@@ -68,8 +67,9 @@ def quantize(
 
 
 def _same_request(finished: Manifest, asked: Manifest) -> bool:
-    weights = tuple(record.model_copy(update={"tokens": None}) for record in finished.weights)
-    return finished.model_copy(update={"files": (), "weights": weights}) == asked
+    nothing = dict.fromkeys(("tokens", "round", "smooth", "input_ranges"))
+    weights = tuple(record.model_copy(update=nothing) for record in finished.weights)
+    return finished.model_copy(update={"files": (), "weights": weights, "held_out_errors": None}) == asked
 
 
 def _claim(folder: Path, manifest: Manifest) -> None:
@@ -84,20 +84,28 @@ def _claim(folder: Path, manifest: Manifest) -> None:
 
 def _finish(plan: Plan, folder: Path, manifest: Manifest, files: Mapping[str, Path]) -> None:
     listed: dict[str, list[str]] = {"model": copy_texts(plan.checkpoint, folder)}
+    if plan.checkpoint.code:
+        listed["code"] = copy_files(plan.checkpoint.code, folder)
     for name, file in files.items():
         listed.setdefault(name.partition(".")[0], []).append(str(file.relative_to(folder)))
-    seen = {name: tokens for file in files.values() for name, tokens in tokens_seen(file).items()}
-    weights = tuple(record.model_copy(update={"tokens": seen.get(record.name)}) for record in manifest.weights)
-    write_manifest(folder, manifest.model_copy(update={"weights": weights}), listed)
+    findings = {name: findings_in(file) for name, file in files.items()}
+    told = {name: fields for found in findings.values() for name, fields in found.weights.items()}
+    weights = tuple(WeightRecord(**{**record.model_dump(), **told.get(record.name, {})}) for record in manifest.weights)
+    errors = {name: found.errors for name, found in findings.items() if found.errors} or None
+    write_manifest(folder, manifest.model_copy(update={"weights": weights, "held_out_errors": errors}), listed)
 
 
 def copy_texts(checkpoint: Checkpoint, folder: Path) -> list[str]:
     """Copy configuration, tokenizer and processor files, unchanged; their names."""
     texts = sorted({file for pattern in HUB_PATTERNS[1:] for file in checkpoint.path.glob(pattern)})
-    names = [file.name for file in texts if not file.name.endswith(".index.json")]
-    for name in names:
-        shutil.copyfile(checkpoint.path / name, folder / name)
-    return names
+    return copy_files([file for file in texts if not file.name.endswith(".index.json")], folder)
+
+
+def copy_files(files: Sequence[Path], folder: Path) -> list[str]:
+    """Copy files into a folder; their names."""
+    for file in files:
+        shutil.copyfile(file, folder / file.name)
+    return [file.name for file in files]
 
 
 def _manifest(plan: Plan, calibration: CalibrationSet | None) -> Manifest:
@@ -105,20 +113,12 @@ def _manifest(plan: Plan, calibration: CalibrationSet | None) -> Manifest:
     return Manifest(
         kind="quantized",
         family=checkpoint.family.name,
-        source=SourceRecord(name=checkpoint.path.resolve().name, sha256=checkpoint.sha256, nbytes=checkpoint.nbytes),
+        source=SourceRecord.of(checkpoint),
         recipe=plan.recipe.written(),
-        calibrated_on=_calibration_record(calibration) if calibration and plan.recipe.round != "rtn" else None,
-        versions=installed_versions((*PACKAGES, *(() if plan.recipe.round == "rtn" else PACKAGES_OF_THE_MODEL))),
+        calibrated_on=CalibrationRecord.of(calibration) if calibration and plan.recipe.looks else None,
+        versions=installed_versions((*PACKAGES, *(PACKAGES_OF_THE_MODEL if plan.recipe.looks else ()))),
         weights=tuple(map(_record, plan.steps)),
-    )
-
-
-def _calibration_record(samples: CalibrationSet) -> CalibrationRecord:
-    return CalibrationRecord(
-        name=samples.path.resolve().name,
-        sha256=samples.sha256,
-        samples=len(samples),
-        with_image=sum(sample.image is not None for sample in samples),
+        notes=plan.notes,
     )
 
 
@@ -131,4 +131,5 @@ def _record(step: Step) -> WeightRecord:
         scheme=str(step.scheme) if step.scheme else None,
         reason=step.reason,
         nbytes=step.nbytes,
+        activation=step.activation,
     )

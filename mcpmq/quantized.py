@@ -2,26 +2,36 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, get_args
 
 import torch
 from torch import Tensor
 
+from mcpmq.activations import InputGrid
 from mcpmq.artifact import Artifact, WeightRecord
 from mcpmq.errors import ArtifactError
 from mcpmq.families import family_named
 from mcpmq.families.family import Architecture, TensorSpec
+from mcpmq.grids.codebook import scale_of
 from mcpmq.json_file import read_json
 from mcpmq.plan import Step
-from mcpmq.qtensor import QTensor
-from mcpmq.recipe import GgmlScheme, IntegerScheme, Scheme, parse_scheme
+from mcpmq.qtensor import PackedScale, QTensor
+from mcpmq.recipe import Activation, CodebookScheme, FloatScheme, GgmlScheme, IntegerScheme, Scheme, parse_scheme
 from mcpmq.safetensors_file import Entry, read_bytes, read_header, read_metadata, write_file
 
 BLOCKS = "blocks"
-Tokens = dict[str, int]  # by modality
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What calibrating a block told: fields of weights' records, by common name, and how far each way of rounding that
+    was tried took the block's outputs on held-out samples."""
+
+    weights: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    errors: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -64,11 +74,21 @@ class Quantized:
         written = self.records[name].scheme
         return parse_scheme(written) if written else None
 
+    def activation(self, name: str) -> Activation | None:
+        """What the inputs of a matrix are rounded to."""
+        found = self.records[name].activation
+        return next(known for known in get_args(Activation) if known == found) if found else None
+
+    def input_grids(self, name: str) -> tuple[InputGrid, ...]:
+        """What the inputs of a matrix are rounded to, for all rows or for each equal share of them; none if to none."""
+        activation, ranges = self.activation(name), self.records[name].input_ranges or ()
+        return tuple(InputGrid.over(seen, activation) for seen in ranges) if activation else ()
+
     @property
     def steps(self) -> tuple[Step, ...]:
         """What was done to every weight, as the plan had it."""
         return tuple(
-            Step(self.specs[name], record.dtype, self.scheme(name), record.reason)
+            Step(self.specs[name], record.dtype, self.scheme(name), record.reason, self.activation(name))
             for name, record in self.records.items()
         )
 
@@ -84,14 +104,23 @@ class Quantized:
 
 def read_weight(entries: Mapping[str, Entry], spec: TensorSpec, scheme: Scheme | None) -> QTensor | Tensor:
     """A weight out of the entries of block files, as `write_block` put it there."""
-    if not isinstance(scheme, IntegerScheme | GgmlScheme):
+    if scheme is None or isinstance(scheme, FloatScheme):
         return _part(entries[spec.name])
     codes, columns = _part(entries[f"{spec.name}|codes"]), spec.shape[0 if spec.transposed else 1]
     if isinstance(scheme, GgmlScheme):
         return QTensor(scheme, columns, codes)
+    if isinstance(scheme, CodebookScheme):
+        return _read_codebook(entries, spec.name, scheme, columns)
     zero = _part(entries[f"{spec.name}|zero"]) if not scheme.symmetric else None
     scale = _part(entries[f"{spec.name}|scale"])
     return QTensor(scheme, columns, unpack_codes(codes, scheme.bits, columns), scale, zero)
+
+
+def _read_codebook(entries: Mapping[str, Entry], name: str, scheme: CodebookScheme, columns: int) -> QTensor:
+    codes = unpack_codes(_part(entries[f"{name}|codes"]), 4, columns)
+    blocks = _part(entries[f"{name}|scale_blocks"])
+    packed = PackedScale(_part(entries[f"{name}|scale"]), blocks[1:], float(blocks[0]))
+    return QTensor(scheme, columns, codes, scale_of(packed), packed_scale=packed)
 
 
 def _part(entry: Entry) -> Tensor:
@@ -102,6 +131,8 @@ def parts_of(name: str, weight: QTensor | Tensor) -> dict[str, Tensor]:
     """A weight as the tensors of a block's file."""
     if isinstance(weight, Tensor):
         return {name: weight.contiguous()}
+    if isinstance(weight.scheme, CodebookScheme):
+        return _parts_of_codebook(name, weight)
     bits = weight.scheme.bits if isinstance(weight.scheme, IntegerScheme) else 8
     parts = {
         f"{name}|codes": pack_codes(weight.codes, bits),
@@ -111,20 +142,27 @@ def parts_of(name: str, weight: QTensor | Tensor) -> dict[str, Tensor]:
     return {key: part for key, part in parts.items() if part is not None}
 
 
-def write_block(
-    file: Path, weights: Mapping[str, QTensor | Tensor], tokens: Mapping[str, Tokens] | None = None
-) -> None:
-    """Write one block's file, whole or not at all; `tokens` is what each weight saw while calibrating."""
+def _parts_of_codebook(name: str, weight: QTensor) -> dict[str, Tensor]:
+    packed = weight.packed_scale
+    assert packed is not None
+    return {
+        f"{name}|codes": pack_codes(weight.codes, 4),
+        f"{name}|scale": packed.codes,
+        f"{name}|scale_blocks": torch.cat([torch.tensor([packed.offset]), packed.largest]),
+    }
+
+
+def write_block(file: Path, weights: Mapping[str, QTensor | Tensor], findings: Findings | None = None) -> None:
+    """Write one block's file, whole or not at all, and what calibrating told about it."""
     parts = {key: part for name, weight in weights.items() for key, part in parts_of(name, weight).items()}
     partial = file.with_suffix(".partial")
-    write_file(partial, parts, {"tokens": json.dumps(tokens)} if tokens else None)
+    write_file(partial, parts, {"findings": json.dumps(asdict(findings))} if findings else None)
     partial.replace(file)
 
 
-def tokens_seen(file: Path) -> dict[str, Tokens]:
-    """What the weights of a block's file saw while calibrating, by common name; none where nothing was calibrated."""
-    found: dict[str, Tokens] = json.loads(read_metadata(file).get("tokens", "{}"))
-    return found
+def findings_in(file: Path) -> Findings:
+    """What calibrating told about a block, from its file; nothing where nothing was calibrated."""
+    return Findings(**json.loads(read_metadata(file).get("findings", "{}")))
 
 
 def pack_codes(codes: Tensor, bits: int) -> Tensor:

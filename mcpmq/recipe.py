@@ -24,7 +24,9 @@ GGML_BLOCKS = {
     "q5_k": (256, 176),
     "q6_k": (256, 210),
 }
+CODEBOOKS, CODEBOOK_COLUMNS = ("nf4", "fp4"), 64  # bitsandbytes' grids, and the columns that share a scale
 FLOAT_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
+Activation = Literal["u8"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,21 @@ class GgmlScheme:
 
 
 @dataclass(frozen=True, slots=True)
+class CodebookScheme:
+    """One of bitsandbytes' sets of sixteen values, with double quantization: written `nf4`, `fp4`."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+    def row_nbytes(self, columns: int) -> int:
+        return (
+            columns // 2 + columns // CODEBOOK_COLUMNS
+        )  # 4 bits a weight, 8 a scale; what scales share is next to none
+
+
+@dataclass(frozen=True, slots=True)
 class FloatScheme:
     """Another floating-point type, converted and otherwise untouched: written `f16`."""
 
@@ -79,7 +96,7 @@ class FloatScheme:
         return columns * FLOAT_BYTES[self.dtype]
 
 
-Scheme = IntegerScheme | GgmlScheme | FloatScheme
+Scheme = IntegerScheme | GgmlScheme | CodebookScheme | FloatScheme
 
 
 def parse_scheme(text: str) -> Scheme | None:
@@ -92,6 +109,8 @@ def parse_scheme(text: str) -> Scheme | None:
         return None
     if text in GGML_BLOCKS:
         return GgmlScheme(text)
+    if text in CODEBOOKS:
+        return CodebookScheme(text)
     if text in FLOAT_BYTES:
         return FloatScheme(text)
     return _parse_integer(text)
@@ -100,7 +119,7 @@ def parse_scheme(text: str) -> Scheme | None:
 def _parse_integer(text: str) -> IntegerScheme:
     found = re.fullmatch(r"int([48])-(?:g(\d+)|row)(-asym)?", text)
     if not found or (found[2] and int(found[2]) not in GROUP_SIZES):
-        names = ", ".join([*GGML_BLOCKS, *FLOAT_BYTES])
+        names = ", ".join([*GGML_BLOCKS, *CODEBOOKS, *FLOAT_BYTES])
         raise RecipeError(
             f"`{text}` is not a scheme",
             f"write `int4` or `int8` with `-row` or `-g` and one of {', '.join(map(str, GROUP_SIZES))},"
@@ -135,23 +154,48 @@ class Recipe(BaseModel):
     """One whole answer to "how should this model be made small?".
 
     `weights` maps globs over common names (`language.*`, `head`) to schemes; the last match wins and
-    a weight that nothing matches keeps its dtype. `round = "gptq"` rounds matrices by what they see of a
-    calibration set; tables, which are looked up by row, see nothing and are rounded to nearest.
+    a weight that nothing matches keeps its dtype.
+
+    `round` says how matrices are rounded: `rtn` to nearest; `importance` to nearest, on grids fitted to the inputs that
+    calibration samples bring; `gptq` with errors made up for on these inputs; `best` by importance or GPTQ, whichever
+    keeps a block's outputs closer on samples held out for that. `smooth` moves scales into the layer before where held
+    out samples say that it helps a block: `awq` for the sake of weights, `smoothquant` also for that of 8-bit inputs.
+    Tables, which are looked up by row, see nothing and are rounded to nearest. `activations` maps globs to what the
+    inputs of matrices are rounded to by an engine that multiplies integers: `u8`, over the range that calibration sees.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     name: str
-    smooth: Literal["none"] = "none"
-    round: Literal["rtn", "gptq"] = "rtn"
+    smooth: Literal["none", "awq", "smoothquant"] = "none"
+    round: Literal["rtn", "importance", "gptq", "best"] = "rtn"
     modalities: Modalities | None = None
+    activations: dict[str, Activation] = {}
     weights: Annotated[dict[str, Scheme | None], BeforeValidator(_parse_weights)]
 
     @model_validator(mode="after")
     def _weigh_only_what_is_seen(self) -> Self:
-        if self.modalities and self.round == "rtn":
-            raise ValueError('`[modalities]` weighs what calibration sees, and `round = "rtn"` sees nothing')
+        if self.modalities and not self.looks:
+            raise ValueError('`[modalities]` weighs what calibration sees, and `round = "rtn"` alone sees nothing')
         return self
+
+    @model_validator(mode="after")
+    def _round_codebooks_to_nearest(self) -> Self:
+        if self.looks:
+            for glob, scheme in self.weights.items():
+                if isinstance(scheme, CodebookScheme):
+                    raise ValueError(f'`{scheme}`, which `{glob}` gets, is rounded to nearest only: `round = "rtn"`')
+        return self
+
+    @property
+    def looks(self) -> bool:
+        """Whether calibration samples decide anything."""
+        return self.round != "rtn" or self.smooth != "none" or bool(self.activations)
+
+    @property
+    def chooses(self) -> bool:
+        """Whether there is more than one way to round a block, and held-out samples choose."""
+        return self.round == "best" or self.smooth != "none"
 
     @classmethod
     def load(cls, name_or_path: str) -> Self:
@@ -181,7 +225,9 @@ class Recipe(BaseModel):
         """The recipe as plain values, the way the TOML file says it."""
         weights = {glob: "keep" if scheme is None else str(scheme) for glob, scheme in self.weights.items()}
         modalities = {"modalities": self.modalities.model_dump()} if self.modalities else {}
-        return {"name": self.name, "smooth": self.smooth, "round": self.round, **modalities, "weights": weights}
+        activations = {"activations": self.activations} if self.activations else {}
+        methods = {"name": self.name, "smooth": self.smooth, "round": self.round}
+        return {**methods, **modalities, **activations, "weights": weights}
 
 
 def builtin_recipes() -> list[str]:

@@ -1,53 +1,68 @@
 """One weight of a plan, read from the checkpoint and rounded, converted or kept as its step says."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
 
 import torch
 from torch import Tensor
 
 from mcpmq.errors import CheckpointError
+from mcpmq.grids import codebook
 from mcpmq.observe import LayerStats
 from mcpmq.plan import Plan, Step
 from mcpmq.qtensor import QTensor
-from mcpmq.recipe import FloatScheme, GgmlScheme, IntegerScheme
-from mcpmq.rounding import ROUNDERS
+from mcpmq.recipe import CodebookScheme, FloatScheme
+from mcpmq.rounding import ROUNDERS, RounderName
+from mcpmq.smoothing import Scaling
 
+UNSCALED = Scaling()
 PIECE_WEIGHTS = 1 << 24  # read at a time; rows are rounded independently
 SEEING_PIECE_WEIGHTS = 1 << 27  # larger, for every piece factors the statistics anew
 
 
-def rounded(plan: Plan, step: Step, stats: Sequence[LayerStats] = ()) -> QTensor | Tensor:
-    """A weight [out, in]. With `stats` it is rounded by them as the recipe says, one of them for all rows or several
-    for equal shares of the rows; without, to nearest.
+def rounded(
+    plan: Plan,
+    step: Step,
+    stats: Sequence[LayerStats] = (),
+    method: RounderName = "rtn",
+    scaling: Scaling = UNSCALED,
+) -> QTensor | Tensor:
+    """A weight [out, in], scaled where scales have moved. On a grid it is rounded by a method to which `stats` say what
+    it sees: one of them for all rows or several for equal shares of the rows. Without any it is rounded to nearest.
 
     Raises:
         CheckpointError: a value is not finite, or too large for f16.
     """
     if step.scheme is None or isinstance(step.scheme, FloatScheme):
-        weight = _finite(plan.checkpoint.load(step.spec), step)
+        weight = scaling.applied(_finite(plan.checkpoint.load(step.spec), step))
         return weight if step.scheme is None else _converted(weight, step, step.scheme)
-    if stats:
-        return _rounded_by_sight(plan, step, step.scheme, stats)
-    scheme, pieces = step.scheme, plan.checkpoint.load_rows(step.spec, PIECE_WEIGHTS)
-    nearest = (ROUNDERS["rtn"](_finite(rows, step), scheme, None) for rows in pieces)
-    return QTensor.stacked(nearest, step.matrix_shape[0])
+    if isinstance(step.scheme, CodebookScheme):
+        return codebook.quantize(
+            _scaled(_shares(plan, step, 0, "rtn"), step, scaling), step.matrix_shape[0], step.scheme
+        )
+    rounder = ROUNDERS[method if stats else "rtn"]
+    shares = _scaled(_shares(plan, step, len(stats), method), step, scaling)
+    parts = zip(shares, stats if len(stats) > 1 else repeat(stats[0] if stats else None), strict=False)
+    return QTensor.stacked((rounder(rows, step.scheme, seen) for rows, seen in parts), step.matrix_shape[0])
 
 
-def _rounded_by_sight(
-    plan: Plan, step: Step, scheme: IntegerScheme | GgmlScheme, stats: Sequence[LayerStats]
-) -> QTensor:
-    if len(stats) == 1:
-        parts = zip(plan.checkpoint.load_rows(step.spec, SEEING_PIECE_WEIGHTS), repeat(stats[0]), strict=False)
-    else:
-        parts = zip(plan.checkpoint.load(step.spec).chunk(len(stats)), stats, strict=True)
-    rounder = ROUNDERS[plan.recipe.round]
-    pieces = (rounder(_finite(rows, step), scheme, seen) for rows, seen in parts)
-    return QTensor.stacked(pieces, step.matrix_shape[0])
+def _shares(plan: Plan, step: Step, stats: int, method: RounderName) -> Iterable[Tensor]:
+    if stats > 1:
+        return plan.checkpoint.load(step.spec).chunk(stats)
+    seeing = stats and method == "gptq"
+    return plan.checkpoint.load_rows(step.spec, SEEING_PIECE_WEIGHTS if seeing else PIECE_WEIGHTS)
+
+
+def _scaled(shares: Iterable[Tensor], step: Step, scaling: Scaling) -> Iterator[Tensor]:
+    first_row = 0
+    for rows in shares:
+        yield scaling.applied(_finite(rows, step), first_row)
+        first_row += len(rows)
 
 
 def _finite(weight: Tensor, step: Step) -> Tensor:
-    if not weight.isfinite().all():
+    # In pieces: the check takes several times the memory of what is checked.
+    if not all(piece.isfinite().all() for piece in torch.split(weight.flatten(), PIECE_WEIGHTS)):
         raise CheckpointError(f"`{step.spec.hub_name}` holds values that are not finite", "fetch the checkpoint again")
     return weight
 

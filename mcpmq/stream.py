@@ -4,7 +4,7 @@ Lockstep: every sample's ordinary forward runs in a greenlet that pauses at each
 too. So a block is loaded once for all samples, and no model has to say what it hands from block to block.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,20 +13,24 @@ from greenlet import GreenletExit, getcurrent, greenlet
 from torch import nn
 
 
+class Replay(Protocol):
+    """Runs every sample that waits before a block through it and drops what comes out; or only those whose numbers are
+    among `only`."""
+
+    def __call__(self, only: Container[int] | None = None) -> None: ...
+
+
 class Visit(Protocol):
-    """Watches a block, and may change its weights, while every sample waits before it.
+    """Watches a block, and may change its weights, while every sample waits before it; replays as often as wanted."""
 
-    `replay()` runs every sample through the block and drops what comes out; as often as wanted.
-    """
-
-    def __call__(self, block: nn.Module, replay: Callable[[], None]) -> None: ...
+    def __call__(self, block: nn.Module, replay: Replay) -> None: ...
 
 
 def leave(block: nn.Module) -> None:
     """Neither load nor release."""
 
 
-def pass_by(block: nn.Module, replay: Callable[[], None]) -> None:
+def pass_by(block: nn.Module, replay: Replay) -> None:
     """Watch nothing."""
 
 
@@ -63,7 +67,9 @@ def lockstep(
     vision tower: the others catch up first. Samples must carry `use_cache=False`: replay would feed a cache twice.
     """
     with _pausing(blocks):
-        runs = [_Run(greenlet(lambda _, sample=sample: forward(**sample))) for sample in samples]
+        runs = [
+            _Run(number, greenlet(lambda _, sample=sample: forward(**sample))) for number, sample in enumerate(samples)
+        ]
         try:
             for run in runs:
                 run.resume("start")
@@ -80,6 +86,7 @@ def lockstep(
 class _Run:
     """One sample's forward; `at` is the block it waits before, at last its result."""
 
+    number: int  # of the sample
     thread: greenlet
     at: Any = None
 
@@ -94,9 +101,10 @@ def _pass(
     release: Callable[[nn.Module], None],
     visit: Visit,
 ) -> None:
-    def replay() -> None:
+    def replay(only: Container[int] | None = None) -> None:
         for run in runs:
-            run.resume("look")
+            if only is None or run.number in only:
+                run.resume("look")
 
     try:
         load(block)

@@ -7,12 +7,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.real_size import write_headers
+from mcpmq.artifact import Artifact
 from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import Checkpoint
+from mcpmq.export import export
+from mcpmq.package import Wanted, package
 from mcpmq.plan import make_plan
 from mcpmq.quantize import quantize
 from mcpmq.quantized import Quantized
 from mcpmq.recipe import Recipe
+from mcpmq.release import Release
+from tests.releases import report_about, with_terms
 from tests.tiny import build_checkpoint
 
 
@@ -49,6 +55,14 @@ def tiny_full_onnx(tiny_full: Quantized, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MiniCPM-V 2.6 in its published size: headers, and holes where 16 GB of weights would be."""
+    folder = tmp_path_factory.mktemp("published") / "checkpoint"
+    write_headers(folder, layers=28)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten samples of noise and of nothing: one slice, several slices, and text alone."""
     folder = tmp_path_factory.mktemp("set")
@@ -82,3 +96,20 @@ def mixed_set(tmp_path_factory: pytest.TempPathFactory) -> CalibrationSet:
 def _quantized(checkpoint: Path, recipe: str, factory: pytest.TempPathFactory) -> Quantized:
     plan = make_plan(Checkpoint.open(checkpoint), Recipe.load(recipe))
     return quantize(plan, factory.mktemp("quantized") / recipe)
+
+
+@pytest.fixture(scope="session")
+def tiny_exports(tiny_int4: Quantized, tmp_path_factory: pytest.TempPathFactory) -> list[Artifact]:
+    """phone-int4 as GGUF and as ONNX."""
+    folder = tmp_path_factory.mktemp("exports")
+    return [export(tiny_int4, "gguf", folder / "gguf"), export(tiny_int4, "onnx", folder / "onnx")]
+
+
+@pytest.fixture(scope="session")
+def tiny_release(
+    tiny_checkpoint: Path, tiny_exports: list[Artifact], tmp_path_factory: pytest.TempPathFactory
+) -> Release:
+    """Both, with a report and the terms of the original."""
+    folder = tmp_path_factory.mktemp("release")
+    source = Checkpoint.open(with_terms(tiny_checkpoint, folder))
+    return package(tiny_exports, source, report_about(tiny_exports), folder / "tiny-phone", Wanted())

@@ -70,7 +70,7 @@ def _run(
     with closing(ExternalData(folder, "one.onnx_data")) as data:
         graph = Graph("one", data)
         value = graph.input("given", dtype, list(given.shape))
-        result = emit(Weights(quantized, graph, accuracy_level=0), value)
+        result = emit(Weights(quantized, graph, accuracy_level=0, ffn=0), value)
         graph.output(result, "result", ir.DataType.FLOAT, ["rows", "columns"])
     graph.save(folder / "one.onnx", "0", {})
     onnx.checker.check_model(str(folder / "one.onnx"))

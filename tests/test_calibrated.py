@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from mcpmq import native, pieces
 from mcpmq import observe as observing
 from mcpmq.artifact import MANIFEST, Manifest
-from mcpmq.calibrated import kinds_of
 from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import CalibrationError, CheckpointError
@@ -32,6 +31,7 @@ from mcpmq.quantize import quantize
 from mcpmq.quantized import Quantized
 from mcpmq.recipe import Recipe
 from mcpmq.rounding import ROUNDERS
+from tests.tiny import build_checkpoint, make_uneven
 
 BLOCKS = 11  # of the tiny model: what samples pass, the smallest parts too
 WEIGHTS = {"vision": 0.25, "text": 1.0, "answer": 2.0}
@@ -200,15 +200,6 @@ def _kinds(sample: Inputs) -> list[str]:
     ]
 
 
-def test_tokens_are_told_apart(checkpoint: Checkpoint, mixed_set: CalibrationSet) -> None:
-    """Image spans, prompt and answer; nothing else, and a text sample has no image span."""
-    processor = MiniCpmVProcessor.open(checkpoint.path)
-    for one in mixed_set:
-        sample = processor.encode(one.id, one.image, one.prompt, one.answer)
-        assert [("vision", "text", "answer")[kind] for kind in kinds_of(sample).tolist()] == _kinds(sample)
-        assert (0 in kinds_of(sample)) == (one.image is not None)
-
-
 # --- killed and resumed -----------------------------------------------------------------------------------------------
 
 
@@ -291,6 +282,188 @@ def test_a_finished_run_is_returned(
     monkeypatch.setattr(native, "build", None)
 
     assert quantize(plan, whole.path, mixed_set) == whole
+
+
+# --- where there is a choice ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def uneven(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A tiny checkpoint whose channels differ as those of real models do."""
+    return Checkpoint.open(make_uneven(build_checkpoint(tmp_path_factory.mktemp("uneven") / "tiny")))
+
+
+@pytest.fixture(scope="module")
+def choosing(uneven: Checkpoint) -> Plan:
+    """To be rounded in every way there is, some weights on wide groups."""
+    weights = {"*": "int8-row", "language.*": "int4-g64", "head": "int4-row"}
+    return make_plan(uneven, recipe(smooth="awq", round="best", weights=weights, modalities=WEIGHTS))
+
+
+@pytest.fixture(scope="module")
+def chosen(choosing: Plan, mixed_set: CalibrationSet, tmp_path_factory: pytest.TempPathFactory) -> Quantized:
+    """What a run that nobody disturbed chose."""
+    return quantize(choosing, tmp_path_factory.mktemp("chosen") / "whole", mixed_set)
+
+
+def test_every_block_is_judged_and_the_best_way_kept(choosing: Plan, chosen: Quantized) -> None:
+    """Four ways where scales can move and two where not; the manifest has all errors and says which was taken."""
+    errors = chosen.artifact.manifest.held_out_errors
+    assert errors is not None
+    judged = {block for block in choosing.blocks if block not in ("vision", "embedding", "language")}
+    assert errors.keys() == judged
+    for block, tried in errors.items():
+        assert list(tried)[:2] == ["importance", "gptq"]
+        best = min(tried, key=tried.__getitem__)
+        for step in choosing.blocks[block]:
+            record = chosen.records[step.name]
+            assert (record.round is None) == (step.spec.role != "matrix")
+            assert record.round in (None, best.removeprefix("awq+"))
+            assert record.smooth is None or best.startswith("awq+")
+    assert len(errors["head"]) == 2
+    assert {len(tried) for block, tried in errors.items() if block.startswith("language")} == {4}
+    assert any(record.smooth for name, record in chosen.records.items() if name.startswith("language"))
+
+
+@pytest.mark.parametrize(
+    ("block", "module"), [("vision.layers.1", "vpm.encoder.layers.1"), ("language.layers.1", "llm.model.layers.1")]
+)
+def test_the_errors_are_those_of_plain_forward_passes(
+    uneven: Checkpoint, mixed_set: CalibrationSet, chosen: Quantized, block: str, module: str
+) -> None:
+    """Of samples that no statistics have seen, with the blocks before it quantized already, by brute force."""
+    processor = MiniCpmVProcessor.open(uneven.path)
+    samples = [processor.encode(one.id, one.image, one.prompt, one.answer) for one in mixed_set]
+    judges = [samples[4], samples[8]]  # the fifth with an image, the last without
+    later = list(dict.fromkeys(_block(spec.name) for spec in uneven.specs))
+    later = later[later.index(block) :]
+    error = whole = 0.0
+    for sample in judges if block.startswith("language") else judges[:1]:
+        before, after = (
+            _output(_model(uneven, chosen, set(original)), module, _tensors(processor, sample))
+            for original in (later, later[1:])
+        )
+        weights = torch.tensor([WEIGHTS[kind] for kind in _kinds(sample)]) if block.startswith("language") else 1
+        error += float((weights * (after - before).square().sum(-1)).sum())
+        whole += float((weights * before.square().sum(-1)).sum())
+    errors = chosen.artifact.manifest.held_out_errors
+    assert errors is not None
+    assert min(errors[block].values()) == pytest.approx(error / whole, rel=2e-3)
+
+
+def _output(model: nn.Module, module: str, arguments: Mapping[str, Tensor]) -> Tensor:
+    heard: list[Tensor] = []
+    model.get_submodule(module).register_forward_hook(
+        lambda _, __, output: heard.append(output[0] if isinstance(output, tuple) else output)
+    )
+    with torch.no_grad():
+        model(**arguments, use_cache=False)
+    return heard[0].flatten(0, -2)
+
+
+def test_samples_that_judge_decide_nothing_else(chosen: Quantized, whole: Quantized) -> None:
+    """One image and one text of nine samples are missing from what was seen."""
+    few, all_of_them = (one.records["language.layers.0.mlp.up"].tokens for one in (chosen, whole))
+    assert few is not None
+    assert all_of_them is not None
+    assert all(0 < few[kind] < all_of_them[kind] for kind in few)
+
+
+@pytest.mark.parametrize("blocks", [1, 8])
+def test_a_choice_killed_between_blocks_ends_with_the_same_bytes(
+    choosing: Plan, mixed_set: CalibrationSet, chosen: Quantized, tmp_path: Path, blocks: int
+) -> None:
+    """The errors of finished blocks are in their files."""
+    with pytest.raises(KeyboardInterrupt):
+        quantize(choosing, tmp_path / "out", mixed_set, _killed_after(blocks))
+
+    assert _bytes(quantize(choosing, tmp_path / "out", mixed_set).path) == _bytes(chosen.path)
+
+
+@pytest.mark.parametrize("rounded", [3, 50])
+def test_a_choice_killed_inside_of_a_block_is_made_anew(
+    choosing: Plan,
+    mixed_set: CalibrationSet,
+    chosen: Quantized,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    rounded: int,
+) -> None:
+    """Ways that were tried already leave nothing behind. Then it runs on four threads, and no byte is another."""
+    left, gptq = iter(range(rounded)), ROUNDERS["gptq"]
+
+    def killing(weight: Tensor, scheme: Any, stats: LayerStats | None) -> QTensor:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return gptq(weight, scheme, stats)
+
+    monkeypatch.setitem(ROUNDERS, "gptq", killing)
+    with pytest.raises(KeyboardInterrupt):
+        quantize(choosing, tmp_path / "out", mixed_set)
+    monkeypatch.undo()
+
+    with torch_threads(4):
+        assert _bytes(quantize(choosing, tmp_path / "out", mixed_set).path) == _bytes(chosen.path)
+
+
+def test_a_finished_choice_is_returned(
+    choosing: Plan, mixed_set: CalibrationSet, chosen: Quantized, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Asking again does no work, although the manifest has learnt since what was chosen."""
+    monkeypatch.setattr(native, "build", None)
+
+    assert quantize(choosing, chosen.path, mixed_set) == chosen
+
+
+def test_smoothing_alone_looks_only_where_scales_move(
+    uneven: Checkpoint, mixed_set: CalibrationSet, tmp_path: Path
+) -> None:
+    """Rounded to nearest after AWQ: what takes no scales needs no samples, and its codes are those without."""
+    plain = recipe(round="rtn")
+    smooth = recipe(round="rtn", smooth="awq")
+
+    without = quantize(make_plan(uneven, plain), tmp_path / "without")
+    found = quantize(make_plan(uneven, smooth), tmp_path / "found", mixed_set)
+
+    errors = found.artifact.manifest.held_out_errors
+    assert errors is not None
+    assert {tuple(tried) for tried in errors.values()} == {("rtn", "awq+rtn")}
+    assert found.records["head"].tokens is None
+    for name in ("head", "embedding", "projector.kv"):
+        one, other = found.load(name), without.load(name)
+        assert isinstance(one, QTensor)
+        assert isinstance(other, QTensor)
+        assert torch.equal(one.codes, other.codes)
+
+
+def test_smoothing_for_8_bit_inputs_is_judged_with_them(
+    uneven: Checkpoint, mixed_set: CalibrationSet, tmp_path: Path
+) -> None:
+    """One step for all inputs, and channels of very different size: SmoothQuant more than halves the error of a vision
+    layer, which it could not if inputs were not rounded, and is taken where it helps."""
+    plan = make_plan(uneven, recipe(round="rtn", smooth="smoothquant", weights={"vision.*": "int8-row"}))
+
+    found = quantize(plan, tmp_path / "out", mixed_set)
+
+    errors = found.artifact.manifest.held_out_errors
+    assert errors is not None
+    assert errors.keys() == {"vision.layers.0", "vision.layers.1"}
+    assert any(tried["smoothquant+rtn"] < 0.5 * tried["rtn"] for tried in errors.values())
+    for block, tried in errors.items():
+        helps = tried["smoothquant+rtn"] < tried["rtn"]
+        assert any(found.records[step.name].smooth for step in plan.blocks[block]) == helps
+
+
+def test_one_sample_of_a_kind_cannot_both_decide_and_judge(
+    choosing: Plan, mixed_set: CalibrationSet, tmp_path: Path
+) -> None:
+    """It is refused before any work."""
+    alone = _only(mixed_set, lambda sample: sample.image is not None or sample.id == "t1")
+
+    with pytest.raises(CalibrationError, match="one sample without an image, which cannot both decide and judge"):
+        quantize(choosing, tmp_path / "out", alone)
+
+    assert not list(tmp_path.iterdir())
 
 
 # --- what is told -----------------------------------------------------------------------------------------------------

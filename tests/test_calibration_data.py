@@ -8,7 +8,7 @@ from PIL import Image
 from calibration import make_sets
 from mcpmq.calibration import CalibrationSet, Sample
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.evaluate import Settings, encoded, measure
+from mcpmq.evaluate import Settings, encoded, measure_original
 
 FOLDER = Path(__file__).parent.parent / "calibration"
 LARGEST_REFERENCE_NBYTES = 30_000_000
@@ -86,6 +86,6 @@ def test_the_reference_sees(reference: Checkpoint, heldout: CalibrationSet) -> N
     for shuffle in (False, True):
         asked = Settings(threads=1, shuffle_images=shuffle)
         with encoded(reference, CalibrationSet(heldout.path, square), asked) as inputs:
-            perplexities.append(measure(reference, inputs, asked).kinds["image"].perplexity.mean)
+            perplexities.append(measure_original(reference, inputs, asked).measurement.kinds["image"].perplexity.value)
 
     assert perplexities[1] > 2.5 * perplexities[0]

@@ -1,6 +1,7 @@
 """What a person or a script sees: results on stdout, errors with a hint on stderr, exit codes, nothing left behind."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,10 @@ from pathlib import Path
 import pytest
 
 from mcpmq import __version__
-from mcpmq.cli import main
+from mcpmq.cli import FORMAT_NAMES, main
+from mcpmq.formats import FORMATS
+from mcpmq.report import write_report
+from tests.invented import invented_report
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,7 @@ def test_without_a_command_the_help_is_shown(mcpmq: Command) -> None:
     ran = mcpmq("--help")
 
     assert ran.code == 0
-    for verb in ("convert", "plan", "quantize", "export", "evaluate", "inspect", "report"):
+    for verb in ("convert", "plan", "quantize", "export", "imatrix", "evaluate", "inspect", "report"):
         assert verb in ran.out
 
 
@@ -149,6 +153,11 @@ def test_bad_input_leaves_nothing_behind(
     assert sorted(work.rglob("*")) == before
 
 
+def test_help_names_every_format() -> None:
+    """It lists them by hand, so that it need not import them."""
+    assert set(re.split(r", | or ", FORMAT_NAMES)) == set(FORMATS)
+
+
 def test_quantize_then_export(mcpmq: Command, tiny_checkpoint: Path, tmp_path: Path) -> None:
     """Step by step, each prints the folder it wrote."""
     quantized = mcpmq("--quiet", "quantize", tiny_checkpoint, tmp_path / "codes", "--bits", 8)
@@ -187,3 +196,83 @@ def test_inspect_says_what_a_path_is(
 def test_completion_is_offered(mcpmq: Command) -> None:
     """The shell can be taught the commands."""
     assert "--show-completion" in mcpmq("--help").out
+
+
+def test_an_importance_matrix_without_images_tells_what_saw_nothing(
+    mcpmq: Command, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """On stderr; what was written is on stdout, and `inspect` says the same."""
+    line = {"id": "0", "prompt": "How many?", "answer": "Three."}
+    (tmp_path / "manifest.jsonl").write_text(json.dumps(line))
+
+    ran = mcpmq("imatrix", tiny_checkpoint, tmp_path / "out", "--calibration", tmp_path, "--json")
+
+    assert ran.code == 0
+    assert "no mmproj file" in ran.err
+    assert [file["path"] for file in json.loads(ran.out)["files"]] == ["tiny-imatrix.gguf"]
+    inspected = mcpmq("inspect", tmp_path / "out", "--json")
+    assert json.loads(inspected.out) == json.loads(ran.out)
+
+
+@pytest.fixture
+def released(tmp_path: Path) -> Path:
+    """The folder of a report about nothing."""
+    write_report(invented_report(2), tmp_path / "released")
+    return tmp_path / "released"
+
+
+def gate_of(tmp_path: Path, at_most: float) -> Path:
+    """A gate with one bound."""
+    (tmp_path / "gate.toml").write_text(f"[original.image]\nkl_divergence = {{ at_most = {at_most} }}\n")
+    return tmp_path / "gate.toml"
+
+
+def test_a_gate_that_holds_exits_with_nothing_to_say_but_that(mcpmq: Command, released: Path, tmp_path: Path) -> None:
+    """Zero; one line on stdout."""
+    ran = mcpmq("check", released, "--gate", gate_of(tmp_path, 1))
+
+    assert (ran.code, ran.out) == (0, "all 2 bounds hold\n")
+
+
+def test_a_violated_gate_exits_with_three_and_a_line_a_bound(mcpmq: Command, released: Path, tmp_path: Path) -> None:
+    """And writes what was asked for beside."""
+    files = [tmp_path / name for name in ("junit.xml", "log.sarif", "page.html", "summary.md")]
+    options = ("--junit", files[0], "--sarif", files[1], "--html", files[2], "--summary", files[3])
+    ran = mcpmq("check", released, "--gate", gate_of(tmp_path, 0), *options)
+
+    assert ran.code == 3
+    assert [line.partition(",")[0] for line in ran.out.splitlines()] == ["gguf phone-int4", "onnx phone-int4"]
+    assert all(file.is_file() for file in files)
+    verdicts = json.loads(mcpmq("check", released, "--gate", tmp_path / "gate.toml", "--json").out)
+    assert [one["metric"] for one in verdicts] == ["kl_divergence", "kl_divergence"]
+
+
+@pytest.mark.parametrize("damage", ["gate", "report", "baseline", "artifact"])
+def test_what_cannot_be_read_is_an_error_and_no_verdict(
+    damage: str, mcpmq: Command, released: Path, tmp_path: Path
+) -> None:
+    """A broken gate, a truncated report, no baseline, an artifact that was not measured: one, with a hint."""
+    gate, options = gate_of(tmp_path, 1), []
+    if damage == "gate":
+        gate.write_text("[original")
+    if damage == "report":
+        content = (released / "report.json").read_bytes()
+        (released / "report.json").write_bytes(content[: len(content) // 2])
+    if damage in ("baseline", "artifact"):
+        options = [f"--{damage}", tmp_path / "none"]
+    ran = mcpmq("check", released, "--gate", gate, *options)
+
+    assert ran.code == 1
+    assert ran.out == ""
+    assert "hint: " in ran.err
+
+
+def test_two_reports_tell_what_changed(mcpmq: Command, released: Path, tmp_path: Path) -> None:
+    """Beneath the table of both; as Markdown, and not in JSON, which holds all figures of both."""
+    write_report(invented_report(1), tmp_path / "later")
+    ran = mcpmq("report", released, tmp_path / "later", "--markdown")
+
+    assert "## What changed from the first to the second" in ran.out
+    assert "image perplexity, % | +0.00 ±0.00" in ran.out
+    assert len(json.loads(mcpmq("report", released, tmp_path / "later", "--json").out)["artifacts"]) == 3
+    assert mcpmq("report", released, "--html").out.startswith("<!doctype html>")

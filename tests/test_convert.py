@@ -57,6 +57,18 @@ def test_a_format_that_cannot_hold_it_is_refused_before_work(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_held_out_set_that_was_calibrated_on_is_refused_before_work(
+    tiny_checkpoint: Path, tiny_set: Path, tmp_path: Path
+) -> None:
+    """Where rounding looks at samples; to nearest none decides anything."""
+    with pytest.raises(CalibrationError, match="shares 10 pictures or texts"):
+        convert(
+            tiny_checkpoint, tmp_path / "out", Recipe.load("calibrated-int4"), ["gguf"], tiny_set, tiny_set, SETTINGS
+        )
+
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_held_out_set_that_is_broken_is_refused_before_work(
     tiny_checkpoint: Path, tiny_set: Path, tmp_path: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """Exporting changes no code and leaves nothing half-done."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,13 +20,31 @@ def test_the_same_codes_give_the_same_bytes(tiny_int4: Quantized, tmp_path: Path
 
 
 def test_the_manifest_of_the_source_goes_along(tiny_int4: Quantized, tmp_path: Path) -> None:
-    """Recipe, hashes and decisions stay with the artifact; only kind and files are new."""
-    manifest = export(tiny_int4, "gguf", tmp_path / "out").manifest
+    """Recipe, hashes and decisions stay with the artifact; kind and files are new, and shapes that were widened."""
+    manifest, source = export(tiny_int4, "gguf", tmp_path / "out").manifest, tiny_int4.artifact.manifest
 
     assert manifest.kind == "gguf"
-    assert manifest.model_copy(update={"kind": "quantized", "files": ()}) == tiny_int4.artifact.manifest.model_copy(
-        update={"files": ()}
-    )
+    weights = tuple(record.model_copy(update={"stored_shape": None}) for record in manifest.weights)
+    as_quantized = manifest.model_copy(update={"kind": "quantized", "files": (), "weights": weights})
+    assert as_quantized == source.model_copy(update={"files": ()})
+
+
+@pytest.mark.parametrize("name", ["gguf", "onnx"])
+def test_the_manifest_says_which_shapes_were_widened(name: str, tiny_int4: Quantized, tmp_path: Path) -> None:
+    """The vision FFN of 144 is no multiple of 32: 160 in the file, biases too; every other shape is as it was."""
+    manifest = export(tiny_int4, name, tmp_path / "out").manifest  # type: ignore[arg-type]
+
+    widened = {record.name: record.stored_shape for record in manifest.weights if record.stored_shape}
+    layer = {"mlp.up": (160, 64), "mlp.up.bias": (160,), "mlp.down": (64, 160)}
+    assert widened == {f"vision.layers.{number}.{part}": shape for number in (0, 1) for part, shape in layer.items()}
+
+
+def test_notes_go_along(tiny_int4: Quantized, tmp_path: Path) -> None:
+    """What a reader of the quantized artifact is told, a reader of the export is told too."""
+    manifest = tiny_int4.artifact.manifest.model_copy(update={"notes": ("told before",)})
+    noted = replace(tiny_int4, artifact=replace(tiny_int4.artifact, manifest=manifest))
+
+    assert export(noted, "gguf", tmp_path / "out").manifest.notes == ("told before",)
 
 
 def test_what_was_exported_before_is_returned(tiny_int4: Quantized, tmp_path: Path) -> None:

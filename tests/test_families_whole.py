@@ -25,7 +25,10 @@ from mcpmq.runners.gguf import open_runner as open_gguf
 from mcpmq.runners.onnx import OnnxRunner
 from mcpmq.runners.onnx import open_runner as open_onnx
 from mcpmq.runners.torch import open_runner as open_torch
+from mcpmq.smoothing import Scaling, scalings
 from tests.gguf_tools import exported
+from tests.losses import losses_of
+from tests.moving import drawn_scales, scaled_logits
 from tests.native import continuation, native_module
 from tests.onnx_tools import artifact_of
 from tests.tiny_families import TINY_FAMILIES, TinyFamily
@@ -66,7 +69,7 @@ def samples(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="module")
 def expected(checkpoint: Checkpoint, samples: list[Inputs]) -> np.ndarray:
     """The losses of the original in torch."""
-    return np.concatenate(list(open_torch(checkpoint.path, 1).losses(samples)))
+    return np.concatenate(list(losses_of(open_torch(checkpoint.path, 1), samples)))
 
 
 def test_the_family_is_recognised(tiny: TinyFamily, checkpoint: Checkpoint) -> None:
@@ -82,7 +85,7 @@ def onnx(full: Quantized, tmp_path_factory: pytest.TempPathFactory) -> OnnxRunne
 
 def test_onnx_gives_the_losses_of_torch(onnx: OnnxRunner, samples: list[Inputs], expected: np.ndarray) -> None:
     """After text and after an image."""
-    taken = np.concatenate(list(onnx.losses(samples)))
+    taken = np.concatenate(list(losses_of(onnx, samples)))
 
     np.testing.assert_allclose(taken, expected, rtol=0, atol=2e-5)
 
@@ -93,14 +96,14 @@ def test_gguf_gives_the_losses_of_torch(
     """After text and after an image; what remains there is llama.cpp's GELU in F16. Where a family's caveat says that
     llama.cpp computes something else, torch does so too: places of patches in two dimensions, norms without epsilon."""
     monkeypatch.setattr(MiniCPMVForConditionalGeneration, "position_sizes", lambda _, sizes: sizes)
-    expected = np.concatenate(list(open_torch(_with(full, tmp_path, tiny.in_llama_cpp), 1).losses(samples)))
+    expected = np.concatenate(list(losses_of(open_torch(_with(full, tmp_path, tiny.in_llama_cpp), 1), samples)))
     if "gguf" in dict(family_named(tiny.name).refusals):
         with pytest.raises(FormatError, match=tiny.name):
             exported(full, tmp_path)
         return
     runner = open_gguf(exported(full, tmp_path).path, 1, exact=True)
     text = len(samples[0].tokens) - samples[0].answer_start
-    difference = np.abs(np.concatenate(list(runner.losses(samples))) - expected)
+    difference = np.abs(np.concatenate(list(losses_of(runner, samples))) - expected)
 
     assert runner.notes == ()
     assert difference[:text].max() < 2e-5
@@ -128,14 +131,14 @@ def test_quantized_it_stays_near_itself(
     """phone-int4 in every engine: the dequantized weights in torch, in ONNX Runtime and in llama.cpp agree more with
     each other than with the original."""
     quantized = quantize(make_plan(checkpoint, Recipe.load("phone-int4")), tmp_path / "int4")
-    torch_losses = np.concatenate(list(open_torch(quantized.path, 1).losses(samples)))
+    torch_losses = np.concatenate(list(losses_of(open_torch(quantized.path, 1), samples)))
     rounding = np.abs(torch_losses - expected).mean()
 
     engines = {artifact_of(quantized, tmp_path / "onnx"): open_onnx}
     if "gguf" not in dict(checkpoint.family.refusals):
         engines[exported(quantized, tmp_path).path] = open_gguf  # type: ignore[assignment]
     for path, opened in engines.items():
-        losses = np.concatenate(list(opened(path, 1).losses(samples)))
+        losses = np.concatenate(list(losses_of(opened(path, 1), samples)))
         assert np.abs(losses - torch_losses).mean() < 0.5 * rounding, path
 
 
@@ -169,3 +172,19 @@ def test_it_is_rounded_by_what_it_sees(checkpoint: Checkpoint, samples: list[Inp
 
     rounded = [step.name for step in plan.steps if step.scheme is not None and step.spec.role == "matrix"]
     assert all(quantized.records[name].tokens for name in rounded)
+
+
+def test_scales_move_and_no_output_changes(checkpoint: Checkpoint, samples: list[Inputs]) -> None:
+    """At every place of the family at once; the same scales in the readers alone change everything."""
+    recipe = {"name": "smooth", "smooth": "awq", "weights": {"*": "int8-g32"}}
+    plan = make_plan(checkpoint, Recipe.model_validate(recipe))
+    scaling = scalings(drawn_scales(plan))
+    halves = {name: Scaling(columns=one.columns) for name, one in scaling.items()}
+
+    before, after, spoilt = (scaled_logits(plan, samples, one) for one in ({}, scaling, halves))
+
+    for one, other, wrong in zip(before, after, spoilt, strict=True):
+        assert float((one - other).abs().max()) < 1e-4 * float(one.abs().max())
+        assert float((one - wrong).abs().max()) > 0.1 * float(one.abs().max())
+    moved = {block.partition(".")[0] for block in plan.folds}
+    assert moved >= ({"vision", "language"} if checkpoint.family.sees else {"language"})

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 
 from mcpmq import observe as observing
 from mcpmq.observe import MODALITIES, Labels, LayerStats, observe
+from mcpmq.pieces import all_threads, torch_threads
 
 KINDS = torch.tensor([0, 0, 1, 1, 1, 2, 2], dtype=torch.uint8)
 
 
 def labels(*weights: float) -> Labels:
-    return Labels(lambda count: KINDS[:count], torch.tensor(weights or (1.0, 1.0, 1.0)))
+    return Labels(lambda count: KINDS[:count], torch.tensor(weights or (1.0, 1.0, 1.0), dtype=torch.float32))
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -30,6 +31,18 @@ def brute(inputs: list[Tensor], weights: list[float]) -> Tensor:
     return total
 
 
+def brute_magnitudes(inputs: list[Tensor], weights: list[float]) -> tuple[Tensor, Tensor, Tensor]:
+    """The sum of w |x| in float64, and the least and greatest x where w is not zero, over every token, one by one."""
+    columns = inputs[0].shape[-1]
+    absolute, lowest, highest = torch.zeros(columns, dtype=torch.float64), torch.zeros(columns), torch.zeros(columns)
+    for one in inputs:
+        for row, kind in zip(one.reshape(-1, columns), KINDS.tolist(), strict=False):
+            absolute += weights[kind] * row.double().abs()
+            if weights[kind] > 0:
+                lowest, highest = torch.minimum(lowest, row), torch.maximum(highest, row)
+    return absolute, lowest, highest
+
+
 class Mlp(nn.Module):
     """Two linears that share an input, and one after them."""
 
@@ -43,31 +56,6 @@ class Mlp(nn.Module):
 
     def hidden(self, x: Tensor) -> Tensor:
         return self.gate(x).tanh() * self.up(x)
-
-
-class Attends(nn.Module):
-    """Packed attention as a resampler has it, and a bare matrix behind a norm."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.attention = nn.MultiheadAttention(8, 2)
-        self.norm = nn.LayerNorm(8)
-        self.matrix = nn.Parameter(random(8, 8, seed=9))
-
-    def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        seen = [self.attention(query, key, value, need_weights=False)[0] for _ in range(2)]
-        result: Tensor = self.norm(torch.stack(seen)) @ self.matrix
-        return result
-
-    def mixed(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """What the output projection is fed, by the definition of attention."""
-        weights, biases = self.attention.in_proj_weight.chunk(3), self.attention.in_proj_bias.chunk(3)
-        q, k, v = (
-            (x @ weight.T + bias).reshape(-1, 2, 4).transpose(0, 1)
-            for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
-        )
-        chances = (q @ k.transpose(1, 2) / 4**0.5).softmax(-1)
-        return (chances @ v).transpose(0, 1).flatten(1)
 
 
 def replay_of(block: nn.Module, *samples: tuple[Tensor, ...]) -> Callable[[], None]:
@@ -98,6 +86,11 @@ def test_sums_are_those_of_single_tokens(
         (stats,) = seen[name]
         assert torch.allclose(stats.gram.double(), brute(inputs, list(weights)), atol=1e-5)
         assert torch.equal(stats.gram, stats.gram.T)
+        absolute, lowest, highest = brute_magnitudes(inputs, list(weights))
+        assert torch.allclose(stats.absolute.double(), absolute, atol=1e-5)
+        assert torch.equal(stats.lowest, lowest)
+        assert torch.equal(stats.highest, highest)
+        assert torch.equal(stats.largest, torch.maximum(-lowest, highest))
         assert stats.tokens == {"vision": 6, "text": 9, "answer": 3}
         assert stats.weight == pytest.approx(6 * weights[0] + 9 * weights[1] + 3 * weights[2])
 
@@ -113,40 +106,6 @@ def test_linears_that_are_fed_the_same_share_one_sum() -> None:
 
 
 @torch.inference_mode()
-def test_packed_attention_and_a_bare_matrix_are_seen_too() -> None:
-    """Queries, keys and values each by their rows; the output projection, which is never called; a parameter."""
-    block, (query, key, value) = Attends(), (random(3, 8), random(5, 8, seed=1), random(5, 8, seed=2))
-    parameters = {"attention.in_proj_weight": None, "attention.out_proj.weight": None, "matrix": "norm"}
-    everything = Labels(lambda count: torch.zeros(count, dtype=torch.uint8), torch.ones(3))
-
-    seen = observe(block, parameters, replay_of(block, (query, key, value)), everything)
-
-    mixed = block.mixed(query, key, value)
-    normed = block.norm(block.attention.out_proj(mixed))
-    expected = [query, key, value, mixed, normed]
-    found = [stats for parameter in parameters for stats in seen[parameter]]
-    for stats, x in zip(found, expected, strict=True):
-        assert torch.allclose(stats.gram, 2 * x.T @ x, atol=1e-4)  # the block attends twice
-        assert stats.tokens["vision"] == 2 * len(x)
-
-
-@torch.inference_mode()
-def test_what_is_not_passed_is_not_there() -> None:
-    """A matrix that saw nothing has no statistics that could be taken for some."""
-    assert observe(Mlp(), {"up.weight": None}, lambda: None, labels()) == {}
-
-
-@torch.inference_mode()
-def test_hooks_are_gone_afterwards() -> None:
-    """Also when the forward pass fails."""
-    block = Mlp()
-    with pytest.raises(RuntimeError, match="shapes"):
-        observe(block, {"up.weight": None}, replay_of(block, (random(5, 3),)), labels())
-
-    assert not any(module._forward_pre_hooks or module._forward_hooks for module in block.modules())
-
-
-@torch.inference_mode()
 def test_statistics_add_up() -> None:
     """Two halves of the samples are the whole."""
     block, samples = Mlp(), [(random(7, 6, seed=seed),) for seed in range(4)]
@@ -156,5 +115,23 @@ def test_statistics_add_up() -> None:
 
     whole, halves = stats(samples), stats(samples[:1]) + stats(samples[1:])
     assert torch.allclose(whole.gram, halves.gram, atol=1e-4)
+    assert torch.allclose(whole.absolute, halves.absolute, atol=1e-4)
+    assert torch.equal(whole.lowest, halves.lowest)
+    assert torch.equal(whole.highest, halves.highest)
     assert (whole.tokens, whole.weight) == (halves.tokens, halves.weight)
     assert tuple(whole.tokens) == MODALITIES
+
+
+@torch.inference_mode()
+def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are, and however many tiles they share."""
+    monkeypatch.setattr(observing, "TILE_COLUMNS", 3)
+    block, found = Mlp(), []
+    for threads in (1, 4):
+        with torch_threads(threads), all_threads() as each:
+            replay = replay_of(block, (random(7, 6),), (random(6, 6, seed=1),))
+            found.append(observe(block, {"down.weight": None}, replay, labels(1, 2, 3), each)["down.weight"][0])
+
+    tensors = ((stats.gram, stats.absolute, stats.lowest, stats.highest) for stats in found)
+    for one, other in zip(*tensors, strict=True):
+        assert torch.equal(one, other)

@@ -1,5 +1,9 @@
 """Products in pieces are the products, and their bytes do not depend on the threads."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mcpmq import pieces
-from mcpmq.pieces import all_threads, one_by_one, share_linears, torch_threads
+from mcpmq.pieces import all_threads, bfloat16_products, one_by_one, share_linears, torch_threads
 
 
 def model() -> nn.Sequential:
@@ -62,3 +66,30 @@ def test_without_threads_pieces_come_in_their_order() -> None:
     one_by_one(seen.append, [3, 1, 2])
 
     assert seen == [3, 1, 2]
+
+
+def test_no_library_uses_threads_of_its_own_inside_a_worker() -> None:
+    """oneDNN and OpenMP would take as many as the environment says, and cut products by their number."""
+    code = "import torch; from mcpmq.pieces import workers\nwith workers() as pool:\n"
+    code += " print(pool.submit(torch.__config__.parallel_info).result())"
+
+    told = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "8"},
+    ).stdout  # fmt: skip
+
+    assert "omp_get_max_threads() : 1\n" in told
+    assert "at::get_num_threads() : 1\n" in told
+
+
+def test_coarser_products_end_with_their_block() -> None:
+    """And are right to what bfloat16 holds."""
+    make = torch.Generator().manual_seed(0)
+    one, other = torch.randn(200, 300, generator=make), torch.randn(300, 100, generator=make)
+
+    with bfloat16_products():
+        assert torch.get_float32_matmul_precision() == "medium"
+        found = one @ other
+
+    assert torch.get_float32_matmul_precision() == "highest"
+    assert (found - one @ other).norm() < 2**-7 * (one @ other).norm()

@@ -1,6 +1,7 @@
 """Recipes and schemes: what is written is what is read, and what is wrong is named."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -72,6 +73,29 @@ def test_a_recipe_survives_its_own_writing(tmp_path: Path) -> None:
     assert Recipe.model_validate(recipe.written()) == recipe
     assert Recipe.model_validate(weighing.written()) == weighing
     assert weighing.written()["modalities"] == {"vision": 0.25, "text": 1.0, "answer": 1.0}
+    rounding = Recipe.model_validate({**recipe.written(), "activations": {"vision.*": "u8"}})
+    assert Recipe.model_validate(rounding.written()) == rounding
+    assert rounding.looks
+    assert not recipe.looks
+
+
+@pytest.mark.parametrize(
+    ("rounding", "smooth", "looks", "chooses"),
+    [
+        ("rtn", "none", False, False),
+        ("importance", "none", True, False),
+        ("gptq", "none", True, False),
+        ("best", "none", True, True),
+        ("rtn", "awq", True, True),
+        ("gptq", "smoothquant", True, True),
+    ],
+)
+def test_a_recipe_knows_what_samples_decide(rounding: Any, smooth: Any, looks: bool, chooses: bool) -> None:
+    """Nothing, how a block is rounded, or which of several ways is taken."""
+    recipe = Recipe(name="x", round=rounding, smooth=smooth, weights={})
+
+    assert (recipe.looks, recipe.chooses) == (looks, chooses)
+    assert Recipe.model_validate(recipe.written()) == recipe
 
 
 @pytest.mark.parametrize(
@@ -80,13 +104,14 @@ def test_a_recipe_survives_its_own_writing(tmp_path: Path) -> None:
         ('name = "x"\nweights = 3', "weights"),
         ('name = "x"\n[weights]\n"*" = 4', "weights"),
         ('name = "x"\n[weights]\n"*" = "int3"', "int3"),
-        ('name = "x"\nround = "best"\n[weights]', "round"),
+        ('name = "x"\nround = "worst"\n[weights]', "round"),
         ('name = "x"\ncolour = "red"\n[weights]', "colour"),
         ('name = "x"\nround = "gptq"\n[weights]\n[modalities]\nvision = -1', "vision"),
         ('name = "x"\nround = "gptq"\n[weights]\n[modalities]\nvision = inf', "vision"),
         ('name = "x"\nround = "gptq"\n[weights]\n[modalities]\naudio = 1', "audio"),
         ('name = "x"\nround = "gptq"\n[weights]\n[modalities]\nvision = 0\ntext = 0\nanswer = 0', "more than 0"),
         ('name = "x"\nround = "rtn"\n[weights]\n[modalities]\nvision = 0.5', "sees nothing"),
+        ('name = "x"\n[weights]\n[activations]\n"vision.*" = "s8"', "vision"),
         ("name = ", "TOML"),
         ("", "name"),
     ],

@@ -13,6 +13,7 @@ from mcpmq.qtensor import QTensor
 from mcpmq.recipe import IntegerScheme, Recipe
 from mcpmq.rounded import rounded
 from mcpmq.rounding import ROUNDERS
+from tests.rounding.oracle import stats_of
 
 
 @pytest.fixture
@@ -26,8 +27,7 @@ def step_of(plan: Plan, name: str) -> Step:
 
 
 def stats(columns: int, seed: int) -> LayerStats:
-    inputs = torch.randn(2 * columns, columns, generator=torch.Generator().manual_seed(seed))
-    return LayerStats(inputs.T @ inputs, {"vision": 2 * columns, "text": 0, "answer": 0}, 2.0 * columns)
+    return stats_of(torch.randn(2 * columns, columns, generator=torch.Generator().manual_seed(seed)))
 
 
 @pytest.mark.parametrize("piece", [1 << 27, 256 * 100])
@@ -37,7 +37,7 @@ def test_one_for_all_rows(plan: Plan, piece: int, monkeypatch: pytest.MonkeyPatc
     step, seen = step_of(plan, "head"), stats(256, 0)
     assert isinstance(step.scheme, IntegerScheme)
 
-    found = rounded(plan, step, (seen,))
+    found = rounded(plan, step, (seen,), "gptq")
 
     assert isinstance(found, QTensor)
     assert torch.equal(found.codes, ROUNDERS["gptq"](plan.checkpoint.load(step.spec), step.scheme, seen).codes)
@@ -48,7 +48,7 @@ def test_three_for_a_third_of_the_rows_each(plan: Plan) -> None:
     step, seen = step_of(plan, "projector.attention.qkv"), [stats(256, seed) for seed in range(3)]
     assert isinstance(step.scheme, IntegerScheme)
 
-    found = rounded(plan, step, seen)
+    found = rounded(plan, step, seen, "gptq")
 
     assert isinstance(found, QTensor)
     weight = plan.checkpoint.load(step.spec)

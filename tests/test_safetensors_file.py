@@ -9,10 +9,17 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from mcpmq.errors import CheckpointError
-from mcpmq.safetensors_file import read_bytes, read_header, read_metadata, write_file
+from mcpmq.safetensors_file import (
+    PACKED_DTYPES,
+    GrowingFile,
+    read_bytes,
+    read_header,
+    read_metadata,
+    write_file,
+)
 
 
 @pytest.fixture
@@ -118,3 +125,33 @@ def test_no_damaged_byte_of_the_header_leads_to_anything_but_a_clear_error(
             assert len(read_bytes(entry)) == entry.nbytes
     except CheckpointError:
         pass
+
+
+def test_a_growing_file_is_one_that_the_reference_reads(tmp_path: Path) -> None:
+    """Tensors of every dtype, of odd sizes, scalars and empty ones, added one at a time; all of them aligned."""
+    dtypes = (torch.bfloat16, torch.float16, torch.float32, torch.uint8, torch.int8, torch.int32, torch.int64)
+    tensors = {str(dtype): torch.arange(6).reshape(2, 3).to(dtype) for dtype in dtypes}
+    tensors = {"odd": torch.arange(5, dtype=torch.uint8)} | tensors
+    tensors |= {"scalar": torch.tensor(7, dtype=torch.uint8), "empty": torch.empty(0, 3)}
+    growing = GrowingFile(tmp_path / "grown.safetensors", 4001, {"format": "pt"})
+    for name, tensor in tensors.items():
+        growing.add(name, tensor.T if tensor.ndim == 2 else tensor)
+    growing.finish()
+    loaded = load_file(tmp_path / "grown.safetensors")
+
+    assert growing.nbytes == sum(tensor.nbytes for tensor in tensors.values())
+    for entry in read_header(tmp_path / "grown.safetensors", PACKED_DTYPES).values():
+        assert entry.offset % PACKED_DTYPES[entry.dtype][1] == 0
+    for name, tensor in tensors.items():
+        assert torch.equal(loaded[name], tensor.T if tensor.ndim == 2 else tensor)
+    with pytest.raises(CheckpointError, match="cannot be quantized"):
+        read_header(tmp_path / "grown.safetensors")
+
+
+def test_a_header_that_takes_more_room_than_was_kept_is_a_mistake(tmp_path: Path) -> None:
+    """Data would be overwritten."""
+    growing = GrowingFile(tmp_path / "grown.safetensors", 16, {})
+    growing.add("name", torch.zeros(3))
+    with pytest.raises(ValueError, match="in room for 16"):
+        growing.finish()
+    growing.close()

@@ -17,7 +17,7 @@ from mcpmq.plan import make_plan
 from mcpmq.progress import silent
 from mcpmq.quantized import Quantized
 from mcpmq.recipe import Recipe
-from mcpmq.report import Report
+from mcpmq.report import Report, write_report
 from tests.invented import invented_report
 from tests.terminal import in_terminal
 
@@ -96,7 +96,7 @@ def test_any_path_is_told_apart(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """A checkpoint, an artifact, a set and a report are recognised; each has JSON."""
-    invented_report(1).write(tmp_path)
+    write_report(invented_report(1), tmp_path)
     paths = (tiny_checkpoint, tiny_int4.path, mixed_set.path, tmp_path, tmp_path / "report.json")
     firsts = ("checkpoint", "quantized artifact", "set", "model [v2] on", "model [v2] on")
     keys = ("bytes_by_component", "recipe", "tags", "measured_on", "measured_on")
@@ -119,7 +119,7 @@ def test_an_artifact_tells_what_it_was_calibrated_on(
         else record
         for record in manifest.weights
     )
-    used = CalibrationRecord(name="starter", sha256="ab" * 32, samples=1000, with_image=7)
+    used = CalibrationRecord(name="starter", sha256="ab" * 32, samples=1000, with_image=7, fingerprints=())
     told = manifest.model_copy(update={"weights": weights, "calibrated_on": used})
     show.artifact(Artifact(tmp_path, told))
     drawn = " ".join(capsys.readouterr().out.split())

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mcpmq.families.minicpmv_native import build
-from mcpmq.stream import blocks_of, lockstep
+from mcpmq.stream import Replay, blocks_of, lockstep
 
 
 def chain(depth: int = 3) -> nn.Sequential:
@@ -122,6 +122,19 @@ def test_replay_shows_the_inputs_of_a_block_and_changes_nothing() -> None:
     results = lockstep(model, list(model), samples, visit=visit)
     assert seen == [1, 2, 3] * 6
     assert all(torch.equal(result, other) for result, other in zip(results, expected, strict=True))
+
+
+def test_only_some_samples_may_be_replayed() -> None:
+    """By their numbers, which stay theirs where other samples skip a block."""
+    model, seen = Optional(), list[int]()
+    samples = [{"x": torch.randn(number + 1, 4), "image": number != 0} for number in range(4)]
+
+    def visit(block: nn.Module, replay: Replay) -> None:
+        with block.register_forward_pre_hook(lambda _, args: seen.append(len(args[0]))):
+            replay(only={0, 2})
+
+    lockstep(model, model.blocks(), samples, visit=visit)
+    assert seen == [3] * 2 + [1, 3] * 2
 
 
 def test_hooks_on_a_block_itself_are_met_by_replay_and_by_the_pass() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
@@ -147,6 +147,18 @@ def random_tensors(config: Mapping[str, Any], seed: int) -> dict[str, Tensor]:
             value = 0.1 * value
         tensors[spec.hub_name] = value.bfloat16()
     return tensors
+
+
+def make_uneven(path: Path, seed: int = 7) -> Path:
+    """Make the channels after every norm of a checkpoint differ by orders of magnitude, as those of real models do."""
+    generator = torch.Generator().manual_seed(seed)
+    for shard in sorted(path.glob("*.safetensors")):
+        tensors = load_file(shard)
+        for name, value in tensors.items():
+            if value.dim() == 1 and ("norm" in name or "ln_post" in name) and name.endswith("weight"):
+                tensors[name] = (value * torch.randn(len(value), generator=generator).exp()).bfloat16()
+        save_file(tensors, shard, metadata={"format": "pt"})
+    return path
 
 
 def write_shards(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -1,7 +1,7 @@
 """The shape of a family: everything that is true of one kind of model, as data and three functions."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -63,6 +63,28 @@ class LatentAttention:
     key_rank: int
     plain_width: int  # channels of a head's queries and keys that are not turned
     value_width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fold:
+    """Two neighbours between which scales move without changing what a model computes.
+
+    What `source` puts out (a norm, or the rows of a matrix; its bias too) is divided by one scale a channel, and the
+    columns of `into` that read the channel are multiplied by it. Names are common names inside a block of `component`.
+    `part` (index, count) says which of so many equal shares of its rows the source puts the channels out by. If `into`
+    reads heads that share channels, as queries share values, so do their columns. A `centred` norm scales by one more
+    than its weight. `into` lists all that reads the channels; a block that lacks any of these names has no such place.
+    """
+
+    component: str
+    source: str
+    into: tuple[str, ...]
+    part: tuple[int, int] = (0, 1)
+    centred: bool = False
+
+    def within(self, block: str) -> "Fold":
+        """The same with whole names, in one block: `language.layers.0`."""
+        return replace(self, source=f"{block}.{self.source}", into=tuple(f"{block}.{name}" for name in self.into))
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,3 +242,4 @@ class Family:
     caveats: tuple[tuple[str, str], ...] = ()  # by format, what an artifact does not do as the original
     refusals: tuple[tuple[str, str], ...] = ()  # by format, why it cannot hold the model
     fed_by: tuple[tuple[str, str], ...] = ()  # hub names: a matrix that no linear holds, and what feeds it its output
+    folds: tuple[Fold, ...] = ()  # between which neighbours of a block scales may move

@@ -9,6 +9,7 @@ from pydantic import PositiveFloat
 from mcpmq.errors import CheckpointError
 from mcpmq.families.checked import LanguageConfig, Width, checked, text_keys
 from mcpmq.families.family import Architecture, Family, LanguageShape, LatentAttention, Pixels, Processor, TensorSpec
+from mcpmq.families.folds import LATENT_LANGUAGE
 from mcpmq.families.tensors import decoder
 
 END_OF_TURN = "<|im_end|>"
@@ -99,4 +100,5 @@ MINICPM3 = Family(
     pixels=_pixels,
     native="mcpmq.families.transformers_native:minicpm3",
     sees=False,
+    folds=LATENT_LANGUAGE,
 )

@@ -9,6 +9,7 @@ from pydantic import Field, PositiveInt
 
 from mcpmq.families.checked import LanguageConfig, Width, checked, refuse_keys, text_keys
 from mcpmq.families.family import Architecture, Family, LanguageShape, Pixels, Processor, TensorSpec
+from mcpmq.families.folds import GATED_LANGUAGE, RESAMPLER, SIGLIP
 from mcpmq.families.siglip import Siglip, siglip
 from mcpmq.families.tensors import decoder, layer_norm, matrix
 
@@ -142,6 +143,7 @@ def _family(
         llama_cpp_version=llama_cpp,
         caveats=caveats,
         fed_by=(("resampler.proj", "resampler.ln_post"),),
+        folds=(*GATED_LANGUAGE, *SIGLIP, *RESAMPLER),
     )
 
 

@@ -19,6 +19,7 @@ from mcpmq.families.family import (
     TensorSpec,
     VisionShape,
 )
+from mcpmq.families.folds import HYBRID_LANGUAGE, SIGLIP, SIGLIP_MERGERS
 from mcpmq.families.siglip import Siglip, siglip
 from mcpmq.families.tensors import decoder, layer_norm, matrix
 
@@ -159,6 +160,7 @@ MINICPM_V_4_6 = Family(
     pixels=_pixels,
     native="mcpmq.families.transformers_native:minicpmv4_6",
     passed_through=(("drafts", "mtp"),),
+    folds=(*HYBRID_LANGUAGE, *SIGLIP, *SIGLIP_MERGERS),
 )
 
 

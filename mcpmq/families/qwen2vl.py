@@ -10,6 +10,7 @@ from mcpmq.families.checked import Checked, Heads, HiddenWidth, LanguageConfig, 
 from mcpmq.families.family import (
     Architecture,
     Family,
+    Fold,
     LanguageShape,
     Pixels,
     Processor,
@@ -17,6 +18,7 @@ from mcpmq.families.family import (
     VisionKind,
     VisionShape,
 )
+from mcpmq.families.folds import GATED_LANGUAGE, GATED_QWEN_VISION, QWEN_VISION
 from mcpmq.families.tensors import Growth, decoder, layer_norm, matrix, renamed
 
 NORM_EPSILON = 1e-6
@@ -167,7 +169,9 @@ def _pixels(folder: Path) -> Pixels:
     return Resizing.open(folder)
 
 
-def _family(version: str, architecture: Callable[[Mapping[str, Any]], Architecture], *sizes: str) -> Family:
+def _family(
+    version: str, architecture: Callable[[Mapping[str, Any]], Architecture], vision: tuple[Fold, ...], *sizes: str
+) -> Family:
     model_type = f"qwen{version.replace('.', '_')}_vl"
     return Family(
         name=f"qwen{version}-vl",
@@ -180,8 +184,9 @@ def _family(version: str, architecture: Callable[[Mapping[str, Any]], Architectu
         native=f"mcpmq.families.transformers_native:{model_type}",
         images_have_rows=True,
         caveats=(("gguf", "llama.cpp takes 0 for the epsilon of this model's norms, whatever the file says"),),
+        folds=(*GATED_LANGUAGE, *vision),
     )
 
 
-QWEN2_VL = _family("2", _architecture_of_2, "2B", "7B")
-QWEN2_5_VL = _family("2.5", _architecture_of_2_5, "3B", "7B")
+QWEN2_VL = _family("2", _architecture_of_2, QWEN_VISION, "2B", "7B")
+QWEN2_5_VL = _family("2.5", _architecture_of_2_5, GATED_QWEN_VISION, "3B", "7B")

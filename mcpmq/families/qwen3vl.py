@@ -9,6 +9,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt
 
 from mcpmq.families.checked import HiddenWidth, LanguageConfig, Width, checked, text_keys
 from mcpmq.families.family import Architecture, TensorSpec, VisionShape
+from mcpmq.families.folds import GATED_LANGUAGE, QWEN_VISION
 from mcpmq.families.qwen2vl import ATTENTION, HIDDEN_WIDTH, QWEN2_VL, Patches, language_shape
 from mcpmq.families.tensors import decoder, layer_norm, matrix
 
@@ -95,4 +96,5 @@ QWEN3_VL = replace(
     tensors=_tensors,
     native="mcpmq.families.transformers_native:qwen3_vl",
     caveats=(),
+    folds=(*GATED_LANGUAGE, *QWEN_VISION),
 )

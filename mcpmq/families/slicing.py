@@ -199,3 +199,8 @@ def packed_pixels(part: Slice, mean: Sequence[float], std: Sequence[float], patc
 def target_sizes(slices: Sequence[Slice], patch: int) -> NDArray[np.int64]:
     """Height and width of every slice in patches: int64 [slices, 2]."""
     return np.array([[part.shape[0] // patch, part.shape[1] // patch] for part in slices], dtype=np.int64)
+
+
+def stretched(part: Slice, height: int, width: int) -> Slice:
+    """A slice at another size in pixels: for engines that take no other."""
+    return part if part.shape[:2] == (height, width) else _resized(Image.fromarray(part), width, height)

@@ -2,11 +2,13 @@
 
 from torch import Tensor
 
-from mcpmq.grids import ggml, integer
+from mcpmq.grids import codebook, ggml, integer
 from mcpmq.qtensor import QTensor
-from mcpmq.recipe import GgmlScheme
+from mcpmq.recipe import CodebookScheme, GgmlScheme
 
 
 def dequantize(weight: QTensor) -> Tensor:
     """The real values of a quantized weight: float32 [rows, columns]."""
+    if isinstance(weight.scheme, CodebookScheme):
+        return codebook.dequantize(weight)
     return ggml.dequantize(weight) if isinstance(weight.scheme, GgmlScheme) else integer.dequantize(weight)

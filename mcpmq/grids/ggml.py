@@ -19,7 +19,7 @@ from mcpmq.grids.levels import Levels
 from mcpmq.qtensor import QTensor
 from mcpmq.recipe import GGML_BLOCKS, GgmlScheme
 
-LEAST_IMPORTANCE = 1e-6  # of a column, where the mean is 1
+LEAST_IMPORTANCE = 1e-6  # of a column, where the mean is between 1/2 and 1
 
 
 @cache
@@ -77,8 +77,12 @@ def round_to(weight: Tensor, scheme: GgmlScheme, importance: Tensor | None = Non
 
 
 def _positive(importance: Tensor, columns: int) -> NDArray[np.float32]:
-    """A block without any importance would get a scale of zero: the least is a millionth of the mean."""
-    known = importance.float() / importance.float().mean().clamp(min=torch.finfo(torch.float32).tiny)
+    """A block without any importance would get a scale of zero: the least is about a millionth of the mean.
+
+    Scaling by a power of two rounds nothing: blocks are the bytes that llama-quantize makes of the same importance.
+    """
+    exponent = torch.frexp(importance.float().mean()).exponent.clamp(-126, 126)
+    known = torch.ldexp(importance.float(), -exponent)
     return torch.nn.functional.pad(known, (0, columns - len(known))).clamp(min=LEAST_IMPORTANCE).numpy()
 
 

@@ -1,5 +1,6 @@
 """Round to nearest: the grid that covers the weight, and the closest point on it."""
 
+from collections.abc import Sequence
 from functools import partial
 
 import torch
@@ -16,12 +17,17 @@ CHUNK_WEIGHTS = 1 << 19  # rounded at a time: their floats stay in the cache, wh
 
 def quantize(weight: Tensor, scheme: IntegerScheme | GgmlScheme, stats: LayerStats | None = None) -> QTensor:
     """A weight [rows, columns] on the grid of its scheme, whatever the activations were."""
-    chunks = torch.split(weight, max(1, CHUNK_WEIGHTS // weight.shape[1]))
     with workers() as pool:
-        return QTensor.stacked(pool.map(partial(_rounded, scheme=scheme), chunks), len(weight))
+        return QTensor.stacked(pool.map(partial(nearest, scheme=scheme), chunks_of(weight)), len(weight))
 
 
-def _rounded(rows: Tensor, scheme: IntegerScheme | GgmlScheme) -> QTensor:
+def chunks_of(weight: Tensor) -> Sequence[Tensor]:
+    """Rows that are rounded at a time; they share nothing."""
+    return torch.split(weight, max(1, CHUNK_WEIGHTS // weight.shape[1]))
+
+
+def nearest(rows: Tensor, scheme: IntegerScheme | GgmlScheme, importance: Tensor | None = None) -> QTensor:
+    """Some rows of a weight on the grid that covers them, or that suits the importance of their columns best."""
     if isinstance(scheme, GgmlScheme):
-        return ggml.round_to(rows, scheme)
-    return integer.round_to(rows, integer.fit(rows, scheme), scheme)
+        return ggml.round_to(rows, scheme, importance)
+    return integer.round_to(rows, integer.fit(rows, scheme, importance), scheme)

@@ -1,9 +1,9 @@
 """ONNX Runtime: the three graphs of an `onnx` artifact, loaded as an application loads them; no torch."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 from mcpmq.artifact import Artifact
 from mcpmq.errors import ArtifactError, EngineError, MissingExtra
 from mcpmq.families import family_named
-from mcpmq.families.family import Inputs, Pixels
+from mcpmq.families.family import Family, Inputs, Pixels
+from mcpmq.families.slicing import stretched
+from mcpmq.runners.runner import Judge, Logits, Phases, Result, phases_of
 
 ROUNDED = "ONNX Runtime rounds activations to 8 bits where they meet integer weights, as it does on phones"
-TEXT_ONLY = ("embedding", "language")  # components of a model that does not see
+SIGHT, READING = "vision+projector", ("embedding", "language")  # components of the artifact
+STRETCHED = "the vision graph takes slices of one size: others were stretched to it"
 Floats = NDArray[np.float32]
 STACKED = "deepstack_embeds"
 EMPTY = {"batch_size": 1, "past_sequence_length": 0}
@@ -31,15 +34,37 @@ class OnnxRunner:
     decoder: Any
     pixels: Pixels
     notes: tuple[str, ...] = ()
+    only_size: tuple[int, int] | None = None  # of slices, height and width in pixels, where the vision graph is static
+    recalled: Iterator[Floats] | None = None  # what was seen before, slice by slice
 
-    def losses(self, samples: Sequence[Inputs]) -> Iterator[NDArray[np.float64]]:
-        """For every sample in order, the natural-log loss of each token of `tokens[answer_start:]`."""
+    def run(self, samples: Sequence[Inputs], judge: Judge[Result]) -> Iterator[Result]:
+        """For every sample in order, what `judge` makes of the logits of its answer."""
         for sample in samples:
-            answer = sample.tokens[sample.answer_start :]
-            length = len(sample.tokens) - 1
-            positions = self.pixels.positions(sample)[..., :length]
-            logits, _ = self.decode(self.embed(sample, length), self.empty_cache(), len(answer), positions)
-            yield token_losses(logits, answer)
+            yield judge(sample, self._logits(sample))
+
+    def _logits(self, sample: Inputs) -> Iterator[Logits]:
+        answer, length = len(sample.tokens) - sample.answer_start, len(sample.tokens) - 1
+        embeddings, positions = self.embed(sample, length), self.pixels.positions(sample)[..., :length]
+        logits, cache = self.decode(embeddings, self.empty_cache(), answer, positions)
+        if not np.isfinite(logits).all():
+            where = _first_not_finite(embeddings, cache)
+            raise EngineError(
+                f"sample `{sample.id}`: values that are not finite first come out of {where}",
+                "its weights or activations overflow in this engine",
+            )
+        yield from logits
+
+    def phases(self, sample: Inputs) -> Phases:
+        """Take the time of encoding the images, reading the prompt, and reading the answer token by token."""
+        start = time.perf_counter()
+        embeddings, positions = self.embed(sample, sample.answer_start), self.pixels.positions(sample)
+        encoded = time.perf_counter()
+        _, cache = self.decode(embeddings, self.empty_cache(), 1, positions[..., : sample.answer_start])
+        read = time.perf_counter()
+        for place in range(sample.answer_start, len(sample.tokens)):
+            here = slice(place, place + 1)
+            _, cache = self.decode(self.lookup(sample.tokens[here]), cache, 1, positions[..., here])
+        return phases_of(sample, encoded - start, read - encoded, time.perf_counter() - read)
 
     def generate(self, sample: Inputs, count: int) -> list[int]:
         """The `count` likeliest next tokens after the prompt, one by one, whatever they are; answers are not read."""
@@ -68,7 +93,14 @@ class OnnxRunner:
 
     def see(self, part: NDArray[np.uint8]) -> Floats:
         """One slice uint8 [height, width, 3] -> [queries, hidden]."""
-        return np.concatenate(self.vision.run(None, self.pixels.graph_inputs(part)), axis=-1)
+        if self.recalled is not None:
+            return next(self.recalled)
+        if self.only_size:
+            part = stretched(part, *self.only_size)
+        wanted = {one.name for one in self.vision.get_inputs()}  # a graph for slices of one size asks for no sizes
+        inputs = self.pixels.graph_inputs(part)
+        features = self.vision.run(None, {name: value for name, value in inputs.items() if name in wanted})
+        return np.concatenate(features, axis=-1)
 
     @property
     def stacked_width(self) -> int:
@@ -112,13 +144,14 @@ def _past_name(present: str) -> str:
     return present.replace("present.", "past_key_values.").replace("present_", "past_")
 
 
-def token_losses(logits: Floats, tokens: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Negative log-probabilities of tokens [length] under logits [length, vocabulary], in float64 row by row."""
-    losses = np.empty(len(tokens), np.float64)
-    for index, (row, token) in enumerate(zip(logits, tokens, strict=True)):
-        wide = row.astype(np.float64) - row.max()
-        losses[index] = np.log(np.exp(wide).sum()) - wide[token]
-    return losses
+def _first_not_finite(embeddings: Floats, cache: Cache) -> str:
+    """What a layer gives shows in the keys and values of the next one."""
+    if not np.isfinite(embeddings).all():
+        return "`vision`, `projector` or `embedding`"
+    layers = sorted({int(name.split(".")[1]) for name, values in cache.items() if not np.isfinite(values).all()})
+    if not layers:
+        return f"`language.layers.{max(int(name.split('.')[1]) for name in cache)}` or `head`"
+    return f"`language.layers.{max(layers[0] - 1, 0)}` or the keys and values of `language.layers.{layers[0]}`"
 
 
 def open_runner(path: Path, threads: int) -> OnnxRunner:
@@ -129,27 +162,63 @@ def open_runner(path: Path, threads: int) -> OnnxRunner:
         ArtifactError: the folder holds another kind of artifact.
         EngineError: the runtime refuses a graph.
     """
-    try:
-        import onnxruntime
-    except ModuleNotFoundError as error:
-        raise MissingExtra("onnx", "onnxruntime") from error
+    artifact, family = _opened(path)
+    vision = _session(artifact, SIGHT, threads) if family.sees else None
+    embedding, decoder = (_session(artifact, component, threads) for component in READING)
+    notes, only_size = _notes(*filter(None, (vision, decoder))), _only_size(vision)
+    if only_size:
+        notes = (*notes, STRETCHED)
+    return OnnxRunner(vision, embedding, decoder, family.pixels(path), notes, only_size)
+
+
+def see_all(path: Path, threads: int, samples: Sequence[Inputs]) -> list[Floats]:
+    """The embeddings [tokens, hidden] of every slice in order, with no other graph than that of vision in memory."""
+    artifact, family = _opened(path)
+    if not family.sees:
+        return []
+    vision = _session(artifact, SIGHT, threads)
+    sight = OnnxRunner(vision, None, None, family.pixels(path), only_size=_only_size(vision))
+    return [sight.see(part) for sample in samples for part in sample.slices]
+
+
+def open_reader(path: Path, threads: int, seen: Sequence[Floats]) -> OnnxRunner:
+    """The other two graphs; they recall what was seen."""
+    artifact, family = _opened(path)
+    embedding, decoder = (_session(artifact, component, threads) for component in READING)
+    return OnnxRunner(None, embedding, decoder, family.pixels(path), _notes(decoder), recalled=iter(seen))
+
+
+def _opened(path: Path) -> tuple[Artifact, Family]:
     artifact = Artifact.open(path)
     if artifact.manifest.kind != "onnx":
         raise ArtifactError(f"`{path}` is a {artifact.manifest.kind} artifact", "export it with `--format onnx`")
-    family = family_named(artifact.manifest.family)
-    vision, embedding, decoder = (
-        _session(onnxruntime, artifact, component, threads) if family.sees or component in TEXT_ONLY else None
-        for component in ("vision+projector", *TEXT_ONLY)
-    )
-    return OnnxRunner(vision, embedding, decoder, family.pixels(path), _notes(*filter(None, (vision, decoder))))
+    return artifact, family_named(artifact.manifest.family)
+
+
+def _only_size(vision: Any) -> tuple[int, int] | None:
+    """Height and width in pixels of the only slice that a static graph takes."""
+    if vision is None or "slice_patches" not in (told := _properties(vision)):
+        return None
+    [patch] = (one.shape[2] for one in vision.get_inputs() if one.name == "pixel_values")
+    rows, columns = told["slice_patches"].split("x")
+    return int(rows) * patch, int(columns) * patch
 
 
 def _notes(*sessions: Any) -> tuple[str, ...]:
-    properties = [session.get_modelmeta().custom_metadata_map for session in sessions]
-    return (ROUNDED,) if any(written.get("activations") == "int8" for written in properties) else ()
+    rounded = any(_properties(session).get("activations") == "int8" for session in sessions)
+    return (ROUNDED,) if rounded else ()
 
 
-def _session(runtime: ModuleType, artifact: Artifact, component: str, threads: int) -> Any:
+def _properties(session: Any) -> dict[str, str]:
+    found: dict[str, str] = session.get_modelmeta().custom_metadata_map
+    return found
+
+
+def _session(artifact: Artifact, component: str, threads: int) -> Any:
+    try:
+        import onnxruntime as runtime
+    except ModuleNotFoundError as error:
+        raise MissingExtra("onnx", "onnxruntime") from error
     graphs = [file for file in artifact.files_of(component) if file.suffix == ".onnx"]
     if len(graphs) != 1:
         raise ArtifactError(f"`{artifact.path}` has {len(graphs)} graphs of `{component}`, not one")

@@ -1,42 +1,60 @@
 """Starts a fresh process for every measurement, and says what happened to it when it does not come back."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import MappingProxyType
 from typing import IO, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from mcpmq.artifact import Kind
 from mcpmq.errors import EngineError
 from mcpmq.progress import Progress, silent
-from mcpmq.runners.child import DONE
+from mcpmq.runners.child import DONE, RESULT, Task
+from mcpmq.runners.judge import Judged
+from mcpmq.runners.runner import Phases
 from mcpmq.runners.sample_files import SampleFiles
 
-Engine = Literal["torch", "gguf", "onnx"]
+Engine = Literal["torch", "gguf", "onnx", "transformers"]
 ENGINES: dict[Engine, tuple[str, str]] = {  # as people call it, and the package whose version counts
     "torch": ("PyTorch", "torch"),
     "gguf": ("llama.cpp, xllamacpp", "xllamacpp"),
     "onnx": ("ONNX Runtime", "onnxruntime"),
+    "transformers": ("transformers", "transformers"),
+}
+ENGINE_OF: dict[Kind, Engine] = {
+    "quantized": "torch",
+    "gguf": "gguf",
+    "onnx": "onnx",
+    "gptq": "transformers",
+    "awq": "transformers",
+    "bnb": "transformers",
+    "compressed-tensors": "transformers",
 }
 LAST_LINES = 20
+NOTHING: Mapping[str, Path] = MappingProxyType({})
 
 
 class Run(BaseModel):
-    """What one process measured; bytes, seconds, and natural-log losses of every answer token of every sample."""
+    """What one process measured; bytes, seconds, and figures of every answer token of every sample."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    losses: tuple[tuple[float, ...], ...]
+    answers: tuple[Judged, ...]
     tokens: int  # prompts and answers together
     seconds: float
     load_seconds: float
     resident_bytes_before_load: int
     peak_resident_bytes: int
+    phases: Phases | None  # of a sample of median length; None where the engine runs without a cache
     notes: tuple[str, ...]
 
 
@@ -47,16 +65,30 @@ class _Failure(BaseModel):
     hint: str
 
 
-def run(engine: Engine, model: Path, samples: SampleFiles, threads: int, progress: Progress = silent) -> Run:
+def run(
+    engine: Engine,
+    model: Path,
+    samples: SampleFiles,
+    threads: int,
+    progress: Progress = silent,
+    *,
+    keep: Path | None = None,
+    against: Mapping[str, Path] = NOTHING,
+) -> Run:
     """Run every sample through the model in an engine, in a process that holds nothing else.
 
+    `keep` is a file to write the log-probabilities of all answers to, `against` such files of other models by name.
+
     Raises:
-        EngineError: the engine failed, was killed, or gave losses that are not finite.
+        EngineError: the engine failed, was killed, gave losses that are not finite, or has another vocabulary.
     """
     label = ENGINES[engine][0]
+    others = {name: str(file) for name, file in against.items()}
+    task = Task(engine, str(model), str(samples.folder), threads, str(keep) if keep else None, others)
     with TemporaryDirectory(prefix="mcpmq-") as folder:
-        out, errors = Path(folder) / "out.json", Path(folder) / "stderr"
-        command = ["-P", "-m", "mcpmq.runners.child", engine, str(model), str(samples.folder), str(out), str(threads)]
+        asked, out, errors = (Path(folder) / name for name in ("task.json", RESULT, "stderr"))
+        asked.write_text(json.dumps(asdict(task)))
+        command = ["-P", "-m", "mcpmq.runners.child", str(asked)]
         with errors.open("wb") as stderr, _started(command, threads, stderr) as process:
             done = _count_done(process, progress, len(samples), f"measuring in {label}")
             code = process.wait()

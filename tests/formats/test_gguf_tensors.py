@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from mcpmq.formats.gguf import resampler
 from mcpmq.formats.gguf.names import LANGUAGE, file_type, names_of
-from mcpmq.formats.gguf.tensors import INTEGER_TYPES, Slot, pack
+from mcpmq.formats.gguf.packing import pack
+from mcpmq.formats.gguf.tensors import INTEGER_TYPES, Slot
 from mcpmq.grids import dequantize
 from mcpmq.grids.ggml import ggml_type
 from mcpmq.qtensor import QTensor

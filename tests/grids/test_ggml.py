@@ -65,6 +65,28 @@ def test_importance_moves_the_error_to_where_it_matters_less(name: str) -> None:
     assert torch.equal(scaled.codes, ggml.round_to(weight, GgmlScheme(name), importance).codes)
 
 
+@pytest.mark.parametrize("name", ["q4_0", "q4_k", "q6_k", "iq4_nl"])
+@pytest.mark.parametrize("size", [3e-9, 1.0, 3e7])
+def test_blocks_are_those_of_llama_quantize(name: str, size: float) -> None:
+    """It gives ggml the importance of a file as it is; ours is scaled, and that rounds nothing."""
+    weight, scheme = _weight(256, 512), GgmlScheme(name)
+    importance = size * torch.randn(512, generator=torch.Generator().manual_seed(5)).mul(2).exp()
+
+    codes = ggml.round_to(weight, scheme, importance).codes
+
+    assert torch.equal(codes, _by_ggml_itself(weight, scheme, importance))
+
+
+def _by_ggml_itself(weight: torch.Tensor, scheme: GgmlScheme, importance: torch.Tensor) -> torch.Tensor:
+    codes = np.empty((len(weight), scheme.row_nbytes(weight.shape[1])), np.uint8)
+    written = ggml._library().ggml_quantize_chunk(
+        ggml.ggml_type(scheme.type), weight.numpy().ctypes.data, codes.ctypes.data, 0, *weight.shape,
+        importance.numpy().ctypes.data,
+    )  # fmt: skip
+    assert written == codes.nbytes
+    return torch.from_numpy(codes)
+
+
 @pytest.mark.parametrize("name", GGML_BLOCKS)
 @pytest.mark.parametrize("columns", [31, 300])
 def test_columns_of_no_importance_still_get_scales(name: str, columns: int) -> None:

@@ -63,4 +63,6 @@ def sample_layer(rows: int, columns: int, seed: int = 0, tokens: int = 600) -> t
 
 def stats_of(inputs: Tensor) -> LayerStats:
     """What a layer saw."""
-    return LayerStats(inputs.T @ inputs, {"vision": 0, "text": len(inputs), "answer": 0}, float(len(inputs)))
+    tokens, zero = {"vision": 0, "text": len(inputs), "answer": 0}, torch.zeros(1)
+    lowest, highest = inputs.amin(0).minimum(zero), inputs.amax(0).maximum(zero)
+    return LayerStats(inputs.T @ inputs, inputs.abs().sum(0), lowest, highest, tokens, float(len(inputs)))

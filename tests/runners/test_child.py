@@ -1,13 +1,14 @@
 """The inside of a measuring process: what it writes, prints and returns."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mcpmq.families.family import Inputs
-from mcpmq.runners.child import DONE, main, resident_bytes
+from mcpmq.runners.child import DONE, RESULT, Task, main, resident_bytes
 from mcpmq.runners.sample_files import SampleFiles
 
 
@@ -21,22 +22,32 @@ def folder(tmp_path: Path, tiny_samples: list[Inputs]) -> Path:
     return tmp_path
 
 
+def task(folder: Path, model: Path) -> str:
+    """The file of a task for the torch engine."""
+    (folder / "task.json").write_text(
+        json.dumps(asdict(Task("torch", str(model), str(folder / "samples"), threads=1, keep=None, against={})))
+    )
+    return str(folder / "task.json")
+
+
 def test_figures_are_written_and_every_sample_is_told(
     folder: Path, tiny_checkpoint: Path, tiny_samples: list[Inputs], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A line on stdout for each sample, the losses in JSON, and 0 in the end."""
-    code = main("torch", str(tiny_checkpoint), str(folder / "samples"), str(folder / "out"), "1")
-    result = json.loads((folder / "out").read_text())
+    code = main(task(folder, tiny_checkpoint))
+    result = json.loads((folder / RESULT).read_text())
+    lengths = [len(s.tokens) - s.answer_start for s in tiny_samples[:2]]
     assert code == 0
     assert capsys.readouterr().out.splitlines() == [DONE, DONE]
-    assert [len(one) for one in result["losses"]] == [len(s.tokens) - s.answer_start for s in tiny_samples[:2]]
+    assert [len(one["losses"]) for one in result["answers"]] == lengths
+    assert [len(one["likeliest"]) for one in result["answers"]] == lengths
     assert result["tokens"] == sum(len(s.tokens) for s in tiny_samples[:2])
 
 
 def test_an_error_for_the_user_is_written_with_its_hint(folder: Path) -> None:
     """And 1 in the end; a bug would leave its traceback instead."""
-    code = main("torch", str(folder), str(folder / "samples"), str(folder / "out"), "1")
-    result = json.loads((folder / "out").read_text())
+    code = main(task(folder, folder))
+    result = json.loads((folder / RESULT).read_text())
     assert code == 1
     assert "config.json" in result["error"]
     assert result["hint"]

@@ -9,6 +9,7 @@ from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -25,6 +26,7 @@ from mcpmq.runners.gguf import GgufRunner, open_runner
 from mcpmq.runners.llamacpp.sight import Sight
 from mcpmq.runners.torch import open_runner as open_torch_runner
 from tests.gguf_tools import exported, quantized_by
+from tests.losses import losses_of
 from tests.tiny import CONFIG, build_checkpoint
 
 
@@ -42,7 +44,7 @@ def int4(tiny_int4: Quantized, tmp_path_factory: pytest.TempPathFactory) -> Arti
 
 def losses(runner: GgufRunner, samples: list[Inputs]) -> np.ndarray:
     """Of every answer token, one sample after the other."""
-    taken = list(runner.losses(samples))
+    taken = losses_of(runner, samples)
     assert [len(loss) for loss in taken] == [len(sample.tokens) - sample.answer_start for sample in samples]
     assert {loss.dtype for loss in taken} == {np.dtype(np.float64)}
     return np.concatenate(taken)
@@ -50,7 +52,7 @@ def losses(runner: GgufRunner, samples: list[Inputs]) -> np.ndarray:
 
 def torch_losses(path: Path, samples: list[Inputs]) -> np.ndarray:
     """The same of a checkpoint, or of a quantized artifact dequantized, in torch."""
-    return np.concatenate(list(open_torch_runner(path, 1).losses(samples)))
+    return np.concatenate(losses_of(open_torch_runner(path, 1), samples))
 
 
 def test_unquantized_losses_are_those_of_torch(
@@ -74,6 +76,35 @@ def test_as_llama_cpp_sets_itself_little_changes(
 
     assert np.abs(losses(runner, tiny_samples) - torch_losses(tiny_checkpoint, tiny_samples)).max() < 1e-2
     assert runner.notes == ()
+
+
+def test_phases_are_timed_without_changing_anything(full: Artifact, tiny_samples: list[Inputs]) -> None:
+    """Images, prompt and answer token by token; a text has no images to encode."""
+    runner = open_runner(full.path, 1)
+    before = losses(runner, tiny_samples[:2])
+    seeing, reading = runner.phases(tiny_samples[1]), runner.phases(tiny_samples[0])
+
+    assert seeing.encode_seconds_per_slice > reading.encode_seconds_per_slice == 0
+    assert min(seeing.prefill_tokens_per_second, reading.decode_tokens_per_second) > 0
+    np.testing.assert_array_equal(losses(runner, tiny_samples[:2]), before)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "block"), [("blk.1.ffn_down.weight", "language.layers.1"), ("output.weight", "head")]
+)
+def test_the_layer_of_the_first_value_that_is_no_number_is_named(
+    tensor: str, block: str, full: Artifact, tiny_samples: list[Inputs], tmp_path: Path
+) -> None:
+    """Found by running the sample once more, layer by layer."""
+    shutil.copytree(full.path, tmp_path / "spoilt")
+    [file] = Artifact.open(tmp_path / "spoilt").files_of("language")
+    reader = gguf.GGUFReader(file, "r+")
+    [weight] = [one for one in reader.tensors if one.name == tensor]
+    weight.data[:] = np.inf
+    reader.data.flush()
+
+    with pytest.raises(EngineError, match=f"`text`: values that are not finite first come out of `{block}`"):
+        losses(open_runner(tmp_path / "spoilt", 1), tiny_samples[:1])
 
 
 def test_images_change_the_losses(full: Artifact, tiny_samples: list[Inputs]) -> None:
@@ -106,7 +137,7 @@ def test_quantized_losses_are_near_those_of_the_dequantized_weights(
 def test_losses_are_the_same_every_time_and_in_any_order(int4: Artifact, tiny_samples: list[Inputs]) -> None:
     """No sample sees another one; the cache has the size of the longest."""
     first, second = open_runner(int4.path, 1), open_runner(int4.path, 2)
-    forwards, backwards = list(first.losses(tiny_samples)), list(second.losses(tiny_samples[::-1]))
+    forwards, backwards = losses_of(first, tiny_samples), losses_of(second, tiny_samples[::-1])
 
     for one, other in zip(forwards, backwards[::-1], strict=True):
         np.testing.assert_array_equal(one, other)
@@ -307,12 +338,12 @@ def _with_whole(samples: list[Inputs]) -> list[Inputs]:
 def test_llama_cpp_cuts_images_itself_when_it_is_let(full: Artifact, tiny_samples: list[Inputs]) -> None:
     """One slice of the right size stays what it is; a larger image is cut alike but resized by another filter."""
     runner = open_runner(full.path, 1, exact=True)
-    ours = list(runner.losses(tiny_samples))
+    ours = losses_of(runner, tiny_samples)
 
-    theirs = list(runner.losses(_with_whole(tiny_samples)))
+    theirs = losses_of(runner, _with_whole(tiny_samples))
 
     assert [len(loss) for loss in theirs] == [len(loss) for loss in ours]
     for text_or_square in (0, 1):
         np.testing.assert_allclose(theirs[text_or_square], ours[text_or_square], atol=1e-6)
     assert any(np.abs(theirs[number] - ours[number]).max() > 1e-4 for number in (2, 3))
-    np.testing.assert_allclose(list(runner.losses(tiny_samples))[2], ours[2], atol=1e-6)  # and back again
+    np.testing.assert_allclose(losses_of(runner, tiny_samples)[2], ours[2], atol=1e-6)  # and back again

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 
@@ -19,7 +18,8 @@ from mcpmq.plan import make_plan
 from mcpmq.quantize import quantize
 from mcpmq.quantized import Quantized
 from mcpmq.recipe import Recipe, parse_scheme
-from mcpmq.runners.onnx import ROUNDED, OnnxRunner, open_runner, token_losses
+from mcpmq.runners.onnx import ROUNDED, OnnxRunner, open_runner
+from tests.losses import losses_of
 from tests.native import native_continuation, native_losses, native_model
 from tests.onnx_tools import artifact_of
 
@@ -85,7 +85,7 @@ def test_unquantized_losses_equal_torch_token_by_token(
     index: int, samples: list[Inputs], full_runner: OnnxRunner, full_model: nn.Module, processor: MiniCpmVProcessor
 ) -> None:
     """Text, one slice, several slices, wide and tall slices: every token's loss is torch's."""
-    [found] = full_runner.losses([samples[index]])
+    [found] = losses_of(full_runner, [samples[index]])
     assert found.dtype == np.float64
     np.testing.assert_allclose(found, native_losses(full_model, processor, samples[index]), **CLOSE)
 
@@ -94,7 +94,7 @@ def test_losses_of_integer_codes_equal_torch(
     samples: list[Inputs], int4_runner: OnnxRunner, int4_model: nn.Module, processor: MiniCpmVProcessor
 ) -> None:
     """4-bit and 8-bit codes in ONNX Runtime are the same model as their dequantized values in torch."""
-    for sample, found in zip(samples, int4_runner.losses(samples), strict=True):
+    for sample, found in zip(samples, losses_of(int4_runner, samples), strict=True):
         np.testing.assert_allclose(found, native_losses(int4_model, processor, sample), **CLOSE)
 
 
@@ -106,7 +106,7 @@ def test_every_kind_of_scheme_equals_torch(
     recipe = Recipe(name="one", weights={"*": parse_scheme(scheme)})
     quantized = quantize(make_plan(Checkpoint.open(tiny_checkpoint), recipe), tmp_path / "quantized")
     runner = open_runner(artifact_of(quantized, tmp_path / "onnx"), threads=1)
-    [found] = runner.losses([samples[2]])
+    [found] = losses_of(runner, [samples[2]])
     np.testing.assert_allclose(found, native_losses(native_model(quantized), processor, samples[2]), **CLOSE)
 
 
@@ -187,18 +187,34 @@ def test_the_fast_path_is_near_and_not_the_same(
 ) -> None:
     """With activations of 8 bits, as phones compute, losses move, but little; a note says so."""
     fast = open_runner(artifact_of(tiny_int4, tmp_path / "fast", accuracy_level=4), threads=1)
-    pairs = zip(fast.losses(samples), int4_runner.losses(samples), strict=True)
+    pairs = zip(losses_of(fast, samples), losses_of(int4_runner, samples), strict=True)
     difference = max(float(np.abs(found - exact).max()) for found, exact in pairs)
     assert 1e-4 < difference < 0.2
     assert fast.notes == (ROUNDED,)
     assert int4_runner.notes == ()
 
 
-def test_token_losses_are_negative_log_probabilities() -> None:
-    """Against the definition, with logits far from zero."""
-    logits: NDArray[np.float32] = np.float32([[1000, 1001, 999], [0, 0, 0]])
-    expected = [np.log(1 + np.exp(1) + np.exp(-1)), np.log(3)]
-    np.testing.assert_allclose(token_losses(logits, np.array([0, 2])), expected, rtol=1e-12)
+@pytest.mark.parametrize(
+    ("layer", "told"), [(None, "`vision`"), (0, "`language.layers.0`"), (1, "`language.layers.0` or the")]
+)
+def test_where_values_stop_being_numbers_is_told(
+    layer: int | None, told: str, samples: list[Inputs], full_runner: OnnxRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By what went into the decoder and by the keys of its layers."""
+    decode = OnnxRunner.decode
+
+    def overflowing(*args: object) -> tuple[object, object]:
+        logits, cache = decode(*args)  # type: ignore[arg-type]
+        spoilt = {name: values * (np.nan if f".{layer}." in name else 1) for name, values in cache.items()}
+        return logits * np.nan, spoilt
+
+    monkeypatch.setattr(OnnxRunner, "decode", overflowing)
+    if layer is None:
+        monkeypatch.setattr(
+            OnnxRunner, "embed", lambda *_: np.full((len(samples[0].tokens) - 1, 256), np.inf, np.float32)
+        )
+    with pytest.raises(EngineError, match=f"`{samples[0].id}`: values that are not finite first come out of {told}"):
+        losses_of(full_runner, samples[:1])
 
 
 def test_running_imports_no_torch(tiny_full_onnx: Path) -> None:

@@ -10,15 +10,31 @@ from typing import TypeVar
 
 import numpy as np
 import pytest
+import torch
 
 from mcpmq.errors import EngineError
 from mcpmq.families.family import Inputs
+from mcpmq.quantized import Quantized
 from mcpmq.runners.process import Engine, run
 from mcpmq.runners.sample_files import SampleFiles
 from mcpmq.runners.torch import open_runner
+from tests.losses import losses_of
 
 Item = TypeVar("Item")
-LOSSES = "import os, numpy as np\nclass Runner:\n    notes = ()\n    def losses(self, samples):\n"
+RUNNER = """
+import os, numpy as np
+class Runner:
+    notes = ()
+    def run(self, samples, judge):
+        for s in samples:
+            rows = np.zeros((len(s.tokens) - s.answer_start, 512), np.float32)
+            {before}
+            yield judge(s, {rows})
+            {after}
+        {end}
+def open_runner(path, threads):
+    return Runner()
+"""
 
 
 @pytest.fixture
@@ -31,10 +47,17 @@ def files(tmp_path: Path, tiny_samples: list[Inputs]) -> SampleFiles:
     return files
 
 
-def pretend_engine(folder: Path, monkeypatch: pytest.MonkeyPatch, losses: str) -> None:
+def pretend_engine(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    before: str = "pass",
+    rows: str = "rows",
+    after: str = "pass",
+    end: str = "pass",
+) -> None:
     """Put another runner in the place of the ONNX one, in child processes only."""
-    body = LOSSES + "".join(f"        {line}\n" for line in losses.splitlines())
-    (folder / "pretended.py").write_text(body + "def open_runner(path, threads):\n    return Runner()\n")
+    (folder / "pretended.py").write_text(RUNNER.format(before=before, rows=rows, after=after, end=end))
     (folder / "sitecustomize.py").write_text(
         dedent("""
         import sys
@@ -43,7 +66,7 @@ def pretend_engine(folder: Path, monkeypatch: pytest.MonkeyPatch, losses: str) -
             sys.modules["mcpmq.runners.onnx"] = pretended
         """)
     )
-    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
 
 
 def test_a_process_gives_the_losses_of_the_runner_and_what_it_took(
@@ -51,8 +74,8 @@ def test_a_process_gives_the_losses_of_the_runner_and_what_it_took(
 ) -> None:
     """The losses to the last bit, tokens counted, times and memory measured, notes passed on."""
     result = run("torch", tiny_checkpoint, files, threads=1)
-    expected = open_runner(tiny_checkpoint, 1).losses(tiny_samples)
-    assert [list(one) for one in result.losses] == [one.tolist() for one in expected]
+    expected = losses_of(open_runner(tiny_checkpoint, 1), tiny_samples)
+    assert [one.losses for one in result.answers] == [one.tolist() for one in expected]
     assert result.tokens == sum(len(sample.tokens) for sample in tiny_samples)
     assert 30e6 < result.resident_bytes_before_load < result.peak_resident_bytes < 4e9
     assert 0 < result.seconds < 60
@@ -94,8 +117,7 @@ def test_a_crash_is_told_with_its_signal_and_last_words(
     act: str, message: str, hint: str, tmp_path: Path, files: SampleFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The signal's name, how far it was, what it last wrote; killed processes most likely lacked memory."""
-    losses = f"yield np.zeros(len(samples[0].tokens) - samples[0].answer_start)\nos.write(2, b'last words\\n')\n{act}"
-    pretend_engine(tmp_path, monkeypatch, losses)
+    pretend_engine(tmp_path, monkeypatch, after=f"os.write(2, b'last words\\n'); {act}")
     with pytest.raises(EngineError, match=message) as caught:
         run("onnx", tmp_path, files, 1)
     assert "last words" in str(caught.value)
@@ -103,17 +125,18 @@ def test_a_crash_is_told_with_its_signal_and_last_words(
 
 
 @pytest.mark.parametrize(
-    ("losses", "message"),
+    ("rows", "message"),
     [
-        ("for s in samples: yield np.full(len(s.tokens) - s.answer_start, np.nan)", "`text`: the loss of token 0"),
-        ("for s in samples: yield np.zeros(1)", r"`text`: \(1,\) losses for an answer of"),
+        ("rows * np.nan", "`text`: the loss of token 0 is not finite"),
+        ("np.where(np.arange(len(rows))[:, None] > 1, np.inf, rows)", "`text`: the loss of token 2 is not finite"),
+        ("rows[:1]", "`text`: logits of 1 tokens for an answer of"),
     ],
 )
 def test_losses_that_cannot_be_are_refused(
-    losses: str, message: str, tmp_path: Path, files: SampleFiles, monkeypatch: pytest.MonkeyPatch
+    rows: str, message: str, tmp_path: Path, files: SampleFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither a loss that is no number nor a missing one gets into a report."""
-    pretend_engine(tmp_path, monkeypatch, losses)
+    pretend_engine(tmp_path, monkeypatch, rows=rows)
     with pytest.raises(EngineError, match=message):
         run("onnx", tmp_path, files, 1)
 
@@ -123,9 +146,8 @@ def test_an_engine_that_prints_a_lot_does_not_block(
 ) -> None:
     """More than a pipe holds on both outputs, before, between and after the samples, and bytes that are no text."""
     noise = "os.write(1, b'\\xff noise\\n' * 20000); os.write(2, b'noise\\n' * 20000)"
-    losses = f"for s in samples:\n    {noise}\n    yield np.zeros(len(s.tokens) - s.answer_start)\n{noise}"
-    pretend_engine(tmp_path, monkeypatch, losses)
-    assert len(run("onnx", tmp_path, files, 1).losses) == 4
+    pretend_engine(tmp_path, monkeypatch, before=noise, end=noise)
+    assert len(run("onnx", tmp_path, files, 1).answers) == 4
 
 
 @pytest.mark.parametrize("engine", ["gguf", "onnx"])
@@ -142,8 +164,47 @@ def test_peak_memory_counts_what_was_given_back(
     tmp_path: Path, files: SampleFiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two hundred megabytes touched for a moment are in the peak, and not in what was there before."""
-    losses = "x = np.ones(25_000_000); del x\nfor s in samples: yield np.zeros(len(s.tokens) - s.answer_start)"
-    pretend_engine(tmp_path, monkeypatch, losses)
+    pretend_engine(tmp_path, monkeypatch, end="x = np.ones(25_000_000); del x")
     result = run("onnx", tmp_path, files, 1)
     assert result.peak_resident_bytes - result.resident_bytes_before_load == pytest.approx(200e6, rel=0.1)
-    assert np.concatenate([list(one) for one in result.losses]).sum() == 0
+
+
+def test_a_model_is_compared_with_what_another_one_kept(
+    tmp_path: Path, files: SampleFiles, tiny_checkpoint: Path, tiny_int4: Quantized
+) -> None:
+    """With itself nothing differs; a quantized one diverges by what the full log-probabilities say."""
+    kept = tmp_path / "kept"
+    run("torch", tiny_checkpoint, files, 1, keep=kept)
+
+    same = run("torch", tiny_checkpoint, files, 1, against={"original": kept})
+    other = run("torch", tiny_int4.path, files, 1, against={"original": kept, "again": kept})
+
+    for answer in same.answers:
+        assert max(answer.compared["original"].kl_divergences) < 1e-7
+        assert all(answer.compared["original"].same_top)
+    plain, quantized = (plain_log_probabilities(path, files) for path in (tiny_checkpoint, tiny_int4.path))
+    for answer, before, after in zip(other.answers, plain, quantized, strict=True):
+        expected = (np.exp(before) * (before - after)).sum(-1)
+        np.testing.assert_allclose(answer.compared["original"].kl_divergences, expected, atol=1e-6)
+        assert answer.compared["original"].same_top == (before.argmax(-1) == after.argmax(-1)).tolist()
+        assert answer.compared["again"] == answer.compared["original"]
+
+
+def plain_log_probabilities(path: Path, samples: SampleFiles) -> list[np.ndarray]:
+    """[tokens of the answer, vocabulary] in float64, by torch."""
+    return list(
+        open_runner(path, 1).run(
+            samples, lambda _, rows: torch.from_numpy(np.stack(list(rows))).double().log_softmax(-1).numpy()
+        )
+    )
+
+
+def test_another_vocabulary_is_refused(
+    tmp_path: Path, files: SampleFiles, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Divergences between different tokens mean nothing; the error has both counts."""
+    kept = tmp_path / "kept"
+    run("torch", tiny_checkpoint, files, 1, keep=kept)
+    pretend_engine(tmp_path, monkeypatch, rows="rows[:, :500]")
+    with pytest.raises(EngineError, match=r"has [\d,]+ bytes; \d+ answer tokens of a vocabulary of 500 would take"):
+        run("onnx", tmp_path, files, 1, against={"original": kept})

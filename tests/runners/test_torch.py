@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.errors import CheckpointError
+from mcpmq.errors import CheckpointError, EngineError
 from mcpmq.families.family import Inputs
 from mcpmq.families.minicpmv_inputs import MiniCpmVProcessor
 from mcpmq.families.minicpmv_native import build
 from mcpmq.quantized import Quantized
 from mcpmq.runners import torch as torch_runner
 from mcpmq.runners.torch import open_runner, waves
+from tests.losses import losses_of
 
 
 def plain_losses(path: Path, samples: list[Inputs]) -> list[np.ndarray]:
@@ -39,7 +40,7 @@ def plain_losses(path: Path, samples: list[Inputs]) -> list[np.ndarray]:
 
 def test_losses_are_those_of_the_plain_model(tiny_checkpoint: Path, tiny_samples: list[Inputs]) -> None:
     """Every answer token of every sample, with and without images, in float64 and in order."""
-    losses = list(open_runner(tiny_checkpoint, 1).losses(tiny_samples))
+    losses = losses_of(open_runner(tiny_checkpoint, 1), tiny_samples)
     for loss, expected, sample in zip(losses, plain_losses(tiny_checkpoint, tiny_samples), tiny_samples, strict=True):
         assert loss.dtype == np.float64
         assert len(loss) == len(sample.tokens) - sample.answer_start
@@ -56,7 +57,7 @@ def test_reading_from_disk_gives_exactly_the_same_and_says_so(
     assert "held in memory" in resident.notes[0]
     assert "read from disk" in streamed.notes[0]
     assert not streamed.weights.kept
-    for one, other in zip(resident.losses(tiny_samples), streamed.losses(tiny_samples), strict=True):
+    for one, other in zip(losses_of(resident, tiny_samples), losses_of(streamed, tiny_samples), strict=True):
         assert np.array_equal(one, other)
 
 
@@ -70,7 +71,7 @@ def test_never_more_than_one_block_is_in_float(tiny_checkpoint: Path, tiny_sampl
         return read(spec)  # type: ignore[arg-type]
 
     object.__setattr__(runner, "weights", SimpleNamespace(floats=watched, kept={}))
-    list(runner.losses(tiny_samples))
+    losses_of(runner, tiny_samples)
     assert len(filled) >= len(runner.native.module.state_dict())
     assert set(filled) == {0}
     assert all(block_is_empty(block) for block in runner.native.blocks)
@@ -96,9 +97,8 @@ def test_an_unquantized_artifact_gives_the_losses_of_its_source(
     """Kept weights, the transposed one included, come back as they were."""
     runner = open_runner(tiny_full.path, 1)
     assert "dequantized" in runner.notes[0]
-    for one, other in zip(
-        runner.losses(tiny_samples), open_runner(tiny_checkpoint, 1).losses(tiny_samples), strict=True
-    ):
+    source = open_runner(tiny_checkpoint, 1)
+    for one, other in zip(losses_of(runner, tiny_samples), losses_of(source, tiny_samples), strict=True):
         assert np.array_equal(one, other)
 
 
@@ -108,8 +108,8 @@ def test_a_quantized_artifact_is_dequantized(
 ) -> None:
     """int4 grids and ggml grids run; the losses move a little, not a lot."""
     quantized: Quantized = request.getfixturevalue(artifact)
-    losses = np.concatenate(list(open_runner(quantized.path, 1).losses(tiny_samples)))
-    original = np.concatenate(list(open_runner(tiny_checkpoint, 1).losses(tiny_samples)))
+    losses = np.concatenate(losses_of(open_runner(quantized.path, 1), tiny_samples))
+    original = np.concatenate(losses_of(open_runner(tiny_checkpoint, 1), tiny_samples))
     assert 1e-4 < np.abs(losses - original).max() < 3
 
 
@@ -117,3 +117,20 @@ def test_a_folder_that_is_neither_is_refused(tmp_path: Path) -> None:
     """The error is the one that any other command gives."""
     with pytest.raises(CheckpointError, match=r"no `config.json`"):
         open_runner(tmp_path, 1)
+
+
+@pytest.mark.parametrize(
+    ("weight", "block"),
+    [("language.layers.1.mlp.up", "language.layers.1"), ("head", "head"), ("projector.kv", "projector")],
+)
+def test_the_sample_and_the_block_of_the_first_value_that_is_no_number_are_named(
+    weight: str, block: str, tiny_checkpoint: Path, tiny_samples: list[Inputs]
+) -> None:
+    """Text passes where only images overflow."""
+    runner = open_runner(tiny_checkpoint, 1)
+    stored = runner.weights.kept[weight]
+    assert isinstance(stored, torch.Tensor)
+    runner.weights.kept[weight] = stored * torch.inf
+    sample = "image-56" if block == "projector" else "text"
+    with pytest.raises(EngineError, match=f"`{sample}`: values that are not finite first come out of `{block}`"):
+        losses_of(runner, tiny_samples[:2])

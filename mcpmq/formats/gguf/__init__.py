@@ -6,11 +6,13 @@ Format: docs/gguf.md in the sources of ggml.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mcpmq.formats.declared import Declared
+from mcpmq.formats.format import LayoutForecast
 from mcpmq.plan import Step
 from mcpmq.progress import Progress
-from mcpmq.recipe import IntegerScheme
+from mcpmq.recipe import CodebookScheme, IntegerScheme
 
-if TYPE_CHECKING:  # `refuses` is asked without torch
+if TYPE_CHECKING:  # `refuses` and `forecast` are asked without torch
     from mcpmq.quantized import Quantized
 
 BLOCK_COLUMNS = 32  # of Q4_0 and Q8_0, the types that integer grids become
@@ -20,6 +22,8 @@ ALTERNATIVES = "`int4-g32`, `int8-g32`, wider symmetric groups, `q4_k` and its l
 def refuses(step: Step) -> str | None:
     """Why llama.cpp cannot hold this weight on its scheme; None if it can."""
     scheme = step.scheme
+    if isinstance(scheme, CodebookScheme):
+        return f"ggml has no `{scheme}`; it can hold {ALTERNATIVES}"
     if not isinstance(scheme, IntegerScheme):
         return None
     if not scheme.symmetric:
@@ -32,6 +36,14 @@ def refuses(step: Step) -> str | None:
     return None
 
 
+def stored_shapes(quantized: "Quantized") -> dict[str, tuple[int, ...]]:
+    """[out, in] of every weight that zeros fill up to whole blocks, by common name."""
+    from mcpmq.formats.gguf.tensors import widened_ffn
+    from mcpmq.formats.shapes import changed_shapes
+
+    return changed_shapes(quantized.specs, widened_ffn(quantized))
+
+
 def write(quantized: "Quantized", out: Path, progress: Progress) -> dict[str, list[str]]:
     """Write both files into `out`, one tensor in memory at a time.
 
@@ -41,3 +53,14 @@ def write(quantized: "Quantized", out: Path, progress: Progress) -> dict[str, li
     from mcpmq.formats.gguf.writer import write_files
 
     return write_files(quantized, out, progress)
+
+
+def forecast(model: Declared) -> LayoutForecast:
+    """Both files, to the byte.
+
+    Raises:
+        FormatError: llama.cpp would not reproduce the tokenizer or the model.
+    """
+    from mcpmq.formats.gguf.sizes import sized
+
+    return sized(model)

@@ -5,16 +5,16 @@ from gguf import GGMLQuantizationType, GGUFWriter, RopeScalingType
 
 from mcpmq.errors import FormatError
 from mcpmq.families.family import LanguageShape, LatentAttention, LinearAttention
+from mcpmq.formats.declared import Declared
 from mcpmq.formats.gguf.tensors import Slot
 from mcpmq.formats.gguf.tokenizer import add_tokenizer
-from mcpmq.quantized import Quantized
 
 COMPONENTS = {"embedding", "language", "head"}
 ROPE_FACTORS = "rope_factors_{}.weight"
 SCALES = 12.0, 1.4, 256.0  # of embeddings, of layers, and the base of the head's: what llama.cpp takes for `minicpm3`
 
 
-def computed_slots(quantized: Quantized) -> list[Slot]:
+def computed_slots(quantized: Declared) -> list[Slot]:
     """Tensors that no checkpoint holds: what every frequency of RoPE is divided by, where that is not 1."""
     shape = quantized.architecture.language
     factors = {"long": shape.rope_long_factors, "short": shape.rope_factors}
@@ -25,7 +25,7 @@ def computed_slots(quantized: Quantized) -> list[Slot]:
     ]
 
 
-def add_metadata(writer: GGUFWriter, quantized: Quantized, needed: tuple[str, ...]) -> None:
+def add_metadata(writer: GGUFWriter, quantized: Declared, needed: tuple[str, ...]) -> None:
     """Sizes of the language model, and the tokenizer, which must have the `needed` tokens.
 
     Raises:

@@ -7,9 +7,9 @@ from typing import Any
 from gguf import GGUFWriter
 
 from mcpmq.errors import FormatError
+from mcpmq.formats.declared import Declared
 from mcpmq.formats.gguf.names import Names
 from mcpmq.formats.gguf.resampler import GRID, SIGLIP_LAYER, SIGLIP_RESAMPLER
-from mcpmq.quantized import Quantized
 
 NAMES = Names(
     whole={
@@ -32,7 +32,7 @@ NAMES = Names(
 )
 
 
-def _add_metadata(writer: GGUFWriter, quantized: Quantized, preprocessor: Mapping[str, Any]) -> None:
+def _add_metadata(writer: GGUFWriter, quantized: Declared, preprocessor: Mapping[str, Any]) -> None:
     shape = quantized.architecture.sees
     if shape.grid != GRID:
         raise FormatError(f"the vision tower has {shape.grid} positions a side, llama.cpp assumes {GRID}")

@@ -7,10 +7,10 @@ from gguf import GGUFWriter
 
 from mcpmq.errors import FormatError
 from mcpmq.families.family import VisionKind
+from mcpmq.formats.declared import Declared
 from mcpmq.formats.gguf import merger, qwenvl, resampler
 from mcpmq.formats.gguf.tower import Tower
 from mcpmq.json_file import read_json
-from mcpmq.quantized import Quantized
 
 COMPONENTS = {"vision", "projector"}
 
@@ -24,12 +24,12 @@ TOWERS: dict[VisionKind, Tower] = {
 }
 
 
-def tower_of(quantized: Quantized) -> Tower:
+def tower_of(quantized: Declared) -> Tower:
     """The room of a model's kind of tower."""
     return TOWERS[quantized.architecture.sees.kind]
 
 
-def add_metadata(writer: GGUFWriter, quantized: Quantized, ffn: int) -> None:
+def add_metadata(writer: GGUFWriter, quantized: Declared, ffn: int) -> None:
     """Sizes of the vision tower and the connector; `ffn` is the width in the file.
 
     Raises:

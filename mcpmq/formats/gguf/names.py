@@ -1,11 +1,15 @@
-"""What llama.cpp calls every tensor and every type."""
+"""What llama.cpp calls every tensor and every type, and what files are called."""
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from gguf import GGMLQuantizationType, LlamaFileType
-from torch import Tensor
+
+if TYPE_CHECKING:  # a forecast declares tensors without torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +18,7 @@ class Names:
 
     whole: Mapping[str, str | tuple[str, ...]]
     layers: Mapping[str, tuple[str, Mapping[str, str | tuple[str, ...]]]]  # component -> prefix, and names in a layer
-    computed: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)  # where llama.cpp has other values
+    computed: "Mapping[str, Callable[[Tensor], Tensor]]" = field(default_factory=dict)  # other values than ours
 
 
 WHOLE = {"embedding": "token_embd", "head": "output", "language.norm": "output_norm"}
@@ -52,7 +56,7 @@ LINEAR_LAYER = {
 CENTRED_NORMS = ("norm", "input_norm", "post_attention_norm", "attention.norm_q", "attention.norm_k")
 
 
-def _one_more(weight: Tensor) -> Tensor:
+def _one_more(weight: "Tensor") -> "Tensor":
     return weight.float() + 1
 
 
@@ -106,6 +110,11 @@ def part_of(common_name: str) -> str:
     """`language.layers.0.linear.decay` -> `linear.decay`, `language.norm` -> `norm`."""
     *_, last = common_name.split(".", 3 if ".layers." in common_name else 1)
     return last
+
+
+def source_name(name: str) -> str:
+    """The name of a checkpoint as part of the name of a file."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
 
 
 def file_type(weights: Iterable[tuple[GGMLQuantizationType, int]]) -> str:

@@ -8,9 +8,9 @@ from gguf import GGUFWriter
 
 from mcpmq.errors import FormatError
 from mcpmq.families.family import VisionShape
+from mcpmq.formats.declared import Declared
 from mcpmq.formats.gguf.names import Names
 from mcpmq.formats.gguf.tower import Tower
-from mcpmq.quantized import Quantized
 
 FRAMES, MERGE = 2, 2  # what llama.cpp assumes
 WINDOW = 8  # patches a side
@@ -39,7 +39,7 @@ NAMES = Names(
 )
 
 
-def _add_metadata(writer: GGUFWriter, quantized: Quantized, preprocessor: Mapping[str, Any]) -> None:
+def _add_metadata(writer: GGUFWriter, quantized: Declared, preprocessor: Mapping[str, Any]) -> None:
     """What only this kind of tower has.
 
     Raises:
@@ -58,7 +58,7 @@ def _refuse_other_patches(shape: VisionShape) -> None:
         )
 
 
-def _add_metadata_of_2_5(writer: GGUFWriter, quantized: Quantized, preprocessor: Mapping[str, Any]) -> None:
+def _add_metadata_of_2_5(writer: GGUFWriter, quantized: Declared, preprocessor: Mapping[str, Any]) -> None:
     shape = quantized.architecture.sees
     period = shape.full_attention[0] + 1 if shape.full_attention else 0
     if shape.window != WINDOW or not period or shape.full_attention != tuple(range(period - 1, shape.layers, period)):
@@ -94,7 +94,7 @@ NAMES_OF_3 = Names(
 )
 
 
-def _add_metadata_of_3(writer: GGUFWriter, quantized: Quantized, preprocessor: Mapping[str, Any]) -> None:
+def _add_metadata_of_3(writer: GGUFWriter, quantized: Declared, preprocessor: Mapping[str, Any]) -> None:
     shape = quantized.architecture.sees
     _refuse_other_patches(shape)
     writer.add_bool("clip.use_gelu", True)

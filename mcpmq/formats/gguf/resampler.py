@@ -7,10 +7,10 @@ from gguf import GGMLQuantizationType, GGUFWriter
 
 from mcpmq.errors import FormatError
 from mcpmq.families import family_named
+from mcpmq.formats.declared import Declared
 from mcpmq.formats.gguf.names import Names
 from mcpmq.formats.gguf.tensors import Slot
 from mcpmq.formats.gguf.tower import Tower
-from mcpmq.quantized import Quantized
 
 GRID = 70  # side of the table of position embeddings that llama.cpp assumes
 UNREAD_TABLE = "resampler.pos_embed_k"
@@ -42,12 +42,12 @@ NAMES = Names(
 )
 
 
-def _unread_slots(quantized: Quantized) -> list[Slot]:
+def _unread_slots(quantized: Declared) -> list[Slot]:
     """llama.cpp asks for a table of positions that it never reads: one row of it is enough."""
     return [Slot(UNREAD_TABLE, None, (1, quantized.architecture.language.hidden), GGMLQuantizationType.F32)]
 
 
-def _add_metadata(writer: GGUFWriter, quantized: Quantized, preprocessor: Mapping[str, Any]) -> None:
+def _add_metadata(writer: GGUFWriter, quantized: Declared, preprocessor: Mapping[str, Any]) -> None:
     """What only this kind of tower has.
 
     Raises:

@@ -6,12 +6,12 @@ from typing import Any
 
 from gguf import GGUFWriter
 
+from mcpmq.formats.declared import Declared
 from mcpmq.formats.gguf.names import Names
 from mcpmq.formats.gguf.tensors import Slot
-from mcpmq.quantized import Quantized
 
 
-def no_slots(quantized: Quantized) -> list[Slot]:
+def no_slots(quantized: Declared) -> list[Slot]:
     """llama.cpp reads all that it asks for."""
     return []
 
@@ -25,5 +25,5 @@ class Tower:
     names: Names
     tokens: tuple[str, ...]  # what llama.cpp looks up in the vocabulary
     channels: str  # keys of preprocessor_config.json for the mean and the spread of colours
-    add_metadata: Callable[[GGUFWriter, Quantized, Mapping[str, Any]], None]
-    unread_slots: Callable[[Quantized], list[Slot]] = no_slots  # what llama.cpp asks for and does not read
+    add_metadata: Callable[[GGUFWriter, Declared, Mapping[str, Any]], None]
+    unread_slots: Callable[[Declared], list[Slot]] = no_slots  # what llama.cpp asks for and does not read

@@ -2,16 +2,19 @@
 
 from dataclasses import dataclass
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
-import torch
 
 from mcpmq.families.family import Architecture, LanguageShape
 from mcpmq.formats.onnx import latent_attention, linear_attention
 from mcpmq.formats.onnx.graph import CONTRIBUTED, Graph
-from mcpmq.formats.onnx.weights import Weights
+from mcpmq.formats.onnx.operands import Weights
 from mcpmq.progress import Progress
+
+if TYPE_CHECKING:
+    import torch
 
 Kept = tuple[ir.Value, ir.Value]  # of a layer, from call to call: keys and values, or states
 FLOAT, INT64, INT32 = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.INT32
@@ -50,7 +53,7 @@ def emit(graph: Graph, weights: Weights, architecture: Architecture, progress: P
     pasts = [_past(graph, shape, layer) for layer in range(shape.layers)]
     kept = graph.input("num_logits_to_keep", INT64, [])
     stacked = _stacked(graph, architecture)
-    positions = _positions(graph, shape, position_ids, mask)
+    positions = _positions(graph, weights, shape, position_ids, mask)
     stream, presents = Stream(embeddings), []
     for layer in progress(range(shape.layers), "writing the language model"):
         stream, present = _layer(graph, weights, shape, layer, stream, positions, pasts[layer])
@@ -100,9 +103,11 @@ def _cache_outputs(graph: Graph, shape: LanguageShape, layer: int, present: tupl
         graph.output(value, f"present.{layer}.{name}", FLOAT, axes)
 
 
-def _positions(graph: Graph, shape: LanguageShape, position_ids: ir.Value, mask: ir.Value) -> Positions:
+def _positions(
+    graph: Graph, weights: Weights, shape: LanguageShape, position_ids: ir.Value, mask: ir.Value
+) -> Positions:
     """Angles for the tokens of this call alone, one row a token, so that no table bounds the context."""
-    frequencies = graph.constant(rotary_frequencies(shape).numpy(), np.float32)
+    frequencies = weights.constant(lambda: rotary_frequencies(shape), shape.turned_width // 2)
     ids = graph.node("Cast", _ids_by_frequency(graph, shape, position_ids), to=FLOAT)
     angles = graph.node("Reshape", graph.node("Mul", ids, frequencies), graph.constant([-1, shape.turned_width // 2]))
     axes = graph.node("Shape", position_ids, start=-2)
@@ -129,8 +134,10 @@ def _ids_by_frequency(graph: Graph, shape: LanguageShape, position_ids: ir.Value
     return graph.node("Transpose", graph.node("Gather", position_ids, graph.constant(axes), axis=0), perm=[1, 2, 0])
 
 
-def rotary_frequencies(shape: LanguageShape) -> torch.Tensor:
+def rotary_frequencies(shape: LanguageShape) -> "torch.Tensor":
     """Radians a position, float32 [turned width / 2], rounded as transformers rounds them."""
+    import torch  # a forecast emits this graph without it
+
     exponents = torch.arange(0, shape.turned_width, 2, dtype=torch.int64).float() / shape.turned_width
     factors = torch.tensor(shape.rope_factors) if shape.rope_factors else 1.0
     return 1.0 / (factors * shape.rope_theta**exponents)

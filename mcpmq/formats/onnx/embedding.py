@@ -5,7 +5,7 @@ import onnx_ir as ir
 
 from mcpmq.families.family import Architecture
 from mcpmq.formats.onnx.graph import Graph
-from mcpmq.formats.onnx.weights import Weights
+from mcpmq.formats.onnx.operands import Weights
 from mcpmq.progress import Progress
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from mcpmq.formats.onnx.external_data import ExternalData, StoredArray
+from mcpmq.formats.onnx.external_data import Data, StoredArray
 
 OPSET = 23  # the first with RMSNormalization
 IR_VERSION = 10
@@ -19,9 +19,9 @@ Axes = list[int | str]
 class Graph:
     """One graph being written. Weights go to its external data at once; constants stay inside the graph."""
 
-    def __init__(self, name: str, data: ExternalData) -> None:
+    def __init__(self, name: str, data: Data) -> None:
         self._graph = ir.Graph([], [], nodes=[], name=name, opset_imports={"": OPSET, CONTRIBUTED: 1})
-        self._data = data
+        self.data = data
         self._constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
         self._nodes = 0
 
@@ -47,7 +47,7 @@ class Graph:
 
     def weight(self, name: str, array: StoredArray) -> ir.Value:
         """A weight, written to the external data."""
-        return self._initializer(name, self._data.append(name, array))
+        return self._initializer(name, self.data.append(name, array))
 
     def _initializer(self, name: str, tensor: ir.Tensor[Any] | ir.ExternalTensor) -> ir.Value:
         value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=tensor.shape)

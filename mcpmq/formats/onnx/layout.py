@@ -9,19 +9,25 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mcpmq.families.family import Architecture, VisionKind
+from mcpmq.formats.declared import Declared
 from mcpmq.formats.onnx import decoder, embedding, linear_attention, vision, vision_merger, vision_qwenvl
+from mcpmq.formats.onnx.blocks import block_columns
 from mcpmq.formats.onnx.external_data import ExternalData
 from mcpmq.formats.onnx.graph import ACCURACY_LEVEL, Graph
-from mcpmq.formats.onnx.weights import Weights
+from mcpmq.formats.onnx.operands import Weights
 from mcpmq.plan import Step
 from mcpmq.progress import Progress
-from mcpmq.quantized import Quantized
 from mcpmq.recipe import IntegerScheme
 
+if TYPE_CHECKING:  # a forecast emits graphs without torch
+    from mcpmq.calibration import CalibrationSet
+    from mcpmq.quantized import Quantized
+
 FOLDER = "onnx"
+SIGHT = "vision+projector"
 LEAST_RUNTIME = "1.24"  # the first ONNX Runtime that computes every operator used, 8-bit blocks among them
 # What transformers.js calls a type, and how the names of its files end; it has no word for bfloat16.
 FLOAT32 = ("fp32", "")
@@ -50,7 +56,7 @@ TOWERS: dict[VisionKind, Callable[[Graph, Weights, Architecture, Progress], None
 def parts_of(architecture: Architecture) -> tuple[Part, ...]:
     """The graphs of a model; one that reads text only has no first."""
     seeing = architecture.vision
-    tower = [Part("vision+projector", "vision_encoder", ("vision", "projector"), TOWERS[seeing.kind])] if seeing else []
+    tower = [Part(SIGHT, "vision_encoder", ("vision", "projector"), TOWERS[seeing.kind])] if seeing else []
     return (
         *tower,
         Part("embedding", "embed_tokens", ("embedding",), embedding.emit),
@@ -62,25 +68,71 @@ def parts_of(architecture: Architecture) -> tuple[Part, ...]:
 class Written:
     """One graph on disk."""
 
+    stem: str
     graph: str  # file names in the folder of graphs
     chunks: tuple[str, ...]
+    type_name: str  # of most numbers, in transformers.js's words
 
     @property
     def files(self) -> list[str]:
         return [f"{FOLDER}/{name}" for name in (self.graph, *self.chunks)]
 
 
-def write_part(part: Part, quantized: Quantized, folder: Path, accuracy_level: int, progress: Progress) -> Written:
+def write_part(part: Part, quantized: "Quantized", folder: Path, accuracy_level: int, progress: Progress) -> Written:
     """Write one graph and its weights into the folder of graphs."""
-    name = f"{part.stem}{type_names(part, quantized)[1]}.onnx"
+    from mcpmq.formats.onnx.weights import Weights as ReadWeights
+
+    graph = Graph(part.stem, ExternalData(folder, data_name(part, quantized)))
+    weights = ReadWeights(quantized, graph, accuracy_level, widened_ffn(quantized))
+    return emit_part(part, quantized, folder, graph, weights, accuracy_level, progress)
+
+
+def emit_part(
+    part: Part,
+    model: Declared,
+    folder: Path,
+    graph: Graph,
+    weights: Weights,
+    accuracy_level: int,
+    progress: Progress,
+) -> Written:
+    """Write one graph into the folder of graphs; its weights go where the graph has them."""
+    with closing(graph.data):
+        part.emit(graph, weights, model.architecture, progress)
+    name = data_name(part, model).removesuffix("_data")
+    graph.save(folder / name, version("mcpmq"), _properties(part, model, accuracy_level))
+    return Written(part.stem, name, tuple(graph.data.files), type_names(part, model)[0])
+
+
+def data_name(part: Part, model: Declared) -> str:
+    """The first file of a graph's weights."""
+    return f"{part.stem}{type_names(part, model)[1]}.onnx_data"
+
+
+def write_static_vision(
+    part: Part, quantized: "Quantized", samples: "CalibrationSet", folder: Path, progress: Progress
+) -> Written:
+    """The same for the vision graph that NPUs take."""
+    from mcpmq.formats.onnx import npu  # its quantizer takes a second to import
+
+    type_name, suffix = NAMES["int8"]
+    name = f"{part.stem}{suffix}.onnx"
     with closing(ExternalData(folder, f"{name}_data")) as data:
-        graph = Graph(part.stem, data)
-        part.emit(graph, Weights(quantized, graph, accuracy_level), quantized.architecture, progress)
-    graph.save(folder / name, version("mcpmq"), _properties(part, quantized, accuracy_level))
-    return Written(name, tuple(data.files))
+        npu.write(quantized, samples, folder / name, data, _properties(part, quantized, 0), progress)
+    return Written(part.stem, name, tuple(data.files), type_name)
 
 
-def type_names(part: Part, quantized: Quantized) -> tuple[str, str]:
+def widened_ffn(quantized: Declared) -> int:
+    """The hidden width of the vision FFN in the file: whole blocks, for fast kernels (KleidiAI) take no ragged ones."""
+    shape = quantized.architecture.vision
+    if shape is None:
+        return 0
+    blockwise = [step.scheme for step in quantized.steps if step.spec.may_grow == "columns" and not step.activation]
+    block = max((block_columns(scheme) for scheme in blockwise if isinstance(scheme, IntegerScheme)), default=1)
+    return -(-shape.ffn // block) * block
+
+
+def type_names(part: Part, quantized: Declared) -> tuple[str, str]:
     """The type that most numbers of a graph have, in transformers.js's words: of the session, of the file."""
     numbers: Counter[str] = Counter()
     for step in _steps(part, quantized):
@@ -89,11 +141,11 @@ def type_names(part: Part, quantized: Quantized) -> tuple[str, str]:
     return NAMES.get(numbers.most_common(1)[0][0], FLOAT32)
 
 
-def _steps(part: Part, quantized: Quantized) -> list[Step]:
+def _steps(part: Part, quantized: Declared) -> list[Step]:
     return [step for step in quantized.steps if step.spec.component in part.holds]
 
 
-def _properties(part: Part, quantized: Quantized, accuracy_level: int) -> dict[str, str]:
+def _properties(part: Part, quantized: Declared, accuracy_level: int) -> dict[str, str]:
     manifest = quantized.artifact.manifest
     integer = any(
         isinstance(step.scheme, IntegerScheme) for step in _steps(part, quantized) if step.spec.role == "matrix"
@@ -107,25 +159,25 @@ def _properties(part: Part, quantized: Quantized, accuracy_level: int) -> dict[s
     }
 
 
-def _least_runtime(part: Part, quantized: Quantized) -> str:
+def _least_runtime(part: Part, quantized: Declared) -> str:
     linear = part.component == "language" and quantized.architecture.language.linear
     return linear_attention.LEAST_RUNTIME if linear else LEAST_RUNTIME
 
 
-def write_texts(quantized: Quantized, out: Path, written: Mapping[str, Written]) -> list[str]:
+def write_texts(quantized: Declared, out: Path, written: Mapping[str, Written]) -> list[str]:
     """Copy tokenizer and preprocessor files, and config.json with what transformers.js must know; their names."""
     names = []
     for file in quantized.artifact.files_of("model"):
         if file.name != "config.json":
             shutil.copyfile(file, out / file.name)
         names.append(file.name)
-    config = {**quantized.config, "transformers.js_config": _session_settings(quantized, written)}
+    config = {**quantized.config, "transformers.js_config": _session_settings(written)}
     (out / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
     return names
 
 
-def _session_settings(quantized: Quantized, written: Mapping[str, Written]) -> dict[str, Any]:
+def _session_settings(written: Mapping[str, Written]) -> dict[str, Any]:
     return {
-        "dtype": {part.stem: type_names(part, quantized)[0] for part in parts_of(quantized.architecture)},
+        "dtype": {one.stem: one.type_name for one in written.values()},
         "use_external_data_format": {one.graph: len(one.chunks) for one in written.values()},
     }

@@ -49,6 +49,18 @@ def for_lookup(weight: QTensor) -> PackedWeight:
     return _packed(weight, StoredArray(ir.DataType.UINT8, (weight.rows, -(-weight.columns * bits // 8)), parts))
 
 
+def for_integer_product(weight: QTensor) -> PackedWeight:
+    """A weight of one scale a row for DequantizeLinear and MatMul: codes int8 [columns, rows], zero at 0."""
+    assert _scheme(weight) == IntegerScheme(8, None)
+    assert weight.scale is not None
+    shape = weight.columns, weight.rows
+    step = max(1, STRIPE_CODES // weight.rows)
+    stripes = (weight.codes[:, start : start + step].numpy().T for start in range(0, weight.columns, step))
+    parts = ((stripe ^ np.uint8(128)).view(np.int8) for stripe in stripes)  # from zero at 128 to two's complement
+    scales = _stored(weight.scale.numpy()[:, 0].astype(np.float32))
+    return PackedWeight(8, weight.columns, StoredArray(ir.DataType.INT8, shape, parts), scales, None)
+
+
 def pack(codes: Bytes, bits: int) -> Bytes:
     """Codes [rows, columns] -> [rows, bytes]; of 4 bits two share a byte, the even column in the low half."""
     if bits == 8:

@@ -1,18 +1,25 @@
 """The vision graph: packed patches of slices -> embeddings, by a SigLIP tower and a resampler behind it."""
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 import numpy as np
 import onnx_ir as ir
-import torch
 
 from mcpmq.families.family import Architecture, VisionShape
 from mcpmq.families.minicpmv import HEAD_WIDTH_OF_RESAMPLER
 from mcpmq.formats.onnx.graph import Graph
-from mcpmq.formats.onnx.weights import Weights, rows_of
+from mcpmq.formats.onnx.operands import Weights
 from mcpmq.progress import Progress
+
+if TYPE_CHECKING:
+    import torch
 
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 RESAMPLER_NORM_EPSILON = 1e-6
 WAVELENGTH = 10000.0
+Attention = Callable[[Graph, ir.Value, ir.Value, ir.Value, int, int], ir.Value]
+"""From a graph, queries, keys, values, the number of heads and the width of all together to what is attended."""
 
 
 def emit(graph: Graph, weights: Weights, architecture: Architecture, progress: Progress) -> None:
@@ -22,13 +29,57 @@ def emit(graph: Graph, weights: Weights, architecture: Architecture, progress: P
     shape, width = architecture.sees, architecture.language.hidden
     pixels = graph.input("pixel_values", FLOAT, ["slices", 3, shape.patch, "patches_times_patch"])
     sizes = graph.input("tgt_sizes", INT64, ["slices", 2])
+    features = _features(graph, weights, architecture, pixels, sizes, fused_attention, progress)
+    graph.output(features, "image_features", FLOAT, ["image_tokens", width])
+
+
+def emit_static(
+    graph: Graph, weights: Weights, architecture: Architecture, size: tuple[int, int], progress: Progress
+) -> None:
+    """The same for one slice of one size in patches, rows and columns, known beforehand: standard operators only."""
+    shape, width = architecture.sees, architecture.language.hidden
+    pixels = graph.input("pixel_values", FLOAT, [1, 3, shape.patch, shape.patch * size[0] * size[1]])
+    sizes = graph.constant([size])
+    features = _features(graph, weights, architecture, pixels, sizes, _standard_attention, progress)
+    graph.output(features, "image_features", FLOAT, [shape.queries, width])
+
+
+def _features(
+    graph: Graph,
+    weights: Weights,
+    architecture: Architecture,
+    pixels: ir.Value,
+    sizes: ir.Value,
+    attention: Attention,
+    progress: Progress,
+) -> ir.Value:
+    shape, width = architecture.sees, architecture.language.hidden
     value, row, column = embedded(graph, weights, shape, pixels, sizes)
     for number in progress(range(shape.layers), "writing the vision encoder"):
-        value = layer(graph, weights, shape, f"vision.layers.{number}", value)
+        value = layer(graph, weights, shape, f"vision.layers.{number}", value, attention)
     value = norm(graph, weights, "vision.post_norm", value, shape.norm_epsilon)
-    position = graph.node("Concat", *(_axis_code(graph, axis, width // 2) for axis in (column, row)), axis=-1)
-    features = _resampled(graph, weights, shape.queries, width, value, position)
-    graph.output(features, "image_features", FLOAT, ["image_tokens", width])
+    position = graph.node("Concat", *(_axis_code(graph, weights, axis, width // 2) for axis in (column, row)), axis=-1)
+    return _resampled(graph, weights, shape.queries, width, value, position, attention)
+
+
+def fused_attention(graph: Graph, query: ir.Value, key: ir.Value, content: ir.Value, heads: int, _: int) -> ir.Value:
+    """Values [slices, tokens, width] each -> the same: one operator of ONNX Runtime's own."""
+    return graph.contributed("MultiHeadAttention", query, key, content, num_heads=heads)
+
+
+def _standard_attention(
+    graph: Graph, query: ir.Value, key: ir.Value, content: ir.Value, heads: int, width: int
+) -> ir.Value:
+    """The same written out in operators that every accelerator has."""
+    apart, together = graph.constant([0, 0, heads, width // heads]), graph.constant([0, 0, width])
+    query, key, content = (
+        graph.node("Transpose", graph.node("Reshape", value, apart), perm=perm)
+        for value, perm in ((query, [0, 2, 1, 3]), (key, [0, 2, 3, 1]), (content, [0, 2, 1, 3]))
+    )
+    query = graph.node("Mul", query, graph.constant((width // heads) ** -0.5, np.float32))
+    chances = graph.node("Softmax", graph.node("MatMul", query, key), axis=-1)
+    mixed = graph.node("Transpose", graph.node("MatMul", chances, content), perm=[0, 2, 1, 3])
+    return graph.node("Reshape", mixed, together)
 
 
 def embedded(
@@ -76,11 +127,13 @@ def _cell(graph: Graph, index: ir.Value, length: ir.Value, grid: int) -> ir.Valu
     return graph.node("Div", graph.node("Mul", index, graph.constant(grid)), length)
 
 
-def layer(graph: Graph, weights: Weights, shape: VisionShape, name: str, value: ir.Value) -> ir.Value:
+def layer(
+    graph: Graph, weights: Weights, shape: VisionShape, name: str, value: ir.Value, attention: Attention
+) -> ir.Value:
     """One layer of the tower: [slices, patches, hidden] before and after."""
     normed = norm(graph, weights, f"{name}.norm1", value, shape.norm_epsilon)
     query, key, content = (weights.linear(normed, f"{name}.attention.{part}") for part in "qkv")
-    attended = graph.contributed("MultiHeadAttention", query, key, content, num_heads=shape.heads)
+    attended = attention(graph, query, key, content, shape.heads, shape.hidden)
     value = graph.node("Add", value, weights.linear(attended, f"{name}.attention.o"))
     normed = norm(graph, weights, f"{name}.norm2", value, shape.norm_epsilon)
     activated = graph.node("Gelu", weights.linear(normed, f"{name}.mlp.up"), approximate="tanh")
@@ -93,44 +146,40 @@ def norm(graph: Graph, weights: Weights, name: str, value: ir.Value, epsilon: fl
     return graph.node("LayerNormalization", value, *parts, axis=-1, epsilon=epsilon)
 
 
-def _axis_code(graph: Graph, coordinate: ir.Value, width: int) -> ir.Value:
+def _axis_code(graph: Graph, weights: Weights, coordinate: ir.Value, width: int) -> ir.Value:
     """Sine then cosine of a coordinate [slices, patches] at falling frequencies: [slices, patches, width]."""
-    frequencies = graph.constant(axis_frequencies(width).numpy(), np.float32)
+    frequencies = weights.constant(lambda: axis_frequencies(width), width // 2)
     position = graph.node("Cast", graph.node("Unsqueeze", coordinate, graph.constant([-1])), to=FLOAT)
     angles = graph.node("Mul", position, frequencies)
     return graph.node("Concat", graph.node("Sin", angles), graph.node("Cos", angles), axis=-1)
 
 
-def axis_frequencies(width: int) -> torch.Tensor:
+def axis_frequencies(width: int) -> "torch.Tensor":
     """Radians a patch, float32 [width / 2], rounded as the native module rounds them."""
+    import torch  # a forecast emits this graph without it
+
     exponents: torch.Tensor = torch.arange(width // 2, dtype=torch.float32) / (width / 2)
     return WAVELENGTH**-exponents
 
 
 def _resampled(
-    graph: Graph, weights: Weights, queries: int, width: int, patches: ir.Value, position: ir.Value
+    graph: Graph,
+    weights: Weights,
+    queries: int,
+    width: int,
+    patches: ir.Value,
+    position: ir.Value,
+    attention: Attention,
 ) -> ir.Value:
     """Learned queries look at the patches [slices, patches, hidden]: [slices * queries, width]."""
     query = norm(graph, weights, "projector.norm_q", weights.array("projector.query"), RESAMPLER_NORM_EPSILON)
     content = weights.linear(patches, "projector.kv")
     content = norm(graph, weights, "projector.norm_kv", content, RESAMPLER_NORM_EPSILON)
     key = graph.node("Add", content, position)
-    query, key, content = _split_projection(weights, width, (query, key, content))
+    query, key, content = weights.linear_parts((query, key, content), "projector.attention.qkv", "qkv")
     slices = graph.node("Shape", patches, start=0, end=1)
     query = graph.node("Expand", query, graph.node("Concat", slices, graph.constant([queries, width]), axis=0))
-    heads = width // HEAD_WIDTH_OF_RESAMPLER
-    attended = graph.contributed("MultiHeadAttention", query, key, content, num_heads=heads)
+    attended = attention(graph, query, key, content, width // HEAD_WIDTH_OF_RESAMPLER, width)
     attended = weights.linear(attended, "projector.attention.o")
     normed = norm(graph, weights, "projector.norm_post", attended, RESAMPLER_NORM_EPSILON)
     return graph.node("Reshape", weights.linear(normed, "projector.out"), graph.constant([-1, width]))
-
-
-def _split_projection(weights: Weights, width: int, inputs: tuple[ir.Value, ...]) -> tuple[ir.Value, ...]:
-    """One stored matrix [3 * width, width] projects queries, keys and values, each with its third of the rows."""
-    name = "projector.attention.qkv"
-    weight, bias = weights.quantized.load(name), weights.load_float(f"{name}.bias")
-    spans = [slice(part * width, (part + 1) * width) for part in range(3)]
-    return tuple(
-        weights.product(value, f"{name}.{part}", rows_of(weight, span), bias[span])
-        for value, part, span in zip(inputs, "qkv", spans, strict=True)
-    )

@@ -7,7 +7,7 @@ import onnx_ir as ir
 from mcpmq.families.family import Architecture, VisionShape
 from mcpmq.formats.onnx import vision
 from mcpmq.formats.onnx.graph import Graph
-from mcpmq.formats.onnx.weights import Weights
+from mcpmq.formats.onnx.operands import Weights
 from mcpmq.progress import Progress
 
 SQUARE = 4  # patches that are merged at a time, two by two
@@ -33,7 +33,7 @@ def emit(graph: Graph, weights: Weights, architecture: Architecture, progress: P
     sides = (graph.node("Gather", sizes, graph.constant([axis]), axis=1) for axis in (0, 1))
     grid = Grid(*(graph.node("Squeeze", side) for side in sides))
     for number in progress(range(shape.layers), "writing the vision encoder"):
-        value = vision.layer(graph, weights, shape, f"vision.layers.{number}", value)
+        value = vision.layer(graph, weights, shape, f"vision.layers.{number}", value, vision.fused_attention)
         if shape.merges_inside and number == shape.merger_layer:
             value, grid = _merged_inside(graph, weights, shape, value, grid)
     value = vision.norm(graph, weights, "vision.post_norm", value, shape.norm_epsilon)
@@ -64,8 +64,8 @@ def _merged_inside(
     """Attention inside of squares, then one patch of each: the mean of the four, and what a matrix makes of them."""
     squares = _squares(graph, shape, value, grid)
     normed = vision.norm(graph, weights, "vision.merger.norm1", squares, shape.norm_epsilon)
-    parts = (weights.linear(normed, f"vision.merger.attention.{part}") for part in "qkv")
-    attended = graph.contributed("MultiHeadAttention", *parts, num_heads=shape.heads)
+    query, key, content = (weights.linear(normed, f"vision.merger.attention.{part}") for part in "qkv")
+    attended = vision.fused_attention(graph, query, key, content, shape.heads, shape.hidden)
     squares = graph.node("Add", squares, weights.linear(attended, "vision.merger.attention.o"))
     normed = vision.norm(graph, weights, "vision.merger.norm2", _joined(graph, shape, squares), shape.norm_epsilon)
     hidden = graph.node("Gelu", weights.linear(normed, "vision.merger.up"), approximate="tanh")

@@ -1,15 +1,18 @@
 """The vision graph of Qwen2-VL, 2.5 and 3: patches of an image -> embeddings, by a rotary tower and mergers."""
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
-import torch
 
 from mcpmq.families.family import Architecture, VisionShape
 from mcpmq.formats.onnx.graph import Graph
-from mcpmq.formats.onnx.weights import Weights, rows_of
+from mcpmq.formats.onnx.operands import Weights
 from mcpmq.progress import Progress
+
+if TYPE_CHECKING:
+    import torch
 
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 WAVELENGTH = 10000.0
@@ -35,8 +38,8 @@ def emit(graph: Graph, weights: Weights, architecture: Architecture, progress: P
     shape, width = architecture.sees, architecture.language.hidden
     pixels = graph.input("pixel_values", FLOAT, ["patches", 3 * shape.frames * shape.patch**2])
     grid = graph.input("grid_thw", INT64, [1, 3])
-    turn = _turn(graph, shape, grid)
-    value = _patches(weights, shape, pixels)
+    turn = _turn(graph, weights, shape, grid)
+    value = weights.linear(pixels, "vision.patch_embedding")
     if shape.grid:
         value = graph.node("Add", value, _position_embedding(graph, weights, shape, grid, turn))
     value = graph.node("Unsqueeze", value, graph.constant([0]))
@@ -51,13 +54,6 @@ def emit(graph: Graph, weights: Weights, architecture: Architecture, progress: P
     if stacked:
         deep = graph.node("Concat", *stacked, axis=-1)
         graph.output(deep, "deepstack_features", FLOAT, ["image_tokens", len(stacked) * width])
-
-
-def _patches(weights: Weights, shape: VisionShape, pixels: ir.Value) -> ir.Value:
-    """[patches, 3 * frames * patch * patch] -> [patches, hidden]."""
-    name = "vision.patch_embedding"
-    bias = weights.load_float(f"{name}.bias") if f"{name}.bias" in weights.quantized.specs else None
-    return weights.product(pixels, name, weights.load_float(name).reshape(shape.hidden, -1), bias)
 
 
 def _position_embedding(graph: Graph, weights: Weights, shape: VisionShape, grid: ir.Value, turn: Turn) -> ir.Value:
@@ -95,7 +91,7 @@ def _together(graph: Graph, values: list[ir.Value]) -> ir.Value:
     return graph.node("Concat", *rows, axis=0)
 
 
-def _turn(graph: Graph, shape: VisionShape, grid: ir.Value) -> Turn:
+def _turn(graph: Graph, weights: Weights, shape: VisionShape, grid: ir.Value) -> Turn:
     """Half of the frequencies turn by a patch's row, half by its column. Patches of a token lie together."""
     count = graph.node("ReduceProd", graph.node("Gather", grid, graph.constant([1, 2]), axis=1), keepdims=0)
     numbers = graph.node("Range", graph.constant(0), count, graph.constant(1))
@@ -107,7 +103,7 @@ def _turn(graph: Graph, shape: VisionShape, grid: ir.Value) -> Turn:
         graph.node("Add", graph.node("Mul", graph.node(operator, token, tokens_a_row), merge), one)
         for operator, one in (("Div", graph.node("Div", within, merge)), ("Mod", graph.node("Mod", within, merge)))
     ]
-    frequencies = graph.constant(rotary_frequencies(shape).numpy(), np.float32)
+    frequencies = weights.constant(lambda: rotary_frequencies(shape), shape.hidden // shape.heads // 4)
     halves = [
         graph.node("Mul", graph.node("Cast", graph.node("Unsqueeze", one, graph.constant([1])), to=FLOAT), frequencies)
         for one in places
@@ -129,15 +125,17 @@ def _same_window(graph: Graph, window: int, places: list[ir.Value], columns: ir.
     return graph.node("Unsqueeze", bias, graph.constant([0, 1]))
 
 
-def rotary_frequencies(shape: VisionShape) -> torch.Tensor:
+def rotary_frequencies(shape: VisionShape) -> "torch.Tensor":
     """Radians a patch, float32 [head width / 4], rounded as transformers rounds them."""
+    import torch  # a forecast emits this graph without it
+
     half = shape.hidden // shape.heads // 2
     return 1.0 / WAVELENGTH ** (torch.arange(0, half, 2, dtype=torch.float32) / half)
 
 
 def _layer(graph: Graph, weights: Weights, shape: VisionShape, name: str, value: ir.Value, turn: Turn) -> ir.Value:
     normed = _norm(graph, weights, f"{name}.norm1", value, shape.norm_epsilon)
-    query, key, content = _projected(weights, shape, f"{name}.attention.qkv", normed)
+    query, key, content = weights.linear_parts([normed] * 3, f"{name}.attention.qkv", "qkv")
     turned = [_turned(graph, one, turn, shape.heads) for one in (query, key)]
     look = graph.contributed("MultiHeadAttention", *turned, content, *_bias(turn), num_heads=shape.heads)
     value = graph.node("Add", value, weights.linear(look, f"{name}.attention.o"))
@@ -155,23 +153,13 @@ def _mlp(graph: Graph, weights: Weights, shape: VisionShape, name: str, value: i
     hidden = weights.linear(value, f"{name}.up")
     if shape.kind == "qwen3-vl":
         hidden = graph.node("Gelu", hidden, approximate="tanh")
-    elif f"{name}.gate" in weights.quantized.specs:
+    elif weights.has(f"{name}.gate"):
         gate = weights.linear(value, f"{name}.gate")
         hidden = graph.node("Mul", graph.node("Mul", gate, graph.node("Sigmoid", gate)), hidden)
     else:
         gate = graph.node("Sigmoid", graph.node("Mul", hidden, graph.constant(QUICK_GELU, np.float32)))
         hidden = graph.node("Mul", hidden, gate)
     return weights.linear(hidden, f"{name}.down")
-
-
-def _projected(weights: Weights, shape: VisionShape, name: str, value: ir.Value) -> list[ir.Value]:
-    """One stored matrix [3 * hidden, hidden] projects queries, keys and values, each with its third of the rows."""
-    weight, bias = weights.quantized.load(name), weights.load_float(f"{name}.bias")
-    spans = [slice(part * shape.hidden, (part + 1) * shape.hidden) for part in range(3)]
-    return [
-        weights.product(value, f"{name}.{part}", rows_of(weight, span), bias[span])
-        for part, span in zip("qkv", spans, strict=True)
-    ]
 
 
 def _turned(graph: Graph, value: ir.Value, turn: Turn, heads: int) -> ir.Value:
@@ -181,7 +169,7 @@ def _turned(graph: Graph, value: ir.Value, turn: Turn, heads: int) -> ir.Value:
 
 
 def _norm(graph: Graph, weights: Weights, name: str, value: ir.Value, epsilon: float) -> ir.Value:
-    if f"{name}.bias" not in weights.quantized.specs:
+    if not weights.has(f"{name}.bias"):
         return graph.node("RMSNormalization", value, weights.vector(name), axis=-1, epsilon=epsilon)
     parts = weights.vector(name), weights.vector(f"{name}.bias")
     return graph.node("LayerNormalization", value, *parts, axis=-1, epsilon=epsilon)

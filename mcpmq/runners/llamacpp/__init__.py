@@ -23,9 +23,12 @@ AUTOMATIC = 0xFFFFFFFF  # -1
 CONTEXT_LAYOUT = {
     0: (512, 2048, 512, 1),  # n_ctx, n_batch, n_ubatch, n_seq_max
     40: (AUTOMATIC,) * 4,  # types of rope scaling, pooling and attention; flash attention
+    88: (0,) * 4,  # evaluation callback and what it is given
     104: (1, 1),  # types of the cached keys and values: F16
 }
-FLASH_ATTENTION, CACHE_TYPES = 52, 104
+FLASH_ATTENTION, EVALUATION_CALLBACK, CACHE_TYPES = 52, 88, 104
+MODEL_LAYOUT = {16: (AUTOMATIC, 1, AUTOMATIC, 1), 72: (1 << 16,)}  # layers elsewhere, ways to load; vocabulary alone
+VOCABULARY_ALONE, ONLY = 72, 1 << 16 | 1
 IMAGE_LAYOUT = {16: (1, 4), 40: (AUTOMATIC, 1)}  # timings, threads; flash attention, warm-up
 IMAGE_MARKER, IMAGE_THREADS, IMAGE_FLASH_ATTENTION = 32, 20, 40
 CHUNK_VERSION = 2
@@ -36,6 +39,7 @@ Piece = NDArray[np.int32 | np.float32]  # tokens [length], or embeddings [length
 POINTER, TEXT, FLAG = ctypes.c_void_p, ctypes.c_char_p, ctypes.c_bool
 INT, UINT, SIZE = ctypes.c_int32, ctypes.c_uint32, ctypes.c_size_t
 FLOATS, INTS, FLAGS = (ctypes.POINTER(kind) for kind in (ctypes.c_float, ctypes.c_int32, ctypes.c_int8))
+EVALUATED = ctypes.CFUNCTYPE(FLAG, POINTER, FLAG, POINTER)  # ggml_backend_sched_eval_callback
 LOG_CALLBACK = ctypes.CFUNCTYPE(None, ctypes.c_int, TEXT, POINTER)
 
 
@@ -49,6 +53,9 @@ class Opaque(ctypes.Structure):
 
     def put(self, offset: int, *values: int) -> None:
         struct.pack_into(f"<{len(values)}I", self, offset, *values)
+
+    def put_pointer(self, offset: int, value: int | None) -> None:
+        struct.pack_into("<Q", self, offset, value or 0)
 
 
 class Batch(ctypes.Structure):
@@ -82,8 +89,10 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "mtmd_context_params_default": (Opaque,),
     "llama_model_load_from_file": (POINTER, TEXT, Opaque),
     "llama_model_free": (None, POINTER),
+    "llama_model_n_embd": (INT, POINTER),
     "llama_model_n_embd_inp": (INT, POINTER),
     "llama_model_rope_type": (INT, POINTER),
+    "llama_model_meta_val_str": (INT, POINTER, TEXT, TEXT, SIZE),
     "llama_model_get_vocab": (POINTER, POINTER),
     "llama_vocab_n_tokens": (INT, POINTER),
     "llama_init_from_model": (POINTER, POINTER, Opaque),
@@ -96,6 +105,9 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "llama_memory_clear": (None, POINTER, FLAG),
     "llama_decode": (INT, POINTER, Batch),
     "llama_get_logits_ith": (FLOATS, POINTER, INT),
+    "ggml_get_name": (TEXT, POINTER),
+    "ggml_nelements": (ctypes.c_int64, POINTER),
+    "ggml_get_data_f32": (FLOATS, POINTER),
     "mtmd_default_marker": (POINTER,),
     "mtmd_init_from_file": (POINTER, TEXT, POINTER, Opaque),
     "mtmd_free": (None, POINTER),
@@ -161,7 +173,11 @@ class LlamaCpp:
     def _check_layouts(self) -> None:
         """Raise EngineError if the parameter structures are not laid out as the pinned version lays them out."""
         context, image = self("llama_context_default_params"), self("mtmd_context_params_default")
-        layouts = ((context, CONTEXT_LAYOUT), (image, IMAGE_LAYOUT))
+        layouts = (
+            (self("llama_model_default_params"), MODEL_LAYOUT),
+            (context, CONTEXT_LAYOUT),
+            (image, IMAGE_LAYOUT),
+        )
         fields = [
             (parameters.integers(offset, len(defaults)), defaults)
             for parameters, layout in layouts

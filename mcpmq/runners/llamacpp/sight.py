@@ -47,7 +47,7 @@ class Sight:
     """
 
     def __init__(self, engine: LlamaCpp, file: Path, language: LanguageModel, threads: int, exact: bool) -> None:
-        """`language` is the model that it belongs to; `exact` computes attention in F32.
+        """`language` is the model that it belongs to, or its vocabulary; `exact` computes attention in F32.
 
         Raises:
             EngineError: llama.cpp does not load the file, or saves images in a way that is not known here.

@@ -1,0 +1,26 @@
+"""What a model makes of held-out answers, what it weighs and what it takes, and how sure each figure is."""
+
+from mcpmq.evaluate.encoded import EncodedSet, encoded
+from mcpmq.evaluate.estimate import Estimate
+from mcpmq.evaluate.measure import ORIGINAL, UNQUANTIZED, Measurement, measure, measure_original
+from mcpmq.evaluate.metrics import NONSQUARE, Change, Difference, changes, differences
+from mcpmq.evaluate.record import Record
+from mcpmq.evaluate.settings import Settings
+
+__all__ = [
+    "NONSQUARE",
+    "ORIGINAL",
+    "UNQUANTIZED",
+    "Change",
+    "Difference",
+    "EncodedSet",
+    "Estimate",
+    "Measurement",
+    "Record",
+    "Settings",
+    "changes",
+    "differences",
+    "encoded",
+    "measure",
+    "measure_original",
+]

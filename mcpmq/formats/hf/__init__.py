@@ -1,0 +1,1 @@
+"""What all Hugging Face artifacts share: names, shards, config.json, model card."""

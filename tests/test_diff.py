@@ -1,0 +1,78 @@
+"""What changed between two releases is said, and nothing else."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mcpmq.artifact import Artifact
+from mcpmq.checkpoint import Checkpoint
+from mcpmq.diff import diff
+from mcpmq.errors import ArtifactError
+from mcpmq.export import export
+from mcpmq.package import Wanted, package
+from mcpmq.plan import make_plan
+from mcpmq.quantize import quantize
+from mcpmq.recipe import Recipe
+from mcpmq.release import Release
+from tests.releases import report_about, with_terms
+
+
+@pytest.fixture(scope="module")
+def better(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """GGUF with one kind of matrix on a finer grid."""
+    folder = tmp_path_factory.mktemp("better")
+    written = Recipe.load("phone-int4").written()
+    weights = {**written["weights"], "language.*.mlp.down": "int8-g32"}  # type: ignore[dict-item]
+    recipe = Recipe.model_validate({"name": "better", "weights": weights})
+    return export(
+        quantize(make_plan(Checkpoint.open(tiny_checkpoint), recipe), folder / "codes"), "gguf", folder / "gguf"
+    )
+
+
+def test_a_release_does_not_differ_from_itself(tiny_release: Release) -> None:
+    """No change, said so."""
+    found = diff(tiny_release.path, tiny_release.path)
+
+    assert found.changes == ()
+    assert found.table().rows == [("no change", ["", ""])]
+
+
+def test_schemes_sizes_and_files_that_changed_are_listed(tiny_exports: list[Artifact], better: Artifact) -> None:
+    """Layers that changed alike share a line; what stayed is not there."""
+    changes = {one.what: (one.before, one.after) for one in diff(tiny_exports[0].path, better.path).changes}
+
+    assert changes["gguf recipe"] == ("phone-int4", "better")
+    assert changes["gguf, scheme of language.layers.*.mlp.down (2 weights)"] == ("int4-g32", "int8-g32")
+    assert changes["gguf, size of language"][0] < changes["gguf, size of language"][1]
+    assert [what for what in changes if "scheme of" in what] == [
+        "gguf, scheme of language.layers.*.mlp.down (2 weights)"
+    ]
+    assert {what for what in changes if "file" in what} == {
+        "gguf, size of all files",
+        "gguf file tiny-Q4_0.gguf",
+        "gguf file mmproj-tiny-Q8_0.gguf",  # it names the recipe
+    }
+
+
+def test_measurements_that_changed_are_listed(
+    tiny_checkpoint: Path, tiny_exports: list[Artifact], tiny_release: Release, better: Artifact, tmp_path: Path
+) -> None:
+    """Each with its standard error; a format that is gone is said to be gone."""
+    source = Checkpoint.open(with_terms(tiny_checkpoint, tmp_path))
+    facts = json.loads(report_about([better]).model_dump_json())
+    facts["artifacts"][0]["differences"]["image"]["loss_increase"]["value"] += 1
+    report = type(report_about([better])).model_validate(facts)
+    new = package([better], source, report, tmp_path / "new", Wanted())
+
+    changes = {one.what: (one.before, one.after) for one in diff(tiny_release.path, new.path).changes}
+
+    assert changes["format onnx"] == ("there", "")
+    assert [what for what in changes if "measured" in what] == ["gguf, measured image loss increase"]
+    assert "±" in changes["gguf, measured image loss increase"][0]
+
+
+def test_nothing_in_common_is_an_error(tiny_exports: list[Artifact]) -> None:
+    """GGUF and ONNX of one model are no two versions of one thing."""
+    with pytest.raises(ArtifactError, match="holds gguf, .* holds onnx"):
+        diff(tiny_exports[0].path, tiny_exports[1].path)
