@@ -10,13 +10,14 @@ from mcpmq.errors import McpmqError
 from mcpmq.options import LOOK, STEPS, Context, FitMemory, Json, MaxSize, Out, Source, Threads
 from mcpmq.release_commands import METHODS, budget_of, format_of
 from mcpmq.release_commands import commands as release_commands
+from mcpmq.report_commands import commands as report_commands
 
 if TYPE_CHECKING:  # help must be there at once
     from mcpmq.recipe import Recipe
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 app.add_typer(release_commands)
-GATE_FAILED = 3
+app.add_typer(report_commands)
 FORMAT_NAMES = "gguf, onnx, gptq, awq, bnb or compressed-tensors"
 
 RecipeName = Annotated[
@@ -237,52 +238,6 @@ def inspect(path: Annotated[Path, typer.Argument(metavar="PATH")], json: Json = 
     from mcpmq import show
 
     show.path(path, as_json=json)
-
-
-@app.command(rich_help_panel=LOOK)
-def report(
-    reports: Annotated[list[Path], typer.Argument(metavar="REPORT...", help="report.json files, or their folders")],
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, as for a pull request")] = False,
-    html: Annotated[bool, typer.Option("--html", help="Print a page that fetches nothing")] = False,
-    json: Json = False,
-) -> None:
-    """Show one or many reports in one table, and of two what changed"""
-    from mcpmq import show
-    from mcpmq.report import Report
-
-    show.reports([Report.load(path) for path in reports], as_json=json, as_markdown=markdown, as_html=html)
-
-
-@app.command(rich_help_panel=LOOK)
-def check(
-    report: Annotated[Path, typer.Argument(metavar="REPORT", help="report.json, or its folder")],
-    gates: Annotated[list[Path], typer.Option("--gate", metavar="FILE", help="Allowed differences; may be repeated")],
-    baseline: Annotated[
-        Path | None, typer.Option("--baseline", metavar="REPORT", help="The report to compare with")
-    ] = None,
-    artifacts: Annotated[
-        list[Path] | None, typer.Option("--artifact", metavar="DIR", help="Must be what was measured; may be repeated")
-    ] = None,
-    junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Write JUnit XML")] = None,
-    sarif: Annotated[Path | None, typer.Option("--sarif", metavar="FILE", help="Write SARIF")] = None,
-    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page, the verdict first")] = None,
-    summary: Annotated[
-        Path | None, typer.Option("--summary", metavar="FILE", help="Append Markdown, as to $GITHUB_STEP_SUMMARY")
-    ] = None,
-    json: Json = False,
-) -> None:
-    """Exit with 3 if a difference is not allowed, with a line for every bound that is violated"""
-    from mcpmq import gate, show
-    from mcpmq.artifact import Artifact
-    from mcpmq.report import Report
-
-    found = Report.load(report)
-    gate.refuse_changed(found, [Artifact.open(path) for path in artifacts or ()])
-    earlier = Report.load(baseline) if baseline else None
-    verdicts = [one for file in gates for one in gate.check(found, gate.Gate.load(file), earlier)]
-    gate.VerdictFiles(junit, sarif, html, summary).write(verdicts, found, report)
-    show.verdicts(verdicts, as_json=json)
-    raise typer.Exit(0 if all(one.holds for one in verdicts) else GATE_FAILED)
 
 
 def _split(
