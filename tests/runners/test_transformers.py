@@ -11,8 +11,11 @@ from mcpmq.errors import ArtifactError
 from mcpmq.families.family import Inputs
 from mcpmq.formats.hf.reader import HuggingFaceArtifact
 from mcpmq.quantized import Quantized
+from mcpmq.runners.process import ENGINE_OF
+from mcpmq.runners.runner import Runner
 from mcpmq.runners.torch import open_runner as open_torch
 from mcpmq.runners.transformers import load, open_runner
+from mcpmq.runners.unpacked import open_runner as open_unpacked
 from tests.hf_tools import hf_artifact
 from tests.losses import losses_of
 
@@ -28,6 +31,13 @@ CASES = {
     ("bnb", "int8-row"): 0.2,
 }
 Made = dict[tuple[str, str], tuple[Quantized, Artifact]]
+
+
+def opened(artifact: Artifact) -> Runner:
+    """In the engine that evaluating takes for its kind."""
+    open_it = {"unpacked": open_unpacked, "transformers": open_runner}[ENGINE_OF[artifact.manifest.kind]]
+    runner: Runner = open_it(artifact.path, 1)
+    return runner
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +57,7 @@ def test_the_reader_gives_the_losses_of_the_dequantized_model(
     """With and without images; every token of every answer."""
     quantized, artifact = artifacts[case]
     expected = losses_of(open_torch(quantized.path, 1), tiny_samples)
-    found = losses_of(open_runner(artifact.path, 1), tiny_samples)
+    found = losses_of(opened(artifact), tiny_samples)
 
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=CASES[case])
@@ -81,7 +91,7 @@ def test_the_reader_packs_what_is_packed_and_generates(case: tuple[str, str], ar
 
 def test_notes_say_who_read_it(artifacts: Made) -> None:
     """The package and its version, or that it was mcpmq."""
-    notes = {case[0]: open_runner(artifact.path, 1).notes[0] for case, (_, artifact) in artifacts.items()}
+    notes = {case[0]: opened(artifact).notes[0] for case, (_, artifact) in artifacts.items()}
 
     assert notes["gptq"].startswith("gptq unpacked by mcpmq")
     assert notes["compressed-tensors"].startswith("loaded by transformers and compressed-tensors 0.")
