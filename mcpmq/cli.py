@@ -236,6 +236,17 @@ def inspect(path: Annotated[Path, typer.Argument(metavar="PATH")], json: Json = 
 
 
 @app.command(rich_help_panel=LOOK)
+def families(
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, as for a README")] = False,
+    json: Json = False,
+) -> None:
+    """List the models that can be converted, and what is refused or differs in which format"""
+    from mcpmq import show
+
+    show.families(as_json=json, as_markdown=markdown)
+
+
+@app.command(rich_help_panel=LOOK)
 def report(
     reports: Annotated[list[Path], typer.Argument(metavar="REPORT...", help="report.json files, or their folders")],
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, as for a pull request")] = False,
