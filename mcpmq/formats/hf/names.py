@@ -24,11 +24,12 @@ def wide_modules(steps: Iterable[Step]) -> tuple[str, ...]:
 
 
 def _names(step: Step) -> tuple[str, ...]:
-    return (module_of(step.spec.hub_name),)
+    """As the checkpoint calls the module, which vLLM goes by, and as transformers does once it is loaded."""
+    return tuple(dict.fromkeys(map(module_of, (step.spec.hub_name, *step.spec.parameters))))
 
 
 def list_of_layers(steps: Iterable[Step]) -> str:
-    """The module that lists the layers with packed matrices: `llm.model.layers`."""
+    """The module that lists the layers with packed matrices, once it is loaded: `llm.model.layers`."""
     [found] = {_place(step)[0] for step in steps if is_packed(step.scheme)}
     return found
 
@@ -51,7 +52,7 @@ def uneven(steps: Iterable[Step]) -> Step | None:
 
 def _place(step: Step) -> tuple[str, str, str]:
     """`llm.model.layers.0.mlp.up_proj.weight` -> llm.model.layers, 0, mlp.up_proj."""
-    holder, layer, name = re.split(r"\.(\d+)\.", module_of(step.spec.hub_name), maxsplit=1)
+    holder, layer, name = re.split(r"\.(\d+)\.", module_of(step.spec.parameters[0]), maxsplit=1)
     return holder, layer, name
 
 
