@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # help must be there at once
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 app.add_typer(release_commands)
+OF_BITS = {4: "calibrated-int4", 8: "phone-int8"}  # what samples show changes little at 8 bits
 
 
 def _version(wanted: bool) -> None:
@@ -235,6 +236,17 @@ def inspect(path: Annotated[Path, typer.Argument(metavar="PATH")], json: Json = 
 
 
 @app.command(rich_help_panel=LOOK)
+def families(
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, as for a README")] = False,
+    json: Json = False,
+) -> None:
+    """List the models that can be converted, and what is refused or differs in which format"""
+    from mcpmq import show
+
+    show.families(as_json=json, as_markdown=markdown)
+
+
+@app.command(rich_help_panel=LOOK)
 def report(
     reports: Annotated[list[Path], typer.Argument(metavar="REPORT...", help="report.json files, or their folders")],
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, as for a pull request")] = False,
@@ -276,9 +288,9 @@ def _recipe(name: str | None, bits: int | None) -> "Recipe":
 
     if (name is None) == (bits is None):
         raise typer.BadParameter("give either --recipe or --bits", param_hint="--recipe")
-    if bits not in (None, 4, 8):
+    if bits not in (None, *OF_BITS):
         raise typer.BadParameter(f"{bits} is neither 4 nor 8", param_hint="--bits")
-    return Recipe.load(name or f"phone-int{bits}")
+    return Recipe.load(OF_BITS[bits] if bits else name or "")
 
 
 def main() -> None:
