@@ -91,6 +91,14 @@ def package(
 
 
 @commands.command(rich_help_panel=LOOK)
+def inspect(path: Annotated[Path, typer.Argument(metavar="PATH")], json: Json = False) -> None:
+    """Say what a path is: a checkpoint, a set of images and questions, an artifact, a report"""
+    from mcpmq import show
+
+    show.path(path, as_json=json)
+
+
+@commands.command(rich_help_panel=LOOK)
 def check(
     report: Annotated[Path, typer.Argument(metavar="REPORT", help="report.json, or its folder")],
     gates: Annotated[list[Path], typer.Option("--gate", metavar="FILE", help="Allowed differences; may be repeated")],
