@@ -230,14 +230,6 @@ def evaluate(
 
 
 @app.command(rich_help_panel=LOOK)
-def inspect(path: Annotated[Path, typer.Argument(metavar="PATH")], json: Json = False) -> None:
-    """Say what a path is: a checkpoint, a set of images and questions, an artifact, a report"""
-    from mcpmq import show
-
-    show.path(path, as_json=json)
-
-
-@app.command(rich_help_panel=LOOK)
 def families(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, as for a README")] = False,
     json: Json = False,

@@ -13,7 +13,6 @@ if TYPE_CHECKING:  # help must be there at once
     from mcpmq.formats import FormatName
 
 commands = typer.Typer()
-GATE_FAILED = 3  # exit code
 METHODS = "calibrated-int4"  # the recipe that says how to round, where none is named
 
 
@@ -88,6 +87,14 @@ def package(
     opened = [Artifact.open(path) for path in artifacts]
     made = package(opened, Checkpoint.open(source), Report.load(measured), out, wanted)
     show.print_table(made.table(), made.record.model_dump(mode="json"), as_json=json)
+
+
+@commands.command(rich_help_panel=LOOK)
+def inspect(path: Annotated[Path, typer.Argument(metavar="PATH")], json: Json = False) -> None:
+    """Say what a path is: a checkpoint, a set of images and questions, an artifact, a report"""
+    from mcpmq import show
+
+    show.path(path, as_json=json)
 
 
 @commands.command(rich_help_panel=LOOK)
