@@ -1,6 +1,7 @@
 """Families that transformers has a class for: that class, built without weights."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -27,17 +28,17 @@ from transformers.modeling_utils import slice_logits_to_keep
 
 def qwen2_vl(config: Mapping[str, Any]) -> nn.Module:
     """Qwen2-VL of a raw config.json."""
-    return build(Qwen2VLForConditionalGeneration, Qwen2VLConfig(**config))
+    return build(Qwen2VLForConditionalGeneration, Qwen2VLConfig(**deepcopy(dict(config))))
 
 
 def qwen2_5_vl(config: Mapping[str, Any]) -> nn.Module:
     """Qwen2.5-VL of a raw config.json."""
-    return build(Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLConfig(**config))
+    return build(Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLConfig(**deepcopy(dict(config))))
 
 
 def qwen3_vl(config: Mapping[str, Any]) -> nn.Module:
     """Qwen3-VL of a raw config.json."""
-    return build(Qwen3VLForConditionalGeneration, Qwen3VLConfig(**config))
+    return build(Qwen3VLForConditionalGeneration, Qwen3VLConfig(**deepcopy(dict(config))))
 
 
 class _MiniCPMV46(MiniCPMV4_6ForConditionalGeneration):  # type: ignore[no-untyped-call]
@@ -51,17 +52,17 @@ class _MiniCPMV46(MiniCPMV4_6ForConditionalGeneration):  # type: ignore[no-untyp
 
 def minicpmv4_6(config: Mapping[str, Any]) -> nn.Module:
     """MiniCPM-V 4.6 of a raw config.json."""
-    return build(_MiniCPMV46, MiniCPMV4_6Config(**config))
+    return build(_MiniCPMV46, MiniCPMV4_6Config(**deepcopy(dict(config))))
 
 
 def minicpmv4_7(config: Mapping[str, Any]) -> nn.Module:
     """MiniCPM-V 4.7 of a raw config.json."""
-    return build(MiniCPMV4_7ForConditionalGeneration, MiniCPMV4_7Config(**config))
+    return build(MiniCPMV4_7ForConditionalGeneration, MiniCPMV4_7Config(**deepcopy(dict(config))))
 
 
 def minicpm3(config: Mapping[str, Any]) -> nn.Module:
     """MiniCPM3 of a raw config.json."""
-    return build(MiniCPM3ForCausalLM, MiniCPM3Config(**config))
+    return build(MiniCPM3ForCausalLM, MiniCPM3Config(**deepcopy(dict(config))))
 
 
 def build(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> nn.Module:

@@ -24,7 +24,9 @@ def wide_modules(steps: Iterable[Step]) -> tuple[str, ...]:
 
 
 def _names(step: Step) -> tuple[str, ...]:
-    return (module_of(step.spec.hub_name),)
+    """The modules of a weight, as the checkpoint calls them and as the native module does; an embedding that is the
+    head too has two."""
+    return tuple(dict.fromkeys(map(module_of, (step.spec.hub_name, *step.spec.parameters))))
 
 
 def list_of_layers(steps: Iterable[Step]) -> str:
