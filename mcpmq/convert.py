@@ -37,13 +37,13 @@ def convert(
     """
     checkpoint = Checkpoint.open(source)
     calibrating, measuring = _sets(calibration, held_out)
+    if recipe.looks and held_out:
+        measuring.refuse_seen(calibrating.path.name, calibrating.fingerprints)
     if budget:
         recipe = _fitted(checkpoint, recipe, formats, budget, calibrating, settings)
     plan = make_plan(checkpoint, recipe)
     for name in formats:
         check(plan, name)
-    if recipe.looks and held_out:
-        measuring.refuse_seen(calibrating.path.name, calibrating.fingerprints)
 
     quantized = quantize(plan, out / "quantized", calibrating, settings.progress)
     artifacts = [export(quantized, name, out / name, settings.progress) for name in formats]

@@ -26,7 +26,7 @@ RecipeName = Annotated[
     str | None, typer.Option("--recipe", "-r", metavar="NAME|FILE", help="A recipe, or its TOML file")
 ]
 Bits = Annotated[
-    int | None, typer.Option("--bits", metavar="4|8", help="Short for the recipe phone-int4 or phone-int8")
+    int | None, typer.Option("--bits", metavar="4|8", help="Short for the recipe calibrated-int4 or phone-int8")
 ]
 Formats = Annotated[
     list[str], typer.Option("--format", "-f", metavar="FORMAT", help=f"What to write: {FORMAT_NAMES}; may be repeated")

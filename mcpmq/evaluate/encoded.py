@@ -24,6 +24,7 @@ class EncodedSet:
     files: SampleFiles
     kinds: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    cached_values_per_token: int = 0  # keys and values of all layers
 
 
 @contextmanager
@@ -43,7 +44,9 @@ def encoded(checkpoint: Checkpoint, samples: CalibrationSet, settings: Settings)
             kinds.append(_kind(sample, inputs))
             slices.append(len(inputs.slices))
         notes = _shuffle(files, slices) if settings.shuffle_images else ()
-        yield EncodedSet(files, tuple(kinds), notes)
+        language = checkpoint.architecture.language
+        cached = 2 * language.layers * language.kv_heads * language.head_width
+        yield EncodedSet(files, tuple(kinds), notes, cached)
 
 
 def _whole(sample: Sample, inputs: Inputs) -> Inputs:

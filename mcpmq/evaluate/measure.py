@@ -19,7 +19,7 @@ from mcpmq.evaluate.record import Record
 from mcpmq.evaluate.settings import Settings
 from mcpmq.families.family import Inputs
 from mcpmq.machine import describe_machine
-from mcpmq.runners.in_turn import Peaks, measure_in_turn
+from mcpmq.runners.in_turn import measure_in_turn
 from mcpmq.runners.judge import Judged
 from mcpmq.runners.log_probabilities import nbytes_of
 from mcpmq.runners.process import ENGINE_OF, ENGINES, NOTHING, Engine, Run, run
@@ -27,7 +27,7 @@ from mcpmq.runners.runner import Phases
 
 DECIMALS = 8  # of losses and divergences, in nats
 MEASUREMENT, LOG_PROBABILITIES = "measurement.json", "log_probabilities"
-IN_TURN: tuple[Engine, ...] = ("gguf", "onnx")  # can see first and read later
+CACHED_VALUE_BYTES = {"gguf": 2, "onnx": 4}  # of a key or a value: F16 by llama.cpp's default; the graph's float32
 ORIGINAL, UNQUANTIZED = "original", "unquantized"  # what an artifact's figures are compared with
 
 
@@ -53,6 +53,7 @@ class Measurement(Record):
     machine_dependent: MachineFigures
     notes: tuple[str, ...]
     samples: tuple[SampleFigures, ...]
+    cache_bytes_per_token: int | None = None  # of keys and values, computed: what the engine keeps of each token
 
     @property
     def nbytes(self) -> int:
@@ -90,15 +91,25 @@ def measure(
     engine = ENGINE_OF[kind]
     result = run(engine, artifact.path, inputs.files, settings.threads, settings.progress, against=against, keep=keep)
     measured = _measurement(engine_name(engine), result, artifact.nbytes_by_component(), inputs)
-    if engine not in IN_TURN or settings.engine_cuts or not any(sample.slices for sample in inputs.files):
+    return _with_memory(measured, engine, artifact.path, inputs, settings)
+
+
+def _with_memory(
+    measured: Measurement, engine: Engine, path: Path, inputs: EncodedSet, settings: Settings
+) -> Measurement:
+    """The same with what the cache takes, and where slices are seen, with what one thing after the other takes."""
+    if engine not in CACHED_VALUE_BYTES:
         return measured
-    return _with_memory_in_turn(measured, measure_in_turn(engine, artifact.path, inputs.files, settings.threads))
-
-
-def _with_memory_in_turn(measured: Measurement, peaks: Peaks) -> Measurement:
-    figures = {"in_turn_peak_resident_bytes": peaks.resident_bytes, "seeing_peak_resident_bytes": peaks.seeing_bytes}
-    machine = measured.machine_dependent.model_copy(update=figures)
-    return measured.model_copy(update={"machine_dependent": machine})
+    machine = measured.machine_dependent
+    if not settings.engine_cuts and any(sample.slices for sample in inputs.files):
+        peaks = measure_in_turn(engine, path, inputs.files, settings.threads)
+        figures = {
+            "in_turn_peak_resident_bytes": peaks.resident_bytes,
+            "seeing_peak_resident_bytes": peaks.seeing_bytes,
+        }
+        machine = machine.model_copy(update=figures)
+    cache_bytes = CACHED_VALUE_BYTES[engine] * inputs.cached_values_per_token
+    return measured.model_copy(update={"machine_dependent": machine, "cache_bytes_per_token": cache_bytes})
 
 
 def engine_name(engine: Engine) -> str:

@@ -6,7 +6,6 @@ Nothing is registered with transformers: whoever wants the class asks for it by 
 """
 
 from collections.abc import Mapping
-from copy import deepcopy
 from typing import Any
 
 import torch
@@ -235,8 +234,7 @@ class MiniCPMVForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
 def build(config: Mapping[str, Any]) -> MiniCPMVForConditionalGeneration:
     """The model of a raw config.json in float32, without weights: parameters on the meta device, buffers real."""
     with torch.device("meta"):
-        keys = deepcopy(dict(config))  # transformers changes some
-        model = MiniCPMVForConditionalGeneration(MiniCPMVConfig(**{**keys, "version": version_of(config)}))
+        model = MiniCPMVForConditionalGeneration(MiniCPMVConfig(**{**config, "version": version_of(config)}))
     rotary = model.llm.model.rotary_emb
     # Its frequencies are computed, never stored: nothing would ever bring them off the meta device.
     model.llm.model.rotary_emb = type(rotary)(rotary.config)

@@ -1,74 +1,57 @@
 """Families that transformers has a class for: that class, built without weights."""
 
 from collections.abc import Mapping
-from copy import deepcopy
 from typing import Any
 
 import torch
-from torch import nn
-from transformers import (
-    MiniCPM3Config,
-    MiniCPM3ForCausalLM,
-    MiniCPMV4_6Config,
-    MiniCPMV4_6ForConditionalGeneration,
-    MiniCPMV4_7Config,
-    MiniCPMV4_7ForConditionalGeneration,
-    PreTrainedConfig,
-    PreTrainedModel,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2VLConfig,
-    Qwen2VLForConditionalGeneration,
-    Qwen3VLConfig,
-    Qwen3VLForConditionalGeneration,
-)
+import transformers  # which imports a class when it is named: only the one that is asked for
+from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 
 
 def qwen2_vl(config: Mapping[str, Any]) -> nn.Module:
     """Qwen2-VL of a raw config.json."""
-    return build(Qwen2VLForConditionalGeneration, Qwen2VLConfig(**deepcopy(dict(config))))
+    return build(transformers.Qwen2VLForConditionalGeneration, transformers.Qwen2VLConfig(**config))
 
 
 def qwen2_5_vl(config: Mapping[str, Any]) -> nn.Module:
     """Qwen2.5-VL of a raw config.json."""
-    return build(Qwen2_5_VLForConditionalGeneration, Qwen2_5_VLConfig(**deepcopy(dict(config))))
+    return build(transformers.Qwen2_5_VLForConditionalGeneration, transformers.Qwen2_5_VLConfig(**config))
 
 
 def qwen3_vl(config: Mapping[str, Any]) -> nn.Module:
     """Qwen3-VL of a raw config.json."""
-    return build(Qwen3VLForConditionalGeneration, Qwen3VLConfig(**deepcopy(dict(config))))
-
-
-class _MiniCPMV46(MiniCPMV4_6ForConditionalGeneration):  # type: ignore[no-untyped-call]
-    """The class of transformers, which says the logits of all tokens whatever it is asked for."""
-
-    def forward(self, logits_to_keep: int | torch.Tensor = 0, **arguments: Any) -> CausalLMOutputWithPast:
-        """The same, but the logits of the tokens that are asked for."""
-        hidden = self.model(**arguments).last_hidden_state
-        return CausalLMOutputWithPast(logits=self.lm_head(slice_logits_to_keep(hidden, logits_to_keep)))
+    return build(transformers.Qwen3VLForConditionalGeneration, transformers.Qwen3VLConfig(**config))
 
 
 def minicpmv4_6(config: Mapping[str, Any]) -> nn.Module:
     """MiniCPM-V 4.6 of a raw config.json."""
-    return build(_MiniCPMV46, MiniCPMV4_6Config(**deepcopy(dict(config))))
+
+    class Answering(transformers.MiniCPMV4_6ForConditionalGeneration):  # type: ignore[no-untyped-call]
+        """The class of transformers says the logits of all tokens, whatever it is asked for; this one does not."""
+
+        def forward(self, logits_to_keep: int | Tensor = 0, **arguments: Any) -> CausalLMOutputWithPast:
+            hidden = self.model(**arguments).last_hidden_state
+            return CausalLMOutputWithPast(logits=self.lm_head(slice_logits_to_keep(hidden, logits_to_keep)))
+
+    return build(Answering, transformers.MiniCPMV4_6Config(**config))
 
 
 def minicpmv4_7(config: Mapping[str, Any]) -> nn.Module:
     """MiniCPM-V 4.7 of a raw config.json."""
-    return build(MiniCPMV4_7ForConditionalGeneration, MiniCPMV4_7Config(**deepcopy(dict(config))))
+    return build(transformers.MiniCPMV4_7ForConditionalGeneration, transformers.MiniCPMV4_7Config(**config))
 
 
 def minicpm3(config: Mapping[str, Any]) -> nn.Module:
     """MiniCPM3 of a raw config.json."""
-    return build(MiniCPM3ForCausalLM, MiniCPM3Config(**deepcopy(dict(config))))
+    return build(transformers.MiniCPM3ForCausalLM, transformers.MiniCPM3Config(**config))
 
 
-def build(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> nn.Module:
+def build(model_class: Any, config: transformers.PreTrainedConfig) -> nn.Module:
     """A model in float32 without weights: parameters on the meta device, buffers real, no parameter in two modules."""
     with torch.device("meta"):
-        model: nn.Module = model_class._from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+        model: nn.Module = model_class._from_config(config, dtype=torch.float32)
     for name, module in list(model.named_modules()):
         # Their frequencies are computed, never stored: nothing would ever bring them off the meta device.
         if isinstance(scale := getattr(module, "scalar_embed_scale", None), int | float):

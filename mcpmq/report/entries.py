@@ -9,12 +9,9 @@ from mcpmq.artifact import Artifact
 from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.evaluate import ORIGINAL, UNQUANTIZED, Measurement, differences
-from mcpmq.families.family import LanguageShape
 from mcpmq.report.layers import layer_picture
-from mcpmq.report.report import CalibrationFacts, Entry, KvCacheFacts, WeightFacts
+from mcpmq.report.report import CalibrationFacts, Entry, WeightFacts
 from mcpmq.report.worst import worst_samples
-
-CONTEXT_TOKENS = 4096  # for which the cache of keys and values is computed
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +38,6 @@ def entry_of(seen: Seen, artifact: Artifact, measurement: Measurement) -> Entry:
         sha256=artifact.sha256,
         calibrated_on=CalibrationFacts(name=used.name, sha256=used.sha256) if used else None,
         weights=_weights(artifact),
-        kv_cache_computed=_kv_cache(artifact, seen.checkpoint.architecture.language),
         measurement=measurement,
         differences=differences(seen.original.samples, measurement.samples, ORIGINAL),
         by_quantization=by_quantization,
@@ -56,10 +52,3 @@ def _weights(artifact: Artifact) -> WeightFacts:
         sizes[record.scheme or f"kept {record.dtype}"] += record.nbytes
     bits = 8 * sizes.total() / sum(prod(record.shape) for record in records)
     return WeightFacts(bits_per_weight=round(bits, 4), nbytes_by_scheme=dict(sizes))
-
-
-def _kv_cache(artifact: Artifact, shape: LanguageShape) -> KvCacheFacts:
-    tokens = min(CONTEXT_TOKENS, shape.context)
-    width = 2 if artifact.manifest.kind == "gguf" else 4  # llama.cpp keeps float16, the others float32
-    values = 2 * shape.layers * shape.kv_heads * shape.head_width * tokens
-    return KvCacheFacts(tokens=tokens, bytes_per_value=width, nbytes=width * values)

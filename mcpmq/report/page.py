@@ -8,7 +8,7 @@ from jinja2 import Environment
 from mcpmq.evaluate import Estimate
 from mcpmq.report.pictures import layer_pictures
 from mcpmq.report.report import Entry, Report, WorstSample
-from mcpmq.report.tables import table_of, title_of
+from mcpmq.report.tables import CONTEXT, table_of, title_of
 from mcpmq.table import megabytes
 
 
@@ -26,6 +26,7 @@ def page_of(report: Report, violated: Sequence[str] | None = None) -> str:
         sentences=[_sentence(report, entry) for entry in report.artifacts],
         table=table_of(report),
         megabytes=megabytes,
+        context=CONTEXT,
         pictures={entry.label: layer_pictures(entry.layers) for entry in report.artifacts},
         marked=_marked,
         interval=_interval,

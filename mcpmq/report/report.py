@@ -55,14 +55,6 @@ class WeightFacts(Record):
     nbytes_by_scheme: dict[str, int]
 
 
-class KvCacheFacts(Record):
-    """What the keys and values of a context take while a model answers: computed, not measured."""
-
-    tokens: int
-    bytes_per_value: int
-    nbytes: int
-
-
 class BlockFacts(Record):
     """One block of the model, as it was rounded."""
 
@@ -103,7 +95,6 @@ class Entry(Record):
     sha256: str  # of its manifest with the hashes of all files, but for a model card that the figures are written into
     calibrated_on: CalibrationFacts | None
     weights: WeightFacts
-    kv_cache_computed: KvCacheFacts
     measurement: Measurement
     differences: dict[str, Difference]  # from the original, by kind
     by_quantization: dict[str, Difference] | None  # from the unquantized artifact in the same engine, if that was asked

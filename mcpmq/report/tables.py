@@ -6,6 +6,7 @@ from mcpmq.evaluate import NONSQUARE, ORIGINAL, Change, Estimate, Measurement, c
 from mcpmq.report.report import Report
 from mcpmq.table import Row, Table, megabytes
 
+CONTEXT = 4096  # tokens, what the size of the cache is told for
 WEIGHTS = {"vision, connector": ("vision", "projector"), "language model": ("language", "embedding", "head")}
 
 
@@ -73,13 +74,16 @@ def _grouped(sizes: dict[str, int]) -> dict[str, int]:
 
 
 def _memory_rows(report: Report) -> list[Row]:
-    machine = [one.machine_dependent for one in _all(report)]
+    machine, caches = zip(*((one.machine_dependent, one.cache_bytes_per_token) for one in _all(report)), strict=True)
     in_turn = [one.in_turn_peak_resident_bytes for one in machine]
     rows = [
         ("peak memory, MB", [_megabytes(one.peak_resident_bytes) for one in machine]),
         ("  before loading, MB", [_megabytes(one.resident_bytes_before_load) for one in machine]),
         ("  vision released before language, MB", [_megabytes(one) if one else "" for one in in_turn]),
-        ("KV cache, computed, MB", ["", *(_megabytes(entry.kv_cache_computed.nbytes) for entry in report.artifacts)]),
+        (
+            f"KV cache of {CONTEXT:,} tokens, computed, MB",
+            [_megabytes(one * CONTEXT) if one else "" for one in caches],
+        ),
     ]
     return [row for row in rows if any(row[1])]
 
@@ -126,8 +130,6 @@ def _notes(report: Report, columns: Sequence[str]) -> list[str]:
         "±: half of the 95 % interval; 10,000 bootstrap resamples of the samples, differences paired by token",
         f"*: depends on the machine, here {where.machine['processor']}, threads: {where.threads}",
     ]
-    if report.artifacts:
-        told.append(f"KV cache: of {report.artifacts[0].kv_cache_computed.tokens:,} tokens, computed, not measured")
     if NONSQUARE in report.original.kinds:
         told.append(f"{NONSQUARE}: images that llama.cpp by itself would cut or resize in another way than published")
     if report.original.machine_dependent.reused:

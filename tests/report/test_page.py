@@ -71,7 +71,8 @@ def test_every_figure_of_the_table_is_on_the_page() -> None:
     assert "language.layers.3: 0.0125" in page
     assert "head: not known" in page
     assert "4.50 bits per weight" in page
-    assert "25.2 MB for 4,096 tokens" in page
+    assert "25.2 MB" in page
+    assert "123 MB" in page
 
 
 MEASURING = """
