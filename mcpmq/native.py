@@ -1,6 +1,7 @@
 """The family's own torch module, built empty; its blocks are filled and emptied one at a time."""
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import takewhile
@@ -33,8 +34,7 @@ class NativeModel:
 
 def build(family: Family, config: Mapping[str, Any], specs: Sequence[TensorSpec]) -> NativeModel:
     """The native module of a raw config.json with no weight in memory."""
-    module, _, function = family.native.partition(":")
-    model: nn.Module = getattr(import_module(module), function)(config)
+    model = module_of(family, config)
     unknown = {component for component, _ in family.passed_through}
     specs = [spec for spec in specs if spec.component not in unknown]
     by_parameter = {name: spec for spec in specs for name in spec.parameters}
@@ -45,6 +45,14 @@ def build(family: Family, config: Mapping[str, Any], specs: Sequence[TensorSpec]
         for block in _in_order(model, specs)
     }
     return NativeModel(model, blocks)
+
+
+def module_of(family: Family, config: Mapping[str, Any]) -> nn.Module:
+    """The module alone, on the meta device."""
+    module, _, function = family.native.partition(":")
+    # Configurations of transformers write into the dictionaries that they are given.
+    model: nn.Module = getattr(import_module(module), function)(deepcopy(dict(config)))
+    return model
 
 
 def _in_order(model: nn.Module, specs: Sequence[TensorSpec]) -> list[nn.Module]:

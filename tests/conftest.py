@@ -22,12 +22,26 @@ from mcpmq.release import Release
 from tests.commands import Command, Ran
 from tests.releases import report_about, with_terms
 from tests.tiny import build_checkpoint
+from tests.tiny_families import TINY_FAMILIES, TinyFamily
 
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random MiniCPM-V 2.6 checkpoint."""
     return build_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture(scope="module", params=TINY_FAMILIES, ids=lambda family: family.name + family.variant)
+def tiny_family(request: pytest.FixtureRequest) -> TinyFamily:
+    """One family after the other."""
+    family: TinyFamily = request.param
+    return family
+
+
+@pytest.fixture(scope="module")
+def family_checkpoint(tiny_family: TinyFamily, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """Its tiny checkpoint."""
+    return Checkpoint.open(tiny_family.build(tmp_path_factory.mktemp("checkpoint") / "tiny"))
 
 
 @pytest.fixture(scope="session")

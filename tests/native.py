@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from mcpmq.families.family import Inputs
 from mcpmq.families.minicpmv_inputs import MiniCpmVProcessor
 from mcpmq.families.minicpmv_native import build
 from mcpmq.grids import dequantize
+from mcpmq.native import module_of
 from mcpmq.qtensor import QTensor
 from mcpmq.quantized import Quantized
 
@@ -26,8 +26,7 @@ def native_model(quantized: Quantized) -> nn.Module:
 
 def native_module(quantized: Quantized) -> nn.Module:
     """The same for any family."""
-    module, _, function = family_named(quantized.artifact.manifest.family).native.partition(":")
-    return _filled(getattr(import_module(module), function)(quantized.config), quantized)
+    return _filled(module_of(family_named(quantized.artifact.manifest.family), quantized.config), quantized)
 
 
 def _filled(model: nn.Module, quantized: Quantized) -> nn.Module:

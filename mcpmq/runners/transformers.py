@@ -2,10 +2,9 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers.modeling_utils
@@ -15,6 +14,7 @@ from torch import nn
 from mcpmq.families import family_named
 from mcpmq.families.family import Family, Inputs
 from mcpmq.formats.hf.reader import HuggingFaceArtifact
+from mcpmq.native import module_of
 from mcpmq.runners.runner import Judge, Result
 
 READERS = {"bnb": "bitsandbytes", "compressed-tensors": "compressed-tensors"}
@@ -65,8 +65,7 @@ def load(opened: HuggingFaceArtifact, dtype: torch.dtype | None = None) -> Trans
 
 def _empty(family: Family, config: Mapping[str, Any]) -> transformers.modeling_utils.PreTrainedModel:
     """The family's native module without weights: its class and its configuration are wanted."""
-    module, _, function = family.native.partition(":")
-    empty: transformers.modeling_utils.PreTrainedModel = getattr(import_module(module), function)(config)
+    empty = cast(transformers.modeling_utils.PreTrainedModel, module_of(family, config))
     return empty
 
 

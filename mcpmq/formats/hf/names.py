@@ -24,7 +24,8 @@ def wide_modules(steps: Iterable[Step]) -> tuple[str, ...]:
 
 
 def _names(step: Step) -> tuple[str, ...]:
-    """As the checkpoint calls the module, which vLLM goes by, and as transformers does once it is loaded."""
+    """The modules of a weight, as the checkpoint calls them and as the native module does; an embedding that is the
+    head too has two."""
     return tuple(dict.fromkeys(map(module_of, (step.spec.hub_name, *step.spec.parameters))))
 
 
