@@ -7,8 +7,6 @@ from mcpmq.families.family import Family
 from mcpmq.formats import FORMATS
 from mcpmq.table import Row, Table
 
-COLUMNS = ("checkpoints", *FORMATS)
-
 
 def facts() -> list[dict[str, Any]]:
     """One entry a family; under each format `yes`, or why it is refused, and under `caveats` what differs."""
@@ -28,14 +26,15 @@ def _facts(family: Family) -> dict[str, Any]:
 
 
 def table() -> Table:
-    """The same for people; what differs or is refused stands under the table."""
+    """The same for people: under a family its checkpoints, and under the table what differs or is refused."""
     rows: list[Row] = []
     notes = []
     for fact in facts():
-        told = {"checkpoints": ", ".join(fact["checkpoints"])}
+        cells = []
         for name in FORMATS:
             said = fact["caveats"].get(name) or (fact[name] if fact[name] != "yes" else "")
-            told[name] = fact[name].partition(":")[0] + ("*" if said else "")
+            cells.append(fact[name].partition(":")[0] + ("*" if said else ""))
             notes += [f"* {fact['family']}, {name}: {said.removeprefix('refused: ')}"] if said else []
-        rows.append((fact["family"] + ("" if fact["sees"] else " (text only)"), [told[column] for column in COLUMNS]))
-    return Table("Families", COLUMNS, rows, notes)
+        rows.append((fact["family"] + ("" if fact["sees"] else " (text only)"), cells))
+        rows += [(f"  {checkpoint}", [""] * len(FORMATS)) for checkpoint in fact["checkpoints"]]
+    return Table("Families", FORMATS, rows, notes)

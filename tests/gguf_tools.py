@@ -1,5 +1,6 @@
 """GGUF artifacts for tests, and gguf-py's own reading of them."""
 
+import ctypes
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from mcpmq.plan import make_plan
 from mcpmq.quantize import quantize
 from mcpmq.quantized import Quantized
 from mcpmq.recipe import Recipe
+from mcpmq.runners.llamacpp.language import LanguageModel
 
 
 def quantized_by(checkpoint: Path, folder: Path, **schemes: str) -> Quantized:
@@ -46,3 +48,13 @@ def values(reader: GGUFReader, name: str) -> NDArray[np.float32]:
     [tensor] = [tensor for tensor in reader.tensors if tensor.name == name]
     shape = tuple(int(size) for size in reversed(tensor.shape))
     return dequantize(tensor.data, tensor.tensor_type).reshape(shape)
+
+
+def tokens_in_llama_cpp(model: LanguageModel, text: str) -> list[int]:
+    """What llama.cpp's own tokenizer makes of a text, special tokens in it included."""
+    kinds = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_int32, ctypes.c_void_p, ctypes.c_int32)
+    tokenize = model.engine.optional("llama_tokenize", ctypes.c_int32, *kinds, ctypes.c_bool, ctypes.c_bool)
+    room, encoded = np.zeros(500, np.int32), text.encode()
+    vocabulary = model.engine("llama_model_get_vocab", model.pointer)
+    count = tokenize(vocabulary, encoded, len(encoded), room.ctypes.data, len(room), False, True)
+    return [int(token) for token in room[:count]]

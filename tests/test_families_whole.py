@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tokenizers import Tokenizer
 
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import FormatError
@@ -21,10 +22,12 @@ from mcpmq.quantize import quantize
 from mcpmq.quantized import Quantized
 from mcpmq.recipe import Recipe
 from mcpmq.runners.gguf import open_runner as open_gguf
+from mcpmq.runners.llamacpp import llamacpp
+from mcpmq.runners.llamacpp.language import LanguageModel
 from mcpmq.runners.onnx import OnnxRunner
 from mcpmq.runners.onnx import open_runner as open_onnx
 from mcpmq.runners.torch import open_runner as open_torch
-from tests.gguf_tools import exported
+from tests.gguf_tools import exported, tokens_in_llama_cpp
 from tests.losses import losses_of
 from tests.native import continuation, native_module
 from tests.onnx_tools import artifact_of
@@ -99,6 +102,16 @@ def _with(full: Quantized, folder: Path, keys: Mapping[str, Any]) -> Path:
     copy = shutil.copytree(full.path, folder / "changed")
     (copy / "config.json").write_text(json.dumps({**full.config, **keys}))
     return copy
+
+
+def test_llama_cpp_splits_text_into_the_same_tokens(tiny: TinyFamily, full: Quantized, tmp_path: Path) -> None:
+    """Byte-level tokenizers and those in SentencePiece's manner, whatever script a text has."""
+    if "gguf" in dict(family_named(tiny.name).refusals):
+        return
+    [file] = exported(full, tmp_path).files_of("language")
+    model, tokenizer = LanguageModel(llamacpp(), file), Tokenizer.from_file(str(full.path / "tokenizer.json"))
+    for text in ("What does the sign say?\n\n 31415 circles!", "naïve  Übung — 猫が123見る\t🙂", "How many? it's"):
+        assert tokens_in_llama_cpp(model, text) == tokenizer.encode(text, add_special_tokens=False).ids
 
 
 def test_onnx_continues_as_torch_does(full: Quantized, samples: list[Inputs], onnx: OnnxRunner) -> None:
