@@ -1,8 +1,10 @@
 """Mixes that were found for several sizes beside the fixed recipes: what a byte is worth, measured in llama.cpp.
 
-python -m benchmarks.budgets
+python -m benchmarks.budgets            finds them anew
+python -m benchmarks.budgets --found    takes those of benchmarks/results/budgets
 """
 
+import argparse
 import shutil
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from benchmarks.run import HELDOUT, REFERENCE, RESULTS, STARTER, WORK, timed
 from mcpmq.artifact import Artifact
 from mcpmq.report import Report
 
-FOLDER = WORK.parent / "budgets"
+FOLDER, RECIPES = WORK.parent / "budgets", RESULTS / "budgets"
 FIXED = ("phone-int4", "quality-int4", "phone-int8", "calibrated-int4", "calibrated-quality-int4")
 SMALL = (6_500_000, 7_000_000, 8_000_000)  # below every fixed recipe; the other budgets are the sizes of fixed ones
 
@@ -24,25 +26,27 @@ def artifact_of(recipe: str, folder: Path) -> Path:
     return out
 
 
-def fitted(nbytes: int) -> Path:
+def fitted(nbytes: int, found: bool) -> Path:
     """The reference by the best mix of a size."""
-    folder = FOLDER / f"fit-{nbytes}"
-    folder.mkdir(parents=True)
-    recipe = folder / "recipe.toml"
-    size = ["--max-size", str(nbytes), "--format", "gguf"]
-    timed("fit", REFERENCE, recipe, *size, "--calibration", STARTER, out=folder)
-    return artifact_of(str(recipe), folder)
+    recipe = RECIPES / f"fit-{nbytes}.toml"
+    if not found:
+        size = ["--max-size", str(nbytes), "--format", "gguf"]
+        timed("fit", REFERENCE, recipe, *size, "--calibration", STARTER, out=RECIPES)
+    return artifact_of(str(recipe), FOLDER / f"fit-{nbytes}")
 
 
-def main() -> None:
+def main(found: bool) -> None:
     """Make everything, measure it at once, keep the report."""
     shutil.rmtree(FOLDER, ignore_errors=True)
+    RECIPES.mkdir(exist_ok=True)
     fixed = [artifact_of(recipe, FOLDER / recipe) for recipe in FIXED]
     sizes = sorted({sum(Artifact.open(path).nbytes_by_component().values()) for path in fixed[:3]})
-    mixes = [fitted(nbytes) for nbytes in (*SMALL, *sizes)]
+    mixes = [fitted(nbytes, found) for nbytes in (*SMALL, *sizes)]
     timed("evaluate", *fixed, *mixes, "--against", REFERENCE, "--on", HELDOUT, "--out", FOLDER / "report", out=FOLDER)
     (RESULTS / "budgets.json").write_text(Report.load(FOLDER / "report").model_dump_json() + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--found", action="store_true")
+    main(parser.parse_args().found)

@@ -8,10 +8,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mcpmq import supported
 from mcpmq.by_component import Split
 from mcpmq.by_component import table_of as split_table_of
 from mcpmq.evaluate import Estimate
-from mcpmq.families import FAMILIES
 from mcpmq.families.family import TensorSpec
 from mcpmq.formats import FORMATS, format_named
 from mcpmq.plan import Step
@@ -270,8 +270,8 @@ def schemes() -> str:
 
 
 def families() -> str:
-    """The families that are supported."""
-    return ", ".join(family.name for family in FAMILIES)
+    """What `mcpmq families` prints, without its heading."""
+    return supported.table().markdown().partition("\n\n")[2].strip()
 
 
 def file_tree() -> str:

@@ -1,6 +1,7 @@
 """The model as it was given: a Hugging Face directory, read lazily and never written."""
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -45,8 +46,9 @@ class Checkpoint:
         config = read_json(path / "config.json")
         family = _family(config)
         architecture = family.architecture(config)
-        specs = family.tensors(architecture)
-        return cls(path, config, family, architecture, specs, _match(specs, _entries(path)))
+        entries = _entries(path)
+        specs = (*family.tensors(architecture), *_passed_through(family, entries))
+        return cls(path, config, family, architecture, specs, _match(specs, entries))
 
     def load(self, spec: TensorSpec) -> "Tensor":
         """One tensor in its own dtype; a transposed one is turned to [out, in]."""
@@ -99,6 +101,21 @@ class Checkpoint:
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         return digest.hexdigest()
+
+    def facts(self) -> dict[str, Any]:
+        """What it is, in words and numbers."""
+        sizes: Counter[str] = Counter()
+        for spec in self.specs:
+            sizes[spec.component] += self.entries[spec.name].nbytes
+        return {
+            "family": self.family.name,
+            "tensors": len(self.specs),
+            "dtypes": dict(Counter(entry.torch_dtype for entry in self.entries.values())),
+            "bytes": self.nbytes,
+            "bytes_by_component": dict(sizes),
+            "language": str(self.architecture.language),
+            "vision": str(self.architecture.vision or "none: it reads text only"),
+        }
 
 
 def _tensor(values: bytearray, entry: Entry) -> "Tensor":
@@ -169,6 +186,14 @@ def _indexed_entries(path: Path, index: Mapping[str, Any]) -> dict[str, Entry]:
     if missing := sorted(weight_map.keys() - entries.keys()):
         raise CheckpointError(f"`{weight_map[missing[0]]}` does not hold `{missing[0]}`, which `{INDEX}` places there")
     return entries
+
+
+def _passed_through(family: Family, entries: Mapping[str, Entry]) -> Iterator[TensorSpec]:
+    """Tensors of components that the family does not know, and hands on as they are."""
+    for component, beginning in family.passed_through:
+        for name in sorted(entries):
+            if name.startswith(f"{beginning}."):
+                yield TensorSpec(f"{component}.{name}", name, entries[name].shape)
 
 
 def _match(specs: tuple[TensorSpec, ...], entries: dict[str, Entry]) -> dict[str, Entry]:

@@ -7,40 +7,35 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mcpmq.errors import McpmqError
-from mcpmq.options import LOOK, STEPS, Context, FitMemory, Json, MaxSize, Out, Source, Threads
+from mcpmq.options import (
+    FORMAT_NAMES,
+    LOOK,
+    STEPS,
+    Bits,
+    Cache,
+    Calibration,
+    Context,
+    FitMemory,
+    Forecasts,
+    Formats,
+    Json,
+    MaxSize,
+    On,
+    OptionalCalibration,
+    Out,
+    RecipeName,
+    Source,
+    Threads,
+)
 from mcpmq.release_commands import METHODS, budget_of, format_of
 from mcpmq.release_commands import commands as release_commands
-from mcpmq.report_commands import commands as report_commands
 
 if TYPE_CHECKING:  # help must be there at once
     from mcpmq.recipe import Recipe
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 app.add_typer(release_commands)
-app.add_typer(report_commands)
-FORMAT_NAMES = "gguf, onnx, gptq, awq, bnb or compressed-tensors"
-
-RecipeName = Annotated[
-    str | None, typer.Option("--recipe", "-r", metavar="NAME|FILE", help="A recipe, or its TOML file")
-]
-Bits = Annotated[
-    int | None, typer.Option("--bits", metavar="4|8", help="Short for the recipe phone-int4 or phone-int8")
-]
-Formats = Annotated[
-    list[str], typer.Option("--format", "-f", metavar="FORMAT", help=f"What to write: {FORMAT_NAMES}; may be repeated")
-]
-Forecasts = Annotated[
-    list[str] | None, typer.Option("--format", "-f", metavar="FORMAT", help=f"Forecast {FORMAT_NAMES}; may be repeated")
-]
-Calibration = Annotated[Path, typer.Option("--calibration", metavar="DIR", help="Images and questions to calibrate on")]
-OptionalCalibration = Annotated[
-    Path | None, typer.Option("--calibration", metavar="DIR", help="Images and questions to calibrate on")
-]
-On = Annotated[
-    Path | None,
-    typer.Option("--on", metavar="DIR", help="Set to measure on; without it a fifth of the calibration set"),
-]
-Cache = Annotated[bool, typer.Option("--cache/--no-cache", help="Reuse a measurement of the same original")]
+OF_BITS = {4: "calibrated-int4", 8: "phone-int8"}  # what samples show changes little at 8 bits
 
 
 def _version(wanted: bool) -> None:
@@ -240,6 +235,31 @@ def inspect(path: Annotated[Path, typer.Argument(metavar="PATH")], json: Json = 
     show.path(path, as_json=json)
 
 
+@app.command(rich_help_panel=LOOK)
+def families(
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, as for a README")] = False,
+    json: Json = False,
+) -> None:
+    """List the models that can be converted, and what is refused or differs in which format"""
+    from mcpmq import show
+
+    show.families(as_json=json, as_markdown=markdown)
+
+
+@app.command(rich_help_panel=LOOK)
+def report(
+    reports: Annotated[list[Path], typer.Argument(metavar="REPORT...", help="report.json files, or their folders")],
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, as for a pull request")] = False,
+    html: Annotated[bool, typer.Option("--html", help="Print a page that fetches nothing")] = False,
+    json: Json = False,
+) -> None:
+    """Show one or many reports in one table, and of two what changed"""
+    from mcpmq import show
+    from mcpmq.report import Report
+
+    show.reports([Report.load(path) for path in reports], as_json=json, as_markdown=markdown, as_html=html)
+
+
 def _split(
     artifact: Path, against: str, on: Path, out: Path | None, threads: int | None, cache: bool, json: bool
 ) -> None:
@@ -268,9 +288,9 @@ def _recipe(name: str | None, bits: int | None) -> "Recipe":
 
     if (name is None) == (bits is None):
         raise typer.BadParameter("give either --recipe or --bits", param_hint="--recipe")
-    if bits not in (None, 4, 8):
+    if bits not in (None, *OF_BITS):
         raise typer.BadParameter(f"{bits} is neither 4 nor 8", param_hint="--bits")
-    return Recipe.load(name or f"phone-int{bits}")
+    return Recipe.load(OF_BITS[bits] if bits else name or "")
 
 
 def main() -> None:

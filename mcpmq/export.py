@@ -6,11 +6,13 @@ from typing import Any
 from mcpmq.artifact import MANIFEST, Artifact, Manifest, appearing_whole, refuse_full_disk, write_manifest
 from mcpmq.calibration import CalibrationSet
 from mcpmq.errors import FormatError
+from mcpmq.families import family_named
 from mcpmq.formats import FormatName, check_steps, format_named
 from mcpmq.formats.format import Format
 from mcpmq.progress import Progress, silent
 from mcpmq.quantized import Quantized
 
+NPU_TOWER = "siglip-resampler"
 ROUNDED_FOR_NPUS = (
     "vision graph for NPUs: one size of slices, 16-bit activations over the images of `{}` (sha256 {}), weights rounded"
     " once more to 8 bits by ONNX Runtime"
@@ -34,8 +36,8 @@ def export(
         OutputError: `out` exists with other content, or the disk is full.
         ArtifactError: what was exported before has changed since.
     """
-    layout, options = format_named(name), _options(name, npu)
-    check_steps(quantized.steps, name)
+    layout, options = format_named(name), _options(quantized, name, npu)
+    check_steps(family_named(quantized.artifact.manifest.family), quantized.steps, name)
     manifest = _manifest(quantized, layout, name, npu)
     if (out / MANIFEST).is_file():
         earlier = Artifact.open(out)
@@ -48,9 +50,15 @@ def export(
     return Artifact.open(out)
 
 
-def _options(name: FormatName, npu: CalibrationSet | None) -> dict[str, Any]:
+def _options(quantized: Quantized, name: FormatName, npu: CalibrationSet | None) -> dict[str, Any]:
     if npu and name != "onnx":
         raise FormatError(f"`{name}` has nothing for NPUs", "use `--format onnx` with `--npu`")
+    seeing = quantized.architecture.vision
+    if npu and (seeing is None or seeing.kind != NPU_TOWER):
+        raise FormatError(
+            f"`{quantized.artifact.manifest.family}` has no vision graph for NPUs, which take slices of one size",
+            "export it without `--npu`",
+        )
     return {"npu": npu} if npu else {}
 
 

@@ -28,7 +28,8 @@ from mcpmq.errors import ArtifactError, CalibrationError
 from mcpmq.families.family import TensorSpec
 from mcpmq.formats.gguf import language, mmproj
 from mcpmq.formats.gguf.importance import Entry, ImportanceMatrix, widths_in
-from mcpmq.formats.gguf.names import names_of, source_name
+from mcpmq.formats.gguf.names import HYBRID_LANGUAGE, Names, names_of, source_name
+from mcpmq.formats.gguf.names import LANGUAGE as LANGUAGE_NAMES
 from mcpmq.machine import installed_versions
 from mcpmq.memory import refuse_what_does_not_fit
 from mcpmq.observe import MODALITIES, Labels, count
@@ -79,16 +80,17 @@ def imatrix(
         OutputError: `out` exists.
     """
     refuse_existing(out)
-    widths = {part: _columns(checkpoint, part) for part in COMPONENTS}
+    names = _names(checkpoint)
+    widths = {part: _columns(checkpoint, part, names[part]) for part in names}
     if mmproj_file:
-        widths[MMPROJ] = widths_in(mmproj_file, widths[MMPROJ])
+        widths[MMPROJ] = widths_in(mmproj_file, widths.get(MMPROJ, {}))
     earlier = [_earlier(folder, checkpoint) for folder in added]
-    summed = {part: [one.widened(widths[part]) for one in _read(earlier, part)] for part in COMPONENTS}
+    summed = {part: [one.widened(widths[part]) for one in _read(earlier, part)] for part in names}
     seen = _see(checkpoint, samples, progress)
     with appearing_whole(out) as folder:
         listed = {}
-        for part in COMPONENTS:
-            matrix = _matrix(checkpoint, seen, part, samples).widened(widths[part])
+        for part in names:
+            matrix = _matrix(checkpoint, seen, part, names[part], samples).widened(widths[part])
             parts = [one for one in (matrix, *summed[part]) if one.entries]
             if parts:
                 name = f"{PREFIXES[part]}{source_name(checkpoint.path.resolve().name)}-imatrix.gguf"
@@ -158,23 +160,35 @@ def _specs(checkpoint: Checkpoint, part: str) -> Iterator[TensorSpec]:
     return (spec for spec in checkpoint.specs if spec.role == "matrix" and spec.component in COMPONENTS[part])
 
 
-def _columns(checkpoint: Checkpoint, part: str) -> dict[str, int]:
+def _names(checkpoint: Checkpoint) -> dict[str, Names]:
+    """What llama.cpp calls the tensors of each file; one file where the model reads text only."""
+    shape = checkpoint.architecture
+    read = {LANGUAGE: HYBRID_LANGUAGE if shape.language.linear else LANGUAGE_NAMES}
+    return read | ({MMPROJ: mmproj.TOWERS[shape.vision.kind].names} if shape.vision else {})
+
+
+def _columns(checkpoint: Checkpoint, part: str, names: Names) -> dict[str, int]:
     """Columns of all matrices of a file, by llama.cpp's names."""
     return {
         name: spec.shape[0 if spec.transposed else 1]
         for spec in _specs(checkpoint, part)
-        for name in names_of(spec.name)
+        for name in names_of(spec.name, names)
     }
 
 
-def _matrix(checkpoint: Checkpoint, seen: Seen, part: str, samples: CalibrationSet) -> ImportanceMatrix:
+def _matrix(checkpoint: Checkpoint, seen: Seen, part: str, names: Names, samples: CalibrationSet) -> ImportanceMatrix:
     entries = {
         name: _entry(spec, squares)
         for spec in _specs(checkpoint, part)
         if spec.name in seen
-        for name, squares in zip(names_of(spec.name), seen[spec.name], strict=True)
+        for name, squares in _shared_out(names_of(spec.name, names), seen[spec.name])
     }
     return ImportanceMatrix(entries, (samples.path.resolve().name,), len(samples))
+
+
+def _shared_out(names: Sequence[str], seen: Sequence[Squares]) -> Iterator[tuple[str, Squares]]:
+    """What the parts of a matrix saw: each something of its own, or all the same."""
+    return zip(names, seen if len(seen) > 1 else [seen[0]] * len(names), strict=True)
 
 
 def _entry(spec: TensorSpec, part: Squares) -> Entry:

@@ -13,7 +13,7 @@ from mcpmq.plan import block_of
 from mcpmq.table import megabytes
 
 FLOAT_NBYTES = 4
-PIXEL_NBYTES = 3 * (1 + FLOAT_NBYTES)  # of three channels, as they were read and as the model takes them
+CHANNELS = 3  # of a pixel
 STATES = 2  # of a sample: what its next block takes, and what its first took
 
 
@@ -36,15 +36,16 @@ def needed(
 ) -> Needed:
     """What passing these samples takes, with a Gram matrix for what the weights in `summed` see, by common name."""
     pixels = sum(part.shape[0] * part.shape[1] for one in inputs for part in one.slices)
-    tokens = sum(len(one.tokens) for one in inputs)
-    vision, language = architecture.vision, architecture.language
-    widest = max(pixels // vision.patch**2 * vision.hidden, tokens * language.hidden)  # one tower after the other
+    seen, passed, a_pixel = 0, sum(len(one.tokens) for one in inputs) * architecture.language.hidden, 0
+    if vision := architecture.vision:
+        seen = pixels // vision.patch**2 * vision.hidden
+        a_pixel = CHANNELS * (1 + FLOAT_NBYTES * max(1, vision.frames))  # as it was read and as the model takes it
     blocks: dict[str, list[TensorSpec]] = {}
     for spec in specs:
         blocks.setdefault(block_of(spec.name), []).append(spec)
     sizes = {name: _block_nbytes(held, summed) for name, held in blocks.items()}
     name = max(sizes, key=lambda name: sizes[name])
-    return Needed(PIXEL_NBYTES * pixels, STATES * FLOAT_NBYTES * widest, sizes[name], name)
+    return Needed(a_pixel * pixels, STATES * FLOAT_NBYTES * max(seen, passed), sizes[name], name)
 
 
 def _block_nbytes(specs: Sequence[TensorSpec], summed: Collection[str]) -> int:

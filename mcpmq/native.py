@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from mcpmq.families.family import Family, TensorSpec
 from mcpmq.grids import dequantize
+from mcpmq.plan import block_of
 from mcpmq.qtensor import QTensor
 from mcpmq.stream import blocks_of
 
@@ -33,14 +35,33 @@ def build(family: Family, config: Mapping[str, Any], specs: Sequence[TensorSpec]
     """The native module of a raw config.json with no weight in memory."""
     module, _, function = family.native.partition(":")
     model: nn.Module = getattr(import_module(module), function)(config)
-    by_hub_name = {spec.hub_name: spec for spec in specs}
+    unknown = {component for component, _ in family.passed_through}
+    specs = [spec for spec in specs if spec.component not in unknown]
+    by_parameter = {name: spec for spec in specs for name in spec.parameters}
     empty(model)
     names = {part: name for name, part in model.named_modules()}
     blocks = {
-        block: {name: by_hub_name[f"{names[block]}.{name}"] for name, _ in block.named_parameters()}
-        for block in blocks_of(model, by_hub_name)
+        block: {name: by_parameter[f"{names[block]}.{name}"] for name, _ in block.named_parameters()}
+        for block in _in_order(model, specs)
     }
     return NativeModel(model, blocks)
+
+
+def _in_order(model: nn.Module, specs: Sequence[TensorSpec]) -> list[nn.Module]:
+    """The blocks as samples meet them: those of a plan, where a module holds just the one's parameters, else the
+    modules that it is spread over; a tied head comes last, where an embedding of its own name would."""
+    groups: dict[str, list[str]] = {}
+    for spec in specs:
+        groups.setdefault(block_of(spec.name), []).append(spec.parameters[0])
+    blocks = [block for names in groups.values() for block in _modules_of(model, names, specs)]
+    return [*blocks, *blocks_of(model, [name for spec in specs for name in spec.parameters[1:]])]
+
+
+def _modules_of(model: nn.Module, names: list[str], specs: Sequence[TensorSpec]) -> list[nn.Module]:
+    shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*(name.split(".")[:-1] for name in names), strict=False))
+    module = ".".join(parts[0] for parts in shared)
+    inside = {name for spec in specs for name in spec.parameters if name.startswith(f"{module}.")}
+    return [model.get_submodule(module)] if inside == set(names) else blocks_of(model, names)
 
 
 def empty(block: nn.Module) -> None:

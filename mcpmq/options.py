@@ -20,3 +20,26 @@ MaxSize = Annotated[
 FitMemory = Annotated[
     str | None, typer.Option("--fit-memory", metavar="SIZE", help="Of the device, with a full context: 6GB")
 ]
+FORMAT_NAMES = "gguf, onnx, gptq, awq, bnb or compressed-tensors"
+
+RecipeName = Annotated[
+    str | None, typer.Option("--recipe", "-r", metavar="NAME|FILE", help="A recipe, or its TOML file")
+]
+Bits = Annotated[
+    int | None, typer.Option("--bits", metavar="4|8", help="Short for the recipe calibrated-int4 or phone-int8")
+]
+Formats = Annotated[
+    list[str], typer.Option("--format", "-f", metavar="FORMAT", help=f"What to write: {FORMAT_NAMES}; may be repeated")
+]
+Forecasts = Annotated[
+    list[str] | None, typer.Option("--format", "-f", metavar="FORMAT", help=f"Forecast {FORMAT_NAMES}; may be repeated")
+]
+Calibration = Annotated[Path, typer.Option("--calibration", metavar="DIR", help="Images and questions to calibrate on")]
+OptionalCalibration = Annotated[
+    Path | None, typer.Option("--calibration", metavar="DIR", help="Images and questions to calibrate on")
+]
+On = Annotated[
+    Path | None,
+    typer.Option("--on", metavar="DIR", help="Set to measure on; without it a fifth of the calibration set"),
+]
+Cache = Annotated[bool, typer.Option("--cache/--no-cache", help="Reuse a measurement of the same original")]

@@ -10,6 +10,7 @@ from mcpmq.card import ORIGINAL_CARD, Card
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import ReleaseError
 from mcpmq.formats.parts import LEAST_RUNTIMES, divide
+from mcpmq.gate import Gate, check
 from mcpmq.licence import CARD, Terms, terms_of
 from mcpmq.recipe_file import as_toml
 from mcpmq.release import (
@@ -35,6 +36,8 @@ class Wanted:
     base_model: str | None = None  # hub id of the original, for the card
     largest_artifact_nbytes: int | None = None
     largest_file_nbytes: int | None = None
+    gates: tuple[Path, ...] = ()  # allowed differences; all must hold
+    baseline: Report | None = None  # what gates may compare with
 
 
 def package(
@@ -43,21 +46,24 @@ def package(
     """Assemble a release; every file of every artifact is hashed before and after.
 
     Raises:
-        ReleaseError: an artifact is too large, was not measured, two are of one kind, or the licence is missing.
+        ReleaseError: an artifact is too large, was not measured or differs by more than a gate allows, two are of one
+            kind, or the licence is missing.
         ArtifactError: an artifact's files changed since it was written.
         OutputError: `out` exists with other content, or the disk is full.
     """
     terms = terms_of(checkpoint, wanted.licence)
     _refuse_unlike(artifacts, checkpoint)
     measured = _measured(artifacts, report)
+    _refuse_violated(measured, wanted)
     for artifact in artifacts:
         _refuse_large(artifact, wanted.largest_artifact_nbytes)
         artifact.verify()
     with appearing_whole(out) as folder:
+        _add_gates(wanted.gates, folder)
         held = [_add(artifact, folder, wanted.largest_file_nbytes) for artifact in artifacts]
         _add_texts(checkpoint, terms, held, folder)
         write_report(measured, folder)
-        record = _record(held, checkpoint, terms, wanted, out)
+        record = _record(held, measured, terms, wanted, out)
         (folder / CARD).write_text(Card(record, held, _folders(held), measured, terms, wanted.base_model).markdown())
         whole = record.model_copy(update={"files": record_files(folder, files_under(folder))})
         (folder / RECORD).write_text(whole.model_dump_json(indent=1) + "\n")
@@ -82,22 +88,23 @@ def _refuse_unlike(artifacts: Sequence[Artifact], checkpoint: Checkpoint) -> Non
 
 
 def _measured(artifacts: Sequence[Artifact], report: Report) -> Report:
-    """The part of a report that is about these artifacts."""
-    entries = []
+    """The part of a report that is about these artifacts, as they are now."""
+    entries = {entry.sha256: entry for entry in report.artifacts}
     for artifact in artifacts:
-        manifest, sizes = artifact.manifest, artifact.nbytes_by_component()
-        asked = manifest.kind, str(manifest.recipe["name"]), sizes
-        found = [
-            one for one in report.artifacts if (one.kind, one.recipe, one.measurement.nbytes_by_component) == asked
-        ]
-        if not found or report.checkpoint.sha256 != manifest.source.sha256:
+        if artifact.sha256 not in entries:
             raise ReleaseError(
-                f"the report does not measure `{artifact.path}`: {manifest.kind} of recipe `{manifest.recipe['name']}`,"
-                f" {sum(sizes.values()):,} bytes",
-                "measure it with `mcpmq evaluate`, then name that report",
+                f"the report does not measure `{artifact.path}` as it is now", "measure it with `mcpmq evaluate`"
             )
-        entries.append(found[0])
-    return report.model_copy(update={"artifacts": tuple(entries)})
+    return report.model_copy(update={"artifacts": tuple(entries[artifact.sha256] for artifact in artifacts)})
+
+
+def _refuse_violated(report: Report, wanted: Wanted) -> None:
+    verdicts = [one for file in wanted.gates for one in check(report, Gate.load(file), wanted.baseline)]
+    if violated := [str(verdict) for verdict in verdicts if not verdict.holds]:
+        raise ReleaseError(
+            "\n".join([f"{len(violated)} of {len(verdicts)} bounds of the gate are violated", *violated]),
+            "make it more accurate, or change the gate where that is right",
+        )
 
 
 def _refuse_large(artifact: Artifact, largest_nbytes: int | None) -> None:
@@ -131,13 +138,16 @@ def _add_texts(checkpoint: Checkpoint, terms: Terms, artifacts: Sequence[Artifac
         (folder / RECIPES / f"{artifact.manifest.kind}.toml").write_text(as_toml(recipe))
 
 
+def _add_gates(gates: Sequence[Path], folder: Path) -> None:
+    for number, gate in enumerate(gates):
+        shutil.copyfile(gate, folder / f"gate{f'-{number + 1}' if number else ''}.toml")
+
+
 def _folders(artifacts: Sequence[Artifact]) -> list[str]:
     return [artifact.path.name for artifact in artifacts]
 
 
-def _record(
-    artifacts: Sequence[Artifact], checkpoint: Checkpoint, terms: Terms, wanted: Wanted, out: Path
-) -> ReleaseRecord:
+def _record(artifacts: Sequence[Artifact], report: Report, terms: Terms, wanted: Wanted, out: Path) -> ReleaseRecord:
     return ReleaseRecord(
         name=wanted.name or out.absolute().name,
         source=artifacts[0].manifest.source,
@@ -147,12 +157,13 @@ def _record(
                 kind=artifact.manifest.kind,
                 folder=artifact.path.name,
                 recipe=str(artifact.manifest.recipe["name"]),
+                measured_sha256=entry.sha256,
                 calibrated_on=artifact.manifest.calibrated_on,
                 nbytes=sum(artifact.nbytes_by_component().values()),
                 least_runtime=LEAST_RUNTIMES[artifact.manifest.kind],
                 versions=artifact.manifest.versions,
             )
-            for artifact in artifacts
+            for artifact, entry in zip(artifacts, report.artifacts, strict=True)
         ),
         largest_artifact_nbytes=wanted.largest_artifact_nbytes,
         largest_file_nbytes=wanted.largest_file_nbytes,

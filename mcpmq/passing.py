@@ -57,12 +57,14 @@ def _forward(model: NativeModel, kinds: Tensor, tensors: Mapping[str, Any]) -> N
 
 
 def is_head(model: NativeModel, block: nn.Module) -> bool:
-    """Whether a block says the next token."""
-    return component_of(model, block) == HEAD
+    """Whether a block says the next token; it may be the embedding once more."""
+    return block is model.module.get_output_embeddings()  # type: ignore[operator]
 
 
 def component_of(model: NativeModel, block: nn.Module) -> str:
     """The component that a block is part of."""
+    if is_head(model, block):
+        return HEAD
     return next(iter(model.blocks[block].values())).component
 
 
@@ -95,5 +97,6 @@ def _spoken(_: int) -> Tensor:
 
 def fed_by(family: Family, spec: TensorSpec, parameter: str) -> str | None:
     """The module inside the block whose output a parameter, of this name there, multiplies and that no linear holds."""
-    feeder = dict(family.fed_by).get(spec.hub_name)
-    return feeder.removeprefix(spec.hub_name.removesuffix(parameter)) if feeder else None
+    name = spec.parameters[0]
+    feeder = dict(family.fed_by).get(name)
+    return feeder.removeprefix(name.removesuffix(parameter)) if feeder else None

@@ -1,7 +1,7 @@
 """What will be done to every weight, decided from headers alone, before any weight is read."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -24,6 +24,7 @@ from mcpmq.recipe import (
 from mcpmq.safetensors_file import DTYPES
 
 BESIDE_INTEGER_INPUTS = IntegerScheme(8, None)
+COMPONENTS = {"vision", "projector", "embedding", "language", "head"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,32 +95,42 @@ class Plan:
 
 
 def block_of(name: str) -> str:
-    """`language.layers.0.mlp.up` -> `language.layers.0`; what is in no layer goes with its component."""
+    """`language.layers.0.mlp.up` -> `language.layers.0`; what is in no layer goes with its component, but for a merger
+    between layers."""
     parts = name.split(".")
+    if parts[1:2] == ["merger"]:
+        return ".".join(parts[:2])
     return ".".join(parts[:3]) if len(parts) > 2 and parts[1] == "layers" else parts[0]
 
 
 def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
-    """Decide every tensor.
+    """Decide every tensor. A line for a whole component that this model does not have concerns nothing: `vision.*`
+    where the model reads text only.
 
     Raises:
         RecipeError: a line matches no weight, a scheme does not fit a weight, or there is nothing to smooth.
     """
     steps = tuple(_step(checkpoint, recipe, spec) for spec in checkpoint.specs)
-    _refuse_unmatched(recipe, recipe.weights, [step.name for step in steps if step.spec.role != "other"])
-    _refuse_unmatched(recipe, recipe.activations, [step.name for step in steps if step.spec.role == "matrix"])
+    _refuse_unmatched(checkpoint, recipe, recipe.weights, {"matrix", "table"})
+    _refuse_unmatched(checkpoint, recipe, recipe.activations, {"matrix"})
     plan = Plan(checkpoint, recipe, steps)
     return plan if recipe.smooth == "none" else _smoothed(plan)
 
 
-def _refuse_unmatched(recipe: Recipe, globs: Iterable[str], names: Sequence[str]) -> None:
+def _refuse_unmatched(checkpoint: Checkpoint, recipe: Recipe, globs: Iterable[str], roles: Collection[str]) -> None:
+    names = [name for spec in checkpoint.specs if spec.role in roles for name in _names(spec)]
+    absent = COMPONENTS - {name.partition(".")[0] for spec in checkpoint.specs for name in _names(spec)}
     for glob in globs:
-        if not any(fnmatchcase(name, glob) for name in names):
+        if glob.partition(".")[0] not in absent and not any(fnmatchcase(name, glob) for name in names):
             components = ", ".join(dict.fromkeys(name.partition(".")[0] for name in names))
             raise RecipeError(
                 f"`{glob}` in recipe `{recipe.name}` matches no weight that can be quantized",
                 f"names here begin with: {components}; `mcpmq plan CHECKPOINT` lists them",
             )
+
+
+def _names(spec: TensorSpec) -> list[str]:
+    return [name for name in (spec.name, spec.also) if name]
 
 
 def _step(checkpoint: Checkpoint, recipe: Recipe, spec: TensorSpec) -> Step:
@@ -138,7 +149,8 @@ def _step(checkpoint: Checkpoint, recipe: Recipe, spec: TensorSpec) -> Step:
 
 
 def _last_match(globs: Iterable[str], spec: TensorSpec) -> str | None:
-    return next((glob for glob in reversed(list(globs)) if fnmatchcase(spec.name, glob)), None)
+    names = _names(spec)
+    return next((glob for glob in reversed(list(globs)) if any(fnmatchcase(name, glob) for name in names)), None)
 
 
 def fits(step: Step) -> bool:
@@ -182,7 +194,7 @@ def _smoothed(plan: Plan) -> Plan:
     left_out: Counter[str] = Counter()
     for block, pattern in product(plan.blocks, plan.checkpoint.family.folds):
         fold = pattern.within(block)
-        if pattern.component != block.partition(".")[0] or fold.source not in steps:
+        if pattern.component != block.partition(".")[0] or not steps.keys() >= {fold.source, *fold.into}:
             continue
         if not any(steps[name].on_a_grid for name in fold.into):
             continue
@@ -197,7 +209,8 @@ def _smoothed(plan: Plan) -> Plan:
             f"recipe `{plan.recipe.name}` asks for smoothing, and no scale can move between the weights it quantizes",
             'write `smooth = "none"`, or put neighbouring matrices on grids',
         )
-    takers = {name for found in folds.values() for fold in found for name in (fold.source, f"{fold.source}.bias")}
+    moved = [fold for found in folds.values() for fold in found]
+    takers = {name for fold in moved for name in (fold.source, f"{fold.source}.bias", *fold.into)}
     return replace(
         plan,
         steps=tuple(_in_32_bits(step) if step.name in takers else step for step in plan.steps),

@@ -56,7 +56,10 @@ class Quantized:
         config = read_json(path / "config.json")
         family = family_named(artifact.manifest.family)
         architecture = family.architecture(config)
-        return cls(artifact, config, architecture, {spec.name: spec for spec in family.tensors(architecture)})
+        specs = {spec.name: spec for spec in family.tensors(architecture)}
+        for record in artifact.manifest.weights:  # the family names no tensor that it only hands on
+            specs.setdefault(record.name, TensorSpec(record.name, record.hub_name, record.shape))
+        return cls(artifact, config, architecture, specs)
 
     @property
     def path(self) -> Path:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from mcpmq.families.family import Architecture
+from mcpmq.families.family import Architecture, LanguageShape
 from mcpmq.formats import FormatName
 from mcpmq.formats.format import LayoutForecast, Runtime
 from mcpmq.plan import Plan, Step
@@ -17,6 +17,8 @@ STRIPE_NBYTES = 45_000_000  # an ONNX weight is laid out in stripes
 ROUNDED = {"integers": 135e6, "K-quants": 36e6}
 WRITTEN = {"gguf integers": 249e6, "gguf": 488e6, "onnx": 305e6}
 K_QUANTS = ("q4_k", "q5_k", "q6_k")
+STATE_NBYTES = 4  # of a number
+SIDE = 448  # of an image or slice in pixels, where config.json does not say it
 PASS_TOKENS = 512  # of a prompt that are computed at once
 
 
@@ -43,7 +45,7 @@ class Device:
 def device_of(architecture: Architecture, files: LayoutForecast, context: int) -> Device:
     """Memory while the model runs: weights, the cache of a full context, and what one pass computes with."""
     runtime, shape = files.runtime, architecture.language
-    cache = 2 * shape.layers * shape.kv_heads * shape.head_width * context * runtime.cache_nbytes
+    cache = _cache_nbytes(shape, context, runtime)
     sees = sum(file.nbytes for file in files.files if file.component.startswith("vision"))
     reads = sum(file.nbytes for file in files.files if file.component != "model") - sees
     seeing = int(sees * runtime.resident) + _seeing_nbytes(architecture)
@@ -51,10 +53,23 @@ def device_of(architecture: Architecture, files: LayoutForecast, context: int) -
     return Device(context, cache, seeing, reading)
 
 
+def _cache_nbytes(shape: LanguageShape, context: int, runtime: Runtime) -> int:
+    """Keys and values of a full context; a layer that attends linearly has a state instead."""
+    linear = len(shape.linear.layers) if shape.linear else 0
+    keys_and_values = 2 * shape.kv_heads * shape.head_width * context * runtime.cache_nbytes
+    state = 0
+    if shape.linear:
+        state = shape.linear.value_heads * shape.linear.key_width * shape.linear.value_width
+        state += shape.linear.channels * (shape.linear.kernel - 1)
+    return (shape.layers - linear) * keys_and_values + linear * STATE_NBYTES * state
+
+
 def _seeing_nbytes(architecture: Architecture) -> int:
     """One slice: its attention scores, and the rows of a layer, in float32."""
     shape = architecture.vision
-    patches = (shape.slice_side // shape.patch) ** 2
+    if shape is None:
+        return 0
+    patches = ((shape.slice_side or SIDE) // shape.patch) ** 2
     return 4 * patches * (shape.heads * patches + shape.ffn + 4 * shape.hidden)
 
 

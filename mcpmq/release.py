@@ -24,6 +24,7 @@ class PackagedArtifact(_Record):
     kind: str
     folder: str
     recipe: str
+    measured_sha256: str  # of what the report is about: the artifact before it was divided into parts
     calibrated_on: CalibrationRecord | None
     nbytes: int
     least_runtime: str

@@ -1,4 +1,4 @@
-"""The commands that make, check and compare releases."""
+"""The commands that judge, make, verify and compare releases."""
 
 import os
 from pathlib import Path
@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # help must be there at once
     from mcpmq.formats import FormatName
 
 commands = typer.Typer()
+GATE_FAILED = 3  # exit code
 METHODS = "calibrated-int4"  # the recipe that says how to round, where none is named
 
 
@@ -60,6 +61,12 @@ def package(
     part_size: Annotated[
         str | None, typer.Option("--part-size", metavar="SIZE", help="Divide larger files, as app stores ask")
     ] = None,
+    gates: Annotated[
+        list[Path] | None, typer.Option("--gate", metavar="FILE", help="Must hold, as for `check`; may be repeated")
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option("--baseline", metavar="REPORT", help="The report that gates compare with")
+    ] = None,
     licence: Annotated[
         str | None, typer.Option("--license", metavar="ID", help="Where the checkpoint does not say it")
     ] = None,
@@ -76,10 +83,43 @@ def package(
     from mcpmq.package import Wanted, package
     from mcpmq.report import Report
 
-    wanted = Wanted(name, licence, base_model, _size(max_size), _size(part_size))
+    earlier, sizes = Report.load(baseline) if baseline else None, (_size(max_size), _size(part_size))
+    wanted = Wanted(name, licence, base_model, *sizes, tuple(gates or ()), earlier)
     opened = [Artifact.open(path) for path in artifacts]
     made = package(opened, Checkpoint.open(source), Report.load(measured), out, wanted)
     show.print_table(made.table(), made.record.model_dump(mode="json"), as_json=json)
+
+
+@commands.command(rich_help_panel=LOOK)
+def check(
+    report: Annotated[Path, typer.Argument(metavar="REPORT", help="report.json, or its folder")],
+    gates: Annotated[list[Path], typer.Option("--gate", metavar="FILE", help="Allowed differences; may be repeated")],
+    baseline: Annotated[
+        Path | None, typer.Option("--baseline", metavar="REPORT", help="The report to compare with")
+    ] = None,
+    artifacts: Annotated[
+        list[Path] | None, typer.Option("--artifact", metavar="DIR", help="Must be what was measured; may be repeated")
+    ] = None,
+    junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Write JUnit XML")] = None,
+    sarif: Annotated[Path | None, typer.Option("--sarif", metavar="FILE", help="Write SARIF")] = None,
+    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page, the verdict first")] = None,
+    summary: Annotated[
+        Path | None, typer.Option("--summary", metavar="FILE", help="Append Markdown, as to $GITHUB_STEP_SUMMARY")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Exit with 3 if a difference is not allowed, with a line for every bound that is violated"""
+    from mcpmq import gate, show
+    from mcpmq.artifact import Artifact
+    from mcpmq.report import Report
+
+    found = Report.load(report)
+    gate.refuse_changed(found, [Artifact.open(path) for path in artifacts or ()])
+    earlier = Report.load(baseline) if baseline else None
+    verdicts = [one for file in gates for one in gate.check(found, gate.Gate.load(file), earlier)]
+    gate.VerdictFiles(junit, sarif, html, summary).write(verdicts, found, report)
+    show.verdicts(verdicts, as_json=json)
+    raise typer.Exit(0 if all(one.holds for one in verdicts) else GATE_FAILED)
 
 
 @commands.command(rich_help_panel=LOOK)

@@ -32,10 +32,12 @@ SEARCHED_ROWS, SEARCHED_WEIGHTS = 512, 1 << 20  # of every matrix, evenly spread
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """What one weight is scaled by: each row is divided and each column multiplied by its scale, float32."""
+    """What one weight is scaled by: each row is divided and each column multiplied by its scale, float32. A row that
+    counts as so much more than it is, as of a centred norm, is divided as what it counts."""
 
     rows: Tensor | None = None
     columns: Tensor | None = None
+    centre: float = 0.0
 
     def applied(self, weight: Tensor, first_row: int = 0) -> Tensor:
         """Rows of a weight [rows, ...], from some row on, in float32 and scaled; without any scales as they are."""
@@ -43,7 +45,7 @@ class Scaling:
             weight = weight.float() * self.columns
         if self.rows is not None:
             rows = self.rows[first_row : first_row + len(weight)]
-            weight = weight.float() / rows.reshape(-1, *(1 for _ in weight.shape[1:]))
+            weight = (weight.float() + self.centre) / rows.reshape(-1, *(1 for _ in weight.shape[1:])) - self.centre
         return weight
 
 
@@ -202,7 +204,7 @@ def scalings(found: Sequence[Scales]) -> Mapping[str, Scaling]:
         rows = torch.ones(shares, len(scales.channels))
         rows[share] = scales.channels
         for name in (scales.fold.source, f"{scales.fold.source}.bias"):
-            scaling[name] = replace(scaling[name], rows=rows.flatten())
+            scaling[name] = replace(scaling[name], rows=rows.flatten(), centre=float(scales.fold.centred))
         for name in scales.fold.into:
             scaling[name] = replace(scaling[name], columns=scales.columns)
     return scaling

@@ -1,10 +1,16 @@
 """The native torch model with the weights of a quantized artifact, dequantized: what other engines must agree with."""
 
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from importlib import import_module
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from mcpmq.families import family_named
 from mcpmq.families.family import Inputs
 from mcpmq.families.minicpmv_inputs import MiniCpmVProcessor
 from mcpmq.families.minicpmv_native import build
@@ -15,8 +21,18 @@ from mcpmq.quantized import Quantized
 
 def native_model(quantized: Quantized) -> nn.Module:
     """A float32 model that computes with exactly the weights of the artifact."""
-    model = build(quantized.config)
-    weights = {spec.hub_name: _weight(quantized, name) for name, spec in quantized.specs.items()}
+    return _filled(build(quantized.config), quantized)
+
+
+def native_module(quantized: Quantized) -> nn.Module:
+    """The same for any family."""
+    module, _, function = family_named(quantized.artifact.manifest.family).native.partition(":")
+    return _filled(getattr(import_module(module), function)(quantized.config), quantized)
+
+
+def _filled(model: nn.Module, quantized: Quantized) -> nn.Module:
+    named = {name: spec.name for spec in quantized.specs.values() for name in spec.parameters}
+    weights = {name: _weight(quantized, named[name]) for name, _ in model.named_parameters()}
     model.load_state_dict(weights, assign=True)
     return model
 
@@ -38,13 +54,21 @@ def native_losses(model: nn.Module, processor: MiniCpmVProcessor, inputs: Inputs
 
 def native_continuation(model: nn.Module, processor: MiniCpmVProcessor, inputs: Inputs, count: int) -> list[int]:
     """The likeliest next token after the prompt, `count` times, every time from the beginning: no cache."""
-    arguments = _tensors(processor, inputs)
-    tokens = inputs.tokens[: inputs.answer_start].tolist()
+    return continuation(model, processor.arguments, inputs, count)
+
+
+def continuation(
+    model: nn.Module, arguments: Callable[[Inputs], Mapping[str, NDArray[Any]]], inputs: Inputs, count: int
+) -> list[int]:
+    """The same for any family."""
+    tokens = inputs.tokens[: inputs.answer_start]
     for _ in range(count):
+        sample = replace(inputs, tokens=tokens)
+        tensors = {name: torch.from_numpy(value) for name, value in arguments(sample).items()}
         with torch.no_grad():
-            logits = model(**{**arguments, "input_ids": torch.tensor([tokens])}).logits
-        tokens.append(int(logits[0, -1].argmax()))
-    return tokens[-count:]
+            logits = model(**tensors, use_cache=False).logits
+        tokens = np.append(tokens, int(logits[0, -1].argmax()))
+    return tokens[-count:].tolist()
 
 
 def _tensors(processor: MiniCpmVProcessor, inputs: Inputs) -> dict[str, Tensor]:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mcpmq.artifact import Artifact
-from mcpmq.report import Report, SourceFacts
+from mcpmq.report import Report
+from mcpmq.report.report import SourceFacts
 from tests.invented import invented_report
 
 CARD = "---\nlicense: apache-2.0\nlanguage:\n- en\ndatasets: mine\nsecret: {a: 1}\n---\n\n# The original\n"
@@ -27,6 +28,7 @@ def report_about(artifacts: Sequence[Artifact]) -> Report:
             update={
                 "kind": artifact.manifest.kind,
                 "recipe": artifact.manifest.recipe["name"],
+                "sha256": artifact.sha256,
                 "measurement": entry.measurement.model_copy(
                     update={"nbytes_by_component": artifact.nbytes_by_component()}
                 ),

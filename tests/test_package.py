@@ -1,6 +1,5 @@
 """A release holds everything, proves everything, and is refused where something is missing."""
 
-import json
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,7 +13,6 @@ from mcpmq.package import Wanted, package
 from mcpmq.quantized import Quantized
 from mcpmq.recipe import Recipe
 from mcpmq.release import RECORD, Release, files_under
-from mcpmq.report import Report
 from tests.releases import report_about, with_terms
 from tests.tiny import CONFIG, build_checkpoint
 
@@ -37,6 +35,7 @@ def test_a_release_holds_all_that_a_user_needs(tiny_release: Release) -> None:
         RECORD,
         "report.json",
         "report.md",
+        "report.html",
         "recipes/gguf.toml",
         "processor/tokenizer.json",
         "processor/preprocessor_config.json",
@@ -121,22 +120,35 @@ def test_codes_that_no_engine_loads_are_refused(source: Checkpoint, tiny_int4: Q
         package([tiny_int4.artifact], source, report_about([tiny_int4.artifact]), tmp_path / "out", Wanted())
 
 
-@pytest.mark.parametrize("what", ["recipe", "size", "source", "kind"])
 def test_a_report_about_something_else_is_refused(
-    source: Checkpoint, tiny_exports: list[Artifact], tmp_path: Path, what: str
+    source: Checkpoint, tiny_exports: list[Artifact], tmp_path: Path
 ) -> None:
-    """Figures of another artifact prove nothing."""
-    facts = json.loads(report_about(tiny_exports).model_dump_json())
-    entry = facts["artifacts"][0]
-    if what == "size":
-        entry["measurement"]["nbytes_by_component"]["language"] += 1
-    elif what == "source":
-        facts["checkpoint"]["sha256"] = "ef" * 32
-    else:
-        entry[what] = "onnx" if what == "kind" else "phone-int8"
+    """Figures of another artifact prove nothing, whatever it is called."""
+    report = report_about(tiny_exports)
+    other = report.artifacts[0].model_copy(update={"sha256": "ef" * 32})
+
+    wrong = report.model_copy(update={"artifacts": (other, report.artifacts[1])})
 
     with pytest.raises(ReleaseError, match="the report does not measure"):
-        package(tiny_exports, source, Report.model_validate(facts), tmp_path / "out", Wanted())
+        package(tiny_exports, source, wrong, tmp_path / "out", Wanted())
+
+
+@pytest.mark.parametrize(("allowed", "kept"), [(1e9, True), (-1e9, False)])
+def test_a_gate_must_hold(
+    source: Checkpoint, tiny_exports: list[Artifact], tmp_path: Path, allowed: float, kept: bool
+) -> None:
+    """It goes along where it does; where it does not every bound that is violated is named, and nothing is left."""
+    gate, out = tmp_path / "gate.toml", tmp_path / "out"
+    gate.write_text(f"[original.image]\nkl_divergence = {{ at_most = {allowed} }}\n")
+    wanted = Wanted(gates=(gate,))
+
+    if kept:
+        made = package(tiny_exports, source, report_about(tiny_exports), out, wanted)
+        assert (made.path / "gate.toml").read_bytes() == gate.read_bytes()
+        return
+    with pytest.raises(ReleaseError, match=r"2 of 2 bounds of the gate are violated\n.*kl_divergence"):
+        package(tiny_exports, source, report_about(tiny_exports), out, wanted)
+    assert not out.exists()
 
 
 def test_a_release_is_not_written_over_another(

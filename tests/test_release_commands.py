@@ -63,3 +63,40 @@ def test_a_budget_that_is_no_size_is_an_error(
 
     assert _run(monkeypatch, "package", tiny_exports[0].path, tmp_path / "out", *options) == 1
     assert "`big` is no size" in capsys.readouterr().err
+
+
+def test_fit_asks_for_a_budget(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tiny_checkpoint: Path,
+    tiny_set: Path,
+    tmp_path: Path,
+) -> None:
+    """Without one it is a wrong use; with one that cannot be met an error that says how small the smallest is."""
+    words = ["fit", tiny_checkpoint, tmp_path / "mine.toml", "--format", "gguf", "--calibration", tiny_set]
+
+    assert _run(monkeypatch, *words) == 2
+    assert "--max-size" in capsys.readouterr().err
+    assert _run(monkeypatch, *words, "--max-size", "1MB") == 1
+    assert "the smallest possible is" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_plan_forecasts_each_format(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path
+) -> None:
+    """A table for people, and the same as data."""
+    words = ["plan", tiny_checkpoint, "--bits", 4, "--format", "gguf", "--format", "onnx", "--context", 100]
+
+    assert _run(monkeypatch, *words) == 0
+    assert "a context of 100 tokens" in capsys.readouterr().out
+    assert _run(monkeypatch, *words, "--json") == 0
+    assert set(json.loads(capsys.readouterr().out)["formats"]) == {"gguf", "onnx"}
+
+
+def test_inspect_knows_a_release(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_release: Release
+) -> None:
+    """Not as the report that lies in it."""
+    assert _run(monkeypatch, "inspect", tiny_release.path) == 0
+    assert "runs in llama.cpp" in capsys.readouterr().out

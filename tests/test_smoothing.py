@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from torch import Tensor
 
-from mcpmq import native, smoothing
+from mcpmq import smoothing
 from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.families.family import Fold
-from mcpmq.families.minicpmv_inputs import MiniCpmVProcessor
 from mcpmq.grids import dequantize
 from mcpmq.observe import LayerStats
 from mcpmq.pieces import all_threads, one_by_one, torch_threads
@@ -34,6 +33,7 @@ from mcpmq.smoothing import (
     search,
     smoothquant_scale,
 )
+from tests.moving import drawn_scales, scaled_logits
 from tests.rounding.oracle import sample_layer, scheme_of, stats_of
 
 HEAD_WIDTH = 64  # of the tiny model
@@ -50,38 +50,16 @@ def plan(tiny_checkpoint: Path) -> Plan:
     return make_plan(Checkpoint.open(tiny_checkpoint), Recipe.model_validate(recipe))
 
 
-def _scales(plan: Plan, fold: Fold, generator: torch.Generator) -> Scales:
-    specs = {spec.name: spec for spec in plan.checkpoint.specs}
-    count = specs[fold.source].shape[0] // fold.part[1]
-    reader = specs[fold.into[0]]
-    drawn = torch.randn(count, generator=generator).exp()
-    spread = Channels(count, HEAD_WIDTH).spread(drawn, reader.shape[0 if reader.transposed else 1])
-    return Scales(fold, 0.5, drawn, spread)
-
-
 def _logits(plan: Plan, samples: CalibrationSet, scaling: Mapping[str, Scaling]) -> list[Tensor]:
-    """Of the plain model in float32, with its weights scaled."""
-    checkpoint = plan.checkpoint
-    model = native.build(checkpoint.family, checkpoint.config, checkpoint.specs)
-    for block in model.blocks:
-        model.fill(
-            block,
-            lambda spec: native.floats_of(scaling.get(spec.name, Scaling()).applied(checkpoint.load(spec)), spec),
-        )
-    processor = MiniCpmVProcessor.open(checkpoint.path)
-    found = []
-    for one in list(samples)[::4]:
-        arguments = processor.arguments(processor.encode(one.id, one.image, one.prompt, one.answer))
-        with torch.no_grad():
-            found.append(model.module(**{name: torch.from_numpy(value) for name, value in arguments.items()}).logits[0])
-    return found
+    processor = plan.checkpoint.family.processor(plan.checkpoint.path)
+    inputs = [processor.encode(one.id, one.image, one.prompt, one.answer) for one in list(samples)[::4]]
+    return scaled_logits(plan, inputs, scaling)
 
 
 def test_scales_move_and_no_output_changes(plan: Plan, mixed_set: CalibrationSet) -> None:
     """Norms, values and shared heads, gated rows, and the packed and the transposed matrix of the resampler, in every
     layer at once; the same scales in the readers alone change everything."""
-    generator = torch.Generator().manual_seed(0)
-    found = [_scales(plan, fold, generator) for folds in plan.folds.values() for fold in folds]
+    found = drawn_scales(plan)
     assert len(found) == 2 * 4 + 2 * 3 + 2
     scaling = scalings(found)
     before, after = _logits(plan, mixed_set, {}), _logits(plan, mixed_set, scaling)

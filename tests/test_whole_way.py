@@ -23,8 +23,10 @@ from mcpmq.report import Report
 from mcpmq.runners.gguf import open_runner as open_gguf
 from mcpmq.runners.onnx import open_runner as open_onnx
 from mcpmq.runners.torch import open_runner as open_torch
+from tests.losses import losses_of
 from tests.onnx_tools import artifact_of
 from tests.tiny import build_checkpoint, make_uneven
+from tests.tiny_families import TINY_FAMILIES
 
 # A random model knows nothing: whatever it is made of, losses must stay near the original's.
 NEAR = {"full": 1e-3, "phone-int8": 0.02, "phone-int4": 0.2, "quality-int4": 0.2, "language-int8": 0.02}
@@ -121,13 +123,26 @@ def test_scales_that_moved_are_the_same_in_every_engine(
     processor = MiniCpmVProcessor.open(smoothed.path)
     samples = [processor.encode(one.id, one.image, one.prompt, one.answer) for one in list(mixed_set)[::3]]
     paths = smoothed.path, smoothed.path.parent / "tiny"
-    expected, original = (np.concatenate([*open_torch(path, 1).losses(samples)]) for path in paths)
+    expected, original = (np.concatenate([*losses_of(open_torch(path, 1), samples)]) for path in paths)
 
     onnx = artifact_of(smoothed, tmp_path / "onnx")
     gguf = export(smoothed, "gguf", tmp_path / "gguf").path
 
-    np.testing.assert_allclose(np.concatenate([*open_onnx(onnx, 1).losses(samples)]), expected, rtol=0, atol=2e-5)
-    distance = np.abs(np.concatenate([*open_gguf(gguf, 1).losses(samples)]) - expected).mean()
+    np.testing.assert_allclose(np.concatenate([*losses_of(open_onnx(onnx, 1), samples)]), expected, rtol=0, atol=2e-5)
+    distance = np.abs(np.concatenate([*losses_of(open_gguf(gguf, 1), samples)]) - expected).mean()
     assert distance < np.abs(original - expected).mean() / 3
     for path in (onnx, gguf):
         assert Artifact.open(path).manifest.held_out_errors == smoothed.artifact.manifest.held_out_errors
+
+
+def test_another_family_goes_the_same_way(tiny_set: Path, tmp_path: Path) -> None:
+    """Qwen2-VL, calibrated: one command, both formats, each measured in its engine."""
+    [family] = [one for one in TINY_FAMILIES if one.name == "qwen2-vl"]
+    checkpoint, recipe = family.build(tmp_path / "tiny"), Recipe.load("calibrated-int4")
+
+    report = convert(checkpoint, tmp_path / "out", recipe, ["gguf", "onnx"], tiny_set, None, Settings(threads=1))
+
+    assert [entry.kind for entry in report.artifacts] == ["gguf", "onnx"]
+    for entry in report.artifacts:
+        assert entry.measurement.kinds.keys() == {"image", "text"}
+        assert all(abs(one.loss_increase.mean) < 0.2 for one in entry.differences.values())

@@ -1,13 +1,14 @@
-"""A tiny random MiniCPM-V 2.6 checkpoint in the published layout, built in a second, for tests."""
+"""Tiny random checkpoints in the published layouts, built in a second, for tests: MiniCPM-V 2.6 if not told."""
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
 from mcpmq.families import family_of
@@ -23,6 +24,28 @@ CHAT_TEMPLATE = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
     "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SENTENCEPIECE = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+
+
+@dataclass(frozen=True)
+class TinyTokenizer:
+    """What a family's tokenizer has of its own; without `split` it is one in SentencePiece's manner."""
+
+    special: list[str]
+    split: str = SPLIT
+    template: str = CHAT_TEMPLATE
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+TOKENIZER = TinyTokenizer(
+    SPECIAL,
+    settings={
+        "tokenizer_class": "Qwen2Tokenizer",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "unk_token": "<unk>",
+    },
 )
 CONFIG: dict[str, Any] = {
     "architectures": ["MiniCPMV"],
@@ -79,16 +102,32 @@ PREPROCESSOR = {
 }
 
 
-def build_checkpoint(path: Path, config: Mapping[str, Any] = CONFIG, seed: int = 0) -> Path:
+def build_checkpoint(
+    path: Path,
+    config: Mapping[str, Any] = CONFIG,
+    seed: int = 0,
+    preprocessor: Mapping[str, Any] | None = PREPROCESSOR,
+    tokenizer: TinyTokenizer = TOKENIZER,
+    more: Mapping[str, Tensor] | None = None,
+) -> Path:
     """Write a whole checkpoint: two shards with an index, configuration, tokenizer, preprocessor."""
     path.mkdir(parents=True, exist_ok=True)
-    tensors = random_tensors(config, seed)
+    write_tokenizer(path, tokenizer)
+    config = _with_token_ids(config, path)
+    tensors = random_tensors(config, seed) | dict(more or {})
     write_shards(path, tensors)
     (path / "config.json").write_text(json.dumps(config, indent=1))
-    (path / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR, indent=1))
+    if preprocessor is not None:
+        (path / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=1))
     (path / "generation_config.json").write_text(json.dumps({"eos_token_id": 258}))
-    write_tokenizer(path)
     return path
+
+
+def _with_token_ids(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """`{"image_token_id": "<|image_pad|>"}` with the number that the tokenizer gave it."""
+    tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+    tokens = {key for key, value in config.items() if key.endswith("_id") and isinstance(value, str)}
+    return {key: tokenizer.token_to_id(value) if key in tokens else value for key, value in config.items()}
 
 
 def random_tensors(config: Mapping[str, Any], seed: int) -> dict[str, Tensor]:
@@ -96,12 +135,14 @@ def random_tensors(config: Mapping[str, Any], seed: int) -> dict[str, Tensor]:
     family = family_of(config)
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
-    for spec in family.tensors(family.architecture(config)):
+    architecture = family.architecture(config)
+    for spec in family.tensors(architecture):
         value = torch.randn(spec.shape, generator=generator)
         if len(spec.shape) > 1:
-            value = value * spec.shape[-1] ** -0.5 if spec.role == "matrix" else value * 0.5
+            value = value * (spec.shape[-1] ** -0.5 if spec.role == "matrix" or spec.also else 0.5)
         elif "norm" in spec.name and not spec.name.endswith("bias"):
-            value = 1 + 0.1 * value
+            centred = architecture.language.centred_norms and not spec.name.startswith(("vision", "projector"))
+            value = 0.1 * value + (0 if centred and ".linear." not in spec.name else 1)
         else:
             value = 0.1 * value
         tensors[spec.hub_name] = value.bfloat16()
@@ -132,31 +173,45 @@ def write_shards(path: Path, tensors: Mapping[str, Tensor]) -> None:
     (path / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def write_tokenizer(path: Path) -> None:
-    """A byte-level BPE in Qwen2's manner, with the image and slice tokens."""
+def write_tokenizer(path: Path, asked: TinyTokenizer = TOKENIZER) -> None:
+    """A BPE in the manner of the family, with its special tokens."""
+    tokenizer = _byte_level(asked.split) if asked.split else _sentencepiece()
+    words = "What does the sign say? The sign says red. How many circles are there? You are a helpful assistant. user"
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY - len(asked.special),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet() if asked.split else [],
+        special_tokens=[] if asked.split else SENTENCEPIECE,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([words] * 4, trainer)
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in asked.special])
+    tokenizer.save(str(path / "tokenizer.json"))
+    if not asked.split:
+        _forget_bytes_are_special(path / "tokenizer.json")
+    settings = {**asked.settings, "model_max_length": 2048, "chat_template": asked.template}
+    (path / "tokenizer_config.json").write_text(json.dumps(settings, indent=1))
+
+
+def _byte_level(split: str) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(SPLIT), behavior="isolated"),
+            pre_tokenizers.Split(Regex(split), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - len(SPECIAL),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    words = "What does the sign say? The sign says red. How many circles are there? You are a helpful assistant. user"
-    tokenizer.train_from_iterator([words] * 4, trainer)
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    tokenizer.save(str(path / "tokenizer.json"))
-    settings = {
-        "tokenizer_class": "Qwen2Tokenizer",
-        "eos_token": "<|im_end|>",
-        "pad_token": "<|endoftext|>",
-        "unk_token": "<unk>",
-        "model_max_length": 2048,
-        "chat_template": CHAT_TEMPLATE,
-    }
-    (path / "tokenizer_config.json").write_text(json.dumps(settings, indent=1))
+    return tokenizer
+
+
+def _sentencepiece() -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    return tokenizer
+
+
+def _forget_bytes_are_special(file: Path) -> None:
+    """The trainer knows no other way to give bytes a place in the vocabulary."""
+    written = json.loads(file.read_text())
+    written["added_tokens"] = [token for token in written["added_tokens"] if not token["content"].startswith("<0x")]
+    file.write_text(json.dumps(written, ensure_ascii=False))

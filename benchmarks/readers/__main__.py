@@ -42,6 +42,10 @@ class Case:
     dtype: str
     limit: float
 
+    @property
+    def folder(self) -> Path:
+        return WORK / f"{self.format}-{self.scheme}"
+
 
 CASES = (
     Case("gptq", "int4-g128", "float16", 0.02),
@@ -57,8 +61,9 @@ CASES = (
 )
 
 
-def exported(case: Case, folder: Path) -> Command:
+def exported(case: Case) -> Command:
     """The reference with the layers of its language model on a scheme, in a format."""
+    folder = case.folder
     folder.mkdir(parents=True)
     recipe, codes, out = folder / "recipe.toml", folder / "quantized", folder / "artifact"
     recipe.write_text(f'name = "language-{case.scheme}"\n[weights]\n"language.*" = "{case.scheme}"\n')
@@ -77,8 +82,9 @@ def write_inputs(file: Path) -> None:
     save_file(given, file)
 
 
-def read(case: Case, folder: Path, python: str) -> tuple[dict[str, Any], Logits]:
+def read(case: Case, python: str) -> tuple[dict[str, Any], Logits]:
     """What the reader computes, in a process of its own; who it is."""
+    folder = case.folder
     out = folder / "logits.safetensors"
     arguments = [folder / "artifact", case.dtype, WORK / "inputs.safetensors", out]
     with (folder / "log").open("w") as log:
@@ -104,12 +110,10 @@ def dequantized(folder: Path) -> Logits:
         return {name: native.module(**given, use_cache=False).logits[0] for name, given in samples.items()}
 
 
-def reading(case: Case, python: str) -> dict[str, Any]:
-    """One artifact exported, loaded by its reader, and compared: what is recorded."""
-    folder = WORK / f"{case.format}-{case.scheme}"
-    written = exported(case, folder)
-    facts, found = read(case, folder, python)
-    expected = dequantized(folder)
+def reading(case: Case, written: Command, python: str) -> dict[str, Any]:
+    """One artifact loaded by its reader, and compared: what is recorded."""
+    facts, found = read(case, python)
+    expected = dequantized(case.folder)
     difference = max(float((found[name] - logits).abs().max()) for name, logits in expected.items())
     deviation = float(torch.cat([logits.flatten() for logits in expected.values()]).std())
     print(f"{case.format} {case.scheme}: {difference:.2g}, {difference / deviation:.2%} of a standard deviation")
@@ -129,9 +133,11 @@ def main(gptqmodel: str) -> None:
     """Have everything read, and write the record."""
     shutil.rmtree(WORK, ignore_errors=True)
     WORK.mkdir(parents=True)
+    # First of all: a process is charged with the memory of the one that starts it, which is little yet.
+    written = {case: exported(case) for case in CASES}
     write_inputs(WORK / "inputs.safetensors")
     pythons = {"gptq": gptqmodel, "awq": gptqmodel}
-    readings = [reading(case, pythons.get(case.format, sys.executable)) for case in CASES]
+    readings = [reading(case, written[case], pythons.get(case.format, sys.executable)) for case in CASES]
     record = {"command": "make readers", "date": datetime.now(UTC).date().isoformat(), "machine": describe_machine()}
     (RESULTS / "readers.json").write_text(json.dumps(record | {"readings": readings}, indent=1) + "\n")
 

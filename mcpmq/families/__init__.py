@@ -1,21 +1,53 @@
 """What a model is made of: one file a family, found by its raw config.json."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from mcpmq.errors import CheckpointError
-from mcpmq.families import minicpmv
+from mcpmq.families import minicpm3, minicpmv, minicpmv46, qwen2vl, qwen3vl
 from mcpmq.families.family import Family
 
-FAMILIES: tuple[Family, ...] = (minicpmv.MINICPM_V_2_6,)
+FAMILIES: tuple[Family, ...] = (
+    minicpmv.MINICPM_V_2_5,
+    minicpmv.MINICPM_V_2_6,
+    minicpmv.MINICPM_V_4_0,
+    minicpmv.MINICPM_V_4_5,
+    minicpmv.MINICPM_O_2_6,
+    minicpmv46.MINICPM_V_4_6,
+    minicpmv46.MINICPM_V_4_7,
+    minicpm3.MINICPM3,
+    qwen2vl.QWEN2_VL,
+    qwen2vl.QWEN2_5_VL,
+    qwen3vl.QWEN3_VL,
+)
+
+
+# Models that are recognised and not supported: by their raw config.json, why, and what comes nearest.
+REFUSED: tuple[tuple[Callable[[Mapping[str, Any]], bool], str, str], ...] = (
+    (
+        lambda config: config.get("model_type") == "qwen" and "visual" in config,
+        "Qwen-VL and Qwen-VL-Chat of 2023 are not supported: only their own code can run them, and of the Int4"
+        " checkpoint the integers of another quantizer are all there is",
+        "qwen2-vl, for example Qwen/Qwen2-VL-7B-Instruct",
+    ),
+    (
+        lambda config: config.get("model_type") == "minicpmv" and minicpmv.version_of(config) == "2.0",
+        "MiniCPM-V 2.0 is not supported: its vision tower resizes its table of positions in a way of its own, and"
+        " llama.cpp does not read it either",
+        "minicpm-v-2.6, for example openbmb/MiniCPM-V-2_6",
+    ),
+)
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
     """The family that recognises a raw config.json.
 
     Raises:
-        CheckpointError: none does.
+        CheckpointError: none does, or it is of a model that is refused.
     """
+    for refuses, message, nearest in REFUSED:
+        if refuses(config):
+            raise CheckpointError(message, f"the nearest family is {nearest}")
     for family in FAMILIES:
         if family.recognises(config):
             return family

@@ -15,6 +15,7 @@ from mcpmq.json_file import read_json
 LARGEST_TEMPLATE_CHARACTERS = 1 << 18
 LARGEST_TEXT_CHARACTERS = 1 << 22
 LARGEST_PRODUCT = 1 << 20
+SETTINGS = {"add_generation_prompt": True, "enable_thinking": False}  # answers are measured, not thoughts before them
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
@@ -38,7 +39,7 @@ class ChatTemplate:
 
     @classmethod
     def open(cls, checkpoint: Path) -> Self:
-        """Read `chat_template.jinja`, or `chat_template` in tokenizer_config.json.
+        """Read `chat_template.jinja`, or `chat_template` in chat_template.json or tokenizer_config.json.
 
         Raises:
             CheckpointError: there is none, or it is no valid template.
@@ -63,7 +64,7 @@ class ChatTemplate:
         """
         pieces: list[str] = []
         try:
-            stream = self.template.generate(messages=messages, add_generation_prompt=True, **self.special_tokens)
+            stream = self.template.generate(messages=messages, **SETTINGS, **self.special_tokens)
             pieces.extend(takewhile(_bounded(), stream))
         except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError) as error:
             raise CheckpointError(f"the chat template failed: {error}", "compare it with the published one") from error
@@ -92,6 +93,8 @@ def _source(checkpoint: Path, config: Mapping[str, Any]) -> str:
     if file.is_file():
         return file.read_text(encoding="utf-8")
     written = config.get("chat_template")
+    if (older := checkpoint / "chat_template.json").is_file():
+        written = read_json(older).get("chat_template", written)
     if isinstance(written, list):  # several by name; the one for plain chat is called so
         written = next((one.get("template") for one in written if one.get("name") == "default"), None)
     if not isinstance(written, str):

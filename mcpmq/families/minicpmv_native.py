@@ -15,6 +15,8 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.models.minicpmv4_6.configuration_minicpmv4_6 import MiniCPMV4_6VisionConfig
 from transformers.models.minicpmv4_6.modeling_minicpmv4_6 import MiniCPMV4_6VisionModel
 
+from mcpmq.families.minicpmv import version_of
+
 __all__ = ["MiniCPMVConfig", "MiniCPMVForConditionalGeneration", "Resampler", "build", "position_code"]
 
 LANGUAGE_MODELS = {"2.5": "llama", "2.6": "qwen2", "4.0": "llama", "4.5": "qwen3"}
@@ -232,7 +234,7 @@ class MiniCPMVForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
 def build(config: Mapping[str, Any]) -> MiniCPMVForConditionalGeneration:
     """The model of a raw config.json in float32, without weights: parameters on the meta device, buffers real."""
     with torch.device("meta"):
-        model = MiniCPMVForConditionalGeneration(MiniCPMVConfig(**config))
+        model = MiniCPMVForConditionalGeneration(MiniCPMVConfig(**{**config, "version": version_of(config)}))
     rotary = model.llm.model.rotary_emb
     # Its frequencies are computed, never stored: nothing would ever bring them off the meta device.
     model.llm.model.rotary_emb = type(rotary)(rotary.config)

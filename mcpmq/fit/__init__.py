@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from mcpmq.calibration import CalibrationSet, Sample
 from mcpmq.checkpoint import Checkpoint
+from mcpmq.errors import RecipeError
 from mcpmq.families.family import TensorSpec
 from mcpmq.fit.budget import Budget, Fitted
 from mcpmq.fit.candidates import candidates, refuse_one_grid
@@ -38,6 +39,10 @@ def fit(
         CalibrationError: a weight sees nothing of the calibration set.
     """
     refuse_one_grid(name)
+    if base.activations:
+        raise RecipeError(
+            f"recipe `{base.name}` rounds inputs, which needs `int8-row` where it does", "fit without [activations]"
+        )
     schemes = {spec.name: candidates(checkpoint, spec, name) for spec in checkpoint.specs if spec.role != "other"}
     search = Search(checkpoint, base, name, budget)
     sizes = search.sizes(schemes)

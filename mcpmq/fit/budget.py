@@ -27,15 +27,25 @@ class Budget:
         """For the name of a recipe."""
         return f"{self.file_nbytes or self.memory_nbytes}-bytes"
 
+    def __str__(self) -> str:
+        files = [] if self.file_nbytes is None else [f"files of {self.file_nbytes:,} bytes"]
+        turns = ", the vision encoder released before the language model is loaded" if self.sequential else ""
+        context = f"a context of {self.context:,} tokens{turns}"
+        memory = [] if self.memory_nbytes is None else [f"{self.memory_nbytes:,} bytes of memory with {context}"]
+        return " and ".join(files + memory)
+
+    def needs(self, layout: Layout) -> dict[str, tuple[int, int]]:
+        """Bytes that are allowed and bytes that are taken, of everything that was limited."""
+        device, needs = layout.device, {}
+        if self.file_nbytes is not None:
+            needs["files"] = self.file_nbytes, layout.nbytes
+        if self.memory_nbytes is not None:
+            needs["memory"] = self.memory_nbytes, device.sequential if self.sequential else device.at_once
+        return needs
+
     def exceeded_by(self, layout: Layout) -> int:
         """Bytes over the tightest limit; negative if it fits."""
-        excess = []
-        if self.file_nbytes is not None:
-            excess.append(layout.nbytes - self.file_nbytes)
-        if self.memory_nbytes is not None:
-            device = layout.device
-            excess.append((device.sequential if self.sequential else device.at_once) - self.memory_nbytes)
-        return max(excess)
+        return max(taken - allowed for allowed, taken in self.needs(layout).values())
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,24 +4,18 @@ from collections.abc import Mapping, Sequence
 
 from mcpmq.fit.knapsack import Option
 from mcpmq.fit.mixture import decided, said
-from mcpmq.forecast import Layout
 from mcpmq.recipe import Recipe
 
 
 def comments_on(
-    recipe: Recipe, options: Mapping[str, Sequence[Option]], layout: Layout, chosen: Mapping[str, Option], origin: str
-) -> dict[str, list[str]]:
-    """Why the lines say what they say."""
+    recipe: Recipe, options: Mapping[str, Sequence[Option]], summary: Sequence[str]
+) -> dict[str, Sequence[str]]:
+    """A summary above all, and above each line what its weights cost."""
     globs = {glob: str(scheme or "keep") for glob, scheme in recipe.weights.items()}
-    whole = sum(option.loss for option in chosen.values())
-    comments = {
-        "": [
-            f"The least loss that was found within {recipe.name}: {layout.nbytes:,} bytes of files.",
-            f"Expected divergence of an answer token: {whole:.2g} nats, predicted from {origin}.",
-            "Losses below are shares of it; the last line that matches a weight decides. Edit freely.",
-        ]
-    }
-    for glob, names in decided(globs, chosen).items():
+    held = decided(globs, options)
+    whole = sum(_cost(names, globs[glob], options) for glob, names in held.items())
+    comments: dict[str, Sequence[str]] = {"": summary}
+    for glob, names in held.items():
         if names:
             comments[glob] = [_reason(glob, names, globs, options, whole)]
     return comments

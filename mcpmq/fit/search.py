@@ -9,7 +9,7 @@ from mcpmq.fit.budget import Budget, Fitted
 from mcpmq.fit.candidates import CANDIDATES
 from mcpmq.fit.comments import comments_on
 from mcpmq.fit.knapsack import Limit, Option, choose, least
-from mcpmq.fit.mixture import as_globs, simpler
+from mcpmq.fit.mixture import TOLERATED, as_globs, simpler
 from mcpmq.forecast import Layout, forecast
 from mcpmq.formats import FormatName
 from mcpmq.plan import make_plan
@@ -30,8 +30,9 @@ class Search:
     budget: Budget
 
     def layout(self, weights: Mapping[str, str]) -> Layout:
-        """What a mix will weigh, to the byte."""
-        plan = make_plan(self.checkpoint, self.recipe(weights))
+        """What a mix will weigh, to the byte; smoothing changes numbers, not sizes, and is not for every mix."""
+        recipe = self.recipe(weights).model_copy(update={"smooth": "none"})
+        plan = make_plan(self.checkpoint, recipe)
         return forecast(plan, [self.name], self.budget.context).layouts[0]
 
     def recipe(self, weights: Mapping[str, str]) -> Recipe:
@@ -57,13 +58,12 @@ class Search:
             RecipeError: it does not fit.
         """
         smallest = self.layout({weight: min(several, key=several.__getitem__) for weight, several in sizes.items()})
-        if (excess := self.budget.exceeded_by(smallest)) > 0:
-            asked = self.budget.file_nbytes or self.budget.memory_nbytes or 0
-            what = "files of" if self.budget.file_nbytes else "memory of"
-            raise RecipeError(
-                f"{what} {asked:,} bytes cannot be met: the smallest possible is {asked + excess:,} bytes",
-                f"allow {megabytes(asked + excess)}, or a shorter context where memory is short",
-            )
+        for what, (allowed, taken) in self.budget.needs(smallest).items():
+            if taken > allowed:
+                raise RecipeError(
+                    f"{what} of {allowed:,} bytes cannot be met: the smallest possible is {taken:,} bytes",
+                    f"allow {megabytes(taken)}" + (", or a shorter context" if what == "memory" else ""),
+                )
         return smallest
 
     def best(self, options: Mapping[str, Sequence[Option]], smallest: Layout, origin: str) -> Fitted:
@@ -77,9 +77,20 @@ class Search:
             schemes = {weight: option.scheme for weight, option in chosen.items()}
             recipe, layout = self.recipe(schemes), self.layout(schemes)
             if (excess := self.budget.exceeded_by(layout)) <= 0:
-                return Fitted(recipe, layout, chosen, comments_on(recipe, options, layout, chosen, origin))
+                return Fitted(
+                    recipe, layout, chosen, comments_on(recipe, options, self._summary(layout, chosen, origin))
+                )
             slack += excess
         raise RecipeError("no mix fits to the byte", "allow a little more")
+
+    def _summary(self, layout: Layout, chosen: Mapping[str, Option], origin: str) -> list[str]:
+        loss = sum(option.loss for option in chosen.values())
+        return [
+            f"The mix of least loss as {self.name} within {self.budget}: {layout.nbytes:,} bytes of files.",
+            f"Expected divergence of an answer token: {loss:.2g} nats, predicted from {origin}.",
+            f"For fewer lines {TOLERATED:.1%} of it were given up at most.",
+            "Edit freely: the last line that matches a weight wins.",
+        ]
 
     def limits(self, options: Mapping[str, Sequence[Option]], smallest: Layout, slack: int) -> list[Limit]:
         """Of the weights alone: what all else takes is known from the smallest mix."""
@@ -93,18 +104,6 @@ class Search:
             left_of = {components: memory - slack - nbytes for components, nbytes in taken.items()}
             limits += [_limit(options, components, left / resident) for components, left in left_of.items()]
         return limits
-
-    def _limit(
-        self,
-        options: Mapping[str, Sequence[Option]],
-        components: tuple[str, ...],
-        taken: int,
-        allowed: int,
-        each: float,
-    ) -> Limit:
-        """For what `components` take beside their smallest weights, each byte of which counts as `each`."""
-        least_nbytes = least(options, Limit(components, 0))
-        return Limit(components, int(least_nbytes + (allowed - taken) / each))
 
 
 def _limit(options: Mapping[str, Sequence[Option]], components: tuple[str, ...], left: float) -> Limit:

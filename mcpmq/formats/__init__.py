@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from typing import Literal, cast, get_args
 
 from mcpmq.errors import FormatError, MissingExtra
+from mcpmq.families.family import Family
 from mcpmq.formats.format import Format
 from mcpmq.formats.hf.fit import is_packed
 from mcpmq.formats.hf.names import uneven
@@ -44,16 +45,18 @@ def check(plan: Plan, name: FormatName) -> None:
         FormatError: names the weight, the scheme, and what the format can hold.
         MissingExtra: what writes or runs the format is not installed.
     """
-    check_steps(plan.steps, name)
+    check_steps(plan.checkpoint.family, plan.steps, name)
 
 
-def check_steps(steps: Iterable[Step], name: FormatName) -> None:
+def check_steps(family: Family, steps: Iterable[Step], name: FormatName) -> None:
     """The same for weights that are quantized already.
 
     Raises:
         FormatError: names the weight, the scheme, and what the format can hold.
     """
     layout, steps = format_named(name), tuple(steps)
+    if refusal := dict(family.refusals).get(name):
+        raise FormatError(f"`{name}` cannot hold `{family.name}`", refusal)
     for step in steps:
         if step.activation and name not in ROUNDING_INPUTS:
             raise FormatError(

@@ -47,7 +47,9 @@ def _of_gguf(artifact: Artifact) -> Iterator[Origin]:
     from gguf import GGUFReader
 
     for component in ("language", "vision+projector"):
-        file = artifact.files_of(component)[0]  # of parts, the first holds the metadata
+        if not (files := artifact.files_of(component)):
+            continue  # of a model that reads text only
+        file = files[0]  # of parts, the first holds the metadata
         try:
             reader = GGUFReader(file)
         except (ValueError, IndexError) as error:

@@ -70,9 +70,14 @@ def _measure(task: Task) -> dict[str, Any]:
         "load_seconds": loaded - started,
         "resident_bytes_before_load": before,
         "peak_resident_bytes": peak,
-        "phases": asdict(runner.phases(_typical(samples))) if isinstance(runner, AnswersByToken) else None,
+        "phases": _phases(runner, samples),
         "notes": list(runner.notes),
     }
+
+
+def _phases(runner: Any, samples: SampleFiles) -> dict[str, Any] | None:
+    """None where nothing was asked, as when a model is only loaded, or the engine does not tell."""
+    return asdict(runner.phases(_typical(samples))) if len(samples) and isinstance(runner, AnswersByToken) else None
 
 
 def _typical(samples: Sequence[Inputs]) -> Inputs:

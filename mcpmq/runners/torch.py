@@ -95,6 +95,7 @@ class TorchRunner:
         # The token before predicts: the head is wanted at these positions only.
         positions = torch.arange(sample.answer_start - 1, len(sample.tokens) - 1)
         logits = self.native.module(**tensors, logits_to_keep=positions, use_cache=False).logits[0]
+        assert len(logits) == len(positions), "a native module says the logits that it is asked for"
         yield from logits.float().numpy()
 
     def _fill(self, block: nn.Module) -> None:

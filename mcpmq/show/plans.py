@@ -13,9 +13,10 @@ if TYPE_CHECKING:  # help and errors must be there at once
 
 def plan(plan: "Plan", expected: "Forecast | None" = None, *, as_json: bool = False) -> None:
     """What becomes of every weight, layers that are alike in one row; and what is expected of each format."""
-    print_table(_plan_table(plan), _plan_facts(plan) | (expected.facts() if expected else {}), as_json=as_json)
+    facts = expected.facts() if expected else {}
+    print_table(_plan_table(plan), _plan_facts(plan) | facts, as_json=as_json)
     if expected and expected.layouts and not as_json:
-        print_table(expected.table(), None)
+        print_table(expected.table(), facts)
 
 
 def _plan_facts(plan: "Plan") -> dict[str, Any]:

@@ -17,7 +17,7 @@ from mcpmq.progress import Progress, silent
 from mcpmq.table import Table, megabytes
 
 UNBROKEN = ("weights", "becomes", "size")
-LEFT = ("weights", "becomes", "why")  # columns of words; figures stand to the right
+LEFT = ("weights", "becomes", "why", "checkpoints")  # columns of words; figures stand to the right
 
 
 @dataclass(slots=True)

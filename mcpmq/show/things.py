@@ -21,12 +21,19 @@ def artifact(artifact: "Artifact", *, as_json: bool = False) -> None:
 
 def checkpoint(checkpoint: "Checkpoint", *, as_json: bool = False) -> None:
     """What a checkpoint is made of."""
-    print_facts("checkpoint", str(checkpoint.path), _checkpoint_facts(checkpoint), as_json=as_json)
+    print_facts("checkpoint", str(checkpoint.path), checkpoint.facts(), as_json=as_json)
 
 
 def calibration_set(samples: "CalibrationSet", *, as_json: bool = False) -> None:
     """How many images and questions there are."""
     print_facts("set", str(samples.path), _set_facts(samples), as_json=as_json)
+
+
+def families(*, as_json: bool = False, as_markdown: bool = False) -> None:
+    """Which models are supported, and what the formats do with them."""
+    from mcpmq.supported import facts, table
+
+    print_table(table(), facts(), as_json=as_json, as_markdown=as_markdown)
 
 
 def path(path: Path, *, as_json: bool = False) -> None:
@@ -38,9 +45,13 @@ def path(path: Path, *, as_json: bool = False) -> None:
     from mcpmq import artifact as artifacts
     from mcpmq import calibration
     from mcpmq.checkpoint import Checkpoint
+    from mcpmq.release import RECORD, Release
     from mcpmq.report import JSON_FILE, Report
 
-    if path.name == JSON_FILE or (path / JSON_FILE).is_file():
+    if (path / RECORD).is_file():
+        release = Release.open(path)
+        print_table(release.table(), release.record.model_dump(mode="json"), as_json=as_json)
+    elif path.name == JSON_FILE or (path / JSON_FILE).is_file():
         report(Report.load(path), as_json=as_json)
     elif (path / artifacts.MANIFEST).is_file():
         artifact(artifacts.Artifact.open(path), as_json=as_json)
@@ -94,22 +105,6 @@ def _told_tokens(fewest: dict[str, int], tokens: list[dict[str, int]]) -> str:
 
 def _schemes(artifact: "Artifact") -> Counter[str]:
     return Counter(record.scheme or f"kept {record.dtype}" for record in artifact.manifest.weights)
-
-
-def _checkpoint_facts(checkpoint: "Checkpoint") -> dict[str, Any]:
-    sizes: Counter[str] = Counter()
-    for spec in checkpoint.specs:
-        sizes[spec.component] += checkpoint.entries[spec.name].nbytes
-    language, vision = checkpoint.architecture.language, checkpoint.architecture.vision
-    return {
-        "family": checkpoint.family.name,
-        "tensors": len(checkpoint.specs),
-        "dtypes": dict(Counter(entry.torch_dtype for entry in checkpoint.entries.values())),
-        "bytes": checkpoint.nbytes,
-        "bytes_by_component": dict(sizes),
-        "language": f"{language.layers} layers of width {language.hidden}, {language.vocabulary:,} tokens",
-        "vision": f"{vision.layers} layers of width {vision.hidden}, {vision.queries} tokens a slice",
-    }
 
 
 def _set_facts(samples: "CalibrationSet") -> dict[str, Any]:

@@ -2,21 +2,30 @@
 
 import pytest
 
-from mcpmq.families import FAMILIES
+from mcpmq.families import family_of
 from mcpmq.families.family import Fold, TensorSpec
 from mcpmq.plan import block_of
-from tests.tiny import CONFIG
+from tests.tiny_families import TINY_FAMILIES, TinyFamily
 
-TINY = FAMILIES[0]
+PLACES = [(tiny, fold) for tiny in TINY_FAMILIES for fold in family_of(tiny.config).folds]
 
 
-@pytest.mark.parametrize("fold", TINY.folds, ids=lambda fold: f"{fold.component}: {fold.source}")
-def test_neighbours_have_as_many_channels(fold: Fold) -> None:
+@pytest.mark.parametrize(
+    ("tiny", "fold"),
+    [
+        pytest.param(tiny, fold, id=f"{tiny.name}{tiny.variant}, {fold.component}: {fold.source} {' '.join(fold.into)}")
+        for tiny, fold in PLACES
+        if tiny.variant == ""
+    ],
+)
+def test_neighbours_have_as_many_channels(tiny: TinyFamily, fold: Fold) -> None:
     """What a norm or some rows put out is what matrices read; query heads may share the channels of a value head."""
-    architecture = TINY.architecture(CONFIG)
-    specs = {spec.name: spec for spec in TINY.tensors(architecture)}
+    family = family_of(tiny.config)
+    architecture = family.architecture(tiny.config)
+    specs = {spec.name: spec for spec in family.tensors(architecture)}
     blocks = {block_of(name) for name in specs if name.startswith(fold.component)}
-    places = [whole for block in sorted(blocks) if (whole := fold.within(block)).source in specs]
+    places = [fold.within(block) for block in sorted(blocks)]
+    places = [whole for whole in places if specs.keys() >= {whole.source, *whole.into}]
 
     assert places
     for whole in places:
@@ -29,5 +38,5 @@ def test_neighbours_have_as_many_channels(fold: Fold) -> None:
 
 
 def _columns(spec: TensorSpec) -> int:
-    assert spec.role == "matrix"
+    assert len(spec.shape) == 2
     return spec.shape[0 if spec.transposed else 1]

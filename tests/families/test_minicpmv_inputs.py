@@ -13,14 +13,8 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers.models.minicpmv4_6.image_processing_pil_minicpmv4_6 import MiniCPMV4_6ImageProcessorPil, ensure_divide
 
 from mcpmq.errors import CalibrationError, CheckpointError
-from mcpmq.families.minicpmv_inputs import (
-    MiniCpmVProcessor,
-    Slicing,
-    choose_grid,
-    packed_pixels,
-    slice_image,
-    target_sizes,
-)
+from mcpmq.families.minicpmv_inputs import MiniCpmVProcessor
+from mcpmq.families.slicing import MergedSlicing, Slicing, choose_grid, packed_pixels, slice_image, target_sizes
 from tests.tiny import SPECIAL, SPLIT
 
 PUBLISHED = Slicing()
@@ -269,3 +263,20 @@ def test_a_missing_tokenizer_is_named(texts: Path) -> None:
     (texts / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match=r"no `tokenizer.json`"):
         MiniCpmVProcessor.open(texts)
+
+
+@pytest.mark.parametrize("mode", ["16x", "4x"])
+@pytest.mark.parametrize("size", [(448, 448), (300, 200), (1000, 640), (60, 900)])
+def test_slices_that_merge_are_those_of_transformers(mode: str, size: tuple[int, int]) -> None:
+    """4.6: sides in whole tokens, pixels to a rounding of the normalisation, as many tokens as squares of patches."""
+    noise = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    slicing = MergedSlicing.model_validate({"downsample_mode": mode})
+
+    theirs = MiniCPMV4_6ImageProcessorPil(downsample_mode=mode)(Image.fromarray(noise), return_tensors="np")
+    _, slices = slice_image(Image.fromarray(noise), slicing)
+
+    np.testing.assert_array_equal(target_sizes(slices, 14), theirs["target_sizes"])
+    np.testing.assert_allclose(slicing.packed(slices)[None], theirs["pixel_values"], rtol=0, atol=1e-6)
+    merged = {"16x": 16, "4x": 4}[mode]
+    tokens = [slicing.tokens_of(part, 0) for part in slices]
+    assert tokens == (theirs["target_sizes"].prod(-1) // merged).tolist()

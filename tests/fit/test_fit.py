@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mcpmq.artifact import Artifact
 from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.convert import convert
@@ -24,6 +25,7 @@ from mcpmq.plan import make_plan
 from mcpmq.progress import silent
 from mcpmq.quantize import quantize
 from mcpmq.recipe import Recipe, parse_scheme
+from tests.releases import report_about
 
 BASE = Recipe.load("phone-int4")
 Options = Mapping[str, list[Option]]
@@ -165,14 +167,14 @@ def test_a_conversion_under_a_budget_takes_the_mix_that_was_found(
         return _best(tiny_checkpoint, "gguf", arguments[3])
 
     monkeypatch.setattr("mcpmq.convert.fit", find)
-    monkeypatch.setattr("mcpmq.convert.compare", lambda checkpoint, artifacts, *_, **__: artifacts)
-    monkeypatch.setattr("mcpmq.convert.write_report", lambda *_: None)
+    monkeypatch.setattr("mcpmq.convert.compare", lambda checkpoint, artifacts, *_, **__: report_about(artifacts))
 
     budget = Budget(file_nbytes=1_700_000)
-    made: Any = convert(tiny_checkpoint, tmp_path / "out", BASE, ["gguf"], few, few, Settings(threads=1), budget)
+    convert(tiny_checkpoint, tmp_path / "out", BASE, ["gguf"], few, few, Settings(threads=1), budget)
 
-    assert 1_600_000 < sum(made[0].nbytes_by_component().values()) <= 1_700_000
-    assert made[0].manifest.recipe["name"] == "fit-1700000-bytes-gguf"
+    made = Artifact.open(tmp_path / "out" / "gguf")
+    assert 1_600_000 < sum(made.nbytes_by_component().values()) <= 1_700_000
+    assert made.manifest.recipe["name"] == "fit-1700000-bytes-gguf"
     assert [one.sha256 for one in seen] == [CalibrationSet.open(few).sha256]
 
 

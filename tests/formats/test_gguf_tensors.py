@@ -9,7 +9,8 @@ from gguf.quants import dequantize as gguf_dequantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcpmq.formats.gguf.names import file_type, names_of
+from mcpmq.formats.gguf import resampler
+from mcpmq.formats.gguf.names import LANGUAGE, file_type, names_of
 from mcpmq.formats.gguf.packing import pack
 from mcpmq.formats.gguf.tensors import INTEGER_TYPES, Slot
 from mcpmq.grids import dequantize
@@ -70,7 +71,8 @@ def assert_whole_model_is_the_same(quantized: Quantized, folder: Path) -> None:
     readers = [reader_of(artifact, component) for component in ("language", "vision+projector")]
     places = {tensor.name: reader for reader in readers for tensor in reader.tensors}
     for name in quantized.specs:
-        parts = names_of(name)
+        component = name.partition(".")[0]
+        parts = names_of(name, resampler.SIGLIP_RESAMPLER.names if component in ("vision", "projector") else LANGUAGE)
         read = np.concatenate([values(places.pop(part), part) for part in parts])
         wanted = expected(quantized, name)
         held = tuple(slice(size) for size in wanted.shape)

@@ -68,9 +68,9 @@ def test_logits_come_for_wanted_positions_only(language: LanguageModel) -> None:
     """One row of the vocabulary each, the same whether others are wanted too."""
     tokens, some, all_of_them = np.arange(5, dtype=np.int32), np.array([0, 1, 0, 0, 1], np.bool_), np.ones(5, np.bool_)
     context = Context(language, 5, 1, exact=False)
-    rows = [row.copy() for row in context.read(tokens, 0, some)]
+    rows = [row.copy() for row in context.read(tokens, np.arange(5)[None], some)]
     context.clear()
-    every = [row.copy() for row in context.read(tokens, 0, all_of_them)]
+    every = [row.copy() for row in context.read(tokens, np.arange(5)[None], all_of_them)]
 
     assert [row.shape for row in rows] == [(language.vocabulary,)] * 2
     np.testing.assert_array_equal(rows, [every[1], every[4]])
@@ -81,4 +81,4 @@ def test_more_tokens_than_there_is_room_for_is_an_error(language: LanguageModel)
     context = Context(language, 10, 1, exact=False)
 
     with pytest.raises(EngineError, match="find a memory slot"):
-        list(context.read(np.zeros(300, np.int32), 0, np.zeros(300, np.bool_)))
+        list(context.read(np.zeros(300, np.int32), np.arange(300)[None], np.zeros(300, np.bool_)))

@@ -10,7 +10,7 @@ from gguf import GGUFType, GGUFWriter
 
 from mcpmq.formats.declared import Declared
 from mcpmq.formats.gguf import language, mmproj
-from mcpmq.formats.gguf.names import FILE_TYPES, file_type, source_name
+from mcpmq.formats.gguf.names import FILE_TYPES, HYBRID_LANGUAGE, LANGUAGE, file_type, source_name
 from mcpmq.formats.gguf.tensors import Slot, slots, widened_ffn
 
 QUANTIZATION_VERSION = 2  # of ggml's block layouts
@@ -33,18 +33,27 @@ class GgufFile:
         return f"{self.prefix}{source_name(model.artifact.manifest.source.name)}-{self.label}.gguf"
 
 
-def files_of(model: Declared) -> tuple[GgufFile, GgufFile]:
-    """What sees, and what reads and writes."""
-    ffn = widened_ffn(model)
-    sees = [mmproj.unread_slot(model), *slots(model, mmproj.COMPONENTS, ffn)]
-    reads = list(slots(model, language.COMPONENTS, ffn))
-    about_sight = partial(mmproj.add_metadata, quantized=model, ffn=ffn)
-    about_language = partial(language.add_metadata, quantized=model)
-    architecture = model.architecture.language.architecture
-    return (
-        GgufFile("vision+projector", "mmproj-", GGUFType.MMPROJ, "clip", _label(model, sees), sees, about_sight),
-        GgufFile("language", "", GGUFType.MODEL, architecture, _label(model, reads), reads, about_language),
-    )
+def files_of(model: Declared) -> tuple[GgufFile, ...]:
+    """What sees, where the model does, and what reads and writes."""
+    return (_sight(model), _language(model)) if model.architecture.vision else (_language(model),)
+
+
+def _sight(model: Declared) -> GgufFile:
+    ffn, tower = widened_ffn(model), mmproj.tower_of(model)
+    held = [*tower.unread_slots(model), *slots(model, mmproj.COMPONENTS, tower.names, ffn)]
+    if not model.architecture.sees.merges_inside:
+        held = [slot for slot in held if not (slot.source or "").startswith("vision.merger.")]
+    about = partial(mmproj.add_metadata, quantized=model, ffn=ffn)
+    return GgufFile("vision+projector", "mmproj-", GGUFType.MMPROJ, "clip", _label(model, held), held, about)
+
+
+def _language(model: Declared) -> GgufFile:
+    shape = model.architecture.language
+    names = HYBRID_LANGUAGE if shape.linear else LANGUAGE
+    held = [*language.computed_slots(model), *slots(model, language.COMPONENTS, names, vision_ffn=0)]
+    tokens = mmproj.tower_of(model).tokens if model.architecture.vision else ()
+    about = partial(language.add_metadata, quantized=model, needed=tokens)
+    return GgufFile("language", "", GGUFType.MODEL, shape.architecture, _label(model, held), held, about)
 
 
 def _label(model: Declared, held: list[Slot]) -> str:

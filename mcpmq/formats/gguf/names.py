@@ -2,47 +2,77 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from gguf import GGMLQuantizationType, LlamaFileType
 
-LANGUAGE = {"embedding": "token_embd", "head": "output", "language.norm": "output_norm"}
-LANGUAGE_LAYER = {
+if TYPE_CHECKING:  # a forecast declares tensors without torch
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """The names of one file, by common name; several where llama.cpp wants a tensor in parts."""
+
+    whole: Mapping[str, str | tuple[str, ...]]
+    layers: Mapping[str, tuple[str, Mapping[str, str | tuple[str, ...]]]]  # component -> prefix, and names in a layer
+    computed: "Mapping[str, Callable[[Tensor], Tensor]]" = field(default_factory=dict)  # other values than ours
+
+
+WHOLE = {"embedding": "token_embd", "head": "output", "language.norm": "output_norm"}
+LAYER = {
     "input_norm": "attn_norm",
     "attention.q": "attn_q",
+    "attention.norm_q": "attn_q_norm",
     "attention.k": "attn_k",
+    "attention.norm_k": "attn_k_norm",
     "attention.v": "attn_v",
+    "attention.q_a": "attn_q_a",
+    "attention.norm_q_a": "attn_q_a_norm",
+    "attention.q_b": "attn_q_b",
+    "attention.kv_a": "attn_kv_a_mqa",
+    "attention.norm_kv_a": "attn_kv_a_norm",
+    "attention.kv_b": "attn_kv_b",
     "attention.o": "attn_output",
     "post_attention_norm": "ffn_norm",
     "mlp.gate": "ffn_gate",
     "mlp.up": "ffn_up",
     "mlp.down": "ffn_down",
 }
-VISION = {
-    "vision.patch_embedding": "v.patch_embd",
-    "vision.position_embedding": "v.position_embd",
-    "vision.post_norm": "v.post_ln",
-    "projector.kv": "resampler.kv",
-    "projector.norm_q": "resampler.ln_q",
-    "projector.norm_kv": "resampler.ln_kv",
-    "projector.norm_post": "resampler.ln_post",
-    "projector.attention.o": "resampler.attn.out",
-    "projector.out": "resampler.proj",
+LINEAR_LAYER = {
+    "post_attention_norm": "post_attention_norm",
+    "linear.qkv": "attn_qkv",
+    "linear.z": "attn_gate",
+    "linear.a": "ssm_alpha",
+    "linear.b": "ssm_beta",
+    "linear.convolution": "ssm_conv1d",
+    "linear.decay": "ssm_a",
+    "linear.time_step": "ssm_dt.bias",
+    "linear.norm": "ssm_norm",
+    "linear.o": "ssm_out",
 }
-VISION_LAYER = {
-    "norm1": "ln1",
-    "attention.q": "attn_q",
-    "attention.k": "attn_k",
-    "attention.v": "attn_v",
-    "attention.o": "attn_out",
-    "norm2": "ln2",
-    "mlp.up": "ffn_up",
-    "mlp.down": "ffn_down",
-}
-WHOLE = {**LANGUAGE, **VISION}
-LAYERS = {"language": ("blk", LANGUAGE_LAYER), "vision": ("v.blk", VISION_LAYER)}
-QUERY = ("projector.query", "resampler.query")  # the one tensor without a suffix
-FUSED = ("projector.attention.qkv", tuple(f"resampler.attn.{part}" for part in "qkv"))  # one tensor, split by rows
+CENTRED_NORMS = ("norm", "input_norm", "post_attention_norm", "attention.norm_q", "attention.norm_k")
+
+
+def _one_more(weight: "Tensor") -> "Tensor":
+    return weight.float() + 1
+
+
+LANGUAGE = Names(WHOLE, {"language": ("blk", LAYER)})
+HYBRID_LANGUAGE = Names(
+    WHOLE,
+    {"language": ("blk", {**LAYER, **LINEAR_LAYER})},
+    {
+        **dict.fromkeys(
+            ("norm", "input_norm", "post_attention_norm", "attention.norm_q", "attention.norm_k"), _one_more
+        ),
+        "linear.decay": lambda weight: -weight.float().exp(),
+        "linear.convolution": lambda weight: weight[:, 0],
+    },
+)
+BARE = {"resampler.query", "v.patch_embd.weight.1", "ssm_a", "ssm_dt.bias"}  # names that take no suffix
 
 FILE_TYPES = {
     "F32": LlamaFileType.ALL_F32,
@@ -61,19 +91,25 @@ FILE_TYPES = {
 }
 
 
-def names_of(common_name: str) -> tuple[str, ...]:
-    """llama.cpp's name of a tensor; three of them for the fused projection of the resampler."""
+def names_of(common_name: str, names: Names) -> tuple[str, ...]:
+    """llama.cpp's name of a tensor, or those of its parts."""
+    if isinstance(whole := names.whole.get(common_name), str) and common_name.endswith(".bias"):
+        return (whole,)
     weight = common_name.removesuffix(".bias")
     suffix = ".bias" if weight != common_name else ".weight"
-    if weight == QUERY[0]:
-        return (QUERY[1],)
-    if weight == FUSED[0]:
-        return tuple(part + suffix for part in FUSED[1])
-    if weight in WHOLE:
-        return (WHOLE[weight] + suffix,)
-    component, _, layer, rest = weight.split(".", 3)
-    prefix, within = LAYERS[component]
-    return (f"{prefix}.{layer}.{within[rest]}{suffix}",)
+    prefix, found = "", names.whole.get(weight)
+    if found is None:
+        component, _, layer, rest = weight.split(".", 3)
+        blocks, within = names.layers[component]
+        prefix, found = f"{blocks}.{layer}.", within[rest]
+    parts = (found,) if isinstance(found, str) else found
+    return tuple(f"{prefix}{part}{'' if part in BARE else suffix}" for part in parts)
+
+
+def part_of(common_name: str) -> str:
+    """`language.layers.0.linear.decay` -> `linear.decay`, `language.norm` -> `norm`."""
+    *_, last = common_name.split(".", 3 if ".layers." in common_name else 1)
+    return last
 
 
 def source_name(name: str) -> str:

@@ -14,6 +14,8 @@ from mcpmq.recipe import GgmlScheme, IntegerScheme
 
 def pack(weight: QTensor | Tensor | None, slot: Slot) -> NDArray[np.uint8]:
     """The bytes of a slot: uint8 [..., bytes of a row]."""
+    if weight is None and slot.values:
+        weight = torch.tensor(slot.values)
     rows = _rows(weight, slot) if weight is not None else np.empty((0,) * len(slot.shape), np.uint8)
     if rows.shape == slot.byte_shape:
         return rows
@@ -23,9 +25,11 @@ def pack(weight: QTensor | Tensor | None, slot: Slot) -> NDArray[np.uint8]:
 
 
 def _rows(weight: QTensor | Tensor, slot: Slot) -> NDArray[np.uint8]:
-    wanted = slice(slot.first_row, slot.first_row + slot.shape[0])
+    wanted = _order(slot)
     if isinstance(weight, Tensor):
-        return _float_bytes(weight[wanted], slot.type)
+        held = weight if slot.frame is None else weight[:, :, slot.frame]
+        held = slot.computed(held) if slot.computed else held
+        return _float_bytes(held[wanted], slot.type)
     codes = weight.codes[wanted].numpy()
     if isinstance(weight.scheme, GgmlScheme):
         return codes
@@ -33,6 +37,15 @@ def _rows(weight: QTensor | Tensor, slot: Slot) -> NDArray[np.uint8]:
     assert isinstance(weight.scheme, IntegerScheme)
     scale = weight.scale[wanted].numpy()
     return pack_integers(codes, scale, weight.scheme)
+
+
+def _order(slot: Slot) -> slice | Tensor:
+    """The source's rows of a slot. RoPE turns pairs of rows: the first and second halves of a head in transformers,
+    neighbours in llama.cpp."""
+    rows = slice(slot.first_row, slot.first_row + slot.shape[0])
+    if not slot.heads:
+        return rows
+    return torch.arange(rows.start, rows.stop).reshape(slot.heads, 2, -1).transpose(1, 2).flatten()
 
 
 def _float_bytes(weight: Tensor, kind: GGMLQuantizationType) -> NDArray[np.uint8]:

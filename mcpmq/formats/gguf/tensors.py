@@ -1,16 +1,20 @@
 """Every tensor of a file, declared from shapes and schemes alone."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from mcpmq.families.family import TensorSpec
+from mcpmq.families.family import LanguageShape, TensorSpec
 from mcpmq.formats.declared import Declared
 from mcpmq.formats.gguf import BLOCK_COLUMNS
-from mcpmq.formats.gguf.names import names_of
+from mcpmq.formats.gguf.names import Names, names_of, part_of
 from mcpmq.formats.shapes import stored_shape
 from mcpmq.recipe import FloatScheme, GgmlScheme, IntegerScheme, Scheme
+
+if TYPE_CHECKING:  # a forecast declares tensors without torch
+    from torch import Tensor
 
 INTEGER_TYPES = {4: GGMLQuantizationType.Q4_0, 8: GGMLQuantizationType.Q8_0}
 FLOAT_TYPES = {
@@ -28,10 +32,14 @@ class Slot:
     """One tensor of a GGUF file and where it comes from; `first_row` counts in the source, not in the slot."""
 
     name: str
-    source: str | None  # common name; None: all zeros
+    source: str | None  # common name; None: it holds `values`
     shape: tuple[int, ...]  # rows first, as in torch; zeros fill what the source does not have
     type: GGMLQuantizationType
     first_row: int = 0
+    frame: int | None = None  # of a patch that covers several images, the one that this is for
+    heads: int = 0  # whose rows are reordered; 0: rows stay where they are
+    values: tuple[float, ...] = ()  # zeros if there are none
+    computed: "Callable[[Tensor], Tensor] | None" = None  # from the source, which nothing quantizes
 
     @property
     def row_nbytes(self) -> int:
@@ -43,17 +51,30 @@ class Slot:
         return (*self.shape[:-1], self.row_nbytes)
 
 
-def slots(quantized: Declared, components: set[str], vision_ffn: int) -> Iterator[Slot]:
+def slots(quantized: Declared, components: set[str], names: Names, vision_ffn: int) -> Iterator[Slot]:
     """The slots of a file, in the order of the forward pass."""
     for spec in quantized.specs.values():
         if spec.component not in components:
             continue
         shape = stored_shape(spec, vision_ffn)
         kind = stored_type(spec, quantized.scheme(spec.name), quantized.records[spec.name].dtype)
-        parts = names_of(spec.name)
+        parts, heads = names_of(spec.name, names), _reordered_heads(spec, quantized.architecture.language)
+        computed = names.computed.get(part_of(spec.name))
+        if len(shape) == 5:  # a kernel [out, 3, frames, height, width]
+            for frame, name in enumerate(parts):
+                yield Slot(name, spec.name, (*shape[:2], *shape[3:]), kind, frame=frame)
+            continue
+        if len(shape) == 3:  # a kernel [channels, 1, tokens]
+            shape = (shape[0], shape[2])
         for number, name in enumerate(parts):
             rows = shape[0] // len(parts)
-            yield Slot(name, spec.name, (rows, *shape[1:]), kind, number * rows)
+            yield Slot(name, spec.name, (rows, *shape[1:]), kind, number * rows, heads=heads, computed=computed)
+
+
+def _reordered_heads(spec: TensorSpec, shape: LanguageShape) -> int:
+    heads = {"q": shape.heads, "k": shape.kv_heads}
+    projects = spec.name.removesuffix(".bias").rpartition(".attention.")[2]
+    return heads.get(projects, 0) if shape.permuted_rope and spec.component == "language" else 0
 
 
 def stored_type(spec: TensorSpec, scheme: Scheme | None, dtype: str) -> GGMLQuantizationType:
@@ -74,6 +95,8 @@ def widened_ffn(quantized: Declared) -> int:
     equals the hidden size is avoided too: llama.cpp then takes the two matrices for each other.
     """
     shape, block = quantized.architecture.vision, 1
+    if shape is None:
+        return 0
     for layer in range(shape.layers):
         name = f"vision.layers.{layer}.mlp.down"
         kind = stored_type(quantized.specs[name], quantized.scheme(name), quantized.records[name].dtype)

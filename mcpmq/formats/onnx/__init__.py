@@ -47,16 +47,16 @@ def write(
     accuracy_level: int = ACCURACY_LEVEL,
     npu: "CalibrationSet | None" = None,
 ) -> dict[str, list[str]]:
-    """Write three graphs, their weights and the texts into the empty folder `out`: component -> relative paths.
+    """Write the graphs, their weights and the texts into the empty folder `out`: component -> relative paths.
 
     `accuracy_level` 0 has activations computed in float32, as torch does: what comparing the two needs. With `npu` the
     vision graph is one that NPUs take, its activations rounded over what images of this set give.
     """
-    from mcpmq.formats.onnx.layout import FOLDER, PARTS, SIGHT, write_part, write_static_vision, write_texts
+    from mcpmq.formats.onnx.layout import FOLDER, SIGHT, parts_of, write_part, write_static_vision, write_texts
 
     folder, written = out / FOLDER, {}
     folder.mkdir()
-    for part in PARTS:
+    for part in parts_of(quantized.architecture):
         if npu and part.component == SIGHT:
             written[SIGHT] = write_static_vision(part, quantized, npu, folder, progress)
         else:

@@ -1,5 +1,6 @@
 """The graph that looks tokens up: `input_ids` -> `inputs_embeds`."""
 
+import numpy as np
 import onnx_ir as ir
 
 from mcpmq.families.family import Architecture
@@ -13,4 +14,7 @@ def emit(graph: Graph, weights: Weights, architecture: Architecture, progress: P
     for name in progress(["embedding"], "writing the embedding"):
         tokens = graph.input("input_ids", ir.DataType.INT64, ["batch_size", "sequence_length"])
         axes: list[int | str] = ["batch_size", "sequence_length", architecture.language.hidden]
-        graph.output(weights.lookup(name, tokens), "inputs_embeds", ir.DataType.FLOAT, axes)
+        embeddings = weights.lookup(name, tokens)
+        if (scale := architecture.language.embedding_scale) != 1:
+            embeddings = graph.node("Mul", embeddings, graph.constant(scale, np.float32))
+        graph.output(embeddings, "inputs_embeds", ir.DataType.FLOAT, axes)

@@ -11,9 +11,9 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcpmq.families.family import Architecture
+from mcpmq.families.family import Architecture, VisionKind
 from mcpmq.formats.declared import Declared
-from mcpmq.formats.onnx import decoder, embedding, vision
+from mcpmq.formats.onnx import decoder, embedding, linear_attention, vision, vision_merger, vision_qwenvl
 from mcpmq.formats.onnx.blocks import block_columns
 from mcpmq.formats.onnx.external_data import ExternalData
 from mcpmq.formats.onnx.graph import ACCURACY_LEVEL, Graph
@@ -44,17 +44,31 @@ class Part:
     emit: Callable[[Graph, Weights, Architecture, Progress], None]
 
 
-PARTS = (
-    Part(SIGHT, "vision_encoder", ("vision", "projector"), vision.emit),
-    Part("embedding", "embed_tokens", ("embedding",), embedding.emit),
-    Part("language", "decoder_model_merged", ("language", "head"), decoder.emit),
-)
+TOWERS: dict[VisionKind, Callable[[Graph, Weights, Architecture, Progress], None]] = {
+    "siglip-resampler": vision.emit,
+    "siglip-merger": vision_merger.emit,
+    "qwen2-vl": vision_qwenvl.emit,
+    "qwen2.5-vl": vision_qwenvl.emit,
+    "qwen3-vl": vision_qwenvl.emit,
+}
+
+
+def parts_of(architecture: Architecture) -> tuple[Part, ...]:
+    """The graphs of a model; one that reads text only has no first."""
+    seeing = architecture.vision
+    tower = [Part(SIGHT, "vision_encoder", ("vision", "projector"), TOWERS[seeing.kind])] if seeing else []
+    return (
+        *tower,
+        Part("embedding", "embed_tokens", ("embedding",), embedding.emit),
+        Part("language", "decoder_model_merged", ("language", "head"), decoder.emit),
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Written:
     """One graph on disk."""
 
+    stem: str
     graph: str  # file names in the folder of graphs
     chunks: tuple[str, ...]
     type_name: str  # of most numbers, in transformers.js's words
@@ -87,7 +101,7 @@ def emit_part(
         part.emit(graph, weights, model.architecture, progress)
     name = data_name(part, model).removesuffix("_data")
     graph.save(folder / name, version("mcpmq"), _properties(part, model, accuracy_level))
-    return Written(name, tuple(graph.data.files), type_names(part, model)[0])
+    return Written(part.stem, name, tuple(graph.data.files), type_names(part, model)[0])
 
 
 def data_name(part: Part, model: Declared) -> str:
@@ -105,14 +119,17 @@ def write_static_vision(
     name = f"{part.stem}{suffix}.onnx"
     with closing(ExternalData(folder, f"{name}_data")) as data:
         npu.write(quantized, samples, folder / name, data, _properties(part, quantized, 0), progress)
-    return Written(name, tuple(data.files), type_name)
+    return Written(part.stem, name, tuple(data.files), type_name)
 
 
 def widened_ffn(quantized: Declared) -> int:
     """The hidden width of the vision FFN in the file: whole blocks, for fast kernels (KleidiAI) take no ragged ones."""
+    shape = quantized.architecture.vision
+    if shape is None:
+        return 0
     blockwise = [step.scheme for step in quantized.steps if step.spec.may_grow == "columns" and not step.activation]
     block = max((block_columns(scheme) for scheme in blockwise if isinstance(scheme, IntegerScheme)), default=1)
-    return -(-quantized.architecture.vision.ffn // block) * block
+    return -(-shape.ffn // block) * block
 
 
 def type_names(part: Part, quantized: Declared) -> tuple[str, str]:
@@ -138,8 +155,13 @@ def _properties(part: Part, quantized: Declared, accuracy_level: int) -> dict[st
         "source_sha256": manifest.source.sha256,
         "recipe": json.dumps(manifest.recipe, sort_keys=True),
         "activations": "int8" if integer and accuracy_level == ACCURACY_LEVEL else "float32",
-        "min_onnxruntime": LEAST_RUNTIME,
+        "min_onnxruntime": _least_runtime(part, quantized),
     }
+
+
+def _least_runtime(part: Part, quantized: Declared) -> str:
+    linear = part.component == "language" and quantized.architecture.language.linear
+    return linear_attention.LEAST_RUNTIME if linear else LEAST_RUNTIME
 
 
 def write_texts(quantized: Declared, out: Path, written: Mapping[str, Written]) -> list[str]:
@@ -156,6 +178,6 @@ def write_texts(quantized: Declared, out: Path, written: Mapping[str, Written]) 
 
 def _session_settings(written: Mapping[str, Written]) -> dict[str, Any]:
     return {
-        "dtype": {part.stem: written[part.component].type_name for part in PARTS},
+        "dtype": {one.stem: one.type_name for one in written.values()},
         "use_external_data_format": {one.graph: len(one.chunks) for one in written.values()},
     }

@@ -21,12 +21,11 @@ from onnxruntime.quantization.execution_providers.qnn import get_qnn_qdq_config
 from mcpmq.calibration import CalibrationSet, Sample
 from mcpmq.errors import CalibrationError
 from mcpmq.families import family_named
-from mcpmq.families.minicpmv_inputs import Slicing, packed_pixels, stretched
+from mcpmq.families.slicing import stretched
 from mcpmq.formats.onnx import vision
 from mcpmq.formats.onnx.external_data import ExternalData, StoredArray
 from mcpmq.formats.onnx.graph import Graph
 from mcpmq.formats.onnx.weights import Weights
-from mcpmq.json_file import read_json
 from mcpmq.progress import Progress
 from mcpmq.quantized import Quantized
 
@@ -36,7 +35,7 @@ Pixels = NDArray[np.float32]
 
 def static_size(quantized: Quantized) -> tuple[int, int]:
     """Rows and columns of patches of the one slice that the graph takes: the square that slices come nearest to."""
-    shape = quantized.architecture.vision
+    shape = quantized.architecture.sees
     side = shape.slice_side // shape.patch
     return side, side
 
@@ -72,16 +71,15 @@ def write(
 
 
 def _slices(quantized: Quantized, samples: Iterable[Sample], size: tuple[int, int]) -> list[Pixels]:
-    processor = family_named(quantized.artifact.manifest.family).processor(quantized.path)
-    settings = Slicing.model_validate(read_json(quantized.path / "preprocessor_config.json"))
+    family, patch = family_named(quantized.artifact.manifest.family), quantized.architecture.sees.patch
+    processor, pixels = family.processor(quantized.path), family.pixels(quantized.path)
     encoded = (processor.encode(sample.id, sample.image, sample.prompt, sample.answer) for sample in samples)
-    parts = (stretched(part, size, settings.patch_size) for inputs in encoded for part in inputs.slices)
-    norm = settings.norm_mean, settings.norm_std, settings.patch_size
-    return [packed_pixels(part, *norm)[None] for part in parts]
+    parts = (stretched(part, patch * size[0], patch * size[1]) for inputs in encoded for part in inputs.slices)
+    return [pixels.graph_inputs(part)["pixel_values"] for part in parts]
 
 
 def _write_floats(quantized: Quantized, size: tuple[int, int], file: Path, progress: Progress) -> None:
-    shape = quantized.architecture.vision
+    shape = quantized.architecture.sees
     with closing(ExternalData(file.parent, f"{file.name}_data")) as data:
         graph = Graph("vision_encoder", data)
         weights = Weights(quantized, graph, accuracy_level=0, ffn=shape.ffn, dequantized=True)

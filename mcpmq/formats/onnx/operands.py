@@ -12,8 +12,14 @@ if TYPE_CHECKING:  # a forecast emits graphs without torch
 class Weights(Protocol):
     """Weights of a model, put into a graph one at a time; they are read, or merely counted."""
 
+    def has(self, name: str) -> bool:
+        """Whether the model has a weight."""
+
     def linear(self, value: ir.Value, name: str) -> ir.Value:
-        """Float32 [..., columns] times a matrix [rows, columns], plus its bias where it has one: [..., rows]."""
+        """Float32 [..., columns] times a matrix [rows, columns], plus its bias where it has one: [..., rows].
+
+        All axes of a kernel but the first are its columns.
+        """
 
     def linear_parts(self, values: Sequence[ir.Value], name: str, parts: str) -> tuple[ir.Value, ...]:
         """The same with equal shares of the rows of a matrix that has a bias, each for a value of its own."""

@@ -1,5 +1,6 @@
 """The size of the three graphs to the byte: they are emitted for real, their weights are counted."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
@@ -16,7 +17,7 @@ from mcpmq.formats.format import FileForecast, LayoutForecast, Runtime, WeightFo
 from mcpmq.formats.onnx.blocks import block_columns, blocks
 from mcpmq.formats.onnx.external_data import CountedData, StoredArray
 from mcpmq.formats.onnx.graph import ACCURACY_LEVEL, Graph
-from mcpmq.formats.onnx.layout import FOLDER, PARTS, Written, data_name, emit_part, widened_ffn, write_texts
+from mcpmq.formats.onnx.layout import FOLDER, Written, data_name, emit_part, parts_of, widened_ffn, write_texts
 from mcpmq.formats.shapes import stored_shape
 from mcpmq.progress import silent
 from mcpmq.recipe import IntegerScheme
@@ -39,19 +40,19 @@ FLOATS = {
 def sized(model: Declared) -> LayoutForecast:
     """Three graphs with their chunks of weights, the texts, and how each weight lies there."""
     files: list[FileForecast] = []
-    arrays: dict[str, int] = {}
+    arrays: list[Mapping[str, int]] = []
     written: dict[str, Written] = {}
     with TemporaryDirectory(prefix="mcpmq-") as name:
         graphs = Path(name) / FOLDER
         graphs.mkdir()
-        for part in PARTS:
+        for part in parts_of(model.architecture):
             data = CountedData(graphs, data_name(part, model))
             graph = Graph(part.stem, data)
             weights = CountedWeights(model, graph, widened_ffn(model))
             one = emit_part(part, model, graphs, graph, weights, ACCURACY_LEVEL, silent)
             sizes = {one.graph: (graphs / one.graph).stat().st_size, **data.chunks.sizes}
             files += [FileForecast(f"{FOLDER}/{file}", part.component, nbytes) for file, nbytes in sizes.items()]
-            arrays |= data.arrays
+            arrays.append(data.arrays)
             written[part.component] = one
         texts = [Path(name) / text for text in write_texts(model, Path(name), written)]
         files += [FileForecast(text.name, "model", text.stat().st_size) for text in texts]
@@ -67,11 +68,14 @@ class CountedWeights:
     ffn: int
     _on_grids: dict[str | None, ir.Value] = field(default_factory=dict)
 
+    def has(self, name: str) -> bool:
+        """Whether the model has a weight."""
+        return name in self.model.specs
+
     def linear(self, value: ir.Value, name: str) -> ir.Value:
         """A matrix, and its bias where it has one."""
-        bias = f"{name}.bias" in self.model.specs
-        rows, columns = stored_shape(self.model.specs[name], self.ffn)
-        return self._product(value, name, name, (rows, columns), bias)
+        rows, *columns = stored_shape(self.model.specs[name], self.ffn)
+        return self._product(value, name, name, (rows, prod(columns)), self.has(f"{name}.bias"))
 
     def linear_parts(self, values: Sequence[ir.Value], name: str, parts: str) -> tuple[ir.Value, ...]:
         """Equal shares of the rows of a matrix, and of its bias."""
@@ -171,13 +175,17 @@ class CountedWeights:
         return (columns, rows) if self.model.specs[name].transposed else (rows, columns)
 
 
-def _weights(model: Declared, arrays: Mapping[str, int]) -> Iterator[WeightForecast]:
-    nbytes = dict.fromkeys(model.specs, 0)
-    for array, size in arrays.items():
-        nbytes[_owner(array, model.specs)] += size
-    for name, size in nbytes.items():
-        stored_as, reason = _told(model, name, size)
-        yield WeightForecast(name, stored_as, size, reason)
+def _weights(model: Declared, graphs: Sequence[Mapping[str, int]]) -> Iterator[WeightForecast]:
+    """Of all weights, from the arrays of every graph; an embedding that is the head too lies in two."""
+    held: list[Counter[str]] = []
+    for arrays in graphs:
+        held.append(Counter())
+        for array, size in arrays.items():
+            held[-1][_owner(array, model.specs)] += size
+    for name in model.specs:
+        sizes = [one[name] for one in held if name in one]
+        stored_as, reason = _told(model, name, max(sizes, default=0))
+        yield WeightForecast(name, stored_as, sum(sizes), "once in each of two graphs" if len(sizes) > 1 else reason)
 
 
 def _owner(array: str, specs: Mapping[str, TensorSpec]) -> str:

@@ -26,10 +26,10 @@ def emit(graph: Graph, weights: Weights, architecture: Architecture, progress: P
     """`pixel_values` float32 [slices, 3, patch, patch * patches] and `tgt_sizes` int64 [slices, 2], rows and columns of
     patches -> `image_features` [slices * queries, hidden]. The slices of one call have equally many patches.
     """
-    shape, width = architecture.vision, architecture.language.hidden
+    shape, width = architecture.sees, architecture.language.hidden
     pixels = graph.input("pixel_values", FLOAT, ["slices", 3, shape.patch, "patches_times_patch"])
     sizes = graph.input("tgt_sizes", INT64, ["slices", 2])
-    features = _features(graph, weights, architecture, pixels, sizes, _fused_attention, progress)
+    features = _features(graph, weights, architecture, pixels, sizes, fused_attention, progress)
     graph.output(features, "image_features", FLOAT, ["image_tokens", width])
 
 
@@ -37,7 +37,7 @@ def emit_static(
     graph: Graph, weights: Weights, architecture: Architecture, size: tuple[int, int], progress: Progress
 ) -> None:
     """The same for one slice of one size in patches, rows and columns, known beforehand: standard operators only."""
-    shape, width = architecture.vision, architecture.language.hidden
+    shape, width = architecture.sees, architecture.language.hidden
     pixels = graph.input("pixel_values", FLOAT, [1, 3, shape.patch, shape.patch * size[0] * size[1]])
     sizes = graph.constant([size])
     features = _features(graph, weights, architecture, pixels, sizes, _standard_attention, progress)
@@ -53,18 +53,16 @@ def _features(
     attention: Attention,
     progress: Progress,
 ) -> ir.Value:
-    shape, width = architecture.vision, architecture.language.hidden
-    value = _patches(graph, weights, shape, pixels)
-    row, column = _coordinates(graph, value, sizes)
-    value = graph.node("Add", value, _position_embedding(graph, weights, shape, sizes, row, column))
-    for layer in progress(range(shape.layers), "writing the vision encoder"):
-        value = _layer(graph, weights, shape, f"vision.layers.{layer}", value, attention)
-    value = _norm(graph, weights, "vision.post_norm", value, shape.norm_epsilon)
+    shape, width = architecture.sees, architecture.language.hidden
+    value, row, column = embedded(graph, weights, shape, pixels, sizes)
+    for number in progress(range(shape.layers), "writing the vision encoder"):
+        value = layer(graph, weights, shape, f"vision.layers.{number}", value, attention)
+    value = norm(graph, weights, "vision.post_norm", value, shape.norm_epsilon)
     position = graph.node("Concat", *(_axis_code(graph, weights, axis, width // 2) for axis in (column, row)), axis=-1)
     return _resampled(graph, weights, shape.queries, width, value, position, attention)
 
 
-def _fused_attention(graph: Graph, query: ir.Value, key: ir.Value, content: ir.Value, heads: int, _: int) -> ir.Value:
+def fused_attention(graph: Graph, query: ir.Value, key: ir.Value, content: ir.Value, heads: int, _: int) -> ir.Value:
     """Values [slices, tokens, width] each -> the same: one operator of ONNX Runtime's own."""
     return graph.contributed("MultiHeadAttention", query, key, content, num_heads=heads)
 
@@ -82,6 +80,15 @@ def _standard_attention(
     chances = graph.node("Softmax", graph.node("MatMul", query, key), axis=-1)
     mixed = graph.node("Transpose", graph.node("MatMul", chances, content), perm=[0, 2, 1, 3])
     return graph.node("Reshape", mixed, together)
+
+
+def embedded(
+    graph: Graph, weights: Weights, shape: VisionShape, pixels: ir.Value, sizes: ir.Value
+) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """What the first layer sees [slices, patches, hidden], and the row and column of every patch."""
+    value = _patches(graph, weights, shape, pixels)
+    row, column = _coordinates(graph, value, sizes)
+    return graph.node("Add", value, _position_embedding(graph, weights, shape, sizes, row, column)), row, column
 
 
 def _patches(graph: Graph, weights: Weights, shape: VisionShape, pixels: ir.Value) -> ir.Value:
@@ -108,6 +115,9 @@ def _position_embedding(
     graph: Graph, weights: Weights, shape: VisionShape, sizes: ir.Value, row: ir.Value, column: ir.Value
 ) -> ir.Value:
     """The learned embedding of the nearest cell of a square grid; in integers, where rounding cannot move a patch."""
+    if shape.one_row:
+        number, count = graph.node("Add", graph.node("Mul", row, _side(graph, sizes, 1)), column), graph.size(row, 1)
+        return weights.lookup("vision.position_embedding", _cell(graph, number, count, shape.grid))
     cells = [_cell(graph, index, _side(graph, sizes, axis), shape.grid) for axis, index in enumerate((row, column))]
     cell = graph.node("Add", graph.node("Mul", cells[0], graph.constant(shape.grid)), cells[1])
     return weights.lookup("vision.position_embedding", cell)
@@ -117,19 +127,21 @@ def _cell(graph: Graph, index: ir.Value, length: ir.Value, grid: int) -> ir.Valu
     return graph.node("Div", graph.node("Mul", index, graph.constant(grid)), length)
 
 
-def _layer(
+def layer(
     graph: Graph, weights: Weights, shape: VisionShape, name: str, value: ir.Value, attention: Attention
 ) -> ir.Value:
-    normed = _norm(graph, weights, f"{name}.norm1", value, shape.norm_epsilon)
+    """One layer of the tower: [slices, patches, hidden] before and after."""
+    normed = norm(graph, weights, f"{name}.norm1", value, shape.norm_epsilon)
     query, key, content = (weights.linear(normed, f"{name}.attention.{part}") for part in "qkv")
     attended = attention(graph, query, key, content, shape.heads, shape.hidden)
     value = graph.node("Add", value, weights.linear(attended, f"{name}.attention.o"))
-    normed = _norm(graph, weights, f"{name}.norm2", value, shape.norm_epsilon)
+    normed = norm(graph, weights, f"{name}.norm2", value, shape.norm_epsilon)
     activated = graph.node("Gelu", weights.linear(normed, f"{name}.mlp.up"), approximate="tanh")
     return graph.node("Add", value, weights.linear(activated, f"{name}.mlp.down"))
 
 
-def _norm(graph: Graph, weights: Weights, name: str, value: ir.Value, epsilon: float) -> ir.Value:
+def norm(graph: Graph, weights: Weights, name: str, value: ir.Value, epsilon: float) -> ir.Value:
+    """A layer norm with scale and bias."""
     parts = weights.vector(name), weights.vector(f"{name}.bias")
     return graph.node("LayerNormalization", value, *parts, axis=-1, epsilon=epsilon)
 
@@ -160,14 +172,14 @@ def _resampled(
     attention: Attention,
 ) -> ir.Value:
     """Learned queries look at the patches [slices, patches, hidden]: [slices * queries, width]."""
-    query = _norm(graph, weights, "projector.norm_q", weights.array("projector.query"), RESAMPLER_NORM_EPSILON)
+    query = norm(graph, weights, "projector.norm_q", weights.array("projector.query"), RESAMPLER_NORM_EPSILON)
     content = weights.linear(patches, "projector.kv")
-    content = _norm(graph, weights, "projector.norm_kv", content, RESAMPLER_NORM_EPSILON)
+    content = norm(graph, weights, "projector.norm_kv", content, RESAMPLER_NORM_EPSILON)
     key = graph.node("Add", content, position)
     query, key, content = weights.linear_parts((query, key, content), "projector.attention.qkv", "qkv")
     slices = graph.node("Shape", patches, start=0, end=1)
     query = graph.node("Expand", query, graph.node("Concat", slices, graph.constant([queries, width]), axis=0))
     attended = attention(graph, query, key, content, width // HEAD_WIDTH_OF_RESAMPLER, width)
     attended = weights.linear(attended, "projector.attention.o")
-    normed = _norm(graph, weights, "projector.norm_post", attended, RESAMPLER_NORM_EPSILON)
+    normed = norm(graph, weights, "projector.norm_post", attended, RESAMPLER_NORM_EPSILON)
     return graph.node("Reshape", weights.linear(normed, "projector.out"), graph.constant([-1, width]))

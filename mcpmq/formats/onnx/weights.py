@@ -35,12 +35,20 @@ class Weights:
     dequantized: bool = False
     _on_grids: dict[tuple[str | None, InputGrid], ir.Value] = field(default_factory=dict)  # one for all that read it
 
+    def has(self, name: str) -> bool:
+        """Whether the model has a weight."""
+        return name in self.quantized.specs
+
     def linear(self, value: ir.Value, name: str) -> ir.Value:
-        """Float32 [..., columns] times a matrix [rows, columns], plus its bias where it has one: [..., rows]."""
+        """Float32 [..., columns] times a matrix [rows, columns], plus its bias where it has one: [..., rows].
+
+        All axes of a kernel but the first are its columns.
+        """
         spec, bias = self.quantized.specs[name], None
         if biased := self.quantized.specs.get(f"{name}.bias"):
             bias = filled(self.load_float(biased.name), stored_shape(biased, self.ffn))
         weight = widened(self.load(name), stored_shape(spec, self.ffn))
+        weight = weight.flatten(1) if isinstance(weight, Tensor) else weight
         [grid] = self.quantized.input_grids(name) or (None,)
         return self.product(value, name, weight, bias, grid)
 
@@ -67,7 +75,9 @@ class Weights:
         """The same with equal shares of the rows of a matrix that has a bias, each for a value of its own."""
         weight, bias = self.load(name), self.load_float(f"{name}.bias")
         rows = len(bias) // len(values)
-        grids = self.quantized.input_grids(name) or (None,) * len(values)
+        grids: Sequence[InputGrid | None] = self.quantized.input_grids(name) or (None,)
+        if len(grids) == 1:  # all see the same
+            grids = [grids[0]] * len(values)
         spans = [slice(number * rows, (number + 1) * rows) for number in range(len(values))]
         return tuple(
             self.product(value, f"{name}.{part}", rows_of(weight, span), bias[span], grid)

@@ -90,6 +90,8 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "llama_model_load_from_file": (POINTER, TEXT, Opaque),
     "llama_model_free": (None, POINTER),
     "llama_model_n_embd": (INT, POINTER),
+    "llama_model_n_embd_inp": (INT, POINTER),
+    "llama_model_rope_type": (INT, POINTER),
     "llama_model_meta_val_str": (INT, POINTER, TEXT, TEXT, SIZE),
     "llama_model_get_vocab": (POINTER, POINTER),
     "llama_vocab_n_tokens": (INT, POINTER),

@@ -31,6 +31,7 @@ from mcpmq.runners.llamacpp import (
 BATCH_TOKENS = 2048  # at most in one call; the engine's default
 METADATA_NBYTES = 256  # of a short value
 CONTEXT_MULTIPLE = 256  # the engine rounds its cache up to it
+SECTIONED = {8, 40}  # of llama_rope_type: M-RoPE, whose embeddings come with four positions each, and interleaved
 OUT_OF_LAYER = "l_out-"  # the engine's name for what a layer gives, before its number
 
 Watch = Callable[[int, NDArray[np.float32]], None]  # gets the number of every layer and all that it gives
@@ -53,15 +54,25 @@ class LanguageModel:
             raise engine.error(f"llama.cpp does not load `{file}`", "make the artifact again")
         self.engine, self.pointer = engine, pointer
         self.vocabulary: int = engine("llama_vocab_n_tokens", engine("llama_model_get_vocab", pointer))
+        self.sectioned = engine("llama_model_rope_type", pointer) in SECTIONED
         self._finalizer = weakref.finalize(self, engine, "llama_model_free", pointer)
-        self.hidden: int = engine("llama_model_n_embd", pointer) or int(self._said(f"{self._said()}.embedding_length"))
+        # The width of embeddings of images, with what is added behind the first layers.
+        self.width_of_embeddings: int = engine("llama_model_n_embd_inp", pointer) or self._told_width()
 
-    def _said(self, key: str = "general.architecture") -> str:
+    def _told_width(self) -> int:
+        """The same where nothing but the vocabulary was loaded."""
+        architecture = self._said("general.architecture")
+        stacked = int(self._said(f"{architecture}.n_deepstack_layers", "0"))
+        return int(self._said(f"{architecture}.embedding_length")) * (1 + stacked)
+
+    def _said(self, key: str, otherwise: str | None = None) -> str:
         """A value of the file's metadata."""
         text = ctypes.create_string_buffer(METADATA_NBYTES)
-        if self.engine("llama_model_meta_val_str", self.pointer, key.encode(), text, METADATA_NBYTES) < 0:
+        if self.engine("llama_model_meta_val_str", self.pointer, key.encode(), text, METADATA_NBYTES) >= 0:
+            return text.value.decode()
+        if otherwise is None:
             raise EngineError(f"the language model's file does not say `{key}`", "make the artifact again")
-        return text.value.decode()
+        return otherwise
 
     def close(self) -> None:
         """Free the memory."""
@@ -107,8 +118,10 @@ class Context:
         """Forget the sequence."""
         self._engine("llama_memory_clear", self._engine("llama_get_memory", self._pointer), True)
 
-    def read(self, piece: Piece, start: int, wanted: NDArray[np.bool_]) -> Iterator[NDArray[np.float32]]:
-        """Read a piece at positions from `start`.
+    def read(
+        self, piece: Piece, positions: NDArray[np.int64], wanted: NDArray[np.bool_]
+    ) -> Iterator[NDArray[np.float32]]:
+        """Read a piece at positions [axes, length]; of several axes tokens of text need the first only.
 
         Yields the logits float32 [vocabulary] after each wanted one; they are the engine's own memory.
 
@@ -117,19 +130,21 @@ class Context:
         """
         for first in range(0, len(piece), self._batch):
             part = slice(first, first + self._batch)
-            yield from self._read_batch(np.ascontiguousarray(piece[part]), start + first, wanted[part])
+            yield from self._read_batch(np.ascontiguousarray(piece[part]), positions[:, part], wanted[part])
 
-    def _read_batch(self, piece: Piece, start: int, wanted: NDArray[np.bool_]) -> Iterator[NDArray[np.float32]]:
-        count = len(piece)
+    def _read_batch(
+        self, piece: Piece, positions: NDArray[np.int64], wanted: NDArray[np.bool_]
+    ) -> Iterator[NDArray[np.float32]]:
+        count, start = len(piece), positions[0, 0]
         sequence = INT(0)
         sequences = np.full(count, ctypes.addressof(sequence), np.uintp)
-        positions = np.arange(start, start + count, dtype=np.int32)
+        places = np.ascontiguousarray(positions[: 1 if piece.ndim == 1 else None], np.int32)
         ones, flags = np.ones(count, np.int32), wanted.astype(np.int8)
         batch = Batch(
             n_tokens=count,
             token=piece.ctypes.data_as(INTS) if piece.ndim == 1 else None,
             embd=piece.ctypes.data_as(FLOATS) if piece.ndim == 2 else None,
-            pos=positions.ctypes.data_as(INTS),
+            pos=places.ctypes.data_as(INTS),
             n_seq_id=ones.ctypes.data_as(INTS),
             seq_id=sequences.ctypes.data_as(ctypes.POINTER(INTS)),
             logits=flags.ctypes.data_as(FLAGS),

@@ -27,7 +27,16 @@ from mcpmq.runners.llamacpp import (
 from mcpmq.runners.llamacpp.language import LanguageModel
 
 CLIP_SIZES = "_Z16clip_get_hparamsPK8clip_ctx"  # returns the sizes of a vision tower; the first is a slice's side
+Grid = tuple[int, int]  # rows and columns of tokens
 PROBE = np.zeros((8, 8, 3), np.uint8)  # smaller than any slice: the engine resizes it to a square of a slice's side
+
+
+def grid_of(size: tuple[int, int], tokens: int) -> Grid:
+    """Rows and columns of tokens of a slice of (height, width) pixels, each token a square of pixels; of what has no
+    such order, as the queries of a resampler have none, a row."""
+    side = round(sqrt(size[0] * size[1] / tokens))
+    rows, columns = size[0] // side, size[1] // side
+    return (rows, columns) if rows * columns == tokens else (1, tokens)
 
 
 class Sight:
@@ -50,7 +59,7 @@ class Sight:
         context = engine("mtmd_init_from_file", str(file).encode(), language.pointer, parameters)
         if not context:
             raise engine.error(f"llama.cpp does not load `{file}`", "make the artifact again")
-        self._engine, self._context, self._hidden = engine, context, language.hidden
+        self._engine, self._context, self._width = engine, context, language.width_of_embeddings
         self._finalizer = weakref.finalize(self, engine, "mtmd_free", context)
         if not engine("mtmd_support_vision", context):
             raise EngineError(f"`{file}` holds nothing that sees", "make the artifact again")
@@ -74,9 +83,9 @@ class Sight:
             first = self._first_image(chunks)
             return self._embeddings(first), self._size(first)
 
-    def cut(self, pixels: NDArray[np.uint8]) -> list[Piece]:
+    def cut(self, pixels: NDArray[np.uint8]) -> list[tuple[Piece, Grid | None]]:
         """What an image uint8 RGB [height, width, 3] becomes when the engine cuts and resizes it as it always does:
-        tokens int32 [length] and embeddings float32 [tokens, hidden] by turns.
+        tokens int32 [length] and embeddings float32 [tokens, hidden] by turns, these with their rows and columns.
 
         Raises:
             EngineError: llama.cpp refused the image.
@@ -86,17 +95,18 @@ class Sight:
         with self._chunks(pixels) as chunks:
             return [self._piece(chunk) for chunk in chunks]
 
-    def _piece(self, chunk: int) -> Piece:
+    def _piece(self, chunk: int) -> tuple[Piece, Grid | None]:
         if self._is_image(chunk):
-            return self._embeddings(chunk)
+            embeddings = self._embeddings(chunk)
+            return embeddings, grid_of(self._size(chunk), len(embeddings))
         count = SIZE()
         tokens = self._engine("mtmd_input_chunk_get_tokens_text", chunk, ctypes.byref(count))
-        return np.ctypeslib.as_array(tokens, shape=(count.value,)).copy()
+        return np.ctypeslib.as_array(tokens, shape=(count.value,)).copy(), None
 
     def _embeddings(self, chunk: int) -> NDArray[np.float32]:
         if self._engine("mtmd_encode_chunk", self._context, chunk):
             raise self._engine.error("llama.cpp could not encode an image")
-        shape = (self._engine("mtmd_input_chunk_get_n_tokens", chunk), self._hidden)
+        shape = (self._engine("mtmd_input_chunk_get_n_tokens", chunk), self._width)
         seen: NDArray[np.float32] = np.ctypeslib.as_array(
             self._engine("mtmd_get_output_embd", self._context), shape=shape
         )

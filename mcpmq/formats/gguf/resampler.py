@@ -1,0 +1,79 @@
+"""SigLIP and a resampler in llama.cpp's multimodal part: names, sizes, and what it refuses."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from gguf import GGMLQuantizationType, GGUFWriter
+
+from mcpmq.errors import FormatError
+from mcpmq.families import family_named
+from mcpmq.formats.declared import Declared
+from mcpmq.formats.gguf.names import Names
+from mcpmq.formats.gguf.tensors import Slot
+from mcpmq.formats.gguf.tower import Tower
+
+GRID = 70  # side of the table of position embeddings that llama.cpp assumes
+UNREAD_TABLE = "resampler.pos_embed_k"
+SIGLIP_LAYER = {
+    "norm1": "ln1",
+    "attention.q": "attn_q",
+    "attention.k": "attn_k",
+    "attention.v": "attn_v",
+    "attention.o": "attn_out",
+    "norm2": "ln2",
+    "mlp.up": "ffn_up",
+    "mlp.down": "ffn_down",
+}
+NAMES = Names(
+    whole={
+        "vision.patch_embedding": "v.patch_embd",
+        "vision.position_embedding": "v.position_embd",
+        "vision.post_norm": "v.post_ln",
+        "projector.query": "resampler.query",
+        "projector.kv": "resampler.kv",
+        "projector.norm_q": "resampler.ln_q",
+        "projector.norm_kv": "resampler.ln_kv",
+        "projector.norm_post": "resampler.ln_post",
+        "projector.attention.qkv": ("resampler.attn.q", "resampler.attn.k", "resampler.attn.v"),
+        "projector.attention.o": "resampler.attn.out",
+        "projector.out": "resampler.proj",
+    },
+    layers={"vision": ("v.blk", SIGLIP_LAYER)},
+)
+
+
+def _unread_slots(quantized: Declared) -> list[Slot]:
+    """llama.cpp asks for a table of positions that it never reads: one row of it is enough."""
+    return [Slot(UNREAD_TABLE, None, (1, quantized.architecture.language.hidden), GGMLQuantizationType.F32)]
+
+
+def _add_metadata(writer: GGUFWriter, quantized: Declared, preprocessor: Mapping[str, Any]) -> None:
+    """What only this kind of tower has.
+
+    Raises:
+        FormatError: llama.cpp assumes another table of positions, or other slices.
+    """
+    shape = quantized.architecture.sees
+    if shape.grid != GRID:
+        raise FormatError(f"the vision tower has {shape.grid} positions a side, llama.cpp assumes {GRID}")
+    resolution = preprocessor.get("scale_resolution", shape.slice_side)
+    if resolution != shape.slice_side:
+        raise FormatError(
+            f"preprocessor_config.json cuts slices of {resolution} pixels, config.json says {shape.slice_side}",
+            "compare both with the published ones",
+        )
+    writer.add_int32("clip.minicpmv_version", family_named(quantized.artifact.manifest.family).llama_cpp_version)
+    writer.add_uint32("clip.minicpmv_query_num", shape.queries)
+    writer.add_bool("clip.use_gelu", True)
+    writer.add_uint32("clip.vision.image_size", shape.slice_side)
+    writer.add_uint32("clip.vision.projection_dim", 0)
+
+
+SIGLIP_RESAMPLER = Tower(
+    projector="resampler",
+    names=NAMES,
+    tokens=("<image>", "</image>", "<slice>", "</slice>", "\n"),
+    channels="norm_{}",
+    add_metadata=_add_metadata,
+    unread_slots=_unread_slots,
+)

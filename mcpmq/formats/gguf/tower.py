@@ -1,0 +1,29 @@
+"""What llama.cpp's multimodal part must know of one kind of vision tower."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from gguf import GGUFWriter
+
+from mcpmq.formats.declared import Declared
+from mcpmq.formats.gguf.names import Names
+from mcpmq.formats.gguf.tensors import Slot
+
+
+def no_slots(quantized: Declared) -> list[Slot]:
+    """llama.cpp reads all that it asks for."""
+    return []
+
+
+@dataclass(frozen=True, slots=True)
+class Tower:
+    """Names, keys and tokens of a kind; `add_metadata` writes the keys that no other kind has, and refuses what
+    llama.cpp would take for something else."""
+
+    projector: str  # llama.cpp's name of the kind
+    names: Names
+    tokens: tuple[str, ...]  # what llama.cpp looks up in the vocabulary
+    channels: str  # keys of preprocessor_config.json for the mean and the spread of colours
+    add_metadata: Callable[[GGUFWriter, Declared, Mapping[str, Any]], None]
+    unread_slots: Callable[[Declared], list[Slot]] = no_slots  # what llama.cpp asks for and does not read

@@ -1,0 +1,25 @@
+"""What is said of the families is what the code does."""
+
+from mcpmq.families import FAMILIES
+from mcpmq.supported import facts, table
+
+
+def test_every_family_is_listed_once_with_its_checkpoints() -> None:
+    """As facts and as a table, in the same order."""
+    names = [family.name for family in FAMILIES]
+
+    assert [fact["family"] for fact in facts()] == names
+    assert [name.partition(" (")[0] for name, _ in table().rows] == names
+    assert len(set(names)) == len(names)
+    assert all(fact["checkpoints"] for fact in facts())
+
+
+def test_what_differs_is_marked_and_explained() -> None:
+    """A star in the cell, and the reason under the table."""
+    drawn = table()
+    for family, (_, cells) in zip(FAMILIES, drawn.rows, strict=True):
+        said = {**dict(family.refusals), **dict(family.caveats)}
+        stars = sum(cell.endswith("*") for cell in cells)
+        assert stars == len(said), family.name
+        for reason in said.values():
+            assert any(note.endswith(reason) for note in drawn.notes)

@@ -1,0 +1,337 @@
+"""What the tiny checkpoint of every family is made of, in the layout that was published."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.tiny import CONFIG, PREPROCESSOR, SPECIAL, SPLIT, TOKENIZER, TinyTokenizer, build_checkpoint
+
+QWEN_3_5_SPLIT = SPLIT.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]")
+QWEN_VL_SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+QWEN_VL_SPECIAL += ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+LLAMA_3_SPECIAL = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+LLAMA_3_SPECIAL += ["<unk>", "<image>", "</image>", "<slice>", "</slice>"]
+MINICPM_4_SPECIAL = ["<|im_start|>", "<|im_end|>", "<image>", "</image>", "<slice>", "</slice>"]
+MINICPM_4_SPECIAL += ["<image_id>", "</image_id>"]
+LLAMA_3_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
+    "{{ message['content'] }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+MINICPM_4_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+MINICPM_4_TOKENIZER = TinyTokenizer(
+    MINICPM_4_SPECIAL,
+    "",
+    MINICPM_4_TEMPLATE,
+    {"bos_token": "<s>", "eos_token": "<|im_end|>", "unk_token": "<unk>"},
+)
+QWEN_VL_PREPROCESSOR = {
+    "image_processor_type": "Qwen2VLImageProcessor",
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+    "min_pixels": 8 * 28 * 28,
+    "max_pixels": 24 * 28 * 28,
+    "patch_size": 14,
+    "merge_size": 2,
+    "temporal_patch_size": 2,
+}
+
+
+@dataclass(frozen=True)
+class TinyFamily:
+    """One tiny checkpoint."""
+
+    name: str  # of the family
+    config: Mapping[str, Any]
+    preprocessor: Mapping[str, Any] | None = None
+    tokenizer: TinyTokenizer = TOKENIZER
+    variant: str = ""
+    more: Mapping[str, Tensor] = field(default_factory=dict)  # tensors that are handed on
+    in_llama_cpp: Mapping[str, Any] = field(default_factory=dict)  # keys by which torch computes what llama.cpp does
+
+    def build(self, path: Path) -> Path:
+        """Write it."""
+        return build_checkpoint(
+            path, self.config, preprocessor=self.preprocessor, tokenizer=self.tokenizer, more=self.more
+        )
+
+
+QWEN_VL_TOKENIZER = TinyTokenizer(QWEN_VL_SPECIAL, settings={"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"})
+QWEN2_VL = TinyFamily(
+    "qwen2-vl",
+    {
+        "architectures": ["Qwen2VLForConditionalGeneration"],
+        "model_type": "qwen2_vl",
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 320,
+        "max_position_embeddings": 2048,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 1000000.0,
+        "rope_scaling": {"type": "mrope", "mrope_section": [4, 6, 6]},
+        "hidden_act": "silu",
+        "tie_word_embeddings": True,
+        "torch_dtype": "bfloat16",
+        "image_token_id": "<|image_pad|>",
+        "video_token_id": "<|video_pad|>",
+        "vision_start_token_id": "<|vision_start|>",
+        "vision_end_token_id": "<|vision_end|>",
+        "vision_config": {
+            "depth": 3,
+            "embed_dim": 64,
+            "hidden_size": 128,
+            "num_heads": 2,
+            "mlp_ratio": 4,
+            "patch_size": 14,
+            "spatial_merge_size": 2,
+            "temporal_patch_size": 2,
+        },
+    },
+    QWEN_VL_PREPROCESSOR,
+    QWEN_VL_TOKENIZER,
+    in_llama_cpp={"rms_norm_eps": 1e-20},
+)
+MINICPM_V_4_6 = TinyFamily(
+    "minicpm-v-4.6",
+    {
+        "architectures": ["MiniCPMV4_6ForConditionalGeneration"],
+        "model_type": "minicpmv4_6",
+        "tie_word_embeddings": True,
+        "insert_layer_id": 0,
+        "image_size": 112,
+        "downsample_mode": "16x",
+        "image_token_id": "<|image_pad|>",
+        "video_token_id": "<|video_pad|>",
+        "text_config": {
+            "model_type": "qwen3_5_text",
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "head_dim": 64,
+            "vocab_size": 320,
+            "max_position_embeddings": 2048,
+            "rms_norm_eps": 1e-6,
+            "layer_types": ["linear_attention", "full_attention"],
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 2,
+            "linear_key_head_dim": 64,
+            "linear_value_head_dim": 64,
+            "linear_conv_kernel_dim": 4,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000000.0, "partial_rotary_factor": 0.25},
+            "tie_word_embeddings": True,
+        },
+        "vision_config": {**CONFIG["vision_config"], "model_type": "minicpmv4_6_vision"},
+    },
+    {
+        "image_processor_type": "MiniCPMV4_6ImageProcessor",
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "max_slice_nums": 9,
+        "scale_resolution": 112,
+        "patch_size": 14,
+        "slice_mode": True,
+        "downsample_mode": "16x",
+        "use_image_id": True,
+    },
+    TinyTokenizer(
+        [*SPECIAL, "<|image_pad|>", "<|video_pad|>"],
+        QWEN_3_5_SPLIT,
+        settings={"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
+    ),
+)
+TINY_FAMILIES = [
+    TinyFamily(
+        "minicpm-v-2.5",
+        {
+            **CONFIG,
+            "version": "2.5",
+            "rope_theta": 500000.0,
+            "rms_norm_eps": 1e-5,
+            "vision_config": {**CONFIG["vision_config"], "model_type": "idefics2"},
+        },
+        {**PREPROCESSOR, "use_image_id": False, "version": 2.5},
+        TinyTokenizer(
+            LLAMA_3_SPECIAL,
+            SPLIT.replace(r"\p{N}|", r"\p{N}{1,3}|"),
+            LLAMA_3_TEMPLATE,
+            {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>", "unk_token": "<unk>"},
+        ),
+    ),
+    TinyFamily("minicpm-v-2.6", CONFIG, PREPROCESSOR),
+    TinyFamily(
+        "minicpm-v-4.0",
+        {
+            **CONFIG,
+            "version": 4.0,
+            "rope_theta": 10000.0,
+            "head_dim": 48,
+            "rope_scaling": {
+                "rope_type": "longrope",
+                "long_factor": [1 + 0.1 * number for number in range(24)],
+                "short_factor": [1 + 0.05 * number for number in range(24)],
+                "original_max_position_embeddings": 2048,
+            },
+        },
+        {**PREPROCESSOR, "version": 4.0},
+        MINICPM_4_TOKENIZER,
+    ),
+    TinyFamily("minicpm-v-4.5", {**CONFIG, "version": 4.5, "head_dim": 48}, {**PREPROCESSOR, "version": 4.5}),
+    TinyFamily(
+        "minicpm-o-2.6",
+        {**CONFIG, "model_type": "minicpmo", "version": "2.6", "audio_config": {"d_model": 8}, "tts_config": {}},
+        PREPROCESSOR,
+        more={
+            "apm.conv1.weight": torch.randn(8, 4, 3, generator=torch.Generator().manual_seed(1)),
+            "apm.layers.0.self_attn.k_proj.weight": torch.randn(8, 8, generator=torch.Generator().manual_seed(2)),
+            "audio_projection_layer.linear1.bias": torch.ones(8).half(),
+            "tts.emb_text.weight": torch.ones(3, 4).bfloat16(),
+        },
+    ),
+    QWEN2_VL,
+    replace(
+        QWEN2_VL,
+        name="qwen2.5-vl",
+        config={
+            **QWEN2_VL.config,
+            "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+            "model_type": "qwen2_5_vl",
+            "vision_config": {
+                "depth": 3,
+                "hidden_size": 64,
+                "out_hidden_size": 128,
+                "intermediate_size": 140,  # no multiple of 32, as 3420 is none
+                "num_heads": 2,
+                "patch_size": 14,
+                "spatial_merge_size": 2,
+                "temporal_patch_size": 2,
+                "window_size": 112,
+                "fullatt_block_indexes": [2],
+            },
+        },
+    ),
+    replace(
+        QWEN2_VL,
+        name="qwen3-vl",
+        config={
+            "architectures": ["Qwen3VLForConditionalGeneration"],
+            "model_type": "qwen3_vl",
+            "tie_word_embeddings": True,
+            **{key: value for key, value in QWEN2_VL.config.items() if key.endswith("_token_id")},
+            "text_config": {
+                "model_type": "qwen3_vl_text",
+                "hidden_size": 128,
+                "intermediate_size": 256,
+                "num_hidden_layers": 3,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "head_dim": 48,
+                "vocab_size": 320,
+                "max_position_embeddings": 2048,
+                "rms_norm_eps": 1e-6,
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": 5000000.0,
+                    "mrope_section": [8, 8, 8],
+                    "mrope_interleaved": True,
+                },
+            },
+            "vision_config": {
+                "model_type": "qwen3_vl_vision",
+                "depth": 3,
+                "hidden_size": 64,
+                "out_hidden_size": 128,
+                "intermediate_size": 144,
+                "num_heads": 2,
+                "patch_size": 16,
+                "spatial_merge_size": 2,
+                "temporal_patch_size": 2,
+                "num_position_embeddings": 64,
+                "deepstack_visual_indexes": [0, 1],
+            },
+        },
+        preprocessor={
+            **QWEN_VL_PREPROCESSOR,
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_std": [0.5, 0.5, 0.5],
+            "min_pixels": 8 * 32 * 32,
+            "max_pixels": 24 * 32 * 32,
+            "patch_size": 16,
+        },
+        in_llama_cpp={},
+    ),
+    MINICPM_V_4_6,
+    replace(
+        MINICPM_V_4_6,
+        config={**MINICPM_V_4_6.config, "downsample_mode": "4x"},
+        preprocessor={**(MINICPM_V_4_6.preprocessor or {}), "downsample_mode": "4x"},
+        variant="4x",
+    ),
+    replace(
+        MINICPM_V_4_6,
+        name="minicpm-v-4.7",
+        config={
+            **MINICPM_V_4_6.config,
+            "architectures": ["MiniCPMV4_7ForConditionalGeneration"],
+            "model_type": "minicpmv4_7",
+            "image_start_id": "<image>",
+            "image_end_id": "</image>",
+            "slice_start_id": "<slice>",
+            "slice_end_id": "</slice>",
+            "newline_id": "Ċ",
+            "text_config": {
+                **MINICPM_V_4_6.config["text_config"],
+                "rope_parameters": {
+                    "rope_type": "default",
+                    "rope_theta": 10000000.0,
+                    "partial_rotary_factor": 0.25,
+                    "mrope_section": [3, 3, 2],
+                    "mrope_interleaved": True,
+                },
+            },
+        },
+    ),
+    TinyFamily(
+        "minicpm3",
+        {
+            "architectures": ["MiniCPM3ForCausalLM"],
+            "hidden_size": 512,  # twice the base, so that the head divides by 2
+            "intermediate_size": 256,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 16,
+            "num_key_value_heads": 16,
+            "vocab_size": 320,
+            "max_position_embeddings": 2048,
+            "rms_norm_eps": 1e-5,
+            "q_lora_rank": 64,
+            "kv_lora_rank": 32,
+            "qk_nope_head_dim": 32,
+            "qk_rope_head_dim": 16,
+            "scale_emb": 12,
+            "scale_depth": 1.4,
+            "dim_model_base": 256,
+            "hidden_act": "silu",
+            "torch_dtype": "bfloat16",
+            "rope_theta": 10000.0,
+            "rope_scaling": {
+                "type": "longrope",
+                "long_factor": [1 + 0.1 * number for number in range(8)],
+                "short_factor": [1 + 0.05 * number for number in range(8)],
+                "original_max_position_embeddings": 2048,
+            },
+        },
+        None,
+        MINICPM_4_TOKENIZER,
+    ),
+]
