@@ -246,20 +246,6 @@ def families(
     show.families(as_json=json, as_markdown=markdown)
 
 
-@app.command(rich_help_panel=LOOK)
-def report(
-    reports: Annotated[list[Path], typer.Argument(metavar="REPORT...", help="report.json files, or their folders")],
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, as for a pull request")] = False,
-    html: Annotated[bool, typer.Option("--html", help="Print a page that fetches nothing")] = False,
-    json: Json = False,
-) -> None:
-    """Show one or many reports in one table, and of two what changed"""
-    from mcpmq import show
-    from mcpmq.report import Report
-
-    show.reports([Report.load(path) for path in reports], as_json=json, as_markdown=markdown, as_html=html)
-
-
 def _split(
     artifact: Path, against: str, on: Path, out: Path | None, threads: int | None, cache: bool, json: bool
 ) -> None:

@@ -91,6 +91,20 @@ def package(
 
 
 @commands.command(rich_help_panel=LOOK)
+def report(
+    reports: Annotated[list[Path], typer.Argument(metavar="REPORT...", help="report.json files, or their folders")],
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, as for a pull request")] = False,
+    html: Annotated[bool, typer.Option("--html", help="Print a page that fetches nothing")] = False,
+    json: Json = False,
+) -> None:
+    """Show one or many reports in one table, and of two what changed"""
+    from mcpmq import show
+    from mcpmq.report import Report
+
+    show.reports([Report.load(path) for path in reports], as_json=json, as_markdown=markdown, as_html=html)
+
+
+@commands.command(rich_help_panel=LOOK)
 def check(
     report: Annotated[Path, typer.Argument(metavar="REPORT", help="report.json, or its folder")],
     gates: Annotated[list[Path], typer.Option("--gate", metavar="FILE", help="Allowed differences; may be repeated")],
