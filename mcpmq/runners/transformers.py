@@ -77,8 +77,7 @@ def load(opened: HuggingFaceArtifact, dtype: torch.dtype | None = None) -> Trans
 
 def _empty(family: Family, config: Mapping[str, Any]) -> transformers.modeling_utils.PreTrainedModel:
     """The family's native module without weights: its class and its configuration are wanted."""
-    empty = cast(transformers.modeling_utils.PreTrainedModel, module_of(family, config))
-    return empty
+    return cast(transformers.modeling_utils.PreTrainedModel, module_of(family, config))
 
 
 def _usable(model: nn.Module) -> nn.Module:
