@@ -5,10 +5,11 @@ python -m benchmarks.budgets --found    takes those of benchmarks/results/budget
 """
 
 import argparse
+import json
 import shutil
 from pathlib import Path
 
-from benchmarks.run import HELDOUT, REFERENCE, RESULTS, STARTER, WORK, timed
+from benchmarks.run import HELDOUT, REFERENCE, RESULTS, STARTER, WORK, provenance, timed
 from mcpmq.artifact import Artifact
 from mcpmq.report import Report
 
@@ -43,7 +44,21 @@ def main(found: bool) -> None:
     sizes = sorted({sum(Artifact.open(path).nbytes_by_component().values()) for path in fixed[:3]})
     mixes = [fitted(nbytes, found) for nbytes in (*SMALL, *sizes)]
     timed("evaluate", *fixed, *mixes, "--against", REFERENCE, "--on", HELDOUT, "--out", FOLDER / "report", out=FOLDER)
-    (RESULTS / "budgets.json").write_text(Report.load(FOLDER / "report").model_dump_json() + "\n")
+    record(Report.load(FOLDER / "report"))
+
+
+def record(report: Report) -> None:
+    """Keep what the table is drawn from, with the command, the commit, the machine and the versions."""
+    rows = [
+        {
+            "recipe": entry.recipe,
+            "nbytes": entry.measurement.nbytes,
+            "kl_divergence": {kind: one.kl_divergence.model_dump() for kind, one in entry.differences.items()},
+        }
+        for entry in report.artifacts
+    ]
+    facts = {**provenance("benchmarks.budgets"), "measured_on": report.measured_on.model_dump(), "artifacts": rows}
+    (RESULTS / "budgets.json").write_text(json.dumps(facts, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -63,13 +63,14 @@ def _report(name: str) -> Report:
 
 def budgets_table() -> str:
     """Fixed recipes and mixes that were found, by size: how far the answers are from the original's."""
+    facts = json.loads((RESULTS / "budgets.json").read_text())
     rows = ["| recipe | bytes | KL of image answers | KL of text answers |", "|---|--:|--:|--:|"]
-    for entry in sorted(_report("budgets").artifacts, key=lambda one: one.measurement.nbytes):
-        told = [entry.differences[kind].kl_divergence for kind in ("image", "text")]
-        cells = [f"{one.value * 1000:.2f} ± {one.half_width * 1000:.2f}" for one in told]
-        name = "**found**" if entry.recipe.startswith("fit-") else f"`{entry.recipe}`"
-        rows.append(f"| {name} | {entry.measurement.nbytes:,} | {' | '.join(cells)} |")
-    return "\n".join(rows)
+    for one in sorted(facts["artifacts"], key=lambda one: int(one["nbytes"])):
+        told = [one["kl_divergence"][kind] for kind in ("image", "text")]
+        cells = [f"{kl['value'] * 1000:.2f} ± {(kl['high'] - kl['low']) * 500:.2f}" for kl in told]
+        name = "**found**" if one["recipe"].startswith("fit-") else f"`{one['recipe']}`"
+        rows.append(f"| {name} | {one['nbytes']:,} | {' | '.join(cells)} |")
+    return "\n".join([*rows, "", provenance_of(facts)])
 
 
 def engines_table() -> str:

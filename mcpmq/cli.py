@@ -29,12 +29,14 @@ from mcpmq.options import (
 )
 from mcpmq.release_commands import METHODS, budget_of, format_of
 from mcpmq.release_commands import commands as release_commands
+from mcpmq.report_commands import commands as report_commands
 
 if TYPE_CHECKING:  # help must be there at once
     from mcpmq.recipe import Recipe
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
 app.add_typer(release_commands)
+app.add_typer(report_commands)
 OF_BITS = {4: "calibrated-int4", 8: "phone-int8"}  # what samples show changes little at 8 bits
 
 
@@ -228,14 +230,6 @@ def evaluate(
 
 
 @app.command(rich_help_panel=LOOK)
-def inspect(path: Annotated[Path, typer.Argument(metavar="PATH")], json: Json = False) -> None:
-    """Say what a path is: a checkpoint, a set of images and questions, an artifact, a report"""
-    from mcpmq import show
-
-    show.path(path, as_json=json)
-
-
-@app.command(rich_help_panel=LOOK)
 def families(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, as for a README")] = False,
     json: Json = False,
@@ -244,20 +238,6 @@ def families(
     from mcpmq import show
 
     show.families(as_json=json, as_markdown=markdown)
-
-
-@app.command(rich_help_panel=LOOK)
-def report(
-    reports: Annotated[list[Path], typer.Argument(metavar="REPORT...", help="report.json files, or their folders")],
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, as for a pull request")] = False,
-    html: Annotated[bool, typer.Option("--html", help="Print a page that fetches nothing")] = False,
-    json: Json = False,
-) -> None:
-    """Show one or many reports in one table, and of two what changed"""
-    from mcpmq import show
-    from mcpmq.report import Report
-
-    show.reports([Report.load(path) for path in reports], as_json=json, as_markdown=markdown, as_html=html)
 
 
 def _split(

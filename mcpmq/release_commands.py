@@ -13,7 +13,6 @@ if TYPE_CHECKING:  # help must be there at once
     from mcpmq.formats import FormatName
 
 commands = typer.Typer()
-GATE_FAILED = 3  # exit code
 METHODS = "calibrated-int4"  # the recipe that says how to round, where none is named
 
 
@@ -91,35 +90,11 @@ def package(
 
 
 @commands.command(rich_help_panel=LOOK)
-def check(
-    report: Annotated[Path, typer.Argument(metavar="REPORT", help="report.json, or its folder")],
-    gates: Annotated[list[Path], typer.Option("--gate", metavar="FILE", help="Allowed differences; may be repeated")],
-    baseline: Annotated[
-        Path | None, typer.Option("--baseline", metavar="REPORT", help="The report to compare with")
-    ] = None,
-    artifacts: Annotated[
-        list[Path] | None, typer.Option("--artifact", metavar="DIR", help="Must be what was measured; may be repeated")
-    ] = None,
-    junit: Annotated[Path | None, typer.Option("--junit", metavar="FILE", help="Write JUnit XML")] = None,
-    sarif: Annotated[Path | None, typer.Option("--sarif", metavar="FILE", help="Write SARIF")] = None,
-    html: Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page, the verdict first")] = None,
-    summary: Annotated[
-        Path | None, typer.Option("--summary", metavar="FILE", help="Append Markdown, as to $GITHUB_STEP_SUMMARY")
-    ] = None,
-    json: Json = False,
-) -> None:
-    """Exit with 3 if a difference is not allowed, with a line for every bound that is violated"""
-    from mcpmq import gate, show
-    from mcpmq.artifact import Artifact
-    from mcpmq.report import Report
+def inspect(path: Annotated[Path, typer.Argument(metavar="PATH")], json: Json = False) -> None:
+    """Say what a path is: a checkpoint, a set of images and questions, an artifact, a report"""
+    from mcpmq import show
 
-    found = Report.load(report)
-    gate.refuse_changed(found, [Artifact.open(path) for path in artifacts or ()])
-    earlier = Report.load(baseline) if baseline else None
-    verdicts = [one for file in gates for one in gate.check(found, gate.Gate.load(file), earlier)]
-    gate.VerdictFiles(junit, sarif, html, summary).write(verdicts, found, report)
-    show.verdicts(verdicts, as_json=json)
-    raise typer.Exit(0 if all(one.holds for one in verdicts) else GATE_FAILED)
+    show.path(path, as_json=json)
 
 
 @commands.command(rich_help_panel=LOOK)

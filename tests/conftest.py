@@ -11,6 +11,7 @@ from benchmarks.real_size import write_headers
 from mcpmq.artifact import Artifact
 from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import Checkpoint
+from mcpmq.cli import main
 from mcpmq.export import export
 from mcpmq.package import Wanted, package
 from mcpmq.plan import make_plan
@@ -18,6 +19,7 @@ from mcpmq.quantize import quantize
 from mcpmq.quantized import Quantized
 from mcpmq.recipe import Recipe
 from mcpmq.release import Release
+from tests.commands import Command, Ran
 from tests.releases import report_about, with_terms
 from tests.tiny import build_checkpoint
 from tests.tiny_families import TINY_FAMILIES, TinyFamily
@@ -127,3 +129,20 @@ def tiny_release(
     folder = tmp_path_factory.mktemp("release")
     source = Checkpoint.open(with_terms(tiny_checkpoint, folder))
     return package(tiny_exports, source, report_about(tiny_exports), folder / "tiny-phone", Wanted())
+
+
+@pytest.fixture
+def mcpmq(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Run a command line through `main`, in this process."""
+
+    def run(*arguments: object) -> Ran:
+        monkeypatch.setattr("sys.argv", ["mcpmq", *map(str, arguments)])
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return Ran(code, captured.out, captured.err)
+
+    return run

@@ -16,6 +16,7 @@ from mcpmq.formats import FormatName
 from mcpmq.plan import Plan, make_plan
 from mcpmq.quantize import quantize
 from mcpmq.recipe import Recipe
+from tests.tiny_families import TINY_FAMILIES, TinyFamily
 
 ROOT = Path(__file__).parent.parent
 REFERENCE = ROOT / "calibration" / "reference"
@@ -56,6 +57,20 @@ def test_every_file_has_the_size_that_was_forecast(
     asked = Recipe.load(recipe) if isinstance(recipe, str) else Recipe.model_validate({"name": "x", "weights": recipe})
 
     _compare_with_what_is_written(make_plan(Checkpoint.open(tiny_checkpoint), asked), name, tmp_path)
+
+
+@pytest.mark.parametrize("family", TINY_FAMILIES, ids=lambda family: family.name)
+def test_every_family_has_the_size_that_was_forecast(family: TinyFamily, tmp_path: Path) -> None:
+    """In every format that holds it."""
+    plan = make_plan(Checkpoint.open(family.build(tmp_path / "tiny")), Recipe.load("phone-int4"))
+    names: list[FormatName] = ["onnx"] if family.name == "minicpm-v-4.7" else ["gguf", "onnx"]
+    quantized = quantize(plan, tmp_path / "codes")
+
+    for layout in forecast(plan, names, 1024).layouts:
+        written = export(quantized, layout.name, tmp_path / layout.name).manifest.files
+        assert {(file.path, file.component, file.nbytes) for file in layout.files.files} == {
+            (record.path, record.component, record.nbytes) for record in written
+        }
 
 
 @pytest.mark.parametrize("name", ["gguf", "onnx"])

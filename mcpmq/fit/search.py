@@ -16,7 +16,7 @@ from mcpmq.plan import make_plan
 from mcpmq.recipe import Recipe, Scheme, parse_scheme
 from mcpmq.table import megabytes
 
-SEEING, READING = ("vision", "projector"), ("embedding", "language", "head")
+SEEING = ("vision", "projector")  # all other components read and write
 TRIES = 8  # sizes of headers depend a little on the recipe: what it turned out too large is taken off the budget
 
 
@@ -95,12 +95,13 @@ class Search:
     def limits(self, options: Mapping[str, Sequence[Option]], smallest: Layout, slack: int) -> list[Limit]:
         """Of the weights alone: what all else takes is known from the smallest mix."""
         limits, resident, device = [], smallest.files.runtime.resident, smallest.device
+        reading = tuple({name.partition(".")[0]: None for name in options if not name.startswith(SEEING)})
         if self.budget.file_nbytes is not None:
             left = self.budget.file_nbytes - slack - smallest.nbytes
-            limits.append(_limit(options, SEEING + READING, left))
+            limits.append(_limit(options, SEEING + reading, left))
         if (memory := self.budget.memory_nbytes) is not None:
-            parts = {SEEING: device.seeing, READING: device.reading}
-            taken = parts if self.budget.sequential else {SEEING + READING: device.at_once}
+            parts = {SEEING: device.seeing, reading: device.reading}
+            taken = parts if self.budget.sequential else {SEEING + reading: device.at_once}
             left_of = {components: memory - slack - nbytes for components, nbytes in taken.items()}
             limits += [_limit(options, components, left / resident) for components, left in left_of.items()]
         return limits

@@ -23,19 +23,20 @@ from mcpmq.runners.judge import Judged
 from mcpmq.runners.runner import Phases
 from mcpmq.runners.sample_files import SampleFiles
 
-Engine = Literal["torch", "gguf", "onnx", "transformers"]
+Engine = Literal["torch", "gguf", "onnx", "unpacked", "transformers"]
 ENGINES: dict[Engine, tuple[str, str]] = {  # as people call it, and the package whose version counts
     "torch": ("PyTorch", "torch"),
     "gguf": ("llama.cpp, xllamacpp", "xllamacpp"),
     "onnx": ("ONNX Runtime", "onnxruntime"),
+    "unpacked": ("PyTorch", "torch"),
     "transformers": ("transformers", "transformers"),
 }
 ENGINE_OF: dict[Kind, Engine] = {
     "quantized": "torch",
     "gguf": "gguf",
     "onnx": "onnx",
-    "gptq": "transformers",
-    "awq": "transformers",
+    "gptq": "unpacked",
+    "awq": "unpacked",
     "bnb": "transformers",
     "compressed-tensors": "transformers",
 }

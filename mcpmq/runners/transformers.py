@@ -1,8 +1,4 @@
-"""A Hugging Face artifact, loaded by transformers and the package that its format belongs to, or unpacked by mcpmq.
-
-bitsandbytes and compressed-tensors load on any machine. The reader of GPTQ and AWQ, gptqmodel, does not install beside
-what mcpmq needs; such an artifact is unpacked by mcpmq and computed in float32, and the notes say so.
-"""
+"""A Hugging Face artifact, loaded whole by transformers and the package that its format belongs to."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +16,6 @@ from mcpmq.families.family import Family, Inputs
 from mcpmq.formats.hf.reader import HuggingFaceArtifact
 from mcpmq.native import module_of
 from mcpmq.runners.runner import Judge, Result
-from mcpmq.runners.torch import TorchRunner, Weights, assemble
 
 READERS = {"bnb": "bitsandbytes", "compressed-tensors": "compressed-tensors"}
 CPU_BLOCK = (32, 64)  # outputs and inputs that bitsandbytes' own bfloat16 kernel takes at a time
@@ -45,21 +40,14 @@ class TransformersRunner:
             yield judge(sample, logits.float().numpy())
 
 
-def open_runner(path: Path, threads: int) -> TorchRunner | TransformersRunner:
-    """Open a folder that `export` wrote as gptq, awq, bnb or compressed-tensors.
+def open_runner(path: Path, threads: int) -> TransformersRunner:
+    """Open a folder that `export` wrote as bnb or compressed-tensors.
 
     Raises:
         ArtifactError: it is another kind of artifact.
     """
     torch.set_num_threads(threads)
-    opened = HuggingFaceArtifact.open(path)
-    manifest = opened.artifact.manifest
-    if manifest.kind in READERS:
-        return load(opened)
-    family, specs = family_named(manifest.family), tuple(opened.specs.values())
-    nbytes = sum(file.nbytes for file in manifest.files)
-    weights = Weights(specs, lambda spec: opened.load(spec.name), nbytes)
-    return assemble(path, family, opened.config, weights, (f"{manifest.kind} unpacked by mcpmq, computed in float32",))
+    return load(HuggingFaceArtifact.open(path))
 
 
 def load(opened: HuggingFaceArtifact, dtype: torch.dtype | None = None) -> TransformersRunner:

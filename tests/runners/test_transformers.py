@@ -8,13 +8,19 @@ import torch
 
 from mcpmq.artifact import Artifact
 from mcpmq.errors import ArtifactError
+from mcpmq.export import export
 from mcpmq.families.family import Inputs
 from mcpmq.formats.hf.reader import HuggingFaceArtifact
 from mcpmq.quantized import Quantized
+from mcpmq.runners.process import ENGINE_OF
+from mcpmq.runners.runner import Runner
 from mcpmq.runners.torch import open_runner as open_torch
 from mcpmq.runners.transformers import load, open_runner
-from tests.hf_tools import hf_artifact
+from mcpmq.runners.unpacked import open_runner as open_unpacked
+from tests.hf_tools import hf_artifact, tensors_in
 from tests.losses import losses_of
+from tests.native import native_module
+from tests.tiny_families import TINY_FAMILIES
 
 # By format and scheme, how far a loss may be from that of the same weights dequantized and computed in float32: what
 # mcpmq unpacks is computed so, the others in bfloat16, and LLM.int8 rounds its inputs to 8 bits.
@@ -28,6 +34,13 @@ CASES = {
     ("bnb", "int8-row"): 0.2,
 }
 Made = dict[tuple[str, str], tuple[Quantized, Artifact]]
+
+
+def opened(artifact: Artifact) -> Runner:
+    """In the engine that evaluating takes for its kind."""
+    open_it = {"unpacked": open_unpacked, "transformers": open_runner}[ENGINE_OF[artifact.manifest.kind]]
+    runner: Runner = open_it(artifact.path, 1)
+    return runner
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +60,7 @@ def test_the_reader_gives_the_losses_of_the_dequantized_model(
     """With and without images; every token of every answer."""
     quantized, artifact = artifacts[case]
     expected = losses_of(open_torch(quantized.path, 1), tiny_samples)
-    found = losses_of(open_runner(artifact.path, 1), tiny_samples)
+    found = losses_of(opened(artifact), tiny_samples)
 
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=CASES[case])
@@ -81,11 +94,34 @@ def test_the_reader_packs_what_is_packed_and_generates(case: tuple[str, str], ar
 
 def test_notes_say_who_read_it(artifacts: Made) -> None:
     """The package and its version, or that it was mcpmq."""
-    notes = {case[0]: open_runner(artifact.path, 1).notes[0] for case, (_, artifact) in artifacts.items()}
+    notes = {case[0]: opened(artifact).notes[0] for case, (_, artifact) in artifacts.items()}
 
     assert notes["gptq"].startswith("gptq unpacked by mcpmq")
     assert notes["compressed-tensors"].startswith("loaded by transformers and compressed-tensors 0.")
     assert notes["bnb"].startswith("loaded by transformers and bitsandbytes 0.")
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("name", ["qwen2-vl", "minicpm-v-4.6", "minicpm-o-2.6"])
+def test_families_are_loaded_by_the_names_that_they_have_in_memory(name: str, tmp_path: Path) -> None:
+    """Other names than in the checkpoint, a tied head, layers of two kinds, parts that are handed on: all the same."""
+    tiny = next(family for family in TINY_FAMILIES if family.name == name)
+    checkpoint = tiny.build(tmp_path / "tiny")
+    quantized, artifact = hf_artifact(checkpoint, tmp_path, "compressed-tensors", **{"language.*": "int8-row"})
+    tokens = torch.arange(5, 25)[None]
+    with torch.inference_mode():
+        model = load(HuggingFaceArtifact.open(artifact.path), torch.float32).model
+        found = model(input_ids=tokens, use_cache=False).logits
+        expected = native_module(quantized)(input_ids=tokens, use_cache=False, logits_to_keep=torch.arange(20)).logits
+
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    assert tiny.more.keys() <= tensors_in(artifact).keys()
+
+    model = load(HuggingFaceArtifact.open(export(quantized, "bnb", tmp_path / "bnb").path)).model
+    kinds = {module: type(part).__name__ for module, part in model.named_modules()}
+    packed = [kind for module, kind in kinds.items() if ".layers." in module and module.endswith("mlp.down_proj")]
+    assert packed == ["Linear8bitLt"] * quantized.architecture.language.layers
+    assert [kind for module, kind in kinds.items() if module.endswith("lm_head")] == ["Linear"]
 
 
 def test_other_artifacts_are_refused(tiny_int4: Quantized) -> None:

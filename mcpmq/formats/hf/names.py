@@ -30,7 +30,7 @@ def _names(step: Step) -> tuple[str, ...]:
 
 
 def list_of_layers(steps: Iterable[Step]) -> str:
-    """The module that lists the layers with packed matrices: `llm.model.layers`."""
+    """The module that lists the layers with packed matrices, once it is loaded: `llm.model.layers`."""
     [found] = {_place(step)[0] for step in steps if is_packed(step.scheme)}
     return found
 
@@ -53,7 +53,7 @@ def uneven(steps: Iterable[Step]) -> Step | None:
 
 def _place(step: Step) -> tuple[str, str, str]:
     """`llm.model.layers.0.mlp.up_proj.weight` -> llm.model.layers, 0, mlp.up_proj."""
-    holder, layer, name = re.split(r"\.(\d+)\.", module_of(step.spec.hub_name), maxsplit=1)
+    holder, layer, name = re.split(r"\.(\d+)\.", module_of(step.spec.parameters[0]), maxsplit=1)
     return holder, layer, name
 
 
