@@ -20,8 +20,10 @@ from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import ArtifactError, CalibrationError, FormatError, OutputError
 from mcpmq.evaluate import Settings, measure
 from mcpmq.families.family import TensorSpec
+from mcpmq.formats.gguf import mmproj, names
 from mcpmq.formats.gguf.importance import ImportanceMatrix
 from mcpmq.formats.gguf.names import names_of
+from mcpmq.formats.gguf.resampler import SIGLIP_RESAMPLER
 from mcpmq.imatrix import LANGUAGE, MMPROJ, imatrix
 from mcpmq.observe import VISION
 from mcpmq.passing import kinds_of, read_samples
@@ -94,8 +96,13 @@ def test_sums_are_those_of_plain_forward_passes(
         assert np.allclose(entries[name].squares, rows.double().square().sum(0).numpy(), rtol=1e-4), name
 
 
+def _names(spec: TensorSpec) -> tuple[str, ...]:
+    seeing = spec.component in mmproj.COMPONENTS
+    return names_of(spec.name, SIGLIP_RESAMPLER.names if seeing else names.LANGUAGE)
+
+
 def _keep(seen: dict[str, list[Tensor]], spec: TensorSpec, _: nn.Module, args: tuple[Tensor, ...]) -> None:
-    [name] = names_of(spec.name)
+    [name] = _names(spec)
     seen.setdefault(name, []).append(args[0].flatten(0, -2))
 
 
@@ -104,7 +111,7 @@ def test_every_matrix_of_the_gguf_files_has_its_importance(
 ) -> None:
     """By its name there, of its columns; read by gguf-py."""
     artifact = exported(tiny_full, tmp_path)
-    matrices = [name for spec in tiny_full.specs.values() if spec.role == "matrix" for name in names_of(spec.name)]
+    matrices = [name for spec in tiny_full.specs.values() if spec.role == "matrix" for name in _names(spec)]
     found = set()
     for part in (LANGUAGE, MMPROJ):
         columns = {tensor.name: int(tensor.shape[0]) for tensor in reader_of(artifact, part).tensors}

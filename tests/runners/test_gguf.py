@@ -20,7 +20,7 @@ from mcpmq.artifact import Artifact
 from mcpmq.errors import ArtifactError, EngineError
 from mcpmq.families.family import Inputs
 from mcpmq.families.minicpmv_inputs import MiniCpmVProcessor
-from mcpmq.formats.gguf import writer
+from mcpmq.formats.gguf import files
 from mcpmq.quantized import Quantized
 from mcpmq.runners.gguf import GgufRunner, open_runner
 from mcpmq.runners.llamacpp.sight import Sight
@@ -189,7 +189,7 @@ def test_a_widened_ffn_changes_nothing(
     tiny_full: Quantized, full: Artifact, tiny_samples: list[Inputs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """160 columns where the model has 144: the same losses to the last bits of F32."""
-    monkeypatch.setattr(writer, "widened_ffn", lambda _: 160)
+    monkeypatch.setattr(files, "widened_ffn", lambda _: 160)
     widened = exported(tiny_full, tmp_path)
 
     assert widened.nbytes_by_component()["vision+projector"] > full.nbytes_by_component()["vision+projector"]
