@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mcpmq import __version__
-from mcpmq.cli import FORMAT_NAMES
+from mcpmq.cli.options import FORMAT_NAMES
 from mcpmq.formats import FORMATS
 from tests.commands import Command
 

@@ -1,4 +1,4 @@
-"""The commands that judge, make, verify and compare releases."""
+"""What makes, verifies and compares releases, and finds the mix of schemes that fits one."""
 
 import os
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mcpmq.options import LOOK, STEPS, Context, FitMemory, Json, MaxSize, Out, Source, Threads
+from mcpmq.cli.options import LOOK, STEPS, Context, FitMemory, Json, MaxSize, Out, Source, Threads
 
 if TYPE_CHECKING:  # help must be there at once
     from mcpmq.fit import Budget
@@ -87,14 +87,6 @@ def package(
     opened = [Artifact.open(path) for path in artifacts]
     made = package(opened, Checkpoint.open(source), Report.load(measured), out, wanted)
     show.print_table(made.table(), made.record.model_dump(mode="json"), as_json=json)
-
-
-@commands.command(rich_help_panel=LOOK)
-def inspect(path: Annotated[Path, typer.Argument(metavar="PATH")], json: Json = False) -> None:
-    """Say what a path is: a checkpoint, a set of images and questions, an artifact, a report"""
-    from mcpmq import show
-
-    show.path(path, as_json=json)
 
 
 @commands.command(rich_help_panel=LOOK)

@@ -1,15 +1,12 @@
-"""The command line: parse, call one function, show what it returned; what makes releases has its own file."""
+"""The whole way and the steps of it: each command parses, calls one function, and shows what it returned."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mcpmq.errors import McpmqError
-from mcpmq.options import (
+from mcpmq.cli.options import (
     FORMAT_NAMES,
-    LOOK,
     STEPS,
     Bits,
     Cache,
@@ -27,42 +24,16 @@ from mcpmq.options import (
     Source,
     Threads,
 )
-from mcpmq.release_commands import METHODS, budget_of, format_of
-from mcpmq.release_commands import commands as release_commands
-from mcpmq.report_commands import commands as report_commands
+from mcpmq.cli.releases import METHODS, budget_of, format_of
 
 if TYPE_CHECKING:  # help must be there at once
     from mcpmq.recipe import Recipe
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
-app.add_typer(release_commands)
-app.add_typer(report_commands)
+commands = typer.Typer()
 OF_BITS = {4: "calibrated-int4", 8: "phone-int8"}  # what samples show changes little at 8 bits
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        from mcpmq import __version__
-
-        typer.echo(__version__)
-        raise typer.Exit
-
-
-@app.callback()
-def mcpmq(
-    version: Annotated[
-        bool, typer.Option("--version", help="Print the version", callback=_version, is_eager=True)
-    ] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notices")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="More notices, and tracebacks of errors")] = False,
-) -> None:
-    """Make multimodal language models small, and say what it cost."""
-    from mcpmq import show
-
-    show.set_verbosity(quiet=quiet, verbose=verbose)
-
-
-@app.command()
+@commands.command()
 def convert(
     source: Source,
     out: Out,
@@ -90,7 +61,7 @@ def convert(
     show.report(convert(source, out, asked, names, calibration, on, settings, budget), as_json=json)
 
 
-@app.command(rich_help_panel=STEPS)
+@commands.command(rich_help_panel=STEPS)
 def plan(
     source: Source,
     recipe: RecipeName = None,
@@ -110,7 +81,7 @@ def plan(
     show.plan(made, forecast(made, names, context), as_json=json)
 
 
-@app.command(rich_help_panel=STEPS)
+@commands.command(rich_help_panel=STEPS)
 def quantize(
     source: Source,
     out: Out,
@@ -134,7 +105,7 @@ def quantize(
     show.artifact(made.artifact, as_json=json)
 
 
-@app.command(rich_help_panel=STEPS)
+@commands.command(rich_help_panel=STEPS)
 def export(
     quantized: Annotated[Path, typer.Argument(metavar="QUANTIZED", help="Folder that `mcpmq quantize` wrote")],
     out: Out,
@@ -156,7 +127,7 @@ def export(
     show.artifact(export(Quantized.open(quantized), name, out, show.progress(), shown), as_json=json)
 
 
-@app.command(rich_help_panel=STEPS)
+@commands.command(rich_help_panel=STEPS)
 def imatrix(
     source: Source,
     out: Out,
@@ -182,7 +153,7 @@ def imatrix(
     show.artifact(made, as_json=json)
 
 
-@app.command(rich_help_panel=STEPS)
+@commands.command(rich_help_panel=STEPS)
 def evaluate(
     artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Folders that mcpmq wrote")],
     against: Annotated[str, typer.Option("--against", metavar="CHECKPOINT", help="The original")],
@@ -229,17 +200,6 @@ def evaluate(
     show.report(report, as_json=json)
 
 
-@app.command(rich_help_panel=LOOK)
-def families(
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, as for a README")] = False,
-    json: Json = False,
-) -> None:
-    """List the models that can be converted, and what is refused or differs in which format"""
-    from mcpmq import show
-
-    show.families(as_json=json, as_markdown=markdown)
-
-
 def _split(
     artifact: Path, against: str, on: Path, out: Path | None, threads: int | None, cache: bool, json: bool
 ) -> None:
@@ -271,16 +231,3 @@ def _recipe(name: str | None, bits: int | None) -> "Recipe":
     if bits not in (None, *OF_BITS):
         raise typer.BadParameter(f"{bits} is neither 4 nor 8", param_hint="--bits")
     return Recipe.load(OF_BITS[bits] if bits else name or "")
-
-
-def main() -> None:
-    """Run the command line; an error for the user is dressed, a bug keeps its traceback."""
-    # Threads that spin while they wait make everything eight times slower beside any other busy process.
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    try:
-        app(prog_name="mcpmq")
-    except McpmqError as error:
-        from mcpmq import show
-
-        show.error(error)
-        raise SystemExit(1) from None
