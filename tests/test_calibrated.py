@@ -478,6 +478,7 @@ def test_the_manifest_says_what_was_calibrated_on_what(whole: Quantized, mixed_s
         "sha256": mixed_set.sha256,
         "samples": 9,
         "with_image": 6,
+        "fingerprints": mixed_set.fingerprints,
     }
     matrices = {name for name, spec in whole.specs.items() if spec.role == "matrix"}
     assert {record.name for record in manifest.weights if record.tokens} == matrices
