@@ -1,4 +1,4 @@
-"""Hugging Face artifacts in the hands of transformers, bitsandbytes and compressed-tensors, or of our own unpackers."""
+"""Hugging Face artifacts in the hands of transformers, bitsandbytes and compressed-tensors."""
 
 from pathlib import Path
 
@@ -12,21 +12,16 @@ from mcpmq.export import export
 from mcpmq.families.family import Inputs
 from mcpmq.formats.hf.reader import HuggingFaceArtifact
 from mcpmq.quantized import Quantized
-from mcpmq.runners.process import ENGINE_OF
-from mcpmq.runners.runner import Runner
 from mcpmq.runners.torch import open_runner as open_torch
 from mcpmq.runners.transformers import load, open_runner
-from mcpmq.runners.unpacked import open_runner as open_unpacked
 from tests.hf_tools import hf_artifact, tensors_in
 from tests.losses import losses_of
 from tests.native import native_module
 from tests.tiny_families import TINY_FAMILIES
 
-# By format and scheme, how far a loss may be from that of the same weights dequantized and computed in float32: what
-# mcpmq unpacks is computed so, the others in bfloat16, and LLM.int8 rounds its inputs to 8 bits.
+# By format and scheme, how far a loss may be from that of the same weights dequantized and computed in float32: readers
+# compute in bfloat16, and LLM.int8 rounds its inputs to 8 bits.
 CASES = {
-    ("gptq", "int4-g128"): 0.0,
-    ("awq", "int4-g64-asym"): 0.0,
     ("compressed-tensors", "int4-g32"): 0.1,
     ("compressed-tensors", "int8-row"): 0.1,
     ("bnb", "nf4"): 0.1,
@@ -34,13 +29,6 @@ CASES = {
     ("bnb", "int8-row"): 0.2,
 }
 Made = dict[tuple[str, str], tuple[Quantized, Artifact]]
-
-
-def opened(artifact: Artifact) -> Runner:
-    """In the engine that evaluating takes for its kind."""
-    open_it = {"unpacked": open_unpacked, "transformers": open_runner}[ENGINE_OF[artifact.manifest.kind]]
-    runner: Runner = open_it(artifact.path, 1)
-    return runner
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +48,7 @@ def test_the_reader_gives_the_losses_of_the_dequantized_model(
     """With and without images; every token of every answer."""
     quantized, artifact = artifacts[case]
     expected = losses_of(open_torch(quantized.path, 1), tiny_samples)
-    found = losses_of(opened(artifact), tiny_samples)
+    found = losses_of(open_runner(artifact.path, 1), tiny_samples)
 
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=CASES[case])
@@ -77,7 +65,7 @@ def test_compressed_tensors_has_the_very_weights(scheme: str, artifacts: Made, t
 
 
 @pytest.mark.filterwarnings("default")
-@pytest.mark.parametrize("case", [case for case in CASES if case[0] in ("bnb", "compressed-tensors")], ids="-".join)
+@pytest.mark.parametrize("case", CASES, ids="-".join)
 def test_the_reader_packs_what_is_packed_and_generates(case: tuple[str, str], artifacts: Made) -> None:
     """No weight is missing, left over or made up; wide modules are plain; a few tokens come out."""
     _, artifact = artifacts[case]
@@ -93,10 +81,9 @@ def test_the_reader_packs_what_is_packed_and_generates(case: tuple[str, str], ar
 
 
 def test_notes_say_who_read_it(artifacts: Made) -> None:
-    """The package and its version, or that it was mcpmq."""
-    notes = {case[0]: opened(artifact).notes[0] for case, (_, artifact) in artifacts.items()}
+    """The package and its version."""
+    notes = {case[0]: open_runner(artifact.path, 1).notes[0] for case, (_, artifact) in artifacts.items()}
 
-    assert notes["gptq"].startswith("gptq unpacked by mcpmq")
     assert notes["compressed-tensors"].startswith("loaded by transformers and compressed-tensors 0.")
     assert notes["bnb"].startswith("loaded by transformers and bitsandbytes 0.")
 
