@@ -105,15 +105,14 @@ def measured(name: str, artifacts: list[Path], *options: str) -> None:
 def reference() -> None:
     """The trained checkpoint: conversion, quality, and three controls."""
     record("conversion", list(conversions(REFERENCE, WORK, WAYS)))
-    phone = [WORK / "phone-int4" / "gguf", WORK / "phone-int4" / "onnx", WORK / "phone-int8" / "onnx"]
+    calibrated, nearest = ([WORK / f"{name}-int4" / form for form in ("gguf", "onnx")] for name in ("calibrated", "phone"))
     best = WORK / "calibrated-quality-int4" / "gguf"
-    measured("reference", [*phone, best])
-    calibrated = [WORK / "calibrated-int4" / "gguf", WORK / "calibrated-int4" / "onnx"]
-    measured("calibrated", [*calibrated, WORK / "quality-int4" / "gguf", best])
+    measured("reference", [*calibrated, WORK / "phone-int8" / "onnx", best])  # what `make demo` makes
+    measured("calibrated", [*nearest, WORK / "quality-int4" / "gguf", best])
     measured("unquantized", [WORK / "full" / name for name in WAYS["full"]])
     measured("hugging-face", hugging_face())
     measured("engine-cuts", [WORK / "full" / "gguf"], "--engine-cuts")
-    measured("shuffled", phone[:1], "--shuffle-images")
+    measured("shuffled", nearest[:1], "--shuffle-images")
 
 
 def hugging_face() -> list[Path]:
