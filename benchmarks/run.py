@@ -105,7 +105,7 @@ def measured(name: str, artifacts: list[Path], *options: str) -> None:
 def reference() -> None:
     """The trained checkpoint: conversion, quality, and three controls."""
     record("conversion", list(conversions(REFERENCE, WORK, WAYS)))
-    calibrated, nearest = ([WORK / f"{name}-int4" / form for form in ("gguf", "onnx")] for name in ("calibrated", "phone"))
+    calibrated, nearest = ([WORK / name / form for form in WAYS[name]] for name in ("calibrated-int4", "phone-int4"))
     best = WORK / "calibrated-quality-int4" / "gguf"
     measured("reference", [*calibrated, WORK / "phone-int8" / "onnx", best])  # what `make demo` makes
     measured("calibrated", [*nearest, WORK / "quality-int4" / "gguf", best])
