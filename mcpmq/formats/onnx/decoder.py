@@ -168,8 +168,9 @@ def _layer(
 
 def _scaled(graph: Graph, shape: LanguageShape, value: ir.Value) -> ir.Value:
     """What a layer adds, by the model's scale."""
-    scale = graph.constant(shape.residual_scale, np.float32)
-    return value if shape.residual_scale == 1 else graph.node("Mul", value, scale)
+    if shape.residual_scale == 1:
+        return value
+    return graph.node("Mul", value, graph.constant(shape.residual_scale, np.float32))
 
 
 def _norm(graph: Graph, weights: Weights, shape: LanguageShape, name: str, stream: Stream) -> tuple[ir.Value, ir.Value]:
