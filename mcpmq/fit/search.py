@@ -69,7 +69,7 @@ class Search:
     def best(self, options: Mapping[str, Sequence[Option]], smallest: Layout, origin: str) -> Fitted:
         """The best mix that fits to the byte: what a header turned out larger is taken off the limits."""
         slack = 0
-        for _ in range(TRIES):
+        for attempt in range(TRIES):
             chosen = choose(options, self.limits(options, smallest, slack))
             if chosen is None:
                 break
@@ -80,7 +80,7 @@ class Search:
                 return Fitted(
                     recipe, layout, chosen, comments_on(recipe, options, self._summary(layout, chosen, origin))
                 )
-            slack += excess
+            slack += excess << attempt  # the mix may have left more of the limit than it is to give back
         raise RecipeError("no mix fits to the byte", "allow a little more")
 
     def _summary(self, layout: Layout, chosen: Mapping[str, Option], origin: str) -> list[str]:
