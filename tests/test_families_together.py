@@ -10,10 +10,9 @@ from gguf import GGUFReader
 from PIL import Image
 
 from mcpmq.artifact import Artifact
-from mcpmq.by_component import TOGETHER, split
+from mcpmq.by_component import _runner
 from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.evaluate import Settings
 from mcpmq.export import export
 from mcpmq.forecast import forecast
 from mcpmq.formats import FormatName
@@ -177,14 +176,18 @@ def _tensors(artifact: Artifact, part: str) -> list[dict[str, list[int]]]:
     return [{tensor.name: [int(size) for size in tensor.shape] for tensor in reader.tensors} for reader in readers]
 
 
-def test_components_are_measured_one_at_a_time(plan: Plan, smoothed: Quantized, samples: CalibrationSet) -> None:
-    """All that are quantized, and together."""
-    found = split(plan.checkpoint, smoothed, samples, Settings(threads=1))
+def test_any_component_is_quantized_alone(plan: Plan, smoothed: Quantized, samples: CalibrationSet) -> None:
+    """Each changes what is said; all together are the quantized model."""
+    inputs = read_samples(plan.checkpoint.family.processor(plan.checkpoint.path), samples.samples, silent)
+    paths = plan.checkpoint.path, smoothed.path
+    original, together = (np.concatenate(losses_of(open_torch(path, 1), inputs)) for path in paths)
+    components = frozenset(step.spec.component for step in plan.steps if step.scheme)
 
-    quantized = {step.spec.component for step in plan.steps if step.scheme}
-    assert found.components.keys() == quantized | {TOGETHER}
-    for cost in found.components.values():
-        assert max(one.kl_divergence.value for one in cost.differences.values()) > 0
+    for chosen in (frozenset({one}) for one in components):
+        alone = np.concatenate(losses_of(_runner(plan.checkpoint, smoothed, chosen), inputs))
+        assert np.abs(alone - original).max() > 1e-5, chosen
+    whole = np.concatenate(losses_of(_runner(plan.checkpoint, smoothed, components), inputs))
+    np.testing.assert_array_equal(whole, together)
 
 
 def test_hugging_face_artifacts_are_forecast_and_load(
