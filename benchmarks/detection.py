@@ -136,7 +136,7 @@ class Bench:
         counts = {"vision": 0, "text": sum(len(sample.embeddings) for sample in samples), "answer": 0}
         return {
             # GPTQ reads the Gram matrix; what else statistics hold is for other ways of rounding.
-            step: LayerStats(gram, gram.diagonal(), gram.diagonal(), counts, float(counts["text"]))
+            step: LayerStats(gram, *[gram.diagonal()] * 3, counts, float(counts["text"]))
             for step, gram in grams.items()
         }
 

@@ -104,9 +104,9 @@ def _with(full: Quantized, folder: Path, keys: Mapping[str, Any]) -> Path:
     return copy
 
 
-def test_llama_cpp_splits_text_into_the_same_tokens(tiny: TinyFamily, full: Quantized, tmp_path: Path) -> None:
+def test_llama_cpp_splits_text_into_the_same_tokens(tiny_family: TinyFamily, full: Quantized, tmp_path: Path) -> None:
     """Byte-level tokenizers and those in SentencePiece's manner, whatever script a text has."""
-    if "gguf" in dict(family_named(tiny.name).refusals):
+    if "gguf" in dict(family_named(tiny_family.name).refusals):
         return
     [file] = exported(full, tmp_path).files_of("language")
     model, tokenizer = LanguageModel(llamacpp(), file), Tokenizer.from_file(str(full.path / "tokenizer.json"))

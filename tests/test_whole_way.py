@@ -29,7 +29,7 @@ from tests.tiny import build_checkpoint, make_uneven
 from tests.tiny_families import TINY_FAMILIES
 
 # A random model knows nothing: whatever it is made of, losses must stay near the original's.
-NEAR = {"full": 1e-3, "phone-int8": 0.02, "phone-int4": 0.2, "quality-int4": 0.2, "language-int8": 0.02}
+NEAR = {"full": 1e-3, "phone-int8": 0.02, "phone-int4": 0.2, "quality-int4": 0.2, "language-int8": 0.05}
 
 
 @pytest.mark.parametrize(
