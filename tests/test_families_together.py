@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,14 +10,14 @@ from gguf import GGUFReader
 from PIL import Image
 
 from mcpmq.artifact import Artifact
-from mcpmq.by_component import TOGETHER, split
+from mcpmq.by_component import _runner
 from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.evaluate import Settings
 from mcpmq.export import export
 from mcpmq.forecast import forecast
 from mcpmq.formats import FormatName
 from mcpmq.formats.hf.fit import is_linear
+from mcpmq.formats.origins import check_origins
 from mcpmq.imatrix import LANGUAGE, MMPROJ, imatrix
 from mcpmq.passing import read_samples
 from mcpmq.plan import Plan, make_plan
@@ -24,6 +25,7 @@ from mcpmq.progress import silent
 from mcpmq.quantize import quantize
 from mcpmq.quantized import Quantized
 from mcpmq.recipe import Recipe
+from mcpmq.runners import gguf, onnx
 from mcpmq.runners.onnx import open_runner as open_onnx
 from mcpmq.runners.torch import open_runner as open_torch
 from mcpmq.runners.transformers import open_runner as open_transformers
@@ -34,6 +36,7 @@ from tests.onnx_tools import artifact_of
 from tests.tiny import make_uneven
 from tests.tiny_families import TinyFamily
 
+ENGINES: dict[FormatName, Any] = {"gguf": gguf, "onnx": onnx}
 SMOOTH = {
     "name": "smooth",
     "smooth": "awq",
@@ -70,6 +73,13 @@ def smoothed(plan: Plan, samples: CalibrationSet, tmp_path_factory: pytest.TempP
     return quantize(plan, tmp_path_factory.mktemp("smoothed") / "codes", samples)
 
 
+@pytest.fixture(scope="module")
+def artifacts(smoothed: Quantized, plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> dict[FormatName, Artifact]:
+    """The same in the formats of engines, where the family is not refused."""
+    names: list[FormatName] = [name for name in ENGINES if name not in dict(plan.checkpoint.family.refusals)]
+    return {name: export(smoothed, name, tmp_path_factory.mktemp("artifacts") / name) for name in names}
+
+
 def test_it_is_rounded_by_what_it_sees(plan: Plan, smoothed: Quantized) -> None:
     """Calibrated on images and text every matrix is reached, and scales moved where that helped."""
     rounded = [step.name for step in plan.steps if step.on_a_grid and step.spec.role == "matrix"]
@@ -102,44 +112,62 @@ def test_scales_that_moved_are_the_same_in_onnx(
     np.testing.assert_allclose(taken, expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["gguf", "onnx"])
-def test_every_file_has_the_size_that_was_forecast(
-    plan: Plan, smoothed: Quantized, tmp_path: Path, name: FormatName
-) -> None:
+def test_every_file_has_the_size_that_was_forecast(plan: Plan, artifacts: dict[FormatName, Artifact]) -> None:
     """To the byte, and every weight that is written is told of."""
-    if name in dict(plan.checkpoint.family.refusals):
-        pytest.skip("refused")  # which another test proves
-    [layout] = forecast(plan, [name], 1024).layouts
-    written = export(smoothed, name, tmp_path / name).manifest.files
+    for layout in forecast(plan, list(artifacts), 1024).layouts:
+        assert {(file.path, file.component, file.nbytes) for file in layout.files.files} == {
+            (record.path, record.component, record.nbytes) for record in artifacts[layout.name].manifest.files
+        }
+        known = {spec.name for spec in plan.checkpoint.family.tensors(plan.checkpoint.architecture)}
+        told = {weight.name for weight in layout.files.weights if weight.nbytes}
+        assert told >= {name for name in known if not name.startswith("vision.merger.")}
+        assert layout.device.sequential <= layout.device.at_once
 
-    assert {(file.path, file.component, file.nbytes) for file in layout.files.files} == {
-        (record.path, record.component, record.nbytes) for record in written
-    }
-    known = {spec.name for spec in plan.checkpoint.family.tensors(plan.checkpoint.architecture)}
-    told = {weight.name for weight in layout.files.weights if weight.nbytes}
-    assert told >= {name for name in known if not name.startswith("vision.merger.")}
-    assert layout.device.sequential <= layout.device.at_once
+
+def test_vision_first_then_language_is_the_same(
+    plan: Plan, artifacts: dict[FormatName, Artifact], samples: CalibrationSet
+) -> None:
+    """To the bit, in both engines; files say where they come from."""
+    inputs = read_samples(plan.checkpoint.family.processor(plan.checkpoint.path), samples.samples, silent)
+    for name, artifact in artifacts.items():
+        engine = ENGINES[name]
+        whole = losses_of(engine.open_runner(artifact.path, 1), inputs)
+        seen = engine.see_all(artifact.path, 1, inputs)
+        in_turn = losses_of(engine.open_reader(artifact.path, 1, seen), inputs)
+
+        assert len(seen) == sum(len(one.slices) for one in inputs)
+        np.testing.assert_array_equal(np.concatenate(in_turn), np.concatenate(whole))
+        assert check_origins(artifact) == len(dict.fromkeys(_parts(artifact)))
+
+
+def _parts(artifact: Artifact) -> list[str]:
+    return [one.component for one in artifact.manifest.files if one.path.endswith((".gguf", ".onnx"))]
+
+
+def test_phases_are_timed(plan: Plan, artifacts: dict[FormatName, Artifact], samples: CalibrationSet) -> None:
+    """Of the last sample, which has an image where the family sees."""
+    inputs = read_samples(plan.checkpoint.family.processor(plan.checkpoint.path), samples.samples, silent)[-1]
+    for name, artifact in artifacts.items():
+        phases = ENGINES[name].open_runner(artifact.path, 1).phases(inputs)
+
+        assert (phases.encode_seconds_per_slice > 0) == plan.checkpoint.family.sees
+        assert phases.decode_tokens_per_second > 0
 
 
 def test_importance_has_the_names_of_the_gguf_files(
-    plan: Plan, smoothed: Quantized, samples: CalibrationSet, tmp_path: Path
+    plan: Plan, artifacts: dict[FormatName, Artifact], samples: CalibrationSet, tmp_path: Path
 ) -> None:
     """Every matrix in a layer of either file, under its name there."""
-    if "gguf" in dict(plan.checkpoint.family.refusals):
-        pytest.skip("refused")
-    matrices, artifact = (
-        imatrix(plan.checkpoint, samples, tmp_path / "imatrix"),
-        export(smoothed, "gguf", tmp_path / "gguf"),
-    )
+    matrices = imatrix(plan.checkpoint, samples, tmp_path / "imatrix")
 
-    for part in (LANGUAGE, MMPROJ) if plan.checkpoint.family.sees else (LANGUAGE,):
-        [held], [seen] = _tensors(artifact, part), _tensors(matrices, part)
+    assert len(list(matrices.path.glob("*.gguf"))) == 1 + plan.checkpoint.family.sees
+    for part in (LANGUAGE, MMPROJ)[: 1 + plan.checkpoint.family.sees] if "gguf" in artifacts else ():
+        [held], [seen] = _tensors(artifacts["gguf"], part), _tensors(matrices, part)
         entries = {name.removesuffix(".in_sum2") for name in seen if name.endswith(".in_sum2")}
         assert entries
         assert entries <= held.keys()
         for name in entries:
             assert seen[f"{name}.in_sum2"][0] <= held[name][0], name
-    assert len(list(matrices.path.glob("*.gguf"))) == 1 + plan.checkpoint.family.sees
 
 
 def _tensors(artifact: Artifact, part: str) -> list[dict[str, list[int]]]:
@@ -148,14 +176,18 @@ def _tensors(artifact: Artifact, part: str) -> list[dict[str, list[int]]]:
     return [{tensor.name: [int(size) for size in tensor.shape] for tensor in reader.tensors} for reader in readers]
 
 
-def test_components_are_measured_one_at_a_time(plan: Plan, smoothed: Quantized, samples: CalibrationSet) -> None:
-    """All that are quantized, and together."""
-    found = split(plan.checkpoint, smoothed, samples, Settings(threads=1))
+def test_any_component_is_quantized_alone(plan: Plan, smoothed: Quantized, samples: CalibrationSet) -> None:
+    """Each changes what is said; all together are the quantized model."""
+    inputs = read_samples(plan.checkpoint.family.processor(plan.checkpoint.path), samples.samples, silent)
+    paths = plan.checkpoint.path, smoothed.path
+    original, together = (np.concatenate(losses_of(open_torch(path, 1), inputs)) for path in paths)
+    components = frozenset(step.spec.component for step in plan.steps if step.scheme)
 
-    quantized = {step.spec.component for step in plan.steps if step.scheme}
-    assert found.components.keys() == quantized | {TOGETHER}
-    for cost in found.components.values():
-        assert max(one.kl_divergence.value for one in cost.differences.values()) > 0
+    for chosen in (frozenset({one}) for one in components):
+        alone = np.concatenate(losses_of(_runner(plan.checkpoint, smoothed, chosen), inputs))
+        assert np.abs(alone - original).max() > 1e-5, chosen
+    whole = np.concatenate(losses_of(_runner(plan.checkpoint, smoothed, components), inputs))
+    np.testing.assert_array_equal(whole, together)
 
 
 def test_hugging_face_artifacts_are_forecast_and_load(
