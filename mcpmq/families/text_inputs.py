@@ -28,7 +28,7 @@ class NoPixels:
 
     def graph_inputs(self, part: NDArray[np.uint8]) -> NoReturn:
         """There is no such graph."""
-        raise NotImplementedError("a model that reads text only was given an image")
+        raise CalibrationError("a model that reads text only was given an image", "measure it on text")
 
     def positions(self, inputs: Inputs) -> NDArray[np.int64]:
         """Tokens stand one after the other: int64 [length]."""
