@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.run import RESULTS, provenance
-from mcpmq.formats.gguf.tensors import pack_integers
+from mcpmq.formats.gguf.packing import pack_integers
 from mcpmq.formats.onnx.packing import for_product
 from mcpmq.grids import ggml
 from mcpmq.observe import Labels, LayerStats, observe
