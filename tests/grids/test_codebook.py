@@ -22,7 +22,7 @@ def random_weight(rows: int, groups: int, seed: int) -> torch.Tensor:
 @given(st.sampled_from(CODEBOOKS), st.integers(2, 40), st.integers(1, 9), st.integers(0, 99))
 def test_codes_and_scales_are_those_of_bitsandbytes(name: str, rows: int, groups: int, seed: int) -> None:
     """The same codes and scales of scales, in any number of pieces; a code of a scale is at most its neighbour, which
-    bitsandbytes takes on a CPU where two are nearly as near."""
+    bitsandbytes takes on a CPU where two are nearly as near, or is equal to a ten-thousandth: next to zero many are."""
     weight = random_weight(rows, groups, seed)
     ours = codebook.quantize(weight.split(7), rows, CodebookScheme(name))
     packed, state = bitsandbytes.quantize_4bit(weight, blocksize=64, quant_type=name, compress_statistics=True)
@@ -31,7 +31,9 @@ def test_codes_and_scales_are_those_of_bitsandbytes(name: str, rows: int, groups
 
     assert torch.equal(ours.codes, theirs)
     assert ours.packed_scale.offset == pytest.approx(state.offset.item(), rel=1e-6)
-    assert (ours.packed_scale.codes.flatten().int() - state.absmax.int()).abs().max() <= 1
+    codes, levels = (ours.packed_scale.codes.flatten().int(), state.absmax.int()), codebook.scale_table()
+    apart = (levels[codes[0]] - levels[codes[1]]).abs()
+    assert (((codes[0] - codes[1]).abs() <= 1) | (apart < 1e-4)).all()
     torch.testing.assert_close(ours.packed_scale.largest, state.state2.absmax, rtol=1e-5, atol=1e-8)
 
 
