@@ -12,7 +12,7 @@ from mcpmq.formats.format import Format
 from mcpmq.progress import Progress, silent
 from mcpmq.quantized import Quantized
 
-NPU_TOWER = "siglip-resampler"
+NPU_TOWERS = ("siglip-resampler", "timm-resampler")
 ROUNDED_FOR_NPUS = (
     "vision graph for NPUs: one size of slices, 16-bit activations over the images of `{}` (sha256 {}), weights rounded"
     " once more to 8 bits by ONNX Runtime"
@@ -54,7 +54,7 @@ def _options(quantized: Quantized, name: FormatName, npu: CalibrationSet | None)
     if npu and name != "onnx":
         raise FormatError(f"`{name}` has nothing for NPUs", "use `--format onnx` with `--npu`")
     seeing = quantized.architecture.vision
-    if npu and (seeing is None or seeing.kind != NPU_TOWER):
+    if npu and (seeing is None or seeing.kind not in NPU_TOWERS):
         raise FormatError(
             f"`{quantized.artifact.manifest.family}` has no vision graph for NPUs, which take slices of one size",
             "export it without `--npu`",

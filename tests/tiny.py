@@ -34,7 +34,7 @@ class TinyTokenizer:
 
     special: list[str]
     split: str = SPLIT
-    template: str = CHAT_TEMPLATE
+    template: str | None = CHAT_TEMPLATE  # None: the family has it, no file does
     settings: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -188,7 +188,8 @@ def write_tokenizer(path: Path, asked: TinyTokenizer = TOKENIZER) -> None:
     tokenizer.save(str(path / "tokenizer.json"))
     if not asked.split:
         _forget_bytes_are_special(path / "tokenizer.json")
-    settings = {**asked.settings, "model_max_length": 2048, "chat_template": asked.template}
+    settings = {**asked.settings, "model_max_length": 2048}
+    settings |= {"chat_template": asked.template} if asked.template else {}
     (path / "tokenizer_config.json").write_text(json.dumps(settings, indent=1))
 
 

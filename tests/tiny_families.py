@@ -32,6 +32,41 @@ MINICPM_4_TOKENIZER = TinyTokenizer(
     MINICPM_4_TEMPLATE,
     {"bos_token": "<s>", "eos_token": "<|im_end|>", "unk_token": "<unk>"},
 )
+MINICPM_V_2_CONFIG = {
+    "architectures": ["MiniCPMV"],
+    "model_type": "minicpmv",
+    "version": 2.0,  # the published one has none: it is known by its sizes
+    "hidden_size": 512,  # twice the base, so that the head divides by 2
+    "intermediate_size": 512,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "vocab_size": 320,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "silu",
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "scale_emb": 12,
+    "scale_depth": 1.4,
+    "dim_model_base": 256,
+    "query_num": 4,
+    "image_size": 56,
+    "patch_size": 14,
+    "scale_resolution": 56,
+    "max_slice_nums": 9,
+    "slice_mode": True,
+    "drop_vision_last_layer": True,
+    "vision_encoder": "vit_so400m_patch14_siglip_384.webli",
+    "vision_config": {
+        "hidden_size": 64,
+        "intermediate_size": 144,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 3,  # the last is dropped
+        "image_size": 77,  # five patches a side: slices have fewer and more
+        "patch_size": 14,
+    },
+}
 QWEN_VL_PREPROCESSOR = {
     "image_processor_type": "Qwen2VLImageProcessor",
     "image_mean": [0.48145466, 0.4578275, 0.40821073],
@@ -152,6 +187,17 @@ MINICPM_V_4_6 = TinyFamily(
     ),
 )
 TINY_FAMILIES = [
+    TinyFamily(
+        "minicpm-v-2.0",
+        MINICPM_V_2_CONFIG,
+        None,
+        TinyTokenizer(
+            ["<image>", "</image>", "<slice>", "</slice>"],
+            "",
+            None,
+            {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
+        ),
+    ),
     TinyFamily(
         "minicpm-v-2.5",
         {

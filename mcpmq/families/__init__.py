@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mcpmq.errors import CheckpointError
-from mcpmq.families import minicpm3, minicpmv, minicpmv46, qwen2vl, qwen3vl
+from mcpmq.families import minicpm3, minicpmv, minicpmv2, minicpmv46, qwen2vl, qwen3vl
 from mcpmq.families.family import Family
 
 FAMILIES: tuple[Family, ...] = (
+    minicpmv2.MINICPM_V_2_0,
     minicpmv.MINICPM_V_2_5,
     minicpmv.MINICPM_V_2_6,
     minicpmv.MINICPM_V_4_0,
@@ -29,12 +30,6 @@ REFUSED: tuple[tuple[Callable[[Mapping[str, Any]], bool], str, str], ...] = (
         "Qwen-VL and Qwen-VL-Chat of 2023 are not supported: only their own code can run them, and of the Int4"
         " checkpoint the integers of another quantizer are all there is",
         "qwen2-vl, for example Qwen/Qwen2-VL-7B-Instruct",
-    ),
-    (
-        lambda config: config.get("model_type") == "minicpmv" and minicpmv.version_of(config) == "2.0",
-        "MiniCPM-V 2.0 is not supported: its vision tower resizes its table of positions in a way of its own, and"
-        " llama.cpp does not read it either",
-        "minicpm-v-2.6, for example openbmb/MiniCPM-V-2_6",
     ),
 )
 

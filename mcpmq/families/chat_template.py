@@ -38,14 +38,15 @@ class ChatTemplate:
     special_tokens: Mapping[str, str]  # `eos_token` and its like, which templates may name
 
     @classmethod
-    def open(cls, checkpoint: Path) -> Self:
-        """Read `chat_template.jinja`, or `chat_template` in chat_template.json or tokenizer_config.json.
+    def open(cls, checkpoint: Path, default: str | None = None) -> Self:
+        """Read `chat_template.jinja`, or `chat_template` in chat_template.json or tokenizer_config.json; where there is
+        none, take the `default`.
 
         Raises:
             CheckpointError: there is none, or it is no valid template.
         """
         config = read_json(checkpoint / "tokenizer_config.json")
-        source = _source(checkpoint, config)
+        source = _source(checkpoint, {"chat_template": default, **config})
         environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
         environment.globals["raise_exception"] = _raise
         if len(source) > LARGEST_TEMPLATE_CHARACTERS:

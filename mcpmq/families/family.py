@@ -131,7 +131,7 @@ class LanguageShape:
         return f"{self.layers} layers of width {self.hidden}, {self.vocabulary:,} tokens"
 
 
-VisionKind = Literal["siglip-resampler", "siglip-merger", "qwen2-vl", "qwen2.5-vl", "qwen3-vl"]
+VisionKind = Literal["siglip-resampler", "timm-resampler", "siglip-merger", "qwen2-vl", "qwen2.5-vl", "qwen3-vl"]
 
 
 @dataclass(frozen=True, slots=True)

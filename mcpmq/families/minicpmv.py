@@ -87,12 +87,13 @@ def _language_shape(config: _Config, differences: _Differences) -> LanguageShape
 def _tensors(architecture: Architecture) -> tuple[TensorSpec, ...]:
     return (
         *siglip(architecture.sees, "vpm"),
-        *_resampler(architecture),
+        *resampler(architecture),
         *decoder(architecture.language, "llm.model", head="llm.lm_head.weight"),
     )
 
 
-def _resampler(architecture: Architecture) -> Iterator[TensorSpec]:
+def resampler(architecture: Architecture) -> Iterator[TensorSpec]:
+    """Queries that look at the patches of a slice."""
     width, shape = architecture.language.hidden, architecture.sees
     yield TensorSpec("projector.query", "resampler.query", (shape.queries, width))
     yield from matrix("projector.kv", "resampler.kv_proj", (width, shape.hidden), bias=False)

@@ -32,6 +32,7 @@ class Layout:
     slicing: type[Slicing] = Slicing
     extra: Literal["bounds", "types", "none"] = "bounds"  # how the native module learns which tokens are of images
     slices_as_images: bool = False  # a slice has the tags of an image; one pair of `<slice>` is around all of them
+    template: str | None = None  # of a chat, where a checkpoint brings none
 
     @property
     def opening(self) -> tuple[str, ...]:
@@ -80,7 +81,7 @@ class MiniCpmVProcessor:
         return cls(
             slicing,
             tokenizer,
-            ChatTemplate.open(checkpoint),
+            ChatTemplate.open(checkpoint, layout.template),
             config.query_num,
             config.vocab_size,
             config.max_position_embeddings,

@@ -156,9 +156,14 @@ class MiniCPMVForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
     def __init__(self, config: MiniCPMVConfig) -> None:
         super().__init__(config)
         self.llm = build_language_model(config.text_config)
-        self.vpm = build_vision(config.vision_config, config.drop_vision_last_layer)
-        self.resampler = Resampler(config.query_num, config.text_config.hidden_size, config.vision_config.hidden_size)
+        self.vpm, self.resampler = self.build_sight(config)
         self.post_init()  # type: ignore[no-untyped-call]
+
+    @staticmethod
+    def build_sight(config: MiniCPMVConfig) -> tuple[Any, Resampler]:
+        """The tower and what stands behind it."""
+        resampler = Resampler(config.query_num, config.text_config.hidden_size, config.vision_config.hidden_size)
+        return build_vision(config.vision_config, config.drop_vision_last_layer), resampler
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.MultiheadAttention):
@@ -175,6 +180,11 @@ class MiniCPMVForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
         """The language model's head."""
         head: nn.Module = self.llm.get_output_embeddings()
         return head
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Token ids [1, tokens] as the language model takes them: [1, tokens, hidden]."""
+        embeddings: Tensor = self.get_input_embeddings()(tokens)
+        return embeddings
 
     def position_sizes(self, target_sizes: Tensor) -> Tensor:
         """The grid that vision positions are taken from, int64 [slices, 2]; version 2.5 was trained on one long row."""
@@ -213,7 +223,8 @@ class MiniCPMVForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
         first and past-the-last token of every slice. Everything else goes to the language model.
         """
         if inputs_embeds is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)
+            assert input_ids is not None
+            inputs_embeds = self.embed(input_ids)
         if pixel_values is not None:
             if target_sizes is None or image_bound is None or inputs_embeds.shape[0] != 1:
                 raise ValueError("an image needs target_sizes, image_bound and a batch of one")
@@ -233,8 +244,15 @@ class MiniCPMVForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
 
 def build(config: Mapping[str, Any]) -> MiniCPMVForConditionalGeneration:
     """The model of a raw config.json in float32, without weights: parameters on the meta device, buffers real."""
+    return build_empty(MiniCPMVForConditionalGeneration, {**config, "version": version_of(config)})
+
+
+def build_empty(
+    model_class: type[MiniCPMVForConditionalGeneration], config: Mapping[str, Any]
+) -> MiniCPMVForConditionalGeneration:
+    """The same of a class of this line."""
     with torch.device("meta"):
-        model = MiniCPMVForConditionalGeneration(MiniCPMVConfig(**{**config, "version": version_of(config)}))
+        model = model_class(MiniCPMVConfig(**config))
     rotary = model.llm.model.rotary_emb
     # Its frequencies are computed, never stored: nothing would ever bring them off the meta device.
     model.llm.model.rotary_emb = type(rotary)(rotary.config)

@@ -68,6 +68,25 @@ class Slicing(Checked):
         return np.arange(len(inputs.tokens), dtype=np.int64)
 
 
+class ConfiguredSlicing(Slicing):
+    """The same of 2.0, whose config.json says how images are sliced; a file of its own came later."""
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Read it.
+
+        Raises:
+            CheckpointError: a file is broken, or both contradict one another.
+        """
+        config = checked(cls, read_json(folder / "config.json"))
+        if not (folder / "preprocessor_config.json").is_file():
+            return config
+        slicing = super().open(folder)
+        for name in ("scale_resolution", "max_slice_nums", "slice_mode"):
+            refuse_contradiction(name, getattr(config, name), getattr(slicing, name))
+        return slicing
+
+
 class MergedSlicing(Slicing):
     """The same of 4.6, where squares of patches become tokens: as many as a slice is large."""
 

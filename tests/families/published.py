@@ -22,6 +22,30 @@ QWEN2_VL_VISION = {"depth": 32, "embed_dim": 1280, "mlp_ratio": 4, "num_heads": 
 
 # Checkpoint -> family, configuration, weights.
 PUBLISHED: dict[str, tuple[str, dict[str, Any], int]] = {
+    "MiniCPM-V-2": (
+        "minicpm-v-2.0",
+        {
+            "model_type": "minicpmv",
+            "hidden_size": 2304,
+            "intermediate_size": 5760,
+            "num_hidden_layers": 40,
+            "num_attention_heads": 36,
+            "num_key_value_heads": 36,
+            "vocab_size": 122753,
+            "max_position_embeddings": 4096,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 10000.0,
+            "scale_emb": 12,
+            "scale_depth": 1.4,
+            "dim_model_base": 256,
+            "query_num": 64,
+            "image_size": 448,
+            "patch_size": 14,
+            "drop_vision_last_layer": True,
+            "vision_encoder": "vit_so400m_patch14_siglip_384.webli",
+        },
+        3_434_965_792,
+    ),
     "MiniCPM-Llama3-V-2_5": (
         "minicpm-v-2.5",
         {

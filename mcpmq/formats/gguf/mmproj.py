@@ -17,6 +17,7 @@ COMPONENTS = {"vision", "projector"}
 
 TOWERS: dict[VisionKind, Tower] = {
     "siglip-resampler": resampler.SIGLIP_RESAMPLER,
+    "timm-resampler": resampler.TIMM_RESAMPLER,
     "siglip-merger": merger.SIGLIP_MERGER,
     "qwen2-vl": qwenvl.QWEN2_VL,
     "qwen2.5-vl": qwenvl.QWEN2_5_VL,

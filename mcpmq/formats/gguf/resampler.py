@@ -1,6 +1,7 @@
 """SigLIP and a resampler in llama.cpp's multimodal part: names, sizes, and what it refuses."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from gguf import GGMLQuantizationType, GGUFWriter
@@ -42,6 +43,13 @@ NAMES = Names(
 )
 
 
+# No file of this kind is written; files of importance have the names.
+FUSED_NAMES = replace(
+    NAMES,
+    layers={"vision": ("v.blk", {**SIGLIP_LAYER, "attention.qkv": ("attn_q", "attn_k", "attn_v")})},
+)
+
+
 def _unread_slots(quantized: Declared) -> list[Slot]:
     """llama.cpp asks for a table of positions that it never reads: one row of it is enough."""
     return [Slot(UNREAD_TABLE, None, (1, quantized.architecture.language.hidden), GGMLQuantizationType.F32)]
@@ -77,3 +85,4 @@ SIGLIP_RESAMPLER = Tower(
     add_metadata=_add_metadata,
     unread_slots=_unread_slots,
 )
+TIMM_RESAMPLER = replace(SIGLIP_RESAMPLER, names=FUSED_NAMES)

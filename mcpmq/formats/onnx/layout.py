@@ -46,6 +46,7 @@ class Part:
 
 TOWERS: dict[VisionKind, Callable[[Graph, Weights, Architecture, Progress], None]] = {
     "siglip-resampler": vision.emit,
+    "timm-resampler": vision.emit,
     "siglip-merger": vision_merger.emit,
     "qwen2-vl": vision_qwenvl.emit,
     "qwen2.5-vl": vision_qwenvl.emit,

@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from mcpmq.families.family import Architecture, VisionShape
 from mcpmq.families.minicpmv import HEAD_WIDTH_OF_RESAMPLER
+from mcpmq.formats.onnx import resized
 from mcpmq.formats.onnx.graph import Graph
 from mcpmq.formats.onnx.operands import Weights
 from mcpmq.progress import Progress
@@ -115,6 +116,8 @@ def _position_embedding(
     graph: Graph, weights: Weights, shape: VisionShape, sizes: ir.Value, row: ir.Value, column: ir.Value
 ) -> ir.Value:
     """The learned embedding of the nearest cell of a square grid; in integers, where rounding cannot move a patch."""
+    if shape.kind == "timm-resampler":
+        return resized.position_embedding(graph, weights, shape, (row, column), sizes)
     if shape.one_row:
         number, count = graph.node("Add", graph.node("Mul", row, _side(graph, sizes, 1)), column), graph.size(row, 1)
         return weights.lookup("vision.position_embedding", _cell(graph, number, count, shape.grid))
@@ -132,12 +135,20 @@ def layer(
 ) -> ir.Value:
     """One layer of the tower: [slices, patches, hidden] before and after."""
     normed = norm(graph, weights, f"{name}.norm1", value, shape.norm_epsilon)
-    query, key, content = (weights.linear(normed, f"{name}.attention.{part}") for part in "qkv")
+    query, key, content = _projected(weights, normed, f"{name}.attention")
     attended = attention(graph, query, key, content, shape.heads, shape.hidden)
     value = graph.node("Add", value, weights.linear(attended, f"{name}.attention.o"))
     normed = norm(graph, weights, f"{name}.norm2", value, shape.norm_epsilon)
-    activated = graph.node("Gelu", weights.linear(normed, f"{name}.mlp.up"), approximate="tanh")
+    gelu = "none" if shape.kind == "timm-resampler" else "tanh"
+    activated = graph.node("Gelu", weights.linear(normed, f"{name}.mlp.up"), approximate=gelu)
     return graph.node("Add", value, weights.linear(activated, f"{name}.mlp.down"))
+
+
+def _projected(weights: Weights, value: ir.Value, name: str) -> tuple[ir.Value, ...]:
+    """Queries, keys and values, of one matrix or of three."""
+    if weights.has(f"{name}.qkv"):
+        return weights.linear_parts([value] * 3, f"{name}.qkv", "qkv")
+    return tuple(weights.linear(value, f"{name}.{part}") for part in "qkv")
 
 
 def norm(graph: Graph, weights: Weights, name: str, value: ir.Value, epsilon: float) -> ir.Value:
@@ -173,6 +184,8 @@ def _resampled(
 ) -> ir.Value:
     """Learned queries look at the patches [slices, patches, hidden]: [slices * queries, width]."""
     query = norm(graph, weights, "projector.norm_q", weights.array("projector.query"), RESAMPLER_NORM_EPSILON)
+    if weights.has("projector.query_position"):
+        query = graph.node("Add", query, weights.array("projector.query_position"))
     content = weights.linear(patches, "projector.kv")
     content = norm(graph, weights, "projector.norm_kv", content, RESAMPLER_NORM_EPSILON)
     key = graph.node("Add", content, position)
