@@ -49,7 +49,6 @@ def test_what_2_6_does_not_have_is_refused(key: str) -> None:
     ("config", "name", "nearest"),
     [
         ({"model_type": "qwen", "visual": {}, "quantization_config": {"bits": 4}}, "Qwen-VL-Chat of 2023", "qwen2-vl"),
-        ({"model_type": "minicpmv", "hidden_size": 2304, "query_num": 64}, "MiniCPM-V 2.0", "minicpm-v-2.6"),
     ],
 )
 def test_what_is_known_and_not_supported_is_refused_with_the_nearest_family(
