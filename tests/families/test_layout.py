@@ -19,7 +19,7 @@ def test_a_tokenizer_must_have_what_is_written() -> None:
 
 @pytest.mark.parametrize("tiny", TINY_FAMILIES, ids=lambda tiny: tiny.name + tiny.variant)
 def test_a_turn_ends_as_the_family_says(tiny: TinyFamily, tmp_path: Path) -> None:
-    """The last token of every sample, and of its pixels the positions of a text count up."""
+    """With the last token of every sample; and the tokens of a text stand one after the other, along every axis."""
     family, folder = family_of(tiny.config), tiny.build(tmp_path / "tiny")
     processor = family.processor(folder)
 
