@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mcpmq.cli.options import LOOK, STEPS, Context, FitMemory, Json, MaxSize, Out, Source, Threads
+from mcpmq.cli.options import LOOK, STEPS, Context, Device, FitMemory, Json, MaxSize, Out, Source, Threads
 
 if TYPE_CHECKING:  # help must be there at once
     from mcpmq.fit import Budget
@@ -31,6 +31,7 @@ def fit(
     recipe: Annotated[
         str, typer.Option("--recipe", "-r", metavar="NAME|FILE", help="How to round; its schemes are not used")
     ] = METHODS,
+    device: Device = None,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
@@ -45,7 +46,7 @@ def fit(
     if budget is None:
         raise typer.BadParameter("give --max-size, --fit-memory, or both", param_hint="--max-size")
     cores, methods, samples = threads or os.cpu_count() or 1, Recipe.load(recipe), CalibrationSet.open(calibration)
-    fitted = fit(Checkpoint.open(source), methods, name, budget, samples, cores, show.progress())
+    fitted = fit(Checkpoint.open(source), methods, name, budget, samples, cores, show.progress(), device)
     fitted.write(out)
     show.print_table(fitted.table(), fitted.facts(), as_json=json)
 

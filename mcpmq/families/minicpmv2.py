@@ -1,31 +1,26 @@
-"""MiniCPM-V 2.0: SigLIP as the timm library has it and a resampler that places its queries, before MiniCPM."""
+"""MiniCPM-V 2.0: SigLIP as the timm library has it, and a resampler that places its queries too, before MiniCPM."""
 
-from collections.abc import Iterator, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from mcpmq.families.checked import LanguageConfig, Width, checked, refuse_keys, text_keys
-from mcpmq.families.family import Architecture, Family, LanguageShape, Pixels, Processor, TensorSpec, VisionShape
+from mcpmq.families.checked import Width, checked, refuse_keys
+from mcpmq.families.family import Architecture, Family, TensorSpec
 from mcpmq.families.folds import GATED_LANGUAGE, QWEN_VISION, RESAMPLER
-from mcpmq.families.minicpmv import HEAD_WIDTH_OF_RESAMPLER, resampler, version_of
+from mcpmq.families.language import LanguageConfig, text_keys
+from mcpmq.families.layout import Layout
+from mcpmq.families.minicpmv import version_of
+from mcpmq.families.resampler import HEAD_WIDTH_OF_RESAMPLER, resampler
 from mcpmq.families.siglip import Siglip
-from mcpmq.families.tensors import decoder, layer_norm, matrix
+from mcpmq.families.tensors import decoder
+from mcpmq.families.timm_siglip import SO400M, timm_siglip
 
 NAME = "minicpm-v-2.0"
-# Published code had it, no file of the checkpoint.
+# Published code has it, no file of the checkpoint.
 TEMPLATE = (
     "<s>{% for message in messages %}{{ '<用户>' if message['role'] == 'user' else '<AI>' }}{{ message['content'] }}"
     "{% endfor %}<AI>"
-)
-SO400M = Siglip(
-    hidden_size=1152,
-    num_hidden_layers=27,
-    num_attention_heads=16,
-    intermediate_size=4304,
-    patch_size=14,
-    image_size=384,
 )
 
 
@@ -38,94 +33,46 @@ class _Config(LanguageConfig):
     query_num: PositiveInt = Field(default=64, le=4096)
     image_size: PositiveInt = Field(default=448, le=16384)
     vision_encoder: Literal["vit_so400m_patch14_siglip_384.webli"] = "vit_so400m_patch14_siglip_384.webli"
-    vision_config: Siglip = SO400M  # the published one names its tower; sizes, in the manner of later ones, go before
+    # The published one names its tower alone; sizes, written as later ones write them, go before the name.
+    vision_config: Siglip = SO400M
     drop_vision_last_layer: bool = True
 
+    @property
+    def tower(self) -> Siglip:
+        """As far as checkpoints have it: what is dropped is not stored either."""
+        layers = self.vision_config.num_hidden_layers - self.drop_vision_last_layer
+        return self.vision_config.model_copy(update={"num_hidden_layers": layers})
 
-def tower_of(config: Mapping[str, Any]) -> Siglip:
-    """Sizes of the tower; a last layer that is dropped is in no checkpoint."""
-    sizes = checked(_Config, text_keys(config))
-    layers = sizes.vision_config.num_hidden_layers - sizes.drop_vision_last_layer
-    return sizes.vision_config.model_copy(update={"num_hidden_layers": layers})
 
-
-def architecture_of(config: Mapping[str, Any]) -> Architecture:
-    """Sizes from a raw config.json.
+def sizes_of(config: Mapping[str, Any]) -> _Config:
+    """The keys of a raw config.json.
 
     Raises:
         CheckpointError: a size is missing, out of range, or asks for what 2.0 does not have.
     """
-    sizes = checked(_Config, text_keys(config))
     refuse_keys(config, NAME, "tie_word_embeddings", "attention_bias")
-    vision = tower_of(config).shape("timm-resampler", slice_side=sizes.image_size, queries=sizes.query_num)
-    return Architecture(_language_shape(sizes), vision)
+    return checked(_Config, text_keys(config))
 
 
-def _language_shape(config: _Config) -> LanguageShape:
-    return LanguageShape(
-        architecture="minicpm",
-        hidden=config.hidden_size,
-        layers=config.num_hidden_layers,
-        heads=config.num_attention_heads,
-        kv_heads=config.num_key_value_heads,
-        head_width=config.head_width,
-        ffn=config.intermediate_size,
-        vocabulary=config.vocab_size,
-        context=config.max_position_embeddings,
-        rope_theta=config.frequency_base,
-        norm_epsilon=config.rms_norm_eps,
-        attention_bias=False,
-        embedding_scale=config.scale_emb,
-        residual_scale=config.scale_depth / config.num_hidden_layers**0.5,
-        head_divisor=config.hidden_size / config.dim_model_base,
+def architecture_of(config: Mapping[str, Any]) -> Architecture:
+    """Sizes from a raw config.json; raises as `sizes_of`."""
+    sizes = sizes_of(config)
+    language = sizes.shape(
+        "minicpm",
+        embedding_scale=sizes.scale_emb,
+        residual_scale=sizes.scale_depth / sizes.num_hidden_layers**0.5,
+        head_divisor=sizes.hidden_size / sizes.dim_model_base,
         permuted_rope=True,
     )
+    vision = sizes.tower.shape("timm-resampler", slice_side=sizes.image_size, queries=sizes.query_num)
+    return Architecture(language, vision)
 
 
 def _tensors(architecture: Architecture) -> tuple[TensorSpec, ...]:
-    queries = architecture.sees.queries, architecture.language.hidden
-    return (
-        *_vision(architecture.sees),
-        *resampler(architecture),
-        TensorSpec("projector.query_position", "resampler.pos_embed", queries),
-        *decoder(architecture.language, "llm.model", head="llm.lm_head.weight"),
-    )
-
-
-def _vision(shape: VisionShape) -> Iterator[TensorSpec]:
-    patches = "vpm.patch_embed"
-    yield TensorSpec("vision.patch_embedding", f"{patches}.proj.weight", (shape.hidden, 3, shape.patch, shape.patch))
-    yield TensorSpec("vision.patch_embedding.bias", f"{patches}.proj.bias", (shape.hidden,))
-    table, held = (1, shape.grid**2, shape.hidden), (f"{patches}.pos_embed",)
-    # Resized for every slice: what is mixed of many cells stays as it is.
-    yield TensorSpec("vision.position_embedding", "vpm.pos_embed", table, native_names=held)
-    for layer in range(shape.layers):
-        yield from _layer(shape, f"vision.layers.{layer}", f"vpm.blocks.{layer}")
-    yield from layer_norm("vision.post_norm", "vpm.norm", shape.hidden)
-
-
-def _layer(shape: VisionShape, name: str, hub_name: str) -> Iterator[TensorSpec]:
-    width, ffn = shape.hidden, shape.ffn
-    yield from layer_norm(f"{name}.norm1", f"{hub_name}.norm1", width)
-    yield from matrix(f"{name}.attention.qkv", f"{hub_name}.attn.qkv", (3 * width, width))
-    yield from matrix(f"{name}.attention.o", f"{hub_name}.attn.proj", (width, width))
-    yield from layer_norm(f"{name}.norm2", f"{hub_name}.norm2", width)
-    yield from matrix(f"{name}.mlp.up", f"{hub_name}.mlp.fc1", (ffn, width), may_grow="rows")
-    yield from matrix(f"{name}.mlp.down", f"{hub_name}.mlp.fc2", (width, ffn), may_grow="columns")
-
-
-def _processor(checkpoint: Path) -> Processor:
-    from mcpmq.families.minicpmv_inputs import Layout, MiniCpmVProcessor
-    from mcpmq.families.slicing import ConfiguredSlicing
-
-    tags = {"numbered": False, "slices_as_images": True}
-    return MiniCpmVProcessor.open(checkpoint, Layout("</s>", slicing=ConfiguredSlicing, template=TEMPLATE, **tags))
-
-
-def _pixels(folder: Path) -> Pixels:
-    from mcpmq.families.slicing import ConfiguredSlicing
-
-    return ConfiguredSlicing.open(folder)
+    shape = architecture.sees.queries, architecture.language.hidden
+    places = TensorSpec("projector.query_position", "resampler.pos_embed", shape)
+    language = decoder(architecture.language, "llm.model", head="llm.lm_head.weight")
+    return (*timm_siglip(architecture.sees, "vpm"), *resampler(architecture, "resampler"), places, *language)
 
 
 MINICPM_V_2_0 = Family(
@@ -134,14 +81,14 @@ MINICPM_V_2_0 = Family(
     recognises=lambda config: config.get("model_type") == "minicpmv" and version_of(config) == "2.0",
     architecture=architecture_of,
     tensors=_tensors,
-    processor=_processor,
-    pixels=_pixels,
+    inputs="mcpmq.families.minicpmv_inputs",
+    layout=Layout("</s>", slicing="configured", numbered=False, slices_as_images=True, template=TEMPLATE),
     native="mcpmq.families.minicpmv2_native:build",
     refusals=(
         (
             "gguf",
-            "llama.cpp takes positions of patches from the nearest cell of a table of 70 by 70, the original resizes one"
-            " of 27 by 27 to every slice; and its GELU is the approximate one",
+            "llama.cpp takes the position of a patch from the nearest cell of a table of 70 by 70, the original resizes"
+            " one of 27 by 27 to every slice; and its GELU is approximate, the original's is not",
         ),
     ),
     fed_by=(("resampler.proj", "resampler.ln_post"),),

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mcpmq.families.minicpmv2 import architecture_of, tower_of
+from mcpmq.families.minicpmv2 import architecture_of, sizes_of
 from mcpmq.families.minicpmv_native import (
     OWN_KEYS,
     MiniCPMVConfig,
@@ -22,7 +22,6 @@ from mcpmq.families.minicpmv_native import (
 )
 
 __all__ = ["MiniCPMV2ForConditionalGeneration", "TimmTower", "build"]
-
 
 
 class Patches(nn.Module):
@@ -42,7 +41,7 @@ class Patches(nn.Module):
     def positions(self, size: tuple[int, int]) -> Tensor:
         """The table resized to a grid of `size` (h, w): [h * w, hidden]."""
         side = isqrt(self.pos_embed.shape[1])
-        table = self.pos_embed.float().unflatten(1, (side, side)).permute(0, 3, 1, 2)
+        table = self.pos_embed.float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
         resized = functional.interpolate(table, size, mode="bicubic", antialias=True)
         return resized[0].flatten(1).T.to(self.pos_embed.dtype)
 
@@ -126,7 +125,7 @@ class PlacedResampler(Resampler):
         return super().look(query + self.pos_embed, value, size)
 
 
-class MiniCPMV2ForConditionalGeneration(MiniCPMVForConditionalGeneration):
+class MiniCPMV2ForConditionalGeneration(MiniCPMVForConditionalGeneration):  # type: ignore[no-untyped-call]
     """Language model that reads images; looked up embeddings are scaled, those of images are not."""
 
     @staticmethod
@@ -144,7 +143,8 @@ class MiniCPMV2ForConditionalGeneration(MiniCPMVForConditionalGeneration):
 
     def embed(self, tokens: Tensor) -> Tensor:
         """Token ids [1, tokens] as the language model takes them: [1, tokens, hidden]."""
-        return super().embed(tokens) * self.config.text_config.scale_emb
+        scale: float = self.config.text_config.scale_emb
+        return super().embed(tokens) * scale
 
     def get_image_features(self, pixel_values: Tensor, target_sizes: Tensor) -> Tensor:
         """Packed slices [1, 3, 14, 14 * sum(h * w)] of int64 [slices, 2] patches -> [slices, query_num, hidden]."""
@@ -164,5 +164,5 @@ def build(config: Mapping[str, Any]) -> MiniCPMVForConditionalGeneration:
         "logits_scaling": language.head_divisor,
         "scale_emb": language.embedding_scale,
     }
-    parts = {"text_config": text, "vision_config": tower_of(config).model_dump(), "version": "2.0"}
+    parts = {"text_config": text, "vision_config": sizes_of(config).tower.model_dump(), "version": "2.0"}
     return build_empty(MiniCPMV2ForConditionalGeneration, {**own, **parts, "drop_vision_last_layer": False})

@@ -93,7 +93,7 @@ def test_a_tower_that_drops_nothing_keeps_its_last_layer() -> None:
 
 
 def test_a_question_about_an_image_is_as_published(checkpoint: Path, picture: Path) -> None:
-    """`<s>`, roles in brackets, every slice in the tags of an image, rows on lines of their own, and nothing counted."""
+    """`<s>`, roles in brackets, every slice in the tags of an image, rows on lines of their own, no number."""
     processor = _processor(checkpoint)
     [unknown, image, closed, begin, end] = (
         processor.special[token] for token in ("<unk>", "<image>", "</image>", "<slice>", "</slice>")

@@ -17,7 +17,6 @@ from tests.tiny_families import MINICPM_V_2_CONFIG as CONFIG
 
 WIDTH, HEADS, HIDDEN, CELLS = 64, 4, 512, 5
 SIZES = [(4, 4), (5, 5), (2, 9), (7, 3), (1, 1)]
-PARTS = {"attn.proj": "self_attn.out_proj", "norm": "layer_norm", "attn.qkv": "self_attn.{}_proj"}
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +50,12 @@ def siglip(weights: dict[str, Tensor]) -> Any:
 
 def _siglip_names(weights: dict[str, Tensor]) -> Any:
     for name, value in weights.items():
-        layer = name.removeprefix("vpm.blocks.").replace("attn.proj", "self_attn.out_proj").replace("norm", "layer_norm")
+        layer = name.removeprefix("vpm.blocks.").replace("norm", "layer_norm")
         if name.startswith("vpm.blocks.") and "attn.qkv" in name:
             for letter, part in zip("qkv", value.chunk(3), strict=True):
                 yield f"encoder.layers.{layer.replace('attn.qkv', f'self_attn.{letter}_proj')}", part
         elif name.startswith("vpm.blocks."):
-            yield f"encoder.layers.{layer}", value
+            yield f"encoder.layers.{layer.replace('attn.proj', 'self_attn.out_proj')}", value
     for kind in ("weight", "bias"):
         yield f"embeddings.patch_embedding.{kind}", weights[f"vpm.patch_embed.proj.{kind}"]
         yield f"post_layernorm.{kind}", weights[f"vpm.norm.{kind}"]
@@ -96,7 +95,8 @@ def _resampled(patches: Tensor, size: tuple[int, int], weights: dict[str, Tensor
     query = _norm(own["query"], own, "ln_q") + own["pos_embed"]
     key = content + position_code(*size, HIDDEN, content.device, content.dtype)
     matrices, biases = own["attn.in_proj_weight"].chunk(3), own["attn.in_proj_bias"].chunk(3)
-    parts = [value @ matrix.T + bias for value, matrix, bias in zip((query, key, content), matrices, biases, strict=True)]
+    seen = zip((query, key, content), matrices, biases, strict=True)
+    parts = [value @ matrix.T + bias for value, matrix, bias in seen]
     query, key, content = (part.unflatten(-1, (-1, 128)).transpose(0, 1) for part in parts)
     looked = ((query @ key.transpose(1, 2) * 128**-0.5).softmax(-1) @ content).transpose(0, 1).flatten(1)
     looked = looked @ own["attn.out_proj.weight"].T + own["attn.out_proj.bias"]
@@ -147,7 +147,8 @@ def _said(embeddings: Tensor, weights: dict[str, Tensor]) -> Tensor:
     for layer in range(2):
         own = {name.removeprefix(f"llm.model.layers.{layer}."): one for name, one in weights.items()}
         normed = _rms(value, own["input_layernorm.weight"])
-        heads = [(normed @ own[f"self_attn.{one}_proj.weight"].T).unflatten(-1, (8, 64)).transpose(0, 1) for one in "qkv"]
+        parts = [normed @ own[f"self_attn.{one}_proj.weight"].T for one in "qkv"]
+        heads = [part.unflatten(-1, (8, 64)).transpose(0, 1) for part in parts]
         scores = (_turned(heads[0]) @ _turned(heads[1]).transpose(1, 2) / 8 + mask).softmax(-1)
         mixed = (scores @ heads[2]).transpose(0, 1).flatten(1) @ own["self_attn.o_proj.weight"].T
         value = value + mixed * depth

@@ -57,7 +57,7 @@ def _features(native: nn.Module, pixels: Any) -> Any:
         return native.get_image_features(packed[None], torch.tensor([size]) // 14)[0].numpy()  # type: ignore[operator]
 
 
-@pytest.mark.parametrize("sizes", [[(32, 32)], [(22, 47), (47, 22)], [(27, 27)], [(16, 64)], [(1, 9), (3, 3)], [(1, 1)]])
+@pytest.mark.parametrize("sizes", [[(32, 32)], [(22, 47), (47, 22)], [(27, 27)], [(16, 64)], [(1, 9), (3, 3)]])
 def test_a_table_is_resized_as_torch_resizes_it(sizes: list[tuple[int, int]], tmp_path: Path) -> None:
     """To more patches and to fewer; slices of one call may differ in shape."""
     table = torch.randn(1, SIDE**2, WIDTH, generator=torch.Generator().manual_seed(3))

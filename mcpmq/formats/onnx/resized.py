@@ -8,7 +8,8 @@ from mcpmq.formats.onnx.graph import Graph
 from mcpmq.formats.onnx.operands import Weights
 
 FLOAT = ir.DataType.FLOAT
-NEAR, FAR = (1.5, -2.5, 0.0, 1.0), (-0.5, 2.5, -4.0, 2.0)  # Keys' cubic of 1981 with a slope of -1/2, highest power first
+# Keys' cubic of 1981 with a slope of -1/2 up to one cell away and up to two; highest powers first.
+NEAR, FAR = (1.5, -2.5, 0.0, 1.0), (-0.5, 2.5, -4.0, 2.0)
 REACH = 2.0  # cells
 
 
