@@ -22,6 +22,19 @@ from tests.families.published import PUBLISHED
 from tests.tiny_families import MINICPM_V_2_CONFIG as CONFIG
 from tests.tiny_families import TINY_FAMILIES
 
+LAYERS = {"vpm.blocks": 26, "llm.model.layers": 40}
+# The names in the published index, without those of single layers, and without what a layer's names begin with.
+PUBLISHED_NAMES = {
+    "llm": "lm_head.weight model.embed_tokens.weight model.norm.weight",
+    "resampler": "attn.in_proj_bias attn.in_proj_weight attn.out_proj.bias attn.out_proj.weight kv_proj.weight ln_kv.bias"
+    " ln_kv.weight ln_post.bias ln_post.weight ln_q.bias ln_q.weight pos_embed proj query",
+    "vpm": "norm.bias norm.weight patch_embed.proj.bias patch_embed.proj.weight pos_embed",
+    "vpm.blocks": "attn.proj.bias attn.proj.weight attn.qkv.bias attn.qkv.weight mlp.fc1.bias mlp.fc1.weight mlp.fc2.bias"
+    " mlp.fc2.weight norm1.bias norm1.weight norm2.bias norm2.weight",
+    "llm.model.layers": "input_layernorm.weight mlp.down_proj.weight mlp.gate_proj.weight mlp.up_proj.weight"
+    " post_attention_layernorm.weight self_attn.k_proj.weight self_attn.o_proj.weight self_attn.q_proj.weight"
+    " self_attn.v_proj.weight",
+}
 [TINY] = [one for one in TINY_FAMILIES if one.name == "minicpm-v-2.0"]
 
 
@@ -59,8 +72,14 @@ def test_the_published_model_has_the_tensors_that_were_published() -> None:
     family = family_of(config)
     specs = family.tensors(family.architecture(config))
 
-    assert len(specs) == 694
-    assert sum(spec.name.endswith("attention.qkv") for spec in specs if spec.component == "vision") == 26
+    expected = {
+        f"{holder}.{layer}{name}"
+        for holder, names in PUBLISHED_NAMES.items()
+        for layer in ([f"{number}." for number in range(LAYERS[holder])] if holder in LAYERS else [""])
+        for name in names.split()
+    }
+    assert {spec.hub_name for spec in specs} == expected
+    assert len(specs) == len(expected) == 694
     assert sum(spec.role == "matrix" and spec.component == "language" for spec in specs) == 280
     assert family.architecture(config).sees.grid == 27
 
