@@ -80,7 +80,7 @@ def package(
     from mcpmq import show
     from mcpmq.artifact import Artifact
     from mcpmq.checkpoint import Checkpoint
-    from mcpmq.package import Wanted, package
+    from mcpmq.release.package import Wanted, package
     from mcpmq.report import Report
 
     earlier, sizes = Report.load(baseline) if baseline else None, (_size(max_size), _size(part_size))
@@ -99,7 +99,7 @@ def verify(
 ) -> None:
     """Check every hash, that files belong together, and that the engines load them"""
     from mcpmq import show
-    from mcpmq.verify import verify
+    from mcpmq.release.verify import verify
 
     verified = verify(path, threads or os.cpu_count() or 1, load=load, progress=show.progress())
     show.print_table(verified.table(), verified.facts(), as_json=json)
@@ -113,7 +113,7 @@ def diff(
 ) -> None:
     """Say what changed from one release to another: files, schemes, sizes, measurements"""
     from mcpmq import show
-    from mcpmq.diff import diff
+    from mcpmq.release.diff import diff
 
     found = diff(before, after)
     show.print_table(found.table(), found.facts(), as_json=json)
