@@ -26,11 +26,11 @@ LAYERS = {"vpm.blocks": 26, "llm.model.layers": 40}
 # The names in the published index, without those of single layers, and without what a layer's names begin with.
 PUBLISHED_NAMES = {
     "llm": "lm_head.weight model.embed_tokens.weight model.norm.weight",
-    "resampler": "attn.in_proj_bias attn.in_proj_weight attn.out_proj.bias attn.out_proj.weight kv_proj.weight ln_kv.bias"
-    " ln_kv.weight ln_post.bias ln_post.weight ln_q.bias ln_q.weight pos_embed proj query",
+    "resampler": "attn.in_proj_bias attn.in_proj_weight attn.out_proj.bias attn.out_proj.weight kv_proj.weight"
+    " ln_kv.bias ln_kv.weight ln_post.bias ln_post.weight ln_q.bias ln_q.weight pos_embed proj query",
     "vpm": "norm.bias norm.weight patch_embed.proj.bias patch_embed.proj.weight pos_embed",
-    "vpm.blocks": "attn.proj.bias attn.proj.weight attn.qkv.bias attn.qkv.weight mlp.fc1.bias mlp.fc1.weight mlp.fc2.bias"
-    " mlp.fc2.weight norm1.bias norm1.weight norm2.bias norm2.weight",
+    "vpm.blocks": "attn.proj.bias attn.proj.weight attn.qkv.bias attn.qkv.weight mlp.fc1.bias mlp.fc1.weight"
+    " mlp.fc2.bias mlp.fc2.weight norm1.bias norm1.weight norm2.bias norm2.weight",
     "llm.model.layers": "input_layernorm.weight mlp.down_proj.weight mlp.gate_proj.weight mlp.up_proj.weight"
     " post_attention_layernorm.weight self_attn.k_proj.weight self_attn.o_proj.weight self_attn.q_proj.weight"
     " self_attn.v_proj.weight",
