@@ -22,6 +22,13 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 
+def _has_experts(config: Mapping[str, Any]) -> bool:
+    """Of a Qwen or MiniCPM-V; dense ones may have the key too, and 0 under it."""
+    text = config.get("text_config")
+    counts = (given.get("num_experts") for given in (config, text) if isinstance(given, Mapping))
+    return str(config.get("model_type")).startswith(("qwen", "minicpm")) and any(counts)
+
+
 # Models that are recognised and not supported: by their raw config.json, why, and what comes nearest.
 REFUSED: tuple[tuple[Callable[[Mapping[str, Any]], bool], str, str], ...] = (
     (
@@ -35,6 +42,12 @@ REFUSED: tuple[tuple[Callable[[Mapping[str, Any]], bool], str, str], ...] = (
         "MiniCPM-V 2.0 is not supported: its vision tower resizes its table of positions in a way of its own, and"
         " llama.cpp does not read it either",
         "minicpm-v-2.6, for example openbmb/MiniCPM-V-2_6",
+    ),
+    (
+        _has_experts,
+        "mixtures of experts, MiniCPM-V-4.7-35B-A3B and Qwen3-VL-30B-A3B among them, are not supported: the experts of"
+        " a layer share one tensor, and calibration would have to follow which of them sees a token",
+        "a dense one, for example openbmb/MiniCPM-V-4.7-1B or Qwen/Qwen3-VL-8B-Instruct",
     ),
 )
 

@@ -187,5 +187,10 @@ MINICPM_V_4_7 = replace(
     processor=_processor_of_4_7,
     pixels=_pixels_of_4_7,
     native="mcpmq.families.transformers_native:minicpmv4_7",
-    refusals=(("gguf", "llama.cpp knows no canvas of slices: under another name it runs, and reads images wrongly"),),
+    refusals=(
+        (
+            "gguf",
+            "the pinned llama.cpp knows no canvas of slices: under another name it runs, and reads images wrongly",
+        ),
+    ),
 )
