@@ -70,9 +70,16 @@ def test_steps_are_said_that_transformers_takes_for_granted(source: Path) -> Non
     assert given.best_size(4000, 10) == resizing.best_size(4000, 10)
 
 
-def test_a_template_in_a_file_of_its_own_is_put_where_it_is_looked_for(source: Path) -> None:
-    """transformers.js reads none but that of tokenizer_config.json; without such a file that one stays."""
-    (source / "chat_template.jinja").write_text("{{ messages }}")
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("chat_template.jinja", "{{ messages }}"),
+        ("chat_template.json", json.dumps({"chat_template": "{{ messages }}"})),
+    ],
+)
+def test_a_template_in_a_file_of_its_own_is_put_where_it_is_looked_for(name: str, content: str, source: Path) -> None:
+    """transformers.js reads none but that of tokenizer_config.json; the rest of that file stays."""
+    given = read(source, "tokenizer_config.json")
+    (source / name).write_text(content)
 
-    assert read(texts_of(source), "tokenizer_config.json")["chat_template"] == "{{ messages }}"
-    assert read(source, "tokenizer_config.json")["chat_template"] != "{{ messages }}"
+    assert read(texts_of(source), "tokenizer_config.json") == {**given, "chat_template": "{{ messages }}"}

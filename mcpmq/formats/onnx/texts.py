@@ -64,9 +64,12 @@ def _preprocessor(folder: Path, model_type: str) -> dict[str, Any]:
 
 
 def _tokenizer(folder: Path) -> dict[str, Any]:
-    """With the chat template, which newer checkpoints have in a file of its own."""
-    settings, template = read_json(folder / "tokenizer_config.json"), folder / "chat_template.jinja"
-    return {**settings, "chat_template": template.read_text(encoding="utf-8")} if template.is_file() else settings
+    """With the chat template that counts: newer checkpoints have it in a file of its own, older ones in another."""
+    settings = read_json(folder / "tokenizer_config.json")
+    newer, older = folder / "chat_template.jinja", folder / "chat_template.json"
+    if newer.is_file():
+        return {**settings, "chat_template": newer.read_text(encoding="utf-8")}
+    return settings | (read_json(older) if older.is_file() else {})
 
 
 def _write(file: Path, content: Mapping[str, Any]) -> None:
