@@ -27,7 +27,8 @@ def methods_provenance() -> str:
 
 
 def _row(one: dict[str, Any]) -> str:
-    rounded = "AWQ, " * (one["smooth"] == "awq") + METHODS[one["round"]]
+    smoothed = one["smooth"] == "awq"
+    rounded = "the best of all" if smoothed and one["round"] == "best" else "AWQ, " * smoothed + METHODS[one["round"]]
     named = [rounded, SEEN[one["seen"]], one["format"], megabytes(one["nbytes"]).removesuffix(" MB")]
     cells = [cell for kind in ("image", "text") for cell in _figures(one["kinds"][kind])]
     return f"| {' | '.join([*named, *cells])} |"

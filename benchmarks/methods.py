@@ -34,8 +34,9 @@ ROUNDED_BY = (  # method, smoothing, and the samples that decided
     ("rtn", "awq", "all"),
     ("gptq", "awq", "all"),
     ("best", "none", "all"),
+    ("best", "awq", "all"),
 )
-WITH_8_BITS = (("rtn", "none", "nothing"), ("gptq", "none", "all"))
+WITH_8_BITS = (("rtn", "none", "nothing"), ("gptq", "none", "all"), ("gptq", "awq", "all"), ("best", "awq", "all"))
 FIGURES = ("perplexity_ratio", "kl_divergence", "kl_divergence_99th_percentile", "top_1_agreement")
 
 

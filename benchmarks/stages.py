@@ -2,6 +2,7 @@
 
 python -m benchmarks.stages                     writes benchmarks/results/stages.json
 python -m benchmarks.stages --columns 512       a look at it: narrow matrices, printed alone
+python -m benchmarks.stages --device cuda       the same on a graphics processor, which writes stages-cuda.json
 """
 
 import argparse
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.run import RESULTS, provenance
+from mcpmq.device import CPU, choose, name_of
 from mcpmq.formats.gguf.packing import pack_integers
 from mcpmq.formats.onnx.packing import for_product
 from mcpmq.grids import ggml
@@ -55,14 +57,22 @@ def timed(work: Callable[[], object]) -> float:
 
 def _once(work: Callable[[], object]) -> float:
     gc.collect()
+    _wait()
     start = time.perf_counter()
     work()
+    _wait()
     return time.perf_counter() - start
 
 
-def plain_products(columns: int) -> Iterator[Stage]:
+def _wait() -> None:
+    """Until a graphics processor has done what it was asked."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def plain_products(columns: int, device: torch.device) -> Iterator[Stage]:
     """What a product reaches here, on all threads: as it comes, possibly rounding to bfloat16, and in bfloat16."""
-    inputs, weight = torch.randn(TOKENS, columns), torch.randn(columns, columns)
+    inputs, weight = torch.randn(TOKENS, columns, device=device), torch.randn(columns, columns, device=device)
     gflop = 2 * TOKENS * columns**2 / 1e9
 
     def product(name: str, one: Tensor, other: Tensor) -> Stage:
@@ -74,13 +84,13 @@ def plain_products(columns: int) -> Iterator[Stage]:
     yield product("bfloat16", inputs.bfloat16(), weight.bfloat16())
 
 
-def stages(rows: int, columns: int) -> Iterator[Stage]:
+def stages(rows: int, columns: int, device: torch.device) -> Iterator[Stage]:
     """Every stage that a weight [rows, columns] passes."""
-    linear, inputs = nn.Linear(columns, rows, bias=False), _inputs(columns)
+    linear, inputs = nn.Linear(columns, rows, bias=False, device=device), _inputs(columns).to(device)
     yield Stage("forward", rows, columns, timed(partial(_forward, linear, inputs)), 2 * TOKENS * rows * columns / 1e9)
     seconds = timed(partial(_seen, linear, inputs))
     yield Stage("Gram matrix, made and summed up", rows, columns, seconds, TOKENS * columns**2 / 1e9)
-    stats, weight = _seen(linear, inputs), 0.02 * linear.weight.detach()
+    stats, weight = _seen(linear, inputs), 0.02 * linear.weight.detach().cpu()
     yield Stage("factor", rows, columns, timed(partial(_factor, stats)), columns**3 / 3e9)
     yield from _sweeps(weight, stats)
     yield from _without_samples(weight, stats.gram.diagonal().contiguous())
@@ -93,18 +103,20 @@ def _inputs(columns: int) -> Tensor:
 
 
 def _forward(linear: nn.Linear, inputs: Tensor) -> Tensor:
-    with torch.inference_mode(), all_threads() as each:
-        share_linears(linear, each)
+    with torch.inference_mode(), all_threads(inputs.device) as each:
+        if inputs.device == CPU:
+            share_linears(linear, each)
         outputs: Tensor = linear(inputs)
-    del vars(linear)["forward"]
+    vars(linear).pop("forward", None)
     return outputs
 
 
 def _seen(linear: nn.Linear, inputs: Tensor) -> LayerStats:
     """What a linear that computes nothing sees."""
     vars(linear)["forward"] = lambda given: given
-    labels = Labels(lambda count: torch.ones(count, dtype=torch.uint8), torch.ones(3))
-    with torch.inference_mode(), all_threads() as each:
+    device = inputs.device
+    labels = Labels(lambda count: torch.ones(count, dtype=torch.uint8, device=device), torch.ones(3, device=device))
+    with torch.inference_mode(), all_threads(device) as each:
         [stats] = observe(linear, {"weight": None}, lambda: linear(inputs), labels, each)["weight"]
     return stats
 
@@ -157,20 +169,23 @@ def main() -> None:
     """Time, show, and keep what is of the true size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--columns", type=int, metavar="N", help="square matrices of this width alone; not kept")
-    narrow = parser.parse_args().columns
+    parser.add_argument("--device", default="cpu", metavar="NAME", help="cpu, cuda or cuda:1")
+    asked = parser.parse_args()
+    narrow, device = asked.columns, choose(asked.device)
     torch.manual_seed(0)
     taken = []
-    for stage in plain_products(narrow or HIDDEN):
+    for stage in plain_products(narrow or HIDDEN, device):
         taken.append(stage)
         print(shown(stage), flush=True)
     for shape in [(narrow, narrow)] if narrow else [(HIDDEN, HIDDEN), (FFN, HIDDEN), (HIDDEN, FFN)]:
-        for stage in stages(*shape):
+        for stage in stages(*shape, device):
             taken.append(stage)
             print(shown(stage), flush=True)
     if narrow is None:
         facts = provenance("benchmarks.stages") | {"threads": torch.get_num_threads(), "tokens": TOKENS}
-        facts["stages"] = [asdict(stage) for stage in taken]
-        (RESULTS / "stages.json").write_text(json.dumps(facts, indent=1) + "\n")
+        facts |= {"device": name_of(device), "stages": [asdict(stage) for stage in taken]}
+        file = "stages.json" if device == CPU else f"stages-{device.type}.json"
+        (RESULTS / file).write_text(json.dumps(facts, indent=1) + "\n")
 
 
 if __name__ == "__main__":

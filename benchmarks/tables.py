@@ -44,7 +44,7 @@ PEERS = {
     ("autoround", "nearest"): "AutoRound, no steps",
     ("autoround", "200-steps"): "AutoRound, 200 steps",
 }
-READ_THERE = "and say there what they say here; it shrinks images without antialiasing, so give it them in size."
+READ_THERE = "and say there what they say here; it shrinks images without antialiasing, so bring them to size first."
 FOLDERS = {
     "calibration": "what the models look at: data, and the scripts that made it",
     "benchmarks": "figures, with the command, the machine and the versions that gave them",

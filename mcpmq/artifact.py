@@ -97,6 +97,8 @@ class Manifest(_Record):
     source: SourceRecord
     recipe: dict[str, Any]
     calibrated_on: Annotated[CalibrationRecord | None, LEFT_OUT] = None  # None: rounding looked at no sample
+    # That samples passed on; None for the processor, whose bytes are the same everywhere.
+    device: Annotated[str | None, LEFT_OUT] = None
     versions: dict[str, str]
     weights: tuple[WeightRecord, ...]
     # By block, of every way of rounding that was tried: square error of its outputs on held-out samples, relative.

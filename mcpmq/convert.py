@@ -45,7 +45,7 @@ def convert(
     for name in formats:
         check(plan, name)
 
-    quantized = quantize(plan, out / "quantized", calibrating, settings.progress)
+    quantized = quantize(plan, out / "quantized", calibrating, settings.progress, settings.device)
     artifacts = [export(quantized, name, out / name, settings.progress) for name in formats]
 
     report = compare(checkpoint, artifacts, measuring, settings, held_out_from_calibration=held_out is None)
@@ -67,7 +67,8 @@ def _fitted(
             f"a budget was given for {len(formats)} formats, and what fits one does not fit another",
             "name one format, and convert again for the other",
         )
-    return fit(checkpoint, recipe, formats[0], budget, samples, settings.threads, settings.progress).recipe
+    how = settings.threads, settings.progress, settings.device
+    return fit(checkpoint, recipe, formats[0], budget, samples, *how).recipe
 
 
 def _sets(calibration: Path, held_out: Path | None) -> tuple[CalibrationSet, CalibrationSet]:

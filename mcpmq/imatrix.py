@@ -22,8 +22,11 @@ from mcpmq.artifact import (
     refuse_existing,
     write_manifest,
 )
+from mcpmq.calibrating.memory import refuse_what_does_not_fit
+from mcpmq.calibrating.passing import component_of, fed_by, is_head, labels_of, pass_samples, read_samples
 from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import Checkpoint
+from mcpmq.device import choose, name_of
 from mcpmq.errors import ArtifactError, CalibrationError
 from mcpmq.families.family import TensorSpec
 from mcpmq.formats.gguf import language, mmproj
@@ -31,9 +34,7 @@ from mcpmq.formats.gguf.importance import Entry, ImportanceMatrix, widths_in
 from mcpmq.formats.gguf.names import HYBRID_LANGUAGE, Names, names_of, source_name
 from mcpmq.formats.gguf.names import LANGUAGE as LANGUAGE_NAMES
 from mcpmq.machine import installed_versions
-from mcpmq.memory import refuse_what_does_not_fit
 from mcpmq.observe import MODALITIES, Labels, count
-from mcpmq.passing import component_of, fed_by, is_head, labels_of, pass_samples, read_samples
 from mcpmq.pieces import all_threads
 from mcpmq.progress import Progress, silent
 from mcpmq.stream import pass_by
@@ -66,9 +67,10 @@ def imatrix(
     added: Sequence[Path] = (),
     mmproj_file: Path | None = None,
     progress: Progress = silent,
+    device: str | None = None,
 ) -> Artifact:
     """Write the importance of every column of every matrix: a file for the language model, and one for the mmproj file
-    unless no sample has an image.
+    unless no sample has an image. Samples pass on the `device` of that name, or on the one that is chosen for them.
 
     What is in `added`, folders that were written for other sets, is added. Vision matrices are as wide as in
     `mmproj_file`, a GGUF file of theirs, or as in the checkpoint.
@@ -80,13 +82,14 @@ def imatrix(
         OutputError: `out` exists.
     """
     refuse_existing(out)
+    chosen = choose(device)
     names = _names(checkpoint)
     widths = {part: _columns(checkpoint, part, names[part]) for part in names}
     if mmproj_file:
         widths[MMPROJ] = widths_in(mmproj_file, widths.get(MMPROJ, {}))
     earlier = [_earlier(folder, checkpoint) for folder in added]
     summed = {part: [one.widened(widths[part]) for one in _read(earlier, part)] for part in names}
-    seen = _see(checkpoint, samples, progress)
+    seen = _see(checkpoint, samples, progress, chosen)
     with appearing_whole(out) as folder:
         listed = {}
         for part in names:
@@ -96,16 +99,16 @@ def imatrix(
                 name = f"{PREFIXES[part]}{source_name(checkpoint.path.resolve().name)}-imatrix.gguf"
                 reduce(add, parts).write(folder / name)
                 listed[part] = [name]
-        write_manifest(folder, _manifest(checkpoint, samples, seen, earlier), listed)
+        write_manifest(folder, _manifest(checkpoint, samples, seen, earlier, name_of(chosen)), listed)
     return Artifact.open(out)
 
 
-def _see(checkpoint: Checkpoint, samples: CalibrationSet, progress: Progress) -> Seen:
+def _see(checkpoint: Checkpoint, samples: CalibrationSet, progress: Progress, device: torch.device) -> Seen:
     """Let all samples pass once. Everything is watched at once: sums of squares are small."""
     processor = checkpoint.family.processor(checkpoint.path)
     inputs = read_samples(processor, samples.samples, progress)
-    refuse_what_does_not_fit(checkpoint, inputs)
-    model = native.build(checkpoint.family, checkpoint.config, checkpoint.specs)
+    refuse_what_does_not_fit(checkpoint, inputs, device=device)
+    model = native.build(checkpoint.family, checkpoint.config, checkpoint.specs, device)
     ticks = iter(progress(list(model.blocks), "summing up"))
 
     def load(block: nn.Module) -> None:
@@ -113,11 +116,11 @@ def _see(checkpoint: Checkpoint, samples: CalibrationSet, progress: Progress) ->
         if not is_head(model, block):
             model.fill(block, lambda spec: native.floats_of(checkpoint.load(spec), spec))
 
-    with ExitStack() as hooks, all_threads() as each, torch.inference_mode():
+    with ExitStack() as hooks, all_threads(device) as each, torch.inference_mode():
         found = {}
         for block, parameters in model.blocks.items():
             feeders = {name: fed_by(checkpoint.family, spec, name) for name, spec in _matrices(parameters)}
-            new_sum = partial(_Sum.empty, labels_of(component_of(model, block), ALIKE))
+            new_sum = partial(_Sum.empty, labels_of(component_of(model, block), ALIKE, device))
             found[block] = hooks.enter_context(watching(block, feeders, new_sum))
         pass_samples(model, processor, inputs, each, load, pass_by)
     list(ticks)
@@ -144,7 +147,7 @@ class _Sum:
 
     @classmethod
     def empty(cls, labels: Labels, columns: int) -> "_Sum":
-        return cls(labels, torch.zeros(columns, dtype=torch.float64))
+        return cls(labels, torch.zeros(columns, dtype=torch.float64, device=labels.weights.device))
 
     def add(self, rows: Tensor) -> None:
         """Enter some inputs, float32 [tokens, columns]."""
@@ -153,7 +156,7 @@ class _Sum:
 
     def stats(self) -> Squares:
         """What was summed up."""
-        return Squares(self.sums.float(), {kind: self.tokens[kind] for kind in MODALITIES})
+        return Squares(self.sums.float().cpu(), {kind: self.tokens[kind] for kind in MODALITIES})
 
 
 def _specs(checkpoint: Checkpoint, part: str) -> Iterator[TensorSpec]:
@@ -213,7 +216,9 @@ def _read(earlier: Sequence[Artifact], part: str) -> Iterator[ImportanceMatrix]:
     return (ImportanceMatrix.read(file) for one in earlier for file in one.files_of(part))
 
 
-def _manifest(checkpoint: Checkpoint, samples: CalibrationSet, seen: Seen, earlier: Sequence[Artifact]) -> Manifest:
+def _manifest(
+    checkpoint: Checkpoint, samples: CalibrationSet, seen: Seen, earlier: Sequence[Artifact], device: str | None
+) -> Manifest:
     tokens = {name: Counter(parts[0].tokens) for name, parts in seen.items()}
     for one in earlier:
         for record in one.manifest.weights:
@@ -226,6 +231,7 @@ def _manifest(checkpoint: Checkpoint, samples: CalibrationSet, seen: Seen, earli
         source=SourceRecord.of(checkpoint),
         recipe={"name": "none"},
         calibrated_on=CalibrationRecord.of(samples),
+        device=device,
         versions=installed_versions(PACKAGES),
         weights=tuple(_record(checkpoint, spec, tokens[spec.name]) for spec in specs),
         notes=(*map(_added, earlier), *_unseen(unseen)),

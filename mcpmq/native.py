@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mcpmq.device import CPU
 from mcpmq.families.family import Family, TensorSpec
 from mcpmq.grids import dequantize
 from mcpmq.plan import block_of
@@ -26,25 +27,34 @@ class NativeModel:
 
     module: nn.Module
     blocks: Mapping[nn.Module, Mapping[str, TensorSpec]]
+    device: torch.device = CPU  # where it computes
 
     def fill(self, block: nn.Module, floats: Callable[[TensorSpec], Tensor]) -> None:
         """Give a block its weights; `floats` returns each in float32, turned as the module holds it."""
-        block.load_state_dict({name: floats(spec) for name, spec in self.blocks[block].items()}, assign=True)
+        weights = {name: floats(spec).to(self.device) for name, spec in self.blocks[block].items()}
+        block.load_state_dict(weights, assign=True)
+
+    def empty(self, block: nn.Module) -> None:
+        """Take a block's weights out of memory."""
+        _empty(block, self.device)
 
 
-def build(family: Family, config: Mapping[str, Any], specs: Sequence[TensorSpec]) -> NativeModel:
+def build(
+    family: Family, config: Mapping[str, Any], specs: Sequence[TensorSpec], device: torch.device = CPU
+) -> NativeModel:
     """The native module of a raw config.json with no weight in memory."""
     model = module_of(family, config)
     unknown = {component for component, _ in family.passed_through}
     specs = [spec for spec in specs if spec.component not in unknown]
     by_parameter = {name: spec for spec in specs for name in spec.parameters}
-    empty(model)
+    _empty(model, device)
+    model.to(device)  # what it computes for itself, as frequencies
     names = {part: name for name, part in model.named_modules()}
     blocks = {
         block: {name: by_parameter[f"{names[block]}.{name}"] for name, _ in block.named_parameters()}
         for block in _in_order(model, specs)
     }
-    return NativeModel(model, blocks)
+    return NativeModel(model, blocks, device)
 
 
 def module_of(family: Family, config: Mapping[str, Any]) -> nn.Module:
@@ -72,10 +82,10 @@ def _modules_of(model: nn.Module, names: list[str], specs: Sequence[TensorSpec])
     return [model.get_submodule(module)] if inside == set(names) else blocks_of(model, names)
 
 
-def empty(block: nn.Module) -> None:
-    """Take a block's weights out of memory. What stands in for them has their shapes and a real device, which models
-    ask for, and is not a number: an emptied weight that is used shows."""
-    absent = torch.full((), torch.nan)
+def _empty(block: nn.Module, device: torch.device) -> None:
+    """What stands in for weights has their shapes and a real device, which models ask for, and is not a number: an
+    emptied weight that is used shows."""
+    absent = torch.full((), torch.nan, device=device)
     block.load_state_dict({name: absent.expand(value.shape) for name, value in block.named_parameters()}, assign=True)
 
 

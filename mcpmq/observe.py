@@ -88,8 +88,9 @@ class _Sum:
 
     @classmethod
     def empty(cls, labels: Labels, each: Each, columns: int) -> Self:
-        absolute, lowest, highest = torch.zeros(3, columns)
-        return cls(labels, each, torch.zeros(columns, columns), absolute, lowest, highest)
+        device = labels.weights.device
+        absolute, lowest, highest = torch.zeros(3, columns, device=device)
+        return cls(labels, each, torch.zeros(columns, columns, device=device), absolute, lowest, highest)
 
     def add(self, rows: Tensor) -> None:
         """Count some inputs, float32 [tokens, columns], and let them wait."""

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mcpmq.device import CPU
+
 PIECE_TOKENS, PIECE_OUTPUTS = 512, 1024
 
 Each = Callable[[Callable[[Any], object], Sequence[Any]], object]
@@ -25,10 +27,11 @@ def one_by_one(work: Callable[[Any], object], pieces: Sequence[Any]) -> None:
 
 
 @contextmanager
-def all_threads() -> Iterator[Each]:
-    """Torch computes on one thread inside; pieces run on as many as it had before, each on one."""
+def all_threads(device: torch.device = CPU) -> Iterator[Each]:
+    """Torch computes on one thread inside; pieces run on as many as it had before, each on one. On another device than
+    the processor, which shares out its work itself, they run one after the other."""
     with workers() as pool:
-        yield partial(_each, pool)
+        yield partial(_each, pool) if device == CPU else one_by_one
 
 
 @contextmanager

@@ -15,9 +15,10 @@ from mcpmq.artifact import (
     refuse_full_disk,
     write_manifest,
 )
-from mcpmq.calibrated import needs_samples, refuse_unseen, round_by_sight
+from mcpmq.calibrating.by_sight import needs_samples, refuse_unseen, round_by_sight
 from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import HUB_PATTERNS, Checkpoint
+from mcpmq.device import CPU, choose, name_of
 from mcpmq.errors import OutputError
 from mcpmq.ggml_library import library_path
 from mcpmq.machine import PACKAGES, PACKAGES_OF_THE_MODEL, installed_versions
@@ -31,21 +32,27 @@ REQUEST = "request.json"  # of an unfinished run: what it was asked, so that ano
 
 
 def quantize(
-    plan: Plan, out: Path, calibration: CalibrationSet | None = None, progress: Progress = silent
+    plan: Plan,
+    out: Path,
+    calibration: CalibrationSet | None = None,
+    progress: Progress = silent,
+    device: str | None = None,
 ) -> Quantized:
     """Carry out a plan. At most one block's weights are in memory. A finished run of the same plan is returned.
 
     Where the recipe asks for statistics, the samples of the calibration set pass through the model block by block, and
-    their activations are in memory too.
+    their activations are in memory too, that of the `device` of that name or of the one that is chosen for them.
 
     Raises:
-        CalibrationError: the recipe needs a calibration set and there is none, or a weight saw nothing of it.
+        CalibrationError: the recipe needs a calibration set and there is none, a weight saw nothing of it, or there is
+            no such device.
         OutputError: `out` exists, an unfinished run there was asked something else, or the disk is too full.
         CheckpointError: a weight is not finite, or its file changed.
         MissingExtra: ggml's grids are asked for and its code is not installed.
     """
     samples = refuse_unseen(plan, calibration)
-    manifest = _manifest(plan, calibration)
+    chosen = choose(device) if samples else CPU
+    manifest = _manifest(plan, calibration, name_of(chosen))
     if (out / MANIFEST).is_file() and _same_request(Artifact.open(out).manifest, manifest):
         return Quantized.open(out)
     refuse_full_disk(out, plan.nbytes)
@@ -60,7 +67,7 @@ def quantize(
             if not files[name].is_file():
                 write_block(files[name], {step.name: rounded(plan, step) for step in plan.blocks[name]})
         if not all(file.is_file() for file in files.values()):
-            round_by_sight(plan, samples, files, progress)
+            round_by_sight(plan, samples, files, progress, chosen)
         (folder / REQUEST).unlink()
         _finish(plan, folder, manifest, files)
     return Quantized.open(out)
@@ -69,14 +76,15 @@ def quantize(
 def _same_request(finished: Manifest, asked: Manifest) -> bool:
     nothing = dict.fromkeys(("tokens", "round", "smooth", "input_ranges"))
     weights = tuple(record.model_copy(update=nothing) for record in finished.weights)
-    return finished.model_copy(update={"files": (), "weights": weights, "held_out_errors": None}) == asked
+    found = {"files": (), "weights": weights, "held_out_errors": None, "device": asked.device}
+    return finished.model_copy(update=found) == asked
 
 
 def _claim(folder: Path, manifest: Manifest) -> None:
     request, asked = folder / REQUEST, manifest.model_dump_json()
     if request.is_file() and request.read_text() != asked:
         raise OutputError(
-            f"`{folder}` holds an unfinished run of another recipe, checkpoint or calibration set",
+            f"`{folder}` holds an unfinished run of another recipe, checkpoint, calibration set or device",
             "remove it to begin anew, or ask what that run was asked to resume it",
         )
     request.write_text(asked)
@@ -108,7 +116,7 @@ def copy_files(files: Sequence[Path], folder: Path) -> list[str]:
     return [file.name for file in files]
 
 
-def _manifest(plan: Plan, calibration: CalibrationSet | None) -> Manifest:
+def _manifest(plan: Plan, calibration: CalibrationSet | None, device: str | None) -> Manifest:
     checkpoint = plan.checkpoint
     return Manifest(
         kind="quantized",
@@ -116,6 +124,7 @@ def _manifest(plan: Plan, calibration: CalibrationSet | None) -> Manifest:
         source=SourceRecord.of(checkpoint),
         recipe=plan.recipe.written(),
         calibrated_on=CalibrationRecord.of(calibration) if calibration and plan.recipe.looks else None,
+        device=device,
         versions=installed_versions((*PACKAGES, *(PACKAGES_OF_THE_MODEL if plan.recipe.looks else ()))),
         weights=tuple(map(_record, plan.steps)),
         notes=plan.notes,

@@ -71,7 +71,8 @@ class Reader:
         """Some rows for the search, evenly spread, as many as are quickly tried."""
         rows, columns = self.weight.shape
         count = min(rows, SEARCHED_ROWS, max(1, SEARCHED_WEIGHTS // columns))
-        return replace(self, weight=self.weight[torch.arange(count) * rows // count].contiguous())
+        taken = torch.arange(count, device=self.weight.device) * rows // count
+        return replace(self, weight=self.weight[taken].contiguous())
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,8 @@ def search(
     the grids fitted to what matters to the inputs. `each` may share the exponents out to threads.
     """
     options = [None, *EXPONENTS[method]]
-    scales = [torch.ones(channels.count), *_candidates(method, readers, channels)]
+    plain = torch.ones(channels.count, device=readers[0].weight.device)
+    scales = [plain, *_candidates(method, readers, channels)]
     samples = [(reader.sample(), len(reader.weight)) for reader in readers]
     errors = [0.0] * len(options)
 
@@ -164,7 +166,8 @@ def _centred(scale: Tensor, alive: Tensor) -> Tensor:
 def _error(reader: Reader, columns: Tensor, method: Method, weighted: bool) -> float:
     weight, stats = reader.weight * columns, reader.stats
     importance = stats.gram.diagonal() / columns.square() if weighted else None
-    left = dequantize(nearest(weight, reader.scheme, importance)) / columns - reader.weight
+    rounded = dequantize(nearest(weight, reader.scheme, importance)).to(weight.device)
+    left = rounded / columns - reader.weight
     error = float((left @ stats.gram).mul_(left).sum(dtype=torch.float64))
     if method == "smoothquant":
         step = float((stats.largest / columns).max()) / 127
@@ -197,7 +200,8 @@ def _scaled(stats: LayerStats, columns: Tensor) -> LayerStats:
 
 
 def scalings(found: Sequence[Scales]) -> Mapping[str, Scaling]:
-    """What every weight of a block is scaled by, by common name; nothing for what no scale touches."""
+    """What every weight of a block is scaled by, by common name; nothing for what no scale touches. Weights are scaled
+    as they are read: on the processor."""
     scaling: defaultdict[str, Scaling] = defaultdict(Scaling)
     for scales in found:
         share, shares = scales.fold.part
@@ -206,5 +210,5 @@ def scalings(found: Sequence[Scales]) -> Mapping[str, Scaling]:
         for name in (scales.fold.source, f"{scales.fold.source}.bias"):
             scaling[name] = replace(scaling[name], rows=rows.flatten(), centre=float(scales.fold.centred))
         for name in scales.fold.into:
-            scaling[name] = replace(scaling[name], columns=scales.columns)
+            scaling[name] = replace(scaling[name], columns=scales.columns.cpu())
     return scaling

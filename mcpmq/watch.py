@@ -130,8 +130,8 @@ def before_output_projection(attention: nn.MultiheadAttention, query: Tensor, ke
         None,
         False,
         0.0,
-        torch.eye(attention.embed_dim),
-        torch.zeros(attention.embed_dim),
+        torch.eye(attention.embed_dim, device=query.device),
+        torch.zeros(attention.embed_dim, device=query.device),
         training=False,
         need_weights=False,
     )[0]

@@ -13,12 +13,12 @@ from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.cli import main
 from mcpmq.export import export
-from mcpmq.package import Wanted, package
 from mcpmq.plan import make_plan
 from mcpmq.quantize import quantize
 from mcpmq.quantized import Quantized
 from mcpmq.recipe import Recipe
-from mcpmq.release import Release
+from mcpmq.release.package import Wanted, package
+from mcpmq.release.record import Release
 from tests.commands import Command, Ran
 from tests.releases import report_about, with_terms
 from tests.tiny import build_checkpoint

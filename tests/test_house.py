@@ -58,6 +58,25 @@ def test_there_is_a_test_file_for_every_room() -> None:
         assert path.stem in exempt or any(test.startswith(tuple(names)) for test in tests), path
 
 
+def test_a_family_is_one_file_of_at_most_a_hundred_lines() -> None:
+    """Towers, connectors and what reads inputs are rooms of their own; a family says which of them it is made of."""
+    listed = ast.parse((HOUSE / "families" / "__init__.py").read_text())
+    imports = [node for node in listed.body if isinstance(node, ast.ImportFrom) and node.module == "mcpmq.families"]
+    files = [HOUSE / "families" / f"{name.name}.py" for node in imports for name in node.names]
+
+    assert files
+    for file in files:
+        assert len(file.read_text().splitlines()) <= 100, file
+
+
+def test_what_a_model_is_made_of_is_known_without_what_reads_images_and_text() -> None:
+    """Plans start at once."""
+    heavy = {"torch", "transformers", "PIL", "tokenizers", "jinja2"}
+    code = f"import sys, mcpmq.families; assert not {heavy!r} & sys.modules.keys()"
+
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
 @pytest.mark.parametrize("arguments", [["--help"], ["plan", "--help"], ["convert", "--help"], ["report", "--help"]])
 def test_help_imports_no_torch(arguments: list[str]) -> None:
     """Help is there at once."""

@@ -10,7 +10,7 @@ from mcpmq import native
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.families.family import TensorSpec
 from mcpmq.grids import dequantize
-from mcpmq.native import empty
+from mcpmq.native import NativeModel
 from mcpmq.recipe import GgmlScheme, IntegerScheme, parse_scheme
 from mcpmq.rounding import ROUNDERS
 
@@ -61,6 +61,6 @@ def test_rows_are_dequantized_alike_in_any_piece(text: str, monkeypatch: pytest.
 def test_an_emptied_weight_that_is_used_shows() -> None:
     """What stands in for an absent weight is not a number, of the same shape, on a real device."""
     layer = nn.Linear(3, 2)
-    empty(layer)
+    NativeModel(layer, {}).empty(layer)
     assert layer.weight.shape == (2, 3)
     assert layer(torch.ones(3)).isnan().all()

@@ -7,7 +7,7 @@ import pytest
 
 from mcpmq.artifact import Artifact
 from mcpmq.cli import main
-from mcpmq.release import Release
+from mcpmq.release.record import Release
 from mcpmq.report import write_report
 from tests.releases import report_about, with_terms
 

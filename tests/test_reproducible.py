@@ -8,12 +8,12 @@ import pytest
 from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.export import export
-from mcpmq.package import Wanted, package
 from mcpmq.pieces import torch_threads
 from mcpmq.plan import make_plan
 from mcpmq.quantize import quantize
 from mcpmq.recipe import Recipe
-from mcpmq.release import files_under
+from mcpmq.release.package import Wanted, package
+from mcpmq.release.record import files_under
 from tests.releases import report_about, with_terms
 
 

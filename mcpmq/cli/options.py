@@ -12,6 +12,10 @@ Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; must 
 Threads = Annotated[
     int | None, typer.Option("--threads", metavar="N", min=1, help="Of the engines; default: all cores")
 ]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", metavar="NAME", help="To calibrate on: cpu, cuda, cuda:1; default: a GPU if any"),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table")]
 Context = Annotated[int, typer.Option("--context", metavar="TOKENS", min=1, help="Tokens that the device is to hold")]
 MaxSize = Annotated[

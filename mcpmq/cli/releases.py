@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mcpmq.cli.options import LOOK, STEPS, Context, FitMemory, Json, MaxSize, Out, Source, Threads
+from mcpmq.cli.options import LOOK, STEPS, Context, Device, FitMemory, Json, MaxSize, Out, Source, Threads
 
 if TYPE_CHECKING:  # help must be there at once
     from mcpmq.fit import Budget
@@ -31,6 +31,7 @@ def fit(
     recipe: Annotated[
         str, typer.Option("--recipe", "-r", metavar="NAME|FILE", help="How to round; its schemes are not used")
     ] = METHODS,
+    device: Device = None,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
@@ -45,7 +46,7 @@ def fit(
     if budget is None:
         raise typer.BadParameter("give --max-size, --fit-memory, or both", param_hint="--max-size")
     cores, methods, samples = threads or os.cpu_count() or 1, Recipe.load(recipe), CalibrationSet.open(calibration)
-    fitted = fit(Checkpoint.open(source), methods, name, budget, samples, cores, show.progress())
+    fitted = fit(Checkpoint.open(source), methods, name, budget, samples, cores, show.progress(), device)
     fitted.write(out)
     show.print_table(fitted.table(), fitted.facts(), as_json=json)
 
@@ -79,7 +80,7 @@ def package(
     from mcpmq import show
     from mcpmq.artifact import Artifact
     from mcpmq.checkpoint import Checkpoint
-    from mcpmq.package import Wanted, package
+    from mcpmq.release.package import Wanted, package
     from mcpmq.report import Report
 
     earlier, sizes = Report.load(baseline) if baseline else None, (_size(max_size), _size(part_size))
@@ -98,7 +99,7 @@ def verify(
 ) -> None:
     """Check every hash, that files belong together, and that the engines load them"""
     from mcpmq import show
-    from mcpmq.verify import verify
+    from mcpmq.release.verify import verify
 
     verified = verify(path, threads or os.cpu_count() or 1, load=load, progress=show.progress())
     show.print_table(verified.table(), verified.facts(), as_json=json)
@@ -112,7 +113,7 @@ def diff(
 ) -> None:
     """Say what changed from one release to another: files, schemes, sizes, measurements"""
     from mcpmq import show
-    from mcpmq.diff import diff
+    from mcpmq.release.diff import diff
 
     found = diff(before, after)
     show.print_table(found.table(), found.facts(), as_json=json)

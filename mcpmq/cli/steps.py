@@ -12,6 +12,7 @@ from mcpmq.cli.options import (
     Cache,
     Calibration,
     Context,
+    Device,
     FitMemory,
     Forecasts,
     Formats,
@@ -45,6 +46,7 @@ def convert(
     fit_memory: FitMemory = None,
     context: Context = 4096,
     on: On = None,
+    device: Device = None,
     threads: Threads = None,
     cache: Cache = True,
     json: Json = False,
@@ -57,7 +59,7 @@ def convert(
     from mcpmq.evaluate import Settings
 
     _tell_of_blind_rounding(asked)
-    settings = Settings.of(threads, cache, show.progress())
+    settings = Settings.of(threads, cache, show.progress(), device=device)
     show.report(convert(source, out, asked, names, calibration, on, settings, budget), as_json=json)
 
 
@@ -88,6 +90,7 @@ def quantize(
     recipe: RecipeName = None,
     bits: Bits = None,
     calibration: OptionalCalibration = None,
+    device: Device = None,
     json: Json = False,
 ) -> None:
     """Round every weight, block by block; export it as often as you like"""
@@ -101,7 +104,7 @@ def quantize(
     samples = CalibrationSet.open(calibration) if calibration else None
     if samples:
         _tell_of_blind_rounding(asked)
-    made = quantize(make_plan(Checkpoint.open(source), asked), out, samples, show.progress())
+    made = quantize(make_plan(Checkpoint.open(source), asked), out, samples, show.progress(), device)
     show.artifact(made.artifact, as_json=json)
 
 
@@ -138,6 +141,7 @@ def imatrix(
     mmproj: Annotated[
         Path | None, typer.Option("--mmproj", metavar="FILE", help="GGUF file to match where zeros widened a matrix")
     ] = None,
+    device: Device = None,
     json: Json = False,
 ) -> None:
     """Write the importance of every column, images included, for llama-quantize --imatrix"""
@@ -147,7 +151,7 @@ def imatrix(
     from mcpmq.imatrix import imatrix
 
     samples = CalibrationSet.open(calibration)
-    made = imatrix(Checkpoint.open(source), samples, out, add or [], mmproj, show.progress())
+    made = imatrix(Checkpoint.open(source), samples, out, add or [], mmproj, show.progress(), device)
     for note in made.manifest.notes:
         show.notice(note)
     show.artifact(made, as_json=json)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mcpmq.errors import CheckpointError
-from mcpmq.families import minicpm3, minicpmv, minicpmv46, qwen2vl, qwen3vl
+from mcpmq.families import minicpm3, minicpmo, minicpmv, minicpmv46, minicpmv47, qwen2_5vl, qwen2vl, qwen3vl
 from mcpmq.families.family import Family
 
 FAMILIES: tuple[Family, ...] = (
@@ -12,12 +12,12 @@ FAMILIES: tuple[Family, ...] = (
     minicpmv.MINICPM_V_2_6,
     minicpmv.MINICPM_V_4_0,
     minicpmv.MINICPM_V_4_5,
-    minicpmv.MINICPM_O_2_6,
+    minicpmo.MINICPM_O_2_6,
     minicpmv46.MINICPM_V_4_6,
-    minicpmv46.MINICPM_V_4_7,
+    minicpmv47.MINICPM_V_4_7,
     minicpm3.MINICPM3,
     qwen2vl.QWEN2_VL,
-    qwen2vl.QWEN2_5_VL,
+    qwen2_5vl.QWEN2_5_VL,
     qwen3vl.QWEN3_VL,
 )
 

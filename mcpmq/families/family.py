@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mcpmq.families.layout import SINCE_2_6, Layout
 
 Role = Literal["matrix", "table", "other"]
 
@@ -102,7 +105,7 @@ class LanguageShape:
     context: int
     rope_theta: float
     norm_epsilon: float
-    attention_bias: bool
+    attention_bias: bool = False
     qk_norm: bool = False  # every head of the queries and keys is normed before it is turned
     tied_head: bool = False  # the embedding is the head too; a checkpoint holds it once
     linear: LinearAttention | None = None
@@ -223,6 +226,14 @@ class Pixels(Protocol):
         """Where every token stands: int64 [length], or [3, length] by time, row and column (M-RoPE)."""
 
 
+class InputsRoom(Protocol):
+    """The module that `Family.inputs` names."""
+
+    def open_processor(self, checkpoint: Path, layout: Layout) -> Processor: ...
+
+    def open_pixels(self, folder: Path, layout: Layout) -> Pixels: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Family:
     """Everything mcpmq knows about one kind of model."""
@@ -232,9 +243,9 @@ class Family:
     recognises: Callable[[Mapping[str, Any]], bool]  # from the raw config.json
     architecture: Callable[[Mapping[str, Any]], Architecture]
     tensors: Callable[[Architecture], tuple[TensorSpec, ...]]  # in the order of the forward pass
-    processor: Callable[[Path], Processor]
-    pixels: Callable[[Path], Pixels]  # from the text files of a checkpoint or of an artifact
+    inputs: str  # the module that makes inputs of samples, an `InputsRoom`
     native: str  # "module:function" that builds the torch model from the raw config on the meta device
+    layout: Layout = SINCE_2_6  # of what those inputs are written in
     sees: bool = True  # False: it reads text only
     images_have_rows: bool = False  # tokens of an image stand on its rows and columns, not one after the other
     llama_cpp_version: int = 0  # its number of a MiniCPM-V: how it cuts images and what it puts around slices
@@ -243,3 +254,24 @@ class Family:
     refusals: tuple[tuple[str, str], ...] = ()  # by format, why it cannot hold the model
     fed_by: tuple[tuple[str, str], ...] = ()  # hub names: a matrix that no linear holds, and what feeds it its output
     folds: tuple[Fold, ...] = ()  # between which neighbours of a block scales may move
+
+    def processor(self, checkpoint: Path) -> Processor:
+        """What turns samples into inputs, from the text files of a checkpoint or of an artifact.
+
+        Raises:
+            CheckpointError: one is missing, broken, or contradicts another.
+        """
+        return self._inputs.open_processor(checkpoint, self.layout)
+
+    def pixels(self, folder: Path) -> Pixels:
+        """The part of it that needs no tokenizer.
+
+        Raises:
+            CheckpointError: a file is missing, broken, or contradicts another.
+        """
+        return self._inputs.open_pixels(folder, self.layout)
+
+    @property
+    def _inputs(self) -> InputsRoom:
+        """Imported when it is asked for: plans are made without what reads images and text."""
+        return cast(InputsRoom, import_module(self.inputs))

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,35 +14,11 @@ from mcpmq.errors import CheckpointError
 from mcpmq.families.chat_template import ChatTemplate
 from mcpmq.families.checked import Checked, checked
 from mcpmq.families.family import Inputs
+from mcpmq.families.layout import SINCE_2_6, Layout
 from mcpmq.families.pictures import open_image
-from mcpmq.families.slicing import Slicing, refuse_contradiction, slice_image, target_sizes
+from mcpmq.families.slicing import SLICINGS, Slicing, refuse_contradiction, slice_image, target_sizes
 from mcpmq.families.text import check_range, open_tokenizer, refuse_special
 from mcpmq.json_file import read_json
-
-TAGS, NUMBER_TAGS = ("<image>", "</image>", "<slice>", "</slice>"), ("<image_id>", "</image_id>")
-
-
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """What stands around slices, and what ends a turn."""
-
-    end_of_turn: str = "<|im_end|>"
-    numbered: bool = True  # an image begins with its number
-    placeholder: str = "<unk>"  # of a token of an image
-    slicing: type[Slicing] = Slicing
-    extra: Literal["bounds", "types", "none"] = "bounds"  # how the native module learns which tokens are of images
-    slices_as_images: bool = False  # a slice has the tags of an image; one pair of `<slice>` is around all of them
-
-    @property
-    def opening(self) -> tuple[str, ...]:
-        return ("<image>",) if self.slices_as_images else ("<image>", "<slice>")
-
-    @property
-    def needed(self) -> tuple[str, ...]:
-        return (*TAGS, *(NUMBER_TAGS if self.numbered else ()), self.placeholder, self.end_of_turn)
-
-
-PUBLISHED_SINCE_2_6 = Layout()
 
 
 class _Config(Checked):
@@ -63,16 +39,16 @@ class MiniCpmVProcessor:
     vocabulary: int
     context: int
     special: Mapping[str, int]  # what no prompt may hold, with its token id
-    layout: Layout = PUBLISHED_SINCE_2_6
+    layout: Layout = SINCE_2_6
 
     @classmethod
-    def open(cls, checkpoint: Path, layout: Layout = PUBLISHED_SINCE_2_6) -> Self:
+    def open(cls, checkpoint: Path, layout: Layout = SINCE_2_6) -> Self:
         """Read the text files of a checkpoint, or of anything written from it.
 
         Raises:
             CheckpointError: one is missing, broken, or contradicts another.
         """
-        raw, slicing = read_json(checkpoint / "config.json"), layout.slicing.open(checkpoint)
+        raw, slicing = read_json(checkpoint / "config.json"), open_pixels(checkpoint, layout)
         config = checked(_Config, {**raw, **(raw.get("text_config") or {})})
         refuse_contradiction("patch_size", config.patch_size, slicing.patch_size)
         refuse_contradiction("query_num", config.query_num, slicing.image_feature_size or config.query_num)
@@ -149,3 +125,11 @@ class MiniCpmVProcessor:
 
 def _lines(parts: Sequence[str], columns: int) -> str:
     return "\n".join("".join(parts[start : start + columns]) for start in range(0, len(parts), columns))
+
+
+open_processor = MiniCpmVProcessor.open
+
+
+def open_pixels(folder: Path, layout: Layout) -> Slicing:
+    """Without the tokenizer."""
+    return SLICINGS[layout.slicing].open(folder)

@@ -4,26 +4,26 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
 import numpy as np
-from annotated_types import MaxLen, MinLen
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import Field, PositiveFloat, PositiveInt
+from pydantic import Field, PositiveInt
 from tokenizers import Tokenizer
 
 from mcpmq.errors import CheckpointError
 from mcpmq.families.chat_template import ChatTemplate
 from mcpmq.families.checked import Checked, checked
 from mcpmq.families.family import Inputs
+from mcpmq.families.layout import Layout
 from mcpmq.families.pictures import open_image
 from mcpmq.families.positions import sectioned_positions
+from mcpmq.families.preprocessor import Deviations, Means, Preprocessor
 from mcpmq.families.text import check_range, open_tokenizer, refuse_special
 from mcpmq.json_file import read_json
 
-START, PLACEHOLDER, END, END_OF_TURN = "<|vision_start|>", "<|image_pad|>", "<|vision_end|>", "<|im_end|>"
-Channels = Annotated[tuple[float, ...], MinLen(3), MaxLen(3)]
+START, END = "<|vision_start|>", "<|vision_end|>"  # around an image
 Pixels = NDArray[np.uint8]
 
 
@@ -32,26 +32,16 @@ class _Size(Checked):
     longest_edge: PositiveInt = 28 * 28 * 1280
 
 
-class Resizing(Checked):
+class Resizing(Preprocessor):
     """The part of preprocessor_config.json that decides the pixels."""
 
-    patch_size: PositiveInt = Field(default=14, le=256)
     merge_size: PositiveInt = Field(default=2, le=8)
     temporal_patch_size: PositiveInt = Field(default=2, le=8)
-    image_mean: Channels = (0.48145466, 0.4578275, 0.40821073)
-    image_std: Annotated[tuple[PositiveFloat, ...], MinLen(3), MaxLen(3)] = (0.26862954, 0.26130258, 0.27577711)
+    image_mean: Means = (0.48145466, 0.4578275, 0.40821073)
+    image_std: Deviations = (0.26862954, 0.26130258, 0.27577711)
     min_pixels: PositiveInt | None = None
     max_pixels: PositiveInt | None = None
     size: _Size = _Size()
-
-    @classmethod
-    def open(cls, folder: Path) -> Self:
-        """Read it.
-
-        Raises:
-            CheckpointError: the file is missing or broken.
-        """
-        return checked(cls, read_json(folder / "preprocessor_config.json"), "preprocessor_config.json")
 
     @property
     def unit(self) -> int:
@@ -113,9 +103,10 @@ class QwenVlProcessor:
     vocabulary: int
     context: int
     special: Mapping[str, int]  # what no prompt may hold, with its token id
+    layout: Layout
 
     @classmethod
-    def open(cls, checkpoint: Path) -> Self:
+    def open(cls, checkpoint: Path, layout: Layout) -> Self:
         """Read the text files of a checkpoint, or of anything written from it.
 
         Raises:
@@ -123,10 +114,10 @@ class QwenVlProcessor:
         """
         raw = read_json(checkpoint / "config.json")
         config = checked(_Config, {**raw, **(raw.get("text_config") or {})})
-        needed = START, PLACEHOLDER, END, END_OF_TURN
+        needed = START, layout.placeholder, END, layout.end_of_turn
         tokenizer, special = open_tokenizer(checkpoint, needed, config.vocab_size)
         template, resizing = ChatTemplate.open(checkpoint), Resizing.open(checkpoint)
-        return cls(resizing, tokenizer, template, config.vocab_size, config.max_position_embeddings, special)
+        return cls(resizing, tokenizer, template, config.vocab_size, config.max_position_embeddings, special, layout)
 
     def encode(self, sample_id: str, image: Path | None, prompt: str, answer: str) -> Inputs:
         """One sample as the model takes it; without an image the prompt stands alone.
@@ -139,7 +130,7 @@ class QwenVlProcessor:
         slices = (self.resizing.resized(open_image(sample_id, image)),) if image else ()
         content = "".join(map(self._image_text, slices)) + prompt
         question = self._tokens(self.template.render([{"role": "user", "content": content}]))
-        tokens = np.array([*question, *self._tokens(answer + END_OF_TURN)], dtype=np.int64)
+        tokens = np.array([*question, *self._tokens(answer + self.layout.end_of_turn)], dtype=np.int64)
         check_range(sample_id, tokens, self.vocabulary, self.context)
         return Inputs(sample_id, tokens, len(question), slices, self._image_bounds(tokens, len(slices)))
 
@@ -153,12 +144,12 @@ class QwenVlProcessor:
         return tokens | {
             "pixel_values": patches["pixel_values"],
             "image_grid_thw": patches["grid_thw"],
-            "mm_token_type_ids": (tokens["input_ids"] == self.special[PLACEHOLDER]).astype(np.int32),
+            "mm_token_type_ids": (tokens["input_ids"] == self.special[self.layout.placeholder]).astype(np.int32),
         }
 
     def _image_text(self, part: Pixels) -> str:
         rows, columns = self.resizing.grid(part)
-        return f"{START}{PLACEHOLDER * (rows * columns)}{END}"
+        return f"{START}{self.layout.placeholder * (rows * columns)}{END}"
 
     def _tokens(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
@@ -173,3 +164,11 @@ class QwenVlProcessor:
                 "compare `chat_template` with the published one",
             )
         return np.stack([starts, ends], axis=1)
+
+
+open_processor = QwenVlProcessor.open
+
+
+def open_pixels(folder: Path, _: Layout) -> Resizing:
+    """Without the tokenizer."""
+    return Resizing.open(folder)

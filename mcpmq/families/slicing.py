@@ -1,46 +1,35 @@
 """Adaptive slicing: how many slices an image is cut into, how large, and how their pixels are packed."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
-from annotated_types import MaxLen, MinLen
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import Field, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt
 
 from mcpmq.errors import CheckpointError
 from mcpmq.families.checked import Checked, checked
 from mcpmq.families.family import Inputs
 from mcpmq.families.positions import canvas_positions
+from mcpmq.families.preprocessor import Deviations, Means, Preprocessor
 from mcpmq.json_file import read_json
 
-Channels = Annotated[tuple[float, ...], MinLen(3), MaxLen(3)]
 Slice = NDArray[np.uint8]
 
 
-class Slicing(Checked):
+class Slicing(Preprocessor):
     """The part of preprocessor_config.json that decides the pixels."""
 
     scale_resolution: PositiveInt = Field(default=448, le=4096)  # a slice has about this side squared
     max_slice_nums: PositiveInt = Field(default=9, le=64)
-    patch_size: PositiveInt = Field(default=14, le=256)
     slice_mode: bool = True
     use_image_id: bool = True
     image_feature_size: PositiveInt | None = None
-    norm_mean: Channels = (0.5, 0.5, 0.5)
-    norm_std: Annotated[tuple[PositiveFloat, ...], MinLen(3), MaxLen(3)] = (0.5, 0.5, 0.5)
-
-    @classmethod
-    def open(cls, folder: Path) -> Self:
-        """Read it.
-
-        Raises:
-            CheckpointError: the file is missing or broken.
-        """
-        return checked(cls, read_json(folder / "preprocessor_config.json"), "preprocessor_config.json")
+    norm_mean: Means = (0.5, 0.5, 0.5)
+    norm_std: Deviations = (0.5, 0.5, 0.5)
 
     @property
     def unit(self) -> int:
@@ -71,8 +60,8 @@ class Slicing(Checked):
 class MergedSlicing(Slicing):
     """The same of 4.6, where squares of patches become tokens: as many as a slice is large."""
 
-    image_mean: Channels = (0.5, 0.5, 0.5)
-    image_std: Annotated[tuple[PositiveFloat, ...], MinLen(3), MaxLen(3)] = (0.5, 0.5, 0.5)
+    image_mean: Means = (0.5, 0.5, 0.5)
+    image_std: Deviations = (0.5, 0.5, 0.5)
     downsample_mode: Literal["16x", "4x"] = "16x"
 
     @classmethod
@@ -119,6 +108,9 @@ class CanvasSlicing(MergedSlicing):
         """Time, row and column of every token: int64 [3, length]."""
         grids = [(part.shape[0] // self.unit, part.shape[1] // self.unit) for part in inputs.slices]
         return canvas_positions(inputs.tokens, inputs.image_bounds.tolist(), grids, self.tags)
+
+
+SLICINGS: Mapping[str, type[Slicing]] = {"queries": Slicing, "merged": MergedSlicing, "canvas": CanvasSlicing}
 
 
 class _Tags(Checked):

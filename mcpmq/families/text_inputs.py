@@ -14,6 +14,7 @@ from mcpmq.errors import CalibrationError
 from mcpmq.families.chat_template import ChatTemplate
 from mcpmq.families.checked import Checked, checked
 from mcpmq.families.family import Inputs
+from mcpmq.families.layout import Layout
 from mcpmq.families.text import check_range, open_tokenizer, refuse_special
 from mcpmq.json_file import read_json
 
@@ -82,3 +83,13 @@ class TextProcessor:
     def _tokens(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
         return ids
+
+
+def open_processor(checkpoint: Path, layout: Layout) -> TextProcessor:
+    """Of a layout only what ends a turn."""
+    return TextProcessor.open(checkpoint, layout.end_of_turn)
+
+
+def open_pixels(_: Path, __: Layout) -> NoPixels:
+    """No file says anything of them."""
+    return NoPixels()

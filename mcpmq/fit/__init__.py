@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from mcpmq.calibration import CalibrationSet, Sample
 from mcpmq.checkpoint import Checkpoint
+from mcpmq.device import choose
 from mcpmq.errors import RecipeError
 from mcpmq.families.family import TensorSpec
 from mcpmq.fit.budget import Budget, Fitted
@@ -30,8 +31,10 @@ def fit(
     calibration: CalibrationSet,
     threads: int,
     progress: Progress,
+    device: str | None = None,
 ) -> Fitted:
-    """Find the scheme of every weight; how it is rounded, smoothed and weighed stays as in `base`.
+    """Find the scheme of every weight; how it is rounded, smoothed and weighed stays as in `base`. Errors are told from
+    samples that pass on the `device` of that name, or on the one that is chosen for them.
 
     Raises:
         FormatError: the format holds no mix.
@@ -47,7 +50,7 @@ def fit(
     search = Search(checkpoint, base, name, budget)
     sizes = search.sizes(schemes)
     smallest = search.refuse_hopeless(sizes)
-    losses = losses_of(checkpoint, schemes, base, calibration, threads, progress)
+    losses = losses_of(checkpoint, schemes, base, calibration, threads, progress, device)
     options = {
         weight: [Option(scheme, nbytes, losses[weight][scheme]) for scheme, nbytes in several.items()]
         for weight, several in sizes.items()
@@ -63,6 +66,7 @@ def losses_of(
     calibration: CalibrationSet,
     threads: int,
     progress: Progress,
+    device: str | None = None,
 ) -> dict[str, dict[str, float]]:
     """The divergence of an answer token that is expected of every weight on every scheme alone, in nats.
 
@@ -72,8 +76,9 @@ def losses_of(
     Raises:
         CalibrationError: a weight sees nothing of the calibration set.
     """
+    chosen = choose(device)
     method: RounderName = "gptq" if base.round == "best" else base.round  # what chooses is tried with one
-    damage = damages(checkpoint, schemes, method, _spread(calibration, SEEN_SAMPLES), progress)
+    damage = damages(checkpoint, schemes, method, _spread(calibration, SEEN_SAMPLES), progress, chosen)
     if unseen := [weight for weight in schemes if weight not in damage]:
         raise unseen_by_samples(unseen[0])
     blocks: dict[str, list[TensorSpec]] = {}

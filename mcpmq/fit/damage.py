@@ -14,14 +14,15 @@ import torch
 from torch import Tensor, nn
 
 from mcpmq import native
+from mcpmq.calibrating.passing import component_of, fed_by, is_head, labels_of, pass_samples, read_samples
 from mcpmq.calibration import Sample
 from mcpmq.checkpoint import Checkpoint
+from mcpmq.device import CPU
 from mcpmq.errors import CalibrationError
 from mcpmq.families.family import TensorSpec
 from mcpmq.grids import dequantize
 from mcpmq.native import NativeModel
 from mcpmq.observe import LayerStats, observe
-from mcpmq.passing import component_of, fed_by, is_head, labels_of, pass_samples, read_samples
 from mcpmq.pieces import Each, all_threads, torch_threads
 from mcpmq.plan import block_of
 from mcpmq.progress import Progress
@@ -49,6 +50,7 @@ def damages(
     method: RounderName,
     samples: Sequence[Sample],
     progress: Progress,
+    device: torch.device = CPU,
 ) -> dict[str, Damage]:
     """The damage of every scheme that is asked about to every weight, by common name, rounded by a method.
 
@@ -59,9 +61,9 @@ def damages(
     """
     processor = checkpoint.family.processor(checkpoint.path)
     inputs = read_samples(processor, samples, progress)
-    model = native.build(checkpoint.family, checkpoint.config, checkpoint.specs)
+    model = native.build(checkpoint.family, checkpoint.config, checkpoint.specs, device)
     ticks = iter(progress(list(model.blocks), "trying schemes"))
-    with all_threads() as each, torch.inference_mode():
+    with all_threads(device) as each, torch.inference_mode():
         looking = _Looking(checkpoint, model, schemes, method, each, ticks, torch.get_num_threads())
         pass_samples(model, processor, inputs, each, looking.load, looking.visit)
     for _ in ticks:
@@ -92,7 +94,7 @@ class _Looking:
         """Try every scheme on every weight of a block."""
         asked = {name: spec for name, spec in self.model.blocks[block].items() if spec.name in self.schemes}
         matrices = {name: spec for name, spec in asked.items() if spec.role == "matrix"}
-        labels = labels_of(component_of(self.model, block), Modalities().model_dump())
+        labels = labels_of(component_of(self.model, block), Modalities().model_dump(), self.model.device)
         feeders = {name: fed_by(self.checkpoint.family, spec, name) for name, spec in matrices.items()}
         seen = observe(block, feeders, replay, labels, self.each) if matrices else {}
         if unseen := [spec.name for name, spec in matrices.items() if name not in seen]:
@@ -164,7 +166,7 @@ def _tried(held: Tensor, spec: TensorSpec) -> Tensor:
     """A parameter as the module holds it, on TRIED."""
     weight = held.T if spec.transposed else held
     rounded = dequantize(ROUNDERS["rtn"](weight.contiguous(), TRIED, None))
-    return rounded.T.contiguous() if spec.transposed else rounded
+    return (rounded.T.contiguous() if spec.transposed else rounded).to(held.device)
 
 
 def _error(weight: Tensor, scheme: Scheme, method: RounderName, stats: Sequence[LayerStats]) -> float:
@@ -184,5 +186,7 @@ def _error_of_share(scheme: Scheme, method: RounderName, weight: Tensor, stats: 
         assert isinstance(scheme, IntegerScheme | GgmlScheme), "formats with grids of one kind leave nothing to choose"
         rounded = dequantize(ROUNDERS[method](rows, scheme, stats))
     errors = (rounded - rows).double()
+    if stats is not None:
+        errors = errors.to(stats.gram.device)
     squares = errors.square() if stats is None else (errors @ stats.gram.double()) * errors
     return float(squares.sum()) * len(weight) / len(rows)

@@ -66,7 +66,7 @@ def round_to(weight: Tensor, scheme: GgmlScheme, importance: Tensor | None = Non
     ggml then searches the scales that make the weighted error small. `q8_0` takes no notice of it.
     """
     columns = weight.shape[1]
-    padded = torch.nn.functional.pad(weight.float(), (0, -columns % scheme.block_columns)).contiguous().numpy()
+    padded = torch.nn.functional.pad(weight.float(), (0, -columns % scheme.block_columns)).contiguous().cpu().numpy()
     codes = np.empty((len(padded), scheme.row_nbytes(columns)), np.uint8)
     matters = None if importance is None else _positive(importance, padded.shape[1])
     threads = torch.get_num_threads()
@@ -83,7 +83,7 @@ def _positive(importance: Tensor, columns: int) -> NDArray[np.float32]:
     """
     exponent = torch.frexp(importance.float().mean()).exponent.clamp(-126, 126)
     known = torch.ldexp(importance.float(), -exponent)
-    return torch.nn.functional.pad(known, (0, columns - len(known))).clamp(min=LEAST_IMPORTANCE).numpy()
+    return torch.nn.functional.pad(known, (0, columns - len(known))).clamp(min=LEAST_IMPORTANCE).cpu().numpy()
 
 
 def _quantize_rows(
@@ -122,7 +122,7 @@ def _rows_side_by_side(values: NDArray[np.float32], rows: int) -> Tensor:
 def with_codes(blocks: Tensor, codes: Tensor, scheme: GgmlScheme) -> Tensor:
     """Blocks, uint8 [rows, bytes of a row], with other codes, uint8 [rows, columns of whole blocks], scales kept."""
     changed = _single(blocks, scheme).copy()
-    LAYOUTS[scheme.type].pack(changed, codes.reshape(len(changed), -1).numpy())
+    LAYOUTS[scheme.type].pack(changed, codes.reshape(len(changed), -1).cpu().numpy())
     return torch.from_numpy(changed).reshape(blocks.shape)
 
 

@@ -1,7 +1,7 @@
 """The values that some columns of a weight may take, whatever the grid, ready to be rounded to column by column."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -22,6 +22,11 @@ class Levels:
     highest: int
     base: Tensor | None = None
     table: Tensor | None = None  # ascending
+
+    def on(self, device: torch.device) -> "Levels":
+        """The same where they are to be rounded to."""
+        base, table = (None if part is None else part.to(device) for part in (self.base, self.table))
+        return replace(self, scale=self.scale.to(device), zero=self.zero.to(device), base=base, table=table)
 
     @cached_property
     def _divisor(self) -> Tensor:

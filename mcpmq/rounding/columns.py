@@ -38,7 +38,7 @@ def sweep(weight: Tensor, unit: Tensor, span: int, fit: Fit) -> Tensor:
     have become by then.
     """
     left = weight.clone()
-    state = Sweep(unit, left, left.clone(), torch.empty(left.shape, dtype=torch.uint8), span, fit)
+    state = Sweep(unit, left, left.clone(), torch.empty_like(left, dtype=torch.uint8), span, fit)
     _round(state, 0, len(left), None)
     return state.codes
 

@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from mcpmq.device import CPU
 from mcpmq.errors import CalibrationError
 from mcpmq.grids import ggml, integer
 from mcpmq.grids.integer import IntegerGrid
@@ -23,6 +24,7 @@ from mcpmq.rounding.factor import factored
 
 # Rows are rounded so many at a time, whatever the number of threads: the same products give the same bytes.
 CHUNK_ROWS, CHUNK_WEIGHTS = 1024, 1 << 23
+WHOLE_WEIGHTS = 1 << 27  # on other devices: columns come one after another, and more rows hardly take longer
 
 
 def quantize(
@@ -46,18 +48,26 @@ def quantize(
     padded = -(-columns // width) * width if isinstance(scheme, GgmlScheme) else columns
     with torch.inference_mode(mode=False), workers() as pool:
         energy = torch.nn.functional.pad(stats.gram.diagonal(), (0, padded - columns))
-        order = energy.argsort(descending=True, stable=True) if by_activation else torch.arange(padded)
+        order = energy.argsort(descending=True, stable=True)
+        if not by_activation:
+            order = torch.arange(padded, device=energy.device)
         factor = factored(stats.gram, order, pool)
         # By either alone the grids are worse: the mean square counts errors that later columns will make up for, the
         # pivot trusts the calibration inputs that they can.
         importance = (factor.pivots * energy[order]).sqrt()
         setting = Setting(scheme, padded if by_activation else width, order, factor.unit, importance)
-        chunks = torch.split(weight, min(CHUNK_ROWS, max(1, CHUNK_WEIGHTS // columns)))
+        chunks = torch.split(weight, _rows_at_a_time(columns, energy.device))
         return QTensor.stacked(pool.map(partial(_rounded, setting), chunks), rows)
 
 
 def _group_columns(scheme: IntegerScheme | GgmlScheme, columns: int) -> int:
     return scheme.block_columns if isinstance(scheme, GgmlScheme) else scheme.group_size or columns
+
+
+def _rows_at_a_time(columns: int, device: torch.device) -> int:
+    if device != CPU:
+        return max(1, WHOLE_WEIGHTS // columns)
+    return min(CHUNK_ROWS, max(1, CHUNK_WEIGHTS // columns))
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +99,7 @@ class _Grids:
             levels = integer.levels(grid, len(current), scheme)
         else:
             blocks = self.fitted[first] = ggml.round_to(values, scheme, importance).codes
-            levels = ggml.levels(blocks, scheme)
+            levels = ggml.levels(blocks, scheme).on(current.device)
         order = self.setting.order[span] - first
         return replace(levels, groups=[levels.groups[column] for column in order.tolist()])
 
@@ -108,6 +118,6 @@ class _Grids:
 def _rounded(setting: Setting, rows: Tensor) -> QTensor:
     grids, order = _Grids(setting), setting.order
     padding = len(order) - rows.shape[1]
-    weight = torch.nn.functional.pad(rows.float(), (0, padding)).T.index_select(0, order)
+    weight = torch.nn.functional.pad(rows.to(order.device).float(), (0, padding)).T.index_select(0, order)
     codes = sweep(weight, setting.unit, setting.span, grids.fit)
     return grids.hold(codes[order.argsort()].T.contiguous(), rows.shape[1])

@@ -30,6 +30,6 @@ def quantize(weight: Tensor, scheme: IntegerScheme | GgmlScheme, stats: LayerSta
         raise CalibrationError(
             f"`importance` saw {seen} for a weight of {columns:,} columns", "calibrate this checkpoint"
         )
-    fit = partial(nearest, scheme=scheme, importance=stats.gram.diagonal().clone())
+    fit = partial(nearest, scheme=scheme, importance=stats.gram.diagonal().cpu().clone())
     with workers() as pool:
         return QTensor.stacked(pool.map(fit, chunks_of(weight)), rows)

@@ -20,7 +20,7 @@ from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import EngineError
 from mcpmq.families import family_named
 from mcpmq.families.family import Family, Inputs, TensorSpec
-from mcpmq.native import NativeModel, Stored, build, empty, floats_of
+from mcpmq.native import NativeModel, Stored, build, floats_of
 from mcpmq.plan import block_of
 from mcpmq.quantized import Quantized
 from mcpmq.runners.rounded_inputs import round_inputs
@@ -87,7 +87,7 @@ class TorchRunner:
         for wave in waves(samples, KEPT_WAVE_TOKENS if self.weights.kept else READ_WAVE_TOKENS):
             asked = [{"sample": sample} for sample in wave]
             with torch.inference_mode():
-                results = lockstep(forward, list(self.native.blocks), asked, load=self._fill, release=empty)
+                results = lockstep(forward, list(self.native.blocks), asked, load=self._fill, release=self.native.empty)
             yield from results
 
     def _logits(self, sample: Inputs) -> Iterator[Logits]:

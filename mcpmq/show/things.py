@@ -45,7 +45,7 @@ def path(path: Path, *, as_json: bool = False) -> None:
     from mcpmq import artifact as artifacts
     from mcpmq import calibration
     from mcpmq.checkpoint import Checkpoint
-    from mcpmq.release import RECORD, Release
+    from mcpmq.release.record import RECORD, Release
     from mcpmq.report import JSON_FILE, Report
 
     if (path / RECORD).is_file():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mcpmq.families.minicpmv46 import MINICPM_V_4_7
+from mcpmq.families.minicpmv47 import MINICPM_V_4_7
 from mcpmq.families.transformers_native import minicpmv4_7
 from mcpmq.json_file import read_json
 from tests.tiny_families import TINY_FAMILIES

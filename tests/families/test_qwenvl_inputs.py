@@ -30,7 +30,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def processor(checkpoint: Path) -> QwenVlProcessor:
     """Its own preprocessing."""
-    return QwenVlProcessor.open(checkpoint)
+    return QwenVlProcessor.open(checkpoint, QWEN2_VL.layout)
 
 
 def encode(processor: QwenVlProcessor, folder: Path, width: int, height: int) -> Inputs:
@@ -107,6 +107,6 @@ def test_what_does_not_fit_is_refused(processor: QwenVlProcessor, checkpoint: Pa
     file.write_text("{{ 'no image' }}")
     try:
         with pytest.raises(CheckpointError, match="0 of 1 images"):
-            encode(QwenVlProcessor.open(checkpoint), tmp_path, 84, 84)
+            encode(QwenVlProcessor.open(checkpoint, QWEN2_VL.layout), tmp_path, 84, 84)
     finally:
         file.unlink()

@@ -10,6 +10,7 @@ A linear module of O outputs and I inputs, in groups of g inputs (G = I / g), be
 Source: WQLinear_GEMM of AutoAWQ (`awq/modules/linear/gemm.py`). There is always a zero: 8 where the grid is symmetric.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,8 +49,10 @@ def _fits(scheme: Scheme) -> bool:
     return isinstance(scheme, IntegerScheme) and scheme.bits == 4 and scheme.group_size in GROUP_SIZES
 
 
-def settings(scheme: IntegerScheme, wide: tuple[str, ...]) -> dict[str, Any]:
-    """What config.json says of the format; `wide` names the modules that stay as they are."""
+def settings(steps: Sequence[Step]) -> dict[str, Any]:
+    """What config.json says of the format, and which modules stay as they are."""
+    scheme, wide = grid_of(steps), wide_modules(steps)
+    assert isinstance(scheme, IntegerScheme)
     return {
         "quant_method": "awq",
         "bits": scheme.bits,
@@ -65,19 +68,14 @@ def write(quantized: "Quantized", out: Path, progress: Progress) -> dict[str, li
     from mcpmq.formats.awq.packing import pack
     from mcpmq.formats.hf.writer import Layout, write_model
 
-    scheme = grid_of(quantized.steps)
-    assert isinstance(scheme, IntegerScheme)
-    told = settings(scheme, wide_modules(quantized.steps))
-    return write_model(quantized, out, Layout(told, pack, READERS), progress)
+    return write_model(quantized, out, Layout(settings(quantized.steps), pack, READERS), progress)
 
 
 def forecast(model: Declared) -> LayoutForecast:
     """Every file of the folder."""
     from mcpmq.formats.hf.sizes import sized
 
-    scheme = grid_of(model.steps)
-    assert isinstance(scheme, IntegerScheme)
-    return sized(model, settings(scheme, wide_modules(model.steps)), _parts, READERS)
+    return sized(model, settings(model.steps), _parts, READERS)
 
 
 def _parts(step: Step) -> dict[str, int]:

@@ -17,6 +17,7 @@ and in 8 bits:
 Source: `QuantState` and `Linear8bitLt` of bitsandbytes; arXiv 2305.14314 and arXiv 2208.07339.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,8 +52,10 @@ def _fits(scheme: Scheme) -> bool:
     return isinstance(scheme, CodebookScheme) or scheme == INT8
 
 
-def settings(scheme: Scheme, wide: tuple[str, ...], dtype: str) -> dict[str, Any]:
-    """What config.json says of the format: `wide` names the modules that stay as they are, `dtype` is computed in."""
+def settings(steps: Sequence[Step]) -> dict[str, Any]:
+    """What config.json says of the format, which modules stay as they are, and what is computed in."""
+    scheme, wide = grid_of(steps), wide_modules(steps)
+    dtype = next(step.dtype for step in steps if step.scheme == scheme)
     four = isinstance(scheme, CodebookScheme)
     return {
         "quant_method": "bitsandbytes",
@@ -76,18 +79,14 @@ def write(quantized: "Quantized", out: Path, progress: Progress) -> dict[str, li
     from mcpmq.formats.bnb.packing import pack
     from mcpmq.formats.hf.writer import Layout, write_model
 
-    scheme, steps = grid_of(quantized.steps), quantized.steps
-    dtype = next(step.dtype for step in steps if step.scheme == scheme)
-    return write_model(quantized, out, Layout(settings(scheme, wide_modules(steps), dtype), pack, READERS), progress)
+    return write_model(quantized, out, Layout(settings(quantized.steps), pack, READERS), progress)
 
 
 def forecast(model: Declared) -> LayoutForecast:
     """Every file of the folder; how many digits what is added to all scales of a weight has, only its values tell."""
     from mcpmq.formats.hf.sizes import sized
 
-    scheme, steps = grid_of(model.steps), model.steps
-    dtype = next(step.dtype for step in steps if step.scheme == scheme)
-    return sized(model, settings(scheme, wide_modules(steps), dtype), _parts, READERS)
+    return sized(model, settings(model.steps), _parts, READERS)
 
 
 def _parts(step: Step) -> dict[str, int]:

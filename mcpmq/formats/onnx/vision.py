@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 
 from mcpmq.families.family import Architecture, VisionShape
-from mcpmq.families.minicpmv import HEAD_WIDTH_OF_RESAMPLER
+from mcpmq.families.resampler import HEAD_WIDTH_OF_RESAMPLER
 from mcpmq.formats.onnx.graph import Graph
 from mcpmq.formats.onnx.operands import Weights
 from mcpmq.progress import Progress

@@ -11,7 +11,7 @@ from mcpmq.errors import ReleaseError
 from mcpmq.evaluate.measure import engine_name
 from mcpmq.formats.origins import ORIGINS, check_origins
 from mcpmq.progress import Progress, silent
-from mcpmq.release import AGAIN, RECORD, SUMS, Release, files_under, inside
+from mcpmq.release.record import AGAIN, RECORD, SUMS, Release, files_under, inside
 from mcpmq.runners.process import ENGINE_OF, run
 from mcpmq.runners.sample_files import SampleFiles
 from mcpmq.table import Table

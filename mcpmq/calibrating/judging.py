@@ -74,7 +74,7 @@ def by_outputs(model: NativeModel, block: nn.Module, replay: Callable[[], None],
         model.fill(block, lambda spec: native.floats_of(stored[spec.name], spec))
         with _inputs_in_8_bits(block, model.blocks[block], reaches):
             error = _square_error(block, replay, originals)
-        native.empty(block)
+        model.empty(block)
         return error / whole
 
     return judge
@@ -104,7 +104,7 @@ def by_gram(checkpoint: Checkpoint, spec: TensorSpec, stats: LayerStats, each: E
         for weight in checkpoint.load_rows(spec, PIECE_WEIGHTS):
             rows = slice(row, row := row + len(weight))
             left = weight.float() if quantized is None else dequantize(quantized.rows_of(rows)).sub_(weight)
-            errors.append(_square_through(left, stats.gram, each))
+            errors.append(_square_through(left.to(stats.gram.device), stats.gram, each))
         return sum(errors)
 
     whole = _weighing(square(None))

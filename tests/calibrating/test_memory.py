@@ -2,21 +2,20 @@
 
 from pathlib import Path
 from re import search
-from types import SimpleNamespace
 
 import psutil
 import pytest
 
 from benchmarks.real_size import PUBLISHED
-from mcpmq import memory
+from mcpmq.calibrating import memory
+from mcpmq.calibrating.memory import needed, refuse_what_does_not_fit
+from mcpmq.calibrating.passing import read_samples
 from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import CalibrationError
 from mcpmq.families import family_of
 from mcpmq.families.family import Inputs
 from mcpmq.imatrix import imatrix
-from mcpmq.memory import needed, refuse_what_does_not_fit
-from mcpmq.passing import read_samples
 from mcpmq.progress import silent
 
 
@@ -64,7 +63,7 @@ def test_too_many_samples_are_refused(
     """With what they take and what there is, and how many would fit."""
     need = needed(checkpoint.specs, checkpoint.architecture, inputs, ())
     available = need.block + int(share * (need.pixels + need.states))
-    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
+    monkeypatch.setattr(memory, "available_nbytes", lambda _: available)
 
     with pytest.raises(
         CalibrationError, match=r"^9 samples take about .* MB of memory, .* MB are available"
@@ -85,7 +84,7 @@ def test_an_importance_matrix_asks_first(
     checkpoint: Checkpoint, mixed_set: CalibrationSet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Nothing is built, nothing written."""
-    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: SimpleNamespace(available=0))
+    monkeypatch.setattr(memory, "available_nbytes", lambda _: 0)
 
     with pytest.raises(CalibrationError, match="samples take about"):
         imatrix(checkpoint, mixed_set, tmp_path / "out")

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from mcpmq.artifact import Artifact
-from mcpmq.licence import CARD, Terms
-from mcpmq.release import RECORD, SUMS, ReleaseRecord
+from mcpmq.release.licence import CARD, Terms
+from mcpmq.release.record import RECORD, SUMS, ReleaseRecord
 from mcpmq.report import Report, table_of
 from mcpmq.table import megabytes
 

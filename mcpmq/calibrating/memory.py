@@ -4,9 +4,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import prod
 
-import psutil
+import torch
 
 from mcpmq.checkpoint import Checkpoint
+from mcpmq.device import CPU, available_nbytes
 from mcpmq.errors import CalibrationError
 from mcpmq.families.family import Architecture, Inputs, TensorSpec
 from mcpmq.plan import block_of
@@ -57,19 +58,22 @@ def _block_nbytes(specs: Sequence[TensorSpec], summed: Collection[str]) -> int:
     return sum(grams) + max(sum(floats), max(grams, default=0) + max(floats))
 
 
-def refuse_what_does_not_fit(checkpoint: Checkpoint, inputs: Sequence[Inputs], summed: Collection[str] = ()) -> None:
+def refuse_what_does_not_fit(
+    checkpoint: Checkpoint, inputs: Sequence[Inputs], summed: Collection[str] = (), device: torch.device = CPU
+) -> None:
     """Refuse to let samples pass a checkpoint for which there is too little memory.
 
     Raises:
         CalibrationError: more is needed than is available now.
     """
     need = needed(checkpoint.specs, checkpoint.architecture, inputs, summed)
-    available = psutil.virtual_memory().available
+    available = available_nbytes(device)
     if need.total > available:
         fitting = max(0, len(inputs) * (available - need.block) // (need.pixels + need.states))
         parts = f"{megabytes(need.pixels)} pixels, {megabytes(need.states)} hidden states"
+        elsewhere = "use a machine with more memory" if device == CPU else "name `--device cpu`"
         raise CalibrationError(
             f"{len(inputs):,} samples take about {megabytes(need.total)} of memory, {megabytes(available)} are"
-            f" available: {parts}, {megabytes(need.block)} for `{need.block_name}` and what it sees",
-            f"use about {fitting:,} samples of this kind" if fitting else "use a machine with more memory",
+            f" available on `{device}`: {parts}, {megabytes(need.block)} for `{need.block_name}` and what it sees",
+            f"use about {fitting:,} samples of this kind" if fitting else elsewhere,
         )

@@ -7,14 +7,14 @@ import pytest
 
 from mcpmq.artifact import Artifact
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.diff import diff
 from mcpmq.errors import ArtifactError
 from mcpmq.export import export
-from mcpmq.package import Wanted, package
 from mcpmq.plan import make_plan
 from mcpmq.quantize import quantize
 from mcpmq.recipe import Recipe
-from mcpmq.release import Release
+from mcpmq.release.diff import diff
+from mcpmq.release.package import Wanted, package
+from mcpmq.release.record import Release
 from tests.releases import report_about, with_terms
 
 

@@ -2,7 +2,7 @@
 
 from huggingface_hub import metadata_load
 
-from mcpmq.release import Release
+from mcpmq.release.record import Release
 
 
 def test_the_card_carries_the_terms_over_and_nothing_else(tiny_release: Release) -> None:

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mcpmq.artifact import Artifact, appearing_whole, write_manifest
-from mcpmq.card import ORIGINAL_CARD, Card
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import ReleaseError
 from mcpmq.formats.parts import LEAST_RUNTIMES, divide
 from mcpmq.gate import Gate, check
-from mcpmq.licence import CARD, Terms, terms_of
 from mcpmq.recipe_file import as_toml
-from mcpmq.release import (
+from mcpmq.release.card import ORIGINAL_CARD, Card
+from mcpmq.release.licence import CARD, Terms, terms_of
+from mcpmq.release.record import (
     RECORD,
     PackagedArtifact,
     Release,

@@ -14,8 +14,8 @@ from mcpmq.export import export
 from mcpmq.plan import make_plan
 from mcpmq.quantize import quantize
 from mcpmq.recipe import Recipe
-from mcpmq.release import RECORD, SUMS, Release, write_sums
-from mcpmq.verify import verify
+from mcpmq.release.record import RECORD, SUMS, Release, write_sums
+from mcpmq.release.verify import verify
 from tests.tiny import CONFIG, build_checkpoint
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from mcpmq.artifact import Artifact
 from mcpmq.errors import ArtifactError
 from mcpmq.evaluate.estimate import Estimate
-from mcpmq.release import RECORD, Release
+from mcpmq.release.record import RECORD, Release
 from mcpmq.report import JSON_FILE, Entry, Report
 from mcpmq.table import Row, Table, megabytes
 

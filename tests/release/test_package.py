@@ -9,10 +9,10 @@ import pytest
 from mcpmq.artifact import Artifact
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import ArtifactError, OutputError, ReleaseError
-from mcpmq.package import Wanted, package
 from mcpmq.quantized import Quantized
 from mcpmq.recipe import Recipe
-from mcpmq.release import RECORD, Release, files_under
+from mcpmq.release.package import Wanted, package
+from mcpmq.release.record import RECORD, Release, files_under
 from tests.releases import report_about, with_terms
 from tests.tiny import CONFIG, build_checkpoint
 

@@ -6,7 +6,7 @@ import pytest
 
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import ReleaseError
-from mcpmq.licence import terms_of
+from mcpmq.release.licence import terms_of
 from tests.releases import with_terms
 
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from mcpmq.calibration import Sample
+from mcpmq.device import CPU
 from mcpmq.families.family import Family, Inputs, Processor, TensorSpec
-from mcpmq.native import NativeModel, empty
+from mcpmq.native import NativeModel
 from mcpmq.observe import ANSWER, MODALITIES, TEXT, VISION, Labels
 from mcpmq.pieces import Each, share_linears
 from mcpmq.progress import Progress
@@ -43,16 +44,18 @@ def pass_samples(
     The head sees all positions but those of images, where nothing is said. Nobody asks what it would say: it hands on
     what it sees and needs no weights.
     """
-    share_linears(model.module, each)
+    if model.device == CPU:  # others share out products themselves
+        share_linears(model.module, each)
     for block in filter(partial(is_head, model), model.blocks):
         vars(block)["forward"] = lambda hidden: hidden
     passing = [{"kinds": kinds_of(one), "tensors": processor.arguments(one)} for one in inputs]
-    lockstep(partial(_forward, model), list(model.blocks), passing, load=load, release=empty, visit=visit)
+    lockstep(partial(_forward, model), list(model.blocks), passing, load=load, release=model.empty, visit=visit)
 
 
 def _forward(model: NativeModel, kinds: Tensor, tensors: Mapping[str, Any]) -> None:
+    kinds = kinds.to(model.device)
     _passing.set(kinds)
-    given = {name: torch.from_numpy(value) for name, value in tensors.items()}
+    given = {name: torch.from_numpy(value).to(model.device) for name, value in tensors.items()}
     model.module(**given, logits_to_keep=(kinds != VISION).nonzero()[:, 0], use_cache=False)
 
 
@@ -78,12 +81,13 @@ def kinds_of(inputs: Inputs) -> Tensor:
     return kinds
 
 
-def labels_of(component: str, weights: Mapping[str, float]) -> Labels:
+def labels_of(component: str, weights: Mapping[str, float], device: torch.device = CPU) -> Labels:
     """What the tokens that a component sees are, and what they weigh; where only images pass all weigh the same."""
     if component not in (HEAD, LANGUAGE):
-        return Labels(lambda count: torch.full((count,), VISION, dtype=torch.uint8), torch.ones(len(MODALITIES)))
+        alike = torch.ones(len(MODALITIES), device=device)
+        return Labels(lambda count: torch.full((count,), VISION, dtype=torch.uint8, device=device), alike)
     of = _spoken if component == HEAD else _passed
-    return Labels(of, torch.tensor([weights[kind] for kind in MODALITIES]))
+    return Labels(of, torch.tensor([weights[kind] for kind in MODALITIES], device=device))
 
 
 def _passed(_: int) -> Tensor:

@@ -14,13 +14,24 @@ import torch
 from torch import Tensor, nn
 
 from mcpmq import native
+from mcpmq.calibrating.judging import Judge, by_gram, by_outputs, candidates, held_out
+from mcpmq.calibrating.memory import refuse_what_does_not_fit
+from mcpmq.calibrating.passing import (
+    HEAD,
+    LANGUAGE,
+    component_of,
+    fed_by,
+    is_head,
+    labels_of,
+    pass_samples,
+    read_samples,
+)
+from mcpmq.calibrating.trial import Stats, Trial, scales_of
 from mcpmq.calibration import CalibrationSet, Sample
+from mcpmq.device import CPU
 from mcpmq.errors import CalibrationError
-from mcpmq.judging import Judge, by_gram, by_outputs, candidates, held_out
-from mcpmq.memory import refuse_what_does_not_fit
 from mcpmq.native import NativeModel
 from mcpmq.observe import Labels, LayerStats, observe
-from mcpmq.passing import HEAD, LANGUAGE, component_of, fed_by, is_head, labels_of, pass_samples, read_samples
 from mcpmq.pieces import Each, all_threads
 from mcpmq.plan import Plan, Step, block_of
 from mcpmq.progress import Progress
@@ -28,7 +39,6 @@ from mcpmq.quantized import read_weight, write_block
 from mcpmq.recipe import Modalities
 from mcpmq.safetensors_file import read_header
 from mcpmq.stream import Replay
-from mcpmq.trial import Stats, Trial, scales_of
 
 
 def needs_samples(plan: Plan, step: Step) -> bool:
@@ -79,12 +89,15 @@ def _unseen(name: str, samples: int) -> CalibrationError:
     )
 
 
-def round_by_sight(plan: Plan, samples: Sequence[Sample], files: Mapping[str, Path], progress: Progress) -> None:
+def round_by_sight(
+    plan: Plan, samples: Sequence[Sample], files: Mapping[str, Path], progress: Progress, device: torch.device = CPU
+) -> None:
     """Write the files of all blocks that need samples; a block that has its file is filled from it and passed.
 
-    In memory: one block in float32, its Gram matrices (4 bytes x columns squared for every distinct input), what
-    rounding one weight takes, and of every sample its pixels and its hidden states before one block in float32. Where
-    there is a choice, also the block's codes twice and what it puts out for the fifth of the samples that judge.
+    In the memory of the device: one block in float32, its Gram matrices (4 bytes x columns squared for every distinct
+    input), what rounding one weight takes, and of every sample its pixels and its hidden states before one block in
+    float32. Where there is a choice, also the block's codes twice and what it puts out for the fifth of the samples
+    that judge.
 
     Raises:
         CalibrationError: a weight saw nothing, or what is not finite; or the samples do not fit into memory.
@@ -93,13 +106,14 @@ def round_by_sight(plan: Plan, samples: Sequence[Sample], files: Mapping[str, Pa
     checkpoint = plan.checkpoint
     processor = checkpoint.family.processor(checkpoint.path)
     inputs = read_samples(processor, samples, progress)
-    refuse_what_does_not_fit(checkpoint, inputs, [step.name for step in plan.steps if needs_samples(plan, step)])
-    model = native.build(checkpoint.family, checkpoint.config, checkpoint.specs)
+    seeing = [step.name for step in plan.steps if needs_samples(plan, step)]
+    refuse_what_does_not_fit(checkpoint, inputs, seeing, device)
+    model = native.build(checkpoint.family, checkpoint.config, checkpoint.specs, device)
     steps = {step.name: step for step in plan.steps}
     ticks = iter(progress(list(model.blocks), "calibrating"))
     threads = torch.get_num_threads()
     judges = held_out([one.kind for one in inputs])
-    with all_threads() as each, torch.inference_mode():
+    with all_threads(device) as each, torch.inference_mode():
         rounding = _Rounding(plan, steps, model, files, len(inputs), judges, threads, each, ticks)
         pass_samples(model, processor, inputs, each, rounding.load, rounding.visit)
     rounding.finish()
@@ -141,7 +155,7 @@ class _Rounding:
             stats = self._observe(block, partial(replay, frozenset(range(self.samples)) - self.judges))
             judge = self._judge(block, partial(replay, self.judges))
         scales = scales_of(plan, name, self._weights(block), stats, self.each) if tries[-1].smoothing else []
-        native.empty(block)  # its floats make room for those of rounding
+        self.model.empty(block)  # its floats make room for those of rounding
         tries = tuple(one for one in tries if scales or not one.smoothing)
         write_block(file, *Trial(plan, name, stats, scales, self.threads).best(tries, judge))
         self._fill_from_file(block)
@@ -180,7 +194,7 @@ class _Rounding:
 
     def _labels(self, block: nn.Module) -> Labels:
         modalities = (self.plan.recipe.modalities or Modalities()).model_dump()
-        return labels_of(component_of(self.model, block), modalities)
+        return labels_of(component_of(self.model, block), modalities, self.model.device)
 
     def _needs(self, name: str) -> bool:
         return needs_samples(self.plan, self.steps[name])
