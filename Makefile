@@ -1,11 +1,11 @@
 # `make demo` shows what mcpmq does on a real model; `make test` is what a change must pass; `make readers` has artifacts
-# loaded by readers that do not install beside mcpmq.
+# loaded by readers that do not install beside mcpmq, `make transformers-js` by transformers.js.
 PYTHON ?= python3
 BIN := .venv/bin
 # Two busy processes with spinning threads slow one another down eightfold.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: setup demo gate test lint types layers unit docs least-runtime readers readme clean
+.PHONY: setup demo gate test lint types layers unit docs least-runtime transformers-js readers readme clean
 
 setup: .venv/ready
 
@@ -47,6 +47,17 @@ LEAST := build/onnxruntime-1.24.4
 least-runtime: setup
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $(LEAST) onnxruntime==1.24.4
 	PYTHONPATH=$(LEAST) $(BIN)/pytest --quiet tests/formats tests/runners/test_onnx.py tests/runners/test_rounded_inputs.py
+
+# Artifacts loaded by transformers.js in Node, with an image. Scripts of packages, which fetch more, are not run.
+JAVASCRIPT := build/transformers-js
+transformers-js: setup $(JAVASCRIPT)/ready
+	TRANSFORMERS_JS=$(CURDIR)/$(JAVASCRIPT) $(BIN)/pytest --quiet -m transformers_js tests/transformers_js
+
+$(JAVASCRIPT)/ready: tests/transformers_js/package.json
+	mkdir -p $(JAVASCRIPT)
+	cp $< $(JAVASCRIPT)
+	npm install --prefix $(JAVASCRIPT) --ignore-scripts --no-package-lock --no-audit --no-fund
+	touch $@
 
 docs: setup
 	$(BIN)/cog --check README.md benchmarks/README.md examples/README.md

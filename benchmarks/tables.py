@@ -44,6 +44,7 @@ PEERS = {
     ("autoround", "nearest"): "AutoRound, no steps",
     ("autoround", "200-steps"): "AutoRound, 200 steps",
 }
+READ_THERE = "and say there what they say here; it shrinks images without antialiasing, so bring them to size first."
 FOLDERS = {
     "calibration": "what the models look at: data, and the scripts that made it",
     "benchmarks": "figures, with the command, the machine and the versions that gave them",
@@ -273,6 +274,13 @@ def schemes() -> str:
 def families() -> str:
     """What `mcpmq families` prints, without its heading."""
     return supported.table().markdown().partition("\n\n")[2].strip()
+
+
+def transformers_js() -> str:
+    """The version that the tests install, and what it does with ONNX artifacts."""
+    pinned = json.loads((ROOT / "tests/transformers_js/package.json").read_text())["dependencies"]
+    version = f"transformers.js ({pinned['@huggingface/transformers']} in Node: `make transformers-js`)"
+    return f"ONNX artifacts of Qwen2-VL, 2.5 and 3 load from their folder in {version}\n{READ_THERE}"
 
 
 def file_tree() -> str:

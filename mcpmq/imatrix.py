@@ -22,6 +22,8 @@ from mcpmq.artifact import (
     refuse_existing,
     write_manifest,
 )
+from mcpmq.calibrating.memory import refuse_what_does_not_fit
+from mcpmq.calibrating.passing import component_of, fed_by, is_head, labels_of, pass_samples, read_samples
 from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.device import choose, name_of
@@ -32,9 +34,7 @@ from mcpmq.formats.gguf.importance import Entry, ImportanceMatrix, widths_in
 from mcpmq.formats.gguf.names import HYBRID_LANGUAGE, Names, names_of, source_name
 from mcpmq.formats.gguf.names import LANGUAGE as LANGUAGE_NAMES
 from mcpmq.machine import installed_versions
-from mcpmq.memory import refuse_what_does_not_fit
 from mcpmq.observe import MODALITIES, Labels, count
-from mcpmq.passing import component_of, fed_by, is_head, labels_of, pass_samples, read_samples
 from mcpmq.pieces import all_threads
 from mcpmq.progress import Progress, silent
 from mcpmq.stream import pass_by

@@ -15,7 +15,7 @@ from mcpmq.artifact import (
     refuse_full_disk,
     write_manifest,
 )
-from mcpmq.calibrated import needs_samples, refuse_unseen, round_by_sight
+from mcpmq.calibrating.by_sight import needs_samples, refuse_unseen, round_by_sight
 from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import HUB_PATTERNS, Checkpoint
 from mcpmq.device import CPU, choose, name_of

@@ -65,7 +65,7 @@ def told(plan: Plan, samples: CalibrationSet, device: torch.device, out: Path) -
     """What one device makes of a plan: the errors of every block as it was rounded in every way, how far the weights
     that were chosen are from the original ones, importance by column, and what damage each weight does."""
     # So that both multiply and add in the same order, nothing is shared out; another device's own kernels may still.
-    choose, alone = patch("mcpmq.quantize.choose", lambda _: device), patch("mcpmq.passing.share_linears")
+    choose, alone = patch("mcpmq.quantize.choose", lambda _: device), patch("mcpmq.calibrating.passing.share_linears")
     with choose, patch("mcpmq.imatrix.choose", lambda _: device), alone, sdpa_kernel(SDPBackend.MATH):
         made = quantize(plan, out / "codes", samples)
         importance = imatrix(plan.checkpoint, samples, out / "imatrix")

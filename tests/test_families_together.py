@@ -11,6 +11,7 @@ from PIL import Image
 
 from mcpmq.artifact import Artifact
 from mcpmq.by_component import _runner
+from mcpmq.calibrating.passing import read_samples
 from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.export import export
@@ -19,7 +20,6 @@ from mcpmq.formats import FormatName
 from mcpmq.formats.hf.fit import is_linear
 from mcpmq.formats.origins import check_origins
 from mcpmq.imatrix import LANGUAGE, MMPROJ, imatrix
-from mcpmq.passing import read_samples
 from mcpmq.plan import Plan, make_plan
 from mcpmq.progress import silent
 from mcpmq.quantize import quantize

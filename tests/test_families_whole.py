@@ -77,6 +77,17 @@ def test_onnx_gives_the_losses_of_torch(onnx: OnnxRunner, samples: list[Inputs],
     np.testing.assert_allclose(taken, expected, rtol=0, atol=2e-5)
 
 
+def test_graphs_ask_for_what_transformers_js_hands_over(tiny_family: TinyFamily, onnx: OnnxRunner) -> None:
+    """The decoder for embeddings, mask, positions and its cache alone; the vision graph of Qwen-VL for patches and
+    their grid, which has another name in 2 than in later ones."""
+    asked = {one.name for one in onnx.decoder.get_inputs() if not one.name.startswith("past_")}
+    assert asked == {"inputs_embeds", "attention_mask", "position_ids", "num_logits_to_keep"}
+    if tiny_family.name.startswith("qwen"):
+        grid = "grid_thw" if tiny_family.name == "qwen2-vl" else "image_grid_thw"
+        assert {one.name for one in onnx.vision.get_inputs()} == {"pixel_values", grid}
+        assert [one.name for one in onnx.vision.get_outputs()] == ["image_features"]
+
+
 def test_gguf_gives_the_losses_of_torch(
     tiny_family: TinyFamily, full: Quantized, samples: list[Inputs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

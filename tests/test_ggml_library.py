@@ -7,12 +7,22 @@ import pytest
 
 from mcpmq import ggml_library
 from mcpmq.errors import EngineError, MissingExtra
+from mcpmq.families import family_named
 
 
 def test_the_pin_is_the_one_of_the_package() -> None:
     """The version that is checked is the version that is installed with mcpmq."""
     pins = [one.partition(";")[0].strip() for one in requires("mcpmq") or []]
     assert f"xllamacpp=={ggml_library.PINNED_VERSION}" in pins
+
+
+def test_the_refusal_of_gguf_for_4_7_is_still_true() -> None:
+    """The pinned library has a projector of 4.6 by name and none of 4.7; once it has, nothing should be refused."""
+    library = ggml_library.library_path().read_bytes()
+
+    assert b"minicpmv4_6\0" in library
+    assert b"minicpmv4_7" not in library
+    assert "pinned llama.cpp" in dict(family_named("minicpm-v-4.7").refusals)["gguf"]
 
 
 def test_another_version_of_the_wheel_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

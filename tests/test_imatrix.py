@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mcpmq import native, pieces
 from mcpmq.artifact import Artifact
+from mcpmq.calibrating.passing import kinds_of, read_samples
 from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import ArtifactError, CalibrationError, FormatError, OutputError
@@ -26,7 +27,6 @@ from mcpmq.formats.gguf.names import names_of
 from mcpmq.formats.gguf.resampler import SIGLIP_RESAMPLER
 from mcpmq.imatrix import LANGUAGE, MMPROJ, imatrix
 from mcpmq.observe import VISION
-from mcpmq.passing import kinds_of, read_samples
 from mcpmq.pieces import torch_threads
 from mcpmq.progress import silent
 from mcpmq.quantized import Quantized

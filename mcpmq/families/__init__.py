@@ -33,6 +33,13 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 
+def _has_experts(config: Mapping[str, Any]) -> bool:
+    """Of a Qwen or MiniCPM-V; dense ones may have the key too, and 0 under it."""
+    text = config.get("text_config")
+    counts = (given.get("num_experts") for given in (config, text) if isinstance(given, Mapping))
+    return str(config.get("model_type")).startswith(("qwen", "minicpm")) and any(counts)
+
+
 # Models that are recognised and not supported: by their raw config.json, why, and what comes nearest.
 REFUSED: tuple[tuple[Callable[[Mapping[str, Any]], bool], str, str], ...] = (
     (
@@ -40,6 +47,12 @@ REFUSED: tuple[tuple[Callable[[Mapping[str, Any]], bool], str, str], ...] = (
         "Qwen-VL and Qwen-VL-Chat of 2023 are not supported: only their own code can run them, and of the Int4"
         " checkpoint the integers of another quantizer are all there is",
         "qwen2-vl, for example Qwen/Qwen2-VL-7B-Instruct",
+    ),
+    (
+        _has_experts,
+        "mixtures of experts, MiniCPM-V-4.7-35B-A3B and Qwen3-VL-30B-A3B among them, are not supported: the experts of"
+        " a layer share one tensor, and calibration would have to follow which of them sees a token",
+        "a dense one, for example openbmb/MiniCPM-V-4.7-1B or Qwen/Qwen3-VL-8B-Instruct",
     ),
 )
 

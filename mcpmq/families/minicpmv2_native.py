@@ -1,7 +1,7 @@
 """MiniCPM-V 2.0 (image path) built from transformers parts, under the published tensor names.
 
-As its later siblings, but with another tower and two more tables of positions: `vpm` is SigLIP as the timm library has
-it, `resampler` places its queries too, and `llm` is MiniCPM, which under other names of its scales is Granite.
+As its later siblings but for three things: `vpm` is SigLIP as the timm library has it, whose table of positions is
+resized to every slice; `resampler` places its queries too; and `llm` is MiniCPM, which, its scales renamed, is Granite.
 """
 
 from collections.abc import Mapping

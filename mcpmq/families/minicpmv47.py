@@ -33,5 +33,10 @@ MINICPM_V_4_7 = replace(
     architecture=_architecture,
     layout=Layout(placeholder="<|image_pad|>", slicing="canvas", extra="types"),
     native="mcpmq.families.transformers_native:minicpmv4_7",
-    refusals=(("gguf", "llama.cpp knows no canvas of slices: under another name it runs, and reads images wrongly"),),
+    refusals=(
+        (
+            "gguf",
+            "the pinned llama.cpp knows no canvas of slices: under another name it runs, and reads images wrongly",
+        ),
+    ),
 )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mcpmq import native
+from mcpmq.calibrating.passing import component_of, fed_by, is_head, labels_of, pass_samples, read_samples
 from mcpmq.calibration import Sample
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.device import CPU
@@ -22,7 +23,6 @@ from mcpmq.families.family import TensorSpec
 from mcpmq.grids import dequantize
 from mcpmq.native import NativeModel
 from mcpmq.observe import LayerStats, observe
-from mcpmq.passing import component_of, fed_by, is_head, labels_of, pass_samples, read_samples
 from mcpmq.pieces import Each, all_threads, torch_threads
 from mcpmq.plan import block_of
 from mcpmq.progress import Progress

@@ -12,12 +12,12 @@ from tempfile import TemporaryDirectory
 
 from torch import Tensor
 
+from mcpmq.calibrating.passing import read_samples
 from mcpmq.calibration import Sample
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.families.family import Inputs, TensorSpec
 from mcpmq.fit.damage import TRIED
 from mcpmq.native import Stored
-from mcpmq.passing import read_samples
 from mcpmq.progress import Progress
 from mcpmq.rounding import ROUNDERS
 from mcpmq.runners.judge import TokenJudge

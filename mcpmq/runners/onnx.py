@@ -20,7 +20,7 @@ ROUNDED = "ONNX Runtime rounds activations to 8 bits where they meet integer wei
 SIGHT, READING = "vision+projector", ("embedding", "language")  # components of the artifact
 STRETCHED = "the vision graph takes slices of one size: others were stretched to it"
 Floats = NDArray[np.float32]
-STACKED = "deepstack_embeds"
+GRID = {"image_grid_thw": "grid_thw"}  # graphs of later models call it otherwise
 EMPTY = {"batch_size": 1, "past_sequence_length": 0}
 Cache = Mapping[str, Floats]  # the decoder's past_key_values, by the name of the input
 
@@ -79,7 +79,7 @@ class OnnxRunner:
         return tokens
 
     def embed(self, sample: Inputs, length: int) -> Floats:
-        """The first `length` tokens of a sample, images in their places: [length, hidden]; behind the features of a
+        """The first `length` tokens of a sample, images in their places: [length, width]; behind the features of a
         token those that later layers are to be given, where the model has such."""
         embeddings = self.lookup(sample.tokens[:length])
         for part, (start, end) in zip(sample.slices, sample.image_bounds.tolist(), strict=True):
@@ -87,31 +87,24 @@ class OnnxRunner:
         return embeddings
 
     def lookup(self, tokens: NDArray[np.int64]) -> Floats:
-        """int64 [length] -> [length, hidden]."""
+        """int64 [length] -> [length, width]."""
         embeddings: Floats = self.embedding.run(["inputs_embeds"], {"input_ids": tokens[None]})[0][0]
-        return np.pad(embeddings, ((0, 0), (0, self.stacked_width)))
+        return embeddings
 
     def see(self, part: NDArray[np.uint8]) -> Floats:
-        """One slice uint8 [height, width, 3] -> [queries, hidden]."""
+        """One slice uint8 [height, width, 3] -> [queries, width]."""
         if self.recalled is not None:
             return next(self.recalled)
         if self.only_size:
             part = stretched(part, *self.only_size)
-        wanted = {one.name for one in self.vision.get_inputs()}  # a graph for slices of one size asks for no sizes
-        inputs = self.pixels.graph_inputs(part)
-        features = self.vision.run(None, {name: value for name, value in inputs.items() if name in wanted})
-        return np.concatenate(features, axis=-1)
-
-    @property
-    def stacked_width(self) -> int:
-        """Of what is added behind the first layers; 0 where nothing is."""
-        shapes = {one.name: one.shape for one in self.decoder.get_inputs()}
-        return int(shapes[STACKED][-1]) if STACKED in shapes else 0
+        inputs, wanted = self.pixels.graph_inputs(part), self.vision.get_inputs()  # one size of slices: no sizes
+        features: Floats = self.vision.run(None, {one.name: inputs[GRID.get(one.name, one.name)] for one in wanted})[0]
+        return features
 
     def decode(
         self, embeddings: Floats, cache: Cache, kept: int, positions: NDArray[np.int64] | None = None
     ) -> tuple[Floats, Cache]:
-        """Tokens [length, hidden] after those in the cache -> logits of the last `kept` (0: all), the grown cache.
+        """Tokens [length, width] after those in the cache -> logits of the last `kept` (0: all), the grown cache.
 
         `positions` int64 [length] or [3, length] are where they stand; by default right behind those in the cache.
         """
@@ -119,15 +112,12 @@ class OnnxRunner:
         past = next(value.shape[2] for name, value in cache.items() if name.endswith(".key"))
         if positions is None:
             positions = np.arange(past, past + length, dtype=np.int64)
-        hidden = embeddings.shape[1] - self.stacked_width
         inputs = {
-            "inputs_embeds": embeddings[None, :, :hidden],
+            "inputs_embeds": embeddings[None],
             "attention_mask": np.ones((1, past + length), np.int64),
             "position_ids": positions[..., None, :],
             "num_logits_to_keep": np.array(kept, np.int64),
         }
-        if self.stacked_width:
-            inputs[STACKED] = embeddings[None, :, hidden:]
         names = [output.name for output in self.decoder.get_outputs()]
         outputs = dict(zip(names, self.decoder.run(names, {**inputs, **cache}), strict=True))
         logits: Floats = outputs.pop("logits")[0]

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from mcpmq.activations import InputGrid
+from mcpmq.calibrating.passing import fed_by
 from mcpmq.families.family import Family
 from mcpmq.native import NativeModel
-from mcpmq.passing import fed_by
 from mcpmq.watch import before_output_projection
 
 

@@ -19,6 +19,34 @@ QWEN2_VL = {
     "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]},
 }
 QWEN2_VL_VISION = {"depth": 32, "embed_dim": 1280, "mlp_ratio": 4, "num_heads": 16, "patch_size": 14}
+MINICPM_V_4_6: dict[str, Any] = {
+    "model_type": "minicpmv4_6",
+    "image_size": 1120,
+    "image_token_id": 248056,
+    "video_token_id": 248057,
+    "insert_layer_id": 6,
+    "downsample_mode": "16x",
+    "tie_word_embeddings": True,
+    "vision_config": SIGLIP,
+    "text_config": {
+        "model_type": "qwen3_5_text",
+        "full_attention_interval": 4,
+        "head_dim": 256,
+        "hidden_size": 1024,
+        "intermediate_size": 3584,
+        "linear_conv_kernel_dim": 4,
+        "linear_key_head_dim": 128,
+        "linear_num_key_heads": 16,
+        "linear_num_value_heads": 16,
+        "linear_value_head_dim": 128,
+        "num_attention_heads": 8,
+        "num_hidden_layers": 24,
+        "num_key_value_heads": 2,
+        "vocab_size": 248094,
+        "tie_word_embeddings": True,
+        "rope_parameters": {"partial_rotary_factor": 0.25, "rope_theta": 10000000.0, "rope_type": "default"},
+    },
+}
 
 # Checkpoint -> family, configuration, weights.
 PUBLISHED: dict[str, tuple[str, dict[str, Any], int]] = {
@@ -159,37 +187,28 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], int]] = {
         },
         3_754_622_976,
     ),
-    "MiniCPM-V-4.6": (
-        "minicpm-v-4.6",
+    "MiniCPM-V-4.6": ("minicpm-v-4.6", MINICPM_V_4_6, 1_300_428_016),
+    # Witnessed, by the engine of FastFlowLM: that its language model has the sizes of Qwen3.5-0.8B, which are those of
+    # 4.6, that it turns frequencies by [11, 11, 10], and patch, image, merging layer, mode and image token. Concluded:
+    # the vocabulary and the widths of the tower, from the weights that its sibling was published with (below), and that
+    # the head is tied, from 4.6; with these, how many weights it has. `image_size` is the default of the torch class.
+    "MiniCPM-V-4.7-1B": (
+        "minicpm-v-4.7",
         {
-            "model_type": "minicpmv4_6",
-            "image_size": 1120,
-            "image_token_id": 248056,
-            "video_token_id": 248057,
-            "insert_layer_id": 6,
-            "downsample_mode": "16x",
-            "tie_word_embeddings": True,
-            "vision_config": SIGLIP,
+            **MINICPM_V_4_6,
+            "model_type": "minicpmv4_7",
+            "image_size": 448,
             "text_config": {
-                "model_type": "qwen3_5_text",
-                "full_attention_interval": 4,
-                "head_dim": 256,
-                "hidden_size": 1024,
-                "intermediate_size": 3584,
-                "linear_conv_kernel_dim": 4,
-                "linear_key_head_dim": 128,
-                "linear_num_key_heads": 16,
-                "linear_num_value_heads": 16,
-                "linear_value_head_dim": 128,
-                "num_attention_heads": 8,
-                "num_hidden_layers": 24,
-                "num_key_value_heads": 2,
-                "vocab_size": 248094,
-                "tie_word_embeddings": True,
-                "rope_parameters": {"partial_rotary_factor": 0.25, "rope_theta": 10000000.0, "rope_type": "default"},
+                **MINICPM_V_4_6["text_config"],
+                "vocab_size": 248144,
+                "rope_parameters": {
+                    **MINICPM_V_4_6["text_config"]["rope_parameters"],
+                    "mrope_section": [11, 11, 10],
+                    "mrope_interleaved": True,
+                },
             },
         },
-        1_300_428_016,
+        1_300_479_216,
     ),
     "MiniCPM-o-2_6": (
         "minicpm-o-2.6",
@@ -257,3 +276,22 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], int]] = {
         4_437_815_808,
     ),
 }
+
+# MiniCPM-V-4.7-35B-A3B, of which the weights were counted; its language model is that of Qwen3.5-35B-A3B.
+SIBLING_OF_4_7 = {
+    "model_type": "qwen3_5_moe_text",
+    "hidden_size": 2048,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 2,
+    "head_dim": 256,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "num_experts": 256,
+    "moe_intermediate_size": 512,
+    "shared_expert_intermediate_size": 512,
+    "tie_word_embeddings": False,
+}
+WEIGHTS_OF_THE_SIBLING = 35_212_875_824

@@ -27,6 +27,12 @@ def test_the_version_may_be_a_number_a_text_or_absent(version: object, name: str
     assert family_of(CONFIG | {"version": version}) is family_named(f"minicpm-v-{name}")
 
 
+@pytest.mark.parametrize("text", [{"num_experts": 0}, {}, None, []])
+def test_no_experts_are_no_mixture(text: object) -> None:
+    """Dense configurations may have the key, with nothing behind it; what is no table says nothing."""
+    assert family_of({"model_type": "minicpmv4_7", "text_config": text}).name == "minicpm-v-4.7"
+
+
 @pytest.mark.parametrize("version", [3.0, "", [], "2.60", True])
 def test_another_version_is_another_family(version: object) -> None:
     """It is not taken for one of those that are known; the error names these."""
@@ -49,6 +55,9 @@ def test_what_2_6_does_not_have_is_refused(key: str) -> None:
     ("config", "name", "nearest"),
     [
         ({"model_type": "qwen", "visual": {}, "quantization_config": {"bits": 4}}, "Qwen-VL-Chat of 2023", "qwen2-vl"),
+        ({"model_type": "minicpmv4_7", "text_config": {"num_experts": 256}}, "mixtures of experts", "MiniCPM-V-4.7-1B"),
+        ({"model_type": "qwen3_vl_moe", "text_config": {"num_experts": 128}}, "mixtures of experts", "Qwen3-VL-8B"),
+        ({"model_type": "qwen3_5_moe_text", "num_experts": 256}, "mixtures of experts", "dense"),
     ],
 )
 def test_what_is_known_and_not_supported_is_refused_with_the_nearest_family(

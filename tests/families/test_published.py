@@ -6,12 +6,14 @@ from math import prod
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import MiniCPMV4_7Config, MiniCPMV4_7ForConditionalGeneration
 
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.families import family_named, family_of
 from mcpmq.plan import make_plan
 from mcpmq.recipe import Recipe
-from tests.families.published import PUBLISHED
+from tests.families.published import PUBLISHED, SIBLING_OF_4_7, WEIGHTS_OF_THE_SIBLING
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -51,6 +53,18 @@ def test_tensors_and_what_is_left_out_are_those_of_the_torch_class(name: str) ->
     assert architecture.language.norm_epsilon == text.rms_norm_eps
     head_width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     assert architecture.language.turned_width == head_width * text.rope_parameters.get("partial_rotary_factor", 1)
+
+
+def test_the_vocabulary_taken_for_4_7_gives_its_sibling_its_weights() -> None:
+    """Of the 1B no count was published: the mixture of experts with the same tokens and the same tower has one, and to
+    the weight it is that of this vocabulary, in an embedding and in a head of its own."""
+    _, config, _ = PUBLISHED["MiniCPM-V-4.7-1B"]
+    text = {**SIBLING_OF_4_7, "vocab_size": config["text_config"]["vocab_size"]}
+    given = MiniCPMV4_7Config(text_config=text, vision_config=config["vision_config"], tie_word_embeddings=False)
+    with torch.device("meta"):
+        sibling = MiniCPMV4_7ForConditionalGeneration(given)
+
+    assert sum(parameter.numel() for parameter in sibling.parameters()) == WEIGHTS_OF_THE_SIBLING
 
 
 def _without(config: dict[str, object], *keys: str) -> dict[str, object]:

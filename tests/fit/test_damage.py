@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from mcpmq import native
+from mcpmq.calibrating.passing import read_samples
 from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.fit.damage import TRIED, Damage, damages
 from mcpmq.grids import dequantize
 from mcpmq.native import NativeModel
-from mcpmq.passing import read_samples
 from mcpmq.progress import silent
 from mcpmq.recipe import IntegerScheme, parse_scheme
 from mcpmq.rounding import ROUNDERS

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from mcpmq.calibrating.passing import read_samples
 from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.fit import sensitivity
 from mcpmq.fit.sensitivity import sensitivities
-from mcpmq.passing import read_samples
 from mcpmq.progress import silent
 from mcpmq.runners.judge import TokenJudge
 from mcpmq.runners.torch import open_runner

@@ -52,7 +52,8 @@ def write(
     `accuracy_level` 0 has activations computed in float32, as torch does: what comparing the two needs. With `npu` the
     vision graph is one that NPUs take, its activations rounded over what images of this set give.
     """
-    from mcpmq.formats.onnx.layout import FOLDER, SIGHT, parts_of, write_part, write_static_vision, write_texts
+    from mcpmq.formats.onnx.layout import FOLDER, SIGHT, parts_of, write_part, write_static_vision
+    from mcpmq.formats.onnx.texts import write_texts
 
     folder, written = out / FOLDER, {}
     folder.mkdir()

@@ -40,19 +40,19 @@ class Stream:
 
 
 def emit(graph: Graph, weights: Weights, architecture: Architecture, progress: Progress) -> None:
-    """`inputs_embeds` float32 [batch, sequence, hidden], `attention_mask` and `position_ids` int64 (three of each, by
+    """`inputs_embeds` float32 [batch, sequence, hidden] (behind them, layer by layer, what is added behind the first
+    layers: zeros where there is no image), `attention_mask` and `position_ids` int64 (three of each, by
     time, row and column, where the model has M-RoPE), the cache of past keys and values and `num_logits_to_keep` (0:
     all) -> `logits` of the last tokens, and the cache grown by this call.
     Shorter sequences of a batch are padded on the right.
     """
     shape = architecture.language
-    embeddings = graph.input("inputs_embeds", FLOAT, ["batch_size", "sequence_length", shape.hidden])
+    embeddings, *stacked = _embeddings(graph, architecture)
     mask = graph.input("attention_mask", INT64, ["batch_size", "total_sequence_length"])
     sections: list[int | str] = [len(shape.rope_sections)] if shape.rope_sections else []
     position_ids = graph.input("position_ids", INT64, [*sections, "batch_size", "sequence_length"])
     pasts = [_past(graph, shape, layer) for layer in range(shape.layers)]
     kept = graph.input("num_logits_to_keep", INT64, [])
-    stacked = _stacked(graph, architecture)
     positions = _positions(graph, weights, shape, position_ids, mask)
     stream, presents = Stream(embeddings), []
     for layer in progress(range(shape.layers), "writing the language model"):
@@ -69,13 +69,12 @@ def emit(graph: Graph, weights: Weights, architecture: Architecture, progress: P
         _present(graph, shape, layer, present)
 
 
-def _stacked(graph: Graph, architecture: Architecture) -> tuple[ir.Value, ...]:
-    """`deepstack_embeds`, what is added behind each of the first layers: zeros where there is no image."""
-    count, hidden = architecture.deepstack, architecture.language.hidden
-    if not count:
-        return ()
-    value = graph.input("deepstack_embeds", FLOAT, ["batch_size", "sequence_length", count * hidden])
-    return graph.nodes("Split", value, outputs=count, axis=-1, num_outputs=count)
+def _embeddings(graph: Graph, architecture: Architecture) -> tuple[ir.Value, ...]:
+    """What the first layer takes, and what is added behind each of the first layers. In one input, as transformers.js
+    puts the features of an image in the places of its tokens and knows no other way into the decoder."""
+    count, hidden = 1 + architecture.deepstack, architecture.language.hidden
+    value = graph.input("inputs_embeds", FLOAT, ["batch_size", "sequence_length", count * hidden])
+    return graph.nodes("Split", value, outputs=count, axis=-1, num_outputs=count) if count > 1 else (value,)
 
 
 def _past(graph: Graph, shape: LanguageShape, layer: int) -> Kept:

@@ -1,15 +1,14 @@
 """Which files a model becomes and what they are called: the layout that transformers.js loads."""
 
 import json
-import shutil
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mcpmq.families.family import Architecture, VisionKind
 from mcpmq.formats.declared import Declared
@@ -163,22 +162,3 @@ def _properties(part: Part, quantized: Declared, accuracy_level: int) -> dict[st
 def _least_runtime(part: Part, quantized: Declared) -> str:
     linear = part.component == "language" and quantized.architecture.language.linear
     return linear_attention.LEAST_RUNTIME if linear else LEAST_RUNTIME
-
-
-def write_texts(quantized: Declared, out: Path, written: Mapping[str, Written]) -> list[str]:
-    """Copy tokenizer and preprocessor files, and config.json with what transformers.js must know; their names."""
-    names = []
-    for file in quantized.artifact.files_of("model"):
-        if file.name != "config.json":
-            shutil.copyfile(file, out / file.name)
-        names.append(file.name)
-    config = {**quantized.config, "transformers.js_config": _session_settings(written)}
-    (out / "config.json").write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n")
-    return names
-
-
-def _session_settings(written: Mapping[str, Written]) -> dict[str, Any]:
-    return {
-        "dtype": {one.stem: one.type_name for one in written.values()},
-        "use_external_data_format": {one.graph: len(one.chunks) for one in written.values()},
-    }

@@ -17,7 +17,8 @@ from mcpmq.formats.format import FileForecast, LayoutForecast, Runtime, WeightFo
 from mcpmq.formats.onnx.blocks import block_columns, blocks
 from mcpmq.formats.onnx.external_data import CountedData, StoredArray
 from mcpmq.formats.onnx.graph import ACCURACY_LEVEL, Graph
-from mcpmq.formats.onnx.layout import FOLDER, Written, data_name, emit_part, parts_of, widened_ffn, write_texts
+from mcpmq.formats.onnx.layout import FOLDER, Written, data_name, emit_part, parts_of, widened_ffn
+from mcpmq.formats.onnx.texts import write_texts
 from mcpmq.formats.shapes import stored_shape
 from mcpmq.progress import silent
 from mcpmq.recipe import IntegerScheme

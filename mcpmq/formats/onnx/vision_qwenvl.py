@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 WAVELENGTH = 10000.0
 QUICK_GELU = 1.702
+GRID_NAMES = {"qwen2-vl": "grid_thw"}  # transformers.js calls it otherwise for what came later
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,13 +32,13 @@ class Turn:
 
 
 def emit(graph: Graph, weights: Weights, architecture: Architecture, progress: Progress) -> None:
-    """`pixel_values` float32 [patches, 3 * frames * patch * patch] and `grid_thw` int64 [1, 3], frames (1), rows and
-    columns of patches of one image -> `image_features` [patches / merge^2, hidden], and where features are stacked
-    `deepstack_features` [patches / merge^2, stacked * hidden].
+    """`pixel_values` float32 [patches, 3 * frames * patch * patch] and `grid_thw` (behind 2: `image_grid_thw`) int64
+    [1, 3], frames (1), rows and columns of patches of one image -> `image_features` [patches / merge^2, hidden]. Where
+    features are stacked those of every layer lie beside one another: [patches / merge^2, (1 + stacked) * hidden].
     """
     shape, width = architecture.sees, architecture.language.hidden
     pixels = graph.input("pixel_values", FLOAT, ["patches", 3 * shape.frames * shape.patch**2])
-    grid = graph.input("grid_thw", INT64, [1, 3])
+    grid = graph.input(GRID_NAMES.get(shape.kind, "image_grid_thw"), INT64, [1, 3])
     turn = _turn(graph, weights, shape, grid)
     value = weights.linear(pixels, "vision.patch_embedding")
     if shape.grid:
@@ -49,11 +50,9 @@ def emit(graph: Graph, weights: Weights, architecture: Architecture, progress: P
         value = _layer(graph, weights, shape, f"vision.layers.{layer}", value, how)
         if layer in shape.deep_layers:
             stacked.append(_merged(graph, weights, shape, f"projector.layers.{layer}", value, normed_together=True))
-    features = _merged(graph, weights, shape, "projector", value, normed_together=False)
-    graph.output(features, "image_features", FLOAT, ["image_tokens", width])
-    if stacked:
-        deep = graph.node("Concat", *stacked, axis=-1)
-        graph.output(deep, "deepstack_features", FLOAT, ["image_tokens", len(stacked) * width])
+    features = [_merged(graph, weights, shape, "projector", value, normed_together=False), *stacked]
+    together = graph.node("Concat", *features, axis=-1) if stacked else features[0]
+    graph.output(together, "image_features", FLOAT, ["image_tokens", len(features) * width])
 
 
 def _position_embedding(graph: Graph, weights: Weights, shape: VisionShape, grid: ir.Value, turn: Turn) -> ir.Value:

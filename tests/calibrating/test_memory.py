@@ -7,15 +7,15 @@ import psutil
 import pytest
 
 from benchmarks.real_size import PUBLISHED
-from mcpmq import memory
+from mcpmq.calibrating import memory
+from mcpmq.calibrating.memory import needed, refuse_what_does_not_fit
+from mcpmq.calibrating.passing import read_samples
 from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import CalibrationError
 from mcpmq.families import family_of
 from mcpmq.families.family import Inputs
 from mcpmq.imatrix import imatrix
-from mcpmq.memory import needed, refuse_what_does_not_fit
-from mcpmq.passing import read_samples
 from mcpmq.progress import silent
 
 

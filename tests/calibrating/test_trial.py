@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from mcpmq.calibrating.judging import Judge, candidates
+from mcpmq.calibrating.trial import Stats, Trial, scales_of
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.grids import dequantize
-from mcpmq.judging import Judge, candidates
 from mcpmq.native import Stored
 from mcpmq.pieces import one_by_one
 from mcpmq.plan import Plan, make_plan
@@ -17,7 +18,6 @@ from mcpmq.qtensor import QTensor
 from mcpmq.quantized import Findings
 from mcpmq.recipe import Recipe
 from mcpmq.rounding import ROUNDERS
-from mcpmq.trial import Stats, Trial, scales_of
 from tests.rounding.oracle import sample_layer, stats_of
 
 BLOCK = "language.layers.1"

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mcpmq.judging import Candidate, Judge
+from mcpmq.calibrating.judging import Candidate, Judge
 from mcpmq.native import Stored
 from mcpmq.observe import LayerStats
 from mcpmq.pieces import Each, torch_threads

@@ -14,14 +14,24 @@ import torch
 from torch import Tensor, nn
 
 from mcpmq import native
+from mcpmq.calibrating.judging import Judge, by_gram, by_outputs, candidates, held_out
+from mcpmq.calibrating.memory import refuse_what_does_not_fit
+from mcpmq.calibrating.passing import (
+    HEAD,
+    LANGUAGE,
+    component_of,
+    fed_by,
+    is_head,
+    labels_of,
+    pass_samples,
+    read_samples,
+)
+from mcpmq.calibrating.trial import Stats, Trial, scales_of
 from mcpmq.calibration import CalibrationSet, Sample
 from mcpmq.device import CPU
 from mcpmq.errors import CalibrationError
-from mcpmq.judging import Judge, by_gram, by_outputs, candidates, held_out
-from mcpmq.memory import refuse_what_does_not_fit
 from mcpmq.native import NativeModel
 from mcpmq.observe import Labels, LayerStats, observe
-from mcpmq.passing import HEAD, LANGUAGE, component_of, fed_by, is_head, labels_of, pass_samples, read_samples
 from mcpmq.pieces import Each, all_threads
 from mcpmq.plan import Plan, Step, block_of
 from mcpmq.progress import Progress
@@ -29,7 +39,6 @@ from mcpmq.quantized import read_weight, write_block
 from mcpmq.recipe import Modalities
 from mcpmq.safetensors_file import read_header
 from mcpmq.stream import Replay
-from mcpmq.trial import Stats, Trial, scales_of
 
 
 def needs_samples(plan: Plan, step: Step) -> bool:

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from mcpmq import native
+from mcpmq.calibrating.passing import component_of, fed_by, is_head, kinds_of, labels_of, pass_samples, read_samples
 from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.families.family import Inputs
 from mcpmq.native import NativeModel
 from mcpmq.observe import MODALITIES, TEXT, VISION
-from mcpmq.passing import component_of, fed_by, is_head, kinds_of, labels_of, pass_samples, read_samples
 from mcpmq.pieces import one_by_one
 from mcpmq.progress import silent
 

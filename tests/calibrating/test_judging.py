@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from mcpmq import judging
+from mcpmq.calibrating import judging
+from mcpmq.calibrating.judging import by_gram, by_outputs, candidates, held_out
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import CalibrationError
 from mcpmq.families.family import TensorSpec
 from mcpmq.grids import dequantize
-from mcpmq.judging import by_gram, by_outputs, candidates, held_out
 from mcpmq.native import NativeModel
 from mcpmq.observe import Labels
 from mcpmq.pieces import one_by_one
