@@ -7,10 +7,14 @@ import numpy as np
 from gguf import GGUFReader
 from gguf.quants import dequantize
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mcpmq.artifact import Artifact
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.export import export
+from mcpmq.families.minicpmv2_native import Patches
+from mcpmq.formats.gguf.places import table_for
+from mcpmq.formats.gguf.resampler import GRID
 from mcpmq.plan import make_plan
 from mcpmq.quantize import quantize
 from mcpmq.quantized import Quantized
@@ -58,3 +62,11 @@ def tokens_in_llama_cpp(model: LanguageModel, text: str) -> list[int]:
     vocabulary = model.engine("llama_model_get_vocab", model.pointer)
     count = tokenize(vocabulary, encoded, len(encoded), room.ctypes.data, len(room), False, True)
     return [int(token) for token in room[:count]]
+
+
+def nearest_positions(patches: Patches, size: tuple[int, int], side: int = 4) -> Tensor:
+    """Where patches of MiniCPM-V 2.0 lie for llama.cpp, [h * w, hidden]: in the nearest cells of the table that it is
+    given, `side` patches being those of a square slice."""
+    table = table_for(patches.pos_embed.detach(), GRID, side).unflatten(0, (GRID, GRID))
+    rows, columns = ([GRID * number // length for number in range(length)] for length in size)
+    return table[rows][:, columns].flatten(0, 1).float()

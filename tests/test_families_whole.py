@@ -16,6 +16,7 @@ from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import FormatError
 from mcpmq.families import family_named
 from mcpmq.families.family import Inputs, TensorSpec
+from mcpmq.families.minicpmv2_native import Patches
 from mcpmq.families.minicpmv_native import MiniCPMVForConditionalGeneration
 from mcpmq.plan import make_plan
 from mcpmq.quantize import quantize
@@ -27,7 +28,7 @@ from mcpmq.runners.llamacpp.language import LanguageModel
 from mcpmq.runners.onnx import OnnxRunner
 from mcpmq.runners.onnx import open_runner as open_onnx
 from mcpmq.runners.torch import open_runner as open_torch
-from tests.gguf_tools import exported, tokens_in_llama_cpp
+from tests.gguf_tools import exported, nearest_positions, tokens_in_llama_cpp
 from tests.losses import losses_of
 from tests.native import continuation, native_module
 from tests.onnx_tools import artifact_of
@@ -92,8 +93,10 @@ def test_gguf_gives_the_losses_of_torch(
     tiny_family: TinyFamily, full: Quantized, samples: list[Inputs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """After text and after an image; what remains there is llama.cpp's GELU in F16. Where a family's caveat says that
-    llama.cpp computes something else, torch does so too: places of patches in two dimensions, norms without epsilon."""
+    llama.cpp computes something else, torch does so too: places of patches in two dimensions, or of the nearest cell,
+    norms without epsilon."""
     monkeypatch.setattr(MiniCPMVForConditionalGeneration, "position_sizes", lambda _, sizes: sizes)
+    monkeypatch.setattr(Patches, "positions", nearest_positions)
     expected = np.concatenate(list(losses_of(open_torch(_with(full, tmp_path, tiny_family.in_llama_cpp), 1), samples)))
     if "gguf" in dict(family_named(tiny_family.name).refusals):
         with pytest.raises(FormatError, match=tiny_family.name):

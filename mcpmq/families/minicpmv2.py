@@ -84,11 +84,12 @@ MINICPM_V_2_0 = Family(
     inputs="mcpmq.families.minicpmv_inputs",
     layout=Layout("</s>", slicing="configured", numbered=False, slices_as_images=True, template=TEMPLATE),
     native="mcpmq.families.minicpmv2_native:build",
-    refusals=(
+    llama_cpp_version=2,  # that of 2.5, whose tags it has; llama.cpp knows no 2.0
+    caveats=(
         (
             "gguf",
-            "llama.cpp takes the position of a patch from the nearest cell of a table of 70 by 70, the original resizes"
-            " one of 27 by 27 to every slice; and its GELU is approximate, the original's is not",
+            "llama.cpp takes the position of a patch from the nearest of 70 by 70 cells, which are right for square"
+            " slices, and nearly so for others; its GELU is approximate, the original's is not",
         ),
     ),
     fed_by=(("resampler.proj", "resampler.ln_post"),),

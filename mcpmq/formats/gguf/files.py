@@ -40,7 +40,8 @@ def files_of(model: Declared) -> tuple[GgufFile, ...]:
 
 def _sight(model: Declared) -> GgufFile:
     ffn, tower = widened_ffn(model), mmproj.tower_of(model)
-    held = [*tower.unread_slots(model), *slots(model, mmproj.COMPONENTS, tower.names, ffn)]
+    ours = slots(model, mmproj.COMPONENTS, tower.names, ffn)
+    held = [*tower.unread_slots(model), *(tower.computed(model, slot) for slot in ours)]
     if not model.architecture.sees.merges_inside:
         held = [slot for slot in held if not (slot.source or "").startswith("vision.merger.")]
     about = partial(mmproj.add_metadata, quantized=model, ffn=ffn)

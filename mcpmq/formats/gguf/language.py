@@ -4,6 +4,7 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter, RopeScalingType
 
 from mcpmq.errors import FormatError
+from mcpmq.families import family_named
 from mcpmq.families.family import LanguageShape, LatentAttention, LinearAttention
 from mcpmq.formats.declared import Declared
 from mcpmq.formats.gguf.tensors import Slot
@@ -11,6 +12,7 @@ from mcpmq.formats.gguf.tokenizer import add_tokenizer
 
 COMPONENTS = {"embedding", "language", "head"}
 ROPE_FACTORS = "rope_factors_{}.weight"
+SCALED = ("minicpm",)  # llama.cpp reads the scales of these, and has others where a file has none
 SCALES = 12.0, 1.4, 256.0  # of embeddings, of layers, and the base of the head's: what llama.cpp takes for `minicpm3`
 
 
@@ -50,11 +52,16 @@ def add_metadata(writer: GGUFWriter, quantized: Declared, needed: tuple[str, ...
     if shape.rope_factors:
         writer.add_rope_scaling_type(RopeScalingType.LONGROPE)
         writer.add_rope_scaling_orig_ctx_len(shape.context)
+    if shape.architecture in SCALED:
+        writer.add_embedding_scale(shape.embedding_scale)
+        writer.add_residual_scale(shape.residual_scale)
+        writer.add_logit_scale(shape.head_divisor)
     if shape.latent:
         _add_latent_attention(writer, shape, shape.latent)
     if shape.linear:
         _add_linear_attention(writer, shape, shape.linear)
-    add_tokenizer(writer, quantized.path, shape.vocabulary, needed)
+    template = family_named(quantized.artifact.manifest.family).layout.template
+    add_tokenizer(writer, quantized.path, shape.vocabulary, needed, template)
 
 
 def _add_latent_attention(writer: GGUFWriter, shape: LanguageShape, latent: LatentAttention) -> None:

@@ -8,7 +8,7 @@ from gguf import GGUFWriter
 from mcpmq.errors import FormatError
 from mcpmq.families.family import VisionKind
 from mcpmq.formats.declared import Declared
-from mcpmq.formats.gguf import merger, qwenvl, resampler
+from mcpmq.formats.gguf import merger, placed_resampler, qwenvl, resampler
 from mcpmq.formats.gguf.tower import Tower
 from mcpmq.json_file import read_json
 
@@ -17,7 +17,7 @@ COMPONENTS = {"vision", "projector"}
 
 TOWERS: dict[VisionKind, Tower] = {
     "siglip-resampler": resampler.SIGLIP_RESAMPLER,
-    "timm-resampler": resampler.TIMM_RESAMPLER,
+    "timm-resampler": placed_resampler.TIMM_RESAMPLER,
     "siglip-merger": merger.SIGLIP_MERGER,
     "qwen2-vl": qwenvl.QWEN2_VL,
     "qwen2.5-vl": qwenvl.QWEN2_5_VL,
@@ -37,7 +37,8 @@ def add_metadata(writer: GGUFWriter, quantized: Declared, ffn: int) -> None:
         FormatError: llama.cpp assumes something else.
     """
     shape, tower = quantized.architecture.sees, tower_of(quantized)
-    preprocessor = read_json(quantized.path / "preprocessor_config.json")
+    files = [quantized.path / name for name in tower.preprocessor]
+    preprocessor = read_json(next((file for file in files if file.is_file()), files[0]))
     writer.add_bool("clip.has_vision_encoder", True)
     writer.add_string("clip.projector_type", tower.projector)
     tower.add_metadata(writer, quantized, preprocessor)

@@ -72,7 +72,13 @@ HYBRID_LANGUAGE = Names(
         "linear.convolution": lambda weight: weight[:, 0],
     },
 )
-BARE = {"resampler.query", "v.patch_embd.weight.1", "ssm_a", "ssm_dt.bias"}  # names that take no suffix
+BARE = {
+    "resampler.query",
+    "resampler.pos_embed_k",
+    "v.patch_embd.weight.1",
+    "ssm_a",
+    "ssm_dt.bias",
+}  # names that take no suffix
 
 FILE_TYPES = {
     "F32": LlamaFileType.ALL_F32,

@@ -1,5 +1,7 @@
 """The bytes of a tensor in ggml's blocks; no code is changed."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from gguf import GGMLQuantizationType
@@ -12,11 +14,11 @@ from mcpmq.qtensor import QTensor
 from mcpmq.recipe import GgmlScheme, IntegerScheme
 
 
-def pack(weight: QTensor | Tensor | None, slot: Slot) -> NDArray[np.uint8]:
-    """The bytes of a slot: uint8 [..., bytes of a row]."""
+def pack(weight: QTensor | Tensor | None, slot: Slot, others: Sequence[QTensor | Tensor] = ()) -> NDArray[np.uint8]:
+    """The bytes of a slot: uint8 [..., bytes of a row]. `others` are what it is computed from beside the weight."""
     if weight is None and slot.values:
         weight = torch.tensor(slot.values)
-    rows = _rows(weight, slot) if weight is not None else np.empty((0,) * len(slot.shape), np.uint8)
+    rows = _rows(weight, slot, others) if weight is not None else np.empty((0,) * len(slot.shape), np.uint8)
     if rows.shape == slot.byte_shape:
         return rows
     padded = np.zeros(slot.byte_shape, np.uint8)  # a block of zero bytes is a block of zeros in every type
@@ -24,11 +26,11 @@ def pack(weight: QTensor | Tensor | None, slot: Slot) -> NDArray[np.uint8]:
     return padded
 
 
-def _rows(weight: QTensor | Tensor, slot: Slot) -> NDArray[np.uint8]:
+def _rows(weight: QTensor | Tensor, slot: Slot, others: Sequence[QTensor | Tensor]) -> NDArray[np.uint8]:
     wanted = _order(slot)
     if isinstance(weight, Tensor):
         held = weight if slot.frame is None else weight[:, :, slot.frame]
-        held = slot.computed(held) if slot.computed else held
+        held = slot.computed(held, *others) if slot.computed else held
         return _float_bytes(held[wanted], slot.type)
     codes = weight.codes[wanted].numpy()
     if isinstance(weight.scheme, GgmlScheme):

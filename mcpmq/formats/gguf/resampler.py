@@ -1,7 +1,6 @@
 """SigLIP and a resampler in llama.cpp's multimodal part: names, sizes, and what it refuses."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from gguf import GGMLQuantizationType, GGUFWriter
@@ -43,13 +42,6 @@ NAMES = Names(
 )
 
 
-# No file of this kind is written; files of importance have the names.
-FUSED_NAMES = replace(
-    NAMES,
-    layers={"vision": ("v.blk", {**SIGLIP_LAYER, "attention.qkv": ("attn_q", "attn_k", "attn_v")})},
-)
-
-
 def _unread_slots(quantized: Declared) -> list[Slot]:
     """llama.cpp asks for a table of positions that it never reads: one row of it is enough."""
     return [Slot(UNREAD_TABLE, None, (1, quantized.architecture.language.hidden), GGMLQuantizationType.F32)]
@@ -64,6 +56,16 @@ def _add_metadata(writer: GGUFWriter, quantized: Declared, preprocessor: Mapping
     shape = quantized.architecture.sees
     if shape.grid != GRID:
         raise FormatError(f"the vision tower has {shape.grid} positions a side, llama.cpp assumes {GRID}")
+    add_slices(writer, quantized, preprocessor)
+
+
+def add_slices(writer: GGUFWriter, quantized: Declared, preprocessor: Mapping[str, Any]) -> None:
+    """How images are cut, and what a slice becomes.
+
+    Raises:
+        FormatError: slices have another size than the model was made for.
+    """
+    shape = quantized.architecture.sees
     resolution = preprocessor.get("scale_resolution", shape.slice_side)
     if resolution != shape.slice_side:
         raise FormatError(
@@ -85,4 +87,3 @@ SIGLIP_RESAMPLER = Tower(
     add_metadata=_add_metadata,
     unread_slots=_unread_slots,
 )
-TIMM_RESAMPLER = replace(SIGLIP_RESAMPLER, names=FUSED_NAMES)

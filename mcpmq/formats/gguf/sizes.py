@@ -51,6 +51,8 @@ def _weights(model: Declared, held: list[Slot]) -> list[WeightForecast]:
 def _reason(model: Declared, slot: Slot) -> str:
     """Why the file holds something else than the plan says."""
     assert slot.source is not None
+    if slot.reason:
+        return slot.reason
     spec, scheme = model.specs[slot.source], model.scheme(slot.source)
     if spec.role == "other":
         return "" if model.records[spec.name].dtype == "float32" else "llama.cpp computes with it in F32"

@@ -39,7 +39,9 @@ class Slot:
     frame: int | None = None  # of a patch that covers several images, the one that this is for
     heads: int = 0  # whose rows are reordered; 0: rows stay where they are
     values: tuple[float, ...] = ()  # zeros if there are none
-    computed: "Callable[[Tensor], Tensor] | None" = None  # from the source, which nothing quantizes
+    computed: "Callable[..., Tensor] | None" = None  # from the source and the others, which nothing quantizes
+    others: tuple[str, ...] = ()  # common names
+    reason: str = ""  # for what is computed
 
     @property
     def row_nbytes(self) -> int:

@@ -27,8 +27,14 @@ PREPENDS = {"type": "Prepend", "prepend": SPACE}
 NEVER_MERGED = -1e9
 
 
-def add_tokenizer(writer: GGUFWriter, folder: Path, vocabulary_size: int, needed: tuple[str, ...] = ()) -> None:
-    """Write vocabulary, merges, special tokens and chat template.
+def add_tokenizer(
+    writer: GGUFWriter,
+    folder: Path,
+    vocabulary_size: int,
+    needed: tuple[str, ...] = (),
+    template: str | None = None,
+) -> None:
+    """Write vocabulary, merges, special tokens and chat template, which is `template` where no file has one.
 
     A model with more rows than the tokenizer has tokens gets unused ones for the rest.
 
@@ -54,8 +60,8 @@ def add_tokenizer(writer: GGUFWriter, folder: Path, vocabulary_size: int, needed
         writer.add_tokenizer_pre(kind)
         writer.add_token_merges(merges)
     _add_special_tokens(writer, settings, vocabulary)
-    if template := _chat_template(folder, settings):
-        writer.add_chat_template(template)
+    if found := _chat_template(folder, settings) or template:
+        writer.add_chat_template(found)
 
 
 def _kind(tokenizer: Mapping[str, Any]) -> str:

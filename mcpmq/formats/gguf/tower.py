@@ -16,6 +16,11 @@ def no_slots(quantized: Declared) -> list[Slot]:
     return []
 
 
+def as_it_is(quantized: Declared, slot: Slot) -> Slot:
+    """llama.cpp takes the values that we have."""
+    return slot
+
+
 @dataclass(frozen=True, slots=True)
 class Tower:
     """Names, keys and tokens of a kind; `add_metadata` writes the keys that no other kind has, and refuses what
@@ -27,3 +32,5 @@ class Tower:
     channels: str  # keys of preprocessor_config.json for the mean and the spread of colours
     add_metadata: Callable[[GGUFWriter, Declared, Mapping[str, Any]], None]
     unread_slots: Callable[[Declared], list[Slot]] = no_slots  # what llama.cpp asks for and does not read
+    computed: Callable[[Declared, Slot], Slot] = as_it_is  # where llama.cpp wants other values than ours
+    preprocessor: tuple[str, ...] = ("preprocessor_config.json",)  # the first of these files says how images are cut

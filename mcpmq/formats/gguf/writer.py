@@ -31,4 +31,5 @@ def _write_tensors(
     writer: GGUFWriter, quantized: Quantized, held: list[Slot], progress: Callable[[list[Slot]], Iterable[Slot]]
 ) -> None:
     for slot in progress(held):
-        writer.write_tensor_data(pack(quantized.load(slot.source) if slot.source else None, slot))
+        others = [quantized.load(name) for name in slot.others]
+        writer.write_tensor_data(pack(quantized.load(slot.source) if slot.source else None, slot, others))
