@@ -6,14 +6,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mcpmq.errors import FormatError
+from mcpmq.families.timm_siglip import FAR, NEAR
 
 if TYPE_CHECKING:  # a forecast declares what is computed here without torch
     from torch import Tensor
 
 Floats = NDArray[np.float64]
 
-# Keys' cubic of 1981 with a slope of -1/2 up to one cell away and up to two; highest powers first.
-NEAR, FAR = (1.5, -2.5, 0.0, 1.0), (-0.5, 2.5, -4.0, 2.0)
 EPSILON = 1e-6  # of the norm before queries
 LOUD = 1024.0  # queries so large that no epsilon is seen beside them
 UNHINDERED = 1e6  # what lies along such a column costs a solution nothing
@@ -110,8 +109,7 @@ def _norm(rows: Floats) -> Floats:
 
 def _least(matrix: Floats, wanted: Floats) -> Floats:
     """The shortest solution of too few equations."""
-    solution: Floats = np.linalg.lstsq(matrix, wanted, rcond=None)[0]
-    return solution
+    return np.asarray(np.linalg.lstsq(matrix, wanted, rcond=None)[0], np.float64)
 
 
 def _floats(tensor: "Tensor") -> Floats:

@@ -4,12 +4,11 @@ import numpy as np
 import onnx_ir as ir
 
 from mcpmq.families.family import VisionShape
+from mcpmq.families.timm_siglip import FAR, NEAR
 from mcpmq.formats.onnx.graph import Graph
 from mcpmq.formats.onnx.operands import Weights
 
 FLOAT = ir.DataType.FLOAT
-# Keys' cubic of 1981 with a slope of -1/2 up to one cell away and up to two; highest powers first.
-NEAR, FAR = (1.5, -2.5, 0.0, 1.0), (-0.5, 2.5, -4.0, 2.0)
 REACH = 2.0  # cells
 
 
