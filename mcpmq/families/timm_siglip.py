@@ -7,7 +7,7 @@ from mcpmq.families.qwen_vision import qwen_layer
 from mcpmq.families.siglip import Siglip
 from mcpmq.families.tensors import layer_norm
 
-# What its table of positions is resized by: Keys' cubic of 1981 with a slope of -1/2, up to one cell away and up to two;
+# Its table of positions is resized by Keys' cubic of 1981 with a slope of -1/2, up to one cell away and up to two;
 # highest powers first.
 NEAR, FAR = (1.5, -2.5, 0.0, 1.0), (-0.5, 2.5, -4.0, 2.0)
 FFN = {"mlp.up": "mlp.fc1", "mlp.down": "mlp.fc2"}

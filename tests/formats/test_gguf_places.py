@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mcpmq.artifact import Artifact
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import FormatError
 from mcpmq.families.minicpmv2 import TEMPLATE
@@ -117,16 +118,22 @@ def full(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Quantize
     return quantize(make_plan(Checkpoint.open(checkpoint), Recipe.load("full")), tmp_path_factory.mktemp("full") / "q")
 
 
+@pytest.fixture(scope="module")
+def artifact(full: Quantized, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The same as GGUF."""
+    return exported(full, tmp_path_factory.mktemp("gguf"))
+
+
 def _features(native: nn.Module, pixels: Any) -> Any:
     packed, size = torch.from_numpy(packed_pixels(pixels, [0.5] * 3, [0.5] * 3, 14)), pixels.shape[:2]
     with torch.inference_mode():
         return native.get_image_features(packed[None], torch.tensor([size]) // 14)[0].numpy()  # type: ignore[operator]
 
 
-def test_the_engine_sees_square_slices_as_torch_does(full: Quantized, tmp_path: Path) -> None:
+def test_the_engine_sees_square_slices_as_torch_does(full: Quantized, artifact: Artifact) -> None:
     """Nothing changed in torch, and embeddings smaller by what the engine will multiply them by; without the positions
     of queries they would be others."""
-    native, runner = native_module(full), open_runner(exported(full, tmp_path).path, 1, exact=True)
+    native, runner = native_module(full), open_runner(artifact.path, 1, exact=True)
     pixels = np.random.default_rng(0).integers(0, 256, (56, 56, 3), np.uint8)
     expected = _features(native, pixels)
 
@@ -138,9 +145,8 @@ def test_the_engine_sees_square_slices_as_torch_does(full: Quantized, tmp_path: 
     assert np.linalg.norm(unplaced - expected) > 0.05 * np.linalg.norm(expected)
 
 
-def test_files_say_what_llama_cpp_must_know(full: Quantized, tmp_path: Path) -> None:
+def test_files_say_what_llama_cpp_must_know(artifact: Artifact) -> None:
     """The version whose tags it has, slices, scales, and the template that no file of the checkpoint has."""
-    artifact = exported(full, tmp_path)
     sight, language = (reader_of(artifact, component) for component in ("vision+projector", "language"))
 
     assert [field(sight, f"clip.{key}") for key in ("minicpmv_version", "minicpmv_query_num")] == [2, 4]
@@ -165,9 +171,9 @@ def test_no_code_of_what_sees_changes(checkpoint: Path, tmp_path: Path) -> None:
         np.testing.assert_array_equal(read[tuple(map(slice, wanted.shape))], wanted)
 
 
-def test_the_table_has_every_cell(full: Quantized, tmp_path: Path) -> None:
+def test_the_table_has_every_cell(full: Quantized, artifact: Artifact) -> None:
     """4,900 of them, as they were computed."""
-    reader = reader_of(exported(full, tmp_path), "vision+projector")
+    reader = reader_of(artifact, "vision+projector")
     table = full.load("vision.position_embedding")
     assert isinstance(table, Tensor)
 
