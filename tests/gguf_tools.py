@@ -12,9 +12,11 @@ from torch import Tensor
 from mcpmq.artifact import Artifact
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.export import export
+from mcpmq.families.family import TensorSpec
 from mcpmq.families.minicpmv2_native import Patches
-from mcpmq.formats.gguf.places import table_for
+from mcpmq.formats.gguf.places import rows_along_one, table_for
 from mcpmq.formats.gguf.resampler import GRID
+from mcpmq.native import Stored, floats_of
 from mcpmq.plan import make_plan
 from mcpmq.quantize import quantize
 from mcpmq.quantized import Quantized
@@ -70,3 +72,9 @@ def nearest_positions(patches: Patches, size: tuple[int, int], side: int = 4) ->
     table = table_for(patches.pos_embed.detach(), GRID, side).unflatten(0, (GRID, GRID))
     rows, columns = ([GRID * number // length for number in range(length)] for length in size)
     return table[rows][:, columns].flatten(0, 1).float()
+
+
+def floats_along_one_row(stored: Stored, spec: TensorSpec, side: int = 4) -> Tensor:
+    """The weights of MiniCPM-V 2.5 as llama.cpp is given them: positions stand where it looks for them."""
+    floats = floats_of(stored, spec)
+    return floats[list(rows_along_one(GRID, side))] if spec.name == "vision.position_embedding" else floats

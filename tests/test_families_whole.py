@@ -28,7 +28,7 @@ from mcpmq.runners.llamacpp.language import LanguageModel
 from mcpmq.runners.onnx import OnnxRunner
 from mcpmq.runners.onnx import open_runner as open_onnx
 from mcpmq.runners.torch import open_runner as open_torch
-from tests.gguf_tools import exported, nearest_positions, tokens_in_llama_cpp
+from tests.gguf_tools import exported, floats_along_one_row, nearest_positions, tokens_in_llama_cpp
 from tests.losses import losses_of
 from tests.native import continuation, native_module
 from tests.onnx_tools import artifact_of
@@ -97,6 +97,8 @@ def test_gguf_gives_the_losses_of_torch(
     norms without epsilon."""
     monkeypatch.setattr(MiniCPMVForConditionalGeneration, "position_sizes", lambda _, sizes: sizes)
     monkeypatch.setattr(Patches, "positions", nearest_positions)
+    if full.architecture.vision and full.architecture.vision.one_row:
+        monkeypatch.setattr("mcpmq.runners.torch.floats_of", floats_along_one_row)
     expected = np.concatenate(list(losses_of(open_torch(_with(full, tmp_path, tiny_family.in_llama_cpp), 1), samples)))
     if "gguf" in dict(family_named(tiny_family.name).refusals):
         with pytest.raises(FormatError, match=tiny_family.name):

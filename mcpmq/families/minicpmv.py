@@ -75,7 +75,7 @@ MINICPM_V_2_5 = _family(
     one_row=True,
     layout=Layout("<|eot_id|>", numbered=False, slices_as_images=True),
     llama_cpp_version=2,
-    caveats=(("gguf", "llama.cpp places the patches of a slice in two dimensions, the original counts them in one"),),
+    caveats=(("gguf", "llama.cpp places patches in two dimensions: right in square slices, and nearly so in others"),),
 )
 MINICPM_V_2_6 = _family(
     "2.6", "openbmb/MiniCPM-V-2_6", lambda sizes: sizes.shape("qwen2", attention_bias=True), llama_cpp_version=3

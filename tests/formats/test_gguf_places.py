@@ -1,4 +1,4 @@
-"""MiniCPM-V 2.0 for an engine that knows 2.5: the places of patches and of queries, against the original's formulas."""
+"""MiniCPM-V 2.0 and 2.5 for an engine that places patches its own way, and queries not at all, against the formulas."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ from mcpmq.families.minicpmv2_native import Patches
 from mcpmq.families.slicing import packed_pixels
 from mcpmq.formats.gguf.names import names_of
 from mcpmq.formats.gguf.placed_resampler import TIMM_RESAMPLER
-from mcpmq.formats.gguf.places import placed_queries, table_for
+from mcpmq.formats.gguf.places import placed_queries, rows_along_one, table_for
 from mcpmq.formats.gguf.resampler import GRID
 from mcpmq.grids import dequantize
 from mcpmq.plan import make_plan
@@ -74,6 +74,40 @@ def test_patches_of_other_slices_lie_nearly_there(shape: tuple[int, int]) -> Non
 
     assert error < 0.1
     assert plain_error > 3 * error
+
+
+def _misplaced(shape: tuple[int, int], side: int) -> Any:
+    """By how many of 70 positions patches that are counted along one row are off: [rows, columns]."""
+    (height, width), cells = shape, np.array(rows_along_one(GRID, side)).reshape(GRID, GRID)
+    row, column = np.arange(height)[:, None], np.arange(width)
+    return cells[GRID * row // height, GRID * column // width] - GRID * (row * width + column) // (height * width)
+
+
+@pytest.mark.parametrize("side", [1, 4, 20, 27, 32, 70])
+def test_patches_of_square_slices_count_as_they_did(side: int) -> None:
+    """Along one row, looked up in two dimensions."""
+    assert not _misplaced((side, side), side).any()
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_patches_of_other_slices_count_nearly_so(shape: tuple[int, int]) -> None:
+    """One of 70 positions beside on average at most half of the time."""
+    assert np.abs(_misplaced(shape, SIDE)).max() <= 2
+    assert np.abs(_misplaced(shape, SIDE)).mean() <= 0.55
+
+
+@pytest.mark.parametrize("scheme", ["int8-g32", "q8_0", "f16"])
+def test_the_engine_sees_square_slices_of_2_5_as_torch_does(scheme: str, tmp_path: Path) -> None:
+    """Whatever the scheme of its table: rows of it move, and no code changes."""
+    family = next(one for one in TINY_FAMILIES if one.name == "minicpm-v-2.5")
+    schemes = {"_all": "f32", "vision__position_embedding": scheme}
+    quantized = quantized_by(family.build(tmp_path / "tiny"), tmp_path, **schemes)
+    runner = open_runner(exported(quantized, tmp_path).path, 1, exact=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (56, 56, 3), np.uint8)
+
+    expected = _features(native_module(quantized), pixels)
+
+    assert np.linalg.norm(runner.see(pixels) - expected) < 2e-3 * np.linalg.norm(expected)
 
 
 def _drawn(count: int, width: int, alike: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -44,6 +44,8 @@ def _rows(weight: QTensor | Tensor, slot: Slot, others: Sequence[QTensor | Tenso
 def _order(slot: Slot) -> slice | Tensor:
     """The source's rows of a slot. RoPE turns pairs of rows: the first and second halves of a head in transformers,
     neighbours in llama.cpp."""
+    if slot.rows:
+        return torch.tensor(slot.rows)
     rows = slice(slot.first_row, slot.first_row + slot.shape[0])
     if not slot.heads:
         return rows

@@ -1,4 +1,4 @@
-"""Places that llama.cpp looks up otherwise than MiniCPM-V 2.0: of patches in a larger table, of queries not at all."""
+"""Places where llama.cpp looks otherwise than MiniCPM-V 2.0 and 2.5: for patches elsewhere, for queries not at all."""
 
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,21 @@ def table_for(table: "Tensor", cells: int, side: int) -> "Tensor":
     shares = _shares(_centres(cells, side), grid, side)
     resized = np.einsum("ia,jb,abc->ijc", shares, shares, held.reshape(grid, grid, -1), optimize=True)
     return table.double().new_tensor(resized.reshape(cells * cells, -1))
+
+
+def rows_along_one(cells: int, side: int) -> tuple[int, ...]:
+    """Which of `cells` positions along one long row of patches belongs to every cell of a table of `cells` a side, in
+    which an engine gives patch i of n the row, and the column, floor(cells * i / n): [cells * cells].
+
+    Where a slice has `side` patches a side, every patch gets the position that counting them gives. All other cells
+    have the position of a patch that lies in the middle of them.
+    """
+    cell = np.arange(cells)
+    found = np.minimum(cell[:, None] + 0.5 + (cell + 0.5) / side, cells - 1).astype(int)
+    patches = np.arange(side)
+    at, number = cells * patches // side, side * patches[:, None] + patches
+    found[np.ix_(at, at)] = cells * number // side**2
+    return tuple(found.flatten().tolist())
 
 
 def _centres(cells: int, side: int) -> Floats:

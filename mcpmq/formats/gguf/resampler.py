@@ -1,6 +1,7 @@
 """SigLIP and a resampler in llama.cpp's multimodal part: names, sizes, and what it refuses."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from gguf import GGMLQuantizationType, GGUFWriter
@@ -8,6 +9,7 @@ from gguf import GGMLQuantizationType, GGUFWriter
 from mcpmq.errors import FormatError
 from mcpmq.families import family_named
 from mcpmq.formats.declared import Declared
+from mcpmq.formats.gguf import places
 from mcpmq.formats.gguf.names import Names
 from mcpmq.formats.gguf.tensors import Slot
 from mcpmq.formats.gguf.tower import Tower
@@ -45,6 +47,15 @@ NAMES = Names(
 def _unread_slots(quantized: Declared) -> list[Slot]:
     """llama.cpp asks for a table of positions that it never reads: one row of it is enough."""
     return [Slot(UNREAD_TABLE, None, (1, quantized.architecture.language.hidden), GGMLQuantizationType.F32)]
+
+
+def _in_one_row(quantized: Declared, slot: Slot) -> Slot:
+    """Where patches count in one long row, the rows of the table stand where llama.cpp looks in two dimensions."""
+    shape = quantized.architecture.sees
+    if not shape.one_row or slot.source != "vision.position_embedding":
+        return slot
+    rows = places.rows_along_one(GRID, shape.slice_side // shape.patch)
+    return replace(slot, rows=rows, reason="positions along one row stand at llama.cpp's places in two dimensions")
 
 
 def _add_metadata(writer: GGUFWriter, quantized: Declared, preprocessor: Mapping[str, Any]) -> None:
@@ -86,4 +97,5 @@ SIGLIP_RESAMPLER = Tower(
     channels="norm_{}",
     add_metadata=_add_metadata,
     unread_slots=_unread_slots,
+    computed=_in_one_row,
 )

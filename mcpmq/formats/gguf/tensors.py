@@ -38,10 +38,11 @@ class Slot:
     first_row: int = 0
     frame: int | None = None  # of a patch that covers several images, the one that this is for
     heads: int = 0  # whose rows are reordered; 0: rows stay where they are
+    rows: tuple[int, ...] = ()  # of the source, where they are to stand otherwise; some may stand more than once
     values: tuple[float, ...] = ()  # zeros if there are none
     computed: "Callable[..., Tensor] | None" = None  # from the source and the others, which nothing quantizes
     others: tuple[str, ...] = ()  # common names
-    reason: str = ""  # for what is computed
+    reason: str = ""  # for what is computed, or stands otherwise
 
     @property
     def row_nbytes(self) -> int:
