@@ -97,7 +97,7 @@ class Manifest(_Record):
     source: SourceRecord
     recipe: dict[str, Any]
     calibrated_on: Annotated[CalibrationRecord | None, LEFT_OUT] = None  # None: rounding looked at no sample
-    # That samples passed on; None for the processor, whose bytes are the same everywhere.
+    # That samples passed on; None for the processor.
     device: Annotated[str | None, LEFT_OUT] = None
     versions: dict[str, str]
     weights: tuple[WeightRecord, ...]

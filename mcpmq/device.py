@@ -1,7 +1,7 @@
-"""Where samples pass and matrices are rounded by what these show: a graphics processor if there is one, or none.
+"""Where samples pass and matrices are rounded by what these show: on a graphics processor, if there is one.
 
-The processor's bytes are the same on every number of threads. A graphics processor adds in an order of its own: its
-codes differ from the processor's here and there, as little as those of two processors of different makes.
+The processor's bytes are the same on every number of threads. A graphics processor adds in an order of its own, and
+where two codes are nearly as good it may take the other.
 """
 
 import psutil
@@ -34,7 +34,7 @@ def choose(name: str | None = None) -> torch.device:
 
 
 def name_of(device: torch.device) -> str | None:
-    """What an artifact records of where it was calibrated: nothing of the processor, whose bytes do not tell."""
+    """What an artifact records of where it was calibrated: nothing, if on the processor."""
     if device.type == "cpu":
         return None
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

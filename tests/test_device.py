@@ -102,7 +102,7 @@ def test_the_processor_under_another_name_makes_the_same_codes(
 def test_an_artifact_says_on_what_it_was_calibrated_and_a_finished_one_is_everybodys(
     tiny_checkpoint: Path, mixed_set: CalibrationSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The processor is not named, whose bytes are the same everywhere; another device's codes are not made again."""
+    """The processor is not named; another device's codes are not made again."""
     plan = make_plan(Checkpoint.open(tiny_checkpoint), Recipe.load("calibrated-int4"))
     made = quantize(plan, tmp_path / "out", mixed_set, device="cpu")
     assert "device" not in json.loads((made.path / "mcpmq.json").read_text())
