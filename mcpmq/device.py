@@ -40,6 +40,11 @@ def name_of(device: torch.device) -> str | None:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
+def told(what: str, device: torch.device) -> str:
+    """What is said of work while it goes on: where, if not on the processor, for nobody may have asked for it."""
+    return what if device == CPU else f"{what} on {name_of(device)}"
+
+
 def available_nbytes(device: torch.device) -> int:
     """Memory that is free there now."""
     if device.type == "cuda":

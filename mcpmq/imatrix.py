@@ -26,7 +26,7 @@ from mcpmq.calibrating.memory import refuse_what_does_not_fit
 from mcpmq.calibrating.passing import component_of, fed_by, is_head, labels_of, pass_samples, read_samples
 from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.device import choose, name_of
+from mcpmq.device import choose, name_of, told
 from mcpmq.errors import ArtifactError, CalibrationError
 from mcpmq.families.family import TensorSpec
 from mcpmq.formats.gguf import language, mmproj
@@ -109,7 +109,7 @@ def _see(checkpoint: Checkpoint, samples: CalibrationSet, progress: Progress, de
     inputs = read_samples(processor, samples.samples, progress)
     refuse_what_does_not_fit(checkpoint, inputs, device=device)
     model = native.build(checkpoint.family, checkpoint.config, checkpoint.specs, device)
-    ticks = iter(progress(list(model.blocks), "summing up"))
+    ticks = iter(progress(list(model.blocks), told("summing up", device)))
 
     def load(block: nn.Module) -> None:
         next(ticks, None)

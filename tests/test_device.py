@@ -4,6 +4,7 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import torch
 from mcpmq.artifact import Artifact
 from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.device import CPU, available_nbytes, choose, name_of
-from mcpmq.errors import CalibrationError
+from mcpmq.device import CPU, available_nbytes, choose, name_of, told
+from mcpmq.errors import CalibrationError, OutputError
 from mcpmq.plan import make_plan
+from mcpmq.progress import Item
 from mcpmq.quantize import quantize
 from mcpmq.recipe import Recipe
 from tests.second_device import NAME, compile_library
@@ -30,6 +32,12 @@ def test_a_device_is_chosen_by_name_or_because_it_is_there() -> None:
     assert name_of(CPU) is None
     assert (choose().type == "cuda") == CUDA
     assert available_nbytes(CPU) > 0
+
+
+def test_work_elsewhere_than_on_the_processor_says_so() -> None:
+    """A default that nobody asked for is seen while it works."""
+    assert told("calibrating", CPU) == "calibrating"
+    assert told("calibrating", torch.device("meta")) == "calibrating on meta"
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "cuda:-1", "cpu:0", "", ":1"])
@@ -109,3 +117,27 @@ def test_an_artifact_says_on_what_it_was_calibrated_and_a_finished_one_is_everyb
 
     monkeypatch.setattr("mcpmq.quantize.name_of", lambda _: "a graphics processor")
     assert quantize(plan, tmp_path / "out", mixed_set, device="cpu").artifact == Artifact.open(tmp_path / "out")
+
+
+def test_a_run_that_stopped_on_one_device_does_not_go_on_on_another(
+    tiny_checkpoint: Path, mixed_set: CalibrationSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks of both would be mixed; on the same device it goes on."""
+
+    def stopping(items: Sequence[Item], what: str) -> Iterable[Item]:
+        if what == "calibrating":
+            items = items[:3]
+        yield from items
+        if what == "calibrating":
+            raise KeyboardInterrupt
+
+    plan = make_plan(Checkpoint.open(tiny_checkpoint), Recipe.load("calibrated-int4"))
+    with pytest.raises(KeyboardInterrupt):
+        quantize(plan, tmp_path / "out", mixed_set, stopping, device="cpu")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("mcpmq.quantize.name_of", lambda _: "a graphics processor")
+        with pytest.raises(OutputError, match="or device"):
+            quantize(plan, tmp_path / "out", mixed_set, device="cpu")
+
+    assert quantize(plan, tmp_path / "out", mixed_set, device="cpu").artifact.manifest.device is None

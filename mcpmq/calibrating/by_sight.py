@@ -28,7 +28,7 @@ from mcpmq.calibrating.passing import (
 )
 from mcpmq.calibrating.trial import Stats, Trial, scales_of
 from mcpmq.calibration import CalibrationSet, Sample
-from mcpmq.device import CPU
+from mcpmq.device import CPU, told
 from mcpmq.errors import CalibrationError
 from mcpmq.native import NativeModel
 from mcpmq.observe import Labels, LayerStats, observe
@@ -110,7 +110,7 @@ def round_by_sight(
     refuse_what_does_not_fit(checkpoint, inputs, seeing, device)
     model = native.build(checkpoint.family, checkpoint.config, checkpoint.specs, device)
     steps = {step.name: step for step in plan.steps}
-    ticks = iter(progress(list(model.blocks), "calibrating"))
+    ticks = iter(progress(list(model.blocks), told("calibrating", device)))
     threads = torch.get_num_threads()
     judges = held_out([one.kind for one in inputs])
     with all_threads(device) as each, torch.inference_mode():

@@ -17,7 +17,7 @@ from mcpmq import native
 from mcpmq.calibrating.passing import component_of, fed_by, is_head, labels_of, pass_samples, read_samples
 from mcpmq.calibration import Sample
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.device import CPU
+from mcpmq.device import CPU, told
 from mcpmq.errors import CalibrationError
 from mcpmq.families.family import TensorSpec
 from mcpmq.grids import dequantize
@@ -62,7 +62,7 @@ def damages(
     processor = checkpoint.family.processor(checkpoint.path)
     inputs = read_samples(processor, samples, progress)
     model = native.build(checkpoint.family, checkpoint.config, checkpoint.specs, device)
-    ticks = iter(progress(list(model.blocks), "trying schemes"))
+    ticks = iter(progress(list(model.blocks), told("trying schemes", device)))
     with all_threads(device) as each, torch.inference_mode():
         looking = _Looking(checkpoint, model, schemes, method, each, ticks, torch.get_num_threads())
         pass_samples(model, processor, inputs, each, looking.load, looking.visit)
