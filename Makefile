@@ -46,7 +46,7 @@ unit: setup
 LEAST := build/onnxruntime-1.24.4
 least-runtime: setup
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $(LEAST) onnxruntime==1.24.4
-	PYTHONPATH=$(LEAST) $(BIN)/pytest --quiet tests/formats tests/runners/test_onnx.py tests/runners/test_rounded_inputs.py
+	PYTHONPATH=$(LEAST) $(BIN)/pytest --quiet tests/formats tests/runners/test_onnx.py tests/runners/test_fake_quant.py
 
 # Artifacts loaded by transformers.js in Node, with an image. Scripts of packages, which fetch more, are not run.
 JAVASCRIPT := build/transformers-js
@@ -64,9 +64,9 @@ docs: setup
 
 # Every Hugging Face format, loaded by its own reader; gptqmodel, which takes minutes to build, where it disturbs nobody.
 readers: setup build/readers/ready
-	$(BIN)/python -m benchmarks.readers --gptqmodel $(CURDIR)/build/readers/bin/python
+	$(BIN)/python -m benchmarks.compat --gptqmodel $(CURDIR)/build/readers/bin/python
 
-build/readers/ready: benchmarks/readers/environment.txt
+build/readers/ready: benchmarks/compat/environment.txt
 	$(PYTHON) -m venv build/readers
 	build/readers/bin/pip install --quiet --disable-pip-version-check --requirement $<
 	touch $@

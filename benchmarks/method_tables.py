@@ -5,7 +5,7 @@ from typing import Any
 
 from benchmarks.tables import RESULTS, provenance_of
 from mcpmq.evaluate import Estimate
-from mcpmq.table import megabytes
+from mcpmq.system.table import megabytes
 
 FILE = RESULTS / "methods.json"
 METHODS = {"rtn": "to nearest", "importance": "to nearest, fitted", "gptq": "GPTQ", "best": "the better of both"}

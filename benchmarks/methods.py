@@ -18,8 +18,8 @@ from typing import Any
 
 from benchmarks.run import HELDOUT, PACKAGES, REFERENCE, RESULTS, ROOT, STARTER, timed
 from mcpmq.evaluate import Difference
-from mcpmq.machine import describe_machine
 from mcpmq.report import Entry, Report
+from mcpmq.system.environment import describe_machine
 
 WORK = ROOT / "build" / "benchmarks" / "methods"
 FORMATS = {"int4-g32": ("gguf", "onnx"), "q4_k": ("gguf",), "int8-g32": ("gguf", "onnx")}

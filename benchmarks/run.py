@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.real_size import write as write_real_size
-from mcpmq.machine import describe_machine
 from mcpmq.report import Report
+from mcpmq.system.environment import describe_machine
 
 ROOT = Path(__file__).parent.parent
 WORK = ROOT / "build" / "benchmarks" / "reference"

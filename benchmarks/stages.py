@@ -20,15 +20,16 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.run import RESULTS, provenance
-from mcpmq.device import CPU, choose, name_of
+from mcpmq.calibrate.observers import Labels, observe
+from mcpmq.execution.chunked_matmul import all_threads, bfloat16_products, share_linears, workers
+from mcpmq.execution.device import CPU, choose, name_of
 from mcpmq.formats.gguf.packing import pack_integers
 from mcpmq.formats.onnx.packing import for_product
 from mcpmq.grids import ggml
-from mcpmq.observe import Labels, LayerStats, observe
-from mcpmq.pieces import all_threads, bfloat16_products, share_linears, workers
-from mcpmq.recipe import GgmlScheme, IntegerScheme, parse_scheme
 from mcpmq.rounding import gptq, rtn
-from mcpmq.rounding.factor import Factor, factored
+from mcpmq.rounding.cholesky import Factor, factored
+from mcpmq.rounding.stats import LayerStats
+from mcpmq.scheme import GgmlScheme, IntegerScheme, parse_scheme
 
 HIDDEN, FFN = 3584, 18944
 TOKENS = 2048  # that pass a matrix; a calibration set has ten times as many and takes ten times as long

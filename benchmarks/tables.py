@@ -8,16 +8,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from mcpmq import supported
-from mcpmq.by_component import Split
-from mcpmq.by_component import table_of as split_table_of
 from mcpmq.evaluate import Estimate
 from mcpmq.families.family import TensorSpec
-from mcpmq.formats import FORMATS, format_named
+from mcpmq.formats import FORMATS, format_named, support
 from mcpmq.plan import Step
-from mcpmq.recipe import CODEBOOKS, GGML_BLOCKS, parse_scheme
 from mcpmq.report import Report, table_of
-from mcpmq.table import megabytes
+from mcpmq.report.ablation import Split
+from mcpmq.report.ablation import table_of as split_table_of
+from mcpmq.scheme import CODEBOOKS, GGML_BLOCKS, parse_scheme
+from mcpmq.system.table import megabytes
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -273,7 +272,7 @@ def schemes() -> str:
 
 def families() -> str:
     """What `mcpmq families` prints, without its heading."""
-    return supported.table().markdown().partition("\n\n")[2].strip()
+    return support.table().markdown().partition("\n\n")[2].strip()
 
 
 def transformers_js() -> str:

@@ -21,8 +21,8 @@ import numpy as np
 
 from benchmarks.real_size import write as write_real_size
 from benchmarks.run import HELDOUT, REFERENCE, RESULTS, ROOT, STARTER, provenance, timed
-from mcpmq.by_component import Split
 from mcpmq.report import Report
+from mcpmq.report.ablation import Split
 
 WORK, REAL_WORK = (ROOT / "build" / "benchmarks" / name for name in ("vision", "vision-real-size"))
 FIGURES = ("perplexity_ratio", "kl_divergence", "top_1_agreement")

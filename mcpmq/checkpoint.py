@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Self
 from mcpmq.errors import CheckpointError
 from mcpmq.families import family_of
 from mcpmq.families.family import Architecture, Family, TensorSpec
-from mcpmq.json_file import read_json
-from mcpmq.safetensors_file import Entry, read_bytes, read_header
+from mcpmq.system.json_file import read_json
+from mcpmq.system.safetensors_file import Entry, read_bytes, read_header
 
 if TYPE_CHECKING:
     from torch import Tensor

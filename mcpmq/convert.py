@@ -3,18 +3,18 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import Checkpoint
+from mcpmq.dataset import CalibrationSet
 from mcpmq.errors import FormatError
 from mcpmq.evaluate import Settings
 from mcpmq.export import export
-from mcpmq.fit import Budget, fit
 from mcpmq.formats import FormatName, check
+from mcpmq.mixed_precision import Budget, fit
 from mcpmq.plan import make_plan
-from mcpmq.publish import add_figures
 from mcpmq.quantize import quantize
 from mcpmq.recipe import Recipe
 from mcpmq.report import Report, compare, write_report
+from mcpmq.report.model_cards import add_figures
 
 
 def convert(

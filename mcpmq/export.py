@@ -4,13 +4,13 @@ from pathlib import Path
 from typing import Any
 
 from mcpmq.artifact import MANIFEST, Artifact, Manifest, appearing_whole, refuse_full_disk, write_manifest
-from mcpmq.calibration import CalibrationSet
+from mcpmq.dataset import CalibrationSet
 from mcpmq.errors import FormatError
 from mcpmq.families import family_named
 from mcpmq.formats import FormatName, check_steps, format_named
 from mcpmq.formats.format import Format
-from mcpmq.progress import Progress, silent
-from mcpmq.quantized import Quantized
+from mcpmq.quantized_model import Quantized
+from mcpmq.system.progress import Progress, silent
 
 NPU_TOWERS = ("siglip-resampler", "timm-resampler")
 ROUNDED_FOR_NPUS = (

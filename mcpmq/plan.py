@@ -11,17 +11,16 @@ from math import prod
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import RecipeError
 from mcpmq.families.family import Fold, TensorSpec
-from mcpmq.recipe import (
+from mcpmq.recipe import Activation, Recipe
+from mcpmq.scheme import (
     CODEBOOK_COLUMNS,
-    Activation,
     CodebookScheme,
     FloatScheme,
     GgmlScheme,
     IntegerScheme,
-    Recipe,
     Scheme,
 )
-from mcpmq.safetensors_file import DTYPES
+from mcpmq.system.safetensors_file import DTYPES
 
 BESIDE_INTEGER_INPUTS = IntegerScheme(8, None)
 COMPONENTS = {"vision", "projector", "embedding", "language", "head"}

@@ -7,7 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from mcpmq.recipe import CodebookScheme, GgmlScheme, IntegerScheme
+from mcpmq.scheme import CodebookScheme, GgmlScheme, IntegerScheme
 
 
 @dataclass(frozen=True, slots=True)

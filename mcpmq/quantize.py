@@ -15,18 +15,18 @@ from mcpmq.artifact import (
     refuse_full_disk,
     write_manifest,
 )
-from mcpmq.calibrating.by_sight import needs_samples, refuse_unseen, round_by_sight
-from mcpmq.calibration import CalibrationSet
+from mcpmq.calibrate.sequential import needs_samples, refuse_unseen, round_by_sight
 from mcpmq.checkpoint import HUB_PATTERNS, Checkpoint
-from mcpmq.device import CPU, choose, name_of
+from mcpmq.dataset import CalibrationSet
 from mcpmq.errors import OutputError
-from mcpmq.ggml_library import library_path
-from mcpmq.machine import PACKAGES, PACKAGES_OF_THE_MODEL, installed_versions
+from mcpmq.execution.device import CPU, choose, name_of
 from mcpmq.plan import Plan, Step
-from mcpmq.progress import Progress, silent
-from mcpmq.quantized import BLOCKS, Quantized, findings_in, write_block
-from mcpmq.recipe import GgmlScheme
-from mcpmq.rounded import rounded
+from mcpmq.quantized_model import BLOCKS, Quantized, findings_in, write_block
+from mcpmq.rounding.weight import rounded
+from mcpmq.scheme import GgmlScheme
+from mcpmq.system.environment import PACKAGES, PACKAGES_OF_THE_MODEL, installed_versions
+from mcpmq.system.ggml_library import library_path
+from mcpmq.system.progress import Progress, silent
 
 REQUEST = "request.json"  # of an unfinished run: what it was asked, so that another question is not mixed in
 

@@ -9,18 +9,18 @@ from PIL import Image
 
 from benchmarks.real_size import write_headers
 from mcpmq.artifact import Artifact
-from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.cli import main
+from mcpmq.dataset import CalibrationSet
 from mcpmq.export import export
 from mcpmq.plan import make_plan
 from mcpmq.quantize import quantize
-from mcpmq.quantized import Quantized
+from mcpmq.quantized_model import Quantized
 from mcpmq.recipe import Recipe
 from mcpmq.release.package import Wanted, package
 from mcpmq.release.record import Release
 from tests.commands import Command, Ran
-from tests.releases import report_about, with_terms
+from tests.fake_releases import report_about, with_terms
 from tests.tiny import build_checkpoint
 from tests.tiny_families import TINY_FAMILIES, TinyFamily
 

@@ -11,15 +11,15 @@ from torch import Tensor
 
 from mcpmq.artifact import Artifact
 from mcpmq.checkpoint import Checkpoint
+from mcpmq.execution.torch_model import Stored, floats_of
 from mcpmq.export import export
 from mcpmq.families.family import TensorSpec
-from mcpmq.families.minicpmv2_native import Patches
-from mcpmq.formats.gguf.places import rows_along_one, table_for
+from mcpmq.families.modeling_minicpmv2 import Patches
+from mcpmq.formats.gguf.position_tables import rows_along_one, table_for
 from mcpmq.formats.gguf.resampler import GRID
-from mcpmq.native import Stored, floats_of
 from mcpmq.plan import make_plan
 from mcpmq.quantize import quantize
-from mcpmq.quantized import Quantized
+from mcpmq.quantized_model import Quantized
 from mcpmq.recipe import Recipe
 from mcpmq.runners.llamacpp.language import LanguageModel
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from mcpmq.artifact import Artifact
 from mcpmq.export import export
 from mcpmq.formats import FormatName
-from mcpmq.quantized import Quantized
+from mcpmq.quantized_model import Quantized
 from tests.gguf_tools import quantized_by
 
 

@@ -19,10 +19,10 @@ from mcpmq.formats import onnx as onnx_format
 from mcpmq.formats.onnx.external_data import ExternalData
 from mcpmq.formats.onnx.graph import Graph
 from mcpmq.formats.onnx.weights import Weights
-from mcpmq.progress import silent
 from mcpmq.qtensor import QTensor
-from mcpmq.quantized import Quantized
-from mcpmq.recipe import IntegerScheme
+from mcpmq.quantized_model import Quantized
+from mcpmq.scheme import IntegerScheme
+from mcpmq.system.progress import silent
 
 
 def artifact_of(quantized: Quantized, out: Path, accuracy_level: int = 0) -> Path:

@@ -7,7 +7,7 @@ import pytest
 
 from mcpmq.artifact import MANIFEST, Artifact, appearing_whole, refuse_full_disk
 from mcpmq.errors import ArtifactError, OutputError
-from mcpmq.quantized import Quantized
+from mcpmq.quantized_model import Quantized
 
 
 def test_a_folder_appears_when_its_block_ends_well(tmp_path: Path) -> None:

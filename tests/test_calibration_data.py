@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 
 from calibration import make_sets
-from mcpmq.calibration import CalibrationSet, Sample
 from mcpmq.checkpoint import Checkpoint
+from mcpmq.dataset import CalibrationSet, Sample
 from mcpmq.evaluate import Settings, encoded, measure_original
 
 FOLDER = Path(__file__).parent.parent / "calibration"

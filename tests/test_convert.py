@@ -7,7 +7,7 @@ import pytest
 from mcpmq.convert import convert
 from mcpmq.errors import CalibrationError, FormatError
 from mcpmq.evaluate import Settings
-from mcpmq.quantized import Quantized
+from mcpmq.quantized_model import Quantized
 from mcpmq.recipe import Recipe
 
 SETTINGS = Settings(threads=1)

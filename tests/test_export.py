@@ -8,7 +8,7 @@ import pytest
 from mcpmq.artifact import Artifact
 from mcpmq.errors import FormatError, OutputError
 from mcpmq.export import export
-from mcpmq.quantized import Quantized
+from mcpmq.quantized_model import Quantized
 
 
 def test_the_same_codes_give_the_same_bytes(tiny_int4: Quantized, tmp_path: Path) -> None:

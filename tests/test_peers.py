@@ -14,10 +14,10 @@ from transformers import Qwen2ForCausalLM
 
 from benchmarks.peers import text_checkpoint
 from benchmarks.peers.decoders import written_by_mcpmq, written_by_peer
-from benchmarks.peers.measuring import distance, estimates, kinds_of
-from benchmarks.peers.original import Original
-from mcpmq.calibration import CalibrationSet
-from mcpmq.quantized import Quantized
+from benchmarks.peers.metrics import distance, estimates, kinds_of
+from benchmarks.peers.original_model import Original
+from mcpmq.dataset import CalibrationSet
+from mcpmq.quantized_model import Quantized
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import torch
 
 from mcpmq.grids import dequantize
 from mcpmq.qtensor import QTensor
-from mcpmq.recipe import GgmlScheme, IntegerScheme, parse_scheme
 from mcpmq.rounding import ROUNDERS
+from mcpmq.scheme import GgmlScheme, IntegerScheme, parse_scheme
 
 
 @pytest.mark.parametrize("text", ["int4-g32", "int4-g16-asym", "int8-row", "q5_k"])

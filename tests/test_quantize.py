@@ -14,11 +14,11 @@ from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import CheckpointError, OutputError
 from mcpmq.grids import dequantize
 from mcpmq.plan import Plan, make_plan
-from mcpmq.progress import Item
 from mcpmq.qtensor import QTensor
 from mcpmq.quantize import quantize
-from mcpmq.quantized import BLOCKS, Quantized
+from mcpmq.quantized_model import BLOCKS, Quantized
 from mcpmq.recipe import Recipe
+from mcpmq.system.progress import Item
 
 
 @pytest.fixture

@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import Checkpoint
+from mcpmq.dataset import CalibrationSet
+from mcpmq.execution.chunked_matmul import torch_threads
 from mcpmq.export import export
-from mcpmq.pieces import torch_threads
 from mcpmq.plan import make_plan
 from mcpmq.quantize import quantize
 from mcpmq.recipe import Recipe
 from mcpmq.release.package import Wanted, package
 from mcpmq.release.record import files_under
-from tests.releases import report_about, with_terms
+from tests.fake_releases import report_about, with_terms
 
 
 def _build(checkpoint: Path, samples: Path, folder: Path, recipe: str, formats: tuple[str, ...], threads: int) -> Path:

@@ -11,13 +11,24 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict
 
-from benchmarks.peers import plain, text_checkpoint
+from benchmarks.peers import text_checkpoint, unscaled_checkpoint
+from benchmarks.peers.artifacts import (
+    CHECKPOINTS,
+    MADE,
+    MODELS,
+    ROOT,
+    SETS,
+    WAYS,
+    Way,
+    install,
+    make,
+    python_of,
+)
 from benchmarks.peers.decoders import Decoder, written_by_mcpmq, written_by_peer
-from benchmarks.peers.making import CHECKPOINTS, MADE, MODELS, ROOT, SETS, WAYS, Way, install, make, python_of
-from benchmarks.peers.measuring import Distance, distance, estimates, kinds_of
-from benchmarks.peers.original import Original
-from mcpmq.calibration import CalibrationSet
-from mcpmq.machine import describe_machine, installed_versions
+from benchmarks.peers.metrics import Distance, distance, estimates, kinds_of
+from benchmarks.peers.original_model import Original
+from mcpmq.dataset import CalibrationSet
+from mcpmq.system.environment import describe_machine, installed_versions
 
 STARTER, HELDOUT = (ROOT / "calibration" / name for name in ("starter", "heldout"))
 RESULTS = ROOT / "benchmarks" / "results" / "peers.json"
@@ -32,7 +43,7 @@ def prepare() -> dict[str, int]:
     if not (SETS / "images").is_symlink():
         (SETS / "images").symlink_to(STARTER)
     text_checkpoint.write_without_images(STARTER, SETS / "text")
-    plain.write(MODELS["reference"], MODELS["plain"])
+    unscaled_checkpoint.write(MODELS["reference"], MODELS["plain"])
     tokens = {}
     for model, folder in MODELS.items():
         original = Original.open(folder)

@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from benchmarks.peers.original import PREFIX
-from mcpmq.native import floats_of
+from benchmarks.peers.original_model import PREFIX
+from mcpmq.execution.torch_model import floats_of
 from mcpmq.qtensor import QTensor
-from mcpmq.quantized import Quantized
+from mcpmq.quantized_model import Quantized
 
 LAYERS = "model.layers."
 BITS, CODES_A_WORD, GROUP_SIZE = 4, 8, 32

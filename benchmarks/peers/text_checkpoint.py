@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from benchmarks.peers.original import Original
-from mcpmq.calibration import CalibrationSet
+from benchmarks.peers.original_model import Original
+from mcpmq.dataset import CalibrationSet
 
 TOKENS = "tokens.json"
 

@@ -21,11 +21,11 @@ from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from calibration.reference.publish import build_model, model_config, read_weights
+from calibration.reference.checkpoint_files import build_model, model_config, read_weights
 from calibration.reference.samples import IGNORED, Example, collate, image_example
-from calibration.reference.sight import batched_features
 from calibration.reference.tokenizer import UNKNOWN
-from mcpmq.families.minicpmv_native import MiniCPMVForConditionalGeneration
+from calibration.reference.vision_probe import batched_features
+from mcpmq.families.modeling_minicpmv import MiniCPMVForConditionalGeneration
 
 HERE = Path(__file__).parent
 HELDOUT = HERE.parent / "heldout"

@@ -20,7 +20,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from calibration.reference.publish import build_model, model_config
+from calibration.reference.checkpoint_files import build_model, model_config
 from calibration.reference.samples import (
     IGNORED,
     Batch,
@@ -29,9 +29,9 @@ from calibration.reference.samples import (
     scene_batch,
     text_batch,
 )
-from calibration.reference.sight import Examiner, patch_states, resample, start_locally
 from calibration.reference.tokenizer import UNKNOWN, train_tokenizer
-from mcpmq.families.minicpmv_native import MiniCPMVForConditionalGeneration
+from calibration.reference.vision_probe import Examiner, patch_states, resample, start_locally
+from mcpmq.families.modeling_minicpmv import MiniCPMVForConditionalGeneration
 
 SEED = 11
 SAVE_SECONDS = 180.0

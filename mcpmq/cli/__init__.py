@@ -5,11 +5,11 @@ from typing import Annotated
 
 import typer
 
-from mcpmq.cli import looks, releases, steps
+from mcpmq.cli import inspect, pipeline, release
 from mcpmq.errors import McpmqError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
-for room in (steps, looks, releases):
+for room in (pipeline, inspect, release):
     app.add_typer(room.commands)
 
 
@@ -30,9 +30,9 @@ def mcpmq(
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="More notices, and tracebacks of errors")] = False,
 ) -> None:
     """Make multimodal language models small, and say what it cost."""
-    from mcpmq import show
+    from mcpmq import ui
 
-    show.set_verbosity(quiet=quiet, verbose=verbose)
+    ui.set_verbosity(quiet=quiet, verbose=verbose)
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
     try:
         app(prog_name="mcpmq")
     except McpmqError as error:
-        from mcpmq import show
+        from mcpmq import ui
 
-        show.error(error)
+        ui.error(error)
         raise SystemExit(1) from None

@@ -1,7 +1,7 @@
 """What a model makes of held-out answers, what it weighs and what it takes, and how sure each figure is."""
 
-from mcpmq.evaluate.encoded import EncodedSet, encoded
-from mcpmq.evaluate.estimate import Estimate
+from mcpmq.evaluate.bootstrap import Estimate
+from mcpmq.evaluate.inputs import EncodedSet, encoded
 from mcpmq.evaluate.measure import ORIGINAL, UNQUANTIZED, Measurement, measure, measure_original
 from mcpmq.evaluate.metrics import NONSQUARE, Change, Difference, changes, differences
 from mcpmq.evaluate.record import Record

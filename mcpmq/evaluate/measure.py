@@ -13,17 +13,24 @@ from mcpmq.artifact import Artifact, refuse_full_disk
 from mcpmq.checkpoint import HUB_PATTERNS, Checkpoint
 from mcpmq.errors import ArtifactError
 from mcpmq.evaluate import cache
-from mcpmq.evaluate.encoded import EncodedSet
+from mcpmq.evaluate.inputs import EncodedSet
 from mcpmq.evaluate.metrics import ComparedTokens, KindResult, SampleFigures, by_kind
 from mcpmq.evaluate.record import Record
 from mcpmq.evaluate.settings import Settings
 from mcpmq.families.family import Inputs
-from mcpmq.machine import describe_machine
-from mcpmq.runners.in_turn import measure_in_turn
-from mcpmq.runners.judge import Judged
-from mcpmq.runners.log_probabilities import nbytes_of
-from mcpmq.runners.process import ENGINE_OF, ENGINES, NOTHING, Engine, Run, run
+from mcpmq.runners.launcher import (
+    ENGINE_OF,
+    ENGINES,
+    NOTHING,
+    Engine,
+    Run,
+    run,
+)
+from mcpmq.runners.logprobs import nbytes_of
 from mcpmq.runners.runner import Phases
+from mcpmq.runners.sequential_memory import measure_in_turn
+from mcpmq.runners.token_metrics import Judged
+from mcpmq.system.environment import describe_machine
 
 DECIMALS = 8  # of losses and divergences, in nats
 MEASUREMENT, LOG_PROBABILITIES = "measurement.json", "log_probabilities"

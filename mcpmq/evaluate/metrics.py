@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import TypeAlias
 
 from mcpmq.errors import ArtifactError
-from mcpmq.evaluate.estimate import Estimate, mean_of, quantile_of
+from mcpmq.evaluate.bootstrap import Estimate, mean_of, quantile_of
 from mcpmq.evaluate.record import Record
 
 NONSQUARE = "nonsquare"  # tag of images that llama.cpp resizes in another way than the published code

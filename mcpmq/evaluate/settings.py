@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from mcpmq.progress import Progress, silent
+from mcpmq.system.progress import Progress, silent
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from jinja2 import Template, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from mcpmq.errors import CheckpointError
-from mcpmq.json_file import read_json
+from mcpmq.system.json_file import read_json
 
 LARGEST_TEMPLATE_CHARACTERS = 1 << 18
 LARGEST_TEXT_CHARACTERS = 1 << 22

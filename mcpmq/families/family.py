@@ -9,7 +9,7 @@ from typing import Any, Literal, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from mcpmq.families.layout import SINCE_2_6, Layout
+from mcpmq.families.prompt_format import SINCE_2_6, Layout
 
 Role = Literal["matrix", "table", "other"]
 

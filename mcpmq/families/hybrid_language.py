@@ -5,7 +5,7 @@ from typing import Any, Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from mcpmq.errors import CheckpointError
-from mcpmq.families.checked import Heads, Width
+from mcpmq.families.config_schema import Heads, Width
 from mcpmq.families.family import LanguageShape, LinearAttention
 from mcpmq.families.language import LanguageConfig, Rope
 

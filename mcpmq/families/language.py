@@ -7,7 +7,14 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from mcpmq.errors import CheckpointError
-from mcpmq.families.checked import Checked, Heads, HiddenWidth, Layers, Vocabulary, Width
+from mcpmq.families.config_schema import (
+    Checked,
+    Heads,
+    HiddenWidth,
+    Layers,
+    Vocabulary,
+    Width,
+)
 from mcpmq.families.family import LanguageShape
 
 ROPE_TYPES = ("default", "mrope", "longrope")

@@ -6,10 +6,10 @@ from typing import Any
 from pydantic import PositiveFloat
 
 from mcpmq.errors import CheckpointError
-from mcpmq.families.checked import Width, checked
+from mcpmq.families.config_schema import Width, checked
 from mcpmq.families.family import Architecture, Family, LatentAttention
-from mcpmq.families.folds import LATENT_LANGUAGE
 from mcpmq.families.language import LanguageConfig, text_keys
+from mcpmq.families.smoothing_mappings import LATENT_LANGUAGE
 from mcpmq.families.tensors import decoder
 
 
@@ -63,7 +63,7 @@ MINICPM3 = Family(
     architecture=_architecture,
     tensors=lambda architecture: tuple(decoder(architecture.language, "model")),
     inputs="mcpmq.families.text_inputs",
-    native="mcpmq.families.transformers_native:minicpm3",
+    native="mcpmq.families.modeling_transformers:minicpm3",
     sees=False,
     folds=LATENT_LANGUAGE,
 )

@@ -5,13 +5,13 @@ from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt
 
-from mcpmq.families.checked import Width, checked, refuse_keys
+from mcpmq.families.config_schema import Width, checked, refuse_keys
 from mcpmq.families.family import Architecture, Family, LanguageShape, TensorSpec
-from mcpmq.families.folds import GATED_LANGUAGE, RESAMPLER, SIGLIP
 from mcpmq.families.language import LanguageConfig, text_keys
-from mcpmq.families.layout import Layout
+from mcpmq.families.prompt_format import Layout
 from mcpmq.families.resampler import HEAD_WIDTH_OF_RESAMPLER, resampler
 from mcpmq.families.siglip import Siglip, siglip
+from mcpmq.families.smoothing_mappings import GATED_LANGUAGE, RESAMPLER, SIGLIP
 from mcpmq.families.tensors import decoder
 
 
@@ -61,7 +61,7 @@ def _family(
         architecture=architecture,
         tensors=_tensors,
         inputs="mcpmq.families.minicpmv_inputs",
-        native="mcpmq.families.minicpmv_native:build",
+        native="mcpmq.families.modeling_minicpmv:build",
         fed_by=(("resampler.proj", "resampler.ln_post"),),
         folds=(*GATED_LANGUAGE, *SIGLIP, *RESAMPLER),
         **more,

@@ -5,14 +5,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from mcpmq.families.checked import Width, checked, refuse_keys
+from mcpmq.families.config_schema import Width, checked, refuse_keys
 from mcpmq.families.family import Architecture, Family, TensorSpec
-from mcpmq.families.folds import GATED_LANGUAGE, QWEN_VISION, RESAMPLER
 from mcpmq.families.language import LanguageConfig, text_keys
-from mcpmq.families.layout import Layout
 from mcpmq.families.minicpmv import version_of
+from mcpmq.families.prompt_format import Layout
 from mcpmq.families.resampler import HEAD_WIDTH_OF_RESAMPLER, resampler
 from mcpmq.families.siglip import Siglip
+from mcpmq.families.smoothing_mappings import GATED_LANGUAGE, QWEN_VISION, RESAMPLER
 from mcpmq.families.tensors import decoder
 from mcpmq.families.timm_siglip import SO400M, timm_siglip
 
@@ -83,7 +83,7 @@ MINICPM_V_2_0 = Family(
     tensors=_tensors,
     inputs="mcpmq.families.minicpmv_inputs",
     layout=Layout("</s>", slicing="configured", numbered=False, slices_as_images=True, template=TEMPLATE),
-    native="mcpmq.families.minicpmv2_native:build",
+    native="mcpmq.families.modeling_minicpmv2:build",
     llama_cpp_version=2,  # that of 2.5, whose tags it has; llama.cpp knows no 2.0
     caveats=(
         (

@@ -5,13 +5,13 @@ from typing import Any, Literal
 
 from pydantic import NonNegativeInt
 
-from mcpmq.families.checked import Checked, checked, refuse_keys
+from mcpmq.families.config_schema import Checked, checked, refuse_keys
 from mcpmq.families.family import Architecture, Family, TensorSpec, VisionShape
-from mcpmq.families.folds import HYBRID_LANGUAGE, SIGLIP, SIGLIP_MERGERS
 from mcpmq.families.hybrid_language import HybridConfig
 from mcpmq.families.language import text_keys
-from mcpmq.families.layout import Layout
+from mcpmq.families.prompt_format import Layout
 from mcpmq.families.siglip import Siglip, siglip
+from mcpmq.families.smoothing_mappings import HYBRID_LANGUAGE, SIGLIP, SIGLIP_MERGERS
 from mcpmq.families.tensors import decoder, layer_norm, matrix
 
 NAME = "minicpm-v-4.6"
@@ -69,7 +69,7 @@ MINICPM_V_4_6 = Family(
     tensors=_tensors,
     inputs="mcpmq.families.minicpmv_inputs",
     layout=Layout(placeholder="<|image_pad|>", slicing="merged", extra="none"),
-    native="mcpmq.families.transformers_native:minicpmv4_6",
+    native="mcpmq.families.modeling_transformers:minicpmv4_6",
     passed_through=(("drafts", "mtp"),),
     folds=(*HYBRID_LANGUAGE, *SIGLIP, *SIGLIP_MERGERS),
 )

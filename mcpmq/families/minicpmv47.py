@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from mcpmq.families.checked import checked
+from mcpmq.families.config_schema import checked
 from mcpmq.families.family import Architecture
 from mcpmq.families.hybrid_language import HybridConfig
 from mcpmq.families.language import text_keys
-from mcpmq.families.layout import Layout
 from mcpmq.families.minicpmv46 import MINICPM_V_4_6
+from mcpmq.families.prompt_format import Layout
 
 SECTIONS = (11, 11, 10)  # frequencies turned by time, row and column, where a configuration does not say it
 
@@ -32,7 +32,7 @@ MINICPM_V_4_7 = replace(
     recognises=lambda config: config.get("model_type") == "minicpmv4_7",
     architecture=_architecture,
     layout=Layout(placeholder="<|image_pad|>", slicing="canvas", extra="types"),
-    native="mcpmq.families.transformers_native:minicpmv4_7",
+    native="mcpmq.families.modeling_transformers:minicpmv4_7",
     refusals=(
         (
             "gguf",

@@ -12,13 +12,13 @@ from tokenizers import Tokenizer
 
 from mcpmq.errors import CheckpointError
 from mcpmq.families.chat_template import ChatTemplate
-from mcpmq.families.checked import Checked, checked
+from mcpmq.families.config_schema import Checked, checked
 from mcpmq.families.family import Inputs
-from mcpmq.families.layout import SINCE_2_6, Layout
-from mcpmq.families.pictures import open_image
+from mcpmq.families.images import open_image
+from mcpmq.families.prompt_format import SINCE_2_6, Layout
 from mcpmq.families.slicing import SLICINGS, Slicing, refuse_contradiction, slice_image, target_sizes
-from mcpmq.families.text import check_range, open_tokenizer, refuse_special
-from mcpmq.json_file import read_json
+from mcpmq.families.tokenizer import check_range, open_tokenizer, refuse_special
+from mcpmq.system.json_file import read_json
 
 
 class _Config(Checked):

@@ -6,8 +6,8 @@ from typing import Annotated, Self
 from annotated_types import MaxLen, MinLen
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from mcpmq.families.checked import Checked, checked
-from mcpmq.json_file import read_json
+from mcpmq.families.config_schema import Checked, checked
+from mcpmq.system.json_file import read_json
 
 Means = Annotated[tuple[float, ...], MinLen(3), MaxLen(3)]  # of red, green and blue
 Deviations = Annotated[tuple[PositiveFloat, ...], MinLen(3), MaxLen(3)]

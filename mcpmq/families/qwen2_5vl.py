@@ -6,11 +6,11 @@ from typing import Any
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from mcpmq.families.checked import HiddenWidth, Width, checked
+from mcpmq.families.config_schema import HiddenWidth, Width, checked
 from mcpmq.families.family import Architecture
-from mcpmq.families.folds import GATED_LANGUAGE, GATED_QWEN_VISION
 from mcpmq.families.qwen2vl import QWEN2_VL, language_of, tensors
 from mcpmq.families.qwen_vision import Patches
+from mcpmq.families.smoothing_mappings import GATED_LANGUAGE, GATED_QWEN_VISION
 
 FFN = {"mlp.gate": "mlp.gate_proj", "mlp.up": "mlp.up_proj", "mlp.down": "mlp.down_proj"}
 
@@ -41,6 +41,6 @@ QWEN2_5_VL = replace(
     recognises=lambda config: config.get("model_type") == "qwen2_5_vl",
     architecture=_architecture,
     tensors=lambda architecture: tensors(architecture, FFN),
-    native="mcpmq.families.transformers_native:qwen2_5_vl",
+    native="mcpmq.families.modeling_transformers:qwen2_5_vl",
     folds=(*GATED_LANGUAGE, *GATED_QWEN_VISION),
 )

@@ -5,12 +5,12 @@ from typing import Any, ClassVar
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from mcpmq.families.checked import Width, checked
+from mcpmq.families.config_schema import Width, checked
 from mcpmq.families.family import Architecture, Family, LanguageShape, TensorSpec
-from mcpmq.families.folds import GATED_LANGUAGE, QWEN_VISION
 from mcpmq.families.language import LanguageConfig, text_keys
-from mcpmq.families.layout import Layout
+from mcpmq.families.prompt_format import Layout
 from mcpmq.families.qwen_vision import Patches, patch_embedding, qwen_layer, qwen_merger
+from mcpmq.families.smoothing_mappings import GATED_LANGUAGE, QWEN_VISION
 from mcpmq.families.tensors import decoder, renamed
 
 SECTIONS = (16, 24, 24)  # frequencies turned by time, row and column, where a configuration does not say it
@@ -72,7 +72,7 @@ QWEN2_VL = Family(
     tensors=tensors,
     inputs="mcpmq.families.qwenvl_inputs",
     layout=Layout(placeholder="<|image_pad|>"),
-    native="mcpmq.families.transformers_native:qwen2_vl",
+    native="mcpmq.families.modeling_transformers:qwen2_vl",
     images_have_rows=True,
     caveats=(("gguf", "llama.cpp takes 0 for the epsilon of this model's norms, whatever the file says"),),
     folds=(*GATED_LANGUAGE, *QWEN_VISION),

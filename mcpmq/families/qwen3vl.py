@@ -7,12 +7,12 @@ from typing import Any, ClassVar
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from mcpmq.families.checked import HiddenWidth, Width, checked
+from mcpmq.families.config_schema import HiddenWidth, Width, checked
 from mcpmq.families.family import Architecture, TensorSpec
-from mcpmq.families.folds import GATED_LANGUAGE, QWEN_VISION
 from mcpmq.families.language import LanguageConfig, text_keys
 from mcpmq.families.qwen2vl import QWEN2_VL
 from mcpmq.families.qwen_vision import Patches, patch_embedding, qwen_layer, qwen_merger
+from mcpmq.families.smoothing_mappings import GATED_LANGUAGE, QWEN_VISION
 from mcpmq.families.tensors import decoder
 
 SECTIONS = (24, 20, 20)  # frequencies turned by time, row and column, where a configuration does not say it
@@ -76,7 +76,7 @@ QWEN3_VL = replace(
     recognises=lambda config: config.get("model_type") == "qwen3_vl",
     architecture=_architecture,
     tensors=_tensors,
-    native="mcpmq.families.transformers_native:qwen3_vl",
+    native="mcpmq.families.modeling_transformers:qwen3_vl",
     caveats=(),
     folds=(*GATED_LANGUAGE, *QWEN_VISION),
 )

@@ -5,7 +5,7 @@ from typing import Any
 
 from pydantic import Field, PositiveInt
 
-from mcpmq.families.checked import Checked, Heads, Layers
+from mcpmq.families.config_schema import Checked, Heads, Layers
 from mcpmq.families.family import Architecture, TensorSpec, VisionKind, VisionShape
 from mcpmq.families.tensors import Growth, layer_norm, matrix
 

@@ -14,14 +14,14 @@ from tokenizers import Tokenizer
 
 from mcpmq.errors import CheckpointError
 from mcpmq.families.chat_template import ChatTemplate
-from mcpmq.families.checked import Checked, checked
+from mcpmq.families.config_schema import Checked, checked
 from mcpmq.families.family import Inputs
-from mcpmq.families.layout import Layout
-from mcpmq.families.pictures import open_image
-from mcpmq.families.positions import sectioned_positions
+from mcpmq.families.images import open_image
+from mcpmq.families.position_ids import sectioned_positions
 from mcpmq.families.preprocessor import Deviations, Means, Preprocessor
-from mcpmq.families.text import check_range, open_tokenizer, refuse_special
-from mcpmq.json_file import read_json
+from mcpmq.families.prompt_format import Layout
+from mcpmq.families.tokenizer import check_range, open_tokenizer, refuse_special
+from mcpmq.system.json_file import read_json
 
 START, END = "<|vision_start|>", "<|vision_end|>"  # around an image
 Pixels = NDArray[np.uint8]

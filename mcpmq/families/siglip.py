@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from mcpmq.families.checked import Checked, Heads, HiddenWidth, Layers, Width
+from mcpmq.families.config_schema import Checked, Heads, HiddenWidth, Layers, Width
 from mcpmq.families.family import TensorSpec, VisionKind, VisionShape
 from mcpmq.families.tensors import Growth, layer_norm, matrix
 

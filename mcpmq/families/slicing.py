@@ -11,11 +11,11 @@ from PIL import Image
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from mcpmq.errors import CheckpointError
-from mcpmq.families.checked import Checked, checked
+from mcpmq.families.config_schema import Checked, checked
 from mcpmq.families.family import Inputs
-from mcpmq.families.positions import canvas_positions
+from mcpmq.families.position_ids import canvas_positions
 from mcpmq.families.preprocessor import Deviations, Means, Preprocessor
-from mcpmq.json_file import read_json
+from mcpmq.system.json_file import read_json
 
 Slice = NDArray[np.uint8]
 

@@ -12,11 +12,11 @@ from tokenizers import Tokenizer
 
 from mcpmq.errors import CalibrationError
 from mcpmq.families.chat_template import ChatTemplate
-from mcpmq.families.checked import Checked, checked
+from mcpmq.families.config_schema import Checked, checked
 from mcpmq.families.family import Inputs
-from mcpmq.families.layout import Layout
-from mcpmq.families.text import check_range, open_tokenizer, refuse_special
-from mcpmq.json_file import read_json
+from mcpmq.families.prompt_format import Layout
+from mcpmq.families.tokenizer import check_range, open_tokenizer, refuse_special
+from mcpmq.system.json_file import read_json
 
 
 class _Config(Checked):

@@ -8,7 +8,7 @@ from typing import Literal, cast, get_args
 from mcpmq.errors import FormatError, MissingExtra
 from mcpmq.families.family import Family
 from mcpmq.formats.format import Format
-from mcpmq.formats.hf.fit import is_packed
+from mcpmq.formats.hf.constraints import is_packed
 from mcpmq.formats.hf.names import uneven
 from mcpmq.plan import Plan, Step
 

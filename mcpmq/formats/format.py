@@ -4,12 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from mcpmq.formats.declared import Declared
+from mcpmq.formats.model_view import Declared
 from mcpmq.plan import Step
-from mcpmq.progress import Progress
+from mcpmq.system.progress import Progress
 
 if TYPE_CHECKING:  # `plan --format` asks `refuses` and `forecast` without torch
-    from mcpmq.quantized import Quantized
+    from mcpmq.quantized_model import Quantized
 
 
 @dataclass(frozen=True, slots=True)

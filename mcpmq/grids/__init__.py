@@ -4,7 +4,7 @@ from torch import Tensor
 
 from mcpmq.grids import codebook, ggml, integer
 from mcpmq.qtensor import QTensor
-from mcpmq.recipe import CodebookScheme, GgmlScheme
+from mcpmq.scheme import CodebookScheme, GgmlScheme
 
 
 def dequantize(weight: QTensor) -> Tensor:

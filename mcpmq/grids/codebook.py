@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mcpmq.qtensor import PackedScale, QTensor
-from mcpmq.recipe import CODEBOOK_COLUMNS, CodebookScheme
+from mcpmq.scheme import CODEBOOK_COLUMNS, CodebookScheme
 
 TABLES = {
     "nf4": (

@@ -12,12 +12,12 @@ from gguf.quants import dequantize as gguf_dequantize
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mcpmq import ggml_library
 from mcpmq.errors import EngineError
 from mcpmq.grids.ggml_blocks import LAYOUTS
 from mcpmq.grids.levels import Levels
 from mcpmq.qtensor import QTensor
-from mcpmq.recipe import GGML_BLOCKS, GgmlScheme
+from mcpmq.scheme import GGML_BLOCKS, GgmlScheme
+from mcpmq.system import ggml_library
 
 LEAST_IMPORTANCE = 1e-6  # of a column, where the mean is between 1/2 and 1
 

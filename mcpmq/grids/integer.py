@@ -12,7 +12,7 @@ from torch import Tensor
 from mcpmq.errors import RecipeError
 from mcpmq.grids.levels import Levels
 from mcpmq.qtensor import QTensor
-from mcpmq.recipe import IntegerScheme
+from mcpmq.scheme import IntegerScheme
 
 SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)  # of what would cover a group: tried where importance is known
 SEARCHED_WEIGHTS = 1 << 19  # at a time: their floats stay in the cache

@@ -4,10 +4,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from mcpmq.artifact import Artifact
-from mcpmq.release.licence import CARD, Terms
+from mcpmq.release.license import CARD, Terms
 from mcpmq.release.record import RECORD, SUMS, ReleaseRecord
 from mcpmq.report import Report, table_of
-from mcpmq.table import megabytes
+from mcpmq.system.table import megabytes
 
 CARRIED = ("language", "datasets", "license_name", "license_link", "pipeline_tag", "base_model")  # off the original's
 ORIGINAL_CARD = "ORIGINAL_README.md"

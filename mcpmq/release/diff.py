@@ -9,10 +9,10 @@ from typing import Any
 
 from mcpmq.artifact import Artifact
 from mcpmq.errors import ArtifactError
-from mcpmq.evaluate.estimate import Estimate
+from mcpmq.evaluate.bootstrap import Estimate
 from mcpmq.release.record import RECORD, Release
 from mcpmq.report import JSON_FILE, Entry, Report
-from mcpmq.table import Row, Table, megabytes
+from mcpmq.system.table import Row, Table, megabytes
 
 
 @dataclass(frozen=True, slots=True)

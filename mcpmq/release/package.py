@@ -8,11 +8,11 @@ from pathlib import Path
 from mcpmq.artifact import Artifact, appearing_whole, write_manifest
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import ReleaseError
-from mcpmq.formats.parts import LEAST_RUNTIMES, divide
+from mcpmq.formats.sharding import LEAST_RUNTIMES, divide
 from mcpmq.gate import Gate, check
-from mcpmq.recipe_file import as_toml
+from mcpmq.recipe import as_toml
 from mcpmq.release.card import ORIGINAL_CARD, Card
-from mcpmq.release.licence import CARD, Terms, terms_of
+from mcpmq.release.license import CARD, Terms, terms_of
 from mcpmq.release.record import (
     RECORD,
     PackagedArtifact,

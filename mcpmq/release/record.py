@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mcpmq.artifact import Artifact, CalibrationRecord, FileRecord, SourceRecord, sha256_of
 from mcpmq.errors import ReleaseError
-from mcpmq.table import Row, Table, megabytes
+from mcpmq.system.table import Row, Table, megabytes
 
 RECORD, SUMS = "release.json", "SHA256SUMS"
 AGAIN = "fetch it again, or package it again"

@@ -9,12 +9,12 @@ from typing import Any
 from mcpmq.artifact import MANIFEST, Artifact, sha256_of
 from mcpmq.errors import ReleaseError
 from mcpmq.evaluate.measure import engine_name
-from mcpmq.formats.origins import ORIGINS, check_origins
-from mcpmq.progress import Progress, silent
+from mcpmq.formats.provenance import ORIGINS, check_origins
 from mcpmq.release.record import AGAIN, RECORD, SUMS, Release, files_under, inside
-from mcpmq.runners.process import ENGINE_OF, run
-from mcpmq.runners.sample_files import SampleFiles
-from mcpmq.table import Table
+from mcpmq.runners.inputs_store import SampleFiles
+from mcpmq.runners.launcher import ENGINE_OF, run
+from mcpmq.system.progress import Progress, silent
+from mcpmq.system.table import Table
 
 
 @dataclass(frozen=True, slots=True)

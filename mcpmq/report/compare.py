@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mcpmq.artifact import Artifact
-from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import Checkpoint
+from mcpmq.dataset import CalibrationSet
 from mcpmq.errors import ArtifactError
 from mcpmq.evaluate import (
     ORIGINAL,
@@ -19,9 +19,9 @@ from mcpmq.evaluate import (
     measure,
     measure_original,
 )
-from mcpmq.machine import describe_machine, installed_versions
 from mcpmq.report.entries import Seen, entry_of
 from mcpmq.report.report import Environment, Report, SetFacts, SourceFacts
+from mcpmq.system.environment import describe_machine, installed_versions
 
 PACKAGES = ("mcpmq", "torch", "transformers", "tokenizers", "numpy", "pillow", "xllamacpp", "onnxruntime")
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from math import prod
 
 from mcpmq.artifact import Artifact
-from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import Checkpoint
+from mcpmq.dataset import CalibrationSet
 from mcpmq.evaluate import ORIGINAL, UNQUANTIZED, Measurement, differences
-from mcpmq.report.layers import layer_picture
+from mcpmq.report.layer_errors import layer_picture
 from mcpmq.report.report import CalibrationFacts, Entry, WeightFacts
-from mcpmq.report.worst import worst_samples
+from mcpmq.report.worst_samples import worst_samples
 
 
 @dataclass(frozen=True, slots=True)

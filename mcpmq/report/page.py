@@ -6,10 +6,10 @@ from importlib.resources import files
 from jinja2 import Environment
 
 from mcpmq.evaluate import Estimate
-from mcpmq.report.pictures import layer_pictures
+from mcpmq.report.charts import layer_pictures
 from mcpmq.report.report import Entry, Report, WorstSample
 from mcpmq.report.tables import CONTEXT, table_of, title_of
-from mcpmq.table import megabytes
+from mcpmq.system.table import megabytes
 
 
 def page_of(report: Report, violated: Sequence[str] | None = None) -> str:

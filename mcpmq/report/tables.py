@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from mcpmq.evaluate import NONSQUARE, ORIGINAL, Change, Estimate, Measurement, changes
 from mcpmq.report.report import Report
-from mcpmq.table import Row, Table, megabytes
+from mcpmq.system.table import Row, Table, megabytes
 
 CONTEXT = 4096  # tokens, what the size of the cache is told for
 WEIGHTS = {"vision, connector": ("vision", "projector"), "language model": ("language", "embedding", "head")}

@@ -5,12 +5,12 @@ from typing import Literal
 
 from torch import Tensor
 
-from mcpmq.observe import LayerStats
 from mcpmq.qtensor import QTensor
-from mcpmq.recipe import GgmlScheme, IntegerScheme
-from mcpmq.rounding import gptq, importance, rtn
+from mcpmq.rounding import gptq, rtn, rtn_imatrix
+from mcpmq.rounding.stats import LayerStats
+from mcpmq.scheme import GgmlScheme, IntegerScheme
 
 Rounder = Callable[[Tensor, IntegerScheme | GgmlScheme, LayerStats | None], QTensor]
 
 RounderName = Literal["rtn", "importance", "gptq"]
-ROUNDERS: dict[RounderName, Rounder] = {"rtn": rtn.quantize, "importance": importance.quantize, "gptq": gptq.quantize}
+ROUNDERS: dict[RounderName, Rounder] = {"rtn": rtn.quantize, "importance": rtn_imatrix.quantize, "gptq": gptq.quantize}

@@ -10,17 +10,17 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mcpmq.device import CPU
 from mcpmq.errors import CalibrationError
+from mcpmq.execution.chunked_matmul import workers
+from mcpmq.execution.device import CPU
 from mcpmq.grids import ggml, integer
 from mcpmq.grids.integer import IntegerGrid
 from mcpmq.grids.levels import Levels
-from mcpmq.observe import LayerStats
-from mcpmq.pieces import workers
 from mcpmq.qtensor import QTensor
-from mcpmq.recipe import GgmlScheme, IntegerScheme
-from mcpmq.rounding.columns import sweep
-from mcpmq.rounding.factor import factored
+from mcpmq.rounding.cholesky import factored
+from mcpmq.rounding.ldlq import sweep
+from mcpmq.rounding.stats import LayerStats
+from mcpmq.scheme import GgmlScheme, IntegerScheme
 
 # Rows are rounded so many at a time, whatever the number of threads: the same products give the same bytes.
 CHUNK_ROWS, CHUNK_WEIGHTS = 1024, 1 << 23

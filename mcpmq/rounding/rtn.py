@@ -6,11 +6,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from mcpmq.execution.chunked_matmul import workers
 from mcpmq.grids import ggml, integer
-from mcpmq.observe import LayerStats
-from mcpmq.pieces import workers
 from mcpmq.qtensor import QTensor
-from mcpmq.recipe import GgmlScheme, IntegerScheme
+from mcpmq.rounding.stats import LayerStats
+from mcpmq.scheme import GgmlScheme, IntegerScheme
 
 CHUNK_WEIGHTS = 1 << 19  # rounded at a time: their floats stay in the cache, which is 2 to 5 times faster
 

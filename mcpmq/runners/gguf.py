@@ -12,10 +12,10 @@ from mcpmq.artifact import Artifact
 from mcpmq.errors import ArtifactError, EngineError
 from mcpmq.families import family_named
 from mcpmq.families.family import Inputs
-from mcpmq.families.positions import sectioned_positions
+from mcpmq.families.position_ids import sectioned_positions
 from mcpmq.runners.llamacpp import Piece, llamacpp
 from mcpmq.runners.llamacpp.language import Context, LanguageModel
-from mcpmq.runners.llamacpp.sight import Grid, Sight, grid_of
+from mcpmq.runners.llamacpp.vision import Grid, Sight, grid_of
 from mcpmq.runners.runner import Judge, Logits, Phases, Result, phases_of
 
 MOST_SLICES, TAGS_OF_A_SLICE = 10, 3  # the overview and nine; opening, closing, line feed

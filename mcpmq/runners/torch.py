@@ -14,18 +14,18 @@ import transformers.modeling_utils  # noqa: F401 - counted with the engine, not 
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mcpmq.activations import InputGrid
 from mcpmq.artifact import MANIFEST
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import EngineError
+from mcpmq.execution.layerwise import lockstep
+from mcpmq.execution.torch_model import NativeModel, Stored, build, floats_of
 from mcpmq.families import family_named
 from mcpmq.families.family import Family, Inputs, TensorSpec
-from mcpmq.native import NativeModel, Stored, build, floats_of
+from mcpmq.grids.activation import InputGrid
 from mcpmq.plan import block_of
-from mcpmq.quantized import Quantized
-from mcpmq.runners.rounded_inputs import round_inputs
+from mcpmq.quantized_model import Quantized
+from mcpmq.runners.fake_quant import round_inputs
 from mcpmq.runners.runner import Judge, Logits, Result
-from mcpmq.stream import lockstep
 
 # Tokens of the samples that go through a block together, which bounds what is held of them: few where
 # a block costs little to fill, many where it is read from disk again.

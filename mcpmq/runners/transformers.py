@@ -11,10 +11,10 @@ import transformers.modeling_utils
 from numpy.typing import NDArray
 from torch import nn
 
+from mcpmq.execution.torch_model import module_of
 from mcpmq.families import family_named
 from mcpmq.families.family import Family, Inputs
 from mcpmq.formats.hf.reader import HuggingFaceArtifact
-from mcpmq.native import module_of
 from mcpmq.runners.runner import Judge, Result
 
 READERS = {"bnb": "bitsandbytes", "compressed-tensors": "compressed-tensors"}

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import Checkpoint
+from mcpmq.dataset import CalibrationSet
 from mcpmq.errors import ArtifactError, EngineError
 from mcpmq.evaluate import (
     ORIGINAL,
@@ -21,8 +21,8 @@ from mcpmq.evaluate import (
     measure,
     measure_original,
 )
-from mcpmq.quantized import Quantized
-from mcpmq.runners import process
+from mcpmq.quantized_model import Quantized
+from mcpmq.runners import launcher
 
 ONE_THREAD = Settings(threads=1)
 
@@ -102,7 +102,7 @@ def test_an_original_is_measured_once(
     caching = Settings(threads=1, cache=tmp_path / "cache")
     with encoded(checkpoint, mixed_set, caching) as inputs:
         first = measure_original(checkpoint, inputs, caching)
-        monkeypatch.setattr(process, "ENGINES", {})  # nothing can be started any more
+        monkeypatch.setattr(launcher, "ENGINES", {})  # nothing can be started any more
         second = measure_original(checkpoint, inputs, caching)
         with pytest.raises(KeyError):
             measure_original(checkpoint, inputs, Settings(threads=2, cache=tmp_path / "cache"))

@@ -6,7 +6,7 @@ import pytest
 from transformers import Qwen3_5TextConfig
 
 from mcpmq.errors import CheckpointError
-from mcpmq.families.checked import checked
+from mcpmq.families.config_schema import checked
 from mcpmq.families.hybrid_language import HybridConfig
 from mcpmq.families.language import text_keys
 from tests.families.test_language import SIZES

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from mcpmq.errors import CheckpointError
-from mcpmq.families.checked import checked
+from mcpmq.families.config_schema import checked
 from mcpmq.families.language import LanguageConfig, text_keys
 
 SIZES: dict[str, Any] = {

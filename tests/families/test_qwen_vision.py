@@ -4,8 +4,8 @@ from copy import deepcopy
 
 import pytest
 
+from mcpmq.execution.torch_model import module_of
 from mcpmq.families import family_of
-from mcpmq.native import module_of
 from tests.tiny_families import TINY_FAMILIES
 
 

@@ -12,11 +12,11 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from mcpmq.errors import CalibrationError, CheckpointError
 from mcpmq.families.family import Inputs
-from mcpmq.families.positions import sectioned_positions
+from mcpmq.families.modeling_transformers import qwen2_vl
+from mcpmq.families.position_ids import sectioned_positions
 from mcpmq.families.qwen2vl import QWEN2_VL
 from mcpmq.families.qwenvl_inputs import QwenVlProcessor, Resizing
-from mcpmq.families.transformers_native import qwen2_vl
-from mcpmq.json_file import read_json
+from mcpmq.system.json_file import read_json
 from tests.tiny_families import QWEN_VL_PREPROCESSOR, TINY_FAMILIES
 
 

@@ -1,7 +1,7 @@
 """The tensors of the resampler, against the module that computes it."""
 
 from mcpmq.families import family_named
-from mcpmq.families.minicpmv_native import Resampler
+from mcpmq.families.modeling_minicpmv import Resampler
 from mcpmq.families.resampler import resampler
 from tests.tiny import CONFIG
 

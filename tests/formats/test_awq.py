@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mcpmq.formats.awq import GROUP_SIZES
 from mcpmq.formats.awq.packing import pack, unpack
 from mcpmq.grids import dequantize
-from mcpmq.recipe import IntegerScheme
+from mcpmq.scheme import IntegerScheme
 from tests.hf_tools import code_in, hf_artifact, parts_in, same_weight, tensors_in
 from tests.onnx_tools import random_weight
 

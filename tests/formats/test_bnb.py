@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from mcpmq.formats.bnb.packing import pack, unpack
 from mcpmq.grids import codebook, dequantize
-from mcpmq.recipe import CODEBOOKS, CodebookScheme, IntegerScheme
 from mcpmq.rounding.rtn import quantize
+from mcpmq.scheme import CODEBOOKS, CodebookScheme, IntegerScheme
 from tests.hf_tools import hf_artifact, parts_in, same_weight, tensors_in
 
 DEVICE = torch.device("cpu")

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcpmq.formats.compressed_tensors.packing import pack, unpack
-from mcpmq.recipe import GROUP_SIZES, IntegerScheme
+from mcpmq.scheme import GROUP_SIZES, IntegerScheme
 from tests.hf_tools import code_in, same_weight
 from tests.onnx_tools import random_weight
 

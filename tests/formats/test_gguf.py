@@ -14,7 +14,7 @@ from mcpmq.errors import FormatError
 from mcpmq.formats import check
 from mcpmq.formats.gguf.tensors import widened_ffn
 from mcpmq.plan import make_plan
-from mcpmq.quantized import Quantized
+from mcpmq.quantized_model import Quantized
 from mcpmq.recipe import Recipe
 from tests.gguf_tools import exported, field, quantized_by, reader_of
 from tests.tiny import CONFIG, VOCABULARY, build_checkpoint

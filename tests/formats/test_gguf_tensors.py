@@ -16,9 +16,9 @@ from mcpmq.formats.gguf.tensors import INTEGER_TYPES, Slot
 from mcpmq.grids import dequantize
 from mcpmq.grids.ggml import ggml_type
 from mcpmq.qtensor import QTensor
-from mcpmq.quantized import Quantized
-from mcpmq.recipe import GGML_BLOCKS, GgmlScheme, IntegerScheme
+from mcpmq.quantized_model import Quantized
 from mcpmq.rounding.rtn import quantize
+from mcpmq.scheme import GGML_BLOCKS, GgmlScheme, IntegerScheme
 from tests.gguf_tools import exported, quantized_by, reader_of, values
 
 

@@ -21,9 +21,9 @@ from mcpmq.formats.hf.names import as_pattern, wide_modules
 from mcpmq.formats.hf.reader import HuggingFaceArtifact
 from mcpmq.formats.hf.writer import Layout, write_model
 from mcpmq.plan import make_plan
-from mcpmq.progress import silent
-from mcpmq.quantized import Quantized
+from mcpmq.quantized_model import Quantized
 from mcpmq.recipe import Recipe
+from mcpmq.system.progress import silent
 from tests.gguf_tools import quantized_by
 from tests.hf_tools import hf_artifact, same_weight, tensors_in
 from tests.tiny import CONFIG, build_checkpoint

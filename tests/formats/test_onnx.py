@@ -20,9 +20,10 @@ from mcpmq.formats.onnx import layout
 from mcpmq.formats.onnx.external_data import ExternalData
 from mcpmq.plan import Step, make_plan
 from mcpmq.quantize import quantize
-from mcpmq.quantized import Quantized
-from mcpmq.recipe import Recipe, parse_scheme
+from mcpmq.quantized_model import Quantized
+from mcpmq.recipe import Recipe
 from mcpmq.runners.onnx import open_runner
+from mcpmq.scheme import parse_scheme
 from tests.onnx_tools import artifact_of
 
 GRAPHS = ["vision_encoder_quantized", "embed_tokens_quantized", "decoder_model_merged_q4"]

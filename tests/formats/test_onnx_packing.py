@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from mcpmq.formats.onnx.blocks import table_refusal
+from mcpmq.formats.onnx.block_quant import table_refusal
 from mcpmq.formats.onnx.external_data import StoredArray
 from mcpmq.formats.onnx.packing import STRIPE_CODES, PackedWeight, for_lookup, for_product
 from mcpmq.grids import dequantize
-from mcpmq.recipe import GROUP_SIZES, IntegerScheme
+from mcpmq.scheme import GROUP_SIZES, IntegerScheme
 from tests.onnx_tools import random_weight, run_lookup, run_product
 
 EVERY_SCHEME = [

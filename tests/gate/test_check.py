@@ -11,9 +11,9 @@ from mcpmq.artifact import MANIFEST, Artifact
 from mcpmq.errors import ArtifactError
 from mcpmq.evaluate import ORIGINAL, changes
 from mcpmq.gate import Gate, Verdict, check, refuse_changed
-from mcpmq.quantized import Quantized
+from mcpmq.quantized_model import Quantized
 from mcpmq.report import Report
-from tests.invented import invented_report
+from tests.fake_reports import invented_report
 
 
 def gate(**parts: Any) -> Gate:

@@ -7,7 +7,7 @@ import pytest
 
 from mcpmq.report import write_report
 from tests.commands import Command
-from tests.invented import invented_report
+from tests.fake_reports import invented_report
 
 
 @pytest.fixture

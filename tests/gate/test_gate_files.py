@@ -8,7 +8,7 @@ import pytest
 
 from mcpmq.errors import OutputError
 from mcpmq.gate import Verdict, VerdictFiles, junit, sarif, summary
-from tests.invented import invented_report
+from tests.fake_reports import invented_report
 
 HELD = Verdict("gguf a", "original", "image", "kl_divergence")
 VIOLATED = Verdict("gguf a", "baseline", "text", "perplexity_ratio", 'is <2> & "more"')

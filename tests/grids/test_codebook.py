@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcpmq.grids import codebook, dequantize
-from mcpmq.recipe import CODEBOOK_COLUMNS, CODEBOOKS, CodebookScheme
+from mcpmq.scheme import CODEBOOK_COLUMNS, CODEBOOKS, CodebookScheme
 
 
 def random_weight(rows: int, groups: int, seed: int) -> torch.Tensor:

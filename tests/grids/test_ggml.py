@@ -6,7 +6,7 @@ import torch
 from gguf.quants import quantize as gguf_quantize
 
 from mcpmq.grids import ggml
-from mcpmq.recipe import GGML_BLOCKS, GgmlScheme
+from mcpmq.scheme import GGML_BLOCKS, GgmlScheme
 
 
 def _weight(rows: int, columns: int) -> torch.Tensor:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from mcpmq.grids import ggml
 from mcpmq.grids.ggml_blocks import LAYOUTS
-from mcpmq.recipe import GGML_BLOCKS, GgmlScheme
+from mcpmq.scheme import GGML_BLOCKS, GgmlScheme
 
 NAMES = st.sampled_from(sorted(GGML_BLOCKS))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from mcpmq.errors import RecipeError
 from mcpmq.grids import integer
 from mcpmq.qtensor import QTensor
-from mcpmq.recipe import GROUP_SIZES, IntegerScheme
+from mcpmq.scheme import GROUP_SIZES, IntegerScheme
 
 SCHEMES = st.builds(IntegerScheme, st.sampled_from([4, 8]), st.sampled_from([None, *GROUP_SIZES]), st.booleans())
 

@@ -15,7 +15,7 @@ from mcpmq.recipe import Recipe
 from mcpmq.release.diff import diff
 from mcpmq.release.package import Wanted, package
 from mcpmq.release.record import Release
-from tests.releases import report_about, with_terms
+from tests.fake_releases import report_about, with_terms
 
 
 @pytest.fixture(scope="module")

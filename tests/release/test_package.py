@@ -9,11 +9,11 @@ import pytest
 from mcpmq.artifact import Artifact
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import ArtifactError, OutputError, ReleaseError
-from mcpmq.quantized import Quantized
+from mcpmq.quantized_model import Quantized
 from mcpmq.recipe import Recipe
 from mcpmq.release.package import Wanted, package
 from mcpmq.release.record import RECORD, Release, files_under
-from tests.releases import report_about, with_terms
+from tests.fake_releases import report_about, with_terms
 from tests.tiny import CONFIG, build_checkpoint
 
 

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from mcpmq.artifact import Artifact, CalibrationRecord
-from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import Checkpoint
+from mcpmq.dataset import CalibrationSet
 from mcpmq.errors import ArtifactError, CalibrationError
 from mcpmq.evaluate import ORIGINAL, UNQUANTIZED, Settings
-from mcpmq.quantized import Quantized
+from mcpmq.quantized_model import Quantized
 from mcpmq.report import Entry, Report, compare, table_of
 from tests.onnx_tools import artifact_of
 
@@ -76,7 +76,7 @@ def test_layers_have_bits_and_the_errors_of_their_weights(
     blocks = {block.name: block for block in entry.layers.blocks}
     checkpoint, codes = Checkpoint.open(tiny_checkpoint), Quantized.open(made.path.parent / "quantized")
     [head] = [spec for spec in checkpoint.specs if spec.name == "head"]
-    from mcpmq.native import floats_of
+    from mcpmq.execution.torch_model import floats_of
 
     before = checkpoint.load(head).float().double().numpy()
     after = floats_of(codes.load("head"), head).double().numpy()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mcpmq.report.page import page_of
-from tests.invented import invented_report
+from tests.fake_reports import invented_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 VOID = {"meta", "img", "br", "line"}

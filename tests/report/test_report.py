@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from mcpmq.calibration import CalibrationSet
 from mcpmq.checkpoint import Checkpoint
+from mcpmq.dataset import CalibrationSet
 from mcpmq.errors import ArtifactError, OutputError
 from mcpmq.evaluate import Settings
-from mcpmq.quantized import Quantized
+from mcpmq.quantized_model import Quantized
 from mcpmq.report import Report, compare, table_of, write_report
-from tests.invented import invented_measurement, invented_report
+from tests.fake_reports import invented_measurement, invented_report
 from tests.tiny import CONFIG, build_checkpoint
 
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from mcpmq.observe import LayerStats
-from mcpmq.recipe import GgmlScheme, IntegerScheme, parse_scheme
+from mcpmq.rounding.stats import LayerStats
+from mcpmq.scheme import GgmlScheme, IntegerScheme, parse_scheme
 
 SCHEMES = (
     "int4-g16", "int4-g32", "int4-g128", "int4-row", "int4-g32-asym", "int8-g64", "int8-row", "int8-row-asym",

@@ -9,8 +9,8 @@ from torch import Tensor
 from mcpmq.errors import CalibrationError
 from mcpmq.grids import dequantize, ggml, integer
 from mcpmq.qtensor import QTensor
-from mcpmq.recipe import GgmlScheme, IntegerScheme
 from mcpmq.rounding import ROUNDERS, gptq
+from mcpmq.scheme import GgmlScheme, IntegerScheme
 from tests.rounding.oracle import SCHEMES, Values, brute_force, importance_of, sample_layer, scheme_of, stats_of
 
 Scheme = IntegerScheme | GgmlScheme
@@ -160,7 +160,7 @@ def test_bytes_do_not_depend_on_the_number_of_threads(
     text: str, by_activation: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One thread, two and three: the same bytes; and torch is left with as many as it had."""
-    monkeypatch.setattr("mcpmq.rounding.factor.TILE", 96)
+    monkeypatch.setattr("mcpmq.rounding.cholesky.TILE", 96)
     monkeypatch.setattr("mcpmq.rounding.gptq.CHUNK_ROWS", 20)
     weight, inputs = sample_layer(70, 512)
     threads = torch.get_num_threads()

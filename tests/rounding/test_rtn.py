@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from mcpmq.grids import dequantize
-from mcpmq.recipe import GgmlScheme, IntegerScheme, parse_scheme
 from mcpmq.rounding import ROUNDERS
+from mcpmq.scheme import GgmlScheme, IntegerScheme, parse_scheme
 
 
 @pytest.mark.parametrize("text", ["int4-g32", "int8-row", "int4-g64-asym", "q4_k", "q8_0", "iq4_nl"])

@@ -21,12 +21,12 @@ from mcpmq.errors import ArtifactError, EngineError
 from mcpmq.families.family import Inputs
 from mcpmq.families.minicpmv_inputs import MiniCpmVProcessor
 from mcpmq.formats.gguf import files
-from mcpmq.quantized import Quantized
+from mcpmq.quantized_model import Quantized
 from mcpmq.runners.gguf import GgufRunner, open_runner
-from mcpmq.runners.llamacpp.sight import Sight
+from mcpmq.runners.llamacpp.vision import Sight
 from mcpmq.runners.torch import open_runner as open_torch_runner
 from tests.gguf_tools import exported, quantized_by
-from tests.losses import losses_of
+from tests.loss_tools import losses_of
 from tests.tiny import CONFIG, build_checkpoint
 
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from mcpmq.errors import EngineError
-from mcpmq.quantized import Quantized
+from mcpmq.quantized_model import Quantized
 from mcpmq.runners.llamacpp import LlamaCpp, chunk_size, llamacpp
 from mcpmq.runners.llamacpp.language import Context, LanguageModel
 from tests.gguf_tools import exported

@@ -16,12 +16,13 @@ from mcpmq.families.family import Inputs
 from mcpmq.families.minicpmv_inputs import MiniCpmVProcessor
 from mcpmq.plan import make_plan
 from mcpmq.quantize import quantize
-from mcpmq.quantized import Quantized
-from mcpmq.recipe import Recipe, parse_scheme
+from mcpmq.quantized_model import Quantized
+from mcpmq.recipe import Recipe
 from mcpmq.runners.onnx import ROUNDED, OnnxRunner, open_runner
-from tests.losses import losses_of
-from tests.native import native_continuation, native_losses, native_model
+from mcpmq.scheme import parse_scheme
+from tests.loss_tools import losses_of
 from tests.onnx_tools import artifact_of
+from tests.reference_model import native_continuation, native_losses, native_model
 
 # One slice; slices of two shapes; wide and tall overviews; many slices. The tiny model's slices have about 56 x 56.
 SIZES = [None, (56, 56), (84, 42), (40, 300), (150, 90), (200, 200)]

@@ -13,11 +13,11 @@ from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import CheckpointError, EngineError
 from mcpmq.families.family import Inputs
 from mcpmq.families.minicpmv_inputs import MiniCpmVProcessor
-from mcpmq.families.minicpmv_native import build
-from mcpmq.quantized import Quantized
+from mcpmq.families.modeling_minicpmv import build
+from mcpmq.quantized_model import Quantized
 from mcpmq.runners import torch as torch_runner
 from mcpmq.runners.torch import open_runner, waves
-from tests.losses import losses_of
+from tests.loss_tools import losses_of
 
 
 def plain_losses(path: Path, samples: list[Inputs]) -> list[np.ndarray]:

@@ -11,12 +11,12 @@ from mcpmq.errors import ArtifactError
 from mcpmq.export import export
 from mcpmq.families.family import Inputs
 from mcpmq.formats.hf.reader import HuggingFaceArtifact
-from mcpmq.quantized import Quantized
+from mcpmq.quantized_model import Quantized
 from mcpmq.runners.torch import open_runner as open_torch
 from mcpmq.runners.transformers import load, open_runner
 from tests.hf_tools import hf_artifact, tensors_in
-from tests.losses import losses_of
-from tests.native import native_module
+from tests.loss_tools import losses_of
+from tests.reference_model import native_module
 from tests.tiny_families import TINY_FAMILIES
 
 # By format and scheme, how far a loss may be from that of the same weights dequantized and computed in float32: readers

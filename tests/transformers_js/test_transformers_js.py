@@ -20,11 +20,11 @@ from mcpmq.export import export
 from mcpmq.families.family import Inputs
 from mcpmq.plan import make_plan
 from mcpmq.quantize import quantize
-from mcpmq.quantized import Quantized
+from mcpmq.quantized_model import Quantized
 from mcpmq.recipe import Recipe
 from mcpmq.runners.onnx import open_runner
-from tests.native import continuation, native_module
 from tests.onnx_tools import artifact_of
+from tests.reference_model import continuation, native_module
 from tests.tiny_families import TINY_FAMILIES, TinyFamily
 
 pytestmark = pytest.mark.transformers_js

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from mcpmq.formats.hf.words import pack_words, unpack_words, zeros_of
+from mcpmq.formats.hf.int32_packing import pack_words, unpack_words, zeros_of
 from mcpmq.qtensor import QTensor
-from mcpmq.recipe import IntegerScheme
+from mcpmq.scheme import IntegerScheme
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # of the outputs in a word, from its lowest bits on
 PLACES = tuple(ORDER.index(output) for output in range(len(ORDER)))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mcpmq.grids.codebook import SCALE_BLOCK, scale_of, scale_table, table
 from mcpmq.qtensor import PackedScale, QTensor
-from mcpmq.recipe import CODEBOOK_COLUMNS, CodebookScheme, IntegerScheme
+from mcpmq.scheme import CODEBOOK_COLUMNS, CodebookScheme, IntegerScheme
 
 STATE = "weight.quant_state.bitsandbytes__"
 ZERO, HIGHEST = 128, 127  # our code of zero, and theirs of the largest value

@@ -15,16 +15,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mcpmq.formats.declared import Declared
 from mcpmq.formats.format import LayoutForecast
-from mcpmq.formats.hf.fit import grid_of, refusal
+from mcpmq.formats.hf.constraints import grid_of, refusal
 from mcpmq.formats.hf.names import as_pattern, wide_modules
+from mcpmq.formats.model_view import Declared
 from mcpmq.plan import Step
-from mcpmq.progress import Progress
-from mcpmq.recipe import IntegerScheme, Scheme
+from mcpmq.scheme import IntegerScheme, Scheme
+from mcpmq.system.progress import Progress
 
 if TYPE_CHECKING:  # `refuses` and `forecast` are asked without torch
-    from mcpmq.quantized import Quantized
+    from mcpmq.quantized_model import Quantized
 
 COMPONENTS = ("language", "vision")
 GRIDS = "`int4` or `int8`, symmetric, with groups that divide its inputs or `-row`,"

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from mcpmq.formats.hf.words import pack_words, unpack_words
+from mcpmq.formats.hf.int32_packing import pack_words, unpack_words
 from mcpmq.qtensor import QTensor
-from mcpmq.recipe import IntegerScheme
+from mcpmq.scheme import IntegerScheme
 
 
 def pack(weight: QTensor, dtype: str) -> dict[str, Tensor]:

@@ -6,14 +6,14 @@ Format: docs/gguf.md in the sources of ggml.
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mcpmq.formats.declared import Declared
 from mcpmq.formats.format import LayoutForecast
+from mcpmq.formats.model_view import Declared
 from mcpmq.plan import Step
-from mcpmq.progress import Progress
-from mcpmq.recipe import CodebookScheme, IntegerScheme
+from mcpmq.scheme import CodebookScheme, IntegerScheme
+from mcpmq.system.progress import Progress
 
 if TYPE_CHECKING:  # `refuses` and `forecast` are asked without torch
-    from mcpmq.quantized import Quantized
+    from mcpmq.quantized_model import Quantized
 
 BLOCK_COLUMNS = 32  # of Q4_0 and Q8_0, the types that integer grids become
 ALTERNATIVES = "`int4-g32`, `int8-g32`, wider symmetric groups, `q4_k` and its like, `f16`, or `keep`"

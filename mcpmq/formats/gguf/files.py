@@ -8,10 +8,10 @@ from math import prod
 import numpy as np
 from gguf import GGUFType, GGUFWriter
 
-from mcpmq.formats.declared import Declared
 from mcpmq.formats.gguf import language, mmproj
 from mcpmq.formats.gguf.names import FILE_TYPES, HYBRID_LANGUAGE, LANGUAGE, file_type, source_name
 from mcpmq.formats.gguf.tensors import Slot, slots, widened_ffn
+from mcpmq.formats.model_view import Declared
 
 QUANTIZATION_VERSION = 2  # of ggml's block layouts
 
@@ -91,4 +91,4 @@ def _add_provenance(writer: GGUFWriter, model: Declared) -> None:
     writer.add_string("mcpmq.recipe", str(manifest.recipe["name"]))
     writer.add_string("mcpmq.source.sha256", manifest.source.sha256)
     if manifest.calibrated_on:
-        writer.add_string("mcpmq.calibration.sha256", manifest.calibrated_on.sha256)
+        writer.add_string("mcpmq.dataset.sha256", manifest.calibrated_on.sha256)

@@ -6,9 +6,9 @@ from gguf import GGMLQuantizationType, GGUFWriter, RopeScalingType
 from mcpmq.errors import FormatError
 from mcpmq.families import family_named
 from mcpmq.families.family import LanguageShape, LatentAttention, LinearAttention
-from mcpmq.formats.declared import Declared
 from mcpmq.formats.gguf.tensors import Slot
 from mcpmq.formats.gguf.tokenizer import add_tokenizer
+from mcpmq.formats.model_view import Declared
 
 COMPONENTS = {"embedding", "language", "head"}
 ROPE_FACTORS = "rope_factors_{}.weight"

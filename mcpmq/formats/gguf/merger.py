@@ -7,9 +7,9 @@ from typing import Any
 from gguf import GGUFWriter
 
 from mcpmq.errors import FormatError
-from mcpmq.formats.declared import Declared
 from mcpmq.formats.gguf.names import Names
 from mcpmq.formats.gguf.resampler import GRID, SIGLIP_LAYER, SIGLIP_RESAMPLER
+from mcpmq.formats.model_view import Declared
 
 NAMES = Names(
     whole={

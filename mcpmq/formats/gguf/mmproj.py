@@ -7,17 +7,17 @@ from gguf import GGUFWriter
 
 from mcpmq.errors import FormatError
 from mcpmq.families.family import VisionKind
-from mcpmq.formats.declared import Declared
-from mcpmq.formats.gguf import merger, placed_resampler, qwenvl, resampler
-from mcpmq.formats.gguf.tower import Tower
-from mcpmq.json_file import read_json
+from mcpmq.formats.gguf import merger, qwenvl, resampler, resampler_2_0
+from mcpmq.formats.gguf.vision_tower import Tower
+from mcpmq.formats.model_view import Declared
+from mcpmq.system.json_file import read_json
 
 COMPONENTS = {"vision", "projector"}
 
 
 TOWERS: dict[VisionKind, Tower] = {
     "siglip-resampler": resampler.SIGLIP_RESAMPLER,
-    "timm-resampler": placed_resampler.TIMM_RESAMPLER,
+    "timm-resampler": resampler_2_0.TIMM_RESAMPLER,
     "siglip-merger": merger.SIGLIP_MERGER,
     "qwen2-vl": qwenvl.QWEN2_VL,
     "qwen2.5-vl": qwenvl.QWEN2_5_VL,

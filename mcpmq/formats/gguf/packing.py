@@ -11,7 +11,7 @@ from torch import Tensor
 from mcpmq.formats.gguf import BLOCK_COLUMNS
 from mcpmq.formats.gguf.tensors import Slot
 from mcpmq.qtensor import QTensor
-from mcpmq.recipe import GgmlScheme, IntegerScheme
+from mcpmq.scheme import GgmlScheme, IntegerScheme
 
 
 def pack(weight: QTensor | Tensor | None, slot: Slot, others: Sequence[QTensor | Tensor] = ()) -> NDArray[np.uint8]:

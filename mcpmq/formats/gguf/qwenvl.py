@@ -8,9 +8,9 @@ from gguf import GGUFWriter
 
 from mcpmq.errors import FormatError
 from mcpmq.families.family import VisionShape
-from mcpmq.formats.declared import Declared
 from mcpmq.formats.gguf.names import Names
-from mcpmq.formats.gguf.tower import Tower
+from mcpmq.formats.gguf.vision_tower import Tower
+from mcpmq.formats.model_view import Declared
 
 FRAMES, MERGE = 2, 2  # what llama.cpp assumes
 WINDOW = 8  # patches a side

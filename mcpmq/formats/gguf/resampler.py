@@ -8,11 +8,11 @@ from gguf import GGMLQuantizationType, GGUFWriter
 
 from mcpmq.errors import FormatError
 from mcpmq.families import family_named
-from mcpmq.formats.declared import Declared
-from mcpmq.formats.gguf import places
+from mcpmq.formats.gguf import position_tables
 from mcpmq.formats.gguf.names import Names
 from mcpmq.formats.gguf.tensors import Slot
-from mcpmq.formats.gguf.tower import Tower
+from mcpmq.formats.gguf.vision_tower import Tower
+from mcpmq.formats.model_view import Declared
 
 GRID = 70  # side of the table of position embeddings that llama.cpp assumes
 UNREAD_TABLE = "resampler.pos_embed_k"
@@ -54,7 +54,7 @@ def _in_one_row(quantized: Declared, slot: Slot) -> Slot:
     shape = quantized.architecture.sees
     if not shape.one_row or slot.source != "vision.position_embedding":
         return slot
-    rows = places.rows_along_one(GRID, shape.slice_side // shape.patch)
+    rows = position_tables.rows_along_one(GRID, shape.slice_side // shape.patch)
     return replace(slot, rows=rows, reason="positions along one row stand at llama.cpp's places in two dimensions")
 
 

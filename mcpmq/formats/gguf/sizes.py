@@ -7,11 +7,11 @@ from tempfile import TemporaryDirectory
 
 from gguf import GGML_QUANT_SIZES, GGUFWriter
 
-from mcpmq.formats.declared import Declared
 from mcpmq.formats.format import FileForecast, LayoutForecast, Runtime, WeightForecast
 from mcpmq.formats.gguf.files import GgufFile, declare, files_of
 from mcpmq.formats.gguf.tensors import Slot
-from mcpmq.recipe import IntegerScheme
+from mcpmq.formats.model_view import Declared
+from mcpmq.scheme import IntegerScheme
 
 # Keys and values are F16 unless told otherwise; the bytes of the file are computed with as they are.
 RUNTIME = Runtime(cache_nbytes=2, resident=1.0, pass_logits=512)

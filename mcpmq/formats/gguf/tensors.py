@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from mcpmq.families.family import LanguageShape, TensorSpec
-from mcpmq.formats.declared import Declared
 from mcpmq.formats.gguf import BLOCK_COLUMNS
 from mcpmq.formats.gguf.names import Names, names_of, part_of
+from mcpmq.formats.model_view import Declared
 from mcpmq.formats.shapes import stored_shape
-from mcpmq.recipe import FloatScheme, GgmlScheme, IntegerScheme, Scheme
+from mcpmq.scheme import FloatScheme, GgmlScheme, IntegerScheme, Scheme
 
 if TYPE_CHECKING:  # a forecast declares tensors without torch
     from torch import Tensor

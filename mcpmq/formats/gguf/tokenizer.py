@@ -8,7 +8,7 @@ from typing import Any
 from gguf import GGUFWriter, TokenType
 
 from mcpmq.errors import FormatError
-from mcpmq.json_file import read_json
+from mcpmq.system.json_file import read_json
 
 # How byte-level tokenizers split text before merging, and what llama.cpp calls it.
 SPLITS = {

@@ -10,8 +10,8 @@ from gguf import GGUFWriter
 from mcpmq.formats.gguf.files import GgufFile, declare, files_of
 from mcpmq.formats.gguf.packing import pack
 from mcpmq.formats.gguf.tensors import Slot
-from mcpmq.progress import Progress
-from mcpmq.quantized import Quantized
+from mcpmq.quantized_model import Quantized
+from mcpmq.system.progress import Progress
 
 
 def write_files(quantized: Quantized, out: Path, progress: Progress) -> dict[str, list[str]]:

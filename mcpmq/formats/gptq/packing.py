@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from mcpmq.formats.gptq import checkpoint_format
-from mcpmq.formats.hf.words import pack_words, unpack_words, zeros_of
+from mcpmq.formats.hf.int32_packing import pack_words, unpack_words, zeros_of
 from mcpmq.qtensor import QTensor
-from mcpmq.recipe import IntegerScheme
+from mcpmq.scheme import IntegerScheme
 
 
 def pack(weight: QTensor, dtype: str) -> dict[str, Tensor]:

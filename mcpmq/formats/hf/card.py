@@ -7,7 +7,7 @@ from typing import Any
 
 from mcpmq.artifact import Manifest
 from mcpmq.plan import Step
-from mcpmq.table import Table, megabytes
+from mcpmq.system.table import Table, megabytes
 
 UNMEASURED = "Not measured yet: `mcpmq evaluate` measures it and writes the figures here."
 MEASURED = "## What it cost"  # the last heading; what follows is replaced when it is measured

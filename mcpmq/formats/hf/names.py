@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterable
 
-from mcpmq.formats.hf.fit import is_linear, is_packed
+from mcpmq.formats.hf.constraints import is_linear, is_packed
 from mcpmq.plan import Step
 
 

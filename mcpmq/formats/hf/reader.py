@@ -14,12 +14,12 @@ from mcpmq.artifact import Artifact
 from mcpmq.errors import ArtifactError
 from mcpmq.families import family_named
 from mcpmq.families.family import TensorSpec
-from mcpmq.formats.hf.fit import is_packed
+from mcpmq.formats.hf.constraints import is_packed
 from mcpmq.formats.hf.names import module_of
-from mcpmq.json_file import read_json
 from mcpmq.qtensor import QTensor
-from mcpmq.recipe import parse_scheme
-from mcpmq.safetensors_file import PACKED_DTYPES, Entry, read_bytes, read_header
+from mcpmq.scheme import parse_scheme
+from mcpmq.system.json_file import read_json
+from mcpmq.system.safetensors_file import PACKED_DTYPES, Entry, read_bytes, read_header
 
 KINDS = ("gptq", "awq", "bnb", "compressed-tensors")
 

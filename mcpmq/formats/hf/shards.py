@@ -1,8 +1,8 @@
 """What goes into which shard, and how much room headers get: decided without torch."""
 
 from mcpmq.families.family import TensorSpec
-from mcpmq.formats.declared import Declared
-from mcpmq.formats.hf.fit import is_packed
+from mcpmq.formats.hf.constraints import is_packed
+from mcpmq.formats.model_view import Declared
 
 SHARD_NBYTES = 5_000_000_000
 HEADER_NBYTES = 160  # of a tensor, beside the name of its weight: at most

@@ -7,15 +7,15 @@ from math import prod
 from typing import Any
 
 from mcpmq.artifact import CARD
-from mcpmq.formats.declared import Declared
 from mcpmq.formats.format import FileForecast, LayoutForecast, Runtime, WeightForecast
 from mcpmq.formats.hf.card import card
-from mcpmq.formats.hf.fit import is_packed
+from mcpmq.formats.hf.constraints import is_packed
 from mcpmq.formats.hf.names import module_of
 from mcpmq.formats.hf.shards import SHARD_NBYTES, by_component, header_nbytes, shard_name
+from mcpmq.formats.model_view import Declared
 from mcpmq.plan import Step
-from mcpmq.recipe import FLOAT_BYTES, FloatScheme
-from mcpmq.safetensors_file import ALIGNMENT, DTYPES
+from mcpmq.scheme import FLOAT_BYTES, FloatScheme
+from mcpmq.system.safetensors_file import ALIGNMENT, DTYPES
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
 PREFIX_NBYTES = 8  # of a safetensors file: the length of its header

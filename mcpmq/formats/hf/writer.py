@@ -15,10 +15,10 @@ from mcpmq.families.family import TensorSpec
 from mcpmq.formats.hf.card import card
 from mcpmq.formats.hf.names import module_of
 from mcpmq.formats.hf.shards import SHARD_NBYTES, by_component, header_nbytes, shard_name
-from mcpmq.progress import Progress
 from mcpmq.qtensor import QTensor
-from mcpmq.quantized import Quantized
-from mcpmq.safetensors_file import GrowingFile
+from mcpmq.quantized_model import Quantized
+from mcpmq.system.progress import Progress
+from mcpmq.system.safetensors_file import GrowingFile
 
 CONFIG, INDEX = "config.json", "model.safetensors.index.json"
 METADATA = {"format": "pt"}  # without it transformers takes the file for another framework's

@@ -6,17 +6,17 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mcpmq.formats.declared import Declared
 from mcpmq.formats.format import LayoutForecast
-from mcpmq.formats.onnx.blocks import table_refusal
+from mcpmq.formats.model_view import Declared
+from mcpmq.formats.onnx.block_quant import table_refusal
 from mcpmq.formats.onnx.graph import ACCURACY_LEVEL
 from mcpmq.plan import Step
-from mcpmq.progress import Progress
-from mcpmq.recipe import CodebookScheme, GgmlScheme, IntegerScheme
+from mcpmq.scheme import CodebookScheme, GgmlScheme, IntegerScheme
+from mcpmq.system.progress import Progress
 
 if TYPE_CHECKING:  # `refuses` and `forecast` work without torch
-    from mcpmq.calibration import CalibrationSet
-    from mcpmq.quantized import Quantized
+    from mcpmq.dataset import CalibrationSet
+    from mcpmq.quantized_model import Quantized
 
 ALTERNATIVES = "`int8-g32`, `f16` or `keep`"
 
@@ -52,8 +52,8 @@ def write(
     `accuracy_level` 0 has activations computed in float32, as torch does: what comparing the two needs. With `npu` the
     vision graph is one that NPUs take, its activations rounded over what images of this set give.
     """
+    from mcpmq.formats.onnx.config_files import write_texts
     from mcpmq.formats.onnx.layout import FOLDER, SIGHT, parts_of, write_part, write_static_vision
-    from mcpmq.formats.onnx.texts import write_texts
 
     folder, written = out / FOLDER, {}
     folder.mkdir()

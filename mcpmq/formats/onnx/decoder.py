@@ -10,8 +10,8 @@ import onnx_ir as ir
 from mcpmq.families.family import Architecture, LanguageShape
 from mcpmq.formats.onnx import latent_attention, linear_attention
 from mcpmq.formats.onnx.graph import CONTRIBUTED, Graph
-from mcpmq.formats.onnx.operands import Weights
-from mcpmq.progress import Progress
+from mcpmq.formats.onnx.weight_source import Weights
+from mcpmq.system.progress import Progress
 
 if TYPE_CHECKING:
     import torch

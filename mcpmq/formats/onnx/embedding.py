@@ -5,8 +5,8 @@ import onnx_ir as ir
 
 from mcpmq.families.family import Architecture
 from mcpmq.formats.onnx.graph import Graph
-from mcpmq.formats.onnx.operands import Weights
-from mcpmq.progress import Progress
+from mcpmq.formats.onnx.weight_source import Weights
+from mcpmq.system.progress import Progress
 
 
 def emit(graph: Graph, weights: Weights, architecture: Architecture, progress: Progress) -> None:

@@ -6,7 +6,7 @@ import onnx_ir as ir
 
 from mcpmq.families.family import LanguageShape, LatentAttention
 from mcpmq.formats.onnx.graph import Graph
-from mcpmq.formats.onnx.operands import Weights
+from mcpmq.formats.onnx.weight_source import Weights
 
 Turn = Callable[[ir.Value, int], ir.Value]
 """From values [batch, sequence, heads * turned width] and the number of heads to the same, turned."""

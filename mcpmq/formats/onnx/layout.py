@@ -11,19 +11,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mcpmq.families.family import Architecture, VisionKind
-from mcpmq.formats.declared import Declared
+from mcpmq.formats.model_view import Declared
 from mcpmq.formats.onnx import decoder, embedding, linear_attention, vision, vision_merger, vision_qwenvl
-from mcpmq.formats.onnx.blocks import block_columns
+from mcpmq.formats.onnx.block_quant import block_columns
 from mcpmq.formats.onnx.external_data import ExternalData
 from mcpmq.formats.onnx.graph import ACCURACY_LEVEL, Graph
-from mcpmq.formats.onnx.operands import Weights
+from mcpmq.formats.onnx.weight_source import Weights
 from mcpmq.plan import Step
-from mcpmq.progress import Progress
-from mcpmq.recipe import IntegerScheme
+from mcpmq.scheme import IntegerScheme
+from mcpmq.system.progress import Progress
 
 if TYPE_CHECKING:  # a forecast emits graphs without torch
-    from mcpmq.calibration import CalibrationSet
-    from mcpmq.quantized import Quantized
+    from mcpmq.dataset import CalibrationSet
+    from mcpmq.quantized_model import Quantized
 
 FOLDER = "onnx"
 SIGHT = "vision+projector"
@@ -113,12 +113,12 @@ def write_static_vision(
     part: Part, quantized: "Quantized", samples: "CalibrationSet", folder: Path, progress: Progress
 ) -> Written:
     """The same for the vision graph that NPUs take."""
-    from mcpmq.formats.onnx import npu  # its quantizer takes a second to import
+    from mcpmq.formats.onnx import qnn  # its quantizer takes a second to import
 
     type_name, suffix = NAMES["int8"]
     name = f"{part.stem}{suffix}.onnx"
     with closing(ExternalData(folder, f"{name}_data")) as data:
-        npu.write(quantized, samples, folder / name, data, _properties(part, quantized, 0), progress)
+        qnn.write(quantized, samples, folder / name, data, _properties(part, quantized, 0), progress)
     return Written(part.stem, name, tuple(data.files), type_name)
 
 

@@ -5,7 +5,7 @@ import onnx_ir as ir
 
 from mcpmq.families.family import LanguageShape, LinearAttention
 from mcpmq.formats.onnx.graph import CONTRIBUTED, Axes, Graph
-from mcpmq.formats.onnx.operands import Weights
+from mcpmq.formats.onnx.weight_source import Weights
 
 FLOAT = ir.DataType.FLOAT
 UNIT_EPSILON = 1e-6  # under the root where queries and keys are brought to length one

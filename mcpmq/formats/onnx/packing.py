@@ -12,10 +12,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from mcpmq.formats.onnx.blocks import block_columns, blocks
+from mcpmq.formats.onnx.block_quant import block_columns, blocks
 from mcpmq.formats.onnx.external_data import StoredArray
 from mcpmq.qtensor import QTensor
-from mcpmq.recipe import IntegerScheme
+from mcpmq.scheme import IntegerScheme
 
 STRIPE_CODES = 4 << 20  # codes that are laid out at a time
 Bytes = NDArray[np.uint8]

@@ -12,16 +12,16 @@ import numpy as np
 import onnx_ir as ir
 
 from mcpmq.families.family import TensorSpec
-from mcpmq.formats.declared import Declared
 from mcpmq.formats.format import FileForecast, LayoutForecast, Runtime, WeightForecast
-from mcpmq.formats.onnx.blocks import block_columns, blocks
+from mcpmq.formats.model_view import Declared
+from mcpmq.formats.onnx.block_quant import block_columns, blocks
+from mcpmq.formats.onnx.config_files import write_texts
 from mcpmq.formats.onnx.external_data import CountedData, StoredArray
 from mcpmq.formats.onnx.graph import ACCURACY_LEVEL, Graph
 from mcpmq.formats.onnx.layout import FOLDER, Written, data_name, emit_part, parts_of, widened_ffn
-from mcpmq.formats.onnx.texts import write_texts
 from mcpmq.formats.shapes import stored_shape
-from mcpmq.progress import silent
-from mcpmq.recipe import IntegerScheme
+from mcpmq.scheme import IntegerScheme
+from mcpmq.system.progress import silent
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,10 +8,10 @@ import onnx_ir as ir
 
 from mcpmq.families.family import Architecture, VisionShape
 from mcpmq.families.resampler import HEAD_WIDTH_OF_RESAMPLER
-from mcpmq.formats.onnx import resized
+from mcpmq.formats.onnx import interpolate
 from mcpmq.formats.onnx.graph import Graph
-from mcpmq.formats.onnx.operands import Weights
-from mcpmq.progress import Progress
+from mcpmq.formats.onnx.weight_source import Weights
+from mcpmq.system.progress import Progress
 
 if TYPE_CHECKING:
     import torch
@@ -117,7 +117,7 @@ def _position_embedding(
 ) -> ir.Value:
     """The learned embedding of the nearest cell of a square grid; in integers, where rounding cannot move a patch."""
     if shape.kind == "timm-resampler":
-        return resized.position_embedding(graph, weights, shape, (row, column), sizes)
+        return interpolate.position_embedding(graph, weights, shape, (row, column), sizes)
     if shape.one_row:
         number, count = graph.node("Add", graph.node("Mul", row, _side(graph, sizes, 1)), column), graph.size(row, 1)
         return weights.lookup("vision.position_embedding", _cell(graph, number, count, shape.grid))

@@ -9,15 +9,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mcpmq.activations import InputGrid
 from mcpmq.formats.onnx.external_data import StoredArray
 from mcpmq.formats.onnx.graph import Graph
 from mcpmq.formats.onnx.packing import STRIPE_CODES, PackedWeight, for_integer_product, for_lookup, for_product
+from mcpmq.formats.padding import filled, widened
 from mcpmq.formats.shapes import stored_shape
-from mcpmq.formats.widening import filled, widened
 from mcpmq.grids import dequantize
+from mcpmq.grids.activation import InputGrid
 from mcpmq.qtensor import QTensor
-from mcpmq.quantized import Quantized
+from mcpmq.quantized_model import Quantized
 
 
 @dataclass(frozen=True, slots=True)

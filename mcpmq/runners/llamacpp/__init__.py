@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mcpmq import ggml_library
 from mcpmq.errors import EngineError
+from mcpmq.system import ggml_library
 
 OPAQUE_NBYTES = 1024  # more than any of the structures has; the engine touches what is its own
 AUTOMATIC = 0xFFFFFFFF  # -1

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mcpmq import ggml_library
 from mcpmq.errors import EngineError
 from mcpmq.runners.llamacpp import (
     CACHE_TYPES,
@@ -27,6 +26,7 @@ from mcpmq.runners.llamacpp import (
     LlamaCpp,
     Piece,
 )
+from mcpmq.system import ggml_library
 
 BATCH_TOKENS = 2048  # at most in one call; the engine's default
 METADATA_NBYTES = 256  # of a short value

@@ -1,0 +1,1 @@
+"""Estimate sizes, memory and time of a plan from headers alone."""

@@ -1,0 +1,1 @@
+"""Run a torch model one block at a time, with deterministic threading."""

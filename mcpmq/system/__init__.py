@@ -1,0 +1,1 @@
+"""File headers, the ggml library, tables and the environment; no knowledge of quantization."""

@@ -1,0 +1,102 @@
+"""MiniCPM-V 2.0's vision graph, whose table of positions is resized inside it, against torch."""
+
+from contextlib import closing
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from mcpmq.checkpoint import Checkpoint
+from mcpmq.dataset import CalibrationSet
+from mcpmq.export import export
+from mcpmq.families.slicing import packed_pixels
+from mcpmq.formats.onnx import interpolate
+from mcpmq.formats.onnx.external_data import ExternalData
+from mcpmq.formats.onnx.graph import Graph
+from mcpmq.plan import make_plan
+from mcpmq.quantize import quantize
+from mcpmq.quantized_model import Quantized
+from mcpmq.recipe import Recipe
+from mcpmq.runners.onnx import open_runner
+from tests.onnx_tools import artifact_of
+from tests.reference_model import native_module
+from tests.tiny_families import TINY_FAMILIES
+
+SIDE, WIDTH = 27, 8  # the published side
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Quantized:
+    """The tiny 2.0 with nothing quantized."""
+    [tiny] = [one for one in TINY_FAMILIES if one.name == "minicpm-v-2.0"]
+    folder = tmp_path_factory.mktemp("full")
+    return quantize(make_plan(Checkpoint.open(tiny.build(folder / "tiny")), Recipe.load("full")), folder / "codes")
+
+
+@pytest.fixture(scope="module")
+def native(full: Quantized) -> nn.Module:
+    """The same in torch."""
+    return native_module(full)
+
+
+def _pixels(height: int, width: int) -> Any:
+    return np.random.default_rng(height).integers(0, 256, (14 * height, 14 * width, 3), np.uint8)
+
+
+def _features(native: nn.Module, pixels: Any) -> Any:
+    packed, size = torch.from_numpy(packed_pixels(pixels, [0.5] * 3, [0.5] * 3, 14)), pixels.shape[:2]
+    with torch.inference_mode():
+        return native.get_image_features(packed[None], torch.tensor([size]) // 14)[0].numpy()  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("sizes", [[(32, 32)], [(22, 47), (47, 22)], [(27, 27)], [(16, 64)], [(1, 9), (3, 3)]])
+def test_a_table_is_resized_as_torch_resizes_it(sizes: list[tuple[int, int]], tmp_path: Path) -> None:
+    """To more patches and to fewer; slices of one call may differ in shape."""
+    table = torch.randn(1, SIDE**2, WIDTH, generator=torch.Generator().manual_seed(3))
+    square = table.unflatten(1, (SIDE, SIDE)).permute(0, 3, 1, 2)
+    expected = [functional.interpolate(square, size, mode="bicubic", antialias=True)[0].flatten(1).T for size in sizes]
+
+    with closing(ExternalData(tmp_path, "positions.onnx_data")) as data:
+        graph = Graph("positions", data)
+        given = [graph.input(name, ir.DataType.INT64, ["slices", "patches"]) for name in ("row", "column", "sizes")]
+        weights: Any = SimpleNamespace(array=lambda _: graph.constant(table.numpy(), np.float32))
+        shape: Any = SimpleNamespace(grid=SIDE, hidden=WIDTH)
+        value = interpolate.position_embedding(graph, weights, shape, (given[0], given[1]), given[2])
+        graph.output(value, "positions", ir.DataType.FLOAT, ["slices", "patches", WIDTH])
+    graph.save(tmp_path / "positions.onnx", "0", {})
+    onnx.checker.check_model(str(tmp_path / "positions.onnx"))
+    session = onnxruntime.InferenceSession(str(tmp_path / "positions.onnx"), providers=["CPUExecutionProvider"])
+    rows, columns = zip(*(np.divmod(np.arange(height * width), width) for height, width in sizes), strict=True)
+    [found] = session.run(None, {"row": np.stack(rows), "column": np.stack(columns), "sizes": np.array(sizes)})
+
+    np.testing.assert_allclose(found, torch.stack(expected).numpy(), rtol=0, atol=1e-5)
+
+
+def test_the_vision_graph_sees_what_torch_sees(full: Quantized, native: nn.Module, tmp_path: Path) -> None:
+    """Features of slices with more patches than the table has cells, with fewer, and with as many; the exact GELU."""
+    runner = open_runner(artifact_of(full, tmp_path / "onnx"), 1)
+
+    for height, width in ((4, 4), (2, 9), (7, 3), (5, 5), (1, 1)):
+        pixels = _pixels(height, width)
+        np.testing.assert_allclose(runner.see(pixels), _features(native, pixels), rtol=0, atol=1e-5)
+
+
+def test_npus_get_a_graph_of_one_size(
+    full: Quantized, native: nn.Module, mixed_set: CalibrationSet, tmp_path: Path
+) -> None:
+    """Standard operators alone, and better than 25 dB on an image that it was not calibrated on."""
+    written = export(full, "onnx", tmp_path / "onnx", npu=mixed_set)
+
+    graph = onnx.load(written.path / "onnx" / "vision_encoder_quantized.onnx", load_external_data=False).graph
+    assert {node.domain for node in graph.node} == {""}
+    pixels = _pixels(4, 4)
+    expected, found = _features(native, pixels), open_runner(written.path, 1).see(pixels)
+    assert 10 * np.log10((expected**2).sum() / ((found - expected) ** 2).sum()) > 25
