@@ -1,11 +1,11 @@
-# `make demo` shows what mcpmq does on a real model; `make test` is what a change must pass; `make readers` has artifacts
-# loaded by readers that do not install beside mcpmq, `make transformers-js` by transformers.js.
+# `make demo` quantizes and evaluates the reference checkpoint; `make test` runs the checks of a change; `make compat` loads
+# artifacts with packages that cannot be installed next to mcpmq, `make transformers-js` with transformers.js.
 PYTHON ?= python3
 BIN := .venv/bin
-# Two busy processes with spinning threads slow one another down eightfold.
+# Spinning threads of two busy processes slow each other down by a factor of eight.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: setup demo gate test lint types layers unit docs least-runtime transformers-js readers readme clean
+.PHONY: setup demo gate test lint types layers unit docs min-runtime transformers-js compat readme clean
 
 setup: .venv/ready
 
@@ -14,7 +14,7 @@ setup: .venv/ready
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
-SETS := --calibration calibration/starter --on calibration/heldout
+SETS := --calibration calibration/starter --eval-set calibration/heldout
 CONVERT := $(BIN)/mcpmq convert calibration/reference
 demo: setup
 	$(CONVERT) build/demo/int4 --bits 4 --format gguf --format onnx $(SETS) > /dev/null
@@ -42,13 +42,13 @@ layers: setup
 unit: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --quiet
 
-# The oldest ONNX Runtime that the graphs are written for, in the place of the pinned one.
-LEAST := build/onnxruntime-1.24.4
-least-runtime: setup
-	$(BIN)/pip install --quiet --no-deps --upgrade --target $(LEAST) onnxruntime==1.24.4
-	PYTHONPATH=$(LEAST) $(BIN)/pytest --quiet tests/formats tests/runners/test_onnx.py tests/runners/test_fake_quant.py
+# The minimum ONNX Runtime version of the graphs instead of the pinned one.
+MIN_RUNTIME := build/onnxruntime-1.24.4
+min-runtime: setup
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $(MIN_RUNTIME) onnxruntime==1.24.4
+	PYTHONPATH=$(MIN_RUNTIME) $(BIN)/pytest --quiet tests/formats tests/runners/test_onnx.py tests/runners/test_fake_quant.py
 
-# Artifacts loaded by transformers.js in Node, with an image. Scripts of packages, which fetch more, are not run.
+# Load artifacts in transformers.js in Node. Install scripts of packages, which download more files, do not run.
 JAVASCRIPT := build/transformers-js
 transformers-js: setup $(JAVASCRIPT)/ready
 	TRANSFORMERS_JS=$(CURDIR)/$(JAVASCRIPT) $(BIN)/pytest --quiet -m transformers_js tests/transformers_js
@@ -62,13 +62,13 @@ $(JAVASCRIPT)/ready: tests/transformers_js/package.json
 docs: setup
 	$(BIN)/cog --check README.md benchmarks/README.md examples/README.md
 
-# Every Hugging Face format, loaded by its own reader; gptqmodel, which takes minutes to build, where it disturbs nobody.
-readers: setup build/readers/ready
-	$(BIN)/python -m benchmarks.compat --gptqmodel $(CURDIR)/build/readers/bin/python
+# Load every Hugging Face format with its own packages; gptqmodel has an environment of its own and takes minutes to build.
+compat: setup build/compat/ready
+	$(BIN)/python -m benchmarks.compat --gptqmodel $(CURDIR)/build/compat/bin/python
 
-build/readers/ready: benchmarks/compat/environment.txt
-	$(PYTHON) -m venv build/readers
-	build/readers/bin/pip install --quiet --disable-pip-version-check --requirement $<
+build/compat/ready: benchmarks/compat/environment.txt
+	$(PYTHON) -m venv build/compat
+	build/compat/bin/pip install --quiet --disable-pip-version-check --requirement $<
 	touch $@
 
 readme: setup

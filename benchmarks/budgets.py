@@ -1,67 +1,67 @@
-"""Mixes that were found for several sizes beside the fixed recipes: what a byte is worth, measured in llama.cpp.
+"""Evaluate mixed-precision recipes of six sizes and the fixed recipes in llama.cpp.
 
-python -m benchmarks.budgets            finds them anew
-python -m benchmarks.budgets --found    takes those of benchmarks/results/budgets
+python -m benchmarks.budgets            searches the recipes
+python -m benchmarks.budgets --reuse    takes the recipes of benchmarks/results/budgets
 """
 
 import argparse
-import json
 import shutil
 from pathlib import Path
 
-from benchmarks.run import HELDOUT, REFERENCE, RESULTS, STARTER, WORK, provenance, timed
+from benchmarks.commands import REFERENCE, RESULTS, STARTER, WORK, evaluate, provenance, run_command, write_result
 from mcpmq.artifact import Artifact
 from mcpmq.report import Report
 
-FOLDER, RECIPES = WORK.parent / "budgets", RESULTS / "budgets"
-FIXED = ("phone-int4", "quality-int4", "phone-int8", "calibrated-int4", "calibrated-quality-int4")
-SMALL = (6_500_000, 7_000_000, 8_000_000)  # below every fixed recipe; the other budgets are the sizes of fixed ones
+BUDGETS_WORK, SEARCHED_RECIPES = WORK / "budgets", RESULTS / "budgets"
+FIXED_RECIPES = ("phone-int4", "quality-int4", "phone-int8", "calibrated-int4", "calibrated-quality-int4")
+# Smaller than every fixed recipe; the other sizes are those of the uncalibrated recipes.
+SMALL_SIZES = (6_500_000, 7_000_000, 8_000_000)
 
 
-def artifact_of(recipe: str, folder: Path) -> Path:
-    """The reference by a recipe, as GGUF."""
+def build_artifact(recipe: str, folder: Path) -> Path:
+    """Write the GGUF artifact of a recipe."""
     out = folder / folder.name
-    seeing = ["--calibration", STARTER] if recipe.startswith("calibrated") or recipe.endswith(".toml") else []
-    timed("quantize", REFERENCE, folder / "codes", "--recipe", recipe, *seeing, out=folder)
-    timed("export", folder / "codes", out, "--format", "gguf", out=folder)
+    calibrated = recipe.startswith("calibrated") or recipe.endswith(".toml")
+    calibration = ["--calibration", STARTER] if calibrated else []
+    run_command("quantize", REFERENCE, folder / "codes", "--recipe", recipe, *calibration, out=folder)
+    run_command("export", folder / "codes", out, "--format", "gguf", out=folder)
     return out
 
 
-def fitted(nbytes: int, found: bool) -> Path:
-    """The reference by the best mix of a size."""
-    recipe = RECIPES / f"fit-{nbytes}.toml"
-    if not found:
-        size = ["--max-size", str(nbytes), "--format", "gguf"]
-        timed("fit", REFERENCE, recipe, *size, "--calibration", STARTER, out=RECIPES)
-    return artifact_of(str(recipe), FOLDER / f"fit-{nbytes}")
+def build_searched(nbytes: int, reuse: bool) -> Path:
+    """Write the artifact of the most accurate recipe of at most `nbytes` bytes."""
+    recipe = SEARCHED_RECIPES / f"search-{nbytes}.toml"
+    if not reuse:
+        options = ("--max-size", nbytes, "--format", "gguf", "--calibration", STARTER)
+        run_command("search", REFERENCE, recipe, *options, out=SEARCHED_RECIPES)
+    return build_artifact(str(recipe), BUDGETS_WORK / f"search-{nbytes}")
 
 
-def main(found: bool) -> None:
-    """Make everything, measure it at once, keep the report."""
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    RECIPES.mkdir(exist_ok=True)
-    fixed = [artifact_of(recipe, FOLDER / recipe) for recipe in FIXED]
+def main(reuse: bool) -> None:
+    """Build all artifacts, evaluate them in one run, and record the metrics."""
+    shutil.rmtree(BUDGETS_WORK, ignore_errors=True)
+    SEARCHED_RECIPES.mkdir(exist_ok=True)
+    fixed = [build_artifact(recipe, BUDGETS_WORK / recipe) for recipe in FIXED_RECIPES]
     sizes = sorted({sum(Artifact.open(path).nbytes_by_component().values()) for path in fixed[:3]})
-    mixes = [fitted(nbytes, found) for nbytes in (*SMALL, *sizes)]
-    timed("evaluate", *fixed, *mixes, "--against", REFERENCE, "--on", HELDOUT, "--out", FOLDER / "report", out=FOLDER)
-    record(Report.load(FOLDER / "report"))
+    searched = [build_searched(nbytes, reuse) for nbytes in (*SMALL_SIZES, *sizes)]
+    write_metrics(evaluate([*fixed, *searched], BUDGETS_WORK / "report"))
 
 
-def record(report: Report) -> None:
-    """Keep what the table is drawn from, with the command, the commit, the machine and the versions."""
+def write_metrics(report: Report) -> None:
+    """Record size and KL divergence of every artifact."""
     rows = [
         {
-            "recipe": entry.recipe,
-            "nbytes": entry.measurement.nbytes,
-            "kl_divergence": {kind: one.kl_divergence.model_dump() for kind, one in entry.differences.items()},
+            "recipe": result.recipe,
+            "nbytes": result.measurement.nbytes,
+            "kl_divergence": {group: one.kl_divergence.model_dump() for group, one in result.differences.items()},
         }
-        for entry in report.artifacts
+        for result in report.artifacts
     ]
-    facts = {**provenance("benchmarks.budgets"), "measured_on": report.measured_on.model_dump(), "artifacts": rows}
-    (RESULTS / "budgets.json").write_text(json.dumps(facts, indent=1) + "\n")
+    facts = {"eval_set": report.eval_set.model_dump(), "artifacts": rows}
+    write_result("budgets", provenance("benchmarks.budgets") | facts)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--found", action="store_true")
-    main(parser.parse_args().found)
+    parser.add_argument("--reuse", action="store_true", help="do not search")
+    main(parser.parse_args().reuse)

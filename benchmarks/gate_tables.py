@@ -1,49 +1,46 @@
-"""The parts of the documentation that tell of gates and reports, made from the records that hold them."""
+"""Parts of the documents on gates and reports that are generated from their records."""
 
 import inspect
-import json
 import re
 from typing import Any, get_args
 
 from pydantic import BaseModel
 
-from benchmarks.tables import RESULTS, ROOT, provenance_of
+from benchmarks.commands import ROOT
+from benchmarks.markdown import load_result, table, with_provenance
 from mcpmq.evaluate import Change, Difference
 from mcpmq.gate.check import SIZES
 from mcpmq.report import Report
 
 
 def gate_file() -> str:
-    """The gate that the project's own continuous integration holds the reference checkpoint to."""
+    """Return the committed gate of the reference checkpoint."""
     return f"```toml\n{(ROOT / 'benchmarks' / 'gate' / 'gate.toml').read_text()}```"
 
 
 def gate_metrics() -> str:
-    """What a gate may bound, asked of the records that hold it."""
-    rows = ["| in | metric | |", "|---|---|---|"]
-    for place, record in (("original.KIND", Difference), ("baseline.KIND", Change)):
-        rows += [f"| `[{place}]` | `{name}` | {told} |" for name, _, told in _fields(record)]
-    for place, names in (("original.artifact", (*SIZES, "nbytes_ratio")), ("baseline.artifact", _ratios())):
-        rows += [f"| `[{place}]` | `{name}` | |" for name in names]
-    return "\n".join(rows)
-
-
-def _ratios() -> list[str]:
-    return [f"{name}_ratio" for name in SIZES]
+    """Return the metrics that a gate can bound."""
+    rows = []
+    for section, record in (("original.GROUP", Difference), ("baseline.GROUP", Change)):
+        rows += [[f"`[{section}]`", f"`{name}`", comment] for name, _, comment in _fields(record)]
+    ratios = [f"{name}_ratio" for name in SIZES]
+    for section, names in (("original.artifact", [*SIZES, "nbytes_ratio"]), ("baseline.artifact", ratios)):
+        rows += [[f"`[{section}]`", f"`{name}`", ""] for name in names]
+    return table(["section", "metric", ""], rows, 3)
 
 
 def report_schema() -> str:
-    """Every record of report.json, its fields, and what is said of them."""
+    """Return every record of report.json with its fields and their comments."""
     parts = []
     for record in _records(Report):
-        told = (inspect.getdoc(record) or "").split("\n\n")[0].replace("\n", " ")
-        rows = [f"| `{name}` | {kind} | {said} |" for name, kind, said in _fields(record)]
-        parts.append("\n".join([f"**{record.__name__}**: {told}", "", "| field | | |", "|---|---|---|", *rows]))
+        sentence = (inspect.getdoc(record) or "").split("\n\n")[0].replace("\n", " ")
+        rows = [[f"`{name}`", kind, comment] for name, kind, comment in _fields(record)]
+        parts.append(f"**{record.__name__}**: {sentence}\n\n{table(['field', 'type', ''], rows, 3)}")
     return "\n\n".join(parts)
 
 
 def _records(record: type[BaseModel]) -> list[type[BaseModel]]:
-    """A record and those inside it, each once, in the order of their fields."""
+    """Return a record and the nested records, each once, in the order of their fields."""
     found: dict[type[BaseModel], None] = {}
 
     def visit(kind: Any) -> None:
@@ -59,23 +56,24 @@ def _records(record: type[BaseModel]) -> list[type[BaseModel]]:
 
 
 def _fields(record: type[BaseModel]) -> list[tuple[str, str, str]]:
-    """Names, types as they are written, and the comments beside them."""
+    """Return names, types as written, and the comments at the end of the line."""
     lines = inspect.getsource(record).splitlines()
     found = (re.fullmatch(r"    (\w+): ([^=#]+?)(?: = [^#]+?)?(?:  # (.*))?", line) for line in lines)
     return [(one[1], f"`{one[2]}`".replace("|", "\\|"), (one[3] or "").replace("|", "\\|")) for one in found if one]
 
 
-def detection_table() -> str:
-    """How often the gate raises an alarm, by the injected rise of perplexity and the number of samples."""
-    facts = json.loads((RESULTS / "detection.json").read_text())
-    counts = sorted({one["samples"] for one in facts["rates"]})
-    heads = [f"{count} samples" for count in counts]
-    rows = [f"| rise of perplexity | builds | {' | '.join(heads)} | by perplexity, all |", "|---|--:|" + "--:|" * 5]
-    for effect in dict.fromkeys(one["effect"] for one in facts["rates"]):
-        rates = [one for one in facts["rates"] if one["effect"] == effect]
-        cells = [f"{one['gate_alarms'] * 100:.0f} %" for one in sorted(rates, key=lambda one: one["samples"])]
-        name = f"+{effect:.1%}" if effect else f"none: other calibration samples ({rates[0]['rise'] * 100:+.2f} %)"
-        rows.append(
-            f"| {name} | {rates[0]['builds']} | {' | '.join(cells)} | {rates[-1]['perplexity_alarms'] * 100:.0f} % |"
+def gate_power_table() -> str:
+    """Return the alarm rate of the committed gate by rise of perplexity and number of samples."""
+    result = load_result("gate-power")
+    counts = sorted({one["samples"] for one in result["rates"]})
+    rows = []
+    for increase in dict.fromkeys(one["target_increase"] for one in result["rates"]):
+        rates = sorted(
+            (one for one in result["rates"] if one["target_increase"] == increase), key=lambda one: one["samples"]
         )
-    return "\n".join([*rows, "", provenance_of(facts)])
+        measured = f"{rates[0]['perplexity_increase'] * 100:+.2f} %"
+        name = f"+{increase:.1%}" if increase else f"none: other calibration samples ({measured})"
+        alarms = [f"{one['gate_alarm_rate'] * 100:.0f} %" for one in rates]
+        rows.append([name, str(rates[0]["builds"]), *alarms, f"{rates[-1]['perplexity_alarm_rate'] * 100:.0f} %"])
+    headings = ["rise of perplexity", "builds", *(f"{count} samples" for count in counts), "bound on perplexity, all"]
+    return with_provenance(table(headings, rows, 1), result)

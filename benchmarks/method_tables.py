@@ -1,45 +1,56 @@
-"""The table of every way of rounding on every grid, drawn from a committed result."""
+"""Tables of benchmarks/README.md on methods and token weights."""
 
-import json
 from typing import Any
 
-from benchmarks.tables import RESULTS, provenance_of
-from mcpmq.evaluate import Estimate
-from mcpmq.system.table import megabytes
+from benchmarks.markdown import (
+    estimates,
+    load_result,
+    megabytes,
+    percent,
+    percent_change,
+    provenance_line,
+    table,
+    thousandths,
+    with_provenance,
+)
 
-FILE = RESULTS / "methods.json"
-METHODS = {"rtn": "to nearest", "importance": "to nearest, fitted", "gptq": "GPTQ", "best": "the better of both"}
-SEEN = {"nothing": "", "text": "text alone", "images": "images alone", "all": "both"}
-KIND_HEADS = ("perplexity, %", "KL, 10⁻³", "same first choice, %")
-WITHIN = [f"{kind}: {head}" for kind in ("image", "text") for head in KIND_HEADS]
-HEAD = ["rounded", "as seen in", "format", "MB", *WITHIN]
+METHOD_LABELS = {"rtn": "RTN", "rtn-imatrix": "RTN, imatrix", "gptq": "GPTQ", "auto": "auto"}
+CALIBRATION_LABELS = {"nothing": "", "text": "text", "images": "images", "all": "both"}
+GROUPS = ("image", "text")
+METRIC_HEADINGS = ("perplexity change, %", "mean KLD, 10⁻³ nats", "same top-1, %")
 
 
-def methods_table(grid: str) -> str:
-    """All ways on one grid: how far answers about images and about text are from the original's."""
-    rows = [one for one in json.loads(FILE.read_text())["rows"] if one["grid"] == grid]
-    return "\n".join([f"| {' | '.join(HEAD)} |", "|---|---|---|" + "--:|" * 7, *map(_row, rows)])
+def methods_table(scheme: str) -> str:
+    """Return the metrics of all methods with one scheme."""
+    rows = [_method_row(one) for one in load_result("methods")["rows"] if one["scheme"] == scheme]
+    metrics = [f"{group}: {heading}" for group in GROUPS for heading in METRIC_HEADINGS]
+    return table(["method", "calibration", "format", "MB", *metrics], rows, 3)
 
 
 def methods_provenance() -> str:
-    """Command, commit, machine and versions."""
-    return provenance_of(json.loads(FILE.read_text()))
+    """Return command, commit, machine and versions."""
+    return provenance_line(load_result("methods"))
 
 
-def _row(one: dict[str, Any]) -> str:
-    smoothed = one["smooth"] == "awq"
-    rounded = "the best of all" if smoothed and one["round"] == "best" else "AWQ, " * smoothed + METHODS[one["round"]]
-    named = [rounded, SEEN[one["seen"]], one["format"], megabytes(one["nbytes"]).removesuffix(" MB")]
-    cells = [cell for kind in ("image", "text") for cell in _figures(one["kinds"][kind])]
-    return f"| {' | '.join([*named, *cells])} |"
+def _method_row(row: dict[str, Any]) -> list[str]:
+    method = "AWQ + " * (row["smooth"] == "awq") + METHOD_LABELS[row["method"]]
+    cells = [cell for group in GROUPS for cell in _metrics(row["groups"][group])]
+    return [method, CALIBRATION_LABELS[row["calibration_data"]], row["format"], megabytes(row["nbytes"]), *cells]
 
 
-def _figures(found: dict[str, Any]) -> list[str]:
-    ratio, divergence, agreement = (
-        Estimate.model_validate(found[name]) for name in ("perplexity_ratio", "kl_divergence", "top_1_agreement")
-    )
-    return [
-        f"{(ratio.value - 1) * 100:+.2f} ± {ratio.standard_error * 100:.2f}",
-        f"{divergence.value * 1000:.2f} ± {divergence.standard_error * 1000:.2f}",
-        f"{agreement.value * 100:.1f} ± {agreement.standard_error * 100:.1f}",
-    ]
+def _metrics(metrics: dict[str, Any]) -> list[str]:
+    found = estimates(metrics)
+    ratio, divergence, top_1 = (found[name] for name in ("perplexity_ratio", "kl_divergence", "top_1_agreement"))
+    return [percent_change(ratio), thousandths(divergence), percent(top_1)]
+
+
+def token_weights_table() -> str:
+    """Return the mean KLD of image and text answers for every choice of token weights."""
+    result = load_result("token-weights")
+    headings = ["scheme", "vision", "text", "answer", *(f"{group}: mean KLD, 10⁻³ nats" for group in GROUPS)]
+    rows = []
+    for one in result["rows"]:
+        divergences = [estimates(one["groups"][group])["kl_divergence"] for group in GROUPS]
+        weights = [f"{one[modality]:g}" for modality in ("vision", "text", "answer")]
+        rows.append([one["scheme"], *weights, *map(thousandths, divergences)])
+    return with_provenance(table(headings, rows, 1), result)

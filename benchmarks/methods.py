@@ -1,124 +1,116 @@
-"""Every way of rounding on every grid, in every format that holds it: how far each artifact is from the original.
+"""Evaluate every quantization method with every scheme, in every format that supports the scheme.
 
 python -m benchmarks.methods
 
-Only the matrices of the language model are rounded and all else is kept, so that a difference is the method's own; one
-grid takes the same bytes whatever the method. Statistics come from the whole calibration set, or from its samples
-without or with an image alone.
+Only the matrices of the language model are quantized, so a difference is that of the method; all methods of one scheme
+give the same size. Calibration uses the whole starter set, or only its samples with or without an image.
 """
 
+import argparse
 import json
 import shutil
-import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
-from importlib.metadata import version
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.run import HELDOUT, PACKAGES, REFERENCE, RESULTS, ROOT, STARTER, timed
+from benchmarks.commands import REFERENCE, STARTER, WORK, evaluate, provenance, run_command, write_result
 from mcpmq.evaluate import Difference
-from mcpmq.report import Entry, Report
-from mcpmq.system.environment import describe_machine
+from mcpmq.report import ArtifactResult
 
-WORK = ROOT / "build" / "benchmarks" / "methods"
+METHODS_WORK = WORK / "methods"
 FORMATS = {"int4-g32": ("gguf", "onnx"), "q4_k": ("gguf",), "int8-g32": ("gguf", "onnx")}
-ROUNDED_BY = (  # method, smoothing, and the samples that decided
+INT4_VARIANTS = (  # method, smoothing, calibration data
     ("rtn", "none", "nothing"),
-    ("importance", "none", "text"),
-    ("importance", "none", "images"),
-    ("importance", "none", "all"),
+    ("rtn-imatrix", "none", "text"),
+    ("rtn-imatrix", "none", "images"),
+    ("rtn-imatrix", "none", "all"),
     ("gptq", "none", "text"),
     ("gptq", "none", "images"),
     ("gptq", "none", "all"),
     ("rtn", "awq", "all"),
     ("gptq", "awq", "all"),
-    ("best", "none", "all"),
-    ("best", "awq", "all"),
+    ("auto", "none", "all"),
+    ("auto", "awq", "all"),
 )
-WITH_8_BITS = (("rtn", "none", "nothing"), ("gptq", "none", "all"), ("gptq", "awq", "all"), ("best", "awq", "all"))
-FIGURES = ("perplexity_ratio", "kl_divergence", "kl_divergence_99th_percentile", "top_1_agreement")
+INT8_VARIANTS = (("rtn", "none", "nothing"), ("gptq", "none", "all"), ("gptq", "awq", "all"), ("auto", "awq", "all"))
+METRICS = ("perplexity_ratio", "kl_divergence", "kl_divergence_99th_percentile", "top_1_agreement")
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """One way to round the language model; `seen` are the samples that decide."""
+class Variant:
+    """One way to quantize the language model; `calibration_data` is nothing, text, images or all."""
 
-    grid: str
-    round: str
+    scheme: str
+    method: str
     smooth: str
-    seen: str
+    calibration_data: str
 
     @property
     def name(self) -> str:
-        """`q4_k-awq-gptq-images`, a folder's name and the recipe's."""
-        return "-".join(word for word in (self.grid, self.smooth, self.round, self.seen) if word != "none")
+        """`q4_k-awq-gptq-images`, the name of the recipe and of the folder."""
+        return "-".join(
+            word for word in (self.scheme, self.smooth, self.method, self.calibration_data) if word != "none"
+        )
 
     def recipe(self) -> str:
-        """The TOML file."""
-        lines = [f'name = "{self.name}"', f'round = "{self.round}"', f'smooth = "{self.smooth}"']
-        return "\n".join([*lines, "[weights]", f'"language.*" = "{self.grid}"', ""])
+        """Return the TOML text."""
+        lines = [f'name = "{self.name}"', f'method = "{self.method}"', f'smooth = "{self.smooth}"']
+        return "\n".join([*lines, "[weights]", f'"language.*" = "{self.scheme}"', ""])
 
 
-def ways() -> list[Way]:
-    """All that are measured."""
-    return [
-        Way(grid, *method) for grid in FORMATS for method in (WITH_8_BITS if grid.startswith("int8") else ROUNDED_BY)
-    ]
+def variants() -> list[Variant]:
+    """Return all variants."""
+    by_scheme = {scheme: INT8_VARIANTS if scheme.startswith("int8") else INT4_VARIANTS for scheme in FORMATS}
+    return [Variant(scheme, *settings) for scheme, rows in by_scheme.items() for settings in rows]
 
 
-def sets() -> dict[str, Path]:
-    """The folders of samples, by what they hold."""
+def calibration_sets() -> dict[str, Path]:
+    """Write the parts of the starter set and return the folders by calibration data."""
     lines = (STARTER / "manifest.jsonl").read_text().splitlines()
-    for name, wanted in (("text", False), ("images", True)):
-        folder = WORK / "samples" / name
-        shutil.copytree(STARTER / "images", folder / "images")
-        kept = [line for line in lines if ("image" in json.loads(line)) is wanted]
-        (folder / "manifest.jsonl").write_text("\n".join(kept) + "\n")
-    return {"all": STARTER, "text": WORK / "samples" / "text", "images": WORK / "samples" / "images"}
+    folders = {"all": STARTER}
+    for name, with_image in (("text", False), ("images", True)):
+        folders[name] = METHODS_WORK / "samples" / name
+        shutil.copytree(STARTER / "images", folders[name] / "images")
+        part = [line for line in lines if ("image" in json.loads(line)) is with_image]
+        (folders[name] / "manifest.jsonl").write_text("\n".join(part) + "\n")
+    return folders
 
 
-def made(way: Way, samples: dict[str, Path]) -> Iterator[Path]:
-    """Quantize in one way and export to every format that holds its grid."""
-    recipe, codes = WORK / f"{way.name}.toml", WORK / way.name / "quantized"
-    recipe.write_text(way.recipe())
-    seeing = ["--calibration", samples[way.seen]] if way.seen in samples else []
-    timed("quantize", REFERENCE, codes, "--recipe", recipe, *seeing, out=codes)
-    for name in FORMATS[way.grid]:
-        timed("export", codes, WORK / way.name / name, "--format", name, out=WORK / way.name / name)
-        yield WORK / way.name / name
+def export_artifacts(variant: Variant, samples: dict[str, Path]) -> Iterator[Path]:
+    """Quantize and export to every format of the scheme; yield the artifacts."""
+    folder = METHODS_WORK / variant.name
+    recipe, codes = folder.with_suffix(".toml"), folder / "quantized"
+    recipe.write_text(variant.recipe())
+    calibration = ["--calibration", samples[variant.calibration_data]] if variant.calibration_data in samples else []
+    run_command("quantize", REFERENCE, codes, "--recipe", recipe, *calibration, out=codes)
+    for name in FORMATS[variant.scheme]:
+        run_command("export", codes, folder / name, "--format", name, out=folder / name)
+        yield folder / name
 
 
-def row(way: Way, entry: Entry) -> dict[str, Any]:
-    """What is kept of one artifact's measurement."""
-    facts = {"grid": way.grid, "round": way.round, "smooth": way.smooth, "seen": way.seen, "format": entry.kind}
-    found = {kind: _figures(difference) for kind, difference in entry.differences.items()}
-    return {**facts, "nbytes": entry.measurement.nbytes, "kinds": found}
+def group_metrics(differences: dict[str, Difference], metrics: tuple[str, ...] = METRICS) -> dict[str, Any]:
+    """Return the recorded metrics of every group of samples."""
+    return {group: one.model_dump(mode="json", include=set(metrics)) for group, one in differences.items()}
 
 
-def _figures(difference: Difference) -> dict[str, Any]:
-    return difference.model_dump(mode="json", include=set(FIGURES))
+def result_row(variant: Variant, result: ArtifactResult) -> dict[str, Any]:
+    """Return the recorded part of one artifact's result."""
+    sizes = {"format": result.kind, "nbytes": result.measurement.nbytes}
+    return asdict(variant) | sizes | {"groups": group_metrics(result.differences)}
 
 
 def main() -> None:
-    """Make everything, measure everything in one run, keep the figures with what they were made by."""
-    shutil.rmtree(WORK, ignore_errors=True)
-    samples, asked = sets(), ways()
-    artifacts = {path: way for way in asked for path in made(way, samples)}
-    out = WORK / "report"
-    timed("evaluate", *artifacts, "--against", REFERENCE, "--on", HELDOUT, "--out", out, out=out)
-    report = Report.load(out)
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT)
-    facts = {
-        "command": "python -m benchmarks.methods",
-        "commit": commit.stdout.strip(),
-        "machine": describe_machine(),
-        "versions": {package: version(package) for package in (*PACKAGES, "onnxruntime")},
-        "samples": {kind: result.samples for kind, result in report.original.kinds.items()},
-        "rows": [row(way, entry) for way, entry in zip(artifacts.values(), report.artifacts, strict=True)],
-    }
-    (RESULTS / "methods.json").write_text(json.dumps(facts, indent=1) + "\n")
+    """Build all artifacts, evaluate them in one run, and record the metrics."""
+    shutil.rmtree(METHODS_WORK, ignore_errors=True)
+    samples = calibration_sets()
+    artifacts = {path: variant for variant in variants() for path in export_artifacts(variant, samples)}
+    report = evaluate(artifacts, METHODS_WORK / "report")
+    rows = [result_row(variant, one) for variant, one in zip(artifacts.values(), report.artifacts, strict=True)]
+    counts = {group: result.samples for group, result in report.original.groups.items()}
+    write_result("methods", provenance("benchmarks.methods", "onnxruntime") | {"samples": counts, "rows": rows})
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()

@@ -1,6 +1,6 @@
-"""Writes a random checkpoint with MiniCPM-V 2.6's true widths, to measure memory and speed where they matter.
+"""Write a random checkpoint with the published widths of MiniCPM-V 2.6, for measurements of memory and speed.
 
-python benchmarks/real_size.py build/real --layers 2
+python -m benchmarks.real_size build/real --layers 2
 """
 
 import argparse
@@ -18,7 +18,7 @@ from mcpmq.families import family_of
 from mcpmq.families.family import TensorSpec
 
 REFERENCE = Path(__file__).parent.parent / "calibration" / "reference"
-PUBLISHED: dict[str, Any] = {
+PUBLISHED_CONFIG: dict[str, Any] = {
     "architectures": ["MiniCPMV"],
     "model_type": "minicpmv",
     "version": 2.6,
@@ -46,9 +46,9 @@ PUBLISHED: dict[str, Any] = {
 }
 
 
-def write(out: Path, layers: int) -> None:
-    """A checkpoint of `layers` language layers; tokenizer and processor are the reference's."""
-    file, begin, end = write_headers(out, layers)
+def write_checkpoint(out: Path, layers: int) -> None:
+    """Write a checkpoint of `layers` language layers with the tokenizer and processor of the reference checkpoint."""
+    file, begin, end = write_sparse_checkpoint(out, layers)
     noise = _bf16_noise(1 << 24)
     with file.open("r+b") as stream:
         stream.seek(begin)
@@ -56,10 +56,10 @@ def write(out: Path, layers: int) -> None:
             stream.write(noise[: end - start])
 
 
-def write_headers(out: Path, layers: int) -> tuple[Path, int, int]:
-    """The same with holes for weights, which take no room on the disk: the file, and where its weights lie."""
+def write_sparse_checkpoint(out: Path, layers: int) -> tuple[Path, int, int]:
+    """Write the checkpoint with a sparse weights file; return the file and the first and last byte of its weights."""
     out.mkdir(parents=True)
-    config = PUBLISHED | {"num_hidden_layers": layers}
+    config = PUBLISHED_CONFIG | {"num_hidden_layers": layers}
     family = family_of(config)
     (out / "config.json").write_text(json.dumps(config, indent=1))
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
@@ -67,7 +67,7 @@ def write_headers(out: Path, layers: int) -> tuple[Path, int, int]:
     preprocessor = json.loads((REFERENCE / "preprocessor_config.json").read_text())
     preprocessor |= {"scale_resolution": config["image_size"], "image_feature_size": config["query_num"]}
     (out / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=1))
-    return _write_header(out / "model.safetensors", family.tensors(family.architecture(config)))
+    return _write_header(out / "model.safetensors", family.tensor_specs(family.parse_architecture(config)))
 
 
 def _write_header(path: Path, specs: Iterable[TensorSpec]) -> tuple[Path, int, int]:
@@ -93,4 +93,4 @@ if __name__ == "__main__":
     parser.add_argument("out", type=Path)
     parser.add_argument("--layers", type=int, default=28)
     arguments = parser.parse_args()
-    write(arguments.out, arguments.layers)
+    write_checkpoint(arguments.out, arguments.layers)

@@ -1,33 +1,31 @@
-"""Converts the reference checkpoint every way, measures it, and writes what was found to benchmarks/results.
+"""Convert the reference checkpoint with every recipe, evaluate the artifacts, and write benchmarks/results.
 
-python -m benchmarks.run                        the reference: quality, sizes, memory, seconds
-python -m benchmarks.run --real-size 28         a random checkpoint of MiniCPM-V 2.6's size: memory and seconds alone
-python -m benchmarks.run --real-size 28 --calibrated    the same by what it sees of a fifth of the starter set
+python -m benchmarks.run                              the reference: accuracy, sizes, memory, seconds
+python -m benchmarks.run --real-size 28               random weights of MiniCPM-V 2.6's size: memory and seconds
+python -m benchmarks.run --real-size 28 --calibrated  the same with calibration on a fifth of the starter set
 """
 
 import argparse
-import json
-import os
 import shutil
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-from benchmarks.real_size import write as write_real_size
-from mcpmq.report import Report
-from mcpmq.system.environment import describe_machine
+from benchmarks.commands import (
+    REFERENCE,
+    RESULTS,
+    STARTER,
+    WORK,
+    CommandResult,
+    evaluate,
+    provenance,
+    run_command,
+    write_result,
+)
+from benchmarks.real_size import write_checkpoint
 
-ROOT = Path(__file__).parent.parent
-WORK = ROOT / "build" / "benchmarks" / "reference"
-REAL_WORK = WORK.parent / "real-size"
-RESULTS = ROOT / "benchmarks" / "results"
-REFERENCE, STARTER, HELDOUT = (ROOT / "calibration" / name for name in ("reference", "starter", "heldout"))
-WAYS = {
+REFERENCE_WORK, REAL_SIZE_WORK = WORK / "reference", WORK / "real-size"
+CONVERSIONS = {
     "phone-int4": ("gguf", "onnx"),
     "phone-int8": ("gguf", "onnx"),
     "quality-int4": ("gguf",),
@@ -38,126 +36,96 @@ WAYS = {
     "language-nf4": ("bnb",),
     "language-int8": ("bnb",),
 }
-PACKAGES = ("mcpmq", "torch", "numpy", "gguf", "xllamacpp", "onnx-ir")
+REAL_SIZE_CONVERSIONS = {
+    "phone-int4": ("gguf", "onnx"),
+    "quality-int4": ("gguf",),
+    "language-int4": ("gptq", "awq", "compressed-tensors"),
+    "language-nf4": ("bnb",),
+}
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
-    """One command in a process of its own."""
-
-    command: str
-    seconds: float
-    peak_resident_bytes: int
-    written_bytes: int
-
-
-def timed(*arguments: object, out: Path) -> Command:
-    """Run `mcpmq` and wait for it."""
-    words = list(map(str, arguments))
-    start = time.monotonic()
-    process = subprocess.Popen([sys.executable, "-m", "mcpmq", "--quiet", *words], stdout=subprocess.DEVNULL, cwd=ROOT)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"mcpmq {' '.join(words)} failed")
-    written = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
-    relative = [os.path.relpath(word, ROOT) if word.startswith("/") else word for word in words]
-    seconds, peak = round(time.monotonic() - start, 2), usage.ru_maxrss * 1024
-    return Command("mcpmq " + " ".join(relative), seconds, peak, written)
-
-
-def conversions(checkpoint: Path, work: Path, ways: dict[str, tuple[str, ...]]) -> Iterator[Command]:
-    """Quantize by every recipe, and export to every format that holds it."""
-    for recipe, formats in ways.items():
+def run_conversions(
+    checkpoint: Path, work: Path, formats_by_recipe: Mapping[str, tuple[str, ...]]
+) -> Iterator[CommandResult]:
+    """Quantize with every recipe and export to its formats."""
+    for recipe, formats in formats_by_recipe.items():
         codes = work / recipe / "quantized"
-        seeing = ["--calibration", STARTER] if recipe.startswith("calibrated") else []
-        yield timed("quantize", checkpoint, codes, "--recipe", recipe, *seeing, out=codes)
+        calibration = ["--calibration", STARTER] if recipe.startswith("calibrated") else []
+        yield run_command("quantize", checkpoint, codes, "--recipe", recipe, *calibration, out=codes)
         for name in formats:
-            yield timed("export", codes, work / recipe / name, "--format", name, out=work / recipe / name)
+            yield run_command("export", codes, work / recipe / name, "--format", name, out=work / recipe / name)
 
 
-def provenance(module: str) -> dict[str, Any]:
-    """The command, the commit, the machine and the versions that figures are kept with."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT, check=True
-    )
-    return {
-        "command": f"python -m {module} {' '.join(sys.argv[1:])}".strip(),
-        "commit": commit.stdout.strip(),
-        "machine": describe_machine(),
-        "versions": {package: version(package) for package in PACKAGES},
-    }
+def write_commands(name: str, commands: list[CommandResult]) -> None:
+    """Record the cost of commands."""
+    write_result(name, provenance("benchmarks.run") | {"commands": [asdict(command) for command in commands]})
 
 
-def record(name: str, commands: list[Command]) -> None:
-    """Keep the figures with where they come from."""
-    facts = provenance("benchmarks.run") | {"commands": [asdict(command) for command in commands]}
-    (RESULTS / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n")
+def evaluate_artifacts(name: str, artifacts: list[Path], *options: str) -> None:
+    """Record the report of artifacts of the reference checkpoint."""
+    report = evaluate(artifacts, REFERENCE_WORK / name, "--no-cache", *options)
+    (RESULTS / f"{name}.json").write_text(report.model_dump_json() + "\n")
 
 
-def measured(name: str, artifacts: list[Path], *options: str) -> None:
-    """Evaluate artifacts on the held-out set and keep the report."""
-    out = WORK / name
-    timed(
-        "evaluate", *artifacts, "--against", REFERENCE, "--on", HELDOUT, "--out", out, "--no-cache", *options, out=out
-    )
-    (RESULTS / f"{name}.json").write_text(Report.load(out).model_dump_json() + "\n")
+def artifacts(recipe: str, *formats: str) -> list[Path]:
+    """Return the artifacts of a recipe, in these formats or in all."""
+    return [REFERENCE_WORK / recipe / name for name in formats or CONVERSIONS[recipe]]
 
 
-def reference() -> None:
-    """The trained checkpoint: conversion, quality, and three controls."""
-    record("conversion", list(conversions(REFERENCE, WORK, WAYS)))
-    calibrated, nearest = ([WORK / name / form for form in WAYS[name]] for name in ("calibrated-int4", "phone-int4"))
-    best = WORK / "calibrated-quality-int4" / "gguf"
-    measured("reference", [*calibrated, WORK / "phone-int8" / "onnx", best])  # what `make demo` makes
-    measured("calibrated", [*nearest, WORK / "quality-int4" / "gguf", best])
-    measured("unquantized", [WORK / "full" / name for name in WAYS["full"]])
-    measured("hugging-face", hugging_face())
-    measured("engine-cuts", [WORK / "full" / "gguf"], "--engine-cuts")
-    measured("shuffled", nearest[:1], "--shuffle-images")
+def run_reference() -> None:
+    """Convert and evaluate the reference checkpoint, with three controls."""
+    write_commands("conversion", list(run_conversions(REFERENCE, REFERENCE_WORK, CONVERSIONS)))
+    best = artifacts("calibrated-quality-int4", "gguf")
+    evaluate_artifacts(
+        "reference", artifacts("calibrated-int4") + artifacts("phone-int8", "onnx") + best
+    )  # `make demo`
+    evaluate_artifacts("calibrated", artifacts("phone-int4") + artifacts("quality-int4", "gguf") + best)
+    evaluate_artifacts("engine-baseline", artifacts("full"))
+    packed = artifacts("calibrated-language-int4", "gptq", "compressed-tensors")
+    evaluate_artifacts("hugging-face", packed + artifacts("language-nf4") + artifacts("language-int8"))
+    evaluate_artifacts("engine-preprocessing", artifacts("full", "gguf"), "--engine-preprocessing")
+    evaluate_artifacts("shuffled", artifacts("phone-int4", "gguf"), "--shuffle-images")
 
 
-def hugging_face() -> list[Path]:
-    """Artifacts that transformers runs, or that are in its layouts."""
-    packed = [WORK / "calibrated-language-int4" / name for name in ("gptq", "compressed-tensors")]
-    return [*packed, WORK / "language-nf4" / "bnb", WORK / "language-int8" / "bnb"]
+def run_real_size(layers: int) -> None:
+    """Convert at the published widths, where one matrix has a gigabyte."""
+    checkpoint = REAL_SIZE_WORK / "checkpoint"
+    write_checkpoint(checkpoint, layers)
+    results = run_conversions(checkpoint, REAL_SIZE_WORK, REAL_SIZE_CONVERSIONS)
+    write_commands(f"real-size-{layers}", list(results))
 
 
-def real_size(layers: int) -> None:
-    """Conversion at the published widths, where one matrix has a gigabyte."""
-    checkpoint = REAL_WORK / "checkpoint"
-    write_real_size(checkpoint, layers)
-    ways = {
-        "phone-int4": ("gguf", "onnx"),
-        "quality-int4": ("gguf",),
-        "language-int4": ("gptq", "awq", "compressed-tensors"),
-        "language-nf4": ("bnb",),
-    }
-    record(f"real-size-{layers}", list(conversions(checkpoint, REAL_WORK, ways)))
+def run_calibrated_real_size(layers: int) -> None:
+    """Calibrate at the published widths, where a Hessian has 1.4 gigabytes."""
+    checkpoint, codes = REAL_SIZE_WORK / "checkpoint", REAL_SIZE_WORK / "calibrated-int4" / "quantized"
+    write_checkpoint(checkpoint, layers)
+    samples = write_starter_subset(REAL_SIZE_WORK / "samples")
+    options = ("--recipe", "calibrated-int4", "--calibration", samples, "--device", "cpu")
+    write_commands(f"real-size-{layers}-calibrated", [run_command("quantize", checkpoint, codes, *options, out=codes)])
 
 
-def calibrated_real_size(layers: int) -> None:
-    """Samples that pass at the published widths, where a Gram matrix has 1.4 gigabytes."""
-    checkpoint, codes = REAL_WORK / "checkpoint", REAL_WORK / "calibrated-int4" / "quantized"
-    write_real_size(checkpoint, layers)
-    samples = part_of_starter(REAL_WORK / "samples")
-    seeing = ("--recipe", "calibrated-int4", "--calibration", samples, "--device", "cpu")
-    record(f"real-size-{layers}-calibrated", [timed("quantize", checkpoint, codes, *seeing, out=codes)])
-
-
-def part_of_starter(folder: Path) -> Path:
-    """Every fifth sample."""
+def write_starter_subset(folder: Path) -> Path:
+    """Write every fifth sample of the starter set."""
     shutil.copytree(STARTER / "images", folder / "images")
     lines = (STARTER / "manifest.jsonl").read_text().splitlines()
     (folder / "manifest.jsonl").write_text("\n".join(lines[::5]) + "\n")
     return folder
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run the benchmark that the options name."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--real-size", type=int, metavar="LAYERS")
-    parser.add_argument("--calibrated", action="store_true", help="goes with --real-size")
-    arguments = parser.parse_args()
-    shutil.rmtree(REAL_WORK if arguments.real_size else WORK, ignore_errors=True)
-    RESULTS.mkdir(exist_ok=True)
-    at_true_size = calibrated_real_size if arguments.calibrated else real_size
-    at_true_size(arguments.real_size) if arguments.real_size else reference()
+    parser.add_argument("--calibrated", action="store_true", help="with --real-size")
+    options = parser.parse_args()
+    shutil.rmtree(REAL_SIZE_WORK if options.real_size else REFERENCE_WORK, ignore_errors=True)
+    if not options.real_size:
+        run_reference()
+    elif options.calibrated:
+        run_calibrated_real_size(options.real_size)
+    else:
+        run_real_size(options.real_size)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,33 +1,29 @@
-"""What tokens of images, of prompts and of answers should weigh while the language model is calibrated.
+"""Evaluate weights of image, prompt and answer tokens in the calibration of the language model.
 
 python -m benchmarks.token_weights
 
-Only the matrices of the language model are rounded, by GPTQ from the whole calibration set; every row is measured in
-llama.cpp against the original on the held-out set.
+Only the matrices of the language model are quantized, by GPTQ with the whole starter set; every artifact is evaluated
+in llama.cpp against the original on the held-out set.
 """
 
-import json
+import argparse
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
-from benchmarks.methods import FIGURES
-from benchmarks.run import HELDOUT, REFERENCE, RESULTS, ROOT, STARTER, provenance, timed
-from benchmarks.tables import provenance_of
-from mcpmq.evaluate import Estimate
-from mcpmq.report import Report
+from benchmarks.commands import REFERENCE, STARTER, WORK, evaluate, provenance, run_command, write_result
+from benchmarks.methods import group_metrics
 
-WORK, FILE = ROOT / "build" / "benchmarks" / "modalities", RESULTS / "modalities.json"
-GRIDS = ("int4-g32", "q4_k")
+TOKEN_WEIGHTS_WORK = WORK / "token-weights"
+SCHEMES = ("int4-g32", "q4_k")
 WEIGHTS = ((1, 1, 1), (0.3, 1, 1), (0.1, 1, 1), (0, 1, 1), (3, 1, 1), (1, 1, 3), (1, 1, 10), (0.3, 1, 3))
 
 
 @dataclass(frozen=True, slots=True)
-class Weighing:
-    """One grid, and what a token of each kind weighs."""
+class TokenWeights:
+    """One scheme and the weight of a token of each modality."""
 
-    grid: str
+    scheme: str
     vision: float
     text: float
     answer: float
@@ -35,58 +31,38 @@ class Weighing:
     @property
     def name(self) -> str:
         """`q4_k-0.3-1-1`"""
-        return f"{self.grid}-{self.vision:g}-{self.text:g}-{self.answer:g}"
+        return f"{self.scheme}-{self.vision:g}-{self.text:g}-{self.answer:g}"
 
     def recipe(self) -> str:
-        """The TOML file."""
-        weights = [f"{kind} = {getattr(self, kind)}" for kind in ("vision", "text", "answer")]
-        schemes = ["[weights]", f'"language.*" = "{self.grid}"']
-        return "\n".join([f'name = "{self.name}"', 'round = "gptq"', "[modalities]", *weights, *schemes, ""])
+        """Return the TOML text."""
+        weights = [f"vision = {self.vision}", f"text = {self.text}", f"answer = {self.answer}"]
+        lines = [f'name = "{self.name}"', 'method = "gptq"', "[token_weights]", *weights]
+        return "\n".join([*lines, "[weights]", f'"language.*" = "{self.scheme}"', ""])
 
 
-def made(weighing: Weighing) -> Path:
-    """The artifact."""
-    recipe, codes, out = (WORK / f"{weighing.name}{ending}" for ending in (".toml", "", ".gguf"))
-    recipe.write_text(weighing.recipe())
-    timed("quantize", REFERENCE, codes, "--recipe", recipe, "--calibration", STARTER, "--device", "cpu", out=codes)
-    timed("export", codes, out, "--format", "gguf", out=out)
+def build_artifact(weights: TokenWeights) -> Path:
+    """Write the GGUF artifact."""
+    recipe, codes, out = (TOKEN_WEIGHTS_WORK / f"{weights.name}{suffix}" for suffix in (".toml", "", ".gguf"))
+    recipe.write_text(weights.recipe())
+    options = ("--recipe", recipe, "--calibration", STARTER, "--device", "cpu")
+    run_command("quantize", REFERENCE, codes, *options, out=codes)
+    run_command("export", codes, out, "--format", "gguf", out=out)
     return out
 
 
-def table() -> str:
-    """Divergence from the original by kind of answer, one row for every weighing."""
-    if not FILE.is_file():
-        return "Not measured yet: `python -m benchmarks.token_weights`."
-    facts = json.loads(FILE.read_text())
-    heads = ["grid", "image token", "prompt token", "answer token", "image: KL, 10⁻³", "text: KL, 10⁻³"]
-    lines = [f"| {' | '.join(heads)} |", "|---|" + "--:|" * 5, *map(_row, facts["rows"])]
-    return "\n".join([*lines, "", provenance_of(facts)])
-
-
-def _row(one: dict[str, Any]) -> str:
-    found = [Estimate.model_validate(one["kinds"][kind]["kl_divergence"]) for kind in ("image", "text")]
-    cells = [f"{each.value * 1000:.2f} ± {each.standard_error * 1000:.2f}" for each in found]
-    return f"| {' | '.join([one['grid'], *(f'{one[kind]:g}' for kind in ('vision', 'text', 'answer')), *cells])} |"
-
-
 def main() -> None:
-    """Make all, measure all in one run, keep the figures."""
-    shutil.rmtree(WORK, ignore_errors=True)
-    WORK.mkdir(parents=True)
-    artifacts = {made(weighing): weighing for weighing in (Weighing(grid, *each) for grid in GRIDS for each in WEIGHTS)}
-    out = WORK / "report"
-    timed("evaluate", *artifacts, "--against", REFERENCE, "--on", HELDOUT, "--out", out, out=out)
+    """Build all artifacts, evaluate them in one run, and record the metrics."""
+    shutil.rmtree(TOKEN_WEIGHTS_WORK, ignore_errors=True)
+    TOKEN_WEIGHTS_WORK.mkdir(parents=True)
+    variants = [TokenWeights(scheme, *weights) for scheme in SCHEMES for weights in WEIGHTS]
+    report = evaluate(map(build_artifact, variants), TOKEN_WEIGHTS_WORK / "report")
     rows = [
-        asdict(weighing)
-        | {
-            "kinds": {
-                kind: found.model_dump(mode="json", include=set(FIGURES)) for kind, found in entry.differences.items()
-            }
-        }
-        for weighing, entry in zip(artifacts.values(), Report.load(out).artifacts, strict=True)
+        asdict(weights) | {"groups": group_metrics(result.differences)}
+        for weights, result in zip(variants, report.artifacts, strict=True)
     ]
-    FILE.write_text(json.dumps(provenance("benchmarks.token_weights") | {"rows": rows}, indent=1) + "\n")
+    write_result("token-weights", provenance("benchmarks.token_weights") | {"rows": rows})
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     main()

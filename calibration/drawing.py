@@ -1,4 +1,4 @@
-"""Shapes, signs and bars on a Pillow canvas: the vocabulary that the scenes are drawn with."""
+"""Shapes, signs and bars on a Pillow canvas."""
 
 import math
 import random
@@ -31,7 +31,7 @@ SIZES = {"small": 0.11, "large": 0.20}
 
 @dataclass(frozen=True)
 class Canvas:
-    """A square picture being drawn, `side` pixels wide."""
+    """A square image that is being drawn, `side` pixels wide."""
 
     image: Image.Image
     pen: ImageDraw.ImageDraw
@@ -40,8 +40,8 @@ class Canvas:
 
 
 @dataclass(frozen=True)
-class Thing:
-    """One object in a picture, in the words that an answer would use."""
+class SceneObject:
+    """One object in an image, in the words of an answer."""
 
     size: str
     color: str
@@ -53,7 +53,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Glyph:
-    """One character in a picture and the pixel that its middle lies on."""
+    """One character in an image and the pixel at its center."""
 
     character: str
     x: float
@@ -61,33 +61,33 @@ class Glyph:
 
 
 def new_canvas(rng: random.Random, side: int) -> Canvas:
-    """An empty picture on one of the backgrounds, each a little lighter or darker than the last."""
+    """Return an empty image on a random background of random brightness."""
     background = rng.choice(list(BACKGROUNDS))
-    image = Image.new("RGB", (side, side), shaded(rng, BACKGROUNDS[background]))
+    image = Image.new("RGB", (side, side), shift_brightness(rng, BACKGROUNDS[background]))
     return Canvas(image, ImageDraw.Draw(image), side, background)
 
 
-def shaded(rng: random.Random, color: Color) -> Color:
-    """The same colour under a slightly different light."""
+def shift_brightness(rng: random.Random, color: Color) -> Color:
+    """Return the color with a small random change of brightness."""
     light = rng.randint(-6, 4)
     red, green, blue = (min(255, max(0, channel + light)) for channel in color)
     return red, green, blue
 
 
-def random_thing(rng: random.Random) -> Thing:
-    """Any of the 96 things."""
-    return Thing(rng.choice(list(SIZES)), rng.choice(list(COLORS)), rng.choice(SHAPES))
+def random_object(rng: random.Random) -> SceneObject:
+    """Return one of the 96 objects."""
+    return SceneObject(rng.choice(list(SIZES)), rng.choice(list(COLORS)), rng.choice(SHAPES))
 
 
 def star_points(x: float, y: float, radius: float) -> list[tuple[float, float]]:
-    """The ten corners of a five-pointed star."""
+    """Return the ten corners of a five-pointed star."""
     reach = [radius if corner % 2 == 0 else radius * 0.42 for corner in range(10)]
     turns = [corner * math.pi / 5 for corner in range(10)]
     return [(x + r * math.sin(turn), y - r * math.cos(turn)) for r, turn in zip(reach, turns, strict=True)]
 
 
 def draw_shape(pen: ImageDraw.ImageDraw, shape: str, x: float, y: float, radius: float, color: Color) -> None:
-    """One filled shape around (x, y)."""
+    """Draw one filled shape around (x, y)."""
     box = (x - radius, y - radius, x + radius, y + radius)
     if shape == "circle":
         pen.ellipse(box, fill=color)
@@ -104,14 +104,18 @@ def draw_shape(pen: ImageDraw.ImageDraw, shape: str, x: float, y: float, radius:
         pen.rectangle((x - radius, y - radius * 0.3, x + radius, y + radius * 0.3), fill=color)
 
 
-def draw_thing(canvas: Canvas, thing: Thing, x: float, y: float, scale: float) -> None:
-    """A thing whose large form has a radius of a fifth of `scale` pixels."""
-    draw_shape(canvas.pen, thing.shape, x, y, SIZES[thing.size] * scale, COLORS[thing.color])
+def draw_object(canvas: Canvas, scene_object: SceneObject, x: float, y: float, scale: float) -> None:
+    """Draw an object; a large one has a radius of a fifth of `scale` pixels."""
+    draw_shape(canvas.pen, scene_object.shape, x, y, SIZES[scene_object.size] * scale, COLORS[scene_object.color])
 
 
 @cache
 def font(height: int) -> ImageFont.FreeTypeFont:
-    """The typeface embedded in Pillow itself, so that the same pixels come out on every machine."""
+    """Return the typeface embedded in Pillow, so that all machines draw the same pixels.
+
+    Raises:
+        RuntimeError: Pillow has no FreeType.
+    """
     face = ImageFont.load_default(size=height)
     if not isinstance(face, ImageFont.FreeTypeFont):
         raise RuntimeError("this Pillow was built without FreeType, which drawing text needs")
@@ -119,20 +123,20 @@ def font(height: int) -> ImageFont.FreeTypeFont:
 
 
 def text_size(canvas: Canvas, text: str, height: int) -> tuple[float, float]:
-    """Width and height in pixels of a line of text."""
+    """Return width and height of a line of text in pixels."""
     left, top, right, bottom = canvas.pen.textbbox((0, 0), text, font=font(height))
     return right - left, bottom - top
 
 
-def fitting_height(canvas: Canvas, text: str, height: int, room: float) -> int:
-    """The largest height up to `height` at which the text is at most `room` pixels wide."""
-    while height > 8 and text_size(canvas, text, height)[0] > room:
+def fit_text_height(canvas: Canvas, text: str, height: int, max_width: float) -> int:
+    """Return the largest height up to `height` at which the text is at most `max_width` pixels wide."""
+    while height > 8 and text_size(canvas, text, height)[0] > max_width:
         height -= 1
     return height
 
 
 def draw_text(canvas: Canvas, text: str, x: float, y: float, height: int, color: str) -> tuple[Glyph, ...]:
-    """A line of text centred at (x, y), with a thin stroke so that small text stays readable; where its letters are."""
+    """Draw a line of text centered at (x, y), with a thin stroke; return the letter positions."""
     canvas.pen.text((x, y), text, fill=COLORS[color], font=font(height), anchor="mm", stroke_width=height // 18)
     left = x - canvas.pen.textlength(text, font=font(height)) / 2
     ends = [left + canvas.pen.textlength(text[: index + 1], font=font(height)) for index in range(len(text))]
@@ -140,14 +144,14 @@ def draw_text(canvas: Canvas, text: str, x: float, y: float, height: int, color:
 
 
 def draw_bar(canvas: Canvas, left: float, right: float, value: int, color: str) -> None:
-    """A bar `value` steps high, standing on the floor of a chart with nine steps."""
+    """Draw a bar of `value` steps on the base line of a chart with nine steps."""
     floor = canvas.side * 0.92
     top = floor - value * canvas.side * 0.092
     canvas.pen.rectangle((left, top, right, floor), fill=COLORS[color])
 
 
 def draw_chart_lines(canvas: Canvas) -> None:
-    """Nine thin lines, the third and sixth a little stronger, to read a bar's height against."""
+    """Draw nine thin grid lines; every third line is darker."""
     for step in range(10):
         y = canvas.side * (0.92 - step * 0.092)
         shade = 90 if step % 3 == 0 else 125

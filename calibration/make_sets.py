@@ -1,9 +1,8 @@
-"""Writes the starter and heldout sets: drawn pictures and generated texts with questions, answers, tags and hashes.
+"""Write the starter and heldout sets: generated images and texts with questions, answers, tags and hashes.
 
     python -m calibration.make_sets
 
-The same bytes come out every time. The two sets are drawn from different seeds, and no picture and no text sample of
-one is found in the other.
+The output is reproducible. The sets use different seeds and have no image and no text sample in common.
 """
 
 import hashlib
@@ -13,6 +12,7 @@ import random
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,8 @@ NONSQUARE = (
 
 
 @dataclass(frozen=True)
-class SetPlan:
-    """How many samples of each sort a set has."""
+class SetSpec:
+    """Number of samples of each kind in a set."""
 
     name: str
     single: int
@@ -51,14 +51,14 @@ class SetPlan:
 
 
 SETS = (
-    SetPlan("starter", single=96, sliced=24, questions=20, continuations=20),
-    SetPlan("heldout", single=176, sliced=44, questions=36, continuations=36, nonsquare=NONSQUARE),
+    SetSpec("starter", single=96, sliced=24, questions=20, continuations=20),
+    SetSpec("heldout", single=176, sliced=44, questions=36, continuations=36, nonsquare=NONSQUARE),
 )
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """One sample before it has a number: PNG bytes or None, and its words."""
+class DraftSample:
+    """One sample without a number: PNG bytes or None, and its texts."""
 
     png: bytes | None
     prompt: str
@@ -67,43 +67,43 @@ class Drawn:
 
     @property
     def identity(self) -> str:
-        """What must not come twice: the picture, or else the words."""
+        """Hash of the image, or of the texts without an image; unique in both sets."""
         return hashlib.sha256(self.png or f"{self.prompt}\0{self.answer}".encode()).hexdigest()
 
 
 def png_bytes(image: Image.Image) -> bytes:
-    """The picture as an optimised PNG."""
+    """Encode the image as an optimized PNG."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
-def from_scene(scene: scenes.Scene, *tags: str) -> Drawn:
-    """A scene as a sample."""
-    return Drawn(png_bytes(scene.image), scene.question, scene.answer, ("image", scene.kind, *tags))
+def from_scene(scene: scenes.Scene, *tags: str) -> DraftSample:
+    """Return a scene as a sample."""
+    return DraftSample(png_bytes(scene.image), scene.question, scene.answer, ("image", scene.skill, *tags))
 
 
-def widened(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """The picture in the middle of a larger one of the same background."""
+def pad_to_size(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Return the image in the middle of a larger one with the same background."""
     canvas = Image.new("RGB", size, image.getpixel((0, 0)))
     canvas.paste(image, ((size[0] - image.width) // 2, (size[1] - image.height) // 2))
     return canvas
 
 
-def nonsquare(rng: random.Random, size: tuple[int, int]) -> Drawn:
-    """A picture whose sides differ, which preprocessors do not all treat alike."""
+def nonsquare_sample(rng: random.Random, size: tuple[int, int]) -> DraftSample:
+    """Return a sample whose image is not square, because preprocessors differ on such images."""
     make = rng.choice((scenes.reading_scene, scenes.counting_scene))
     scene = make(rng, min(size))
-    return from_scene(replace(scene, image=widened(scene.image, size)), "nonsquare")
+    return from_scene(replace(scene, image=pad_to_size(scene.image, size)), "nonsquare")
 
 
-def text_sample(pair: tuple[str, str], tag: str) -> Drawn:
-    """A sample without a picture."""
-    return Drawn(None, *pair, ("text", tag))
+def text_sample(pair: tuple[str, str], tag: str) -> DraftSample:
+    """Return a sample without an image."""
+    return DraftSample(None, *pair, ("text", tag))
 
 
-def fresh(make: Callable[[], Drawn], count: int, seen: set[str]) -> Iterator[Drawn]:
-    """`count` samples that are not in `seen`, which grows with them."""
+def unique_samples(make: Callable[[], DraftSample], count: int, seen: set[str]) -> Iterator[DraftSample]:
+    """Yield `count` samples whose identities are not in `seen`, and add them to `seen`."""
     while count:
         drawn = make()
         if drawn.identity not in seen:
@@ -112,24 +112,24 @@ def fresh(make: Callable[[], Drawn], count: int, seen: set[str]) -> Iterator[Dra
             yield drawn
 
 
-def draw_set(plan: SetPlan, seen: set[str]) -> list[Drawn]:
-    """All samples of a set, pictures and texts mixed."""
+def generate_set(plan: SetSpec, seen: set[str]) -> list[DraftSample]:
+    """Return all samples of a set, images and texts mixed."""
     rng = random.Random(f"calibration/{plan.name}")
-    makers: tuple[tuple[Callable[[], Drawn], int], ...] = (
+    makers: tuple[tuple[Callable[[], DraftSample], int], ...] = (
         (lambda: from_scene(scenes.single_scene(rng, SIDE)), plan.single),
         (lambda: from_scene(scenes.sliced_scene(rng, SIDE)), plan.sliced),
         (lambda: text_sample(prose.question(rng), "question"), plan.questions),
         (lambda: text_sample(prose.continuation(rng), "continuation"), plan.continuations),
     )
-    drawn = [sample for make, count in makers for sample in fresh(make, count, seen)]
+    drawn = [sample for make, count in makers for sample in unique_samples(make, count, seen)]
     rng.shuffle(drawn)
     for size in plan.nonsquare:
-        drawn += fresh(lambda size=size: nonsquare(rng, size), 1, seen)  # type: ignore[misc]
+        drawn += unique_samples(partial(nonsquare_sample, rng, size), 1, seen)
     return drawn
 
 
-def manifest_line(name: str, number: int, drawn: Drawn) -> dict[str, Any]:
-    """One line of manifest.jsonl."""
+def manifest_line(name: str, number: int, drawn: DraftSample) -> dict[str, Any]:
+    """Return one line of manifest.jsonl."""
     identifier = f"{name}-{number:04d}"
     line: dict[str, Any] = {"id": identifier}
     if drawn.png is not None:
@@ -138,8 +138,8 @@ def manifest_line(name: str, number: int, drawn: Drawn) -> dict[str, Any]:
     return {**line, "prompt": drawn.prompt, "answer": drawn.answer, "tags": list(drawn.tags)}
 
 
-def write_set(plan: SetPlan, samples: list[Drawn]) -> None:
-    """manifest.jsonl and images/, replacing what was there."""
+def write_set(plan: SetSpec, samples: list[DraftSample]) -> None:
+    """Replace manifest.jsonl and images/."""
     directory = ROOT / plan.name
     shutil.rmtree(directory, ignore_errors=True)
     (directory / "images").mkdir(parents=True)
@@ -152,17 +152,21 @@ def write_set(plan: SetPlan, samples: list[Drawn]) -> None:
     (directory / "manifest.jsonl").write_text("\n".join(lines) + "\n")
 
 
-def check_disjoint(sets: dict[str, list[Drawn]]) -> None:
-    """Raise ValueError if a picture or a text sample stands in two sets, or twice in one."""
+def check_disjoint(sets: dict[str, list[DraftSample]]) -> None:
+    """Check that no image and no text sample occurs twice.
+
+    Raises:
+        ValueError: a sample occurs twice.
+    """
     identities = [drawn.identity for samples in sets.values() for drawn in samples]
     if len(set(identities)) != len(identities):
-        raise ValueError("a sample stands twice in the sets")
+        raise ValueError("a sample occurs twice in the sets")
 
 
 def main() -> None:
-    """Both sets."""
+    """Write both sets."""
     seen: set[str] = set()
-    sets = {plan.name: draw_set(plan, seen) for plan in SETS}
+    sets = {plan.name: generate_set(plan, seen) for plan in SETS}
     check_disjoint(sets)
     for plan in SETS:
         write_set(plan, sets[plan.name])

@@ -1,4 +1,4 @@
-"""Everything mcpmq writes: a directory of files and the manifest that explains them."""
+"""Artifacts: directories that mcpmq wrote, with a manifest of origin, decisions and file hashes."""
 
 import errno
 import hashlib
@@ -13,13 +13,15 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.dataset import CalibrationSet
+from mcpmq.dataset import SampleSet
 from mcpmq.errors import ArtifactError, OutputError
 
-MANIFEST, CARD = "mcpmq.json", "README.md"
-FULL = (errno.ENOSPC, errno.EDQUOT, None)  # None: numpy tells of a short write without a number
-Kind = Literal["quantized", "gguf", "onnx", "gptq", "awq", "bnb", "compressed-tensors", "imatrix"]
-LEFT_OUT = Field(exclude_if=lambda value: value is None)  # of files about what was not calibrated
+MANIFEST, MODEL_CARD = "mcpmq.json", "README.md"
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, None)  # None: numpy raises an OSError without a number
+FormatName = Literal["gguf", "onnx", "gptq", "awq", "bnb", "compressed-tensors"]
+Kind = Literal["quantized", "imatrix"] | FormatName
+REBUILD, FREE_SPACE = "build the artifact again", "free disk space"
+OMIT_IF_NONE = Field(exclude_if=lambda value: value is None)  # keeps manifests without calibration short
 
 
 class _Record(BaseModel):
@@ -27,7 +29,7 @@ class _Record(BaseModel):
 
 
 class FileRecord(_Record):
-    """One file of an artifact; `component` is `model` for what belongs to no single one."""
+    """One file of an artifact; `component` is `model` for a file of the whole model."""
 
     path: str
     component: str
@@ -36,7 +38,7 @@ class FileRecord(_Record):
 
 
 class WeightRecord(_Record):
-    """What was decided about one weight, and why."""
+    """The decision about one weight, and its reason."""
 
     name: str
     hub_name: str
@@ -45,27 +47,27 @@ class WeightRecord(_Record):
     scheme: str | None
     reason: str
     nbytes: int
-    tokens: Annotated[dict[str, int] | None, LEFT_OUT] = None  # seen while calibrating, by modality
-    round: Annotated[str | None, LEFT_OUT] = None  # how, where that was decided by what was seen
-    smooth: Annotated[float | None, LEFT_OUT] = None  # the exponent of the scales that its columns took
-    activation: Annotated[str | None, LEFT_OUT] = None  # what its inputs are rounded to while it multiplies
-    # Lowest and highest input seen while calibrating; of each equal share of the rows where they see different ones.
-    input_ranges: Annotated[tuple[tuple[float, float], ...] | None, LEFT_OUT] = None
-    stored_shape: Annotated[tuple[int, ...] | None, LEFT_OUT] = None  # [out, in] in the file, where zeros widened it
+    calibration_tokens: Annotated[dict[str, int] | None, OMIT_IF_NONE] = None  # by modality
+    method: Annotated[str | None, OMIT_IF_NONE] = None  # of a calibrated weight
+    smoothing_exponent: Annotated[float | None, OMIT_IF_NONE] = None  # alpha of the scales on its columns
+    activation: Annotated[str | None, OMIT_IF_NONE] = None  # quantization of its inputs, `u8`
+    # Minimum and maximum calibration input; one pair for every equal share of the rows with an input of its own.
+    input_ranges: Annotated[tuple[tuple[float, float], ...] | None, OMIT_IF_NONE] = None
+    padded_shape: Annotated[tuple[int, ...] | None, OMIT_IF_NONE] = None  # [out, in] in the file
 
 
 class CalibrationRecord(_Record):
-    """The set whose passing through the model decided how its weights were rounded."""
+    """The calibration set of an artifact."""
 
     name: str
     sha256: str
     samples: int
     with_image: int
-    fingerprints: tuple[str, ...]  # of its pictures and text samples, so that none of them is measured on
+    fingerprints: tuple[str, ...]  # of images and text samples, to detect overlap
 
     @classmethod
-    def of(cls, samples: CalibrationSet) -> Self:
-        """What is recorded of a set."""
+    def from_samples(cls, samples: SampleSet) -> Self:
+        """Return the record of a sample set."""
         return cls(
             name=samples.path.resolve().name,
             sha256=samples.sha256,
@@ -76,51 +78,51 @@ class CalibrationRecord(_Record):
 
 
 class SourceRecord(_Record):
-    """The checkpoint that an artifact was made from."""
+    """The original of an artifact."""
 
     name: str
     sha256: str
     nbytes: int
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> Self:
-        """What is recorded of a checkpoint."""
+    def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
+        """Return the record of a checkpoint."""
         return cls(name=checkpoint.path.resolve().name, sha256=checkpoint.sha256, nbytes=checkpoint.nbytes)
 
 
 class Manifest(_Record):
-    """Who made the artifact, from what, how; no time and no path, so equal inputs give equal bytes."""
+    """Origin, recipe, decisions, versions and files of an artifact; no time and no path: equal inputs, equal bytes."""
 
     schema_version: Literal[1] = 1
     kind: Kind
     family: str
     source: SourceRecord
     recipe: dict[str, Any]
-    calibrated_on: Annotated[CalibrationRecord | None, LEFT_OUT] = None  # None: rounding looked at no sample
-    # That samples passed on; None for the processor.
-    device: Annotated[str | None, LEFT_OUT] = None
+    calibration_set: Annotated[CalibrationRecord | None, OMIT_IF_NONE] = None  # None: not calibrated
+    device: Annotated[str | None, OMIT_IF_NONE] = None  # of calibration; None: CPU
     versions: dict[str, str]
     weights: tuple[WeightRecord, ...]
-    # By block, of every way of rounding that was tried: square error of its outputs on held-out samples, relative.
-    held_out_errors: Annotated[dict[str, dict[str, float]] | None, LEFT_OUT] = None
+    # By block and method: relative squared error of the outputs on held-out samples.
+    held_out_errors: Annotated[dict[str, dict[str, float]] | None, OMIT_IF_NONE] = None
     notes: tuple[str, ...] = ()
     files: tuple[FileRecord, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A directory that mcpmq wrote."""
+    """An artifact opened for reading."""
 
     path: Path
     manifest: Manifest
 
     @classmethod
-    def open(cls, path: Path) -> Self:
+    def open(cls, path: str | Path) -> Self:
         """Read the manifest.
 
         Raises:
-            ArtifactError: there is none, or it is not valid.
+            ArtifactError: the manifest is missing or invalid.
         """
+        path = Path(path)
         if not (path / MANIFEST).is_file():
             raise ArtifactError(f"no `{MANIFEST}` in `{path}`", "point at a folder that mcpmq wrote")
         try:
@@ -131,44 +133,41 @@ class Artifact:
             raise ArtifactError(f"`{path / MANIFEST}`: {where}: {first['msg']}") from error
 
     def verify(self) -> None:
-        """Hash every file.
+        """Check the SHA-256 of every file.
 
         Raises:
-            ArtifactError: one is missing or changed.
+            ArtifactError: a file is missing or changed.
         """
         for record in self.manifest.files:
             file = self.path / record.path
             if not file.resolve().is_relative_to(self.path.resolve()) or not file.is_file():
-                raise ArtifactError(f"`{record.path}` is missing from `{self.path}`", "make the artifact again")
-            if sha256_of(file) != record.sha256:
-                raise ArtifactError(f"`{file}` is not the file that was written", "make the artifact again")
+                raise ArtifactError(f"`{record.path}` is missing from `{self.path}`", REBUILD)
+            if file_sha256(file) != record.sha256:
+                raise ArtifactError(f"`{file}` differs from its SHA-256 in the manifest", REBUILD)
 
     @property
     def sha256(self) -> str:
-        """Hash of what was made and from what: of the manifest with the hashes of all files but the model card, which
-        gets its figures when they are measured."""
-        lasting = tuple(record for record in self.manifest.files if record.path != CARD)
-        return hashlib.sha256(
-            self.manifest.model_copy(update={"files": lasting}).model_dump_json().encode()
-        ).hexdigest()
+        """Return the SHA-256 of the manifest without the model card, which changes when results are written into it."""
+        files = tuple(record for record in self.manifest.files if record.path != MODEL_CARD)
+        return hashlib.sha256(self.manifest.model_copy(update={"files": files}).model_dump_json().encode()).hexdigest()
 
     def nbytes_by_component(self) -> dict[str, int]:
-        """Bytes on disk of every component, in the order of the manifest."""
+        """Return the bytes on disk of every component, in the order of the manifest."""
         sizes: dict[str, int] = {}
         for record in self.manifest.files:
             sizes[record.component] = sizes.get(record.component, 0) + record.nbytes
         return sizes
 
-    def files_of(self, component: str) -> list[Path]:
-        """Paths of the files of one component."""
+    def component_files(self, component: str) -> list[Path]:
+        """Return the paths of the files of one component."""
         return [self.path / record.path for record in self.manifest.files if record.component == component]
 
 
-def replace_text(artifact: Artifact, name: str, text: str) -> None:
-    """Write one text file of an artifact anew, and its size and hash into the manifest."""
+def rewrite_file(artifact: Artifact, name: str, text: str) -> None:
+    """Replace a text file of an artifact, and update its size and hash in the manifest."""
     _replace(artifact.path / name, text)
     files = [
-        record.model_copy(update=_measured(artifact.path / name)) if record.path == name else record
+        record.model_copy(update=_size_and_hash(artifact.path / name)) if record.path == name else record
         for record in artifact.manifest.files
     ]
     manifest = artifact.manifest.model_copy(update={"files": tuple(files)})
@@ -181,73 +180,73 @@ def _replace(file: Path, text: str) -> None:
     partial.replace(file)
 
 
-def _measured(file: Path) -> dict[str, int | str]:
-    return {"nbytes": file.stat().st_size, "sha256": sha256_of(file)}
+def _size_and_hash(file: Path) -> dict[str, int | str]:
+    return {"nbytes": file.stat().st_size, "sha256": file_sha256(file)}
 
 
-def sha256_of(file: Path) -> str:
-    """Hash of a file's bytes."""
+def file_sha256(file: Path) -> str:
+    """Return the SHA-256 of a file."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @contextmanager
-def appearing_whole(out: Path, *, resumable: bool = False) -> Iterator[Path]:
-    """A folder to write into that becomes `out` when the block ends well, and vanishes when it does not.
+def atomic_dir(out: Path, *, resumable: bool = False) -> Iterator[Path]:
+    """Yield a temporary folder that is renamed to `out` if the block succeeds, and removed if it fails.
 
-    With `resumable` an unfinished folder is kept and handed out again.
+    With `resumable` an unfinished folder is kept, and yielded again by the next call.
 
     Raises:
-        OutputError: `out` exists with other content or cannot be made, or the disk is full.
+        OutputError: `out` exists and is not empty, it cannot be created, or the disk is full.
     """
-    refuse_existing(out)
+    check_output(out)
     partial = out.parent / f".{out.name}.partial"
     if not resumable:
         shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise OutputError(f"`{out}` cannot be made: {error.strerror}", "name another folder") from error
+        raise OutputError(f"`{out}` cannot be created: {error.strerror}", "give another folder") from error
     try:
         yield partial
-        _synchronise(partial)
+        _fsync(partial)
         partial.replace(out)
     except BaseException as error:
         if not resumable:
             shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in FULL:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
             free = shutil.disk_usage(out.parent).free
-            raise OutputError(f"the disk is full ({free:,} bytes free) while writing `{out}`", "make room") from error
+            raise OutputError(f"the disk is full ({free:,} bytes free) while writing `{out}`", FREE_SPACE) from error
         raise
 
 
-def refuse_existing(out: Path) -> None:
-    """Refuse an output that is there already.
+def check_output(out: Path) -> None:
+    """Check that an output is missing or an empty folder, and remove the empty folder.
 
     Raises:
-        OutputError: it exists and is not an empty folder.
+        OutputError: the output is a file, or a folder that is not empty.
     """
     if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise OutputError(f"`{out}` exists and is not empty", "name another folder, or remove this one")
+        raise OutputError(f"`{out}` exists and is not empty", "give another folder, or delete this one")
     if out.is_dir():
         out.rmdir()
 
 
-def refuse_full_disk(out: Path, needed_nbytes: int) -> None:
-    """Refuse to begin what cannot end.
+def check_disk_space(out: Path, needed_nbytes: int) -> None:
+    """Check that the disk of `out` has enough free space.
 
     Raises:
-        OutputError: the disk has too little room.
+        OutputError: the free space is less than `needed_nbytes`.
     """
     existing = next(parent for parent in (out.absolute(), *out.absolute().parents) if parent.exists())
     free = shutil.disk_usage(existing).free
     if free < needed_nbytes:
         raise OutputError(
-            f"`{out}` needs {needed_nbytes:,} bytes, the disk has {free:,} free", "make room, or name another disk"
+            f"`{out}` needs {needed_nbytes:,} bytes, the disk has {free:,} free", f"{FREE_SPACE}, or use another disk"
         )
 
 
-def _synchronise(folder: Path) -> None:
+def _fsync(folder: Path) -> None:
     for file in folder.rglob("*"):
         if file.is_file():
             with file.open("rb") as stream:
@@ -255,9 +254,9 @@ def _synchronise(folder: Path) -> None:
 
 
 def write_manifest(folder: Path, manifest: Manifest, files: Mapping[str, list[str]]) -> None:
-    """Hash the files (component -> paths relative to `folder`) and write the manifest beside them."""
+    """Write a manifest with the hashes of files, given by component as paths relative to `folder`."""
     records = tuple(
-        FileRecord.model_validate({"path": name, "component": component, **_measured(folder / name)})
+        FileRecord.model_validate({"path": name, "component": component, **_size_and_hash(folder / name)})
         for component, names in files.items()
         for name in names
     )

@@ -1,4 +1,4 @@
-"""The model as it was given: a Hugging Face directory, read lazily and never written."""
+"""Checkpoints: Hugging Face directories, read one tensor at a time and never written."""
 
 import hashlib
 from collections import Counter
@@ -12,62 +12,62 @@ from mcpmq.errors import CheckpointError
 from mcpmq.families import family_of
 from mcpmq.families.family import Architecture, Family, TensorSpec
 from mcpmq.system.json_file import read_json
-from mcpmq.system.safetensors_file import Entry, read_bytes, read_header
+from mcpmq.system.safetensors_file import TensorEntry, read_bytes, read_header
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 INDEX = "model.safetensors.index.json"
-# What is fetched from a hub: weights and texts, never pickle. Code is a text that goes along with artifacts, unread.
+# Files that are downloaded from a hub: weights and texts, never pickle. Code is copied to artifacts and never run.
 HUB_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
 CODE_PATTERN = "*.py"
-LEGAL_PATTERNS = ["README.md", "LICEN[CS]E*", "NOTICE*"]  # what says under which terms the model may be passed on
+LICENSE_PATTERNS = ["README.md", "LICEN[CS]E*", "NOTICE*"]  # terms of use of the model
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint opened for reading. Every tensor is known from the headers; none is loaded."""
+    """A checkpoint opened for reading; tensors are listed from the headers, and none is loaded."""
 
     path: Path
     config: Mapping[str, Any]
     family: Family
     architecture: Architecture
     specs: tuple[TensorSpec, ...]
-    entries: Mapping[str, Entry]  # by common name
+    entries: Mapping[str, TensorEntry]  # by common name
 
     @classmethod
     def open(cls, source: str | Path) -> Self:
-        """Open a folder, or a hub id such as `openbmb/MiniCPM-V-2_6`, and check it whole.
+        """Open a folder, or a hub id such as `openbmb/MiniCPM-V-2_6`, and check all headers.
 
         Raises:
-            CheckpointError: it is no checkpoint, of no supported family, or its files do not agree.
+            CheckpointError: files are missing or inconsistent, or the family is not supported.
         """
         path = _resolve(source)
         config = read_json(path / "config.json")
         family = _family(config)
-        architecture = family.architecture(config)
+        architecture = family.parse_architecture(config)
         entries = _entries(path)
-        specs = (*family.tensors(architecture), *_passed_through(family, entries))
+        specs = (*family.tensor_specs(architecture), *_passthrough_specs(family, entries))
         return cls(path, config, family, architecture, specs, _match(specs, entries))
 
     def load(self, spec: TensorSpec) -> "Tensor":
-        """One tensor in its own dtype; a transposed one is turned to [out, in]."""
+        """Return a tensor in its stored dtype; a matrix stored as [in, out] is transposed to [out, in]."""
         tensor = self.load_stored(spec)
         return tensor.T.contiguous() if spec.transposed else tensor
 
     def load_stored(self, spec: TensorSpec) -> "Tensor":
-        """One tensor exactly as the file holds it."""
+        """Return a tensor with the dtype and shape of the file."""
         entry = self.entries[spec.name]
         return _tensor(read_bytes(entry), entry).reshape(entry.shape)
 
-    def load_rows(self, spec: TensorSpec, weights_at_a_time: int) -> Iterator["Tensor"]:
-        """A matrix or table [out, in], some whole rows at a time; a transposed one, which is small, at once."""
+    def load_rows(self, spec: TensorSpec, max_weights: int) -> Iterator["Tensor"]:
+        """Yield a matrix or table [out, in] in chunks of rows; a (small) matrix stored as [in, out] in one chunk."""
         entry = self.entries[spec.name]
         if spec.transposed:
             yield self.load(spec)
             return
         row_nbytes = entry.nbytes // entry.shape[0]
-        step = max(1, weights_at_a_time // entry.shape[1]) * row_nbytes
+        step = max(1, max_weights // entry.shape[1]) * row_nbytes
         for begin in range(0, entry.nbytes, step):
             rows = read_bytes(entry, begin, min(begin + step, entry.nbytes))
             yield _tensor(rows, entry).reshape(-1, entry.shape[1])
@@ -77,24 +77,24 @@ class Checkpoint:
         return sum(entry.nbytes for entry in self.entries.values())
 
     @property
-    def code(self) -> list[Path]:
-        """Files of code that others run when config.json asks for it; none where it does not. mcpmq never does."""
+    def code_files(self) -> list[Path]:
+        """Return the Python files if config.json refers to them; mcpmq copies them and never runs them."""
         return sorted(self.path.glob(CODE_PATTERN)) if "auto_map" in self.config else []
 
     @property
-    def texts(self) -> list[Path]:
-        """Configuration, tokenizer and processor files, sorted."""
+    def text_files(self) -> list[Path]:
+        """Return the configuration, tokenizer and processor files, sorted."""
         found = {file for pattern in HUB_PATTERNS[1:] for file in self.path.glob(pattern)}
         return sorted(file for file in found if not file.name.endswith(".index.json"))
 
     @property
-    def legal_texts(self) -> list[Path]:
-        """The model card, licences and notices, sorted."""
-        return sorted({file for pattern in LEGAL_PATTERNS for file in self.path.glob(pattern)})
+    def license_files(self) -> list[Path]:
+        """Return the model card, license and notice files, sorted."""
+        return sorted({file for pattern in LICENSE_PATTERNS for file in self.path.glob(pattern)})
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of the configuration and of every weight file, in the order of their names."""
+        """Return the SHA-256 of the configuration and all weight files, in the order of their names."""
         digest = hashlib.sha256()
         for file in [self.path / "config.json", *sorted({entry.file for entry in self.entries.values()})]:
             digest.update(file.name.encode())
@@ -102,8 +102,8 @@ class Checkpoint:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
         return digest.hexdigest()
 
-    def facts(self) -> dict[str, Any]:
-        """What it is, in words and numbers."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return family, dtypes and sizes as plain values."""
         sizes: Counter[str] = Counter()
         for spec in self.specs:
             sizes[spec.component] += self.entries[spec.name].nbytes
@@ -114,11 +114,11 @@ class Checkpoint:
             "bytes": self.nbytes,
             "bytes_by_component": dict(sizes),
             "language": str(self.architecture.language),
-            "vision": str(self.architecture.vision or "none: it reads text only"),
+            "vision": str(self.architecture.vision or "none (text only)"),
         }
 
 
-def _tensor(values: bytearray, entry: Entry) -> "Tensor":
+def _tensor(values: bytearray, entry: TensorEntry) -> "Tensor":
     import torch
 
     return torch.frombuffer(values, dtype=getattr(torch, entry.torch_dtype))
@@ -140,12 +140,12 @@ def _download(hub_id: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(hub_id, allow_patterns=[*HUB_PATTERNS, CODE_PATTERN, *LEGAL_PATTERNS]))
+        return Path(snapshot_download(hub_id, allow_patterns=[*HUB_PATTERNS, CODE_PATTERN, *LICENSE_PATTERNS]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise CheckpointError(
-            f"`{hub_id}` is no folder here and could not be fetched from the hub: {reason}",
-            "download the checkpoint where there is a network, and give the path of its folder",
+            f"`{hub_id}` is not a local folder and cannot be downloaded from the hub: {reason}",
+            "download the checkpoint on a machine with network access, and give the path of its folder",
         ) from error
 
 
@@ -155,11 +155,11 @@ def _family(config: Mapping[str, Any]) -> Family:
     except CheckpointError as error:
         if "auto_map" not in config:
             raise
-        hint = f"its config.json asks to run code that comes with it, which mcpmq never does; {error.hint}"
+        hint = f"mcpmq never runs the code that config.json refers to; {error.hint}"
         raise CheckpointError(str(error), hint) from error
 
 
-def _entries(path: Path) -> dict[str, Entry]:
+def _entries(path: Path) -> dict[str, TensorEntry]:
     if (path / INDEX).is_file():
         return _indexed_entries(path, read_json(path / INDEX))
     shards = sorted(path.glob("*.safetensors"))
@@ -168,35 +168,35 @@ def _entries(path: Path) -> dict[str, Entry]:
         if pickles:
             raise CheckpointError(
                 f"`{path}` holds pickled weights (`{pickles[0]}`), which can run code when opened",
-                "convert them to safetensors where you trust them, then point here again",
+                "convert them to safetensors in an environment where you trust them",
             )
         raise CheckpointError(f"no `.safetensors` file in `{path}`")
     return {name: entry for shard in shards for name, entry in read_header(shard).items()}
 
 
-def _indexed_entries(path: Path, index: Mapping[str, Any]) -> dict[str, Entry]:
+def _indexed_entries(path: Path, index: Mapping[str, Any]) -> dict[str, TensorEntry]:
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise CheckpointError(f"`{path / INDEX}` has no `weight_map` from tensor to file")
-    entries: dict[str, Entry] = {}
+    entries: dict[str, TensorEntry] = {}
     for file in sorted(set(weight_map.values())):
         if Path(file).name != file or not (path / file).is_file():
             raise CheckpointError(f"`{INDEX}` names `{file}`, which is not in `{path}`", "fetch the missing shard")
         entries |= read_header(path / file)
     if missing := sorted(weight_map.keys() - entries.keys()):
-        raise CheckpointError(f"`{weight_map[missing[0]]}` does not hold `{missing[0]}`, which `{INDEX}` places there")
+        raise CheckpointError(f"`{weight_map[missing[0]]}` has no `{missing[0]}`, which `{INDEX}` lists there")
     return entries
 
 
-def _passed_through(family: Family, entries: Mapping[str, Entry]) -> Iterator[TensorSpec]:
-    """Tensors of components that the family does not know, and hands on as they are."""
-    for component, beginning in family.passed_through:
+def _passthrough_specs(family: Family, entries: Mapping[str, TensorEntry]) -> Iterator[TensorSpec]:
+    """Yield the tensors of components that pass through unchanged."""
+    for component, prefix in family.passthrough:
         for name in sorted(entries):
-            if name.startswith(f"{beginning}."):
+            if name.startswith(f"{prefix}."):
                 yield TensorSpec(f"{component}.{name}", name, entries[name].shape)
 
 
-def _match(specs: tuple[TensorSpec, ...], entries: dict[str, Entry]) -> dict[str, Entry]:
+def _match(specs: tuple[TensorSpec, ...], entries: dict[str, TensorEntry]) -> dict[str, TensorEntry]:
     known = {spec.hub_name for spec in specs}
     if missing := [spec.hub_name for spec in specs if spec.hub_name not in entries]:
         raise CheckpointError(f"{len(missing)} tensors are missing, first `{missing[0]}`", "fetch every shard")
@@ -206,7 +206,7 @@ def _match(specs: tuple[TensorSpec, ...], entries: dict[str, Entry]) -> dict[str
         if entries[spec.hub_name].shape != spec.shape:
             raise CheckpointError(
                 f"`{spec.hub_name}` has shape {list(entries[spec.hub_name].shape)},"
-                f" config.json asks for {list(spec.shape)}",
+                f" config.json requires {list(spec.shape)}",
                 "the weights and the configuration belong to different models",
             )
     return {spec.name: entries[spec.hub_name] for spec in specs}

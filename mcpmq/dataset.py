@@ -1,4 +1,4 @@
-"""The images and questions a model is calibrated on, and those it is measured on: the same kind of set."""
+"""Sample sets of images, prompts and answers, for calibration and evaluation."""
 
 import hashlib
 import json
@@ -11,11 +11,11 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mcpmq.errors import CalibrationError
+from mcpmq.errors import DatasetError
 
 MANIFEST = "manifest.jsonl"
-LARGEST_IMAGE_PIXELS = 64_000_000  # of one image; a bomb is refused from its header
-HELD_OUT_EVERY = 5
+MAX_IMAGE_PIXELS = 64_000_000  # of one image, checked in its header against decompression bombs
+HOLDOUT_EVERY = 5
 FINGERPRINT_DIGITS = 16
 
 
@@ -32,7 +32,7 @@ class _Line(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One question, its answer, and the image it is about, if any."""
+    """A prompt, its answer, and its image, if any."""
 
     id: str
     image: Path | None
@@ -42,27 +42,28 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class CalibrationSet:
-    """Samples in their order, every one checked: its line, its image, its hash."""
+class SampleSet:
+    """Samples in order; every line, image and hash is checked when the set is opened."""
 
     path: Path
     samples: tuple[Sample, ...]
 
     @classmethod
-    def open(cls, path: Path) -> Self:
-        """Read a folder that holds `manifest.jsonl`, one JSON object a line, and its images.
+    def open(cls, path: str | Path) -> Self:
+        """Open a folder with images and `manifest.jsonl`, one JSON object per line.
 
         Raises:
-            CalibrationError: there is none, it is empty, or a line or an image is broken; names the line.
+            DatasetError: the manifest is missing or empty, or a line or an image is invalid; the error has the line.
         """
+        path = Path(path)
         manifest = path / MANIFEST
         if not manifest.is_file():
-            raise CalibrationError(f"no `{MANIFEST}` in `{path}`", "see `calibration/README.md` for how to make a set")
+            raise DatasetError(f"no `{MANIFEST}` in `{path}`", "see `calibration/README.md` for the format of a set")
         lines = manifest.read_bytes().splitlines()
         samples = tuple(_sample(path, number, line) for number, line in enumerate(lines, 1) if line.strip())
         if not samples:
-            raise CalibrationError(f"`{manifest}` holds no sample", "write one JSON object a line")
-        _refuse_repeated_ids(manifest, samples)
+            raise DatasetError(f"`{manifest}` has no samples", "write one JSON object per line")
+        _check_unique_ids(manifest, samples)
         return cls(path, samples)
 
     def __iter__(self) -> Iterator[Sample]:
@@ -73,7 +74,7 @@ class CalibrationSet:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of every sample and of the bytes of every image, in order."""
+        """Return the SHA-256 of all samples and image bytes, in order."""
         digest = hashlib.sha256()
         for sample in self.samples:
             image = hashlib.sha256(sample.image.read_bytes()).hexdigest() if sample.image else ""
@@ -82,33 +83,33 @@ class CalibrationSet:
 
     @cached_property
     def fingerprints(self) -> tuple[str, ...]:
-        """Of every picture, and of every text sample: what two sets must not share if one is to judge the other."""
+        """Return the fingerprints of all images and text samples; disjoint sets share none."""
         return tuple(sorted({_fingerprint(sample) for sample in self.samples}))
 
-    def refuse_seen(self, name: str, fingerprints: Iterable[str]) -> None:
-        """Refuse to measure on what was calibrated on: samples of the set of that name, by their fingerprints.
+    def check_disjoint(self, name: str, fingerprints: Iterable[str]) -> None:
+        """Check that no sample is in the calibration set of that name and fingerprints.
 
         Raises:
-            CalibrationError: a picture or a text sample is in both.
+            DatasetError: an image or a text sample is in both.
         """
         shared = set(self.fingerprints).intersection(fingerprints)
         if shared:
-            raise CalibrationError(
-                f"`{self.path}` shares {len(shared):,} pictures or texts with the calibration set `{name}`",
-                "measure on samples that decided nothing",
+            raise DatasetError(
+                f"`{self.path}` shares {len(shared):,} images or texts with the calibration set `{name}`",
+                "use an evaluation set that does not overlap the calibration set",
             )
 
-    def split(self) -> tuple[Self, Self]:
-        """The set without every fifth sample, and every fifth sample: for measuring when no other set is given.
+    def split_holdout(self) -> tuple[Self, Self]:
+        """Return the set without every fifth sample, and every fifth sample as held-out set.
 
         Raises:
-            CalibrationError: there are too few samples to hold any out.
+            DatasetError: the set has fewer than five samples.
         """
-        if len(self) < HELD_OUT_EVERY:
-            raise CalibrationError(
-                f"{len(self)} samples are too few to hold out a fifth", "name a held-out set with `--on`"
+        if len(self) < HOLDOUT_EVERY:
+            raise DatasetError(
+                f"{len(self)} samples are too few to hold out a fifth", "name a evaluation set with `--eval-set`"
             )
-        held_out = self.samples[HELD_OUT_EVERY - 1 :: HELD_OUT_EVERY]
+        held_out = self.samples[HOLDOUT_EVERY - 1 :: HOLDOUT_EVERY]
         kept = tuple(sample for sample in self.samples if sample not in held_out)
         return type(self)(self.path, kept), type(self)(self.path, held_out)
 
@@ -125,7 +126,7 @@ def _sample(folder: Path, number: int, line: bytes) -> Sample:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
-        raise CalibrationError(f"{where}: {field + ': ' if field else ''}{first['msg']}") from error
+        raise DatasetError(f"{where}: {field + ': ' if field else ''}{first['msg']}") from error
     image = _checked_image(folder, checked, where) if checked.image is not None else None
     return Sample(checked.id, image, checked.prompt, checked.answer, tuple(checked.tags))
 
@@ -133,11 +134,11 @@ def _sample(folder: Path, number: int, line: bytes) -> Sample:
 def _checked_image(folder: Path, line: _Line, where: str) -> Path:
     path = folder / str(line.image)
     if not path.resolve().is_relative_to(folder.resolve()):
-        raise CalibrationError(f"{where}: the image `{line.image}` lies outside the folder", "copy it into the folder")
+        raise DatasetError(f"{where}: the image `{line.image}` is outside of the folder", "copy it into the folder")
     if not path.is_file():
-        raise CalibrationError(f"{where}: there is no image `{line.image}`")
+        raise DatasetError(f"{where}: the image `{line.image}` is missing")
     if line.image_sha256 and hashlib.sha256(path.read_bytes()).hexdigest() != line.image_sha256:
-        raise CalibrationError(f"{where}: the image `{line.image}` is not the one that was hashed")
+        raise DatasetError(f"{where}: the image `{line.image}` differs from its SHA-256")
     _check_pixels(path, where)
     return path
 
@@ -147,27 +148,27 @@ def _check_pixels(path: Path, where: str) -> None:
 
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is the lower one
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_IMAGE_PIXELS is the lower limit
             with Image.open(path) as image:
-                _refuse_enormous(image.width * image.height, path, where)
+                _check_size(image.width * image.height, path, where)
                 image.load()
     except Image.DecompressionBombError as error:
-        raise CalibrationError(f"{where}: the image `{path.name}` is too large: {error}") from error
+        raise DatasetError(f"{where}: the image `{path.name}` is too large: {error}") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise CalibrationError(f"{where}: the image `{path.name}` cannot be read: {error}") from error
+        raise DatasetError(f"{where}: the image `{path.name}` cannot be read: {error}") from error
 
 
-def _refuse_enormous(pixels: int, path: Path, where: str) -> None:
-    if pixels > LARGEST_IMAGE_PIXELS:
-        raise CalibrationError(
-            f"{where}: the image `{path.name}` has {pixels:,} pixels, more than {LARGEST_IMAGE_PIXELS:,}",
-            "make it smaller",
+def _check_size(pixels: int, path: Path, where: str) -> None:
+    if pixels > MAX_IMAGE_PIXELS:
+        raise DatasetError(
+            f"{where}: the image `{path.name}` has {pixels:,} pixels, more than {MAX_IMAGE_PIXELS:,}",
+            "shrink the image",
         )
 
 
-def _refuse_repeated_ids(manifest: Path, samples: tuple[Sample, ...]) -> None:
-    seen: set[str] = set()
+def _check_unique_ids(manifest: Path, samples: tuple[Sample, ...]) -> None:
+    ids: set[str] = set()
     for sample in samples:
-        if sample.id in seen:
-            raise CalibrationError(f"`{manifest}` has the id `{sample.id}` twice", "give every sample an id of its own")
-        seen.add(sample.id)
+        if sample.id in ids:
+            raise DatasetError(f"`{manifest}` has the id `{sample.id}` twice", "give every sample a unique id")
+        ids.add(sample.id)

@@ -1,21 +1,22 @@
-"""Everything the user can be told has gone wrong, and what to do about it.
+"""Errors that a user can correct.
 
 McpmqError
-├── CheckpointError    the path is no checkpoint that can be read
-├── CalibrationError   the calibration or held-out set is broken
-├── RecipeError        the recipe is not valid, or does not fit the checkpoint
-├── FormatError        the format cannot hold what the plan asks of it
-├── ArtifactError      the path is no artifact or report, or its files changed
-├── GateError          the file of allowed differences is not valid
+├── CheckpointError    the checkpoint is missing, unsupported or invalid
+├── DatasetError       a calibration or evaluation set is invalid
+├── DeviceError        the device for calibration is not available
+├── RecipeError        the recipe is invalid, or does not fit the checkpoint
+├── FormatError        the format does not support the plan
+├── ArtifactError      the artifact or report is missing, invalid or changed
+├── GateError          the gate file is invalid
 ├── OutputError        the output cannot be written
-├── ReleaseError       a release may not be made, or is not what it says
-└── EngineError        the engine that should run the model failed
-    └── MissingExtra   the engine or format is not installed
+├── ReleaseError       the release cannot be made, or its files changed
+└── EngineError        the engine failed
+    └── MissingExtra   a package of the engine or format is not installed
 """
 
 
 class McpmqError(Exception):
-    """An error for the user: what happened with the numbers, and a hint on what to do."""
+    """An error with a message for the user, and a hint for the next action."""
 
     def __init__(self, message: str, hint: str = "") -> None:
         super().__init__(message)
@@ -23,27 +24,31 @@ class McpmqError(Exception):
 
 
 class CheckpointError(McpmqError):
-    """The path is no checkpoint that mcpmq can read."""
+    """The checkpoint is missing, of an unsupported family, or invalid."""
 
 
-class CalibrationError(McpmqError):
-    """The set of images and questions is broken."""
+class DatasetError(McpmqError):
+    """A calibration or evaluation set is invalid."""
+
+
+class DeviceError(McpmqError):
+    """The device for calibration is not available."""
 
 
 class RecipeError(McpmqError):
-    """The recipe is not valid, or does not fit the checkpoint."""
+    """The recipe is invalid, or does not fit the checkpoint."""
 
 
 class FormatError(McpmqError):
-    """The format cannot hold what the plan asks of it."""
+    """The format does not support the plan."""
 
 
 class ArtifactError(McpmqError):
-    """The path is no artifact of mcpmq, or its files are not the ones that were written."""
+    """An artifact or report is missing or invalid, or its files changed."""
 
 
 class GateError(McpmqError):
-    """The file that says which differences are allowed is not valid."""
+    """The gate file is invalid."""
 
 
 class OutputError(McpmqError):
@@ -51,11 +56,11 @@ class OutputError(McpmqError):
 
 
 class ReleaseError(McpmqError):
-    """A release may not be made, for its size, its gate or its licence; or it is not what it says it is."""
+    """A release cannot be made because of its size, gate or license, or its files changed."""
 
 
 class EngineError(McpmqError):
-    """The engine that should run the model failed."""
+    """The engine that runs the model failed."""
 
 
 class MissingExtra(EngineError):

@@ -1,72 +1,79 @@
-"""One quantized artifact to one format; no code of it changes."""
+"""Export a quantized model to one format; the codes do not change."""
 
 from pathlib import Path
 from typing import Any
 
-from mcpmq.artifact import MANIFEST, Artifact, Manifest, appearing_whole, refuse_full_disk, write_manifest
-from mcpmq.dataset import CalibrationSet
+from mcpmq.artifact import MANIFEST, Artifact, Manifest, atomic_dir, check_disk_space, write_manifest
+from mcpmq.dataset import SampleSet
 from mcpmq.errors import FormatError
 from mcpmq.families import family_named
-from mcpmq.formats import FormatName, check_steps, format_named
+from mcpmq.formats import FormatName, check_tensors, format_named
 from mcpmq.formats.format import Format
-from mcpmq.quantized_model import Quantized
+from mcpmq.quantized_model import QuantizedModel
 from mcpmq.system.progress import Progress, silent
 
-NPU_TOWERS = ("siglip-resampler", "timm-resampler")
-ROUNDED_FOR_NPUS = (
-    "vision graph for NPUs: one size of slices, 16-bit activations over the images of `{}` (sha256 {}), weights rounded"
-    " once more to 8 bits by ONNX Runtime"
+NPU_VISION_KINDS = ("siglip-resampler", "timm-resampler")
+NPU_NOTE = (
+    "vision graph for NPUs: fixed slice size, 16-bit activations calibrated on the images of `{}` (sha256 {}), weights"
+    " requantized to 8 bits by ONNX Runtime"
 )
 
 
 def export(
-    quantized: Quantized,
+    quantized: QuantizedModel,
     name: FormatName,
-    out: Path,
+    out: str | Path,
     progress: Progress = silent,
-    npu: CalibrationSet | None = None,
+    npu: SampleSet | None = None,
 ) -> Artifact:
-    """Lay a quantized model out in a format. What was exported to `out` before from the same codes is returned.
+    """Write a quantized model to `out` in a format; an earlier export of the same model is verified and returned.
 
-    With `npu` the vision graph of `onnx` is one that NPUs take, its activations rounded over images of this set.
+    With `npu` the vision graph of `onnx` is a static QDQ graph for NPUs, with activation ranges of this set's images.
 
     Raises:
-        FormatError: the format cannot hold a weight on its scheme, or has nothing for NPUs.
-        CalibrationError: the set for an NPU has no image.
+        FormatError: the format does not support the scheme of a weight, or has no vision graph for NPUs.
+        DatasetError: the set for the NPU has no image.
         OutputError: `out` exists with other content, or the disk is full.
-        ArtifactError: what was exported before has changed since.
+        ArtifactError: a file of an earlier export has changed.
     """
-    layout, options = format_named(name), _options(quantized, name, npu)
-    check_steps(family_named(quantized.artifact.manifest.family), quantized.steps, name)
-    manifest = _manifest(quantized, layout, name, npu)
-    if (out / MANIFEST).is_file():
-        earlier = Artifact.open(out)
-        if earlier.manifest.model_copy(update={"files": ()}) == manifest:
-            earlier.verify()
-            return earlier
-    refuse_full_disk(out, sum(step.nbytes for step in quantized.steps))
-    with appearing_whole(out) as folder:
-        write_manifest(folder, manifest, layout.write(quantized, folder, progress, **options))
+    target, options, out = format_named(name), _options(quantized, name, npu), Path(out)
+    check_tensors(family_named(quantized.artifact.manifest.family), quantized.tensors, name)
+    manifest = _manifest(quantized, target, name, npu)
+    if earlier := _earlier_export(out, manifest):
+        return earlier
+    check_disk_space(out, sum(tensor.nbytes for tensor in quantized.tensors))
+    with atomic_dir(out) as folder:
+        write_manifest(folder, manifest, target.write(quantized, folder, progress, **options))
     return Artifact.open(out)
 
 
-def _options(quantized: Quantized, name: FormatName, npu: CalibrationSet | None) -> dict[str, Any]:
+def _earlier_export(out: Path, manifest: Manifest) -> Artifact | None:
+    if not (out / MANIFEST).is_file():
+        return None
+    artifact = Artifact.open(out)
+    if artifact.manifest.model_copy(update={"files": ()}) != manifest:
+        return None
+    artifact.verify()
+    return artifact
+
+
+def _options(quantized: QuantizedModel, name: FormatName, npu: SampleSet | None) -> dict[str, Any]:
     if npu and name != "onnx":
-        raise FormatError(f"`{name}` has nothing for NPUs", "use `--format onnx` with `--npu`")
-    seeing = quantized.architecture.vision
-    if npu and (seeing is None or seeing.kind not in NPU_TOWERS):
+        raise FormatError(f"`{name}` has no vision graph for NPUs", "use `--format onnx` with `--npu`")
+    vision = quantized.architecture.vision
+    if npu and (vision is None or vision.kind not in NPU_VISION_KINDS):
         raise FormatError(
-            f"`{quantized.artifact.manifest.family}` has no vision graph for NPUs, which take slices of one size",
+            f"`{quantized.artifact.manifest.family}` has no vision graph for NPUs, which need a fixed slice size",
             "export it without `--npu`",
         )
     return {"npu": npu} if npu else {}
 
 
-def _manifest(quantized: Quantized, layout: Format, name: FormatName, npu: CalibrationSet | None) -> Manifest:
-    """The quantized artifact's, and which shapes the format has in its files."""
+def _manifest(quantized: QuantizedModel, target: Format, name: FormatName, npu: SampleSet | None) -> Manifest:
+    """Return the manifest of the quantized model with the format's kind and padded shapes."""
     manifest = quantized.artifact.manifest
-    shapes = layout.stored_shapes(quantized) if hasattr(layout, "stored_shapes") else {}
-    weights = tuple(one.model_copy(update={"stored_shape": shapes.get(one.name)}) for one in manifest.weights)
-    notes = (ROUNDED_FOR_NPUS.format(npu.path.resolve().name, npu.sha256),) if npu else ()
-    told = {"kind": name, "files": (), "weights": weights, "notes": (*manifest.notes, *notes)}
-    return manifest.model_copy(update=told)
+    shapes = target.padded_shapes(quantized)
+    weights = tuple(one.model_copy(update={"padded_shape": shapes.get(one.name)}) for one in manifest.weights)
+    notes = (NPU_NOTE.format(npu.path.resolve().name, npu.sha256),) if npu else ()
+    changes = {"kind": name, "files": (), "weights": weights, "notes": (*manifest.notes, *notes)}
+    return manifest.model_copy(update=changes)

@@ -1,7 +1,7 @@
-"""What will be done to every weight, decided from headers alone, before any weight is read."""
+"""Decide the scheme of every tensor from headers alone, before any weight is read."""
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -10,31 +10,24 @@ from math import prod
 
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import RecipeError
-from mcpmq.families.family import Fold, TensorSpec
+from mcpmq.families.family import SmoothingMapping, TensorSpec
 from mcpmq.recipe import Activation, Recipe
-from mcpmq.scheme import (
-    CODEBOOK_COLUMNS,
-    CodebookScheme,
-    FloatScheme,
-    GgmlScheme,
-    IntegerScheme,
-    Scheme,
-)
+from mcpmq.scheme import CodebookScheme, FloatScheme, GgmlScheme, IntegerScheme, Scheme
 from mcpmq.system.safetensors_file import DTYPES
 
-BESIDE_INTEGER_INPUTS = IntegerScheme(8, None)
+INTEGER_MATMUL_SCHEME = IntegerScheme(8, None)
 COMPONENTS = {"vision", "projector", "embedding", "language", "head"}
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """One tensor and its fate; `scheme` is None where it keeps its dtype, and `reason` says why."""
+class TensorPlan:
+    """The decision about one tensor; a `scheme` of None keeps its dtype."""
 
     spec: TensorSpec
-    dtype: str  # of the source, as torch calls it
+    dtype: str  # of the checkpoint, as torch names it
     scheme: Scheme | None
-    reason: str  # the glob that decided, or why none applies
-    activation: Activation | None = None  # what its inputs are rounded to while it multiplies
+    reason: str  # the glob that matched, or why none applies
+    activation: Activation | None = None  # the dtype of the matrix's quantized inputs
 
     @property
     def name(self) -> str:
@@ -47,8 +40,8 @@ class Step:
         return (columns, rows) if self.spec.transposed else (rows, columns)
 
     @property
-    def on_a_grid(self) -> bool:
-        return isinstance(self.scheme, IntegerScheme | GgmlScheme)
+    def is_quantized(self) -> bool:
+        return self.scheme is not None and self.scheme.is_quantized
 
     @property
     def source_nbytes(self) -> int:
@@ -56,10 +49,10 @@ class Step:
 
     @property
     def nbytes(self) -> int:
-        """Size on the scheme, before what a format adds."""
+        """Size in bytes with its scheme, without the overhead of a format."""
         if self.scheme is None:
             return self.source_nbytes
-        if isinstance(self.scheme, FloatScheme):
+        if not self.scheme.is_quantized:  # such tensors have any number of dimensions
             return self.scheme.row_nbytes(prod(self.spec.shape))
         rows, columns = self.matrix_shape
         return rows * self.scheme.row_nbytes(columns)
@@ -67,35 +60,39 @@ class Step:
 
 @dataclass(frozen=True)
 class Plan:
-    """A recipe and a checkpoint, decided for every tensor. If it exists, it can be carried out."""
+    """A recipe applied to every tensor of a checkpoint. Every plan that exists can be carried out."""
 
     checkpoint: Checkpoint
     recipe: Recipe
-    steps: tuple[Step, ...]
-    folds: Mapping[str, tuple[Fold, ...]] = field(default_factory=dict)  # by block: where scales may move
-    notes: tuple[str, ...] = ()  # what is not done as a recipe of this kind would have it, and why
+    tensors: tuple[TensorPlan, ...]
+    smoothing_mappings: Mapping[str, tuple[SmoothingMapping, ...]] = field(default_factory=dict)  # by block
+    notes: tuple[str, ...] = ()  # exceptions from the recipe, with their reasons
 
     @property
     def nbytes(self) -> int:
-        return sum(step.nbytes for step in self.steps)
+        return sum(tensor.nbytes for tensor in self.tensors)
 
     @cached_property
-    def blocks(self) -> dict[str, tuple[Step, ...]]:
-        """Steps by the block they are loaded and written with: `language.layers.0`, or the component."""
-        blocks: dict[str, list[Step]] = {}
-        for step in self.steps:
-            blocks.setdefault(block_of(step.name), []).append(step)
-        return {name: tuple(steps) for name, steps in blocks.items()}
+    def blocks(self) -> dict[str, tuple[TensorPlan, ...]]:
+        """Tensors by the block that they are loaded and written with: `language.layers.0`, or the component."""
+        blocks: dict[str, list[TensorPlan]] = {}
+        for tensor in self.tensors:
+            blocks.setdefault(block_name(tensor.name), []).append(tensor)
+        return {name: tuple(tensors) for name, tensors in blocks.items()}
 
     @cached_property
-    def smoothed(self) -> frozenset[str]:
-        """Matrices that may take scales in their columns."""
-        return frozenset(name for folds in self.folds.values() for fold in folds for name in fold.into)
+    def smoothed_weights(self) -> frozenset[str]:
+        """The matrices whose columns may take smoothing scales."""
+        mappings = (mapping for block in self.smoothing_mappings.values() for mapping in block)
+        return frozenset(name for mapping in mappings for name in mapping.balance_layers)
 
 
-def block_of(name: str) -> str:
-    """`language.layers.0.mlp.up` -> `language.layers.0`; what is in no layer goes with its component, but for a merger
-    between layers."""
+def block_name(name: str) -> str:
+    """Return the block of a tensor: `language.layers.0.mlp.up` -> `language.layers.0`.
+
+    Tensors outside of layers belong to the block of their component, except for a merger between layers, which is a
+    block of its own.
+    """
     parts = name.split(".")
     if parts[1:2] == ["merger"]:
         return ".".join(parts[:2])
@@ -103,128 +100,143 @@ def block_of(name: str) -> str:
 
 
 def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
-    """Decide every tensor. A line for a whole component that this model does not have concerns nothing: `vision.*`
-    where the model reads text only.
+    """Apply a recipe to every tensor of a checkpoint.
+
+    A glob for a component that the model does not have is ignored: `vision.*` for a text-only model.
 
     Raises:
-        RecipeError: a line matches no weight, a scheme does not fit a weight, or there is nothing to smooth.
+        RecipeError: a glob matches no weight, a scheme does not fit the shape of a weight, or smoothing is requested
+            and no smoothing mapping applies.
     """
-    steps = tuple(_step(checkpoint, recipe, spec) for spec in checkpoint.specs)
-    _refuse_unmatched(checkpoint, recipe, recipe.weights, {"matrix", "table"})
-    _refuse_unmatched(checkpoint, recipe, recipe.activations, {"matrix"})
-    plan = Plan(checkpoint, recipe, steps)
-    return plan if recipe.smooth == "none" else _smoothed(plan)
+    tensors = tuple(_plan_tensor(checkpoint, recipe, spec) for spec in checkpoint.specs)
+    _check_globs(checkpoint, recipe, recipe.weights, {"matrix", "table"})
+    _check_globs(checkpoint, recipe, recipe.activations, {"matrix"})
+    plan = Plan(checkpoint, recipe, tensors)
+    return plan if recipe.smooth == "none" else _with_smoothing(plan)
 
 
-def _refuse_unmatched(checkpoint: Checkpoint, recipe: Recipe, globs: Iterable[str], roles: Collection[str]) -> None:
-    names = [name for spec in checkpoint.specs if spec.role in roles for name in _names(spec)]
-    absent = COMPONENTS - {name.partition(".")[0] for spec in checkpoint.specs for name in _names(spec)}
+def _check_globs(checkpoint: Checkpoint, recipe: Recipe, globs: Iterable[str], roles: Collection[str]) -> None:
+    names = [name for spec in checkpoint.specs if spec.role in roles for name in _recipe_names(spec)]
+    absent = COMPONENTS - {name.partition(".")[0] for spec in checkpoint.specs for name in _recipe_names(spec)}
     for glob in globs:
         if glob.partition(".")[0] not in absent and not any(fnmatchcase(name, glob) for name in names):
             components = ", ".join(dict.fromkeys(name.partition(".")[0] for name in names))
             raise RecipeError(
                 f"`{glob}` in recipe `{recipe.name}` matches no weight that can be quantized",
-                f"names here begin with: {components}; `mcpmq plan CHECKPOINT` lists them",
+                f"names of this checkpoint start with: {components}; `mcpmq plan CHECKPOINT` lists them",
             )
 
 
-def _names(spec: TensorSpec) -> list[str]:
-    return [name for name in (spec.name, spec.also) if name]
+def _recipe_names(spec: TensorSpec) -> list[str]:
+    return [name for name in (spec.name, spec.alias) if name]
 
 
-def _step(checkpoint: Checkpoint, recipe: Recipe, spec: TensorSpec) -> Step:
+def _plan_tensor(checkpoint: Checkpoint, recipe: Recipe, spec: TensorSpec) -> TensorPlan:
     dtype = checkpoint.entries[spec.name].torch_dtype
     if spec.role == "other":
-        return Step(spec, dtype, None, "no matrix or table")
-    glob, activation = _last_match(recipe.weights, spec), None
-    if spec.role == "matrix" and (rounded := _last_match(recipe.activations, spec)):
-        activation = recipe.activations[rounded]
+        return TensorPlan(spec, dtype, None, "neither matrix nor table")
+    activation_glob = _last_match(recipe.activations, spec) if spec.role == "matrix" else None
+    activation = recipe.activations[activation_glob] if activation_glob else None
+    glob = _last_match(recipe.weights, spec)
     if glob is None:
-        step = Step(spec, dtype, None, "nothing in the recipe matches", activation)
+        tensor = TensorPlan(spec, dtype, None, "no glob matches", activation)
     else:
-        step = Step(spec, dtype, recipe.weights[glob], f'"{glob}"', activation)
-    _refuse_misfit(step)
-    return step
+        tensor = TensorPlan(spec, dtype, recipe.weights[glob], f'"{glob}"', activation)
+    _check_tensor(tensor)
+    return tensor
 
 
 def _last_match(globs: Iterable[str], spec: TensorSpec) -> str | None:
-    names = _names(spec)
+    names = _recipe_names(spec)
     return next((glob for glob in reversed(list(globs)) if any(fnmatchcase(name, glob) for name in names)), None)
 
 
-def fits(step: Step) -> bool:
-    """Whether a scheme's blocks divide the columns of a weight, or zeros may fill up the last of them."""
-    columns, scheme = step.matrix_shape[1], step.scheme
-    if isinstance(scheme, CodebookScheme):
-        return columns % CODEBOOK_COLUMNS == 0
-    if not isinstance(scheme, GgmlScheme) or columns % scheme.block_columns == 0:
+def scheme_fits(tensor: TensorPlan) -> bool:
+    """Return whether the columns are a multiple of the scheme's blocks, or zeros may pad the last block."""
+    columns, scheme = tensor.matrix_shape[1], tensor.scheme
+    if scheme is None or columns % scheme.column_multiple == 0:
         return True
-    return step.spec.may_grow == "columns"
+    return isinstance(scheme, GgmlScheme) and tensor.spec.paddable_axis == "columns"
 
 
-def _refuse_misfit(step: Step) -> None:
-    if step.activation and step.scheme != BESIDE_INTEGER_INPUTS:
+def _check_tensor(tensor: TensorPlan) -> None:
+    if tensor.activation and tensor.scheme != INTEGER_MATMUL_SCHEME:
         raise RecipeError(
-            f"`{step.name}` is to multiply inputs of `{step.activation}`, and its own numbers are"
-            f" `{step.scheme or step.dtype}`",
-            f"integers that meet integers have one scale a row: give it `{BESIDE_INTEGER_INPUTS}` under [weights],"
+            f"`{tensor.name}` has `{tensor.activation}` activations and `{tensor.scheme or tensor.dtype}` weights",
+            f"integer matrix products need one scale per row: set it to `{INTEGER_MATMUL_SCHEME}` under [weights],"
             " or leave it out of [activations]",
         )
-    if fits(step):
+    if scheme_fits(tensor):
         return
-    columns = step.matrix_shape[1]
-    if isinstance(step.scheme, CodebookScheme):
-        raise RecipeError(
-            f"`{step.name}` has {columns} columns, not a multiple of the {CODEBOOK_COLUMNS} of `{step.scheme}`",
-            f'write `"{step.name}" = "keep"` after {step.reason} in the recipe',
-        )
-    assert isinstance(step.scheme, GgmlScheme)
-    suited = "`q8_0` or `iq4_nl`" if columns % 32 == 0 else "`int8-row` or `keep`"
+    columns, scheme = tensor.matrix_shape[1], tensor.scheme
+    assert scheme is not None
     raise RecipeError(
-        f"`{step.name}` has {columns} columns, not a multiple of the {step.scheme.block_columns} of `{step.scheme}`",
-        f'give it {suited} in the recipe: add `"{step.name}" = ...` after {step.reason}',
+        f"`{tensor.name}` has {columns} columns, not a multiple of the {scheme.column_multiple} of `{scheme}`",
+        f'use {_alternatives(scheme, columns)}: add `"{tensor.name}" = ...` after {tensor.reason} in the recipe',
     )
 
 
-def _smoothed(plan: Plan) -> Plan:
-    """The plan with the places where scales may move, and with the norms and biases there in 32 bits to take them."""
-    steps = {step.name: step for step in plan.steps}
-    folds: dict[str, list[Fold]] = {}
-    left_out: Counter[str] = Counter()
-    for block, pattern in product(plan.blocks, plan.checkpoint.family.folds):
-        fold = pattern.within(block)
-        if pattern.component != block.partition(".")[0] or not steps.keys() >= {fold.source, *fold.into}:
-            continue
-        if not any(steps[name].on_a_grid for name in fold.into):
-            continue
-        matrices = [steps[name] for name in (fold.source, *fold.into) if steps[name].spec.role == "matrix"]
-        if loose := [step for step in matrices if not _keeps_scales(step)]:
-            rounds = f"`{loose[0].name.removeprefix(block + '.')}` keeps {loose[0].scheme or loose[0].dtype}"
-            left_out[f"{pattern.component}: no scales from `{pattern.source}`, for {rounds}"] += 1
+def _alternatives(scheme: Scheme, columns: int) -> str:
+    if isinstance(scheme, CodebookScheme):
+        return "`keep`"
+    return "`q8_0` or `iq4_nl`" if columns % 32 == 0 else "`int8-row` or `keep`"
+
+
+def _with_smoothing(plan: Plan) -> Plan:
+    """Add the smoothing mappings that apply; norms and biases that take scales are stored in float32."""
+    tensors = {tensor.name: tensor for tensor in plan.tensors}
+    mappings: dict[str, list[SmoothingMapping]] = {}
+    excluded: Counter[str] = Counter()
+    for block, pattern, mapping in _candidate_mappings(plan, tensors):
+        if reason := _excluded_because(mapping, tensors, block):
+            excluded[f"{pattern.component}: no scales from `{pattern.smooth_layer}`, because {reason}"] += 1
         else:
-            folds.setdefault(block, []).append(fold)
-    if not folds:
+            mappings.setdefault(block, []).append(mapping)
+    if not mappings:
         raise RecipeError(
-            f"recipe `{plan.recipe.name}` asks for smoothing, and no scale can move between the weights it quantizes",
-            'write `smooth = "none"`, or put neighbouring matrices on grids',
+            f"recipe `{plan.recipe.name}` requests smoothing, and no smoothing mapping has only quantized weights",
+            'use `smooth = "none"`, or quantize neighboring matrices',
         )
-    moved = [fold for found in folds.values() for fold in found]
-    takers = {name for fold in moved for name in (fold.source, f"{fold.source}.bias", *fold.into)}
+    scaled = {name for block in mappings.values() for mapping in block for name in _scaled_names(mapping)}
     return replace(
         plan,
-        steps=tuple(_in_32_bits(step) if step.name in takers else step for step in plan.steps),
-        folds={block: tuple(found) for block, found in folds.items()},
-        notes=tuple(f"{what} ({count} times)" for what, count in left_out.items()),
+        tensors=tuple(_store_in_float32(tensor) if tensor.name in scaled else tensor for tensor in plan.tensors),
+        smoothing_mappings={block: tuple(found) for block, found in mappings.items()},
+        notes=tuple(f"{reason} ({count} times)" for reason, count in excluded.items()),
     )
 
 
-def _keeps_scales(step: Step) -> bool:
-    """Whether a matrix can be multiplied by scales without being rounded otherwise than it is anyway."""
-    kept_in = "f32" if step.dtype == "float32" and step.scheme is None else str(step.scheme)
-    return step.on_a_grid or kept_in == "f32"
+def _candidate_mappings(
+    plan: Plan, tensors: Mapping[str, TensorPlan]
+) -> Iterator[tuple[str, SmoothingMapping, SmoothingMapping]]:
+    """Yield block, pattern and mapping of the block where all tensors exist and a balance layer is quantized."""
+    for block, pattern in product(plan.blocks, plan.checkpoint.family.smoothing_mappings):
+        mapping = pattern.in_block(block)
+        if pattern.component != block.partition(".")[0]:
+            continue
+        exists = tensors.keys() >= {mapping.smooth_layer, *mapping.balance_layers}
+        if exists and any(tensors[name].is_quantized for name in mapping.balance_layers):
+            yield block, pattern, mapping
 
 
-def _in_32_bits(step: Step) -> Step:
-    if step.spec.role != "other":
-        return step
-    return replace(step, scheme=FloatScheme("f32"), reason="takes the scales of smoothing")
+def _excluded_because(mapping: SmoothingMapping, tensors: Mapping[str, TensorPlan], block: str) -> str | None:
+    """Return which matrix of a mapping would be rounded when it is multiplied by scales; None if none would be."""
+    for tensor in (tensors[name] for name in (mapping.smooth_layer, *mapping.balance_layers)):
+        if tensor.spec.role == "matrix" and not _keeps_scales(tensor):
+            return f"`{tensor.name.removeprefix(block + '.')}` keeps {tensor.scheme or tensor.dtype}"
+    return None
+
+
+def _keeps_scales(tensor: TensorPlan) -> bool:
+    stored = "f32" if tensor.dtype == "float32" and tensor.scheme is None else str(tensor.scheme)
+    return tensor.is_quantized or stored == "f32"
+
+
+def _scaled_names(mapping: SmoothingMapping) -> tuple[str, ...]:
+    return mapping.smooth_layer, f"{mapping.smooth_layer}.bias", *mapping.balance_layers
+
+
+def _store_in_float32(tensor: TensorPlan) -> TensorPlan:
+    if tensor.spec.role != "other":
+        return tensor
+    return replace(tensor, scheme=FloatScheme("f32"), reason="takes smoothing scales")

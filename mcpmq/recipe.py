@@ -1,4 +1,4 @@
-"""What the user asks for: which weights, on which grid, by which method."""
+"""Recipes: the scheme of every weight and the method that quantizes it."""
 
 import json
 import tomllib
@@ -12,7 +12,9 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from mcpmq.errors import RecipeError
 from mcpmq.scheme import CodebookScheme, Scheme, parse_scheme
 
-BUILTIN = Path(str(resources.files("mcpmq") / "recipes"))
+BUILTIN_DIRECTORY = Path(str(resources.files("mcpmq") / "recipes"))
+RECIPE_BY_BITS = {4: "calibrated-int4", 8: "phone-int8"}  # calibration changes little at 8 bits
+EXAMPLES_HINT = "see `mcpmq/recipes/` for complete recipes"
 Activation = Literal["u8"]
 
 
@@ -22,122 +24,119 @@ def _parse_weights(table: object) -> object:
     return {glob: parse_scheme(scheme) if isinstance(scheme, str) else scheme for glob, scheme in table.items()}
 
 
-class Modalities(BaseModel):
-    """What a token of each modality weighs in the statistics, where modalities meet: in the language model."""
+class TokenWeights(BaseModel):
+    """The weight of a token of each modality in the input statistics of the language model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
-    vision: float = Field(default=1.0, ge=0)  # in the spans that images take
-    text: float = Field(default=1.0, ge=0)  # of the prompt
+    vision: float = Field(default=1.0, ge=0)  # image tokens
+    text: float = Field(default=1.0, ge=0)  # the other tokens of the prompt
     answer: float = Field(default=1.0, ge=0)
 
     @model_validator(mode="after")
-    def _weigh_something(self) -> Self:
+    def _check_total(self) -> Self:
         if not any((self.vision, self.text, self.answer)):
-            raise ValueError("one modality must weigh more than 0")
+            raise ValueError("at least one modality must have a weight greater than 0")
         return self
 
 
 class Recipe(BaseModel):
-    """One whole answer to "how should this model be made small?".
+    """A complete description of a quantization.
 
-    `weights` maps globs over common names (`language.*`, `head`) to schemes; the last match wins and
-    a weight that nothing matches keeps its dtype.
-
-    `round` says how matrices are rounded: `rtn` to nearest; `importance` to nearest, on grids fitted to the inputs that
-    calibration samples bring; `gptq` with errors made up for on these inputs; `best` by importance or GPTQ, whichever
-    keeps a block's outputs closer on samples held out for that. `smooth` moves scales into the layer before where held
-    out samples say that it helps a block: `awq` for the sake of weights, `smoothquant` also for that of 8-bit inputs.
-    Tables, which are looked up by row, see nothing and are rounded to nearest. `activations` maps globs to what the
-    inputs of matrices are rounded to by an engine that multiplies integers: `u8`, over the range that calibration sees.
+    weights: globs over common names (`language.*`, `head`) -> schemes. The last match wins; a weight without a match
+        keeps its dtype.
+    method: the rounding of matrices. `rtn` rounds to nearest; `rtn-imatrix` to nearest on grids chosen by input
+        statistics; `gptq` compensates errors; `auto` selects `rtn-imatrix` or `gptq` per block, by the error of the
+        block's outputs on held-out samples. Tables are looked up by row and always rounded to nearest.
+    smooth: smoothing of each block by `awq` or `smoothquant` scales, used where it lowers that error. `smoothquant`
+        accounts for the error of 8-bit activations too.
+    token_weights: weights of the modalities in the input statistics.
+    activations: globs -> dtype of the inputs of matrices in engines that multiply integers: `u8` over the range in the
+        calibration samples.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     name: str
     smooth: Literal["none", "awq", "smoothquant"] = "none"
-    round: Literal["rtn", "importance", "gptq", "best"] = "rtn"
-    modalities: Modalities | None = None
+    method: Literal["rtn", "rtn-imatrix", "gptq", "auto"] = "rtn"
+    token_weights: TokenWeights | None = None
     activations: dict[str, Activation] = {}
     weights: Annotated[dict[str, Scheme | None], BeforeValidator(_parse_weights)]
 
     @model_validator(mode="after")
-    def _weigh_only_what_is_seen(self) -> Self:
-        if self.modalities and not self.looks:
-            raise ValueError('`[modalities]` weighs what calibration sees, and `round = "rtn"` alone sees nothing')
+    def _check_token_weights(self) -> Self:
+        if self.token_weights and not self.needs_calibration:
+            raise ValueError('`[token_weights]` needs calibration, and `method = "rtn"` alone has none')
         return self
 
     @model_validator(mode="after")
-    def _round_codebooks_to_nearest(self) -> Self:
-        if self.looks:
+    def _check_codebooks(self) -> Self:
+        if self.needs_calibration:
             for glob, scheme in self.weights.items():
                 if isinstance(scheme, CodebookScheme):
-                    raise ValueError(f'`{scheme}`, which `{glob}` gets, is rounded to nearest only: `round = "rtn"`')
+                    raise ValueError(f'`{scheme}` of `{glob}` supports round-to-nearest only: use `method = "rtn"`')
         return self
 
     @property
-    def looks(self) -> bool:
-        """Whether calibration samples decide anything."""
-        return self.round != "rtn" or self.smooth != "none" or bool(self.activations)
+    def needs_calibration(self) -> bool:
+        """True if the result depends on calibration samples."""
+        return self.method != "rtn" or self.smooth != "none" or bool(self.activations)
 
     @property
-    def chooses(self) -> bool:
-        """Whether there is more than one way to round a block, and held-out samples choose."""
-        return self.round == "best" or self.smooth != "none"
+    def selects_per_block(self) -> bool:
+        """True if a block has several candidates, among which held-out samples select."""
+        return self.method == "auto" or self.smooth != "none"
 
     @classmethod
     def load(cls, name_or_path: str) -> Self:
-        """Read a recipe that comes with mcpmq by its name, or a TOML file by its path.
+        """Load a built-in recipe by name, or a TOML file by path.
 
         Raises:
-            RecipeError: there is none, or it is not valid.
+            RecipeError: the recipe does not exist or is not valid.
         """
-        path = Path(name_or_path) if name_or_path.endswith(".toml") else BUILTIN / f"{name_or_path}.toml"
+        path = Path(name_or_path) if name_or_path.endswith(".toml") else BUILTIN_DIRECTORY / f"{name_or_path}.toml"
         if not path.is_file():
             known = ", ".join(builtin_recipes())
-            raise RecipeError(
-                f"there is no recipe `{name_or_path}`", f"use one of: {known}; or the path of a .toml file"
-            )
+            raise RecipeError(f"recipe `{name_or_path}` not found", f"use one of: {known}; or the path of a .toml file")
         try:
             return cls.model_validate(tomllib.loads(path.read_text()))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise RecipeError(
-                f"`{path}` is not valid TOML: {error}", "see `mcpmq/recipes/` for whole recipes"
-            ) from error
+            raise RecipeError(f"`{path}` is not valid TOML: {error}", EXAMPLES_HINT) from error
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(map(str, first["loc"])) or "the recipe"
-            raise RecipeError(f"`{path}`: {where}: {first['msg']}", "see `mcpmq/recipes/` for whole recipes") from error
+            key = ".".join(map(str, first["loc"])) or "the recipe"
+            raise RecipeError(f"`{path}`: {key}: {first['msg']}", EXAMPLES_HINT) from error
 
-    def written(self) -> dict[str, object]:
-        """The recipe as plain values, the way the TOML file says it."""
+    def to_dict(self) -> dict[str, object]:
+        """Return the recipe as plain values, with the keys of its TOML file."""
         weights = {glob: "keep" if scheme is None else str(scheme) for glob, scheme in self.weights.items()}
-        modalities = {"modalities": self.modalities.model_dump()} if self.modalities else {}
+        token_weights = {"token_weights": self.token_weights.model_dump()} if self.token_weights else {}
         activations = {"activations": self.activations} if self.activations else {}
-        methods = {"name": self.name, "smooth": self.smooth, "round": self.round}
-        return {**methods, **modalities, **activations, "weights": weights}
+        methods = {"name": self.name, "smooth": self.smooth, "method": self.method}
+        return {**methods, **token_weights, **activations, "weights": weights}
 
 
 def builtin_recipes() -> list[str]:
-    """Names of the recipes that come with mcpmq, sorted."""
-    return sorted(path.stem for path in BUILTIN.glob("*.toml"))
+    """Return the names of the built-in recipes, sorted."""
+    return sorted(path.stem for path in BUILTIN_DIRECTORY.glob("*.toml"))
 
 
-Comments = Mapping[str, Sequence[str]]  # comment lines: above a weight's line by its glob, at the top of the file by ""
+Comments = Mapping[str, Sequence[str]]  # comment lines by the glob below them; by "" at the top of the file
 
 
-def as_toml(recipe: Mapping[str, object], comments: Comments | None = None) -> str:
-    """What `Recipe.written` gives, as the text that `Recipe.load` reads."""
-    told = comments or {}
-    lines = _commented(told.get("", ()))
+def to_toml(recipe: Mapping[str, object], comments: Comments | None = None) -> str:
+    """Return the values of `Recipe.to_dict` as the TOML text that `Recipe.load` reads."""
+    comments = comments or {}
+    lines = _comment_lines(comments.get("", ()))
     lines += [f"{key} = {json.dumps(value)}" for key, value in recipe.items() if not isinstance(value, Mapping)]
     for table, values in recipe.items():
         if isinstance(values, Mapping):
             lines += ["", f"[{table}]"]
             for key, value in values.items():
-                lines += [*_commented(told.get(key, ())), f"{json.dumps(key)} = {json.dumps(value)}"]
+                lines += [*_comment_lines(comments.get(key, ())), f"{json.dumps(key)} = {json.dumps(value)}"]
     return "\n".join(lines) + "\n"
 
 
-def _commented(lines: Sequence[str]) -> list[str]:
+def _comment_lines(lines: Sequence[str]) -> list[str]:
     return [f"# {line}" for line in lines]

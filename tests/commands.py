@@ -1,16 +1,16 @@
-"""Commands as a person types them, run in this process."""
+"""Types of the `mcpmq` fixture, which runs a command line in this process."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Ran:
-    """What a command did."""
+class CommandResult:
+    """Exit code and output of a command."""
 
-    code: int
-    out: str
-    err: str
+    exit_code: int
+    stdout: str
+    stderr: str
 
 
-Command = Callable[..., Ran]
+Command = Callable[..., CommandResult]

@@ -1,4 +1,4 @@
-"""Checkpoints that many tests share, built once a session."""
+"""Checkpoints and artifacts that many tests share, built once per session."""
 
 import json
 from pathlib import Path
@@ -7,20 +7,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks.real_size import write_headers
+from benchmarks.real_size import write_sparse_checkpoint
 from mcpmq.artifact import Artifact
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.cli import main
-from mcpmq.dataset import CalibrationSet
+from mcpmq.dataset import SampleSet
 from mcpmq.export import export
 from mcpmq.plan import make_plan
 from mcpmq.quantize import quantize
-from mcpmq.quantized_model import Quantized
+from mcpmq.quantized_model import QuantizedModel
 from mcpmq.recipe import Recipe
-from mcpmq.release.package import Wanted, package
+from mcpmq.release.package import ReleaseOptions, package
 from mcpmq.release.record import Release
-from tests.commands import Command, Ran
-from tests.fake_releases import report_about, with_terms
+from tests.commands import Command, CommandResult
+from tests.fake_releases import report_for, with_license
 from tests.tiny import build_checkpoint
 from tests.tiny_families import TINY_FAMILIES, TinyFamily
 
@@ -33,54 +33,54 @@ def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=TINY_FAMILIES, ids=lambda family: family.name + family.variant)
 def tiny_family(request: pytest.FixtureRequest) -> TinyFamily:
-    """One family after the other."""
+    """Every tiny family, one after the other."""
     family: TinyFamily = request.param
     return family
 
 
 @pytest.fixture(scope="module")
 def family_checkpoint(tiny_family: TinyFamily, tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """Its tiny checkpoint."""
+    """The tiny checkpoint of the family."""
     return Checkpoint.open(tiny_family.build(tmp_path_factory.mktemp("checkpoint") / "tiny"))
 
 
 @pytest.fixture(scope="session")
-def tiny_full(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Quantized:
-    """The tiny checkpoint with nothing quantized."""
+def tiny_full(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> QuantizedModel:
+    """The tiny checkpoint without quantization."""
     return _quantized(tiny_checkpoint, "full", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
-def tiny_int4(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Quantized:
+def tiny_int4(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> QuantizedModel:
     """The tiny checkpoint as phone-int4."""
     return _quantized(tiny_checkpoint, "phone-int4", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
-def tiny_quality(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Quantized:
+def tiny_quality(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> QuantizedModel:
     """The tiny checkpoint as quality-int4."""
     return _quantized(tiny_checkpoint, "quality-int4", tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
-def tiny_full_onnx(tiny_full: Quantized, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny checkpoint as unquantized ONNX."""
-    from tests.onnx_tools import artifact_of
+def tiny_full_onnx(tiny_full: QuantizedModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny checkpoint as unquantized ONNX artifact."""
+    from tests.onnx_tools import write_onnx_artifact
 
-    return artifact_of(tiny_full, tmp_path_factory.mktemp("onnx") / "full")
+    return write_onnx_artifact(tiny_full, tmp_path_factory.mktemp("onnx") / "full")
 
 
 @pytest.fixture(scope="session")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """MiniCPM-V 2.6 in its published size: headers, and holes where 16 GB of weights would be."""
+    """MiniCPM-V 2.6 in its published size: headers and a sparse file for 16 GB of weights."""
     folder = tmp_path_factory.mktemp("published") / "checkpoint"
-    write_headers(folder, layers=28)
+    write_sparse_checkpoint(folder, layers=28)
     return folder
 
 
 @pytest.fixture(scope="session")
 def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten samples of noise and of nothing: one slice, several slices, and text alone."""
+    """Ten samples of noise: with one slice, with several slices, and with text only."""
     folder = tmp_path_factory.mktemp("set")
     random, lines = np.random.default_rng(0), []
     for number in range(10):
@@ -95,8 +95,8 @@ def tiny_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def mixed_set(tmp_path_factory: pytest.TempPathFactory) -> CalibrationSet:
-    """Every kind of sample that is told apart: images, two of them tagged as nonsquare, and text."""
+def mixed_set(tmp_path_factory: pytest.TempPathFactory) -> SampleSet:
+    """Samples of every group: images, two of them tagged as nonsquare, and text."""
     folder = tmp_path_factory.mktemp("mixed")
     random, lines = np.random.default_rng(1), []
     for number, side in enumerate((56, 56, 100, 100, 40, 42)):
@@ -106,16 +106,16 @@ def mixed_set(tmp_path_factory: pytest.TempPathFactory) -> CalibrationSet:
         lines.append({"id": f"i{number}", "image": f"{number}.png", "prompt": "Say?", "answer": answer, "tags": tags})
     lines += [{"id": f"t{number}", "prompt": "How many?", "answer": f"There are {number}."} for number in range(3)]
     (folder / "manifest.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    return CalibrationSet.open(folder)
+    return SampleSet.open(folder)
 
 
-def _quantized(checkpoint: Path, recipe: str, factory: pytest.TempPathFactory) -> Quantized:
+def _quantized(checkpoint: Path, recipe: str, factory: pytest.TempPathFactory) -> QuantizedModel:
     plan = make_plan(Checkpoint.open(checkpoint), Recipe.load(recipe))
     return quantize(plan, factory.mktemp("quantized") / recipe)
 
 
 @pytest.fixture(scope="session")
-def tiny_exports(tiny_int4: Quantized, tmp_path_factory: pytest.TempPathFactory) -> list[Artifact]:
+def tiny_exports(tiny_int4: QuantizedModel, tmp_path_factory: pytest.TempPathFactory) -> list[Artifact]:
     """phone-int4 as GGUF and as ONNX."""
     folder = tmp_path_factory.mktemp("exports")
     return [export(tiny_int4, "gguf", folder / "gguf"), export(tiny_int4, "onnx", folder / "onnx")]
@@ -125,17 +125,17 @@ def tiny_exports(tiny_int4: Quantized, tmp_path_factory: pytest.TempPathFactory)
 def tiny_release(
     tiny_checkpoint: Path, tiny_exports: list[Artifact], tmp_path_factory: pytest.TempPathFactory
 ) -> Release:
-    """Both, with a report and the terms of the original."""
+    """A release of both artifacts with a report and the license of the original."""
     folder = tmp_path_factory.mktemp("release")
-    source = Checkpoint.open(with_terms(tiny_checkpoint, folder))
-    return package(tiny_exports, source, report_about(tiny_exports), folder / "tiny-phone", Wanted())
+    source = Checkpoint.open(with_license(tiny_checkpoint, folder))
+    return package(tiny_exports, source, report_for(tiny_exports), folder / "tiny-phone", ReleaseOptions())
 
 
 @pytest.fixture
 def mcpmq(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
     """Run a command line through `main`, in this process."""
 
-    def run(*arguments: object) -> Ran:
+    def run(*arguments: object) -> CommandResult:
         monkeypatch.setattr("sys.argv", ["mcpmq", *map(str, arguments)])
         try:
             main()
@@ -143,6 +143,6 @@ def mcpmq(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
         except SystemExit as stop:
             code = int(stop.code or 0)
         captured = capsys.readouterr()
-        return Ran(code, captured.out, captured.err)
+        return CommandResult(code, captured.out, captured.err)
 
     return run

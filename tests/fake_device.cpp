@@ -1,5 +1,5 @@
-// A device that is the processor under another name. It owns its memory, views of it are views, and an operation that
-// is given tensors of both devices fails, as it does on a graphics processor: what was left behind on the way shows.
+// A torch device that computes on the CPU. It has its own memory and views, and an operation with tensors of both
+// devices fails, as on a GPU, so that a tensor on the wrong device is an error.
 
 #include <ATen/ATen.h>
 #include <ATen/EmptyTensor.h>
@@ -20,13 +20,13 @@ using std::optional;
 
 namespace {
 
-const c10::Device kSecond(c10::DeviceType::PrivateUse1, 0);
+const c10::Device kFake(c10::DeviceType::PrivateUse1, 0);
 const c10::DispatchKeySet kKeys(c10::DispatchKey::PrivateUse1);
 
 struct Memory final : c10::Allocator {
   c10::DataPtr allocate(size_t nbytes) override {
     void* data = c10::alloc_cpu(nbytes);
-    return {data, data, &c10::free_cpu, kSecond};
+    return {data, data, &c10::free_cpu, kFake};
   }
   c10::DeleterFnPtr raw_deleter() const override { return &c10::free_cpu; }
   void copy_data(void* to, const void* from, size_t nbytes) const override { default_copy_data(to, from, nbytes); }
@@ -44,14 +44,14 @@ Tensor empty_strided(IntArrayRef size, IntArrayRef stride, optional<at::ScalarTy
   return at::detail::empty_strided_generic(size, stride, &memory, kKeys, c10::dtype_or_default(dtype));
 }
 
-// The same memory, as the processor sees it.
-Tensor seen(const Tensor& tensor) {
+// The same memory as a CPU tensor.
+Tensor cpu_view(const Tensor& tensor) {
   if (tensor.is_cpu()) return tensor;
   return at::from_blob(tensor.data_ptr(), tensor.sizes(), tensor.strides(), tensor.options().device(c10::kCPU));
 }
 
 Tensor copy_from(const Tensor& from, const Tensor& to, bool) {
-  seen(to).copy_(seen(from));
+  cpu_view(to).copy_(cpu_view(from));
   return to;
 }
 
@@ -80,23 +80,23 @@ Tensor reshape_alias(const Tensor& tensor, SymIntArrayRef size, SymIntArrayRef s
 Tensor convolution(const Tensor& input, const Tensor& weight, const optional<Tensor>& bias, SymIntArrayRef stride,
                    SymIntArrayRef padding, SymIntArrayRef dilation, bool transposed, SymIntArrayRef output_padding,
                    c10::SymInt groups) {
-  auto own = bias && bias->defined() ? optional<Tensor>(seen(*bias)) : std::nullopt;
-  return at::convolution_symint(seen(input), seen(weight), own, stride, padding, dilation, transposed, output_padding,
+  auto own = bias && bias->defined() ? optional<Tensor>(cpu_view(*bias)) : std::nullopt;
+  return at::convolution_symint(cpu_view(input), cpu_view(weight), own, stride, padding, dilation, transposed, output_padding,
                                 groups)
-      .to(kSecond);
+      .to(kFake);
 }
 
-void refuse_other(const c10::OperatorHandle& operation, const Tensor& tensor) {
-  // A number in a tensor of no dimensions may come from anywhere.
+void check_device(const c10::OperatorHandle& operation, const Tensor& tensor) {
+  // Zero-dimensional tensors may be on any device.
   if (tensor.defined() && tensor.is_cpu() && tensor.dim() > 0)
-    throw std::runtime_error(operation.schema().name() + " is given a tensor of the processor and one of another device");
+    throw std::runtime_error(operation.schema().name() + " has tensors on the CPU and on another device");
 }
 
-void on_processor(const c10::OperatorHandle& operation, torch::jit::Stack* stack) {
+void run_on_cpu(const c10::OperatorHandle& operation, torch::jit::Stack* stack) {
   for (auto at = stack->end() - operation.schema().arguments().size(); at != stack->end(); ++at) {
-    if (at->isTensor()) refuse_other(operation, at->toTensor());
+    if (at->isTensor()) check_device(operation, at->toTensor());
     if (at->isTensorList())
-      for (const Tensor& tensor : at->toTensorVector()) refuse_other(operation, tensor);
+      for (const Tensor& tensor : at->toTensorVector()) check_device(operation, tensor);
   }
   at::native::cpu_fallback(operation, stack);
 }
@@ -106,7 +106,7 @@ C10_REGISTER_GUARD_IMPL(PrivateUse1, c10::impl::NoOpDeviceGuardImpl<c10::DeviceT
 }  // namespace
 
 TORCH_LIBRARY_IMPL(_, PrivateUse1, library) {
-  library.fallback(torch::CppFunction::makeFromBoxedFunction<&on_processor>());
+  library.fallback(torch::CppFunction::makeFromBoxedFunction<&run_on_cpu>());
 }
 
 TORCH_LIBRARY_IMPL(aten, PrivateUse1, library) {

@@ -1,14 +1,15 @@
-"""Calibrates on another device than the processor, in a process of its own, and tells what came of it on both.
+"""Calibrate on the CPU and on another device in a separate process, and print the results of both as JSON.
 
     python -m tests.fake_device LIBRARY SET CHECKPOINT OUT
 
-The device is a graphics processor where there is one. Elsewhere it is the processor under another name, from LIBRARY,
-on which nothing is faster, but everything that was left on the wrong side fails.
+The device is a GPU if there is one, else the device of LIBRARY: it computes on the CPU, and operations that mix its
+tensors with CPU tensors fail.
 """
 
 import json
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,21 +18,22 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.backend_registration import rename_privateuse1_backend
 
-from mcpmq.calibrate.imatrix import imatrix
+from mcpmq.calibrate.imatrix import write_imatrix
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.dataset import CalibrationSet
+from mcpmq.dataset import SampleSet
 from mcpmq.execution.device import CPU
-from mcpmq.execution.torch_model import floats_of
-from mcpmq.mixed_precision.layer_error import TRIED, damages
+from mcpmq.execution.torch_model import to_float
+from mcpmq.mixed_precision.layer_error import PROBE_SCHEME, quantization_errors
 from mcpmq.plan import Plan, make_plan
 from mcpmq.quantize import quantize
-from mcpmq.quantized_model import Quantized
+from mcpmq.quantized_model import QuantizedModel
 from mcpmq.recipe import Recipe
 from mcpmq.system.progress import silent
 
-SOURCE, NAME = Path(__file__).parent / "fake_device.cpp", "second"
-# Every grid that is reached in a way of its own, every rounder, scales that move, and blocks that choose.
+SOURCE, DEVICE_NAME = Path(__file__).parent / "fake_device.cpp", "fake"
+# One scheme of every kind of grid, with all methods, smoothing and method selection.
 WEIGHTS = {
     "language.layers.*": "int4-g32",
     "language.layers.*.mlp.down": "q4_k",
@@ -39,11 +41,11 @@ WEIGHTS = {
     "projector.*": "int8-g32-asym",
     "head": "int8-g32",
 }
-RECIPE = Recipe.model_validate({"name": "everything", "round": "best", "smooth": "awq", "weights": WEIGHTS})
+RECIPE = Recipe.model_validate({"name": "everything", "method": "auto", "smooth": "awq", "weights": WEIGHTS})
 
 
 def compile_library(compiler: str, out: Path) -> None:
-    """Build the device for the torch that is installed."""
+    """Compile the device against the installed torch."""
     folder = Path(torch.__file__).parent
     headers = [f"-I{folder / 'include'}", f"-I{folder / 'include/torch/csrc/api/include'}"]
     libraries = [f"-L{folder / 'lib'}", "-lc10", "-ltorch_cpu"]
@@ -52,42 +54,52 @@ def compile_library(compiler: str, out: Path) -> None:
 
 
 def open_device(library: Path) -> torch.device:
-    """The device, ready to be computed on."""
+    """Return the device after loading its library."""
     if torch.cuda.is_available():
         return torch.device("cuda:0")
-    torch.utils.rename_privateuse1_backend(NAME)
+    rename_privateuse1_backend(DEVICE_NAME)
     torch.ops.load_library(library)
-    torch._register_device_module(NAME, ModuleType(NAME))
-    return torch.device(NAME, 0)
+    torch._register_device_module(DEVICE_NAME, ModuleType(DEVICE_NAME))
+    return torch.device(DEVICE_NAME, 0)
 
 
-def told(plan: Plan, samples: CalibrationSet, device: torch.device, out: Path) -> dict[str, Any]:
-    """What one device makes of a plan: the errors of every block as it was rounded in every way, how far the weights
-    that were chosen are from the original ones, importance by column, and what damage each weight does."""
-    # So that both multiply and add in the same order, nothing is shared out; another device's own kernels may still.
-    choose, alone = patch("mcpmq.quantize.choose", lambda _: device), patch("mcpmq.calibrate.forward.share_linears")
-    with choose, patch("mcpmq.calibrate.imatrix.choose", lambda _: device), alone, sdpa_kernel(SDPBackend.MATH):
-        made = quantize(plan, out / "codes", samples)
-        importance = imatrix(plan.checkpoint, samples, out / "imatrix")
-        asked = {step.name: [TRIED] for step in plan.steps if step.scheme and step.spec.role == "matrix"}
-        damage = damages(plan.checkpoint, asked, "gptq", samples.samples, silent, device)
+def calibrate_on(plan: Plan, samples: SampleSet, device: torch.device, out: Path) -> dict[str, Any]:
+    """Quantize, write an imatrix and measure errors on one device.
+
+    The result has the recorded devices, the error of every block with every candidate, the norm of every weight's
+    change, and the error share of every weight.
+    """
+    # Products are not chunked, so that both devices multiply and add in the same order if their kernels agree.
+    with (
+        patch.object(import_module("mcpmq.quantize"), "resolve_device", lambda _: device),
+        patch("mcpmq.calibrate.imatrix.resolve_device", lambda _: device),
+        patch("mcpmq.calibrate.forward.chunk_linears"),
+        sdpa_kernel(SDPBackend.MATH),
+    ):
+        quantized = quantize(plan, out / "codes", samples)
+        imatrix = write_imatrix(plan.checkpoint, samples, out / "imatrix")
+        matrices = [tensor.name for tensor in plan.tensors if tensor.scheme and tensor.spec.role == "matrix"]
+        schemes = {name: [PROBE_SCHEME] for name in matrices}
+        errors = quantization_errors(plan.checkpoint, schemes, "gptq", samples.samples, silent, device)
     return {
-        "devices": [made.artifact.manifest.device, importance.manifest.device],
-        "errors": made.artifact.manifest.held_out_errors,
-        "changes": {name: _change(plan.checkpoint, made, name) for name in asked},
-        "damage": {name: one.share for name, one in damage.items()},
+        "devices": [quantized.artifact.manifest.device, imatrix.manifest.device],
+        "block_errors": quantized.artifact.manifest.held_out_errors,
+        "changes": {name: _change(plan.checkpoint, quantized, name) for name in matrices},
+        "error_shares": {name: error.share for name, error in errors.items()},
     }
 
 
-def _change(checkpoint: Checkpoint, made: Quantized, name: str) -> float:
-    spec = made.specs[name]
-    change: Tensor = floats_of(made.load(name), spec) - floats_of(checkpoint.load(spec), spec)
+def _change(checkpoint: Checkpoint, quantized: QuantizedModel, name: str) -> float:
+    spec = quantized.specs[name]
+    change: Tensor = to_float(quantized.load(name), spec) - to_float(checkpoint.load(spec), spec)
     return float(change.norm())
 
 
 if __name__ == "__main__":
     library, samples, checkpoint, out = map(Path, sys.argv[1:])
     plan = make_plan(Checkpoint.open(checkpoint), RECIPE)
-    devices = {"here": CPU, "there": open_device(library)}
-    found = {name: told(plan, CalibrationSet.open(samples), at, out / name) for name, at in devices.items()}
-    sys.stdout.write(json.dumps(found))
+    devices = {"cpu": CPU, "device": open_device(library)}
+    results = {
+        name: calibrate_on(plan, SampleSet.open(samples), device, out / name) for name, device in devices.items()
+    }
+    sys.stdout.write(json.dumps(results))

@@ -1,4 +1,4 @@
-"""Hugging Face artifacts for tests, and what lies in them by their layouts' definitions."""
+"""Test helpers for Hugging Face artifacts: export, tensors of a module, codes by the definition of the layout."""
 
 from pathlib import Path
 from typing import cast
@@ -10,40 +10,39 @@ from torch import Tensor
 from mcpmq.artifact import Artifact
 from mcpmq.export import export
 from mcpmq.formats import FormatName
-from mcpmq.quantized_model import Quantized
-from tests.gguf_tools import quantized_by
+from mcpmq.qtensor import QTensor
+from mcpmq.quantized_model import QuantizedModel
+from tests.gguf_tools import quantize_with
+from tests.rounding.oracle import same_bytes
 
 
-def hf_artifact(checkpoint: Path, folder: Path, name: str, **schemes: str) -> tuple[Quantized, Artifact]:
-    """A checkpoint under a recipe, as it was quantized and in a format; globs as `quantized_by` takes them."""
-    quantized = quantized_by(checkpoint, folder, **schemes)
+def export_hf_artifact(checkpoint: Path, folder: Path, name: str, **schemes: str) -> tuple[QuantizedModel, Artifact]:
+    """Quantize and export a checkpoint; `schemes` are those of `quantize_with`."""
+    quantized = quantize_with(checkpoint, folder, **schemes)
     return quantized, export(quantized, cast(FormatName, name), folder / name)
 
 
-def tensors_in(artifact: Artifact) -> dict[str, Tensor]:
-    """Every tensor of every shard, read by safetensors itself."""
+def load_tensors(artifact: Artifact) -> dict[str, Tensor]:
+    """Load the tensors of all shards with safetensors."""
     return {
         name: value for file in sorted(artifact.path.glob("*.safetensors")) for name, value in load_file(file).items()
     }
 
 
-def parts_in(tensors: dict[str, Tensor], module: str) -> dict[str, Tensor]:
-    """What one module has."""
+def module_tensors(tensors: dict[str, Tensor], module: str) -> dict[str, Tensor]:
+    """Return the tensors of one module, by their names in it."""
     return {name.removeprefix(f"{module}."): value for name, value in tensors.items() if name.startswith(f"{module}.")}
 
 
-def code_in(words: Tensor, index: int, bits: int) -> int:
-    """The `index`-th code of int32 words [any], the first in the lowest bits: the layout's definition."""
+def code_at(words: Tensor, index: int, bits: int) -> int:
+    """Return a code of int32 words [any], the first in the lowest bits, by the definition of the layout."""
     word = int(words[index * bits // 32]) & 0xFFFFFFFF
-    return word >> (index * bits % 32) & (2**bits - 1)
+    return word >> index * bits % 32 & (1 << bits) - 1
 
 
-def same_weight(one: object, other: object) -> bool:
-    """Whether two quantized weights are the same in every bit."""
-    parts = [
-        [getattr(weight, name) for name in ("scheme", "columns", "codes", "scale", "zero")] for weight in (one, other)
-    ]
-    return all(
-        torch.equal(a, b) and a.dtype == b.dtype if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b
-        for a, b in zip(*parts, strict=True)
-    )
+def same_weight(one: QTensor | Tensor, other: QTensor | Tensor) -> bool:
+    """Return whether two weights of the same scheme are equal in every bit."""
+    if isinstance(one, Tensor):
+        return isinstance(other, Tensor) and one.dtype == other.dtype and torch.equal(one, other)
+    assert not isinstance(other, Tensor)
+    return one.scheme == other.scheme and same_bytes(one, other)

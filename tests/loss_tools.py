@@ -1,4 +1,4 @@
-"""Losses of every answer token, of any runner."""
+"""The losses of answer tokens in any runner."""
 
 from collections.abc import Iterable, Sequence
 
@@ -10,8 +10,8 @@ from mcpmq.runners.logprobs import log_softmax
 from mcpmq.runners.runner import Logits, Runner
 
 
-def losses_of(runner: Runner, samples: Sequence[Inputs]) -> list[NDArray[np.float64]]:
-    """-log of the probability of each token of each sample's answer."""
+def answer_losses(runner: Runner, samples: Sequence[Inputs]) -> list[NDArray[np.float64]]:
+    """Return the negative log probability of every answer token of each sample, in nats."""
     return list(runner.run(samples, _losses))
 
 

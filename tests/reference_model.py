@@ -1,4 +1,4 @@
-"""The native torch model with the weights of a quantized artifact, dequantized: what other engines must agree with."""
+"""Torch model with the dequantized weights of a quantized model: the reference for other engines."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -9,66 +9,51 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from mcpmq.execution.torch_model import module_of
+from mcpmq.execution.torch_model import build_module
 from mcpmq.families import family_named
 from mcpmq.families.family import Inputs
-from mcpmq.families.minicpmv_inputs import MiniCpmVProcessor
-from mcpmq.families.modeling_minicpmv import build
 from mcpmq.grids import dequantize
 from mcpmq.qtensor import QTensor
-from mcpmq.quantized_model import Quantized
+from mcpmq.quantized_model import QuantizedModel
+
+ModelInputs = Callable[[Inputs], Mapping[str, NDArray[Any]]]
 
 
-def native_model(quantized: Quantized) -> nn.Module:
-    """A float32 model that computes with exactly the weights of the artifact."""
-    return _filled(build(quantized.config), quantized)
-
-
-def native_module(quantized: Quantized) -> nn.Module:
-    """The same for any family."""
-    return _filled(module_of(family_named(quantized.artifact.manifest.family), quantized.config), quantized)
-
-
-def _filled(model: nn.Module, quantized: Quantized) -> nn.Module:
-    named = {name: spec.name for spec in quantized.specs.values() for name in spec.parameters}
-    weights = {name: _weight(quantized, named[name]) for name, _ in model.named_parameters()}
+def reference_model(quantized: QuantizedModel) -> nn.Module:
+    """Build the float32 model with the dequantized weights."""
+    model = build_module(family_named(quantized.artifact.manifest.family), quantized.config)
+    common_names = {name: spec.name for spec in quantized.specs.values() for name in spec.parameter_names}
+    weights = {name: _weight(quantized, common_names[name]) for name, _ in model.named_parameters()}
     model.load_state_dict(weights, assign=True)
     return model
 
 
-def _weight(quantized: Quantized, name: str) -> Tensor:
+def _weight(quantized: QuantizedModel, name: str) -> Tensor:
     weight = quantized.load(name)
     values = dequantize(weight) if isinstance(weight, QTensor) else weight.float()
     return values.T if quantized.specs[name].transposed else values
 
 
-def native_losses(model: nn.Module, processor: MiniCpmVProcessor, inputs: Inputs) -> NDArray[np.float64]:
-    """The loss of every answer token, float64."""
+def reference_losses(model: nn.Module, model_inputs: ModelInputs, inputs: Inputs) -> NDArray[np.float64]:
+    """Compute the loss of each answer token, float64."""
     with torch.no_grad():
-        logits = model(**_tensors(processor, inputs)).logits[0].double()
+        logits = model(**_tensors(model_inputs(inputs))).logits[0].double()
     answer = torch.from_numpy(inputs.tokens[inputs.answer_start :])
     predicted = logits[inputs.answer_start - 1 : -1].log_softmax(-1)
-    return -predicted.gather(1, answer[:, None])[:, 0].numpy()
+    losses: NDArray[np.float64] = -predicted.gather(1, answer[:, None])[:, 0].numpy()
+    return losses
 
 
-def native_continuation(model: nn.Module, processor: MiniCpmVProcessor, inputs: Inputs, count: int) -> list[int]:
-    """The likeliest next token after the prompt, `count` times, every time from the beginning: no cache."""
-    return continuation(model, processor.arguments, inputs, count)
-
-
-def continuation(
-    model: nn.Module, arguments: Callable[[Inputs], Mapping[str, NDArray[Any]]], inputs: Inputs, count: int
-) -> list[int]:
-    """The same for any family."""
+def greedy_tokens(model: nn.Module, model_inputs: ModelInputs, inputs: Inputs, count: int) -> list[int]:
+    """Generate `count` tokens after the prompt greedily, without a KV cache."""
     tokens = inputs.tokens[: inputs.answer_start]
     for _ in range(count):
-        sample = replace(inputs, tokens=tokens)
-        tensors = {name: torch.from_numpy(value) for name, value in arguments(sample).items()}
         with torch.no_grad():
-            logits = model(**tensors, use_cache=False).logits
+            logits = model(**_tensors(model_inputs(replace(inputs, tokens=tokens))), use_cache=False).logits
         tokens = np.append(tokens, int(logits[0, -1].argmax()))
-    return tokens[-count:].tolist()
+    generated: list[int] = tokens[-count:].tolist()
+    return generated
 
 
-def _tensors(processor: MiniCpmVProcessor, inputs: Inputs) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(value) for name, value in processor.arguments(inputs).items()}
+def _tensors(arrays: Mapping[str, NDArray[Any]]) -> dict[str, Tensor]:
+    return {name: torch.from_numpy(value) for name, value in arrays.items()}

@@ -1,4 +1,4 @@
-"""Scales of any size moved in a whole model, and what it then says."""
+"""Random smoothing scales for a whole model, and the logits of the model with scaled weights."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,38 +6,41 @@ import torch
 from torch import Tensor
 
 from mcpmq.execution import torch_model
-from mcpmq.families.family import Fold, Inputs
+from mcpmq.families.family import Inputs, SmoothingMapping
 from mcpmq.plan import Plan
-from mcpmq.rounding.smoothing import Channels, Scales, Scaling
+from mcpmq.rounding.smoothing import Channels, SmoothingScales, WeightScaling
 
 
-def drawn_scales(plan: Plan) -> list[Scales]:
-    """For every place where scales may move, drawn once."""
+def random_scales(plan: Plan) -> list[SmoothingScales]:
+    """Return random scales for every smoothing mapping of a plan."""
     generator = torch.Generator().manual_seed(0)
-    return [_drawn(plan, fold, generator) for folds in plan.folds.values() for fold in folds]
+    mappings = (mapping for block in plan.smoothing_mappings.values() for mapping in block)
+    return [_random_scale(plan, mapping, generator) for mapping in mappings]
 
 
-def _drawn(plan: Plan, fold: Fold, generator: torch.Generator) -> Scales:
+def _random_scale(plan: Plan, mapping: SmoothingMapping, generator: torch.Generator) -> SmoothingScales:
     specs = {spec.name: spec for spec in plan.checkpoint.specs}
-    count = specs[fold.source].shape[0] // fold.part[1]
-    reader = specs[fold.into[0]]
-    drawn = torch.randn(count, generator=generator).exp()
-    channels = Channels(count, plan.checkpoint.architecture.language.head_width)
-    return Scales(fold, 0.5, drawn, channels.spread(drawn, reader.shape[0 if reader.transposed else 1]))
+    count = specs[mapping.smooth_layer].shape[0] // mapping.row_chunk[1]
+    layer = specs[mapping.balance_layers[0]]
+    scale = torch.randn(count, generator=generator).exp()
+    channels = Channels(count, plan.checkpoint.architecture.language.head_dim)
+    return SmoothingScales(mapping, 0.5, scale, channels.expand(scale, layer.shape[0 if layer.transposed else 1]))
 
 
-def scaled_logits(plan: Plan, inputs: Sequence[Inputs], scaling: Mapping[str, Scaling]) -> list[Tensor]:
-    """Of the plain model in float32, with its weights scaled: [tokens, vocabulary] for every sample."""
+def scaled_logits(plan: Plan, inputs: Sequence[Inputs], scaling: Mapping[str, WeightScaling]) -> list[Tensor]:
+    """Return the logits [tokens, vocabulary] of each sample in float32, with scaled weights."""
     checkpoint = plan.checkpoint
-    model = torch_model.build(checkpoint.family, checkpoint.config, checkpoint.specs)
+    model = torch_model.build_model(checkpoint.family, checkpoint.config, checkpoint.specs)
     for block in model.blocks:
-        model.fill(
+        model.load_block(
             block,
-            lambda spec: torch_model.floats_of(scaling.get(spec.name, Scaling()).applied(checkpoint.load(spec)), spec),
+            lambda spec: torch_model.to_float(
+                scaling.get(spec.name, WeightScaling()).apply(checkpoint.load(spec)), spec
+            ),
         )
-    arguments, found = checkpoint.family.processor(checkpoint.path).arguments, []
-    for one in inputs:
-        tensors = {name: torch.from_numpy(value) for name, value in arguments(one).items()}
+    model_inputs, logits = checkpoint.family.open_processor(checkpoint.path).model_inputs, []
+    for sample in inputs:
+        tensors = {name: torch.from_numpy(value) for name, value in model_inputs(sample).items()}
         with torch.no_grad():
-            found.append(model.module(**tensors, use_cache=False).logits[0])
-    return found
+            logits.append(model.module(**tensors, use_cache=False).logits[0])
+    return logits

@@ -1,4 +1,4 @@
-"""Programs in a pretended terminal, for tests of what is drawn there."""
+"""Run a program in a pseudo-terminal, for tests of its output there."""
 
 import os
 import pty
@@ -6,20 +6,20 @@ import subprocess
 import sys
 
 
-def in_terminal(code: str, **environment: str) -> str:
-    """What a program writes into a terminal of 80 columns."""
-    ours, theirs = pty.openpty()
+def run_in_terminal(code: str, **environment: str) -> str:
+    """Return the output of a Python program in a terminal of 80 columns."""
+    terminal, program = pty.openpty()
     variables = {"TERM": "xterm", "COLUMNS": "80", **environment}
-    kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR", "TERM")}
-    process = subprocess.Popen([sys.executable, "-c", code], stdout=theirs, stderr=theirs, env=kept | variables)
-    os.close(theirs)
-    written = bytearray()
+    inherited = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "FORCE_COLOR", "TERM")}
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=program, stderr=program, env=inherited | variables)
+    os.close(program)
+    output = bytearray()
     try:
-        while piece := os.read(ours, 4096):
-            written += piece
-    except OSError:  # how a pseudo-terminal says that the other end is closed
+        while chunk := os.read(terminal, 4096):
+            output += chunk
+    except OSError:  # the end of a pseudo-terminal
         pass
     finally:
-        os.close(ours)
-    assert process.wait() == 0, written
-    return written.decode()
+        os.close(terminal)
+    assert process.wait() == 0, output
+    return output.decode()

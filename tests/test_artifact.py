@@ -1,79 +1,88 @@
-"""Artifacts appear whole or not at all, and know their own files."""
+"""Artifacts: atomic output folders, file hashes, manifests."""
 
 import errno
 from pathlib import Path
 
 import pytest
 
-from mcpmq.artifact import MANIFEST, Artifact, appearing_whole, refuse_full_disk
+from mcpmq.artifact import (
+    MANIFEST,
+    Artifact,
+    Manifest,
+    SourceRecord,
+    atomic_dir,
+    check_disk_space,
+    rewrite_file,
+    write_manifest,
+)
 from mcpmq.errors import ArtifactError, OutputError
-from mcpmq.quantized_model import Quantized
+from mcpmq.quantized_model import QuantizedModel
 
 
-def test_a_folder_appears_when_its_block_ends_well(tmp_path: Path) -> None:
-    """Until then there is only the hidden one beside it."""
-    with appearing_whole(tmp_path / "out") as folder:
+def test_the_output_is_renamed_when_the_block_succeeds(tmp_path: Path) -> None:
+    """Until then the output does not exist."""
+    with atomic_dir(tmp_path / "out") as folder:
         (folder / "a").write_text("a")
         assert not (tmp_path / "out").exists()
 
     assert [path.name for path in tmp_path.rglob("*")] == ["out", "a"]
 
 
-def test_nothing_is_left_when_the_block_fails(tmp_path: Path) -> None:
-    """An error takes the half-written folder with it."""
-    with pytest.raises(ZeroDivisionError), appearing_whole(tmp_path / "out") as folder:
+def test_the_temporary_folder_is_removed_when_the_block_fails(tmp_path: Path) -> None:
+    """After an error no file is left."""
+    with pytest.raises(ZeroDivisionError), atomic_dir(tmp_path / "out") as folder:
         (folder / "a").write_text(str(1 / 0))
 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_resumable_folder_is_handed_out_again(tmp_path: Path) -> None:
-    """What a killed run finished is still there for the next."""
-    with pytest.raises(ZeroDivisionError), appearing_whole(tmp_path / "out", resumable=True) as folder:
+def test_a_resumable_folder_is_yielded_again(tmp_path: Path) -> None:
+    """The next run gets the files of an interrupted run."""
+    with pytest.raises(ZeroDivisionError), atomic_dir(tmp_path / "out", resumable=True) as folder:
         (folder / "a").write_text(str(1 / (folder / "a").write_text("")))
 
-    with appearing_whole(tmp_path / "out", resumable=True) as folder:
+    with atomic_dir(tmp_path / "out", resumable=True) as folder:
         assert (folder / "a").read_text() == ""
 
 
 def test_other_content_is_not_overwritten(tmp_path: Path) -> None:
-    """An output that exists is refused before work."""
+    """An output that is not empty is an error before work."""
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "precious").write_text("x")
 
-    with pytest.raises(OutputError, match="not empty"), appearing_whole(tmp_path / "out"):
+    with pytest.raises(OutputError, match="not empty"), atomic_dir(tmp_path / "out"):
         pass
 
     assert (tmp_path / "out" / "precious").read_text() == "x"
 
 
-def test_an_empty_folder_is_a_fine_output(tmp_path: Path) -> None:
-    """`mkdir out` beforehand does no harm."""
+def test_an_empty_folder_is_a_valid_output(tmp_path: Path) -> None:
+    """The output may exist if it is empty."""
     (tmp_path / "out").mkdir()
 
-    with appearing_whole(tmp_path / "out") as folder:
+    with atomic_dir(tmp_path / "out") as folder:
         (folder / "a").touch()
 
     assert (tmp_path / "out" / "a").exists()
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), OSError("9 requested, 5 written")])
-def test_a_disk_that_fills_up_is_said_and_cleaned_up(tmp_path: Path, error: OSError) -> None:
-    """ENOSPC, or numpy's word for it, becomes an error for the user, and nothing is left behind."""
-    with pytest.raises(OutputError, match="disk is full"), appearing_whole(tmp_path / "out"):
+def test_a_full_disk_is_an_error_and_no_file_is_left(tmp_path: Path, error: OSError) -> None:
+    """ENOSPC, and the error of numpy without a number, become an OutputError."""
+    with pytest.raises(OutputError, match="disk is full"), atomic_dir(tmp_path / "out"):
         raise error
 
     assert not list(tmp_path.iterdir())
 
 
-def test_a_disk_that_is_too_small_is_refused_beforehand(tmp_path: Path) -> None:
-    """What cannot end is not begun."""
+def test_too_little_free_space_is_an_error_before_work(tmp_path: Path) -> None:
+    """The free space is compared with the required size."""
     with pytest.raises(OutputError, match="needs"):
-        refuse_full_disk(tmp_path / "a" / "b", 10**18)
+        check_disk_space(tmp_path / "a" / "b", 10**18)
 
 
-def test_a_changed_file_is_found(tiny_int4: Quantized, tmp_path: Path) -> None:
-    """verify() hashes what the manifest lists."""
+def test_a_changed_file_is_an_error(tiny_int4: QuantizedModel, tmp_path: Path) -> None:
+    """`verify` compares the SHA-256 of every file with the manifest."""
     tiny_int4.artifact.verify()
     copy = tmp_path / "copy"
     copy.mkdir()
@@ -87,8 +96,8 @@ def test_a_changed_file_is_found(tiny_int4: Quantized, tmp_path: Path) -> None:
         Artifact.open(copy).verify()
 
 
-def test_bytes_by_component_add_up(tiny_int4: Quantized) -> None:
-    """Every file belongs to one component."""
+def test_bytes_by_component_add_up(tiny_int4: QuantizedModel) -> None:
+    """The sizes of all components sum to the size of all files."""
     sizes = tiny_int4.artifact.nbytes_by_component()
 
     assert {"vision", "projector", "language", "embedding", "head", "model"} == sizes.keys()
@@ -98,15 +107,34 @@ def test_bytes_by_component_add_up(tiny_int4: Quantized) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "{}", '{"schema_version": 2}'])
-def test_a_broken_manifest_is_refused(tmp_path: Path, text: str) -> None:
-    """The error names the manifest and what it lacks."""
+def test_a_broken_manifest_is_rejected(tmp_path: Path, text: str) -> None:
+    """The error names the manifest."""
     (tmp_path / MANIFEST).write_text(text)
 
     with pytest.raises(ArtifactError, match=r"mcpmq\.json"):
         Artifact.open(tmp_path)
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
-    """No manifest, no artifact."""
+def test_a_folder_without_a_manifest_is_rejected(tmp_path: Path) -> None:
+    """The error names the missing manifest."""
     with pytest.raises(ArtifactError, match=r"no `mcpmq\.json`"):
         Artifact.open(tmp_path)
+
+
+def test_the_hash_does_not_depend_on_the_model_card(tmp_path: Path) -> None:
+    """Another model card changes the manifest only; another weight file changes the hash of the artifact."""
+    source = SourceRecord(name="a", sha256="0" * 64, nbytes=1)
+    manifest = Manifest(kind="gptq", family="f", source=source, recipe={}, versions={}, weights=())
+    (tmp_path / "README.md").write_text("card")
+    (tmp_path / "weights").write_text("1")
+    write_manifest(tmp_path, manifest, {"model": ["README.md", "weights"]})
+    first = Artifact.open(tmp_path)
+
+    rewrite_file(first, "README.md", "another card")
+    second = Artifact.open(tmp_path)
+    second.verify()
+    rewrite_file(second, "weights", "2")
+
+    assert second.sha256 == first.sha256
+    assert second.manifest != first.manifest
+    assert Artifact.open(tmp_path).sha256 != first.sha256

@@ -1,4 +1,4 @@
-"""A checkpoint is opened whole and checked, or refused with the reason."""
+"""Checkpoints: reading, validation of configuration and weights."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from tests.tiny import CONFIG, random_tensors
 
 @pytest.fixture
 def copy(tiny_checkpoint: Path, tmp_path: Path) -> Path:
-    """A checkpoint that a test may damage."""
+    """Return a copy of the tiny checkpoint that a test can change."""
     return Path(shutil.copytree(tiny_checkpoint, tmp_path / "copy"))
 
 
@@ -25,8 +25,8 @@ def _edit_config(path: Path, **changes: Any) -> None:
     (path / "config.json").write_text(json.dumps(config))
 
 
-def test_every_tensor_is_known_and_loads_as_it_was_saved(tiny_checkpoint: Path) -> None:
-    """Loading by common name gives the bytes that the hub name was saved with."""
+def test_every_tensor_loads_with_the_saved_values(tiny_checkpoint: Path) -> None:
+    """A tensor loaded by its common name equals the one saved under its hub name."""
     saved = random_tensors(CONFIG, seed=0)
 
     checkpoint = Checkpoint.open(tiny_checkpoint)
@@ -36,16 +36,16 @@ def test_every_tensor_is_known_and_loads_as_it_was_saved(tiny_checkpoint: Path) 
         assert torch.equal(checkpoint.load_stored(spec), saved[spec.hub_name])
 
 
-def test_a_transposed_tensor_is_turned(tiny_checkpoint: Path) -> None:
-    """The resampler's output matrix is stored [in, out] and loaded [out, in]."""
+def test_a_transposed_tensor_is_loaded_as_out_in(tiny_checkpoint: Path) -> None:
+    """The output matrix of the resampler is stored as [in, out] and loaded as [out, in]."""
     checkpoint = Checkpoint.open(tiny_checkpoint)
     spec = next(spec for spec in checkpoint.specs if spec.transposed)
 
     assert torch.equal(checkpoint.load(spec), checkpoint.load_stored(spec).T)
 
 
-def test_the_hash_tells_one_checkpoint_from_another(tiny_checkpoint: Path, copy: Path) -> None:
-    """A copy has the same hash until one byte of a weight changes."""
+def test_the_hash_changes_with_one_byte(tiny_checkpoint: Path, copy: Path) -> None:
+    """A copy has the same SHA-256; after a change of one byte of a weight it differs."""
     original = Checkpoint.open(tiny_checkpoint).sha256
     assert Checkpoint.open(copy).sha256 == original
 
@@ -57,27 +57,27 @@ def test_the_hash_tells_one_checkpoint_from_another(tiny_checkpoint: Path, copy:
     assert Checkpoint.open(copy).sha256 != original
 
 
-def test_a_path_that_does_not_exist_is_refused(tmp_path: Path) -> None:
-    """A mistyped path is no hub id."""
+def test_a_path_that_does_not_exist_is_rejected(tmp_path: Path) -> None:
+    """A missing path is not taken for a hub id."""
     with pytest.raises(CheckpointError, match="does not exist"):
         Checkpoint.open(tmp_path / "nothing")
 
 
-def test_a_file_is_refused(tiny_checkpoint: Path) -> None:
-    """The folder is wanted, not a file in it."""
+def test_a_file_is_rejected(tiny_checkpoint: Path) -> None:
+    """The path of a file in the checkpoint is an error."""
     with pytest.raises(CheckpointError, match="is a file"):
         Checkpoint.open(tiny_checkpoint / "config.json")
 
 
-def test_a_folder_without_configuration_is_refused(tmp_path: Path) -> None:
-    """An empty folder is no checkpoint."""
+def test_a_folder_without_configuration_is_rejected(tmp_path: Path) -> None:
+    """An empty folder is an error."""
     with pytest.raises(CheckpointError, match="no `config.json`"):
         Checkpoint.open(tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", "\xff", "[" * 100_000])
-def test_a_broken_configuration_is_refused(copy: Path, text: str) -> None:
-    """Whatever is no JSON object is named so."""
+def test_a_broken_configuration_is_rejected(copy: Path, text: str) -> None:
+    """Content that is not a JSON object is an error with the file name."""
     (copy / "config.json").write_bytes(text.encode("latin-1"))
 
     with pytest.raises(CheckpointError, match=r"config\.json"):
@@ -85,7 +85,7 @@ def test_a_broken_configuration_is_refused(copy: Path, text: str) -> None:
 
 
 def test_an_unknown_family_names_the_supported_ones(copy: Path) -> None:
-    """The error says what was found, the hint what is supported."""
+    """The error has the model type, the hint the supported families."""
     _edit_config(copy, model_type="minicpmw")
 
     with pytest.raises(CheckpointError, match="minicpmw") as caught:
@@ -94,8 +94,8 @@ def test_an_unknown_family_names_the_supported_ones(copy: Path) -> None:
     assert "minicpm-v-2.6" in caught.value.hint
 
 
-def test_an_unknown_family_that_wants_remote_code_is_told_that_none_is_run(copy: Path) -> None:
-    """`auto_map` of a family without a native class is refused, never executed."""
+def test_an_unknown_family_with_remote_code_is_rejected(copy: Path) -> None:
+    """A configuration with `auto_map` is an error, and its code is not run."""
     _edit_config(copy, model_type="other", auto_map={"AutoModel": "modeling.Other"})
 
     with pytest.raises(CheckpointError) as caught:
@@ -104,8 +104,8 @@ def test_an_unknown_family_that_wants_remote_code_is_told_that_none_is_run(copy:
     assert "never" in caught.value.hint
 
 
-def test_code_that_comes_with_a_known_family_is_left_alone(copy: Path) -> None:
-    """The published 2.6 has an `auto_map`; the native class is used and nothing is imported from the folder."""
+def test_remote_code_of_a_known_family_is_not_run(copy: Path) -> None:
+    """With `auto_map` of a supported family no file of the folder is imported."""
     _edit_config(copy, auto_map={"AutoModel": "modeling_minicpmv.MiniCPMV"})
     (copy / "modeling_minicpmv.py").write_text("raise SystemExit('remote code ran')")
 
@@ -113,8 +113,8 @@ def test_code_that_comes_with_a_known_family_is_left_alone(copy: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["hidden_size", "vision_config", "num_hidden_layers"])
-def test_a_configuration_that_lacks_a_size_is_refused(copy: Path, key: str) -> None:
-    """The missing key is named."""
+def test_a_configuration_that_lacks_a_size_is_rejected(copy: Path, key: str) -> None:
+    """The error has the missing key."""
     config = json.loads((copy / "config.json").read_text())
     del config[key]
     (copy / "config.json").write_text(json.dumps(config))
@@ -124,15 +124,15 @@ def test_a_configuration_that_lacks_a_size_is_refused(copy: Path, key: str) -> N
 
 
 @pytest.mark.parametrize("value", [-1, 0, 10**9, 200, "many"])
-def test_an_impossible_size_is_refused(copy: Path, value: object) -> None:
-    """Negative, zero, enormous, not a multiple of 128, no number."""
+def test_an_invalid_size_is_rejected(copy: Path, value: object) -> None:
+    """Negative, zero, too large, not a multiple of 128, not a number."""
     _edit_config(copy, hidden_size=value)
 
     with pytest.raises(CheckpointError, match="hidden_size"):
         Checkpoint.open(copy)
 
 
-def test_pickled_weights_are_refused(copy: Path) -> None:
+def test_pickled_weights_are_rejected(copy: Path) -> None:
     """`.bin` files are never opened."""
     for file in copy.glob("*.safetensors*"):
         file.unlink()
@@ -142,8 +142,8 @@ def test_pickled_weights_are_refused(copy: Path) -> None:
         Checkpoint.open(copy)
 
 
-def test_a_folder_without_weights_is_refused(copy: Path) -> None:
-    """Configuration alone is no checkpoint."""
+def test_a_folder_without_weights_is_rejected(copy: Path) -> None:
+    """A configuration without weights is an error."""
     for file in copy.glob("*.safetensors*"):
         file.unlink()
 
@@ -152,15 +152,15 @@ def test_a_folder_without_weights_is_refused(copy: Path) -> None:
 
 
 def test_a_missing_shard_is_named(copy: Path) -> None:
-    """The index says which file is not there."""
+    """A file that the index lists and that is missing is an error with its name."""
     (copy / "model-00002-of-00002.safetensors").unlink()
 
     with pytest.raises(CheckpointError, match="model-00002-of-00002"):
         Checkpoint.open(copy)
 
 
-def test_an_index_that_points_outside_is_refused(copy: Path) -> None:
-    """A shard is a plain file name."""
+def test_an_index_that_points_outside_is_rejected(copy: Path) -> None:
+    """A shard with a path in its name is an error."""
     index = json.loads((copy / INDEX).read_text())
     index["weight_map"]["llm.lm_head.weight"] = "../model.safetensors"
     (copy / INDEX).write_text(json.dumps(index))
@@ -169,8 +169,8 @@ def test_an_index_that_points_outside_is_refused(copy: Path) -> None:
         Checkpoint.open(copy)
 
 
-def test_an_index_that_misplaces_a_tensor_is_refused(copy: Path) -> None:
-    """What the index places in a shard must be there."""
+def test_an_index_that_misplaces_a_tensor_is_rejected(copy: Path) -> None:
+    """A tensor that is not in the shard of the index is an error with its name."""
     index = json.loads((copy / INDEX).read_text())
     index["weight_map"]["llm.extra.weight"] = "model-00001-of-00002.safetensors"
     (copy / INDEX).write_text(json.dumps(index))
@@ -179,8 +179,8 @@ def test_an_index_that_misplaces_a_tensor_is_refused(copy: Path) -> None:
         Checkpoint.open(copy)
 
 
-def test_one_file_without_an_index_is_enough(copy: Path) -> None:
-    """A small checkpoint needs no shards."""
+def test_one_file_without_an_index_is_valid(copy: Path) -> None:
+    """A checkpoint in one file is opened without an index."""
     tensors = {name: tensor for file in copy.glob("*.safetensors") for name, tensor in load_file(file).items()}
     for file in copy.glob("*.safetensors*"):
         file.unlink()
@@ -200,7 +200,7 @@ def _rewrite(copy: Path, **changes: torch.Tensor | None) -> None:
 
 
 def test_a_missing_tensor_is_named(copy: Path) -> None:
-    """A checkpoint that is not whole is refused."""
+    """The error has the number of missing tensors and the first name."""
     _rewrite(copy, llm__lm_head__weight=None)
 
     with pytest.raises(CheckpointError, match=r"1 tensors are missing, first `llm\.lm_head\.weight`"):
@@ -208,7 +208,7 @@ def test_a_missing_tensor_is_named(copy: Path) -> None:
 
 
 def test_an_unknown_tensor_is_named(copy: Path) -> None:
-    """Nothing is skipped in silence."""
+    """A tensor that the family does not list is an error with its name."""
     _rewrite(copy, llm__surprise=torch.zeros(1))
 
     with pytest.raises(CheckpointError, match=r"llm\.surprise"):
@@ -216,15 +216,15 @@ def test_an_unknown_tensor_is_named(copy: Path) -> None:
 
 
 def test_a_tensor_of_the_wrong_shape_is_named_with_both_shapes(copy: Path) -> None:
-    """The found shape and the expected one are both said."""
+    """The error has the stored shape and the required shape."""
     _rewrite(copy, llm__lm_head__weight=torch.zeros(3, 256))
 
     with pytest.raises(CheckpointError, match=r"\[3, 256\].*\[320, 256\]"):
         Checkpoint.open(copy)
 
 
-def test_a_hub_id_without_a_network_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Offline, the error names the id and the hint asks for a folder."""
+def test_a_hub_id_without_network_has_a_hint(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Offline, the error has the hub id, and the hint asks for a folder."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
     with pytest.raises(CheckpointError, match="somebody/something") as caught:

@@ -1,4 +1,4 @@
-"""A set is read whole and checked, or refused with the line that is wrong."""
+"""Sample sets: reading, validation of lines and images, held-out samples."""
 
 import hashlib
 import json
@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mcpmq.dataset import CalibrationSet
-from mcpmq.errors import CalibrationError
+from mcpmq.dataset import SampleSet
+from mcpmq.errors import DatasetError
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with one image and no manifest yet."""
+    """Return a folder with one image and no manifest."""
     Image.new("RGB", (28, 14), "red").save(tmp_path / "red.png")
     return tmp_path
 
 
 def _line(**changes: Any) -> str:
-    line = {"id": "1", "image": "red.png", "prompt": "What colour?", "answer": "Red."} | changes
+    line = {"id": "1", "image": "red.png", "prompt": "What color?", "answer": "Red."} | changes
     return json.dumps({key: value for key, value in line.items() if value is not None})
 
 
@@ -32,8 +32,8 @@ def _write(folder: Path, *lines: str) -> Path:
 
 
 def test_samples_come_in_the_order_of_the_lines(folder: Path) -> None:
-    """Order, image, prompt, answer and tags are kept; blank lines are nothing."""
-    opened = CalibrationSet.open(_write(folder, _line(id="b", tags=["x"]), "", _line(id="a", image=None)))
+    """Order, image, prompt, answer and tags are kept; blank lines are ignored."""
+    opened = SampleSet.open(_write(folder, _line(id="b", tags=["x"]), "", _line(id="a", image=None)))
 
     assert [sample.id for sample in opened] == ["b", "a"]
     assert opened.samples[0].image == folder / "red.png"
@@ -41,75 +41,75 @@ def test_samples_come_in_the_order_of_the_lines(folder: Path) -> None:
     assert opened.samples[1].image is None
 
 
-def test_the_hash_is_of_what_the_model_sees(folder: Path) -> None:
-    """Another pixel or another answer is another set; where it lies does not matter."""
-    first = CalibrationSet.open(_write(folder, _line())).sha256
-    assert CalibrationSet.open(_write(folder, _line(answer="Blue."))).sha256 != first
+def test_the_hash_depends_on_images_and_answers(folder: Path) -> None:
+    """Another pixel or another answer changes the SHA-256."""
+    first = SampleSet.open(_write(folder, _line())).sha256
+    assert SampleSet.open(_write(folder, _line(answer="Blue."))).sha256 != first
 
     Image.new("RGB", (28, 14), "blue").save(folder / "red.png")
 
-    assert CalibrationSet.open(_write(folder, _line())).sha256 != first
+    assert SampleSet.open(_write(folder, _line())).sha256 != first
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "message"),
     [
         ("{", "line 1"),
         ("[1]", "line 1"),
         (_line(prompt=None), "prompt"),
         (_line(answer=""), "answer"),
         (_line(id=7), "id"),
-        (_line(image="missing.png"), "no image `missing.png`"),
+        (_line(image="missing.png"), "`missing.png` is missing"),
         (_line(image="../red.png"), "outside"),
         (_line(image="/etc/passwd"), "outside"),
-        (_line(image_sha256="0" * 64), "not the one that was hashed"),
+        (_line(image_sha256="0" * 64), "differs from its SHA-256"),
         ("\ud800".encode("utf-8", "surrogatepass").decode("latin-1"), "line 1"),
     ],
 )
-def test_a_broken_line_is_named(folder: Path, line: str, said: str) -> None:
-    """The error names the line and what is wrong with it."""
-    with pytest.raises(CalibrationError, match=said):
-        CalibrationSet.open(_write(folder, line))
+def test_a_broken_line_is_named(folder: Path, line: str, message: str) -> None:
+    """The error has the line and the field."""
+    with pytest.raises(DatasetError, match=message):
+        SampleSet.open(_write(folder, line))
 
 
-def test_a_link_out_of_the_folder_is_refused(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """A symbolic link does not smuggle in another file."""
+def test_a_link_out_of_the_folder_is_rejected(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A symbolic link to a file outside of the folder is an error."""
     outside = tmp_path_factory.mktemp("outside") / "secret.png"
     Image.new("RGB", (1, 1)).save(outside)
     (folder / "link.png").symlink_to(outside)
 
-    with pytest.raises(CalibrationError, match="outside"):
-        CalibrationSet.open(_write(folder, _line(image="link.png")))
+    with pytest.raises(DatasetError, match="outside"):
+        SampleSet.open(_write(folder, _line(image="link.png")))
 
 
 def test_the_right_hash_of_an_image_is_accepted(folder: Path) -> None:
-    """A line may pin its image."""
+    """A line may contain the SHA-256 of its image."""
     digest = hashlib.sha256((folder / "red.png").read_bytes()).hexdigest()
 
-    assert len(CalibrationSet.open(_write(folder, _line(image_sha256=digest)))) == 1
+    assert len(SampleSet.open(_write(folder, _line(image_sha256=digest)))) == 1
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n" + bytes(40)])
 def test_a_broken_image_is_named(folder: Path, content: bytes) -> None:
-    """Bytes that are no image are refused before any work."""
+    """Bytes that are not an image are an error when the set is opened."""
     (folder / "red.png").write_bytes(content)
 
-    with pytest.raises(CalibrationError, match=r"red\.png"):
-        CalibrationSet.open(_write(folder, _line()))
+    with pytest.raises(DatasetError, match=r"red\.png"):
+        SampleSet.open(_write(folder, _line()))
 
 
 def test_a_truncated_image_is_named(folder: Path) -> None:
-    """A good header with half its pixels is a broken image."""
+    """An image with a valid header and half its pixels is an error."""
     whole = (folder / "red.png").read_bytes()
     (folder / "red.png").write_bytes(whole[: len(whole) // 2])
 
-    with pytest.raises(CalibrationError, match=r"red\.png"):
-        CalibrationSet.open(_write(folder, _line()))
+    with pytest.raises(DatasetError, match=r"red\.png"):
+        SampleSet.open(_write(folder, _line()))
 
 
-@pytest.mark.parametrize("side", [9_000, 60_000])
-def test_an_enormous_image_is_refused_from_its_header(folder: Path, side: int) -> None:
-    """A header that promises too many pixels is enough to refuse."""
+@pytest.mark.parametrize("side", [8_001, 60_000])
+def test_a_large_image_is_rejected_by_its_header(folder: Path, side: int) -> None:
+    """The limit of 64 million pixels applies to the size in the header, before pixels are decoded."""
     bodies = {b"IHDR": struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0), b"IDAT": zlib.compress(bytes(1000))}
     chunks = [
         struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
@@ -117,40 +117,40 @@ def test_an_enormous_image_is_refused_from_its_header(folder: Path, side: int) -
     ]
     (folder / "red.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(chunks))
 
-    with pytest.raises(CalibrationError, match="pixels|too large"):
-        CalibrationSet.open(_write(folder, _line()))
+    with pytest.raises(DatasetError, match="pixels|too large"):
+        SampleSet.open(_write(folder, _line()))
 
 
-def test_an_empty_set_is_refused(folder: Path) -> None:
-    """A manifest without a line is no set."""
-    with pytest.raises(CalibrationError, match="no sample"):
-        CalibrationSet.open(_write(folder, "", ""))
+def test_an_empty_set_is_rejected(folder: Path) -> None:
+    """A manifest without lines is an error."""
+    with pytest.raises(DatasetError, match="no samples"):
+        SampleSet.open(_write(folder, "", ""))
 
 
-def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
-    """The hint says how to make one."""
-    with pytest.raises(CalibrationError, match=r"manifest\.jsonl"):
-        CalibrationSet.open(tmp_path)
+def test_a_folder_without_a_manifest_is_rejected(tmp_path: Path) -> None:
+    """The error names the missing manifest."""
+    with pytest.raises(DatasetError, match=r"manifest\.jsonl"):
+        SampleSet.open(tmp_path)
 
 
-def test_an_id_may_not_come_twice(folder: Path) -> None:
-    """Losses are matched by id."""
-    with pytest.raises(CalibrationError, match="twice"):
-        CalibrationSet.open(_write(folder, _line(), _line()))
+def test_ids_must_be_unique(folder: Path) -> None:
+    """The same id in two lines is an error."""
+    with pytest.raises(DatasetError, match="twice"):
+        SampleSet.open(_write(folder, _line(), _line()))
 
 
 def test_every_fifth_sample_is_held_out(folder: Path) -> None:
-    """The split is deterministic, disjoint and whole."""
-    opened = CalibrationSet.open(_write(folder, *[_line(id=str(number)) for number in range(1, 12)]))
+    """The split is deterministic, disjoint and complete."""
+    opened = SampleSet.open(_write(folder, *[_line(id=str(number)) for number in range(1, 12)]))
 
-    kept, held_out = opened.split()
+    kept, held_out = opened.split_holdout()
 
     assert [sample.id for sample in held_out] == ["5", "10"]
     assert {*kept} | {*held_out} == {*opened}
     assert len(kept) + len(held_out) == len(opened)
 
 
-def test_too_few_samples_hold_nothing_out(folder: Path) -> None:
-    """Four samples have no fifth."""
-    with pytest.raises(CalibrationError, match="4 samples are too few"):
-        CalibrationSet.open(_write(folder, *[_line(id=str(number)) for number in range(4)])).split()
+def test_fewer_than_five_samples_cannot_be_split(folder: Path) -> None:
+    """Four samples are an error."""
+    with pytest.raises(DatasetError, match="4 samples are too few"):
+        SampleSet.open(_write(folder, *[_line(id=str(number)) for number in range(4)])).split_holdout()

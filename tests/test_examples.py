@@ -1,4 +1,4 @@
-"""The workflow to copy: pinned, and every command line in it is one that mcpmq has."""
+"""The example workflow: pinned actions, and commands with options that mcpmq has."""
 
 import re
 import shlex
@@ -16,21 +16,21 @@ WORKFLOW = Path(__file__).parent.parent / "examples" / "release.yml"
 
 @pytest.fixture(scope="module")
 def steps() -> list[dict[str, Any]]:
-    """The steps of its only job."""
+    """The steps of the only job."""
     [job] = yaml.safe_load(WORKFLOW.read_text())["jobs"].values()
     found: list[dict[str, Any]] = job["steps"]
     return found
 
 
 def test_actions_are_pinned_by_hash(steps: list[dict[str, Any]]) -> None:
-    """A tag can be moved."""
+    """Every action is named by a full commit hash, because tags can be moved."""
     used = [step["uses"] for step in steps if "uses" in step]
     assert len(used) == 3
     assert all(re.fullmatch(r"[\w-]+/[\w-]+@[0-9a-f]{40}", one) for one in used)
 
 
 def test_every_command_exists_with_all_its_options(steps: list[dict[str, Any]]) -> None:
-    """Convert, check and report, in this order."""
+    """The workflow runs convert, check and report, in this order, with existing options."""
     commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     lines = [shlex.split(step["run"]) for step in steps if step.get("run", "").startswith("mcpmq ")]
     assert [line[1] for line in lines] == ["convert", "check", "report"]

@@ -1,4 +1,4 @@
-"""Every family in every engine: the same tokens and the same pixels give the logits of transformers."""
+"""All families in all engines: the same tokens and pixels give the losses of torch."""
 
 import json
 import shutil
@@ -11,16 +11,17 @@ import pytest
 import torch
 from PIL import Image
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import FormatError
 from mcpmq.families import family_named
 from mcpmq.families.family import Inputs, TensorSpec
 from mcpmq.families.modeling_minicpmv import MiniCPMVForConditionalGeneration
-from mcpmq.families.modeling_minicpmv2 import Patches
+from mcpmq.families.modeling_minicpmv2 import PatchEmbedding
 from mcpmq.plan import make_plan
 from mcpmq.quantize import quantize
-from mcpmq.quantized_model import Quantized
+from mcpmq.quantized_model import QuantizedModel
 from mcpmq.recipe import Recipe
 from mcpmq.runners.gguf import open_runner as open_gguf
 from mcpmq.runners.llamacpp import llamacpp
@@ -28,145 +29,158 @@ from mcpmq.runners.llamacpp.language import LanguageModel
 from mcpmq.runners.onnx import OnnxRunner
 from mcpmq.runners.onnx import open_runner as open_onnx
 from mcpmq.runners.torch import open_runner as open_torch
-from tests.gguf_tools import exported, floats_along_one_row, nearest_positions, tokens_in_llama_cpp
-from tests.loss_tools import losses_of
-from tests.onnx_tools import artifact_of
-from tests.reference_model import continuation, native_module
+from tests.gguf_tools import export_gguf, llama_cpp_positions, llama_cpp_tokens, llama_cpp_weights
+from tests.loss_tools import answer_losses
+from tests.onnx_tools import write_onnx_artifact
+from tests.reference_model import greedy_tokens, reference_model
 from tests.tiny_families import TinyFamily
 
 
 @pytest.fixture(scope="module")
-def full(family_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Quantized:
-    """With nothing quantized."""
+def full(family_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> QuantizedModel:
+    """Unquantized model."""
     return quantize(make_plan(family_checkpoint, Recipe.load("full")), tmp_path_factory.mktemp("quantized") / "full")
 
 
 @pytest.fixture(scope="module")
 def samples(family_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> list[Inputs]:
-    """Text, and images wide and tall."""
-    processor = family_checkpoint.family.processor(family_checkpoint.path)
+    """A text sample, and for families with vision a wide and a tall image."""
+    processor = family_checkpoint.family.open_processor(family_checkpoint.path)
     folder = tmp_path_factory.mktemp("images")
-    made = [processor.encode("text", None, "How many?", "three circles are there")]
-    for width, height in ((150, 90), (60, 200)) if family_checkpoint.family.sees else ():
+    encoded = [processor.encode("text", None, "How many?", "three circles are there")]
+    for width, height in ((150, 90), (60, 200)) if family_checkpoint.family.has_vision else ():
         pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8)
         Image.fromarray(pixels).save(folder / f"{width}.png")
-        made.append(processor.encode(f"image-{width}", folder / f"{width}.png", "What does it say?", "red sign"))
-    return made
+        encoded.append(processor.encode(f"image-{width}", folder / f"{width}.png", "What does it say?", "red sign"))
+    return encoded
 
 
 @pytest.fixture(scope="module")
 def expected(family_checkpoint: Checkpoint, samples: list[Inputs]) -> np.ndarray:
-    """The losses of the original in torch."""
-    return np.concatenate(list(losses_of(open_torch(family_checkpoint.path, 1), samples)))
+    """Losses of the original in torch."""
+    return np.concatenate(list(answer_losses(open_torch(family_checkpoint.path, 1), samples)))
 
 
-def test_the_family_is_recognised(tiny_family: TinyFamily, family_checkpoint: Checkpoint) -> None:
-    """By its configuration alone, and by no other family."""
+def test_the_configuration_selects_the_family(tiny_family: TinyFamily, family_checkpoint: Checkpoint) -> None:
+    """The checkpoint is opened as the family it was built for."""
     assert family_checkpoint.family.name == tiny_family.name
 
 
 @pytest.fixture(scope="module")
-def onnx(full: Quantized, tmp_path_factory: pytest.TempPathFactory) -> OnnxRunner:
-    """The unquantized model in ONNX Runtime."""
-    return open_onnx(artifact_of(full, tmp_path_factory.mktemp("onnx") / "full"), 1)
+def onnx(full: QuantizedModel, tmp_path_factory: pytest.TempPathFactory) -> OnnxRunner:
+    """Unquantized model in ONNX Runtime."""
+    return open_onnx(write_onnx_artifact(full, tmp_path_factory.mktemp("onnx") / "full"), 1)
 
 
-def test_onnx_gives_the_losses_of_torch(onnx: OnnxRunner, samples: list[Inputs], expected: np.ndarray) -> None:
-    """After text and after an image."""
-    taken = np.concatenate(list(losses_of(onnx, samples)))
+def test_onnx_has_the_losses_of_torch(onnx: OnnxRunner, samples: list[Inputs], expected: np.ndarray) -> None:
+    """The losses of text and image samples agree."""
+    losses = np.concatenate(list(answer_losses(onnx, samples)))
 
-    np.testing.assert_allclose(taken, expected, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(losses, expected, rtol=0, atol=2e-5)
 
 
-def test_graphs_ask_for_what_transformers_js_hands_over(tiny_family: TinyFamily, onnx: OnnxRunner) -> None:
-    """The decoder for embeddings, mask, positions and its cache alone; the vision graph of Qwen-VL for patches and
-    their grid, which has another name in 2 than in later ones."""
-    asked = {one.name for one in onnx.decoder.get_inputs() if not one.name.startswith("past_")}
-    assert asked == {"inputs_embeds", "attention_mask", "position_ids", "num_logits_to_keep"}
+def test_graph_inputs_are_those_of_transformers_js(tiny_family: TinyFamily, onnx: OnnxRunner) -> None:
+    """The decoder reads embeddings, mask, positions and KV cache; the vision graph of Qwen-VL patches and their grid.
+
+    The name of the grid input differs between Qwen2-VL and later versions.
+    """
+    inputs = {node.name for node in onnx.decoder.get_inputs() if not node.name.startswith("past_")}
+    assert inputs == {"inputs_embeds", "attention_mask", "position_ids", "num_logits_to_keep"}
     if tiny_family.name.startswith("qwen"):
         grid = "grid_thw" if tiny_family.name == "qwen2-vl" else "image_grid_thw"
-        assert {one.name for one in onnx.vision.get_inputs()} == {"pixel_values", grid}
-        assert [one.name for one in onnx.vision.get_outputs()] == ["image_features"]
+        assert {node.name for node in onnx.vision.get_inputs()} == {"pixel_values", grid}
+        assert [node.name for node in onnx.vision.get_outputs()] == ["image_features"]
 
 
-def test_gguf_gives_the_losses_of_torch(
-    tiny_family: TinyFamily, full: Quantized, samples: list[Inputs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_gguf_has_the_losses_of_torch(
+    tiny_family: TinyFamily,
+    full: QuantizedModel,
+    samples: list[Inputs],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """After text and after an image; what remains there is llama.cpp's GELU in F16. Where a family's caveat says that
-    llama.cpp computes something else, torch does so too: places of patches in two dimensions, or of the nearest cell,
-    norms without epsilon."""
-    monkeypatch.setattr(MiniCPMVForConditionalGeneration, "position_sizes", lambda _, sizes: sizes)
-    monkeypatch.setattr(Patches, "positions", nearest_positions)
-    if full.architecture.vision and full.architecture.vision.one_row:
-        monkeypatch.setattr("mcpmq.runners.torch.floats_of", floats_along_one_row)
-    expected = np.concatenate(list(losses_of(open_torch(_with(full, tmp_path, tiny_family.in_llama_cpp), 1), samples)))
-    if "gguf" in dict(family_named(tiny_family.name).refusals):
+    """The losses of text and image samples agree; image samples differ by llama.cpp's GELU in F16.
+
+    Torch computes as llama.cpp where a caveat of the family applies: position embeddings by row and column or from the
+    nearest cell, norms with an epsilon of 0.
+    """
+    monkeypatch.setattr(MiniCPMVForConditionalGeneration, "position_grid_sizes", lambda _, sizes: sizes)
+    monkeypatch.setattr(PatchEmbedding, "position_embeddings", llama_cpp_positions)
+    if full.architecture.vision and full.architecture.vision.flat_positions:
+        monkeypatch.setattr("mcpmq.runners.torch.to_float", llama_cpp_weights)
+    expected = np.concatenate(
+        list(answer_losses(open_torch(_with(full, tmp_path, tiny_family.llama_cpp_config), 1), samples))
+    )
+    if "gguf" in dict(family_named(tiny_family.name).unsupported_formats):
         with pytest.raises(FormatError, match=tiny_family.name):
-            exported(full, tmp_path)
+            export_gguf(full, tmp_path)
         return
-    runner = open_gguf(exported(full, tmp_path).path, 1, exact=True)
+    runner = open_gguf(export_gguf(full, tmp_path).path, 1, f32_attention=True)
     text = len(samples[0].tokens) - samples[0].answer_start
-    difference = np.abs(np.concatenate(list(losses_of(runner, samples))) - expected)
+    difference = np.abs(np.concatenate(list(answer_losses(runner, samples))) - expected)
 
     assert runner.notes == ()
     assert difference[:text].max() < 2e-5
     assert difference.max() < 1e-3
 
 
-def _with(full: Quantized, folder: Path, keys: Mapping[str, Any]) -> Path:
-    """A copy with some keys of config.json changed."""
+def _with(full: QuantizedModel, folder: Path, keys: Mapping[str, Any]) -> Path:
+    """Copy the model with changed keys in config.json."""
     copy = shutil.copytree(full.path, folder / "changed")
     (copy / "config.json").write_text(json.dumps({**full.config, **keys}))
     return copy
 
 
-def test_llama_cpp_splits_text_into_the_same_tokens(tiny_family: TinyFamily, full: Quantized, tmp_path: Path) -> None:
-    """Byte-level tokenizers and those in SentencePiece's manner, whatever script a text has."""
-    if "gguf" in dict(family_named(tiny_family.name).refusals):
+def test_llama_cpp_tokenizes_as_the_checkpoint(tiny_family: TinyFamily, full: QuantizedModel, tmp_path: Path) -> None:
+    """Token ids are equal for byte-level and SentencePiece tokenizers and for several scripts."""
+    if "gguf" in dict(family_named(tiny_family.name).unsupported_formats):
         return
-    [file] = exported(full, tmp_path).files_of("language")
+    [file] = export_gguf(full, tmp_path).component_files("language")
     model, tokenizer = LanguageModel(llamacpp(), file), Tokenizer.from_file(str(full.path / "tokenizer.json"))
     for text in ("What does the sign say?\n\n 31415 circles!", "naïve  Übung — 猫が123見る\t🙂", "How many? it's"):
-        assert tokens_in_llama_cpp(model, text) == tokenizer.encode(text, add_special_tokens=False).ids
+        assert llama_cpp_tokens(model, text) == tokenizer.encode(text, add_special_tokens=False).ids
 
 
-def test_onnx_continues_as_torch_does(full: Quantized, samples: list[Inputs], onnx: OnnxRunner) -> None:
-    """Greedily, with the cache, after text and after an image: token by token the same."""
-    module, family = native_module(full), family_named(full.artifact.manifest.family)
-    arguments = family.processor(full.path).arguments
-    for sample, count in zip(samples[:2], (12, 6), strict=False):  # later a random model says the token of an image
-        assert onnx.generate(sample, count) == continuation(module, arguments, sample, count)
+def test_onnx_generates_the_tokens_of_torch(full: QuantizedModel, samples: list[Inputs], onnx: OnnxRunner) -> None:
+    """Greedy decoding with the KV cache gives the same tokens after text and after an image."""
+    module, family = reference_model(full), family_named(full.artifact.manifest.family)
+    arguments = family.open_processor(full.path).model_inputs
+    for sample, count in zip(
+        samples[:2], (12, 6), strict=False
+    ):  # later tokens of the random model include the image token
+        assert onnx.generate(sample, count) == greedy_tokens(module, arguments, sample, count)
 
 
-def test_quantized_it_stays_near_itself(
+def test_quantized_losses_agree_between_engines(
     family_checkpoint: Checkpoint, samples: list[Inputs], tmp_path: Path, expected: np.ndarray
 ) -> None:
-    """phone-int4 in every engine: the dequantized weights in torch, in ONNX Runtime and in llama.cpp agree more with
-    each other than with the original."""
+    """With phone-int4, torch, ONNX Runtime and llama.cpp agree more with each other than with the original."""
     quantized = quantize(make_plan(family_checkpoint, Recipe.load("phone-int4")), tmp_path / "int4")
-    torch_losses = np.concatenate(list(losses_of(open_torch(quantized.path, 1), samples)))
-    rounding = np.abs(torch_losses - expected).mean()
+    torch_losses = np.concatenate(list(answer_losses(open_torch(quantized.path, 1), samples)))
+    quantization_difference = np.abs(torch_losses - expected).mean()
 
-    engines = {artifact_of(quantized, tmp_path / "onnx"): open_onnx}
-    if "gguf" not in dict(family_checkpoint.family.refusals):
-        engines[exported(quantized, tmp_path).path] = open_gguf  # type: ignore[assignment]
+    engines = {write_onnx_artifact(quantized, tmp_path / "onnx"): open_onnx}
+    if "gguf" not in dict(family_checkpoint.family.unsupported_formats):
+        engines[export_gguf(quantized, tmp_path).path] = open_gguf  # type: ignore[assignment]
     for path, opened in engines.items():
-        losses = np.concatenate(list(losses_of(opened(path, 1), samples)))
-        assert np.abs(losses - torch_losses).mean() < 0.5 * rounding, path
+        losses = np.concatenate(list(answer_losses(opened(path, 1), samples)))
+        assert np.abs(losses - torch_losses).mean() < 0.5 * quantization_difference, path
 
 
-def test_what_the_family_does_not_know_is_handed_on(
+def test_passthrough_tensors_are_copied_unchanged(
     tiny_family: TinyFamily, family_checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    """Under its name, in its dtype, bit by bit, whatever the recipe."""
+    """Their name, dtype and bytes do not depend on the recipe."""
     quantized = quantize(make_plan(family_checkpoint, Recipe.load("phone-int8")), tmp_path / "int8")
     passed = {spec.hub_name: quantized.load(spec.name) for spec in quantized.specs.values()}
 
-    for name, tensor in tiny_family.more.items():
-        assert torch.equal(passed[name], tensor)
-        assert passed[name].dtype == tensor.dtype
-    assert tiny_family.more.keys() == passed.keys() - {spec.hub_name for spec in _known(family_checkpoint)}
+    for name, tensor in tiny_family.extra_tensors.items():
+        stored = passed[name]
+        assert isinstance(stored, Tensor)
+        assert torch.equal(stored, tensor)
+        assert stored.dtype == tensor.dtype
+    assert tiny_family.extra_tensors.keys() == passed.keys() - {spec.hub_name for spec in _known(family_checkpoint)}
 
 
 def _known(family_checkpoint: Checkpoint) -> tuple[TensorSpec, ...]:
-    return family_checkpoint.family.tensors(family_checkpoint.architecture)
+    return family_checkpoint.family.tensor_specs(family_checkpoint.architecture)

@@ -1,4 +1,4 @@
-"""A plan decides every tensor from headers alone, or says what does not fit."""
+"""Plans: every tensor gets a scheme from headers alone, or an error names the misfit."""
 
 import subprocess
 import sys
@@ -8,8 +8,8 @@ import pytest
 
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import FormatError, RecipeError
-from mcpmq.formats import check
-from mcpmq.plan import block_of, make_plan
+from mcpmq.formats import check_plan
+from mcpmq.plan import block_name, make_plan
 from mcpmq.recipe import Recipe
 
 
@@ -23,19 +23,19 @@ def checkpoint(tiny_checkpoint: Path) -> Checkpoint:
     return Checkpoint.open(tiny_checkpoint)
 
 
-def test_every_tensor_has_a_step_and_a_reason(checkpoint: Checkpoint) -> None:
-    """Nothing is left out, and each decision says why."""
+def test_every_tensor_is_planned_with_a_reason(checkpoint: Checkpoint) -> None:
+    """The plan has all tensors of the checkpoint in order, each with a reason."""
     plan = make_plan(checkpoint, Recipe.load("phone-int4"))
 
-    assert [step.name for step in plan.steps] == [spec.name for spec in checkpoint.specs]
-    assert all(step.reason for step in plan.steps)
-    assert {str(step.scheme) for step in plan.steps if step.spec.role != "other"} == {"int4-g32", "int8-g32"}
+    assert [tensor.name for tensor in plan.tensors] == [spec.name for spec in checkpoint.specs]
+    assert all(tensor.reason for tensor in plan.tensors)
+    assert {str(tensor.scheme) for tensor in plan.tensors if tensor.spec.role != "other"} == {"int4-g32", "int8-g32"}
 
 
-def test_the_last_match_wins(checkpoint: Checkpoint) -> None:
-    """Later lines refine earlier ones."""
+def test_the_last_matching_glob_wins(checkpoint: Checkpoint) -> None:
+    """Later globs override earlier ones, and `keep` keeps the dtype."""
     plan = make_plan(checkpoint, _recipe(**{"language.*": "int4-g32", "language.*.down": "int8-row", "head": "keep"}))
-    schemes = {step.name: step.scheme and str(step.scheme) for step in plan.steps}
+    schemes = {tensor.name: tensor.scheme and str(tensor.scheme) for tensor in plan.tensors}
 
     assert schemes["language.layers.1.mlp.up"] == "int4-g32"
     assert schemes["language.layers.1.mlp.down"] == "int8-row"
@@ -43,75 +43,75 @@ def test_the_last_match_wins(checkpoint: Checkpoint) -> None:
     assert schemes["vision.layers.0.mlp.up"] is None
 
 
-def test_a_line_that_matches_nothing_is_an_error(checkpoint: Checkpoint) -> None:
-    """A mistyped component is not ignored."""
+def test_a_glob_that_matches_nothing_is_an_error(checkpoint: Checkpoint) -> None:
+    """A misspelled component is an error whose hint lists the components."""
     with pytest.raises(RecipeError, match=r"`langauge\.\*` in recipe `test` matches no weight") as caught:
         make_plan(checkpoint, _recipe(**{"langauge.*": "int4-g32"}))
 
     assert "language" in caught.value.hint
 
 
-def test_a_line_that_matches_only_norms_is_an_error(checkpoint: Checkpoint) -> None:
-    """A norm cannot be quantized, so asking for it is a mistake."""
+def test_a_glob_that_matches_only_norms_is_an_error(checkpoint: Checkpoint) -> None:
+    """Norms cannot be quantized."""
     with pytest.raises(RecipeError, match="matches no weight"):
         make_plan(checkpoint, _recipe(**{"language.norm": "int8-row"}))
 
 
 def test_a_block_that_does_not_divide_the_columns_is_an_error(checkpoint: Checkpoint) -> None:
-    """64 columns are no whole block of 256, and the hint says what fits."""
+    """64 columns do not fill a block of 256, and the hint names block types that fit."""
     with pytest.raises(RecipeError, match=r"64 columns, not a multiple of the 256 of `q4_k`") as caught:
         make_plan(checkpoint, _recipe(**{"vision.layers.*.attention.*": "q4_k"}))
 
     assert "q8_0" in caught.value.hint
 
 
-def test_a_hidden_width_may_be_widened(checkpoint: Checkpoint) -> None:
-    """The FFN of 144 is no multiple of 32 and still takes a block format, padded exactly."""
+def test_an_intermediate_size_is_padded(checkpoint: Checkpoint) -> None:
+    """An intermediate size of 144 is not a multiple of 32; a block type pads it to 160 columns."""
     plan = make_plan(checkpoint, _recipe(**{"vision.layers.*.mlp.*": "q8_0"}))
-    down = next(step for step in plan.steps if step.name == "vision.layers.0.mlp.down")
+    down = next(tensor for tensor in plan.tensors if tensor.name == "vision.layers.0.mlp.down")
 
-    assert down.spec.may_grow == "columns"
+    assert down.spec.paddable_axis == "columns"
     assert down.nbytes == 64 * 5 * 34
 
 
-def _rounding_inputs(weights: str, **activations: str) -> Recipe:
+def _with_activations(weights: str, **activations: str) -> Recipe:
     return Recipe.model_validate({"name": "test", "weights": {"*": weights}, "activations": activations})
 
 
-def test_inputs_are_rounded_where_the_recipe_says(checkpoint: Checkpoint) -> None:
-    """Matrices only: a table is looked up, and what is no matrix multiplies nothing."""
-    plan = make_plan(checkpoint, _rounding_inputs("int8-row", **{"vision.*": "u8", "projector.out": "u8"}))
+def test_activations_are_quantized_where_a_glob_matches(checkpoint: Checkpoint) -> None:
+    """Only matrices have activations; tables and other tensors are not affected."""
+    plan = make_plan(checkpoint, _with_activations("int8-row", **{"vision.*": "u8", "projector.out": "u8"}))
 
-    rounding = {step.name for step in plan.steps if step.activation == "u8"}
-    vision = {step.name for step in plan.steps if step.name.startswith("vision.") and step.spec.role == "matrix"}
-    assert rounding == vision | {"projector.out"}
+    quantized = {tensor.name for tensor in plan.tensors if tensor.activation == "u8"}
+    matrices = {tensor.name for tensor in plan.tensors if tensor.spec.role == "matrix"}
+    assert quantized == {name for name in matrices if name.startswith("vision.")} | {"projector.out"}
 
 
 @pytest.mark.parametrize("scheme", ["int8-g32", "int8-row-asym", "int4-row", "f16", "keep"])
-def test_integers_that_meet_integers_have_one_scale_a_row(scheme: str, checkpoint: Checkpoint) -> None:
-    """Anything else is refused before work, with what fits."""
-    with pytest.raises(RecipeError, match=r"`projector\.out` is to multiply inputs of `u8`") as caught:
-        make_plan(checkpoint, _rounding_inputs(scheme, **{"projector.out": "u8"}))
+def test_quantized_activations_need_weights_with_one_scale_per_row(scheme: str, checkpoint: Checkpoint) -> None:
+    """Any other scheme is an error before any work, and the hint names the scheme that fits."""
+    with pytest.raises(RecipeError, match=r"`projector\.out` has `u8` activations and") as caught:
+        make_plan(checkpoint, _with_activations(scheme, **{"projector.out": "u8"}))
 
     assert "`int8-row`" in caught.value.hint
 
 
-def test_inputs_of_nothing_are_refused(checkpoint: Checkpoint) -> None:
-    """A glob that matches no matrix, be it that of a table."""
+def test_an_activation_glob_must_match_a_matrix(checkpoint: Checkpoint) -> None:
+    """A glob that matches only a table is an error."""
     with pytest.raises(RecipeError, match=r"`vision\.position_embedding`"):
-        make_plan(checkpoint, _rounding_inputs("int8-row", **{"vision.position_embedding": "u8"}))
+        make_plan(checkpoint, _with_activations("int8-row", **{"vision.position_embedding": "u8"}))
 
 
-def test_llama_cpp_holds_no_ranges_of_inputs(checkpoint: Checkpoint) -> None:
-    """It rounds activations in its own way: asking for ours is an error, not a fallback."""
-    with pytest.raises(FormatError, match=r"`gguf` cannot hold that inputs of `vision.*`u8`"):
-        check(make_plan(checkpoint, _rounding_inputs("int8-row", **{"vision.*": "u8"})), "gguf")
+def test_quantized_activations_are_an_error_in_gguf(checkpoint: Checkpoint) -> None:
+    """llama.cpp quantizes activations in its own way, so a request for static ranges is an error."""
+    with pytest.raises(FormatError, match=r"`gguf` does not support quantized activations: `vision.*`u8`"):
+        check_plan(make_plan(checkpoint, _with_activations("int8-row", **{"vision.*": "u8"})), "gguf")
 
 
-def test_sizes_are_those_of_the_schemes(checkpoint: Checkpoint) -> None:
-    """The plan's bytes are the sum of its steps', kept ones at their source size."""
+def test_sizes_follow_from_the_schemes(checkpoint: Checkpoint) -> None:
+    """The bytes of a plan are the sum over its tensors; kept tensors have their original size."""
     plan = make_plan(checkpoint, _recipe(head="int4-g32"))
-    head = next(step for step in plan.steps if step.name == "head")
+    head = next(tensor for tensor in plan.tensors if tensor.name == "head")
 
     assert head.nbytes == 320 * (128 + 16)
     assert plan.nbytes == checkpoint.nbytes - 320 * 256 * 2 + head.nbytes
@@ -127,62 +127,61 @@ def test_sizes_are_those_of_the_schemes(checkpoint: Checkpoint) -> None:
     ],
 )
 def test_blocks_are_layers_or_components(name: str, block: str) -> None:
-    """What is loaded together is named together."""
-    assert block_of(name) == block
+    """Tensors that are loaded together have the same block name."""
+    assert block_name(name) == block
 
 
 def test_planning_imports_no_torch(tiny_checkpoint: Path) -> None:
-    """Headers are read in a fraction of the time that torch takes to import."""
+    """Planning and checking a plan do not import torch."""
     code = (
         "import sys; from mcpmq.checkpoint import Checkpoint; from mcpmq.plan import make_plan\n"
-        "from mcpmq.recipe import Recipe; from mcpmq.formats import check\n"
+        "from mcpmq.recipe import Recipe; from mcpmq.formats import check_plan\n"
         f"plan = make_plan(Checkpoint.open({str(tiny_checkpoint)!r}), Recipe.load('phone-int4'))\n"
-        "check(plan, 'gguf'); check(plan, 'onnx')\n"
+        "check_plan(plan, 'gguf'); check_plan(plan, 'onnx')\n"
         "assert 'torch' not in sys.modules"
     )
 
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-# --- where scales may move -------------------------------------------------------------------------------------------
+# --- smoothing --------------------------------------------------------------------------------------------------------
 
 
 def _smooth(**weights: str) -> Recipe:
     return Recipe.model_validate({"name": "smooth", "smooth": "awq", "weights": weights})
 
 
-def test_norms_that_take_scales_have_32_bits(checkpoint: Checkpoint) -> None:
-    """With their biases, and the biases of rows that take scales; nothing else changes, and the reason is said."""
+def test_norms_that_take_scales_are_stored_in_float32(checkpoint: Checkpoint) -> None:
+    """Norms, their biases and the biases of scaled rows become float32; no other tensor changes."""
     every = {"*": "int8-g32"}
     plain, plan = make_plan(checkpoint, _recipe(**every)), make_plan(checkpoint, _smooth(**every))
-    changed = [step for step, before in zip(plan.steps, plain.steps, strict=True) if step != before]
+    changed = [tensor for tensor, before in zip(plan.tensors, plain.tensors, strict=True) if tensor != before]
 
-    assert {(str(step.scheme), step.reason) for step in changed} == {("f32", "takes the scales of smoothing")}
-    assert {step.name for step in changed if ".layers.1." in step.name} == {
+    assert {(str(tensor.scheme), tensor.reason) for tensor in changed} == {("f32", "takes smoothing scales")}
+    assert {tensor.name for tensor in changed if ".layers.1." in tensor.name} == {
         *(f"vision.layers.1.{name}" for name in ("norm1", "norm1.bias", "norm2", "norm2.bias", "attention.v.bias")),
         *(f"language.layers.1.{name}" for name in ("input_norm", "post_attention_norm", "attention.v.bias")),
     }
-    assert plan.nbytes - plain.nbytes == 2 * sum(step.spec.shape[0] for step in changed)
+    assert plan.nbytes - plain.nbytes == 2 * sum(tensor.spec.shape[0] for tensor in changed)
     assert plan.notes == ()
 
 
-def test_a_matrix_that_would_be_rounded_otherwise_takes_no_scales(checkpoint: Checkpoint) -> None:
-    """bf16 cannot hold them exactly: what the neighbour of a kept matrix loses is said, f32 holds them, and where
-    nothing is on a grid there is nothing to say."""
+def test_a_kept_bfloat16_matrix_takes_no_scales(checkpoint: Checkpoint) -> None:
+    """bf16 cannot represent scaled weights exactly: the mapping is dropped with a note; float32 weights take scales."""
     kept = {"language.*.attention.v": "keep", "language.*.attention.o": "keep", "language.*.mlp.up": "f32"}
 
     plan = make_plan(checkpoint, _smooth(**{"language.*": "int4-g32", **kept}))
 
-    assert {fold.source for fold in plan.folds["language.layers.0"]} == {
+    assert {mapping.smooth_layer for mapping in plan.smoothing_mappings["language.layers.0"]} == {
         "language.layers.0.post_attention_norm",
         "language.layers.0.mlp.up",
     }
-    assert plan.folds.keys() == {"language.layers.0", "language.layers.1"}
-    assert plan.notes == ("language: no scales from `input_norm`, for `attention.v` keeps bfloat16 (2 times)",)
-    assert "language.layers.0.mlp.up" in plan.smoothed
+    assert plan.smoothing_mappings.keys() == {"language.layers.0", "language.layers.1"}
+    assert plan.notes == ("language: no scales from `input_norm`, because `attention.v` keeps bfloat16 (2 times)",)
+    assert "language.layers.0.mlp.up" in plan.smoothed_weights
 
 
 def test_smoothing_nothing_is_an_error(checkpoint: Checkpoint) -> None:
-    """A head has no neighbour in its block."""
-    with pytest.raises(RecipeError, match="no scale can move between the weights it quantizes"):
+    """The head has no smoothing mapping."""
+    with pytest.raises(RecipeError, match="requests smoothing, and no smoothing mapping has only quantized weights"):
         make_plan(checkpoint, _smooth(head="int8-row"))

@@ -1,4 +1,4 @@
-"""Recipes and schemes: what is written is what is read, and what is wrong is named."""
+"""Recipes: loading, validation and TOML text."""
 
 from pathlib import Path
 from typing import Any
@@ -6,97 +6,102 @@ from typing import Any
 import pytest
 
 from mcpmq.errors import RecipeError
-from mcpmq.recipe import Recipe, as_toml, builtin_recipes
+from mcpmq.recipe import Recipe, builtin_recipes, to_toml
 
 
 @pytest.mark.parametrize("name", builtin_recipes())
-def test_every_built_in_recipe_is_valid_and_bears_its_file_name(name: str) -> None:
-    """The recipes that come with mcpmq load."""
+def test_every_built_in_recipe_has_the_name_of_its_file(name: str) -> None:
+    """The built-in recipes load and are valid."""
     assert Recipe.load(name).name == name
 
 
-def test_a_recipe_survives_its_own_writing(tmp_path: Path) -> None:
-    """`written()` holds plain values that make the same recipe again."""
+def test_a_recipe_is_rebuilt_from_its_dict() -> None:
+    """`to_dict` has plain values with the defaults filled in, and they validate to an equal recipe."""
     recipe = Recipe.load("quality-int4")
-    weighing = Recipe.model_validate({**recipe.written(), "round": "gptq", "modalities": {"vision": 0.25, "text": 1}})
+    weighted = Recipe.model_validate(
+        {**recipe.to_dict(), "method": "gptq", "token_weights": {"vision": 0.25, "text": 1}}
+    )
+    with_activations = Recipe.model_validate({**recipe.to_dict(), "activations": {"vision.*": "u8"}})
 
-    assert Recipe.model_validate(recipe.written()) == recipe
-    assert Recipe.model_validate(weighing.written()) == weighing
-    assert weighing.written()["modalities"] == {"vision": 0.25, "text": 1.0, "answer": 1.0}
-    rounding = Recipe.model_validate({**recipe.written(), "activations": {"vision.*": "u8"}})
-    assert Recipe.model_validate(rounding.written()) == rounding
-    assert rounding.looks
-    assert not recipe.looks
+    for one in (recipe, weighted, with_activations):
+        assert Recipe.model_validate(one.to_dict()) == one
+    assert weighted.to_dict()["token_weights"] == {"vision": 0.25, "text": 1.0, "answer": 1.0}
+    assert with_activations.needs_calibration
+    assert not recipe.needs_calibration
 
 
 @pytest.mark.parametrize(
-    ("rounding", "smooth", "looks", "chooses"),
+    ("method", "smooth", "needs_calibration", "selects_per_block"),
     [
         ("rtn", "none", False, False),
-        ("importance", "none", True, False),
+        ("rtn-imatrix", "none", True, False),
         ("gptq", "none", True, False),
-        ("best", "none", True, True),
+        ("auto", "none", True, True),
         ("rtn", "awq", True, True),
         ("gptq", "smoothquant", True, True),
     ],
 )
-def test_a_recipe_knows_what_samples_decide(rounding: Any, smooth: Any, looks: bool, chooses: bool) -> None:
-    """Nothing, how a block is rounded, or which of several ways is taken."""
-    recipe = Recipe(name="x", round=rounding, smooth=smooth, weights={})
+def test_a_recipe_reports_whether_it_needs_calibration(
+    method: Any, smooth: Any, needs_calibration: bool, selects_per_block: bool
+) -> None:
+    """Every method but rtn needs calibration; `auto` and smoothing select per block."""
+    recipe = Recipe(name="x", method=method, smooth=smooth, weights={})
 
-    assert (recipe.looks, recipe.chooses) == (looks, chooses)
-    assert Recipe.model_validate(recipe.written()) == recipe
+    assert (recipe.needs_calibration, recipe.selects_per_block) == (needs_calibration, selects_per_block)
+    assert Recipe.model_validate(recipe.to_dict()) == recipe
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ('name = "x"\nweights = 3', "weights"),
         ('name = "x"\n[weights]\n"*" = 4', "weights"),
         ('name = "x"\n[weights]\n"*" = "int3"', "int3"),
-        ('name = "x"\nround = "worst"\n[weights]', "round"),
-        ('name = "x"\ncolour = "red"\n[weights]', "colour"),
-        ('name = "x"\nround = "gptq"\n[weights]\n[modalities]\nvision = -1', "vision"),
-        ('name = "x"\nround = "gptq"\n[weights]\n[modalities]\nvision = inf', "vision"),
-        ('name = "x"\nround = "gptq"\n[weights]\n[modalities]\naudio = 1', "audio"),
-        ('name = "x"\nround = "gptq"\n[weights]\n[modalities]\nvision = 0\ntext = 0\nanswer = 0', "more than 0"),
-        ('name = "x"\nround = "rtn"\n[weights]\n[modalities]\nvision = 0.5', "sees nothing"),
+        ('name = "x"\nmethod = "worst"\n[weights]', "method"),
+        ('name = "x"\nround = "gptq"\n[weights]', "round"),
+        ('name = "x"\ncolor = "red"\n[weights]', "color"),
+        ('name = "x"\nmethod = "gptq"\n[weights]\n"head" = "nf4"', "`nf4` of `head` supports round-to-nearest only"),
+        ('name = "x"\nmethod = "gptq"\n[weights]\n[token_weights]\nvision = -1', "vision"),
+        ('name = "x"\nmethod = "gptq"\n[weights]\n[token_weights]\nvision = inf', "vision"),
+        ('name = "x"\nmethod = "gptq"\n[weights]\n[token_weights]\naudio = 1', "audio"),
+        ('name = "x"\nmethod = "gptq"\n[weights]\n[token_weights]\nvision = 0\ntext = 0\nanswer = 0', "greater than 0"),
+        ('name = "x"\nmethod = "rtn"\n[weights]\n[token_weights]\nvision = 0.5', "needs calibration"),
         ('name = "x"\n[weights]\n[activations]\n"vision.*" = "s8"', "vision"),
         ("name = ", "TOML"),
         ("", "name"),
     ],
 )
-def test_a_broken_recipe_file_is_named_with_what_is_wrong(tmp_path: Path, text: str, said: str) -> None:
-    """The error names the file's offending key or value."""
+def test_an_invalid_recipe_file_is_an_error(tmp_path: Path, text: str, message: str) -> None:
+    """The error names the invalid key or value of the file."""
     path = tmp_path / "mine.toml"
     path.write_text(text)
 
-    with pytest.raises(RecipeError, match=said):
+    with pytest.raises(RecipeError, match=message):
         Recipe.load(str(path))
 
 
-def test_an_unknown_recipe_lists_the_known() -> None:
-    """A mistyped name is answered with the names there are."""
-    with pytest.raises(RecipeError) as caught:
+def test_an_unknown_name_is_an_error_with_the_known_names() -> None:
+    """The hint lists the built-in recipes."""
+    with pytest.raises(RecipeError, match="recipe `phone-int5` not found") as caught:
         Recipe.load("phone-int5")
 
     assert "phone-int4" in caught.value.hint
 
 
 @pytest.mark.parametrize("name", builtin_recipes())
-def test_every_recipe_is_read_back_as_it_was(tmp_path: Path, name: str) -> None:
-    """Names, methods, weights and their order."""
-    written = Recipe.load(name).written()
-    (tmp_path / "mine.toml").write_text(as_toml(written))
+def test_toml_text_is_loaded_as_the_same_recipe(tmp_path: Path, name: str) -> None:
+    """Name, method, weights and their order survive."""
+    original = Recipe.load(name).to_dict()
+    (tmp_path / "mine.toml").write_text(to_toml(original))
 
-    again = Recipe.load(str(tmp_path / "mine.toml")).written()
+    loaded = Recipe.load(str(tmp_path / "mine.toml")).to_dict()
 
-    assert again == written
-    assert list(again["weights"]) == list(written["weights"])  # type: ignore[call-overload]
+    assert loaded == original
+    assert list(loaded["weights"]) == list(original["weights"])  # type: ignore[call-overload]
 
 
-def test_comments_stand_above_what_they_are_about() -> None:
-    """Of the file, and of a weight."""
-    text = as_toml({"name": "x", "weights": {"head": "q6_k"}}, {"": ["why"], "head": ["because"]})
+def test_comments_are_written_above_their_lines() -> None:
+    """A comment on the file is at its top, one on a weight above the weight."""
+    text = to_toml({"name": "x", "weights": {"head": "q6_k"}}, {"": ["why"], "head": ["because"]})
 
     assert text == '# why\nname = "x"\n\n[weights]\n# because\n"head" = "q6_k"\n'

@@ -1,4 +1,4 @@
-"""The same inputs give the same bytes, in any folder, on any number of threads: from the checkpoint to the release."""
+"""Equal inputs give equal bytes, in any folder and with any number of threads, from checkpoint to release."""
 
 import shutil
 from pathlib import Path
@@ -6,29 +6,29 @@ from pathlib import Path
 import pytest
 
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.dataset import CalibrationSet
+from mcpmq.dataset import SampleSet
 from mcpmq.execution.chunked_matmul import torch_threads
 from mcpmq.export import export
 from mcpmq.plan import make_plan
 from mcpmq.quantize import quantize
 from mcpmq.recipe import Recipe
-from mcpmq.release.package import Wanted, package
-from mcpmq.release.record import files_under
-from tests.fake_releases import report_about, with_terms
+from mcpmq.release.package import ReleaseOptions, package
+from mcpmq.release.record import list_files
+from tests.fake_releases import report_for, with_license
 
 
 def _build(checkpoint: Path, samples: Path, folder: Path, recipe: str, formats: tuple[str, ...], threads: int) -> Path:
-    """A whole release, from a copy of everything in this folder."""
-    source = Checkpoint.open(with_terms(checkpoint, folder / "given"))
-    copied = shutil.copytree(samples, folder / "given" / samples.name)
-    lines = (copied / "manifest.jsonl").read_text().splitlines()
-    (copied / "manifest.jsonl").write_text("\n".join(lines[:4]))
-    seen = CalibrationSet.open(copied)
+    """Build a release in a folder, from copies of the checkpoint and four samples."""
+    source = Checkpoint.open(with_license(checkpoint, folder / "inputs"))
+    copy = shutil.copytree(samples, folder / "inputs" / samples.name)
+    lines = (copy / "manifest.jsonl").read_text().splitlines()
+    (copy / "manifest.jsonl").write_text("\n".join(lines[:4]))
+    calibration = SampleSet.open(copy)
     with torch_threads(threads):
-        quantized = quantize(make_plan(source, Recipe.load(recipe)), folder / "codes", seen)
+        quantized = quantize(make_plan(source, Recipe.load(recipe)), folder / "codes", calibration)
         artifacts = [export(quantized, name, folder / name) for name in formats]  # type: ignore[arg-type]
     return package(
-        artifacts, source, report_about(artifacts), folder / "release", Wanted(largest_file_nbytes=960_000)
+        artifacts, source, report_for(artifacts), folder / "release", ReleaseOptions(max_file_nbytes=960_000)
     ).path
 
 
@@ -36,12 +36,12 @@ def _build(checkpoint: Path, samples: Path, folder: Path, recipe: str, formats: 
 def test_two_builds_are_equal_byte_for_byte(
     tiny_checkpoint: Path, tiny_set: Path, tmp_path: Path, recipe: str, formats: tuple[str, ...]
 ) -> None:
-    """One thread and three, two folders: every file of the releases is the same, their hashes among them."""
+    """Releases built with one thread and with three threads, in two folders, have equal files."""
     first, second = (
         _build(tiny_checkpoint, tiny_set, tmp_path / name, recipe, formats, threads)
         for name, threads in (("one", 1), ("another folder", 3))
     )
 
-    assert files_under(first) == files_under(second)
-    for name in files_under(first):
+    assert list_files(first) == list_files(second)
+    for name in list_files(first):
         assert (first / name).read_bytes() == (second / name).read_bytes(), name

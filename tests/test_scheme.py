@@ -1,4 +1,4 @@
-"""Schemes: parsing, formatting and sizes."""
+"""Schemes: parsing, formatting, code ranges and sizes."""
 
 import pytest
 from hypothesis import given
@@ -11,29 +11,48 @@ INTEGER = st.builds(IntegerScheme, st.sampled_from([4, 8]), st.sampled_from([Non
 
 
 @given(INTEGER)
-def test_integer_schemes_are_read_as_they_are_written(scheme: IntegerScheme) -> None:
-    """parse(str(scheme)) is the scheme."""
+def test_integer_schemes_are_parsed_from_their_text(scheme: IntegerScheme) -> None:
+    """`parse_scheme(str(scheme))` is the scheme."""
     assert parse_scheme(str(scheme)) == scheme
 
 
-@pytest.mark.parametrize("name", [*GGML_BLOCKS, "f32", "f16", "bf16"])
-def test_named_schemes_are_read_as_they_are_written(name: str) -> None:
-    """A ggml type or a float type keeps its name."""
+@pytest.mark.parametrize("name", [*GGML_BLOCKS, "nf4", "fp4", "f32", "f16", "bf16"])
+def test_named_schemes_are_parsed_from_their_text(name: str) -> None:
+    """Block types, codebooks and float types have their names as text."""
     assert str(parse_scheme(name)) == name
 
 
-def test_keep_is_no_scheme() -> None:
-    """`keep` leaves a weight as it is."""
+def test_keep_is_parsed_as_none() -> None:
+    """`keep` keeps the dtype of a weight."""
     assert parse_scheme("keep") is None
 
 
 @pytest.mark.parametrize("text", ["int4", "int5-g32", "int4-g31", "int4-g0", "q4_K", "int4-g32-sym", "", "int4-gx"])
-def test_what_is_no_scheme_is_refused_with_the_alternatives(text: str) -> None:
-    """The error quotes the text and the hint lists what could be written."""
-    with pytest.raises(RecipeError, match="is not a scheme") as caught:
+def test_an_unknown_scheme_is_an_error_with_alternatives(text: str) -> None:
+    """The error has the text, and the hint lists the schemes."""
+    with pytest.raises(RecipeError, match=f"`{text}` is not a scheme") as caught:
         parse_scheme(text)
 
-    assert "q4_k" in caught.value.hint
+    for alternative in ("int4", "int8", "-g", "256", "-asym", "q4_k", "nf4", "f16", "keep"):
+        assert alternative in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "qmin", "qmax", "divisor"),
+    [
+        ("int4-g32", 0, 15, -8),
+        ("int4-row-asym", 0, 15, 15),
+        ("int8-row", 1, 255, 127),
+        ("int8-g64-asym", 0, 255, 255),
+    ],
+)
+def test_code_ranges_are_those_of_the_bit_width(text: str, qmin: int, qmax: int, divisor: int) -> None:
+    """Symmetric 4 bits use all codes with a signed scale; symmetric 8 bits omit the lowest code."""
+    scheme = parse_scheme(text)
+
+    assert isinstance(scheme, IntegerScheme)
+    assert (scheme.qmin, scheme.qmax, scheme.scale_divisor) == (qmin, qmax, divisor)
+    assert scheme.zero_point == {15: 8, 255: 128}[qmax]
 
 
 @pytest.mark.parametrize(
@@ -45,12 +64,26 @@ def test_what_is_no_scheme_is_refused_with_the_alternatives(text: str) -> None:
         ("int8-row", 100, 100 + 2),
         ("q4_k", 512, 288),
         ("q8_0", 33, 68),
+        ("nf4", 192, 96 + 3),
         ("f16", 7, 14),
     ],
 )
-def test_bytes_of_a_row(text: str, columns: int, expected: int) -> None:
-    """Codes, scales and zero points are all counted, ragged groups as whole ones."""
+def test_a_row_has_the_bytes_of_its_codes_scales_and_zero_points(text: str, columns: int, expected: int) -> None:
+    """A partial group counts as a whole one."""
     scheme = parse_scheme(text)
 
     assert scheme is not None
     assert scheme.row_nbytes(columns) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "columns", "group_columns", "padded"),
+    [("int4-g32", 70, 32, 70), ("int8-row", 70, 70, 70), ("q8_0", 70, 32, 96), ("q4_k", 70, 256, 256)],
+)
+def test_groups_and_padding_follow_from_the_columns(text: str, columns: int, group_columns: int, padded: int) -> None:
+    """Integer codes are not padded; blocks of ggml are."""
+    scheme = parse_scheme(text)
+
+    assert scheme is not None
+    assert not hasattr(scheme, "dtype")
+    assert (scheme.group_columns(columns), scheme.padded_columns(columns)) == (group_columns, padded)  # type: ignore[union-attr]

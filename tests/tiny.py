@@ -1,4 +1,4 @@
-"""Tiny random checkpoints in the published layouts, built in a second, for tests: MiniCPM-V 2.6 if not told."""
+"""Tiny random checkpoints in the published layouts for tests; MiniCPM-V 2.6 by default."""
 
 import json
 from collections.abc import Mapping
@@ -13,10 +13,10 @@ from torch import Tensor
 
 from mcpmq.families import family_of
 
-SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<unk>", "<image>", "</image>", "<slice>", "</slice>"]
-SPECIAL += ["<image_id>", "</image_id>"]
-VOCABULARY = 320
-SPLIT = (
+SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<unk>", "<image>", "</image>", "<slice>", "</slice>"]
+SPECIAL_TOKENS += ["<image_id>", "</image_id>"]
+VOCAB_SIZE = 320
+SPLIT_REGEX = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 CHAT_TEMPLATE = (
@@ -25,21 +25,21 @@ CHAT_TEMPLATE = (
     "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-SENTENCEPIECE = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+SENTENCEPIECE_TOKENS = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
 
 
 @dataclass(frozen=True)
 class TinyTokenizer:
-    """What a family's tokenizer has of its own; without `split` it is one in SentencePiece's manner."""
+    """Tokenizer of a family; SentencePiece BPE if `split_regex` is empty, else byte-level BPE."""
 
-    special: list[str]
-    split: str = SPLIT
-    template: str | None = CHAT_TEMPLATE  # None: the family has it, no file does
+    special_tokens: list[str]
+    split_regex: str = SPLIT_REGEX
+    chat_template: str | None = CHAT_TEMPLATE  # None: the checkpoint has no template file
     settings: Mapping[str, str] = field(default_factory=dict)
 
 
 TOKENIZER = TinyTokenizer(
-    SPECIAL,
+    SPECIAL_TOKENS,
     settings={
         "tokenizer_class": "Qwen2Tokenizer",
         "eos_token": "<|im_end|>",
@@ -56,7 +56,7 @@ CONFIG: dict[str, Any] = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "vocab_size": VOCABULARY,
+    "vocab_size": VOCAB_SIZE,
     "max_position_embeddings": 2048,
     "rms_norm_eps": 1e-6,
     "rope_theta": 1000000.0,
@@ -74,7 +74,7 @@ CONFIG: dict[str, Any] = {
     "vision_config": {
         "model_type": "siglip",
         "hidden_size": 64,
-        "intermediate_size": 144,  # no multiple of 32, as 4304 is none
+        "intermediate_size": 144,  # not a multiple of 32, like the published 4304
         "num_attention_heads": 4,
         "num_hidden_layers": 2,
         "image_size": 980,
@@ -108,13 +108,13 @@ def build_checkpoint(
     seed: int = 0,
     preprocessor: Mapping[str, Any] | None = PREPROCESSOR,
     tokenizer: TinyTokenizer = TOKENIZER,
-    more: Mapping[str, Tensor] | None = None,
+    extra_tensors: Mapping[str, Tensor] | None = None,
 ) -> Path:
-    """Write a whole checkpoint: two shards with an index, configuration, tokenizer, preprocessor."""
+    """Write a checkpoint: two shards with an index, config.json, tokenizer and preprocessor_config.json."""
     path.mkdir(parents=True, exist_ok=True)
     write_tokenizer(path, tokenizer)
     config = _with_token_ids(config, path)
-    tensors = random_tensors(config, seed) | dict(more or {})
+    tensors = random_tensors(config, seed) | dict(extra_tensors or {})
     write_shards(path, tensors)
     (path / "config.json").write_text(json.dumps(config, indent=1))
     if preprocessor is not None:
@@ -124,25 +124,25 @@ def build_checkpoint(
 
 
 def _with_token_ids(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
-    """`{"image_token_id": "<|image_pad|>"}` with the number that the tokenizer gave it."""
+    """Replace tokens by their ids, for example in `{"image_token_id": "<|image_pad|>"}`."""
     tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
     tokens = {key for key, value in config.items() if key.endswith("_id") and isinstance(value, str)}
     return {key: tokenizer.token_to_id(value) if key in tokens else value for key, value in config.items()}
 
 
 def random_tensors(config: Mapping[str, Any], seed: int) -> dict[str, Tensor]:
-    """Weights scaled so that activations stay near one, by hub name."""
+    """Return random tensors by hub name, scaled to keep activations near 1."""
     family = family_of(config)
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
-    architecture = family.architecture(config)
-    for spec in family.tensors(architecture):
+    architecture = family.parse_architecture(config)
+    for spec in family.tensor_specs(architecture):
         value = torch.randn(spec.shape, generator=generator)
         if len(spec.shape) > 1:
-            value = value * (spec.shape[-1] ** -0.5 if spec.role == "matrix" or spec.also else 0.5)
+            value = value * (spec.shape[-1] ** -0.5 if spec.role == "matrix" or spec.alias else 0.5)
         elif "norm" in spec.name and not spec.name.endswith("bias"):
-            centred = architecture.language.centred_norms and not spec.name.startswith(("vision", "projector"))
-            value = 0.1 * value + (0 if centred and ".linear." not in spec.name else 1)
+            offset_norm = architecture.language.offset_norms and not spec.name.startswith(("vision", "projector"))
+            value = 0.1 * value + (0 if offset_norm and ".linear." not in spec.name else 1)
         else:
             value = 0.1 * value
         tensors[spec.hub_name] = value.bfloat16()
@@ -150,7 +150,7 @@ def random_tensors(config: Mapping[str, Any], seed: int) -> dict[str, Tensor]:
 
 
 def make_uneven(path: Path, seed: int = 7) -> Path:
-    """Make the channels after every norm of a checkpoint differ by orders of magnitude, as those of real models do."""
+    """Scale the norms of a checkpoint so that channels differ by orders of magnitude, as in trained models."""
     generator = torch.Generator().manual_seed(seed)
     for shard in sorted(path.glob("*.safetensors")):
         tensors = load_file(shard)
@@ -162,7 +162,7 @@ def make_uneven(path: Path, seed: int = 7) -> Path:
 
 
 def write_shards(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Two shards and their index."""
+    """Write two shards and their index."""
     names = list(tensors)
     shards = {"model-00001-of-00002.safetensors": names[::2], "model-00002-of-00002.safetensors": names[1::2]}
     for file, held in shards.items():
@@ -173,23 +173,25 @@ def write_shards(path: Path, tensors: Mapping[str, Tensor]) -> None:
     (path / "model.safetensors.index.json").write_text(json.dumps(index))
 
 
-def write_tokenizer(path: Path, asked: TinyTokenizer = TOKENIZER) -> None:
-    """A BPE in the manner of the family, with its special tokens."""
-    tokenizer = _byte_level(asked.split) if asked.split else _sentencepiece()
+def write_tokenizer(path: Path, definition: TinyTokenizer = TOKENIZER) -> None:
+    """Train a BPE tokenizer with the special tokens of the family."""
+    tokenizer = _byte_level(definition.split_regex) if definition.split_regex else _sentencepiece()
     words = "What does the sign say? The sign says red. How many circles are there? You are a helpful assistant. user"
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCABULARY - len(asked.special),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet() if asked.split else [],
-        special_tokens=[] if asked.split else SENTENCEPIECE,
+        vocab_size=VOCAB_SIZE - len(definition.special_tokens),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet() if definition.split_regex else [],
+        special_tokens=[] if definition.split_regex else SENTENCEPIECE_TOKENS,
         show_progress=False,
     )
     tokenizer.train_from_iterator([words] * 4, trainer)
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in asked.special])
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in definition.special_tokens]
+    )
     tokenizer.save(str(path / "tokenizer.json"))
-    if not asked.split:
-        _forget_bytes_are_special(path / "tokenizer.json")
-    settings = {**asked.settings, "model_max_length": 2048}
-    settings |= {"chat_template": asked.template} if asked.template else {}
+    if not definition.split_regex:
+        _make_byte_tokens_ordinary(path / "tokenizer.json")
+    settings = {**definition.settings, "model_max_length": 2048}
+    settings |= {"chat_template": definition.chat_template} if definition.chat_template else {}
     (path / "tokenizer_config.json").write_text(json.dumps(settings, indent=1))
 
 
@@ -211,8 +213,8 @@ def _sentencepiece() -> Tokenizer:
     return tokenizer
 
 
-def _forget_bytes_are_special(file: Path) -> None:
-    """The trainer knows no other way to give bytes a place in the vocabulary."""
-    written = json.loads(file.read_text())
-    written["added_tokens"] = [token for token in written["added_tokens"] if not token["content"].startswith("<0x")]
-    file.write_text(json.dumps(written, ensure_ascii=False))
+def _make_byte_tokens_ordinary(file: Path) -> None:
+    """Remove the byte tokens from the special tokens, which the trainer needs for a fixed vocabulary."""
+    content = json.loads(file.read_text())
+    content["added_tokens"] = [token for token in content["added_tokens"] if not token["content"].startswith("<0x")]
+    file.write_text(json.dumps(content, ensure_ascii=False))

@@ -1,4 +1,4 @@
-"""What the tiny checkpoint of every family is made of, in the layout that was published."""
+"""Tiny checkpoints of all families in the published layouts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -8,15 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.tiny import CONFIG, PREPROCESSOR, SPECIAL, SPLIT, TOKENIZER, TinyTokenizer, build_checkpoint
+from tests.tiny import CONFIG, PREPROCESSOR, SPECIAL_TOKENS, SPLIT_REGEX, TOKENIZER, TinyTokenizer, build_checkpoint
 
-QWEN_3_5_SPLIT = SPLIT.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]")
-QWEN_VL_SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-QWEN_VL_SPECIAL += ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
-LLAMA_3_SPECIAL = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
-LLAMA_3_SPECIAL += ["<unk>", "<image>", "</image>", "<slice>", "</slice>"]
-MINICPM_4_SPECIAL = ["<|im_start|>", "<|im_end|>", "<image>", "</image>", "<slice>", "</slice>"]
-MINICPM_4_SPECIAL += ["<image_id>", "</image_id>"]
+QWEN_3_5_SPLIT_REGEX = SPLIT_REGEX.replace(r"\p{L}+", r"[\p{L}\p{M}]+").replace(
+    r"[^\s\p{L}\p{N}]", r"[^\s\p{L}\p{M}\p{N}]"
+)
+QWEN_VL_SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+QWEN_VL_SPECIAL_TOKENS += ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+LLAMA_3_SPECIAL_TOKENS = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+LLAMA_3_SPECIAL_TOKENS += ["<unk>", "<image>", "</image>", "<slice>", "</slice>"]
+MINICPM_4_SPECIAL_TOKENS = ["<|im_start|>", "<|im_end|>", "<image>", "</image>", "<slice>", "</slice>"]
+MINICPM_4_SPECIAL_TOKENS += ["<image_id>", "</image_id>"]
 LLAMA_3_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|start_header_id|>{{ message['role'] }}<|end_header_id|>\n\n"
     "{{ message['content'] }}<|eot_id|>{% endfor %}"
@@ -27,7 +29,7 @@ MINICPM_4_TEMPLATE = (
     "{{ message['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 MINICPM_4_TOKENIZER = TinyTokenizer(
-    MINICPM_4_SPECIAL,
+    MINICPM_4_SPECIAL_TOKENS,
     "",
     MINICPM_4_TEMPLATE,
     {"bos_token": "<s>", "eos_token": "<|im_end|>", "unk_token": "<unk>"},
@@ -35,8 +37,8 @@ MINICPM_4_TOKENIZER = TinyTokenizer(
 MINICPM_V_2_CONFIG = {
     "architectures": ["MiniCPMV"],
     "model_type": "minicpmv",
-    "version": 2.0,  # the published one has none: it is known by its sizes
-    "hidden_size": 512,  # twice the base, so that the head divides by 2
+    "version": 2.0,  # missing in the published file, whose sizes identify it
+    "hidden_size": 512,  # twice dim_model_base, for a logits divisor of 2
     "intermediate_size": 512,
     "num_hidden_layers": 2,
     "num_attention_heads": 8,
@@ -62,8 +64,8 @@ MINICPM_V_2_CONFIG = {
         "hidden_size": 64,
         "intermediate_size": 144,
         "num_attention_heads": 4,
-        "num_hidden_layers": 3,  # the last is dropped
-        "image_size": 77,  # five patches a side: slices have fewer and more
+        "num_hidden_layers": 3,  # the last one is dropped
+        "image_size": 77,  # 5x5 patches; slices have fewer or more
         "patch_size": 14,
     },
 }
@@ -81,24 +83,32 @@ QWEN_VL_PREPROCESSOR = {
 
 @dataclass(frozen=True)
 class TinyFamily:
-    """One tiny checkpoint."""
+    """Definition of a tiny checkpoint."""
 
-    name: str  # of the family
+    name: str  # family name
     config: Mapping[str, Any]
     preprocessor: Mapping[str, Any] | None = None
     tokenizer: TinyTokenizer = TOKENIZER
     variant: str = ""
-    more: Mapping[str, Tensor] = field(default_factory=dict)  # tensors that are handed on
-    in_llama_cpp: Mapping[str, Any] = field(default_factory=dict)  # keys by which torch computes what llama.cpp does
+    extra_tensors: Mapping[str, Tensor] = field(default_factory=dict)  # passthrough tensors
+    llama_cpp_config: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # config.json keys that make torch compute as llama.cpp
 
     def build(self, path: Path) -> Path:
-        """Write it."""
+        """Write the checkpoint."""
         return build_checkpoint(
-            path, self.config, preprocessor=self.preprocessor, tokenizer=self.tokenizer, more=self.more
+            path,
+            self.config,
+            preprocessor=self.preprocessor,
+            tokenizer=self.tokenizer,
+            extra_tensors=self.extra_tensors,
         )
 
 
-QWEN_VL_TOKENIZER = TinyTokenizer(QWEN_VL_SPECIAL, settings={"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"})
+QWEN_VL_TOKENIZER = TinyTokenizer(
+    QWEN_VL_SPECIAL_TOKENS, settings={"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+)
 QWEN2_VL = TinyFamily(
     "qwen2-vl",
     {
@@ -134,7 +144,7 @@ QWEN2_VL = TinyFamily(
     },
     QWEN_VL_PREPROCESSOR,
     QWEN_VL_TOKENIZER,
-    in_llama_cpp={"rms_norm_eps": 1e-20},
+    llama_cpp_config={"rms_norm_eps": 1e-20},
 )
 MINICPM_V_4_6 = TinyFamily(
     "minicpm-v-4.6",
@@ -181,8 +191,8 @@ MINICPM_V_4_6 = TinyFamily(
         "use_image_id": True,
     },
     TinyTokenizer(
-        [*SPECIAL, "<|image_pad|>", "<|video_pad|>"],
-        QWEN_3_5_SPLIT,
+        [*SPECIAL_TOKENS, "<|image_pad|>", "<|video_pad|>"],
+        QWEN_3_5_SPLIT_REGEX,
         settings={"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
     ),
 )
@@ -209,8 +219,8 @@ TINY_FAMILIES = [
         },
         {**PREPROCESSOR, "use_image_id": False, "version": 2.5},
         TinyTokenizer(
-            LLAMA_3_SPECIAL,
-            SPLIT.replace(r"\p{N}|", r"\p{N}{1,3}|"),
+            LLAMA_3_SPECIAL_TOKENS,
+            SPLIT_REGEX.replace(r"\p{N}|", r"\p{N}{1,3}|"),
             LLAMA_3_TEMPLATE,
             {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>", "unk_token": "<unk>"},
         ),
@@ -238,7 +248,7 @@ TINY_FAMILIES = [
         "minicpm-o-2.6",
         {**CONFIG, "model_type": "minicpmo", "version": "2.6", "audio_config": {"d_model": 8}, "tts_config": {}},
         PREPROCESSOR,
-        more={
+        extra_tensors={
             "apm.conv1.weight": torch.randn(8, 4, 3, generator=torch.Generator().manual_seed(1)),
             "apm.layers.0.self_attn.k_proj.weight": torch.randn(8, 8, generator=torch.Generator().manual_seed(2)),
             "audio_projection_layer.linear1.bias": torch.ones(8).half(),
@@ -257,7 +267,7 @@ TINY_FAMILIES = [
                 "depth": 3,
                 "hidden_size": 64,
                 "out_hidden_size": 128,
-                "intermediate_size": 140,  # no multiple of 32, as 3420 is none
+                "intermediate_size": 140,  # not a multiple of 32, like the published 3420
                 "num_heads": 2,
                 "patch_size": 14,
                 "spatial_merge_size": 2,
@@ -315,7 +325,7 @@ TINY_FAMILIES = [
             "max_pixels": 24 * 32 * 32,
             "patch_size": 16,
         },
-        in_llama_cpp={},
+        llama_cpp_config={},
     ),
     MINICPM_V_4_6,
     replace(
@@ -352,7 +362,7 @@ TINY_FAMILIES = [
         "minicpm3",
         {
             "architectures": ["MiniCPM3ForCausalLM"],
-            "hidden_size": 512,  # twice the base, so that the head divides by 2
+            "hidden_size": 512,  # twice dim_model_base, for a logits divisor of 2
             "intermediate_size": 256,
             "num_hidden_layers": 2,
             "num_attention_heads": 16,

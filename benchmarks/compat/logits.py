@@ -1,8 +1,8 @@
-"""Has transformers load an artifact with the packages that are installed beside it, and computes logits.
+"""Load an artifact with transformers and the installed quantization package, and compute logits.
 
-python logits.py ARTIFACT DTYPE INPUTS OUT   INPUTS: what the model takes, as `SAMPLE|ARGUMENT`, in a safetensors file
+python logits.py ARTIFACT DTYPE INPUTS OUT   INPUTS: safetensors file with model inputs named `SAMPLE|ARGUMENT`
 
-Needs nothing of mcpmq but its families, so that it runs wherever a reader installs.
+Imports only `mcpmq.families`, so that it runs in environments where mcpmq cannot be installed.
 """
 
 import json
@@ -13,11 +13,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-os.environ |= {"GPTQMODEL_CPU_WORKERS": "2", "HF_HUB_OFFLINE": "1"}  # on one core gptqmodel would refuse to load
+os.environ |= {"GPTQMODEL_CPU_WORKERS": "2", "HF_HUB_OFFLINE": "1"}  # gptqmodel does not load with one worker
 
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AwqConfig, GPTQConfig
+from transformers.utils.quantization_config import AwqBackend
 
 from mcpmq.families import family_of
 
@@ -27,27 +28,31 @@ PACKAGES = {
     "bitsandbytes": ("transformers", "bitsandbytes"),
     "compressed-tensors": ("transformers", "compressed-tensors"),
 }
-# gptqmodel's plain kernels: by itself it takes one of PyTorch's, which rounds scales and zeros to bfloat16.
-KERNELS = {"gptq": GPTQConfig(bits=4, backend="torch"), "awq": AwqConfig(backend="torch_awq")}
+# The plain kernels of gptqmodel; the default PyTorch kernel rounds scales and zero points to bfloat16.
+KERNELS = {"gptq": GPTQConfig(bits=4, backend="torch"), "awq": AwqConfig(backend=AwqBackend.TORCH_AWQ)}
 LAYER = "llm.model.layers.0.mlp.down_proj"
 
 
 def main(artifact: Path, dtype: str, inputs: Path, out: Path) -> None:
-    """Write the logits of every sample, float32 [tokens, vocabulary], with who computed them."""
+    """Write the logits of every sample, float32 [tokens, vocabulary], with the package versions."""
     config = json.loads((artifact / "config.json").read_text())
     method = config.pop("quantization_config")["quant_method"]
-    module, _, function = family_of(config).native.partition(":")
-    native: Any = type(getattr(import_module(module), function)(config))
-    chosen = {"quantization_config": KERNELS[method]} if method in KERNELS else {}
-    model = native.from_pretrained(artifact, dtype=getattr(torch, dtype), device_map="cpu", **chosen)
+    module, _, function = family_of(config).torch_builder.partition(":")
+    model_class: Any = type(getattr(import_module(module), function)(config))
+    kernel = {"quantization_config": KERNELS[method]} if method in KERNELS else {}
+    model = model_class.from_pretrained(artifact, dtype=getattr(torch, dtype), device_map="cpu", **kernel)
     samples: dict[str, dict[str, torch.Tensor]] = {}
     for name, value in load_file(inputs).items():
         sample, _, argument = name.partition("|")
         samples.setdefault(sample, {})[argument] = value
     with torch.inference_mode():
-        logits = {name: model(**given, use_cache=False).logits[0].float() for name, given in samples.items()}
-    told = {"reader": {package: version(package) for package in PACKAGES[method]}, "computed_in": dtype}
-    save_file(logits, out, {"facts": json.dumps(told | {"layer": type(model.get_submodule(LAYER)).__name__})})
+        logits = {name: model(**tensors, use_cache=False).logits[0].float() for name, tensors in samples.items()}
+    facts = {
+        "packages": {package: version(package) for package in PACKAGES[method]},
+        "compute_dtype": dtype,
+        "layer_class": type(model.get_submodule(LAYER)).__name__,
+    }
+    save_file(logits, out, {"facts": json.dumps(facts)})
 
 
 if __name__ == "__main__":

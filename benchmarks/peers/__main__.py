@@ -1,8 +1,8 @@
-"""How mcpmq compares with AutoRound and GPTQModel at the same bits, on the same model, shown the same data.
+"""Compare mcpmq with AutoRound and GPTQModel: same model, same scheme, same calibration data.
 
-python -m benchmarks.peers      installs the tools, quantizes every way, measures, writes benchmarks/results/peers.json
+python -m benchmarks.peers      installs the tools, quantizes all variants, writes benchmarks/results/peers.json
 
-What is already in build/peers is not made again; remove it to begin anew.
+Artifacts in build/peers are reused; delete the folder to start over.
 """
 
 import argparse
@@ -10,104 +10,102 @@ import json
 import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict
+from pathlib import Path
 
+from benchmarks.commands import HELDOUT, STARTER, commit, write_result
 from benchmarks.peers import text_checkpoint, unscaled_checkpoint
 from benchmarks.peers.artifacts import (
     CHECKPOINTS,
-    MADE,
     MODELS,
-    ROOT,
+    OUTPUTS,
     SETS,
-    WAYS,
-    Way,
-    install,
-    make,
-    python_of,
+    VARIANTS,
+    Variant,
+    install_tool,
+    quantize_variant,
+    tool_python,
 )
-from benchmarks.peers.decoders import Decoder, written_by_mcpmq, written_by_peer
-from benchmarks.peers.metrics import Distance, distance, estimates, kinds_of
-from benchmarks.peers.original_model import Original
-from mcpmq.dataset import CalibrationSet
+from benchmarks.peers.decoders import DecoderWeights, read_mcpmq_decoder, read_peer_decoder
+from benchmarks.peers.metrics import TokenDifferences, compare_logprobs, sample_groups, summarize
+from benchmarks.peers.original_model import OriginalModel
+from mcpmq.dataset import SampleSet
 from mcpmq.system.environment import describe_machine, installed_versions
 
-STARTER, HELDOUT = (ROOT / "calibration" / name for name in ("starter", "heldout"))
-RESULTS = ROOT / "benchmarks" / "results" / "peers.json"
-KINDS = ("image", "text")
+GROUPS = ("image", "text")
 TOOLS = {"autoround": "auto-round", "gptqmodel": "GPTQModel"}
 VERSIONS = "import importlib.metadata as m, json, sys; print(json.dumps({p: m.version(p) for p in sys.argv[1:]}))"
 
 
-def prepare() -> dict[str, int]:
-    """What every tool is shown, as sets for mcpmq and as checkpoints for tools for text; tokens of each set."""
+def write_inputs() -> dict[str, int]:
+    """Write the calibration sets of mcpmq and the checkpoints of the text-only tools; return the tokens per set."""
     SETS.mkdir(parents=True, exist_ok=True)
     if not (SETS / "images").is_symlink():
         (SETS / "images").symlink_to(STARTER)
-    text_checkpoint.write_without_images(STARTER, SETS / "text")
-    unscaled_checkpoint.write(MODELS["reference"], MODELS["plain"])
+    text_checkpoint.write_text_only_set(STARTER, SETS / "text")
+    unscaled_checkpoint.write_unscaled(MODELS["reference"], MODELS["unscaled"])
     tokens = {}
     for model, folder in MODELS.items():
-        original = Original.open(folder)
-        for shown in ("images", "text"):
-            ids = text_checkpoint.write(original, CalibrationSet.open(SETS / shown), CHECKPOINTS / model / shown)
-            tokens[shown] = sum(map(len, ids))
+        original = OriginalModel.open(folder)
+        for data in ("images", "text"):
+            ids = text_checkpoint.write_text_checkpoint(
+                original, SampleSet.open(SETS / data), CHECKPOINTS / model / data
+            )
+            tokens[data] = sum(map(len, ids))
     return tokens
 
 
-def decoder_of(way: Way) -> Decoder:
-    """The quantized layers of the language model."""
-    folder = MADE / way.name
-    if way.tool == "mcpmq":
-        return written_by_mcpmq(folder)
-    return written_by_peer(next(folder.rglob("config.json")).parent)
+def read_decoder(variant: Variant) -> DecoderWeights:
+    """Return the dequantized layers of the language model."""
+    folder = OUTPUTS / variant.name
+    if variant.tool == "mcpmq":
+        return read_mcpmq_decoder(folder)
+    return read_peer_decoder(next(folder.rglob("config.json")).parent)
 
 
-def measured(model: str) -> Iterator[dict[str, object]]:
-    """Every way to quantize a model against the original, on the held-out answers."""
-    original, samples = Original.open(MODELS[model]), CalibrationSet.open(HELDOUT)
-    inputs, kinds, ours = original.inputs(samples), kinds_of(samples), None
+def measure_variants(model: str) -> Iterator[dict[str, object]]:
+    """Yield the metrics of every variant of a model against the original, on the held-out answers."""
+    original, samples = OriginalModel.open(MODELS[model]), SampleSet.open(HELDOUT)
+    inputs, groups, first = original.encode(samples), sample_groups(samples), None
     embeddings = [original.embeddings(sample) for sample in inputs]
-    before = original.answers(inputs, embeddings)
-    for way in (one for one in WAYS if one.model == model):
-        decoder, cost = decoder_of(way), asdict(make(way))
-        original.wear(decoder.weights)
-        found = distance(before, original.answers(inputs, embeddings), inputs)
-        ours = ours or found
-        results = {kind: _dumped(found, ours, [one == kind for one in kinds]) for kind in KINDS}
-        yield asdict(way) | {"bits_per_weight": decoder.bits_per_weight, "cost": cost, "kinds": results}
+    before = original.answer_logprobs(inputs, embeddings)
+    for variant in (one for one in VARIANTS if one.model == model):
+        decoder, cost = read_decoder(variant), asdict(quantize_variant(variant))
+        original.load_decoder(decoder.weights)
+        differences = compare_logprobs(before, original.answer_logprobs(inputs, embeddings), inputs)
+        first = first or differences
+        metrics = {name: _metrics(differences, first, [group == name for group in groups]) for name in GROUPS}
+        yield asdict(variant) | {"bits_per_weight": decoder.bits_per_weight, "cost": cost, "groups": metrics}
 
 
-def _dumped(one: Distance, ours: Distance, chosen: list[bool]) -> dict[str, object]:
-    return {name: estimate.model_dump() for name, estimate in estimates(one, ours, chosen).items()}
+def _metrics(differences: TokenDifferences, baseline: TokenDifferences, chosen: list[bool]) -> dict[str, object]:
+    return {name: estimate.model_dump() for name, estimate in summarize(differences, baseline, chosen).items()}
 
 
 def versions() -> dict[str, dict[str, str]]:
-    """Of the packages that matter in every environment."""
+    """Return the versions of the relevant packages in every environment."""
     found = {"mcpmq": installed_versions(("mcpmq", "torch", "transformers"))}
     for tool, package in TOOLS.items():
-        words = [python_of(tool), "-c", VERSIONS, package, "torch", "transformers"]
+        words: list[str | Path] = [tool_python(tool), "-c", VERSIONS, package, "torch", "transformers"]
         found[tool] = json.loads(subprocess.run(words, capture_output=True, check=True).stdout)
     return found
 
 
 def main() -> None:
-    """Everything, in order."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT, check=True
-    )
-    tokens = prepare()
+    """Install the tools, quantize and measure all variants, and record the result."""
+    tokens = write_inputs()
     for tool in TOOLS:
-        install(tool)
-    for way in sorted(WAYS, key=lambda way: way.options.get("iters", 0)):  # the slow ones last
-        print(f"{way.name}: {make(way).processor_seconds:.1f} processor seconds", flush=True)
-    facts = {
+        install_tool(tool)
+    for variant in sorted(VARIANTS, key=lambda variant: int(str(variant.options.get("iters", 0)))):  # slow ones last
+        print(f"{variant.name}: {quantize_variant(variant).processor_seconds:.1f} processor seconds", flush=True)
+    result = {
         "command": "python -m benchmarks.peers",
-        "commit": commit.stdout.strip(),
+        "commit": commit(),
         "machine": describe_machine(),
         "versions": versions(),
         "tokens": tokens,
-        "ways": [found for model in MODELS for found in measured(model)],
+        "variants": [variant for model in MODELS for variant in measure_variants(model)],
     }
-    RESULTS.write_text(json.dumps(facts, indent=1) + "\n")
+    write_result("peers", result)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Quantizes the language model every way that is compared, each tool in an environment and a process of its own."""
+"""Quantize the language model with every tool, in an environment and a process of its own."""
 
 import json
 import os
@@ -11,115 +11,122 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from benchmarks.commands import REFERENCE, ROOT
+
 HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
 WORK = ROOT / "build" / "peers"
-ENVIRONMENTS, SETS, CHECKPOINTS, MADE, COSTS = (
-    WORK / name for name in ("environments", "sets", "checkpoints", "made", "costs")
+ENVIRONMENTS, SETS, CHECKPOINTS, OUTPUTS, COSTS = (
+    WORK / name for name in ("environments", "sets", "checkpoints", "outputs", "costs")
 )
-MODELS = {"reference": ROOT / "calibration" / "reference", "plain": WORK / "plain"}
-# One thread for everybody: processor seconds then compare. The tools must not look for anything on a network.
-SETTING = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1"}
-# Compiled once an installation, not once a model.
-AFTERWARDS = {"gptqmodel": "from gptqmodel import extension; extension.load('pack_block_cpu')"}
+MODELS = {"reference": REFERENCE, "unscaled": WORK / "unscaled"}
+# One thread for every tool, so that processor seconds compare; no network access.
+ENVIRONMENT_VARIABLES = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1"}
+# Compiled once per installation, not once per model.
+POST_INSTALL = {"gptqmodel": "from gptqmodel import extension; extension.load('pack_block_cpu')"}
 
 
-Told = tuple[str, str, Mapping[str, object]]  # tool, method, options
+ToolOptions = tuple[str, str, Mapping[str, object]]  # tool, method, options
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """A model, what a tool is shown of it (a folder of SETS, or nothing), the tool, and what it is told."""
+class Variant:
+    """Model, calibration data (a folder of SETS, or `nothing`), tool, method and options of the tool."""
 
     model: str
-    shown: str
+    calibration_data: str
     tool: str
     method: str
     options: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        return f"{self.model}-{self.tool}-{self.method}-{self.shown}"
+        return f"{self.model}-{self.tool}-{self.method}-{self.calibration_data}"
 
     def command(self, out: Path) -> list[object]:
-        """What is run to make it."""
+        """Return the command that writes the artifact."""
         if self.tool != "mcpmq":
-            script, checkpoint = HERE / "tools" / f"with_{self.tool}.py", CHECKPOINTS / self.model / self.shown
-            return [python_of(self.tool), "-P", script, checkpoint, out, json.dumps(self.options)]
+            script, checkpoint = (
+                HERE / "tools" / f"with_{self.tool}.py",
+                CHECKPOINTS / self.model / self.calibration_data,
+            )
+            return [tool_python(self.tool), "-P", script, checkpoint, out, json.dumps(self.options)]
         recipe = HERE / "recipes" / f"{self.method}.toml"
-        seeing = [] if self.shown == "nothing" else ["--calibration", SETS / self.shown]
-        words = ["quantize", MODELS[self.model], out, "--recipe", recipe, *seeing]
+        calibration = [] if self.calibration_data == "nothing" else ["--calibration", SETS / self.calibration_data]
+        words = ["quantize", MODELS[self.model], out, "--recipe", recipe, *calibration]
         return [sys.executable, "-m", "mcpmq", "--quiet", *words]
 
 
-OURS: Told = ("mcpmq", "smooth-gptq", {})
-UNSMOOTHED: Told = ("mcpmq", "gptq", {})
-NEAREST: Told = ("mcpmq", "nearest", {})
-GPTQ: Told = ("gptqmodel", "gptq", {})
-SORTED_GPTQ: Told = ("gptqmodel", "gptq-desc-act", {"desc_act": True})
-AWQ: Told = ("gptqmodel", "awq", {"method": "awq"})
-UNTUNED: Told = ("autoround", "nearest", {"iters": 0})
-TUNED: Told = ("autoround", "200-steps", {"iters": 200})
-# On each model the first is ours, shown images: the others are paired with it.
-WAYS = (
+MCPMQ_AWQ_GPTQ: ToolOptions = ("mcpmq", "awq-gptq", {})
+MCPMQ_GPTQ: ToolOptions = ("mcpmq", "gptq", {})
+MCPMQ_RTN: ToolOptions = ("mcpmq", "rtn", {})
+GPTQMODEL_GPTQ: ToolOptions = ("gptqmodel", "gptq", {})
+GPTQMODEL_DESC_ACT: ToolOptions = ("gptqmodel", "gptq-desc-act", {"desc_act": True})
+GPTQMODEL_AWQ: ToolOptions = ("gptqmodel", "awq", {"method": "awq"})
+AUTOROUND_RTN: ToolOptions = ("autoround", "rtn", {"iters": 0})
+AUTOROUND_200_STEPS: ToolOptions = ("autoround", "200-steps", {"iters": 200})
+# The others of each model are compared with its first variant.
+VARIANTS = (
     *(
-        Way("reference", shown, *told)
-        for told in (OURS, UNSMOOTHED, GPTQ, SORTED_GPTQ, TUNED)
-        for shown in ("images", "text")
+        Variant("reference", data, *options)
+        for options in (MCPMQ_AWQ_GPTQ, MCPMQ_GPTQ, GPTQMODEL_GPTQ, GPTQMODEL_DESC_ACT, AUTOROUND_200_STEPS)
+        for data in ("images", "text")
     ),
-    *(Way("reference", "images", *told) for told in (AWQ, UNTUNED)),
-    Way("reference", "nothing", *NEAREST),
-    *(Way("plain", "images", *told) for told in (OURS, UNSMOOTHED, GPTQ, SORTED_GPTQ)),
-    Way("plain", "nothing", *NEAREST),
+    *(Variant("reference", "images", *options) for options in (GPTQMODEL_AWQ, AUTOROUND_RTN)),
+    Variant("reference", "nothing", *MCPMQ_RTN),
+    *(
+        Variant("unscaled", "images", *options)
+        for options in (MCPMQ_AWQ_GPTQ, MCPMQ_GPTQ, GPTQMODEL_GPTQ, GPTQMODEL_DESC_ACT)
+    ),
+    Variant("unscaled", "nothing", *MCPMQ_RTN),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a process and its children took, from its start to its end."""
+    """The cost of a process and its children, from start to end."""
 
     seconds: float
     processor_seconds: float
-    peak_resident_bytes: int
+    peak_rss_bytes: int
 
 
-def python_of(tool: str) -> Path:
-    """The interpreter of a tool's own environment."""
+def tool_python(tool: str) -> Path:
+    """Return the interpreter of the environment of a tool."""
     return ENVIRONMENTS / tool / "bin" / "python"
 
 
-def install(tool: str) -> None:
-    """Make a tool's environment from its pins, unless it is there: the tools agree neither on numpy nor on torch."""
+def install_tool(tool: str) -> None:
+    """Create the environment of a tool from its pinned versions; the tools need different numpy and torch versions."""
     ready = ENVIRONMENTS / tool / "ready"
     if ready.is_file():
         return
     venv.create(ready.parent, with_pip=True, clear=True)
     pins = HERE / "tools" / f"{tool}.txt"
-    subprocess.run([python_of(tool), "-m", "pip", "install", "--quiet", "--requirement", pins], check=True)
-    subprocess.run([python_of(tool), "-c", AFTERWARDS.get(tool, "")], check=True)
+    subprocess.run([tool_python(tool), "-m", "pip", "install", "--quiet", "--requirement", pins], check=True)
+    subprocess.run([tool_python(tool), "-c", POST_INSTALL.get(tool, "")], check=True)
     ready.touch()
 
 
-def make(way: Way) -> Cost:
-    """Quantize one way, unless it is there; what it cost when it was made.
+def quantize_variant(variant: Variant) -> Cost:
+    """Quantize a variant unless its artifact exists, and return the recorded cost.
 
     Raises:
-        SystemExit: the tool failed; its log tells why.
+        SystemExit: the tool failed; the message names its log.
     """
-    cost, out, log = COSTS / f"{way.name}.json", MADE / way.name, WORK / f"{way.name}.log"
+    cost, out, log = COSTS / f"{variant.name}.json", OUTPUTS / variant.name, WORK / f"{variant.name}.log"
     if not cost.is_file():
         shutil.rmtree(out, ignore_errors=True)
-        found = _timed(way.command(out), log)
+        measured = _measure(variant.command(out), log)
         cost.parent.mkdir(exist_ok=True)
-        cost.write_text(json.dumps(asdict(found)))
+        cost.write_text(json.dumps(asdict(measured)))
     return Cost(**json.loads(cost.read_text()))
 
 
-def _timed(words: Sequence[object], log: Path) -> Cost:
+def _measure(words: Sequence[object], log: Path) -> Cost:
     start = time.monotonic()
     with log.open("w") as file:
-        told = {**os.environ, **SETTING, "PYTHONPATH": str(ROOT)}
-        process = subprocess.Popen([str(word) for word in words], cwd=WORK, env=told, stdout=file, stderr=file)
+        variables = {**os.environ, **ENVIRONMENT_VARIABLES, "PYTHONPATH": str(ROOT)}
+        process = subprocess.Popen([str(word) for word in words], cwd=WORK, env=variables, stdout=file, stderr=file)
         _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"failed, see {log}")

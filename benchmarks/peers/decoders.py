@@ -1,7 +1,7 @@
-"""The layers of the language model in float32, whichever tool quantized them, and what their codes weigh.
+"""Read the quantized decoder layers of mcpmq, AutoRound and GPTQModel as float32, with their bits per weight.
 
-The GPTQ layout holds int32 words of eight codes along the inputs, the AWQ layout along the outputs in an order of its
-own; a zero point stored in the GPTQ layout is one less than it means.
+The GPTQ layout packs eight codes along the inputs into an int32 word, the AWQ layout along the outputs in a permuted
+order. The GPTQ layout stores zero points minus one.
 """
 
 import json
@@ -13,45 +13,45 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from benchmarks.peers.original_model import PREFIX
-from mcpmq.execution.torch_model import floats_of
+from benchmarks.peers.original_model import LANGUAGE_PREFIX
+from mcpmq.execution.torch_model import to_float
 from mcpmq.qtensor import QTensor
-from mcpmq.quantized_model import Quantized
+from mcpmq.quantized_model import QuantizedModel
 
 LAYERS = "model.layers."
-BITS, CODES_A_WORD, GROUP_SIZE = 4, 8, 32
-AWQ_ORDER = torch.tensor([0, 4, 1, 5, 2, 6, 3, 7])  # the place in its word of each output in turn
+BITS, CODES_PER_WORD, GROUP_SIZE = 4, 8, 32
+AWQ_ORDER = torch.tensor([0, 4, 1, 5, 2, 6, 3, 7])  # position in the word, by output
 
 
 @dataclass(frozen=True, slots=True)
-class Decoder:
-    """Weights by their names in the language model alone.
+class DecoderWeights:
+    """Weights by their names in the language model.
 
-    `bits_per_weight`, of quantized matrices, counts codes and scales; zero points where they are not all the same; and
-    the group of every column, as stored, where groups are no neighbours.
+    `bits_per_weight` of the quantized matrices counts codes and scales; zero points if they differ; and the group index
+    of every column if groups are not contiguous.
     """
 
     weights: Mapping[str, Tensor]
     bits_per_weight: float
 
 
-def written_by_mcpmq(folder: Path) -> Decoder:
-    """What `mcpmq quantize` wrote."""
-    quantized = Quantized.open(folder)
+def read_mcpmq_decoder(folder: Path) -> DecoderWeights:
+    """Read the output of `mcpmq quantize`."""
+    quantized = QuantizedModel.open(folder)
     weights, nbytes, count = {}, 0, 0
     for spec in quantized.specs.values():
         if spec.component == "language":
             stored = quantized.load(spec.name)
-            weights[spec.hub_name.removeprefix(PREFIX)] = floats_of(stored, spec)
+            weights[spec.hub_name.removeprefix(LANGUAGE_PREFIX)] = to_float(stored, spec)
             if isinstance(stored, QTensor):
                 nbytes += quantized.records[spec.name].nbytes
                 count += stored.rows * stored.columns
-    return Decoder(weights, 8 * nbytes / count)
+    return DecoderWeights(weights, 8 * nbytes / count)
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
-    """One matrix [in, out] out of its words: int32 codes, zeros [groups, out], fp16 scales, and the group of a row."""
+class PackedMatrix:
+    """One matrix [in, out]: int32 codes, zero points and fp16 scales [groups, out], and the group of every row."""
 
     codes: Tensor
     zeros: Tensor
@@ -59,36 +59,38 @@ class Packed:
     groups: Tensor
 
     @property
-    def nbits(self) -> int:
+    def storage_bits(self) -> int:
         zeros = self.zeros.numel() * BITS if self.zeros.unique().numel() > 1 else 0
         groups = 0 if torch.equal(self.groups, self.groups.sort().values) else self.groups.nbytes * 8
         return self.codes.numel() * BITS + self.scales.nbytes * 8 + zeros + groups
 
-    def weight(self) -> Tensor:
-        """float32 [out, in]."""
+    def dequantize(self) -> Tensor:
+        """Return float32 [out, in]."""
         groups = self.groups.long()
         return ((self.codes - self.zeros[groups]).float() * self.scales.float()[groups]).T.contiguous()
 
 
-def written_by_peer(folder: Path) -> Decoder:
-    """What AutoRound or GPTQModel wrote: all that lies in the layers, for AWQ changes what it does not quantize, too.
+def read_peer_decoder(folder: Path) -> DecoderWeights:
+    """Read all layer tensors of AutoRound or GPTQModel; AWQ also changes tensors that it does not quantize.
 
     Raises:
-        ValueError: a matrix is not of 4 bits in groups of 32 with fp16 scales.
+        ValueError: a matrix does not have 4 bits in groups of 32 with fp16 scales.
     """
     settings = json.loads((folder / "config.json").read_text())["quantization_config"]
     stored = {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
     layers = {name: value for name, value in stored.items() if name.startswith(LAYERS)}
     matrices = [name.removesuffix(".qweight") for name in layers if name.endswith(".qweight")]
-    packed = {name: unpacked(layers, name, settings) for name in matrices}
+    packed = {name: unpack_matrix(layers, name, settings) for name in matrices}
     kept = {name: value.float() for name, value in layers.items() if name.endswith((".weight", ".bias"))}
     count = sum(matrix.codes.numel() for matrix in packed.values())
-    nbits = sum(matrix.nbits for matrix in packed.values())
-    return Decoder(kept | {f"{name}.weight": matrix.weight() for name, matrix in packed.items()}, nbits / count)
+    nbits = sum(matrix.storage_bits for matrix in packed.values())
+    return DecoderWeights(
+        kept | {f"{name}.weight": matrix.dequantize() for name, matrix in packed.items()}, nbits / count
+    )
 
 
-def unpacked(stored: Mapping[str, Tensor], name: str, settings: Mapping[str, object]) -> Packed:
-    """One matrix, by the `quantization_config` that stands in config.json."""
+def unpack_matrix(stored: Mapping[str, Tensor], name: str, settings: Mapping[str, object]) -> PackedMatrix:
+    """Unpack one matrix as the `quantization_config` of config.json describes it."""
     words, zeros, scales = (stored[f"{name}.{part}"] for part in ("qweight", "qzeros", "scales"))
     if settings["quant_method"] == "awq":
         codes, zeros = (_codes(part)[..., AWQ_ORDER].flatten(1) for part in (words, zeros))
@@ -99,9 +101,10 @@ def unpacked(stored: Mapping[str, Tensor], name: str, settings: Mapping[str, obj
         groups = stored[f"{name}.g_idx"]
     if settings["bits"] != BITS or scales.dtype != torch.float16 or len(codes) != len(scales) * GROUP_SIZE:
         raise ValueError(f"{name}: {settings['bits']} bits, {len(codes)} inputs, scales {scales.dtype} {scales.shape}")
-    return Packed(codes, zeros, scales, groups)
+    return PackedMatrix(codes, zeros, scales, groups)
 
 
 def _codes(words: Tensor) -> Tensor:
-    """int32 [rows, columns] to int32 [rows, columns, 8], the lowest four bits first."""
-    return words[..., None] >> torch.arange(0, BITS * CODES_A_WORD, BITS, dtype=torch.int32) & 2**BITS - 1
+    """Unpack int32 [rows, columns] to int32 [rows, columns, 8], the lowest four bits first."""
+    codes: Tensor = words[..., None] >> torch.arange(0, BITS * CODES_PER_WORD, BITS, dtype=torch.int32) & 2**BITS - 1
+    return codes

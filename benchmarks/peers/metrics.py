@@ -1,4 +1,4 @@
-"""How far a quantized language model is from the original, inside the multimodal forward pass, on held-out answers."""
+"""Metrics of a quantized language model against the original, in the multimodal forward pass, on held-out answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,52 +6,52 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mcpmq.dataset import CalibrationSet
+from mcpmq.dataset import SampleSet
 from mcpmq.evaluate import NONSQUARE, Estimate
-from mcpmq.evaluate.bootstrap import mean_of
+from mcpmq.evaluate.bootstrap import bootstrap_mean
 from mcpmq.families.family import Inputs
 
 Values = list[list[float]]  # a value for every answer token of every sample
 
 
 @dataclass(frozen=True, slots=True)
-class Distance:
-    """What every answer token says of one model against the original, by sample."""
+class TokenDifferences:
+    """Differences of one model from the original for every answer token, by sample."""
 
-    divergence: Values  # Kullback-Leibler, of the model's distribution from the original's, in nats
-    agreement: Values  # 1 where the most probable token is the same, else 0
-    loss: Values  # how much more the true token costs, in nats
+    kl_divergence: Values  # KL(original || model) in nats
+    top1_match: Values  # 1 if the most probable token is the same, else 0
+    loss_increase: Values  # of the true token, in nats
 
 
-def distance(before: Sequence[Tensor], after: Sequence[Tensor], inputs: Sequence[Inputs]) -> Distance:
+def compare_logprobs(before: Sequence[Tensor], after: Sequence[Tensor], inputs: Sequence[Inputs]) -> TokenDifferences:
     """Compare log-probabilities [answer tokens, vocabulary] of two models on the same samples."""
     divergence, agreement, loss = [], [], []
-    for one, other, sample in zip(before, after, inputs, strict=True):
+    for p, q, sample in zip(before, after, inputs, strict=True):
         truth = torch.from_numpy(sample.tokens[sample.answer_start :])[:, None]
-        divergence.append((one.exp() * (one - other)).sum(-1).tolist())
-        agreement.append((one.argmax(-1) == other.argmax(-1)).double().tolist())
-        loss.append((one - other).gather(-1, truth)[:, 0].tolist())
-    return Distance(divergence, agreement, loss)
+        divergence.append((p.exp() * (p - q)).sum(-1).tolist())
+        agreement.append((p.argmax(-1) == q.argmax(-1)).double().tolist())
+        loss.append((p - q).gather(-1, truth)[:, 0].tolist())
+    return TokenDifferences(divergence, agreement, loss)
 
 
-def kinds_of(samples: CalibrationSet) -> list[str]:
-    """image, text or nonsquare, as `evaluate` tells them apart."""
+def sample_groups(samples: SampleSet) -> list[str]:
+    """Return the group of every sample as `mcpmq evaluate` assigns it: image, text or nonsquare."""
     return [NONSQUARE if NONSQUARE in one.tags else "image" if one.image else "text" for one in samples]
 
 
-def estimates(found: Distance, ours: Distance, chosen: Sequence[bool]) -> dict[str, Estimate]:
-    """Means over the answer tokens of the chosen samples, all tokens of a sample drawn together.
+def summarize(differences: TokenDifferences, baseline: TokenDifferences, chosen: Sequence[bool]) -> dict[str, Estimate]:
+    """Return means over the answer tokens of the chosen samples; bootstrap resamples draw whole samples.
 
-    `excess` is how much more divergence there is than ours, paired by token.
+    `kl_divergence_increase` is the difference of the KL divergence from that of the baseline, paired by token.
     """
 
     def mean(values: Values) -> Estimate:
-        return mean_of([one for one, wanted in zip(values, chosen, strict=True) if wanted])
+        return bootstrap_mean([one for one, include in zip(values, chosen, strict=True) if include])
 
-    pairs = zip(found.divergence, ours.divergence, strict=True)
+    pairs = zip(differences.kl_divergence, baseline.kl_divergence, strict=True)
     return {
-        "kl_divergence": mean(found.divergence),
-        "excess": mean([[a - b for a, b in zip(*pair, strict=True)] for pair in pairs]),
-        "top_1_agreement": mean(found.agreement),
-        "perplexity_ratio": mean(found.loss).exponential(),
+        "kl_divergence": mean(differences.kl_divergence),
+        "kl_divergence_increase": mean([[a - b for a, b in zip(*pair, strict=True)] for pair in pairs]),
+        "top_1_agreement": mean(differences.top1_match),
+        "perplexity_ratio": mean(differences.loss_increase).exponential(),
     }

@@ -1,4 +1,4 @@
-"""The original, held whole in float32, and the held-out answers it gives with its own or with other weights."""
+"""The whole original model in float32 with replaceable weights of the language model."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,72 +9,73 @@ import torch
 from torch import Tensor
 
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.dataset import CalibrationSet
-from mcpmq.execution.torch_model import NativeModel, build, floats_of
+from mcpmq.dataset import SampleSet
+from mcpmq.execution.torch_model import TorchModel, build_model, to_float
 from mcpmq.families.family import Inputs, Processor
 
-PREFIX = "llm."  # of the language model inside the checkpoint
+LANGUAGE_PREFIX = "llm."  # of the names in the checkpoint
 
 
 @dataclass(frozen=True, slots=True)
-class Original:
-    """A checkpoint, its native module with all weights, and what turns samples into its inputs."""
+class OriginalModel:
+    """A checkpoint, its torch module with all weights, and its processor."""
 
     checkpoint: Checkpoint
     processor: Processor
-    native: NativeModel
+    loaded: TorchModel
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Read a checkpoint small enough to be held whole."""
+        """Load all weights of a checkpoint into memory."""
         checkpoint = Checkpoint.open(path)
         original = cls(
             checkpoint,
-            checkpoint.family.processor(path),
-            build(checkpoint.family, checkpoint.config, checkpoint.specs),
+            checkpoint.family.open_processor(path),
+            build_model(checkpoint.family, checkpoint.config, checkpoint.specs),
         )
-        original.wear({})
+        original.load_decoder({})
         return original
 
     @property
     def module(self) -> Any:
-        return self.native.module
+        return self.loaded.module
 
-    def wear(self, decoder: Mapping[str, Tensor]) -> None:
-        """Give the module these weights of its language model, and its own where there are none.
+    def load_decoder(self, decoder: Mapping[str, Tensor]) -> None:
+        """Load these weights of the language model, and the weights of the checkpoint for all others.
 
         Raises:
-            ValueError: a weight has no place in the module.
+            ValueError: the module has no weight of that name.
         """
-        worn = {f"{PREFIX}{name}": value for name, value in decoder.items()}
-        if strange := sorted(worn.keys() - {spec.hub_name for spec in self.checkpoint.specs}):
-            raise ValueError(f"{len(strange)} weights have no place, first {strange[0]}")
-        for block in self.native.blocks:
-            self.native.fill(
+        replaced = {f"{LANGUAGE_PREFIX}{name}": value for name, value in decoder.items()}
+        if unknown := sorted(replaced.keys() - {spec.hub_name for spec in self.checkpoint.specs}):
+            raise ValueError(f"the model has no weight `{unknown[0]}`, and {len(unknown) - 1} others are unknown")
+        for block in self.loaded.blocks:
+            self.loaded.load_block(
                 block,
                 lambda spec: (
-                    worn[spec.hub_name] if spec.hub_name in worn else floats_of(self.checkpoint.load(spec), spec)
+                    replaced[spec.hub_name] if spec.hub_name in replaced else to_float(self.checkpoint.load(spec), spec)
                 ),
             )
 
-    def inputs(self, samples: CalibrationSet) -> list[Inputs]:
-        """The samples, encoded as mcpmq does."""
+    def encode(self, samples: SampleSet) -> list[Inputs]:
+        """Encode samples with the processor of the family."""
         encode = self.processor.encode
         return [encode(sample.id, sample.image, sample.prompt, sample.answer) for sample in samples]
 
     @torch.inference_mode()
     def embeddings(self, sample: Inputs) -> Tensor:
-        """What the language model is fed, [1, tokens, hidden]: nothing that is quantized here has a part in it."""
-        given = {name: torch.from_numpy(value) for name, value in self.processor.arguments(sample).items()}
-        embeddings = self.module.get_input_embeddings()(given["input_ids"])
+        """Return the input of the language model, [1, tokens, hidden]; it does not depend on quantized weights."""
+        inputs = {name: torch.from_numpy(value) for name, value in self.processor.model_inputs(sample).items()}
+        embeddings: Tensor = self.module.get_input_embeddings()(inputs["input_ids"])
         if not sample.slices:
             return embeddings
-        features = self.module.get_image_features(given["pixel_values"], given["target_sizes"])
-        return self.module.place_images(embeddings, features, given["image_bound"])
+        features = self.module.get_image_features(inputs["pixel_values"], inputs["target_sizes"])
+        filled: Tensor = self.module.insert_image_features(embeddings, features, inputs["image_bound"])
+        return filled
 
     @torch.inference_mode()
-    def answers(self, inputs: Sequence[Inputs], embeddings: Sequence[Tensor]) -> list[Tensor]:
-        """Log-probabilities, float64 [answer tokens, vocabulary], of every sample, with the weights as they are."""
+    def answer_logprobs(self, inputs: Sequence[Inputs], embeddings: Sequence[Tensor]) -> list[Tensor]:
+        """Return float64 log-probabilities [answer tokens, vocabulary] of every sample with the present weights."""
         found = []
         for sample, embedded in zip(inputs, embeddings, strict=True):
             count = len(sample.tokens) - sample.answer_start

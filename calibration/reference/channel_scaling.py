@@ -1,10 +1,10 @@
-"""Gives trained weights the channel spread of large models without changing the function, and writes the checkpoint.
+"""Scale the channels of trained weights as in large models without changing the function, and write the checkpoint.
 
     python -m calibration.reference.channel_scaling
 
-Weights that a short training left near their random start hardly suffer from quantization; those of large models do,
-because a few input channels are far stronger than the rest. Here every input channel of a linear is divided by a random
-factor, and the layer before is multiplied by it: exactly the same function, weights that are as hard to quantize.
+Quantization hardly changes weights that a short training left close to their random initialization. In large models a
+few input channels are much stronger than the others, which makes quantization harder. This script divides every input
+channel of a linear layer by a random factor and multiplies the preceding layer by it, which preserves the function.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from calibration.reference.checkpoint_files import build_model, model_config, write_checkpoint
 from calibration.reference.samples import draw_single, scene_batch, text_batch
-from calibration.reference.tokenizer import UNKNOWN
+from calibration.reference.tokenizer import UNKNOWN, token_id
 from calibration.reference.vision_probe import batched_features
 from mcpmq.families.modeling_minicpmv import MiniCPMVForConditionalGeneration
 
@@ -28,98 +28,100 @@ HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Factors exp(normal(0, sigma)); a share of them is `outlier` times larger still."""
+class ScaleDistribution:
+    """Factors exp(normal(0, sigma)); a share of them is `outlier_factor` times larger."""
 
     sigma: float = 0.9
-    share: float = 0.02
-    outlier: float = 4.0
+    outlier_share: float = 0.02
+    outlier_factor: float = 4.0
     seed: int = 4
 
 
 @dataclass(frozen=True)
-class Heads:
-    """Query heads, and the key-value heads that they share."""
+class HeadCounts:
+    """Number of query heads and of key-value heads."""
 
     query: int
     key_value: int
 
 
-def factors(count: int, spread: Spread, generator: torch.Generator) -> Tensor:
-    """Positive float32 [count]."""
+def random_scales(count: int, spread: ScaleDistribution, generator: torch.Generator) -> Tensor:
+    """Return positive float32 factors [count]."""
     usual = torch.exp(torch.randn(count, generator=generator) * spread.sigma)
-    chosen = torch.rand(count, generator=generator) < spread.share
-    return torch.where(chosen, usual * spread.outlier, usual)
+    chosen = torch.rand(count, generator=generator) < spread.outlier_share
+    return torch.where(chosen, usual * spread.outlier_factor, usual)
 
 
-def fold_norm(weights: Weights, norm: str, linears: list[str], factor: Tensor) -> None:
-    """Gain times factor, columns of the linears that read it divided."""
+def scale_norm(weights: Weights, norm: str, linears: list[str], factor: Tensor) -> None:
+    """Multiply the weight of a norm by the factor and divide the columns of the linear layers that read it."""
     weights[norm] *= factor
     for linear in linears:
         weights[linear] /= factor
 
 
-def fold_values(weights: Weights, attention: str, factor: Tensor, heads: Heads) -> None:
-    """Rows of v times factor; columns of o divided, once for every query head that shares a key-value head."""
+def scale_values(weights: Weights, attention: str, factor: Tensor, heads: HeadCounts) -> None:
+    """Multiply the rows of v by the factor and divide the columns of o for all query heads of a key-value head."""
     weights[f"{attention}.v_proj.weight"] *= factor[:, None]
     weights[f"{attention}.v_proj.bias"] *= factor
     shared = factor.view(heads.key_value, 1, -1).expand(-1, heads.query // heads.key_value, -1)
     weights[f"{attention}.o_proj.weight"] /= shared.reshape(-1)
 
 
-def fold_feed_forward(weights: Weights, feed_forward: str, factor: Tensor) -> None:
-    """Rows of up times factor, columns of down divided; the gate's nonlinearity lies elsewhere."""
+def scale_feed_forward(weights: Weights, feed_forward: str, factor: Tensor) -> None:
+    """Multiply the rows of up by the factor and divide the columns of down."""
     weights[f"{feed_forward}.up_proj.weight"] *= factor[:, None]
     weights[f"{feed_forward}.down_proj.weight"] /= factor
 
 
-def fold_layer(weights: Weights, layer: str, spread: Spread, heads: Heads, generator: torch.Generator) -> None:
-    """All four groups of linears of one layer, in place."""
+def scale_layer(
+    weights: Weights, layer: str, spread: ScaleDistribution, heads: HeadCounts, generator: torch.Generator
+) -> None:
+    """Scale all four groups of linear layers of one decoder layer, in place."""
     attention, feed_forward = f"{layer}.self_attn", f"{layer}.mlp"
     hidden = weights[f"{layer}.input_layernorm.weight"].numel()
     readers = [f"{attention}.{name}_proj.weight" for name in "qkv"]
-    fold_norm(weights, f"{layer}.input_layernorm.weight", readers, factors(hidden, spread, generator))
+    scale_norm(weights, f"{layer}.input_layernorm.weight", readers, random_scales(hidden, spread, generator))
     readers = [f"{feed_forward}.{name}_proj.weight" for name in ("gate", "up")]
-    fold_norm(weights, f"{layer}.post_attention_layernorm.weight", readers, factors(hidden, spread, generator))
+    scale_norm(weights, f"{layer}.post_attention_layernorm.weight", readers, random_scales(hidden, spread, generator))
     values = weights[f"{attention}.v_proj.weight"].shape[0]
-    fold_values(weights, attention, factors(values, spread, generator), heads)
+    scale_values(weights, attention, random_scales(values, spread, generator), heads)
     inner = weights[f"{feed_forward}.up_proj.weight"].shape[0]
-    fold_feed_forward(weights, feed_forward, factors(inner, spread, generator))
+    scale_feed_forward(weights, feed_forward, random_scales(inner, spread, generator))
 
 
-def folded(weights: Weights, spread: Spread, layers: int, heads: Heads) -> Weights:
-    """A copy of float32 weights with every layer of the language model folded."""
+def scale_channels(weights: Weights, spread: ScaleDistribution, layers: int, heads: HeadCounts) -> Weights:
+    """Return a copy of float32 weights with all decoder layers scaled."""
     generator = torch.Generator().manual_seed(spread.seed)
     copies = {name: weight.clone() for name, weight in weights.items()}
     for layer in range(layers):
-        fold_layer(copies, f"llm.model.layers.{layer}", spread, heads, generator)
+        scale_layer(copies, f"llm.model.layers.{layer}", spread, heads, generator)
     return copies
 
 
 @torch.no_grad()
-def some_logits(model: MiniCPMVForConditionalGeneration, tokenizer: Tokenizer) -> Tensor:
-    """Logits of eight questions about pictures and eight texts."""
+def sample_logits(model: MiniCPMVForConditionalGeneration, tokenizer: Tokenizer) -> Tensor:
+    """Return the logits of eight image questions and eight texts."""
     rng = random.Random("fold")
-    seen, text = scene_batch(tokenizer, draw_single(rng, 8)), text_batch(tokenizer, rng, 8)
-    assert seen.pixels is not None
-    embeddings = model.get_input_embeddings()(seen.ids)
-    place = (seen.ids == tokenizer.token_to_id(UNKNOWN))[..., None].expand_as(embeddings)
-    embeddings = embeddings.masked_scatter(place, batched_features(model, seen.pixels))
+    images, text = scene_batch(tokenizer, draw_single(rng, 8)), text_batch(tokenizer, rng, 8)
+    assert images.pixels is not None
+    embeddings = model.get_input_embeddings()(images.ids)
+    place = images.ids.eq(token_id(tokenizer, UNKNOWN))[..., None].expand_as(embeddings)
+    embeddings = embeddings.masked_scatter(place, batched_features(model, images.pixels))
     logits = (model.llm(inputs_embeds=embeddings).logits, model.llm(input_ids=text.ids).logits)
     return torch.cat([part.flatten(0, 1) for part in logits])
 
 
-def fold_difference(weights: Weights, changed: Weights, tokenizer: Tokenizer) -> float:
-    """Largest difference of any logit between two sets of weights, float32."""
+def max_logit_difference(weights: Weights, changed: Weights, tokenizer: Tokenizer) -> float:
+    """Return the largest logit difference between two sets of float32 weights."""
     model = build_model(model_config(tokenizer)).eval()
     model.load_state_dict(weights)
-    before = some_logits(model, tokenizer)
+    before = sample_logits(model, tokenizer)
     model.load_state_dict(changed)
-    return float((some_logits(model, tokenizer) - before).abs().max())
+    return float((sample_logits(model, tokenizer) - before).abs().max())
 
 
 def trained_weights(work: Path) -> Weights:
-    """The weights of a finished training, or of one under way."""
+    """Return the weights of a finished training or of its last saved state."""
     finished = work / "trained.safetensors"
     if finished.exists():
         return load_file(finished)
@@ -128,35 +130,37 @@ def trained_weights(work: Path) -> Weights:
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
-def parse() -> argparse.Namespace:
-    """The options."""
-    usual = Spread()
+def parse_arguments() -> argparse.Namespace:
+    """Parse the options."""
+    usual = ScaleDistribution()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--work", type=Path, default=Path("build/reference"), help="where the training left its weights"
-    )
-    parser.add_argument("--out", type=Path, default=HERE, help="where the checkpoint goes")
+    parser.add_argument("--work", type=Path, default=Path("build/reference"), help="folder of the training")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder of the checkpoint")
     parser.add_argument("--sigma", type=float, default=usual.sigma)
-    parser.add_argument("--share", type=float, default=usual.share)
-    parser.add_argument("--outlier", type=float, default=usual.outlier)
+    parser.add_argument("--share", type=float, default=usual.outlier_share)
+    parser.add_argument("--outlier", type=float, default=usual.outlier_factor)
     return parser.parse_args()
 
 
 def main() -> None:
-    """Fold, prove that nothing changed, write."""
-    options = parse()
+    """Scale the weights, check the logits, and write the checkpoint.
+
+    Raises:
+        ValueError: a logit changed by more than 1e-3.
+    """
+    options = parse_arguments()
     torch.set_num_threads(1)
     tokenizer = Tokenizer.from_file(str(options.work / "tokenizer.json"))
     weights = trained_weights(options.work)
     config = model_config(tokenizer)
-    heads = Heads(config["num_attention_heads"], config["num_key_value_heads"])
-    spread = Spread(options.sigma, options.share, options.outlier)
-    changed = folded(weights, spread, config["num_hidden_layers"], heads)
-    difference = fold_difference(weights, changed, tokenizer)
+    heads = HeadCounts(config["num_attention_heads"], config["num_key_value_heads"])
+    spread = ScaleDistribution(options.sigma, options.share, options.outlier)
+    changed = scale_channels(weights, spread, config["num_hidden_layers"], heads)
+    difference = max_logit_difference(weights, changed, tokenizer)
     if difference > 1e-3:
-        raise ValueError(f"the fold changed a logit by {difference:.2e}")
+        raise ValueError(f"channel scaling changed a logit by {difference:.2e}")
     write_checkpoint(changed, tokenizer, options.out)
-    print(f"{spread}: largest change of a logit {difference:.1e}; written to {options.out}")
+    print(f"{spread}: largest logit difference {difference:.1e}; written to {options.out}")
 
 
 if __name__ == "__main__":

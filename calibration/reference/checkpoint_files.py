@@ -1,4 +1,4 @@
-"""The reference checkpoint's shape and files: configuration, shards and index in the published MiniCPM-V 2.6 layout."""
+"""Configuration, shards and index of the reference checkpoint, in the published layout of MiniCPM-V 2.6."""
 
 import json
 from pathlib import Path
@@ -10,17 +10,17 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from calibration.reference.samples import QUERIES, SLICE
-from calibration.reference.tokenizer import END_OF_TEXT, TURN_END, VOCABULARY, write_tokenizer
+from calibration.reference.tokenizer import END_OF_TEXT, TURN_END, VOCAB_SIZE, token_id, write_tokenizer
 from mcpmq.families.modeling_minicpmv import MiniCPMVConfig, MiniCPMVForConditionalGeneration
 
 PATCH = 14
-MAXIMUM_SLICES = 9
+MAX_SLICES = 9
 SHARD_BYTES = 8_000_000
-INDEX = "model.safetensors.index.json"
+INDEX_FILE = "model.safetensors.index.json"
 
 
 def model_config(tokenizer: Tokenizer) -> dict[str, Any]:
-    """What stands in config.json."""
+    """Return config.json."""
     return {
         "architectures": ["MiniCPMV"],
         "model_type": "minicpmv",
@@ -37,10 +37,10 @@ def model_config(tokenizer: Tokenizer) -> dict[str, Any]:
         "rope_theta": 1000000.0,
         "attention_dropout": 0.0,
         "use_cache": True,
-        "vocab_size": VOCABULARY,
+        "vocab_size": VOCAB_SIZE,
         "tie_word_embeddings": False,
-        "bos_token_id": tokenizer.token_to_id(END_OF_TEXT),
-        "eos_token_id": tokenizer.token_to_id(TURN_END),
+        "bos_token_id": token_id(tokenizer, END_OF_TEXT),
+        "eos_token_id": token_id(tokenizer, TURN_END),
         "torch_dtype": "bfloat16",
         "query_num": QUERIES,
         "image_size": SLICE,
@@ -56,17 +56,17 @@ def model_config(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def slice_config() -> dict[str, Any]:
-    """How a large picture is cut."""
+    """Return the slicing settings of large images."""
     return {
         "model_type": "minicpmv",
-        "max_slice_nums": MAXIMUM_SLICES,
+        "max_slice_nums": MAX_SLICES,
         "patch_size": PATCH,
         "scale_resolution": SLICE,
     }
 
 
 def vision_config() -> dict[str, Any]:
-    """The SigLIP tower; 1008 is, like the published 4304, no multiple of 32."""
+    """Return the settings of the SigLIP tower; like the published 4304, 1008 is not a multiple of 32."""
     return {
         "model_type": "siglip",
         "hidden_size": 256,
@@ -79,11 +79,11 @@ def vision_config() -> dict[str, Any]:
 
 
 def preprocessor_config() -> dict[str, Any]:
-    """What stands in preprocessor_config.json."""
+    """Return preprocessor_config.json."""
     return {
         "image_processor_type": "MiniCPMVImageProcessor",
         "version": 2.6,
-        "max_slice_nums": MAXIMUM_SLICES,
+        "max_slice_nums": MAX_SLICES,
         "scale_resolution": SLICE,
         "patch_size": PATCH,
         "slice_mode": True,
@@ -102,8 +102,8 @@ def preprocessor_config() -> dict[str, Any]:
 
 
 def generation_config(tokenizer: Tokenizer) -> dict[str, Any]:
-    """What stands in generation_config.json: greedy, both ends of text stop it."""
-    end, padding = tokenizer.token_to_id(TURN_END), tokenizer.token_to_id(END_OF_TEXT)
+    """Return generation_config.json: greedy decoding, stopped by both end tokens."""
+    end, padding = token_id(tokenizer, TURN_END), token_id(tokenizer, END_OF_TEXT)
     return {
         "bos_token_id": padding,
         "eos_token_id": [end, padding],
@@ -114,13 +114,15 @@ def generation_config(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def build_model(config: dict[str, Any]) -> MiniCPMVForConditionalGeneration:
-    """A model with fresh weights, float32."""
+    """Return a randomly initialized float32 model."""
     shape = {key: value for key, value in config.items() if key not in ("torch_dtype", "architectures", "model_type")}
-    return MiniCPMVForConditionalGeneration(MiniCPMVConfig(**shape)).float()
+    model = MiniCPMVForConditionalGeneration(MiniCPMVConfig(**shape))
+    model.float()
+    return model
 
 
-def shards(weights: dict[str, Tensor]) -> list[dict[str, Tensor]]:
-    """The weights in order, in parts of about SHARD_BYTES."""
+def split_shards(weights: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Return the weights in order, in shards of about SHARD_BYTES."""
     parts: list[dict[str, Tensor]] = [{}]
     filled = 0
     for name, weight in sorted(weights.items()):
@@ -134,11 +136,11 @@ def shards(weights: dict[str, Tensor]) -> list[dict[str, Tensor]]:
 
 
 def write_weights(weights: dict[str, Tensor], directory: Path) -> None:
-    """bf16 shards and their index; shards of an earlier run are removed."""
+    """Write bf16 shards and their index, and delete the previous shards."""
     for old in directory.glob("model-*.safetensors"):
         old.unlink()
     rounded = {name: weight.to(torch.bfloat16).contiguous() for name, weight in weights.items()}
-    parts = shards(rounded)
+    parts = split_shards(rounded)
     places: dict[str, str] = {}
     for number, part in enumerate(parts, start=1):
         file = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
@@ -146,12 +148,12 @@ def write_weights(weights: dict[str, Tensor], directory: Path) -> None:
         (directory / file).chmod(0o644)
         places.update(dict.fromkeys(part, file))
     total = sum(weight.numel() * weight.element_size() for weight in rounded.values())
-    write_json({"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}, directory / INDEX)
+    write_json({"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}, directory / INDEX_FILE)
 
 
 def read_weights(directory: Path) -> dict[str, Tensor]:
-    """All weights of a checkpoint, as stored."""
-    places = json.loads((directory / INDEX).read_text())["weight_map"]
+    """Read all weights of a checkpoint with their stored dtypes."""
+    places = json.loads((directory / INDEX_FILE).read_text())["weight_map"]
     weights: dict[str, Tensor] = {}
     for file in sorted(set(places.values())):
         weights.update(load_file(directory / file))
@@ -159,12 +161,12 @@ def read_weights(directory: Path) -> dict[str, Tensor]:
 
 
 def write_json(value: dict[str, Any], path: Path) -> None:
-    """Indented JSON with a newline at the end."""
+    """Write indented JSON with a final newline."""
     path.write_text(json.dumps(value, indent=2) + "\n")
 
 
 def write_checkpoint(weights: dict[str, Tensor], tokenizer: Tokenizer, directory: Path) -> None:
-    """The whole checkpoint."""
+    """Write all files of the checkpoint."""
     directory.mkdir(parents=True, exist_ok=True)
     write_tokenizer(tokenizer, directory)
     write_json(model_config(tokenizer), directory / "config.json")

@@ -1,4 +1,4 @@
-"""The reference checkpoint's tokenizer: byte-level BPE in the manner of Qwen2, learned from the project's own texts."""
+"""The tokenizer of the reference checkpoint: byte-level BPE with the pre-tokenizer of Qwen2."""
 
 import json
 import random
@@ -9,19 +9,19 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from calibration import prose, scenes
 
-VOCABULARY = 1024
+VOCAB_SIZE = 1024
 END_OF_TEXT, TURN_START, TURN_END, UNKNOWN = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<unk>"
 IMAGE_MARKS = ("<image>", "</image>", "<slice>", "</slice>", "<image_id>", "</image_id>")
-SPECIAL = (END_OF_TEXT, TURN_START, TURN_END, UNKNOWN, *IMAGE_MARKS)
-SYSTEM = "You are a helpful assistant."
+SPECIAL_TOKENS = (END_OF_TEXT, TURN_START, TURN_END, UNKNOWN, *IMAGE_MARKS)
+SYSTEM_PROMPT = "You are a helpful assistant."
 
-# The split that Qwen2 checkpoints are published with: every digit by itself, a word with the space before it.
+# The pre-tokenizer pattern of published Qwen2 checkpoints: single digits, words with the preceding space.
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 CHAT_TEMPLATE = (
     "{%- if messages[0].role != 'system' -%}"
-    f"{{{{- '{TURN_START}system\\n{SYSTEM}{TURN_END}\\n' -}}}}"
+    f"{{{{- '{TURN_START}system\\n{SYSTEM_PROMPT}{TURN_END}\\n' -}}}}"
     "{%- endif -%}"
     "{%- for turn in messages -%}"
     f"{{{{- '{TURN_START}' + turn.role + '\\n' + turn.content + '{TURN_END}\\n' -}}}}"
@@ -32,21 +32,25 @@ CHAT_TEMPLATE = (
 )
 
 
-def reading_matter(count: int) -> Iterator[str]:
-    """Texts, questions and answers in the proportions that the model will meet them."""
+def training_texts(count: int) -> Iterator[str]:
+    """Yield texts, questions and answers in the proportions of the training data."""
     rng = random.Random("tokenizer")
     for _ in range(count):
-        yield f"system\n{SYSTEM}"
+        yield f"system\n{SYSTEM_PROMPT}"
         yield f"user\n{prose.CONTINUE}{prose.text(rng)}"
         single, sliced = scenes.single_scene(rng), scenes.sliced_scene(rng, 112)
-        asked = (prose.question(rng), (single.question, single.answer), (sliced.question, sliced.answer))
-        for question, answer in asked:
+        pairs = (prose.question(rng), (single.question, single.answer), (sliced.question, sliced.answer))
+        for question, answer in pairs:
             yield f"user\n{question}"
             yield f"assistant\n{answer}"
 
 
 def train_tokenizer(count: int = 4000) -> Tokenizer:
-    """A tokenizer of exactly VOCABULARY tokens, the special ones last."""
+    """Train a tokenizer of exactly VOCAB_SIZE tokens; the special tokens are last.
+
+    Raises:
+        ValueError: the texts have too few different words.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -57,16 +61,30 @@ def train_tokenizer(count: int = 4000) -> Tokenizer:
     )
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=VOCABULARY - len(SPECIAL), initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(reading_matter(count), trainer)
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    if tokenizer.get_vocab_size() != VOCABULARY:
-        raise ValueError(f"{tokenizer.get_vocab_size()} tokens instead of {VOCABULARY}: give it more to read")
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE - len(SPECIAL_TOKENS), initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(training_texts(count), trainer)
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    if tokenizer.get_vocab_size() != VOCAB_SIZE:
+        raise ValueError(f"{tokenizer.get_vocab_size()} tokens instead of {VOCAB_SIZE}: increase `count`")
     return tokenizer
 
 
+def token_id(tokenizer: Tokenizer, token: str) -> int:
+    """Return the id of a special token.
+
+    Raises:
+        ValueError: the tokenizer has no such token.
+    """
+    found = tokenizer.token_to_id(token)
+    if found is None:
+        raise ValueError(f"the tokenizer has no token `{token}`")
+    return found
+
+
 def tokenizer_config() -> dict[str, object]:
-    """What stands in tokenizer_config.json."""
+    """Return tokenizer_config.json."""
     return {
         "tokenizer_class": "Qwen2Tokenizer",
         "chat_template": CHAT_TEMPLATE,
@@ -81,6 +99,6 @@ def tokenizer_config() -> dict[str, object]:
 
 
 def write_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
-    """tokenizer.json and tokenizer_config.json."""
+    """Write tokenizer.json and tokenizer_config.json."""
     tokenizer.save(str(directory / "tokenizer.json"))
     (directory / "tokenizer_config.json").write_text(json.dumps(tokenizer_config(), indent=2) + "\n")

@@ -1,76 +1,80 @@
-"""How the vision tower learns to see before it has words: batched slices, a local start, an examiner."""
+"""Pretraining of the vision tower: batched slices, initialization of the resampler queries, and a probe for labels."""
 
 import string
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from calibration.drawing import COLORS, SHAPES, SIZES, Thing
+from calibration.drawing import COLORS, SHAPES, SIZES, SceneObject
 from calibration.reference.samples import QUERIES, SLICE
 from calibration.scenes import Scene
-from mcpmq.families.modeling_minicpmv import MiniCPMVForConditionalGeneration, position_code
+from mcpmq.families.modeling_minicpmv import MiniCPMVForConditionalGeneration, sincos_2d
 
 PATCHES = SLICE // 14
 CHARACTERS = ":." + string.digits + string.ascii_uppercase
 REGION_SLOTS = 3
 BAR_SLOTS = 4
-THING_CLASSES = (len(SHAPES) + 1, len(COLORS) + 1, len(SIZES) + 1)
+OBJECT_CLASSES = (len(SHAPES) + 1, len(COLORS) + 1, len(SIZES) + 1)
 
 
 def patch_positions(table_side: int) -> Tensor:
-    """Rows of the position table that the patches of one slice use: int64 [64]."""
+    """Return the rows of the position table for the patches of one slice, int64 [64]."""
     steps = torch.arange(PATCHES) * table_side // PATCHES
     return (steps[:, None] * table_side + steps[None, :]).flatten()
 
 
-def heads(states: Tensor, count: int) -> Tensor:
-    """[slices, patches, channels] -> [slices, count, patches, channels / count]."""
-    return states.unflatten(-1, (count, -1)).transpose(1, 2)
+def split_heads(states: Tensor, count: int) -> Tensor:
+    """Reshape [slices, patches, channels] to [slices, count, patches, channels / count]."""
+    by_head: Tensor = states.unflatten(-1, (count, -1))
+    return by_head.transpose(1, 2)
 
 
-def attend(layer: nn.Module, states: Tensor, count: int) -> Tensor:
-    """Self-attention of the vision tower within each slice, [slices, patches, channels]."""
-    query, key, value = (heads(project(states), count) for project in (layer.q_proj, layer.k_proj, layer.v_proj))
+def attend(layer: Any, states: Tensor, count: int) -> Tensor:
+    """Apply the self-attention of the vision tower within each slice, [slices, patches, channels]."""
+    query, key, value = (split_heads(project(states), count) for project in (layer.q_proj, layer.k_proj, layer.v_proj))
     mixed = functional.scaled_dot_product_attention(query, key, value)
-    return layer.out_proj(mixed.transpose(1, 2).flatten(2))
+    output: Tensor = layer.out_proj(mixed.transpose(1, 2).flatten(2))
+    return output
 
 
 def batched_features(model: MiniCPMVForConditionalGeneration, pixels: Tensor) -> Tensor:
-    """The model's image features of equal slices, [slices, 3, 112, 112] -> [slices, 16, hidden].
+    """Return the image features of equal slices, [slices, 3, 112, 112] -> [slices, 16, hidden].
 
-    The same function as `get_image_features`, many times faster because slices run side by side.
+    Equal to `get_image_features`, and many times faster because slices are batched.
     """
-    return resample(model.resampler, patch_states(model, pixels))
+    return run_resampler(model.resampler, patch_states(model, pixels))
 
 
 def patch_states(model: MiniCPMVForConditionalGeneration, pixels: Tensor) -> Tensor:
-    """The vision tower over equal slices, [slices, 3, 112, 112] -> [slices, patches, channels]."""
+    """Run the vision tower on equal slices, [slices, 3, 112, 112] -> [slices, patches, channels]."""
     tower, table = model.vpm, model.vpm.embeddings
     states = table.patch_embedding(pixels).flatten(2).transpose(1, 2)
     states = states + table.position_embedding(patch_positions(table.num_patches_per_side))
     for layer in tower.encoder.layers:
         states = states + attend(layer.self_attn, layer.layer_norm1(states), layer.self_attn.num_heads)
         states = states + layer.mlp(layer.layer_norm2(states))
-    seen: Tensor = tower.post_layernorm(states)
-    return seen
+    normalized: Tensor = tower.post_layernorm(states)
+    return normalized
 
 
-def resample(resampler: nn.Module, states: Tensor) -> Tensor:
-    """The resampler over equal slices, [slices, patches, channels] -> [slices, 16, hidden]."""
+def run_resampler(resampler: Any, states: Tensor) -> Tensor:
+    """Run the resampler on equal slices, [slices, patches, channels] -> [slices, 16, hidden]."""
     value = resampler.ln_kv(resampler.kv_proj(states)).transpose(0, 1)
-    place = position_code(PATCHES, PATCHES, value.shape[-1], value.device, value.dtype)
+    place = sincos_2d(PATCHES, PATCHES, value.shape[-1], value.device, value.dtype)
     query = resampler.ln_q(resampler.query)[:, None].expand(-1, value.shape[1], -1)
-    seen = resampler.attn(query, value + place[:, None], value, need_weights=False)[0]
-    return resampler.ln_post(seen.transpose(0, 1)) @ resampler.proj
+    attended = resampler.attn(query, value + place[:, None], value, need_weights=False)[0]
+    features: Tensor = resampler.ln_post(attended.transpose(0, 1)) @ resampler.proj
+    return features
 
 
 @torch.no_grad()
-def start_locally(model: MiniCPMVForConditionalGeneration) -> None:
-    """Queries begin as a 4 x 4 grid of places that look at their surroundings; learning that takes very long."""
+def init_query_grid(model: MiniCPMVForConditionalGeneration) -> None:
+    """Initialize the queries as a 4 x 4 grid of positions with local attention, which training finds only slowly."""
     resampler = model.resampler
     channels = resampler.query.shape[1]
-    grid = position_code(PATCHES, PATCHES, channels, torch.device("cpu"), torch.float32)
+    grid = sincos_2d(PATCHES, PATCHES, channels, torch.device("cpu"), torch.float32)
     grid = grid.view(PATCHES // 2, 2, PATCHES // 2, 2, channels).mean(dim=(1, 3)).reshape(QUERIES, channels)
     resampler.query.copy_(grid)
     resampler.attn.in_proj_weight[: 2 * channels].normal_(0, 0.01)
@@ -79,16 +83,16 @@ def start_locally(model: MiniCPMVForConditionalGeneration) -> None:
     model.vpm.embeddings.position_embedding.weight.mul_(0.3)
 
 
-def thing_label(thing: Thing | None) -> tuple[int, int, int]:
-    """Shape, colour and size as class numbers; 0 is nothing."""
-    if thing is None:
+def object_label(item: SceneObject | None) -> tuple[int, int, int]:
+    """Return shape, color and size as class numbers; 0 for no object."""
+    if item is None:
         return 0, 0, 0
-    shape, color, size = SHAPES.index(thing.shape), list(COLORS).index(thing.color), list(SIZES).index(thing.size)
+    shape, color, size = SHAPES.index(item.shape), list(COLORS).index(item.color), list(SIZES).index(item.size)
     return shape + 1, color + 1, size + 1
 
 
 def patch_label(scene: Scene) -> list[int]:
-    """The character in the middle of every patch as a class number; 0 is none."""
+    """Return the class number of the character at the center of every patch; 0 for no character."""
     label = [0] * PATCHES**2
     for glyph in scene.labels.glyphs:
         row, column = (min(PATCHES - 1, max(0, int(value / 14))) for value in (glyph.y, glyph.x))
@@ -97,7 +101,7 @@ def patch_label(scene: Scene) -> list[int]:
 
 
 def region_label(scene: Scene) -> list[list[int]]:
-    """The first characters, from left to right, of every region of 2 x 2 patches; 0 after the last."""
+    """Return the first characters of every region of 2 x 2 patches from left to right, padded with 0."""
     label: list[list[int]] = [[] for _ in range(QUERIES)]
     for glyph in scene.labels.glyphs:
         row, column = (min(PATCHES // 2 - 1, max(0, int(value / 28))) for value in (glyph.y, glyph.x))
@@ -105,55 +109,55 @@ def region_label(scene: Scene) -> list[list[int]]:
     return [(region + [0] * REGION_SLOTS)[:REGION_SLOTS] for region in label]
 
 
-class Examiner(nn.Module):
-    """Asks what is drawn: characters by patch and by region, things by quarter, a count, heights of bars."""
+class VisionProbe(nn.Module):
+    """Predicts characters by patch and region, objects by quarter, counts and bar heights."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.questions = nn.Parameter(torch.randn(1 + BAR_SLOTS, channels) * 0.5)
-        self.look = nn.MultiheadAttention(channels, 4, batch_first=True)
-        self.things = nn.Linear(channels, sum(THING_CLASSES))
-        self.patches = nn.Linear(channels, len(CHARACTERS) + 1)
-        self.regions = nn.Linear(channels, REGION_SLOTS * (len(CHARACTERS) + 1))
-        self.numbers = nn.Linear(channels, 10)
+        self.queries = nn.Parameter(torch.randn(1 + BAR_SLOTS, channels) * 0.5)
+        self.attention = nn.MultiheadAttention(channels, 4, batch_first=True)
+        self.object_head = nn.Linear(channels, sum(OBJECT_CLASSES))
+        self.patch_head = nn.Linear(channels, len(CHARACTERS) + 1)
+        self.region_head = nn.Linear(channels, REGION_SLOTS * (len(CHARACTERS) + 1))
+        self.number_head = nn.Linear(channels, 10)
 
     def forward(self, states: Tensor, features: Tensor, scenes: list[Scene]) -> dict[str, Tensor]:
-        """Patch states and features of scenes -> cross-entropy of each kind of question."""
+        """Return the cross-entropy of each kind of label for patch states and features of scenes."""
         patches = torch.tensor([patch_label(scene) for scene in scenes])
         regions = torch.tensor([region_label(scene) for scene in scenes])
         return {
-            "things": self.ask_things(features, scenes),
-            "patches": rare_choice(self.patches(states), patches),
-            "regions": rare_choice(self.regions(features).unflatten(-1, (REGION_SLOTS, -1)), regions),
-            "numbers": self.ask_numbers(features, scenes),
+            "objects": self.object_loss(features, scenes),
+            "patches": sparse_class_loss(self.patch_head(states), patches),
+            "regions": sparse_class_loss(self.region_head(features).unflatten(-1, (REGION_SLOTS, -1)), regions),
+            "numbers": self.number_loss(features, scenes),
         }
 
-    def ask_things(self, features: Tensor, scenes: list[Scene]) -> Tensor:
-        """Shape, colour and size of what is in each quarter."""
+    def object_loss(self, features: Tensor, scenes: list[Scene]) -> Tensor:
+        """Return the loss of shape, color and size of the object in each quarter."""
         quarters = features.view(-1, 2, 2, 2, 2, features.shape[-1]).mean(dim=(2, 4)).flatten(1, 2)
-        parts = self.things(quarters).split(THING_CLASSES, dim=-1)
-        truth = torch.tensor([[thing_label(thing) for thing in scene.labels.things] for scene in scenes])
-        return torch.stack([choice(part, truth[..., index]) for index, part in enumerate(parts)]).sum()
+        parts = self.object_head(quarters).split(OBJECT_CLASSES, dim=-1)
+        truth = torch.tensor([[object_label(item) for item in scene.labels.objects] for scene in scenes])
+        return torch.stack([class_loss(part, truth[..., index]) for index, part in enumerate(parts)]).sum()
 
-    def ask_numbers(self, features: Tensor, scenes: list[Scene]) -> Tensor:
-        """How many, and how high."""
-        asked = self.questions.expand(len(scenes), -1, -1)
-        seen = asked + self.look(asked, features, features, need_weights=False)[0]
-        return choice(self.numbers(seen), torch.tensor([number_label(scene) for scene in scenes]))
+    def number_loss(self, features: Tensor, scenes: list[Scene]) -> Tensor:
+        """Return the loss of counts and bar heights."""
+        queries = self.queries.expand(len(scenes), -1, -1)
+        states = queries + self.attention(queries, features, features, need_weights=False)[0]
+        return class_loss(self.number_head(states), torch.tensor([number_label(scene) for scene in scenes]))
 
 
 def number_label(scene: Scene) -> list[int]:
-    """The count and the heights of the bars; 0 where there is none."""
+    """Return the count and the bar heights, padded with 0."""
     bars = scene.labels.bars
     return [scene.labels.count, *bars, *[0] * (BAR_SLOTS - len(bars))]
 
 
-def choice(logits: Tensor, truth: Tensor) -> Tensor:
-    """Mean cross-entropy of logits [..., classes] against class numbers [...]."""
+def class_loss(logits: Tensor, truth: Tensor) -> Tensor:
+    """Return the mean cross-entropy of logits [..., classes] for class numbers [...]."""
     return functional.cross_entropy(logits.float().flatten(0, -2), truth.flatten())
 
 
-def rare_choice(logits: Tensor, truth: Tensor) -> Tensor:
-    """Cross-entropy where something is plus where nothing is, so that the many empty places do not drown the few."""
-    something = truth > 0
-    return choice(logits[something], truth[something]) + choice(logits[~something], truth[~something])
+def sparse_class_loss(logits: Tensor, truth: Tensor) -> Tensor:
+    """Return the mean loss of nonzero labels plus that of zero labels, because most labels are zero."""
+    nonzero = truth > 0
+    return class_loss(logits[nonzero], truth[nonzero]) + class_loss(logits[~nonzero], truth[~nonzero])

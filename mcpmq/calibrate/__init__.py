@@ -1,1 +1,1 @@
-"""Samples pass through a model block by block; blocks are rounded by what they see, and held-out samples judge."""
+"""Sequential calibration: collect input statistics per block, quantize it, keep the best method on held-out samples."""

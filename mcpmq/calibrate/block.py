@@ -1,4 +1,4 @@
-"""One block rounded in every way that its recipe allows; the way that held-out samples prefer is kept."""
+"""Quantize one block with every candidate of its recipe and keep the one of least loss on held-out samples."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,111 +6,135 @@ from typing import Any
 
 from torch import Tensor
 
-from mcpmq.calibrate.selection import Candidate, Judge
-from mcpmq.execution.chunked_matmul import Each, torch_threads
-from mcpmq.execution.torch_model import Stored
-from mcpmq.plan import Plan, Step
-from mcpmq.quantized_model import Findings
-from mcpmq.rounding import RounderName
+from mcpmq.calibrate.selection import BlockLoss, Candidate
+from mcpmq.execution.chunked_matmul import ParallelMap, torch_threads
+from mcpmq.execution.torch_model import StoredWeight
+from mcpmq.plan import Plan, TensorPlan
+from mcpmq.quantized_model import CalibrationResult
+from mcpmq.rounding import RoundingMethod
 from mcpmq.rounding.smoothing import (
+    BalanceLayer,
     Channels,
-    Reader,
-    Scales,
-    Scaling,
-    scaled_stats,
-    scalings,
-    search,
+    SmoothingScales,
+    WeightScaling,
+    scale_stats,
+    search_scales,
+    weight_scalings,
 )
-from mcpmq.rounding.stats import LayerStats
-from mcpmq.rounding.weight import UNSCALED, rounded
+from mcpmq.rounding.stats import InputStats
+from mcpmq.rounding.weight import NO_SCALING, quantize_weight
 from mcpmq.scheme import GgmlScheme, IntegerScheme
 
-Stats = dict[str, tuple[LayerStats, ...]]
-"""What the matrices of a block see, by common name."""
+BlockStats = dict[str, tuple[InputStats, ...]]
+"""Input statistics of the matrices of a block, by common name."""
 
 
-def scales_of(plan: Plan, block: str, weights: Mapping[str, Tensor], stats: Stats, each: Each) -> list[Scales]:
-    """The scales that lessen the errors of a block, of which `weights` are the original ones [out, in], float32."""
-    steps, found = {step.name: step for step in plan.blocks[block]}, []
-    for fold in plan.folds.get(block, ()):
-        readers = [_reader(steps[name], weights[name], stats[name]) for name in fold.into if steps[name].on_a_grid]
-        count = len(weights[fold.source]) // fold.part[1]
-        channels = Channels(count, plan.checkpoint.architecture.language.head_width)  # no other heads share channels
+def smoothing_scales(
+    plan: Plan, block: str, weights: Mapping[str, Tensor], stats: BlockStats, parallel_map: ParallelMap
+) -> list[SmoothingScales]:
+    """Return the smoothing scales that lower the error of a block.
+
+    `weights` are the original weights by common name, float32 [out, in].
+    """
+    tensors, found = {tensor.name: tensor for tensor in plan.blocks[block]}, []
+    for mapping in plan.smoothing_mappings.get(block, ()):
+        layers = [
+            _balance_layer(tensors[name], weights[name], stats[name])
+            for name in mapping.balance_layers
+            if tensors[name].is_quantized
+        ]
+        count = len(weights[mapping.smooth_layer]) // mapping.row_chunk[1]
+        channels = Channels(count, plan.checkpoint.architecture.language.head_dim)  # only language heads share channels
         assert plan.recipe.smooth != "none"
-        scales = search(fold, plan.recipe.smooth, readers, channels, plan.recipe.round != "rtn", each)
+        scales = search_scales(mapping, plan.recipe.smooth, layers, channels, plan.recipe.method != "rtn", parallel_map)
         if scales:
             found.append(scales)
     return found
 
 
-def _reader(step: Step, weight: Tensor, stats: tuple[LayerStats, ...]) -> Reader:
-    assert isinstance(step.scheme, IntegerScheme | GgmlScheme)
-    [seen] = stats
-    return Reader(weight, step.scheme, seen)
+def _balance_layer(tensor: TensorPlan, weight: Tensor, stats: tuple[InputStats, ...]) -> BalanceLayer:
+    assert isinstance(tensor.scheme, IntegerScheme | GgmlScheme)
+    [only] = stats
+    return BalanceLayer(weight, tensor.scheme, only)
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
-    """A block, what it was seen to take in, and the scales that could move inside of it."""
+class BlockQuantizer:
+    """Quantizes one block from the statistics of its inputs and its smoothing scales."""
 
     plan: Plan
     block: str
-    stats: Stats  # changed and emptied by rounding: Gram matrices are large
-    scales: list[Scales]
-    threads: int  # of the rounder
+    stats: BlockStats  # changed in place and emptied during quantization: Hessians are large
+    scales: list[SmoothingScales]
+    threads: int  # for rounding
 
-    def best(self, tries: tuple[Candidate, ...], judge: Judge | None) -> tuple[dict[str, Stored], Findings]:
-        """The weights rounded in the way that is judged best, of equally good ones the first, and what was found."""
-        told: dict[str, dict[str, Any]] = {name: {"tokens": _fewest(parts)} for name, parts in self.stats.items()}
-        scaling: Mapping[str, Scaling] = {}
+    def quantize(
+        self, candidates: tuple[Candidate, ...], loss: BlockLoss | None
+    ) -> tuple[dict[str, StoredWeight], CalibrationResult]:
+        """Return the weights of the candidate with the least loss, the first of equals, and the results of all.
+
+        Candidates with smoothing come last. Without a loss there is one candidate, and no error in the result.
+        """
+        records: dict[str, dict[str, Any]] = {
+            name: {"calibration_tokens": _fewest_tokens(parts)} for name, parts in self.stats.items()
+        }
+        scaling: Mapping[str, WeightScaling] = {}
         errors: dict[str, float] = {}
-        for candidate in tries:
+        for candidate in candidates:
             if candidate.smoothing and not scaling:
-                self.stats.update(scaled_stats(self.stats, self.scales))
-                scaling = scalings(self.scales)
-            reaches, ranges = self._reaches(), self._input_ranges()
-            weights = self._rounded(candidate.rounder, scaling, last=candidate == tries[-1])
-            error = judge(weights, reaches) if judge else 0.0
+                self.stats.update(scale_stats(self.stats, self.scales))
+                scaling = weight_scalings(self.scales)
+            input_abs_max, input_ranges = self._input_abs_max(), self._input_ranges()
+            weights = self._quantize_weights(candidate.method, scaling, last=candidate == candidates[-1])
+            error = loss(weights, input_abs_max) if loss else 0.0
             if not errors or error < min(errors.values()):
-                chosen, kept, chosen_ranges = candidate, weights, ranges
+                best, best_weights, best_ranges = candidate, weights, input_ranges
             errors[str(candidate)] = error
-        self._tell(told, chosen, chosen_ranges)
-        return kept, Findings(told, {name: float(f"{error:.4g}") for name, error in errors.items()} if judge else {})
+        self._record(records, best, best_ranges)
+        rounded = {name: float(f"{error:.4g}") for name, error in errors.items()} if loss else {}
+        return best_weights, CalibrationResult(records, rounded)
 
-    def _rounded(self, rounder: RounderName, scaling: Mapping[str, Scaling], last: bool) -> dict[str, Stored]:
-        take = self.stats.pop if last else self.stats.get  # what no other way needs makes room
+    def _quantize_weights(
+        self, method: RoundingMethod, scaling: Mapping[str, WeightScaling], last: bool
+    ) -> dict[str, StoredWeight]:
+        take = self.stats.pop if last else self.stats.get  # the last candidate frees the Hessians
         with torch_threads(self.threads):
             return {
-                step.name: rounded(self.plan, step, take(step.name, ()), rounder, scaling.get(step.name, UNSCALED))
-                for step in self.plan.blocks[self.block]
+                tensor.name: quantize_weight(
+                    self.plan, tensor, take(tensor.name, ()), method, scaling.get(tensor.name, NO_SCALING)
+                )
+                for tensor in self.plan.blocks[self.block]
             }
 
-    def _reaches(self) -> dict[str, float]:
-        """The largest inputs by common name, where inputs are to be rounded to 8 bits."""
+    def _input_abs_max(self) -> dict[str, float]:
+        """Return the largest input magnitude of every matrix if the recipe smooths for 8-bit inputs."""
         if self.plan.recipe.smooth != "smoothquant":
             return {}
-        return {name: max(float(part.largest.max()) for part in parts) for name, parts in self.stats.items()}
+        return {name: max(float(part.abs_max.max()) for part in parts) for name, parts in self.stats.items()}
 
     def _input_ranges(self) -> dict[str, list[tuple[float, float]]]:
-        """The lowest and the highest input by common name, for each share of the rows, where inputs are rounded."""
-        rounding = [step.name for step in self.plan.blocks[self.block] if step.activation]
+        """Return the input ranges of every matrix with quantized activations, one for each equal share of its rows."""
+        names = [tensor.name for tensor in self.plan.blocks[self.block] if tensor.activation]
         return {
-            name: [(float(part.lowest.min()), float(part.highest.max())) for part in self.stats[name]]
-            for name in rounding
+            name: [(float(part.minimum.min()), float(part.maximum.max())) for part in self.stats[name]]
+            for name in names
         }
 
-    def _tell(
-        self, told: dict[str, dict[str, Any]], chosen: Candidate, ranges: Mapping[str, list[tuple[float, float]]]
+    def _record(
+        self,
+        records: dict[str, dict[str, Any]],
+        best: Candidate,
+        input_ranges: Mapping[str, list[tuple[float, float]]],
     ) -> None:
-        for fields in told.values():
-            fields["round"] = chosen.rounder
-        for name, found in ranges.items():
-            told[name]["input_ranges"] = found
-        for scales in self.scales if chosen.smoothing else ():
-            for name in scales.fold.into:
-                if name in told:
-                    told[name]["smooth"] = scales.exponent
+        for fields in records.values():
+            fields["method"] = best.method
+        for name, ranges in input_ranges.items():
+            records[name]["input_ranges"] = ranges
+        for scales in self.scales if best.smoothing else ():
+            for name in scales.mapping.balance_layers:
+                if name in records:
+                    records[name]["smoothing_exponent"] = scales.exponent
 
 
-def _fewest(parts: tuple[LayerStats, ...]) -> dict[str, int]:
-    return dict(min(parts, key=lambda part: part.weight).tokens)
+def _fewest_tokens(parts: tuple[InputStats, ...]) -> dict[str, int]:
+    return dict(min(parts, key=lambda part: part.total_weight).token_counts)

@@ -1,107 +1,204 @@
-"""Calibration samples on their way through a native model: one block in memory, every token of known modality."""
+"""Run calibration samples through a model one block at a time, with the modality of every token known."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from mcpmq.calibrate.observers import Labels
+from mcpmq.calibrate.memory import check_memory
+from mcpmq.calibrate.observers import TokenModalities, collect_stats
+from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import Sample
-from mcpmq.execution.chunked_matmul import Each, share_linears
-from mcpmq.execution.device import CPU
-from mcpmq.execution.layerwise import Visit, lockstep
-from mcpmq.execution.torch_model import NativeModel
+from mcpmq.errors import DatasetError
+from mcpmq.execution.chunked_matmul import ParallelMap, chunk_linears, deterministic_threads
+from mcpmq.execution.device import CPU, progress_label
+from mcpmq.execution.layerwise import Replay, run_layerwise
+from mcpmq.execution.torch_model import TorchModel, build_model, to_float
 from mcpmq.families.family import Family, Inputs, Processor, TensorSpec
-from mcpmq.rounding.stats import ANSWER, MODALITIES, TEXT, VISION
+from mcpmq.recipe import TokenWeights
+from mcpmq.rounding.stats import ANSWER, MODALITIES, TEXT, VISION, InputStats
 from mcpmq.system.progress import Progress
 
-HEAD, LANGUAGE = "head", "language"  # components that see tokens; all others see images only
+HEAD, LANGUAGE = "head", "language"  # components with text tokens as input; all others process images only
 
-# The modality of every token of the sample whose forward is running; each sample runs in a context of its own.
-_passing: ContextVar[Tensor] = ContextVar("modalities")
+# The modality of every token of the sample in its forward pass; each sample runs in a context of its own.
+_sample_modalities: ContextVar[Tensor] = ContextVar("modalities")
 
 
-def read_samples(processor: Processor, samples: Sequence[Sample], progress: Progress) -> list[Inputs]:
-    """Every sample as the model takes it."""
+class CalibrationVisitor(Protocol):
+    """Loads each block of a calibration run, and reads or changes it before the samples pass through it."""
+
+    def load(self, block: nn.Module) -> None:
+        """Load the weights of a block. The head needs none: it returns its input."""
+
+    def visit(self, block: nn.Module, replay: Replay) -> None:
+        """Process a loaded block; `replay` runs the samples through it and discards the outputs."""
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationRun:
+    """A checkpoint's model without weights, and the encoded samples to run through it."""
+
+    checkpoint: Checkpoint
+    model: TorchModel
+    processor: Processor
+    inputs: Sequence[Inputs]
+    progress: Progress
+    parallel_map: ParallelMap
+    threads: int  # threads of torch before the run, which computes on one
+
+    def load_original(self, block: nn.Module) -> None:
+        """Load the weights of a block from the checkpoint; the head stays empty."""
+        if not is_head(self.model, block):
+            self.model.load_block(block, lambda spec: to_float(self.checkpoint.load(spec), spec))
+
+    def input_modules(self, specs: Mapping[str, TensorSpec]) -> dict[str, str | None]:
+        """Return the module that feeds each weight, by the weight's name in its block; see `capture_inputs`."""
+        return {name: input_module(self.checkpoint.family, spec, name) for name, spec in specs.items()}
+
+    def modalities(self, block: nn.Module, weights: Mapping[str, float]) -> TokenModalities:
+        """Return the modalities of a block's input tokens, with these token weights."""
+        return modality_labels(block_component(self.model, block), weights, self.model.device)
+
+    def collect_stats(
+        self, block: nn.Module, specs: Mapping[str, TensorSpec], replay: Callable[[], None], weights: TokenWeights
+    ) -> dict[str, tuple[InputStats, ...]]:
+        """Collect input statistics of weights of a loaded block, by common name; `specs` is by name in the block.
+
+        A weight that receives no tokens has no statistics.
+
+        Raises:
+            DatasetError: an input is not finite.
+        """
+        modalities = self.modalities(block, weights.model_dump())
+        stats = collect_stats(block, self.input_modules(specs), replay, modalities, self.parallel_map)
+        for name, parts in stats.items():
+            if not all(part.gram.diagonal().isfinite().all() for part in parts):
+                raise nonfinite_error(specs[name].name)
+        return {spec.name: stats.get(name, ()) for name, spec in specs.items()}
+
+
+@contextmanager
+def open_calibration(
+    checkpoint: Checkpoint,
+    samples: Sequence[Sample],
+    progress: Progress,
+    device: torch.device,
+    with_hessian: Sequence[str] = (),
+) -> Iterator[CalibrationRun]:
+    """Encode the samples and build the model; inside, torch is deterministic and in inference mode.
+
+    `with_hessian` are the weights, by common name, whose Hessians the visitor collects.
+
+    Raises:
+        DatasetError: the samples do not fit into the memory of the device.
+    """
+    processor = checkpoint.family.open_processor(checkpoint.path)
+    inputs = encode_samples(processor, samples, progress)
+    check_memory(checkpoint, inputs, with_hessian, device)
+    model = build_model(checkpoint.family, checkpoint.config, checkpoint.specs, device)
+    threads = torch.get_num_threads()
+    with deterministic_threads(device) as parallel_map, torch.inference_mode():
+        yield CalibrationRun(checkpoint, model, processor, inputs, progress, parallel_map, threads)
+
+
+def run_calibration(run: CalibrationRun, visitor: CalibrationVisitor, label: str) -> None:
+    """Run all samples through all blocks; each block is loaded, visited, passed and unloaded once.
+
+    The head receives all positions but those of images. Logits are not needed during calibration, so the head returns
+    its input and loads no weights. `label` is for the progress.
+    """
+    model = run.model
+    if model.device == CPU:  # other devices distribute matrix products themselves
+        chunk_linears(model.module, run.parallel_map)
+    for block in filter(partial(is_head, model), model.blocks):
+        vars(block)["forward"] = lambda hidden: hidden
+    samples = [{"modalities": token_modalities(one), "tensors": run.processor.model_inputs(one)} for one in run.inputs]
+    blocks = list(model.blocks)
+    ticks = iter(run.progress(blocks, progress_label(label, model.device)))
+
+    def load(block: nn.Module) -> None:
+        next(ticks, None)
+        visitor.load(block)
+
+    forward = partial(_forward, model)
+    run_layerwise(forward, blocks, samples, load=load, release=model.unload_block, visit=visitor.visit)
+    for _ in ticks:  # blocks that no sample passed through
+        pass
+
+
+def _forward(model: TorchModel, modalities: Tensor, tensors: Mapping[str, Any]) -> None:
+    modalities = modalities.to(model.device)
+    _sample_modalities.set(modalities)
+    arguments = {name: torch.from_numpy(value).to(model.device) for name, value in tensors.items()}
+    model.module(**arguments, logits_to_keep=(modalities != VISION).nonzero()[:, 0], use_cache=False)
+
+
+def encode_samples(processor: Processor, samples: Sequence[Sample], progress: Progress) -> list[Inputs]:
+    """Encode samples into model inputs."""
     return [
         processor.encode(sample.id, sample.image, sample.prompt, sample.answer)
-        for sample in progress(samples, "reading samples")
+        for sample in progress(samples, "encoding samples")
     ]
 
 
-def pass_samples(
-    model: NativeModel,
-    processor: Processor,
-    inputs: Sequence[Inputs],
-    each: Each,
-    load: Callable[[nn.Module], None],
-    visit: Visit,
-) -> None:
-    """Let samples pass through all blocks, as `lockstep` does, with the model's linears shared out by `each`.
-
-    The head sees all positions but those of images, where nothing is said. Nobody asks what it would say: it hands on
-    what it sees and needs no weights.
-    """
-    if model.device == CPU:  # others share out products themselves
-        share_linears(model.module, each)
-    for block in filter(partial(is_head, model), model.blocks):
-        vars(block)["forward"] = lambda hidden: hidden
-    passing = [{"kinds": kinds_of(one), "tensors": processor.arguments(one)} for one in inputs]
-    lockstep(partial(_forward, model), list(model.blocks), passing, load=load, release=model.empty, visit=visit)
-
-
-def _forward(model: NativeModel, kinds: Tensor, tensors: Mapping[str, Any]) -> None:
-    kinds = kinds.to(model.device)
-    _passing.set(kinds)
-    given = {name: torch.from_numpy(value).to(model.device) for name, value in tensors.items()}
-    model.module(**given, logits_to_keep=(kinds != VISION).nonzero()[:, 0], use_cache=False)
-
-
-def is_head(model: NativeModel, block: nn.Module) -> bool:
-    """Whether a block says the next token; it may be the embedding once more."""
+def is_head(model: TorchModel, block: nn.Module) -> bool:
+    """Return whether a block is the language model head, which may be tied to the embedding."""
     return block is model.module.get_output_embeddings()  # type: ignore[operator]
 
 
-def component_of(model: NativeModel, block: nn.Module) -> str:
-    """The component that a block is part of."""
+def block_component(model: TorchModel, block: nn.Module) -> str:
+    """Return the component that a block is part of."""
     if is_head(model, block):
         return HEAD
     return next(iter(model.blocks[block].values())).component
 
 
-def kinds_of(inputs: Inputs) -> Tensor:
-    """The modality of every token, uint8 [length], as in MODALITIES: vision inside of the spans of images, else text
-    in the prompt and answer from `answer_start`."""
-    kinds = torch.full((len(inputs.tokens),), TEXT, dtype=torch.uint8)
-    kinds[inputs.answer_start :] = ANSWER
+def token_modalities(inputs: Inputs) -> Tensor:
+    """Return the modality of every token, uint8 [tokens], an index into MODALITIES.
+
+    Tokens inside an image span are vision; tokens from `answer_start` on are answer; all others are text.
+    """
+    modalities = torch.full((len(inputs.tokens),), TEXT, dtype=torch.uint8)
+    modalities[inputs.answer_start :] = ANSWER
     for begin, end in inputs.image_bounds.tolist():
-        kinds[begin:end] = VISION
-    return kinds
+        modalities[begin:end] = VISION
+    return modalities
 
 
-def labels_of(component: str, weights: Mapping[str, float], device: torch.device = CPU) -> Labels:
-    """What the tokens that a component sees are, and what they weigh; where only images pass all weigh the same."""
+def modality_labels(component: str, weights: Mapping[str, float], device: torch.device = CPU) -> TokenModalities:
+    """Return the modalities and weights of a component's input tokens; in image components every weight is 1."""
     if component not in (HEAD, LANGUAGE):
-        alike = torch.ones(len(MODALITIES), device=device)
-        return Labels(lambda count: torch.full((count,), VISION, dtype=torch.uint8, device=device), alike)
-    of = _spoken if component == HEAD else _passed
-    return Labels(of, torch.tensor([weights[kind] for kind in MODALITIES], device=device))
+        ones = torch.ones(len(MODALITIES), device=device)
+        return TokenModalities(lambda count: torch.full((count,), VISION, dtype=torch.uint8, device=device), ones)
+    modality_ids = _head_tokens if component == HEAD else _all_tokens
+    return TokenModalities(modality_ids, torch.tensor([weights[name] for name in MODALITIES], device=device))
 
 
-def _passed(_: int) -> Tensor:
-    return _passing.get()
+def _all_tokens(_: int) -> Tensor:
+    return _sample_modalities.get()
 
 
-def _spoken(_: int) -> Tensor:
-    kinds = _passing.get()
-    return kinds[kinds != VISION]
+def _head_tokens(_: int) -> Tensor:
+    modalities = _sample_modalities.get()
+    return modalities[modalities != VISION]
 
 
-def fed_by(family: Family, spec: TensorSpec, parameter: str) -> str | None:
-    """The module inside the block whose output a parameter, of this name there, multiplies and that no linear holds."""
-    name = spec.parameters[0]
-    feeder = dict(family.fed_by).get(name)
-    return feeder.removeprefix(name.removesuffix(parameter)) if feeder else None
+def input_module(family: Family, spec: TensorSpec, parameter: str) -> str | None:
+    """Return the module in a block whose output is multiplied by `parameter`, for weights that no nn.Linear holds.
+
+    `parameter` is the weight's name in the block.
+    """
+    name = spec.parameter_names[0]
+    module = dict(family.input_from).get(name)
+    return module.removeprefix(name.removesuffix(parameter)) if module else None
+
+
+def nonfinite_error(name: str) -> DatasetError:
+    """Return the error for a weight with inputs that are infinite or NaN."""
+    return DatasetError(f"the inputs of `{name}` are not finite", "the checkpoint overflows on a sample or is damaged")

@@ -1,12 +1,13 @@
-"""The importance matrix of a checkpoint, as llama-quantize takes it: the squares of what matrices see, by column."""
+"""Collect the importance matrix (imatrix) of a checkpoint for llama-quantize: squared inputs summed by column."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial, reduce
 from operator import add
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -17,232 +18,243 @@ from mcpmq.artifact import (
     Manifest,
     SourceRecord,
     WeightRecord,
-    appearing_whole,
-    refuse_existing,
+    atomic_dir,
+    check_output,
     write_manifest,
 )
-from mcpmq.calibrate.forward import (
-    component_of,
-    fed_by,
-    is_head,
-    labels_of,
-    pass_samples,
-    read_samples,
-)
-from mcpmq.calibrate.memory import refuse_what_does_not_fit
-from mcpmq.calibrate.observers import Labels, count
+from mcpmq.calibrate.forward import CalibrationRun, nonfinite_error, open_calibration, run_calibration
+from mcpmq.calibrate.observers import TokenModalities, count_modalities
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.dataset import CalibrationSet
-from mcpmq.errors import ArtifactError, CalibrationError
-from mcpmq.execution import torch_model
-from mcpmq.execution.chunked_matmul import all_threads
-from mcpmq.execution.device import choose, name_of, told
-from mcpmq.execution.hooks import watching
-from mcpmq.execution.layerwise import pass_by
+from mcpmq.dataset import SampleSet
+from mcpmq.errors import ArtifactError
+from mcpmq.execution.device import device_name, resolve_device
+from mcpmq.execution.hooks import capture_inputs
+from mcpmq.execution.layerwise import Replay
 from mcpmq.families.family import TensorSpec
 from mcpmq.formats.gguf import language, mmproj
-from mcpmq.formats.gguf.importance import Entry, ImportanceMatrix, widths_in
-from mcpmq.formats.gguf.names import HYBRID_LANGUAGE, Names, names_of, source_name
-from mcpmq.formats.gguf.names import LANGUAGE as LANGUAGE_NAMES
+from mcpmq.formats.gguf.imatrix_file import ImatrixEntry, ImportanceMatrix, column_counts
+from mcpmq.formats.gguf.names import (
+    HYBRID_LANGUAGE_NAMES,
+    LANGUAGE_NAMES,
+    TensorNames,
+    gguf_names,
+    safe_file_name,
+)
 from mcpmq.rounding.stats import MODALITIES
 from mcpmq.system.environment import installed_versions
 from mcpmq.system.progress import Progress, silent
 
-LANGUAGE, MMPROJ = "language", "vision+projector"  # the two files, as the GGUF export calls them
+LANGUAGE, MMPROJ = "language", "vision+projector"  # the two files, named as in the GGUF export
 COMPONENTS = {LANGUAGE: language.COMPONENTS, MMPROJ: mmproj.COMPONENTS}
 PREFIXES = {LANGUAGE: "", MMPROJ: "mmproj-"}
 PACKAGES = ("mcpmq", "torch", "gguf", "transformers", "numpy", "pillow")
-ADDED = "also summed over: "
-SUM_NBYTES = 4  # of a column
-ALIKE = dict.fromkeys(MODALITIES, 1.0)
+ADDED_NOTE = "also summed over: "
+SUM_NBYTES = 4  # per column
+EQUAL_WEIGHTS = dict.fromkeys(MODALITIES, 1.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Squares:
-    """What one matrix saw: the squares of its inputs by column, float32 [columns], and its tokens by modality."""
+class SquareSums:
+    """Squared inputs of one matrix summed by column, float32 [columns], and the number of tokens of each modality."""
 
     sums: Tensor
-    tokens: Mapping[str, int]
+    token_counts: Mapping[str, int]
 
 
-Seen = Mapping[str, tuple[Squares, ...]]  # by common name; three for a projection that is fed three ways
+MatrixSums = Mapping[str, tuple[SquareSums, ...]]  # by common name; three for a packed query-key-value projection
 
 
-def imatrix(
+def write_imatrix(
     checkpoint: Checkpoint,
-    samples: CalibrationSet,
+    samples: SampleSet,
     out: Path,
-    added: Sequence[Path] = (),
+    previous: Sequence[Path] = (),
     mmproj_file: Path | None = None,
     progress: Progress = silent,
     device: str | None = None,
 ) -> Artifact:
-    """Write the importance of every column of every matrix: a file for the language model, and one for the mmproj file
-    unless no sample has an image. Samples pass on the `device` of that name, or on the one that is chosen for them.
+    """Write imatrix files: one for the language model, and one for the mmproj file if a sample has an image.
 
-    What is in `added`, folders that were written for other sets, is added. Vision matrices are as wide as in
-    `mmproj_file`, a GGUF file of theirs, or as in the checkpoint.
+    `previous` are imatrix artifacts of other calibration sets, whose sums are added. Columns of vision matrices are
+    padded to those of `mmproj_file`, a GGUF file. `device` is as in `resolve_device`.
 
     Raises:
-        ArtifactError: a folder in `added` is none of this checkpoint.
-        FormatError: `mmproj_file` holds other matrices.
-        CalibrationError: there is too little memory, or a matrix saw values that are not finite.
+        ArtifactError: an artifact in `previous` is not an imatrix of this checkpoint.
+        FormatError: `mmproj_file` has other matrices.
+        DatasetError: there is too little memory, or inputs of a matrix are not finite.
+        DeviceError: the device is not available.
         OutputError: `out` exists.
     """
-    refuse_existing(out)
-    chosen = choose(device)
-    names = _names(checkpoint)
-    widths = {part: _columns(checkpoint, part, names[part]) for part in names}
+    check_output(out)
+    torch_device = resolve_device(device)
+    names = _tensor_names(checkpoint)
+    columns = {part: _columns(checkpoint, part, names[part]) for part in names}
     if mmproj_file:
-        widths[MMPROJ] = widths_in(mmproj_file, widths.get(MMPROJ, {}))
-    earlier = [_earlier(folder, checkpoint) for folder in added]
-    summed = {part: [one.widened(widths[part]) for one in _read(earlier, part)] for part in names}
-    seen = _see(checkpoint, samples, progress, chosen)
-    with appearing_whole(out) as folder:
-        listed = {}
+        columns[MMPROJ] = column_counts(mmproj_file, columns.get(MMPROJ, {}))
+    artifacts = [_open_previous(folder, checkpoint) for folder in previous]
+    added = {part: [matrix.padded(columns[part]) for matrix in _read(artifacts, part)] for part in names}
+    sums = _collect_sums(checkpoint, samples, progress, torch_device)
+    with atomic_dir(out) as folder:
+        files = {}
         for part in names:
-            matrix = _matrix(checkpoint, seen, part, names[part], samples).widened(widths[part])
-            parts = [one for one in (matrix, *summed[part]) if one.entries]
-            if parts:
-                name = f"{PREFIXES[part]}{source_name(checkpoint.path.resolve().name)}-imatrix.gguf"
-                reduce(add, parts).write(folder / name)
-                listed[part] = [name]
-        write_manifest(folder, _manifest(checkpoint, samples, seen, earlier, name_of(chosen)), listed)
+            matrix = _importance_matrix(checkpoint, sums, part, names[part], samples).padded(columns[part])
+            matrices = [one for one in (matrix, *added[part]) if one.entries]
+            if matrices:
+                name = f"{PREFIXES[part]}{safe_file_name(checkpoint.path.resolve().name)}-imatrix.gguf"
+                reduce(add, matrices).write(folder / name)
+                files[part] = [name]
+        write_manifest(folder, _manifest(checkpoint, samples, sums, artifacts, device_name(torch_device)), files)
     return Artifact.open(out)
 
 
-def _see(checkpoint: Checkpoint, samples: CalibrationSet, progress: Progress, device: torch.device) -> Seen:
-    """Let all samples pass once. Everything is watched at once: sums of squares are small."""
-    processor = checkpoint.family.processor(checkpoint.path)
-    inputs = read_samples(processor, samples.samples, progress)
-    refuse_what_does_not_fit(checkpoint, inputs, device=device)
-    model = torch_model.build(checkpoint.family, checkpoint.config, checkpoint.specs, device)
-    ticks = iter(progress(list(model.blocks), told("summing up", device)))
-
-    def load(block: nn.Module) -> None:
-        next(ticks, None)
-        if not is_head(model, block):
-            model.fill(block, lambda spec: torch_model.floats_of(checkpoint.load(spec), spec))
-
-    with ExitStack() as hooks, all_threads(device) as each, torch.inference_mode():
-        found = {}
-        for block, parameters in model.blocks.items():
-            feeders = {name: fed_by(checkpoint.family, spec, name) for name, spec in _matrices(parameters)}
-            new_sum = partial(_Sum.empty, labels_of(component_of(model, block), ALIKE, device))
-            found[block] = hooks.enter_context(watching(block, feeders, new_sum))
-        pass_samples(model, processor, inputs, each, load, pass_by)
-    list(ticks)
-    seen = {block: stats() for block, stats in found.items()}
-    return {
-        spec.name: seen[block][name]
-        for block, parameters in model.blocks.items()
-        for name, spec in _matrices(parameters)
-        if name in seen[block]
-    }
+def _collect_sums(
+    checkpoint: Checkpoint, samples: SampleSet, progress: Progress, device: torch.device
+) -> dict[str, tuple[SquareSums, ...]]:
+    """Sum the squared inputs of all matrices in one pass."""
+    with open_calibration(checkpoint, samples.samples, progress, device) as run, ExitStack() as hooks:
+        visitor = _SquareSumVisitor.create(run, hooks)
+        run_calibration(run, visitor, "collecting imatrix")
+    return visitor.result()
 
 
-def _matrices(parameters: Mapping[str, TensorSpec]) -> Iterator[tuple[str, TensorSpec]]:
-    return ((name, spec) for name, spec in parameters.items() if spec.role == "matrix")
+@dataclass(frozen=True, slots=True)
+class _SquareSumVisitor:
+    """Calibration visitor that only loads blocks: hooks on all blocks observe the pass itself, without a replay."""
+
+    run: CalibrationRun
+    results: Mapping[nn.Module, Callable[[], dict[str, tuple[SquareSums, ...]]]]  # by block; by name in the block
+
+    @classmethod
+    def create(cls, run: CalibrationRun, hooks: ExitStack) -> Self:
+        """Register hooks on the matrices of all blocks, to be removed with the stack."""
+        results = {}
+        for block, specs in run.model.blocks.items():
+            observer = partial(_SquareSumObserver.create, run.modalities(block, EQUAL_WEIGHTS))
+            parameters = run.input_modules(_matrices(specs))
+            results[block] = hooks.enter_context(capture_inputs(block, parameters, observer))
+        return cls(run, results)
+
+    def load(self, block: nn.Module) -> None:
+        """Load the original weights."""
+        self.run.load_original(block)
+
+    def visit(self, block: nn.Module, replay: Replay) -> None:
+        """Do nothing."""
+
+    def result(self) -> dict[str, tuple[SquareSums, ...]]:
+        """Return the sums of all matrices that received inputs, by common name."""
+        sums = {block: result() for block, result in self.results.items()}
+        return {
+            spec.name: sums[block][name]
+            for block, specs in self.run.model.blocks.items()
+            for name, spec in _matrices(specs).items()
+            if name in sums[block]
+        }
+
+
+def _matrices(specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
+    return {name: spec for name, spec in specs.items() if spec.role == "matrix"}
 
 
 @dataclass(slots=True)
-class _Sum:
-    """The squares of the inputs of one matrix as they come in; float64 loses nothing that counts."""
+class _SquareSumObserver:
+    """Sums the squared inputs of one matrix, in float64 so that the order of samples does not matter."""
 
-    labels: Labels
+    modalities: TokenModalities
     sums: Tensor
-    tokens: Counter[str] = field(default_factory=Counter)
+    token_counts: Counter[str] = field(default_factory=Counter)
 
     @classmethod
-    def empty(cls, labels: Labels, columns: int) -> "_Sum":
-        return cls(labels, torch.zeros(columns, dtype=torch.float64, device=labels.weights.device))
+    def create(cls, modalities: TokenModalities, columns: int) -> Self:
+        return cls(modalities, torch.zeros(columns, dtype=torch.float64, device=modalities.weights.device))
 
-    def add(self, rows: Tensor) -> None:
-        """Enter some inputs, float32 [tokens, columns]."""
-        self.tokens.update(count(self.labels.of(len(rows))))
+    def update(self, rows: Tensor) -> None:
+        """Add inputs, float32 [tokens, columns]."""
+        self.token_counts.update(count_modalities(self.modalities.modality_ids(len(rows))))
         self.sums += rows.square().sum(0, dtype=torch.float64)
 
-    def stats(self) -> Squares:
-        """What was summed up."""
-        return Squares(self.sums.float().cpu(), {kind: self.tokens[kind] for kind in MODALITIES})
+    def result(self) -> SquareSums:
+        """Return the sums in float32."""
+        return SquareSums(self.sums.float().cpu(), {name: self.token_counts[name] for name in MODALITIES})
 
 
 def _specs(checkpoint: Checkpoint, part: str) -> Iterator[TensorSpec]:
     return (spec for spec in checkpoint.specs if spec.role == "matrix" and spec.component in COMPONENTS[part])
 
 
-def _names(checkpoint: Checkpoint) -> dict[str, Names]:
-    """What llama.cpp calls the tensors of each file; one file where the model reads text only."""
-    shape = checkpoint.architecture
-    read = {LANGUAGE: HYBRID_LANGUAGE if shape.language.linear else LANGUAGE_NAMES}
-    return read | ({MMPROJ: mmproj.TOWERS[shape.vision.kind].names} if shape.vision else {})
+def _tensor_names(checkpoint: Checkpoint) -> dict[str, TensorNames]:
+    """Return llama.cpp's tensor names for each file; a text-only model has no mmproj file."""
+    architecture = checkpoint.architecture
+    names = {LANGUAGE: HYBRID_LANGUAGE_NAMES if architecture.language.linear_attention else LANGUAGE_NAMES}
+    return names | ({MMPROJ: mmproj.TOWERS[architecture.vision.kind].names} if architecture.vision else {})
 
 
-def _columns(checkpoint: Checkpoint, part: str, names: Names) -> dict[str, int]:
-    """Columns of all matrices of a file, by llama.cpp's names."""
+def _columns(checkpoint: Checkpoint, part: str, names: TensorNames) -> dict[str, int]:
+    """Return the columns of all matrices of a file, by llama.cpp's names."""
     return {
         name: spec.shape[0 if spec.transposed else 1]
         for spec in _specs(checkpoint, part)
-        for name in names_of(spec.name, names)
+        for name in gguf_names(spec.name, names)
     }
 
 
-def _matrix(checkpoint: Checkpoint, seen: Seen, part: str, names: Names, samples: CalibrationSet) -> ImportanceMatrix:
+def _importance_matrix(
+    checkpoint: Checkpoint, sums: MatrixSums, part: str, names: TensorNames, samples: SampleSet
+) -> ImportanceMatrix:
     entries = {
-        name: _entry(spec, squares)
+        name: _entry(spec, one)
         for spec in _specs(checkpoint, part)
-        if spec.name in seen
-        for name, squares in _shared_out(names_of(spec.name, names), seen[spec.name])
+        if spec.name in sums
+        for name, one in _split(gguf_names(spec.name, names), sums[spec.name])
     }
     return ImportanceMatrix(entries, (samples.path.resolve().name,), len(samples))
 
 
-def _shared_out(names: Sequence[str], seen: Sequence[Squares]) -> Iterator[tuple[str, Squares]]:
-    """What the parts of a matrix saw: each something of its own, or all the same."""
-    return zip(names, seen if len(seen) > 1 else [seen[0]] * len(names), strict=True)
+def _split(names: Sequence[str], sums: Sequence[SquareSums]) -> Iterator[tuple[str, SquareSums]]:
+    """Pair GGUF tensors with sums: one each, or the same sums for all if they share their inputs."""
+    return zip(names, sums if len(sums) > 1 else [sums[0]] * len(names), strict=True)
 
 
-def _entry(spec: TensorSpec, part: Squares) -> Entry:
-    if not part.sums.isfinite().all():
-        raise CalibrationError(
-            f"`{spec.name}` saw values that are not finite", "the checkpoint overflows on a sample, or is damaged"
-        )
-    return Entry(part.sums.numpy(), sum(part.tokens.values()))
+def _entry(spec: TensorSpec, sums: SquareSums) -> ImatrixEntry:
+    if not sums.sums.isfinite().all():
+        raise nonfinite_error(spec.name)
+    return ImatrixEntry(sums.sums.numpy(), sum(sums.token_counts.values()))
 
 
-def _earlier(folder: Path, checkpoint: Checkpoint) -> Artifact:
-    earlier = Artifact.open(folder)
-    if earlier.manifest.kind != "imatrix" or earlier.manifest.source != SourceRecord.of(checkpoint):
+def _open_previous(folder: Path, checkpoint: Checkpoint) -> Artifact:
+    artifact = Artifact.open(folder)
+    if artifact.manifest.kind != "imatrix" or artifact.manifest.source != SourceRecord.from_checkpoint(checkpoint):
         raise ArtifactError(
-            f"`{folder}` is no importance matrix of `{checkpoint.path}`", "add what `mcpmq imatrix` made of the same"
+            f"`{folder}` is not an importance matrix of `{checkpoint.path}`",
+            "add an artifact that `mcpmq imatrix` wrote for the same checkpoint",
         )
-    earlier.verify()
-    return earlier
+    artifact.verify()
+    return artifact
 
 
-def _read(earlier: Sequence[Artifact], part: str) -> Iterator[ImportanceMatrix]:
-    return (ImportanceMatrix.read(file) for one in earlier for file in one.files_of(part))
+def _read(artifacts: Sequence[Artifact], part: str) -> Iterator[ImportanceMatrix]:
+    return (ImportanceMatrix.read(file) for artifact in artifacts for file in artifact.component_files(part))
 
 
 def _manifest(
-    checkpoint: Checkpoint, samples: CalibrationSet, seen: Seen, earlier: Sequence[Artifact], device: str | None
+    checkpoint: Checkpoint, samples: SampleSet, sums: MatrixSums, previous: Sequence[Artifact], device: str | None
 ) -> Manifest:
-    tokens = {name: Counter(parts[0].tokens) for name, parts in seen.items()}
-    for one in earlier:
-        for record in one.manifest.weights:
-            tokens.setdefault(record.name, Counter()).update(record.tokens or {})
+    tokens = {name: Counter(parts[0].token_counts) for name, parts in sums.items()}
+    for artifact in previous:
+        for record in artifact.manifest.weights:
+            tokens.setdefault(record.name, Counter()).update(record.calibration_tokens or {})
     specs = [spec for spec in checkpoint.specs if spec.name in tokens]
-    unseen = [spec.name for spec in _specs(checkpoint, MMPROJ) if spec.name not in tokens]
+    missing = [spec.name for spec in _specs(checkpoint, MMPROJ) if spec.name not in tokens]
     return Manifest(
         kind="imatrix",
         family=checkpoint.family.name,
-        source=SourceRecord.of(checkpoint),
+        source=SourceRecord.from_checkpoint(checkpoint),
         recipe={"name": "none"},
-        calibrated_on=CalibrationRecord.of(samples),
+        calibration_set=CalibrationRecord.from_samples(samples),
         device=device,
         versions=installed_versions(PACKAGES),
         weights=tuple(_record(checkpoint, spec, tokens[spec.name]) for spec in specs),
-        notes=(*map(_added, earlier), *_unseen(unseen)),
+        notes=(*map(_added_note, previous), *_missing_note(missing)),
     )
 
 
@@ -254,19 +266,20 @@ def _record(checkpoint: Checkpoint, spec: TensorSpec, tokens: Mapping[str, int])
         shape=spec.shape,
         dtype=checkpoint.entries[spec.name].torch_dtype,
         scheme="imatrix",
-        reason="the squares of its inputs, summed by column",
+        reason="squared inputs summed by column",
         nbytes=SUM_NBYTES * columns,
-        tokens={kind: tokens[kind] for kind in MODALITIES},
+        calibration_tokens={name: tokens[name] for name in MODALITIES},
     )
 
 
-def _added(earlier: Artifact) -> str:
-    used, before = earlier.manifest.calibrated_on, [note for note in earlier.manifest.notes if note.startswith(ADDED)]
-    assert used is not None
-    here = f"{used.name} ({used.samples:,} samples, {used.with_image:,} with an image, sha256 {used.sha256})"
-    return ", ".join((ADDED + here, *(note.removeprefix(ADDED) for note in before)))
+def _added_note(artifact: Artifact) -> str:
+    record = artifact.manifest.calibration_set
+    earlier = [note for note in artifact.manifest.notes if note.startswith(ADDED_NOTE)]
+    assert record is not None
+    here = f"{record.name} ({record.samples:,} samples, {record.with_image:,} with an image, sha256 {record.sha256})"
+    return ", ".join((ADDED_NOTE + here, *(note.removeprefix(ADDED_NOTE) for note in earlier)))
 
 
-def _unseen(names: Sequence[str]) -> Iterator[str]:
+def _missing_note(names: Sequence[str]) -> Iterator[str]:
     if names:
-        yield f"no sample has an image: no mmproj file, for {len(names)} matrices saw nothing: {', '.join(names)}"
+        yield f"no mmproj file was written because no sample has an image; {len(names)} matrices: {', '.join(names)}"

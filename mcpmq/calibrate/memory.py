@@ -1,4 +1,4 @@
-"""What it takes in memory that samples pass block by block, told from headers and encoded samples before they do."""
+"""Estimate the memory of a calibration run from file headers and encoded samples, before any weight is read."""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -7,73 +7,90 @@ from math import prod
 import torch
 
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.errors import CalibrationError
+from mcpmq.errors import DatasetError
 from mcpmq.execution.device import CPU, available_nbytes
 from mcpmq.families.family import Architecture, Inputs, TensorSpec
-from mcpmq.plan import block_of
-from mcpmq.system.table import megabytes
+from mcpmq.plan import block_name
+from mcpmq.system.table import format_megabytes
 
 FLOAT_NBYTES = 4
-CHANNELS = 3  # of a pixel
-STATES = 2  # of a sample: what its next block takes, and what its first took
+COLOR_CHANNELS = 3
+STATES_PER_SAMPLE = 2  # hidden states before the current block, and before the first block
 
 
 @dataclass(frozen=True, slots=True)
-class Needed:
-    """Bytes: the pixels and the hidden states of all samples, and the block that takes most, by its name."""
+class MemoryEstimate:
+    """Bytes of all samples' pixels and hidden states, and of the largest block, which is named."""
 
-    pixels: int
-    states: int
-    block: int
+    pixel_nbytes: int
+    state_nbytes: int
+    block_nbytes: int
     block_name: str
 
     @property
-    def total(self) -> int:
-        return self.pixels + self.states + self.block
+    def total_nbytes(self) -> int:
+        return self.pixel_nbytes + self.state_nbytes + self.block_nbytes
 
 
-def needed(
-    specs: Sequence[TensorSpec], architecture: Architecture, inputs: Sequence[Inputs], summed: Collection[str]
-) -> Needed:
-    """What passing these samples takes, with a Gram matrix for what the weights in `summed` see, by common name."""
+def estimate_memory(
+    specs: Sequence[TensorSpec], architecture: Architecture, inputs: Sequence[Inputs], with_hessian: Collection[str]
+) -> MemoryEstimate:
+    """Estimate the memory of a run over these samples.
+
+    `with_hessian` are the weights, by common name, whose Hessians are collected.
+    """
     pixels = sum(part.shape[0] * part.shape[1] for one in inputs for part in one.slices)
-    seen, passed, a_pixel = 0, sum(len(one.tokens) for one in inputs) * architecture.language.hidden, 0
+    language_states = sum(len(one.tokens) for one in inputs) * architecture.language.hidden_size
+    vision_states, pixel_nbytes = 0, 0
     if vision := architecture.vision:
-        seen = pixels // vision.patch**2 * vision.hidden
-        a_pixel = CHANNELS * (1 + FLOAT_NBYTES * max(1, vision.frames))  # as it was read and as the model takes it
+        vision_states = pixels // vision.patch_size**2 * vision.hidden_size
+        # as decoded, in bytes, and as the model's input, in floats
+        pixel_nbytes = COLOR_CHANNELS * (1 + FLOAT_NBYTES * max(1, vision.temporal_patch_size))
+    state_nbytes = STATES_PER_SAMPLE * FLOAT_NBYTES * max(vision_states, language_states)
+    name, block_nbytes = _largest_block(specs, with_hessian)
+    return MemoryEstimate(pixel_nbytes * pixels, state_nbytes, block_nbytes, name)
+
+
+def _largest_block(specs: Sequence[TensorSpec], with_hessian: Collection[str]) -> tuple[str, int]:
     blocks: dict[str, list[TensorSpec]] = {}
     for spec in specs:
-        blocks.setdefault(block_of(spec.name), []).append(spec)
-    sizes = {name: _block_nbytes(held, summed) for name, held in blocks.items()}
-    name = max(sizes, key=lambda name: sizes[name])
-    return Needed(a_pixel * pixels, STATES * FLOAT_NBYTES * max(seen, passed), sizes[name], name)
+        blocks.setdefault(block_name(spec.name), []).append(spec)
+    sizes = {name: _block_nbytes(block, with_hessian) for name, block in blocks.items()}
+    return max(sizes.items(), key=lambda item: item[1])
 
 
-def _block_nbytes(specs: Sequence[TensorSpec], summed: Collection[str]) -> int:
-    """Gram matrices beside the block's floats, or beside one's factor and its weight; those of inputs that are as wide
-    count once, for most are the same."""
-    floats = [FLOAT_NBYTES * prod(spec.shape) for spec in specs]
-    columns = {spec.shape[0 if spec.transposed else 1] for spec in specs if spec.name in summed}
-    grams = [FLOAT_NBYTES * count**2 for count in columns]
-    return sum(grams) + max(sum(floats), max(grams, default=0) + max(floats))
+def _block_nbytes(specs: Sequence[TensorSpec], with_hessian: Collection[str]) -> int:
+    """Return the bytes of the Hessians and the block's weights, or of the Hessians, a Cholesky factor and one weight.
+
+    Hessians of equal width count once, because most layers of equal width share their inputs.
+    """
+    weights = [FLOAT_NBYTES * prod(spec.shape) for spec in specs]
+    columns = {spec.shape[0 if spec.transposed else 1] for spec in specs if spec.name in with_hessian}
+    hessians = [FLOAT_NBYTES * count**2 for count in columns]
+    return sum(hessians) + max(sum(weights), max(hessians, default=0) + max(weights))
 
 
-def refuse_what_does_not_fit(
-    checkpoint: Checkpoint, inputs: Sequence[Inputs], summed: Collection[str] = (), device: torch.device = CPU
+def check_memory(
+    checkpoint: Checkpoint, inputs: Sequence[Inputs], with_hessian: Collection[str] = (), device: torch.device = CPU
 ) -> None:
-    """Refuse to let samples pass a checkpoint for which there is too little memory.
+    """Check that a run over these samples fits into the memory of a device.
 
     Raises:
-        CalibrationError: more is needed than is available now.
+        DatasetError: the run needs more memory than is available now.
     """
-    need = needed(checkpoint.specs, checkpoint.architecture, inputs, summed)
+    estimate = estimate_memory(checkpoint.specs, checkpoint.architecture, inputs, with_hessian)
     available = available_nbytes(device)
-    if need.total > available:
-        fitting = max(0, len(inputs) * (available - need.block) // (need.pixels + need.states))
-        parts = f"{megabytes(need.pixels)} pixels, {megabytes(need.states)} hidden states"
-        elsewhere = "use a machine with more memory" if device == CPU else "name `--device cpu`"
-        raise CalibrationError(
-            f"{len(inputs):,} samples take about {megabytes(need.total)} of memory, {megabytes(available)} are"
-            f" available on `{device}`: {parts}, {megabytes(need.block)} for `{need.block_name}` and what it sees",
-            f"use about {fitting:,} samples of this kind" if fitting else elsewhere,
-        )
+    if estimate.total_nbytes <= available:
+        return
+    sample_nbytes = estimate.pixel_nbytes + estimate.state_nbytes
+    fitting = max(0, len(inputs) * (available - estimate.block_nbytes) // sample_nbytes)
+    parts = (
+        f"{format_megabytes(estimate.pixel_nbytes)} for pixels, {format_megabytes(estimate.state_nbytes)} for hidden"
+        f" states, {format_megabytes(estimate.block_nbytes)} for block `{estimate.block_name}`"
+    )
+    other_device = "use a machine with more memory" if device == CPU else "use `--device cpu`"
+    raise DatasetError(
+        f"{len(inputs):,} samples need about {format_megabytes(estimate.total_nbytes)} of memory and"
+        f" {format_megabytes(available)} are available on `{device}`: {parts}",
+        f"use about {fitting:,} samples of this size" if fitting else other_device,
+    )

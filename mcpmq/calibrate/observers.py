@@ -1,6 +1,6 @@
-"""What every linear of a block sees while calibration samples pass through it: sums of x xT, by modality.
+"""Observers that accumulate the inputs of linear layers during calibration: the Hessian of GPTQ, sums and ranges.
 
-Sums run over the tokens in the order of the samples, in tiles: the same samples give the same bytes on any threads.
+Tokens are added in sample order, in tiles of a fixed size: equal samples give equal bytes on any number of threads.
 """
 
 from collections import Counter
@@ -12,97 +12,98 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from mcpmq.execution.chunked_matmul import Each, bfloat16_products, one_by_one
-from mcpmq.execution.hooks import watch
-from mcpmq.rounding.stats import MODALITIES, LayerStats
+from mcpmq.execution.chunked_matmul import ParallelMap, bfloat16_matmul, serial_map
+from mcpmq.execution.hooks import observe_inputs
+from mcpmq.rounding.stats import MODALITIES, InputStats
 
-WAITING_TOKENS = 2048  # rows gathered before they enter a sum: a large matrix is then written a few times only
+BUFFER_TOKENS = 2048  # rows per update of the Hessian: writing a large matrix is slow
 TILE_COLUMNS = 1024  # only tiles on and above the diagonal are multiplied
 
 
 @dataclass(frozen=True, slots=True)
-class Labels:
-    """Which modality every token is of, for the sample that is passing, and what each modality weighs.
+class TokenModalities:
+    """The modality of every input row of the current sample, and the weight of each modality.
 
-    `of(count)` gives the uint8 [count] modalities (as in MODALITIES) of a linear's input of so many rows; `weights` is
-    float32 [3].
+    `modality_ids(count)` returns the modalities of `count` input rows, uint8 [count], as indices into MODALITIES.
+    `weights` is float32 [3].
     """
 
-    of: Callable[[int], Tensor]
+    modality_ids: Callable[[int], Tensor]
     weights: Tensor
 
 
-def count(kinds: Tensor) -> dict[str, int]:
-    """How many tokens of each modality there are among these, uint8 [tokens]."""
-    return dict(zip(MODALITIES, torch.bincount(kinds, minlength=len(MODALITIES)).tolist(), strict=True))
+def count_modalities(modality_ids: Tensor) -> dict[str, int]:
+    """Count the tokens of each modality; `modality_ids` is uint8 [tokens]."""
+    counts = torch.bincount(modality_ids, minlength=len(MODALITIES)).tolist()
+    return dict(zip(MODALITIES, counts, strict=True))
 
 
 @dataclass(slots=True)
-class _Sum:
-    """One Gram matrix and the magnitudes of its columns, as they grow."""
+class HessianObserver:
+    """Accumulate X^T X, the Hessian of GPTQ (arXiv 2210.17323), and the magnitudes and range of every input column."""
 
-    labels: Labels
-    each: Each
+    modalities: TokenModalities
+    parallel_map: ParallelMap
     gram: Tensor
-    absolute: Tensor
-    lowest: Tensor
-    highest: Tensor
-    tokens: Counter[str] = field(default_factory=Counter)
-    weight: float = 0.0
-    waiting: list[Tensor] = field(default_factory=list)
+    abs_sum: Tensor
+    minimum: Tensor
+    maximum: Tensor
+    token_counts: Counter[str] = field(default_factory=Counter)
+    total_weight: float = 0.0
+    buffer: list[Tensor] = field(default_factory=list)
 
     @classmethod
-    def empty(cls, labels: Labels, each: Each, columns: int) -> Self:
-        device = labels.weights.device
-        absolute, lowest, highest = torch.zeros(3, columns, device=device)
-        return cls(labels, each, torch.zeros(columns, columns, device=device), absolute, lowest, highest)
+    def create(cls, modalities: TokenModalities, parallel_map: ParallelMap, columns: int) -> Self:
+        """Create an observer of inputs with this number of columns."""
+        device = modalities.weights.device
+        gram = torch.zeros(columns, columns, device=device)
+        return cls(modalities, parallel_map, gram, *torch.zeros(3, columns, device=device))
 
-    def add(self, rows: Tensor) -> None:
-        """Count some inputs, float32 [tokens, columns], and let them wait."""
-        kinds = self.labels.of(len(rows))
-        self.tokens.update(count(kinds))
-        weights = self.labels.weights[kinds.long()]
-        self.weight += float(weights.double().sum())
+    def update(self, rows: Tensor) -> None:
+        """Add inputs, float32 [tokens, columns]; the Hessian is updated when the buffer is full."""
+        modality_ids = self.modalities.modality_ids(len(rows))
+        self.token_counts.update(count_modalities(modality_ids))
+        weights = self.modalities.weights[modality_ids.long()]
+        self.total_weight += float(weights.double().sum())
         rows, weights = rows[weights > 0], weights[weights > 0]
-        self.absolute += weights @ rows.abs()
-        self.lowest = torch.cat([self.lowest[None], rows]).amin(0)
-        self.highest = torch.cat([self.highest[None], rows]).amax(0)
-        self.waiting.append(rows * weights.sqrt()[:, None])
-        if sum(map(len, self.waiting)) >= WAITING_TOKENS:
-            self.flush()
+        self.abs_sum += weights @ rows.abs()
+        self.minimum = torch.cat([self.minimum[None], rows]).amin(0)
+        self.maximum = torch.cat([self.maximum[None], rows]).amax(0)
+        self.buffer.append(rows * weights.sqrt()[:, None])
+        if sum(map(len, self.buffer)) >= BUFFER_TOKENS:
+            self._flush()
 
-    def flush(self) -> None:
-        rows = torch.cat(self.waiting or [self.gram[:0]])
-        self.waiting.clear()
-        with bfloat16_products():
-            self.each(partial(self._enter, rows), range(0, len(self.gram), TILE_COLUMNS))
+    def _flush(self) -> None:
+        rows = torch.cat(self.buffer or [self.gram[:0]])
+        self.buffer.clear()
+        with bfloat16_matmul():
+            self.parallel_map(partial(self._add_tiles, rows), range(0, len(self.gram), TILE_COLUMNS))
 
-    def _enter(self, rows: Tensor, begin: int) -> None:
+    def _add_tiles(self, rows: Tensor, begin: int) -> None:
         end = begin + TILE_COLUMNS
         self.gram[begin:end, begin:].addmm_(rows[:, begin:end].T, rows[:, begin:])
 
-    def stats(self) -> LayerStats:
-        """What was summed up; the matrix is handed over, not copied."""
-        self.flush()
+    def result(self) -> InputStats:
+        """Return the statistics; the Hessian is not copied."""
+        self._flush()
         for begin in range(0, len(self.gram), TILE_COLUMNS):  # mirrored in place: a second matrix would not fit
             end = begin + TILE_COLUMNS
             corner = self.gram[begin:end, begin:end].triu()
             self.gram[begin:end, begin:end] = corner + corner.triu(1).T
             self.gram[end:, begin:end] = self.gram[begin:end, end:].T
-        tokens = {kind: self.tokens[kind] for kind in MODALITIES}
-        return LayerStats(self.gram, self.absolute, self.lowest, self.highest, tokens, self.weight)
+        counts = {name: self.token_counts[name] for name in MODALITIES}
+        return InputStats(self.gram, self.abs_sum, self.minimum, self.maximum, counts, self.total_weight)
 
 
-def observe(
+def collect_stats(
     block: nn.Module,
     parameters: Mapping[str, str | None],
     replay: Callable[[], None],
-    labels: Labels,
-    each: Each = one_by_one,
-) -> dict[str, tuple[LayerStats, ...]]:
-    """The statistics of what the matrices of a block see of all samples; arguments and result are those of
-    `watching`.
+    modalities: TokenModalities,
+    parallel_map: ParallelMap = serial_map,
+) -> dict[str, tuple[InputStats, ...]]:
+    """Collect input statistics of a block's matrices over all samples.
 
-    `each` may share the tiles of the sums out to threads.
+    `parameters` and the result are as in `capture_inputs`; `parallel_map` runs over the tiles of the Hessian.
     """
-    return watch(block, parameters, replay, partial(_Sum.empty, labels, each))
+    return observe_inputs(block, parameters, replay, partial(HessianObserver.create, modalities, parallel_map))

@@ -1,4 +1,4 @@
-"""Which of several ways to round a block keeps its outputs closest, on samples that none of them has seen."""
+"""Select the quantization method of a block by its reconstruction error on held-out samples."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -9,161 +9,178 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mcpmq.calibrate.observers import Labels
+from mcpmq.calibrate.observers import TokenModalities
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.errors import CalibrationError
+from mcpmq.errors import DatasetError
 from mcpmq.execution import torch_model
-from mcpmq.execution.chunked_matmul import Each
-from mcpmq.execution.torch_model import NativeModel, Stored
+from mcpmq.execution.chunked_matmul import ParallelMap
+from mcpmq.execution.torch_model import StoredWeight, TorchModel
 from mcpmq.families.family import TensorSpec
 from mcpmq.grids import dequantize
 from mcpmq.qtensor import QTensor
 from mcpmq.recipe import Recipe
-from mcpmq.rounding import RounderName
-from mcpmq.rounding.stats import LayerStats
+from mcpmq.rounding import RoundingMethod
+from mcpmq.rounding.stats import InputStats
 
-ONE_IN = 5  # samples of each kind is held out
-PIECE_WEIGHTS, PIECE_ROWS = 1 << 24, 512  # of a matrix: read at a time, multiplied at a time
+HOLDOUT_EVERY = 5  # one of five samples of each modality is held out
+CHUNK_WEIGHTS, CHUNK_ROWS = 1 << 24, 512  # of a matrix: read at a time, multiplied at a time
 
-Judge = Callable[[Mapping[str, Stored], Mapping[str, float]], float]
-"""From the weights of a block, by common name, to the square error of its outputs over the square of the outputs.
+BlockLoss = Callable[[Mapping[str, StoredWeight], Mapping[str, float]], float]
+"""Maps the weights of a block, by common name, to the squared error of its outputs over the square of its outputs.
 
-The linears of matrices that the second argument names have their inputs rounded to 8 bits, -127 to 127 steps, with
-these largest magnitudes: what is smoothed for such inputs is judged with them.
+The second argument maps weights to the largest magnitude of their inputs: inputs of these nn.Linear modules are
+rounded to 8 bits, -127 to 127 steps, because SmoothQuant scales are meant for such inputs.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """One way to round a block."""
+    """A way to quantize a block: a rounding method, with or without smoothing."""
 
-    rounder: RounderName
+    method: RoundingMethod
     smoothing: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.smoothing}+{self.rounder}" if self.smoothing else self.rounder
+        return f"{self.smoothing}+{self.method}" if self.smoothing else self.method
 
 
-def candidates(recipe: Recipe, smoothing: bool) -> tuple[Candidate, ...]:
-    """What a recipe would have tried on a block, the simplest first; `smoothing`: whether scales can move in it."""
-    rounders: tuple[RounderName, ...] = ("importance", "gptq") if recipe.round == "best" else (recipe.round,)
-    plain = tuple(map(Candidate, rounders))
-    if recipe.smooth == "none" or not smoothing:
+def candidates(recipe: Recipe, can_smooth: bool) -> tuple[Candidate, ...]:
+    """Return the candidates of a recipe for one block, the simplest first.
+
+    `can_smooth` is true for blocks with a smoothing mapping.
+    """
+    methods: tuple[RoundingMethod, ...] = ("rtn-imatrix", "gptq") if recipe.method == "auto" else (recipe.method,)
+    plain = tuple(map(Candidate, methods))
+    if recipe.smooth == "none" or not can_smooth:
         return plain
-    return (*plain, *(Candidate(rounder, recipe.smooth) for rounder in rounders))
+    return (*plain, *(Candidate(method, recipe.smooth) for method in methods))
 
 
-def held_out(kinds: Sequence[str]) -> frozenset[int]:
-    """The numbers of the samples that judge: every fifth of each kind, and at least one where there are two."""
-    numbers = {kind: [number for number, one in enumerate(kinds) if one == kind] for kind in kinds}
-    judges = (of[ONE_IN - 1 :: ONE_IN] or of[-1:] for of in numbers.values() if len(of) > 1)
-    return frozenset(number for some in judges for number in some)
+def held_out_samples(modalities: Sequence[str]) -> frozenset[int]:
+    """Return the indices of held-out samples: every fifth of each modality, and at least one where there are two."""
+    indices = {
+        modality: [index for index, other in enumerate(modalities) if other == modality] for modality in modalities
+    }
+    held_out = (group[HOLDOUT_EVERY - 1 :: HOLDOUT_EVERY] or group[-1:] for group in indices.values() if len(group) > 1)
+    return frozenset(index for group in held_out for index in group)
 
 
-def by_outputs(model: NativeModel, block: nn.Module, replay: Callable[[], None], labels: Labels) -> Judge:
-    """A judge of what a block, which holds its original weights now, puts out for the samples of a replay.
+def output_mse(
+    model: TorchModel, block: nn.Module, replay: Callable[[], None], modalities: TokenModalities
+) -> BlockLoss:
+    """Return the loss of a block against its outputs now, while it holds its original weights.
+
+    Output rows are weighted by token, over the samples of `replay`.
 
     Raises:
-        CalibrationError: nothing that the samples put out weighs anything.
+        DatasetError: the held-out samples have zero total weight.
     """
-    originals: list[tuple[Tensor, Tensor]] = []  # rows and what they weigh, sample after sample
-    with _hearing(block, lambda rows: originals.append((rows, labels.weights[labels.of(len(rows)).long()]))):
+    originals: list[tuple[Tensor, Tensor]] = []  # output rows and their token weights, for each sample
+
+    def record(rows: Tensor) -> None:
+        originals.append((rows, modalities.weights[modalities.modality_ids(len(rows)).long()]))
+
+    with _on_output(block, record):
         replay()
-    whole = _weighing(sum(_square(rows, weights) for rows, weights in originals))
+    total = _check_weight(sum(_weighted_square(rows, weights) for rows, weights in originals))
 
-    def judge(stored: Mapping[str, Stored], reaches: Mapping[str, float]) -> float:
-        model.fill(block, lambda spec: torch_model.floats_of(stored[spec.name], spec))
-        with _inputs_in_8_bits(block, model.blocks[block], reaches):
-            error = _square_error(block, replay, originals)
-        model.empty(block)
-        return error / whole
+    def loss(weights: Mapping[str, StoredWeight], input_abs_max: Mapping[str, float]) -> float:
+        model.load_block(block, lambda spec: torch_model.to_float(weights[spec.name], spec))
+        with _int8_inputs(block, model.blocks[block], input_abs_max):
+            error = _squared_error(block, replay, originals)
+        model.unload_block(block)
+        return error / total
 
-    return judge
+    return loss
 
 
-def _square_error(block: nn.Module, replay: Callable[[], None], originals: Sequence[tuple[Tensor, Tensor]]) -> float:
-    left, errors = iter(originals), []
+def _squared_error(block: nn.Module, replay: Callable[[], None], originals: Sequence[tuple[Tensor, Tensor]]) -> float:
+    remaining, errors = iter(originals), []
 
     def compare(rows: Tensor) -> None:
-        original, weights = next(left)
-        errors.append(_square(rows - original, weights))
+        original, weights = next(remaining)
+        errors.append(_weighted_square(rows - original, weights))
 
-    with _hearing(block, compare):
+    with _on_output(block, compare):
         replay()
     return sum(errors)
 
 
-def by_gram(checkpoint: Checkpoint, spec: TensorSpec, stats: LayerStats, each: Each) -> Judge:
-    """A judge of a head: its Gram matrix of the held-out samples stands for its outputs, which are too many to hold.
+def hessian_mse(checkpoint: Checkpoint, spec: TensorSpec, stats: InputStats, parallel_map: ParallelMap) -> BlockLoss:
+    """Return the loss of the head from the Hessian of the held-out samples; its outputs do not fit into memory.
+
+    With E the quantization error and H = X^T X the loss is tr(E H E^T) / tr(W H W^T), equal to that of the outputs.
 
     Raises:
-        CalibrationError: nothing that the samples show it weighs anything.
+        DatasetError: the held-out samples have zero total weight.
     """
 
-    def square(quantized: QTensor | None) -> float:
-        errors, row = [], 0
-        for weight in checkpoint.load_rows(spec, PIECE_WEIGHTS):
+    def squared_outputs(quantized: QTensor | None) -> float:
+        """Return tr(E H E^T), or tr(W H W^T) without a quantized weight."""
+        squares, row = [], 0
+        for weight in checkpoint.load_rows(spec, CHUNK_WEIGHTS):
             rows = slice(row, row := row + len(weight))
-            left = weight.float() if quantized is None else dequantize(quantized.rows_of(rows)).sub_(weight)
-            errors.append(_square_through(left.to(stats.gram.device), stats.gram, each))
-        return sum(errors)
+            matrix = weight.float() if quantized is None else dequantize(quantized.slice_rows(rows)).sub_(weight)
+            squares.append(_trace(matrix.to(stats.gram.device), stats.gram, parallel_map))
+        return sum(squares)
 
-    whole = _weighing(square(None))
+    total = _check_weight(squared_outputs(None))
 
-    def judge(stored: Mapping[str, Stored], _: Mapping[str, float]) -> float:
-        quantized = stored[spec.name]
+    def loss(weights: Mapping[str, StoredWeight], _: Mapping[str, float]) -> float:
+        quantized = weights[spec.name]
         assert isinstance(quantized, QTensor)
-        return square(quantized) / whole
+        return squared_outputs(quantized) / total
 
-    return judge
+    return loss
 
 
-def _weighing(whole: float) -> float:
-    if whole == 0:
-        raise CalibrationError(
-            "the calibration samples that are held out to judge by weigh nothing", "add samples, or weigh more of them"
+def _check_weight(total: float) -> float:
+    if total == 0:
+        raise DatasetError(
+            "the held-out calibration samples have zero total weight", "add samples, or raise their token weights"
         )
-    return whole
+    return total
 
 
-def _square(rows: Tensor, weights: Tensor) -> float:
+def _weighted_square(rows: Tensor, weights: Tensor) -> float:
     return float(weights.double() @ rows.square().sum(-1, dtype=torch.float64))
 
 
-def _square_through(left: Tensor, gram: Tensor, each: Each) -> float:
-    """The trace of E G E^T."""
-    starts = range(0, len(left), PIECE_ROWS)
-    errors = [0.0] * len(starts)
+def _trace(matrix: Tensor, gram: Tensor, parallel_map: ParallelMap) -> float:
+    """Return tr(M G M^T)."""
+    starts = range(0, len(matrix), CHUNK_ROWS)
+    squares = [0.0] * len(starts)
 
-    def measure(number: int) -> None:
-        rows = left[starts[number] : starts[number] + PIECE_ROWS]
-        errors[number] = float((rows @ gram).mul_(rows).sum(dtype=torch.float64))
+    def add_chunk(index: int) -> None:
+        rows = matrix[starts[index] : starts[index] + CHUNK_ROWS]
+        squares[index] = float((rows @ gram).mul_(rows).sum(dtype=torch.float64))
 
-    each(measure, range(len(starts)))
-    return sum(errors)
+    parallel_map(add_chunk, range(len(starts)))
+    return sum(squares)
 
 
 @contextmanager
-def _hearing(block: nn.Module, hear: Callable[[Tensor], None]) -> Iterator[None]:
+def _on_output(block: nn.Module, callback: Callable[[Tensor], None]) -> Iterator[None]:
     def hook(_: nn.Module, __: Any, output: Any) -> None:
-        hear((output[0] if isinstance(output, tuple) else output).flatten(0, -2))
+        callback((output[0] if isinstance(output, tuple) else output).flatten(0, -2))
 
     with block.register_forward_hook(hook):
         yield
 
 
 @contextmanager
-def _inputs_in_8_bits(
-    block: nn.Module, specs: Mapping[str, TensorSpec], reaches: Mapping[str, float]
+def _int8_inputs(
+    block: nn.Module, specs: Mapping[str, TensorSpec], input_abs_max: Mapping[str, float]
 ) -> Iterator[None]:
     with ExitStack() as hooks:
         for name, spec in specs.items():
             module = block.get_submodule(name.rpartition(".")[0])
-            if reaches.get(spec.name) and isinstance(module, nn.Linear):  # others take inputs in ways of their own
-                hooks.enter_context(module.register_forward_pre_hook(partial(_in_8_bits, reaches[spec.name] / 127)))
+            if input_abs_max.get(spec.name) and isinstance(module, nn.Linear):
+                step = input_abs_max[spec.name] / 127
+                hooks.enter_context(module.register_forward_pre_hook(partial(_round_to_int8, step)))
         yield
 
 
-def _in_8_bits(step: float, _: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _round_to_int8(step: float, _: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     inputs, *others = args
     return (inputs / step).round_().clamp_(-127, 127).mul_(step), *others

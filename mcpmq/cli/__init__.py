@@ -1,4 +1,4 @@
-"""The command line: one room a kind of command, and the options they share."""
+"""The command line: one module for every kind of command, and their shared options."""
 
 import os
 from typing import Annotated
@@ -9,12 +9,12 @@ from mcpmq.cli import inspect, pipeline, release
 from mcpmq.errors import McpmqError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
-for room in (pipeline, inspect, release):
-    app.add_typer(room.commands)
+for module in (pipeline, inspect, release):
+    app.add_typer(module.commands)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         from mcpmq import __version__
 
         typer.echo(__version__)
@@ -24,25 +24,25 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def mcpmq(
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version", callback=_version, is_eager=True)
+        bool, typer.Option("--version", help="Print the version", callback=_print_version, is_eager=True)
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, no notices")] = False,
-    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="More notices, and tracebacks of errors")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Tracebacks of errors")] = False,
 ) -> None:
-    """Make multimodal language models small, and say what it cost."""
+    """Quantize multimodal language models and measure the accuracy loss."""
     from mcpmq import ui
 
     ui.set_verbosity(quiet=quiet, verbose=verbose)
 
 
 def main() -> None:
-    """Run the command line; an error for the user is dressed, a bug keeps its traceback."""
-    # Threads that spin while they wait make everything eight times slower beside any other busy process.
+    """Run the command line; print a `McpmqError` as message and hint, and let other exceptions through."""
+    # OpenMP threads that spin while they wait make the work eight times slower beside another busy process.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         app(prog_name="mcpmq")
     except McpmqError as error:
         from mcpmq import ui
 
-        ui.error(error)
+        ui.print_error(error)
         raise SystemExit(1) from None

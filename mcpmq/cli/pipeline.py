@@ -1,4 +1,4 @@
-"""The whole way and the steps of it: each command parses, calls one function, and shows what it returned."""
+"""Commands of the pipeline: each parses its options, calls one function, and prints the result."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -6,32 +6,32 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mcpmq.cli.options import (
+    DEFAULT_SEARCH_RECIPE,
     FORMAT_NAMES,
-    STEPS,
+    PIPELINE_PANEL,
     Bits,
     Cache,
     Calibration,
     Context,
     Device,
-    FitMemory,
-    Forecasts,
+    EvalSet,
+    ForecastFormats,
     Formats,
     Json,
+    MaxMemory,
     MaxSize,
-    On,
     OptionalCalibration,
     Out,
     RecipeName,
     Source,
     Threads,
 )
-from mcpmq.cli.release import METHODS, budget_of, format_of
+from mcpmq.cli.release import make_budget, parse_format
 
-if TYPE_CHECKING:  # help must be there at once
+if TYPE_CHECKING:  # --help imports no library
     from mcpmq.recipe import Recipe
 
 commands = typer.Typer()
-OF_BITS = {4: "calibrated-int4", 8: "phone-int8"}  # what samples show changes little at 8 bits
 
 
 @commands.command()
@@ -43,47 +43,57 @@ def convert(
     recipe: RecipeName = None,
     bits: Bits = None,
     max_size: MaxSize = None,
-    fit_memory: FitMemory = None,
+    max_memory: MaxMemory = None,
     context: Context = 4096,
-    on: On = None,
+    eval_set: EvalSet = None,
     device: Device = None,
     threads: Threads = None,
     cache: Cache = True,
     json: Json = False,
 ) -> None:
-    """The whole way: quantize, write, measure against the original, report; resumes if it was killed"""
-    budget = budget_of(max_size, fit_memory, context)
-    asked, names = _recipe(recipe or (METHODS if budget and not bits else None), bits), list(map(format_of, formats))
+    """Quantize, export and evaluate a checkpoint; resumes an interrupted run"""
+    budget, names = make_budget(max_size, max_memory, context), [parse_format(name) for name in formats]
+    loaded = _load_recipe(recipe or (DEFAULT_SEARCH_RECIPE if budget and not bits else None), bits)
     from mcpmq import ui
     from mcpmq.convert import convert
     from mcpmq.evaluate import Settings
 
-    _tell_of_blind_rounding(asked)
-    settings = Settings.of(threads, cache, ui.progress(), device=device)
-    ui.report(convert(source, out, asked, names, calibration, on, settings, budget), as_json=json)
+    _print_if_uncalibrated(loaded)
+    settings = Settings.from_options(threads, cache, ui.progress_bars(), device=device)
+    report = convert(
+        source,
+        out,
+        formats=names,
+        calibration=calibration,
+        recipe=loaded,
+        eval_set=eval_set,
+        budget=budget,
+        settings=settings,
+    )
+    ui.print_report(report, as_json=json)
 
 
-@commands.command(rich_help_panel=STEPS)
+@commands.command(rich_help_panel=PIPELINE_PANEL)
 def plan(
     source: Source,
     recipe: RecipeName = None,
     bits: Bits = None,
-    formats: Forecasts = None,
+    formats: ForecastFormats = None,
     context: Context = 4096,
     json: Json = False,
 ) -> None:
-    """Show what would be done to every weight, and forecast sizes, memory and time; reads no weights"""
+    """Show the scheme and size of every weight, and forecast memory and time; reads headers only"""
     from mcpmq import ui
     from mcpmq.checkpoint import Checkpoint
     from mcpmq.estimate.forecast import forecast
     from mcpmq.plan import make_plan
 
-    asked, names = _recipe(recipe, bits), [format_of(name) for name in formats or ()]
-    made = make_plan(Checkpoint.open(source), asked)
-    ui.plan(made, forecast(made, names, context), as_json=json)
+    loaded, names = _load_recipe(recipe, bits), [parse_format(name) for name in formats or ()]
+    made = make_plan(Checkpoint.open(source), loaded)
+    ui.print_plan(made, forecast(made, names, context), as_json=json)
 
 
-@commands.command(rich_help_panel=STEPS)
+@commands.command(rich_help_panel=PIPELINE_PANEL)
 def quantize(
     source: Source,
     out: Out,
@@ -93,145 +103,149 @@ def quantize(
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """Round every weight, block by block; export it as often as you like"""
-    asked = _recipe(recipe, bits)
+    """Quantize every weight, block by block; the result can be exported to several formats"""
+    loaded = _load_recipe(recipe, bits)
     from mcpmq import ui
     from mcpmq.checkpoint import Checkpoint
-    from mcpmq.dataset import CalibrationSet
+    from mcpmq.dataset import SampleSet
     from mcpmq.plan import make_plan
     from mcpmq.quantize import quantize
 
-    samples = CalibrationSet.open(calibration) if calibration else None
+    samples = SampleSet.open(calibration) if calibration else None
     if samples:
-        _tell_of_blind_rounding(asked)
-    made = quantize(make_plan(Checkpoint.open(source), asked), out, samples, ui.progress(), device)
-    ui.artifact(made.artifact, as_json=json)
+        _print_if_uncalibrated(loaded)
+    quantized = quantize(make_plan(Checkpoint.open(source), loaded), out, samples, ui.progress_bars(), device)
+    ui.print_artifact(quantized.artifact, as_json=json)
 
 
-@commands.command(rich_help_panel=STEPS)
+@commands.command(rich_help_panel=PIPELINE_PANEL)
 def export(
     quantized: Annotated[Path, typer.Argument(metavar="QUANTIZED", help="Folder that `mcpmq quantize` wrote")],
     out: Out,
-    format: Annotated[str, typer.Option("--format", "-f", metavar="FORMAT", help=f"What to write: {FORMAT_NAMES}")],
+    format: Annotated[str, typer.Option("--format", "-f", metavar="FORMAT", help=f"Format: {FORMAT_NAMES}")],
     npu: Annotated[
         Path | None,
-        typer.Option("--npu", metavar="DIR", help="ONNX vision for NPUs: activations of 16 bits over these images"),
+        typer.Option("--npu", metavar="DIR", help="ONNX vision graph for NPUs: 16-bit activations over these images"),
     ] = None,
     json: Json = False,
 ) -> None:
-    """Write a quantized model in the layout that an engine loads"""
-    name = format_of(format)
+    """Export a quantized model to a format"""
+    name = parse_format(format)
     from mcpmq import ui
-    from mcpmq.dataset import CalibrationSet
+    from mcpmq.dataset import SampleSet
     from mcpmq.export import export
-    from mcpmq.quantized_model import Quantized
+    from mcpmq.quantized_model import QuantizedModel
 
-    shown = CalibrationSet.open(npu) if npu else None
-    ui.artifact(export(Quantized.open(quantized), name, out, ui.progress(), shown), as_json=json)
+    images = SampleSet.open(npu) if npu else None
+    artifact = export(QuantizedModel.open(quantized), name, out, ui.progress_bars(), images)
+    ui.print_artifact(artifact, as_json=json)
 
 
-@commands.command(rich_help_panel=STEPS)
+@commands.command(rich_help_panel=PIPELINE_PANEL)
 def imatrix(
     source: Source,
     out: Out,
     calibration: Calibration,
     add: Annotated[
-        list[Path] | None, typer.Option("--add", metavar="DIR", help="Add what was written for another set; repeatable")
+        list[Path] | None,
+        typer.Option("--add", metavar="DIR", help="Add the imatrix of another set; may be repeated"),
     ] = None,
     mmproj: Annotated[
-        Path | None, typer.Option("--mmproj", metavar="FILE", help="GGUF file to match where zeros widened a matrix")
+        Path | None, typer.Option("--mmproj", metavar="FILE", help="GGUF file whose padded matrix shapes to match")
     ] = None,
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """Write the importance of every column, images included, for llama-quantize --imatrix"""
+    """Write the imatrix of language model and vision encoder for llama-quantize --imatrix"""
     from mcpmq import ui
-    from mcpmq.calibrate.imatrix import imatrix
+    from mcpmq.calibrate.imatrix import write_imatrix
     from mcpmq.checkpoint import Checkpoint
-    from mcpmq.dataset import CalibrationSet
+    from mcpmq.dataset import SampleSet
 
-    samples = CalibrationSet.open(calibration)
-    made = imatrix(Checkpoint.open(source), samples, out, add or [], mmproj, ui.progress(), device)
-    for note in made.manifest.notes:
-        ui.notice(note)
-    ui.artifact(made, as_json=json)
+    samples = SampleSet.open(calibration)
+    artifact = write_imatrix(Checkpoint.open(source), samples, out, add or [], mmproj, ui.progress_bars(), device)
+    for note in artifact.manifest.notes:
+        ui.print_notice(note)
+    ui.print_artifact(artifact, as_json=json)
 
 
-@commands.command(rich_help_panel=STEPS)
+@commands.command(rich_help_panel=PIPELINE_PANEL)
 def evaluate(
     artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Folders that mcpmq wrote")],
     against: Annotated[str, typer.Option("--against", metavar="CHECKPOINT", help="The original")],
-    on: Annotated[Path, typer.Option("--on", metavar="DIR", help="Images and questions to measure on")],
+    eval_set: Annotated[Path, typer.Option("--eval-set", metavar="DIR", help="Evaluation set: images and prompts")],
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Where report.json goes; default: the artifact's parent")
+        Path | None, typer.Option("--out", metavar="DIR", help="Folder of report.json; default: the artifact's parent")
     ] = None,
-    unquantized: Annotated[
+    engine_baselines: Annotated[
         list[Path] | None,
-        typer.Option("--unquantized", metavar="ARTIFACT", help="Of the recipe `full`, to tell the engine's difference"),
+        typer.Option("--engine-baseline", metavar="ARTIFACT", help="Artifact of recipe `full` in the same format"),
     ] = None,
     shuffle_images: Annotated[
-        bool, typer.Option("--shuffle-images", help="Give every question another's image")
+        bool, typer.Option("--shuffle-images", help="Control: exchange the images of the samples")
     ] = False,
-    engine_cuts: Annotated[
-        bool, typer.Option("--engine-cuts", help="Let llama.cpp cut and resize images itself")
+    engine_preprocessing: Annotated[
+        bool, typer.Option("--engine-preprocessing", help="Control: llama.cpp slices and resizes images")
     ] = False,
-    by_component: Annotated[
-        bool, typer.Option("--by-component", help="Of a quantized artifact, what each component costs alone")
+    ablate: Annotated[
+        bool, typer.Option("--ablate-components", help="Measure the loss with one component quantized at a time")
     ] = False,
     threads: Threads = None,
     cache: Cache = True,
     json: Json = False,
 ) -> None:
-    """Measure artifacts in their own engines against the original, on the same pixels and tokens"""
-    if by_component:
-        if len(artifacts) > 1 or shuffle_images or engine_cuts:
-            raise typer.BadParameter("goes with one artifact and no control", param_hint="--by-component")
-        _split(artifacts[0], against, on, out, threads, cache, json)
+    """Measure artifacts in their engines against the original, on the same pixels and tokens"""
+    if ablate:
+        if len(artifacts) > 1 or shuffle_images or engine_preprocessing:
+            raise typer.BadParameter("needs one artifact and no control", param_hint="--ablate-components")
+        _ablate(artifacts[0], against, eval_set, out, threads, cache, json)
         return
     from mcpmq import ui
     from mcpmq.artifact import Artifact
     from mcpmq.checkpoint import Checkpoint
-    from mcpmq.dataset import CalibrationSet
+    from mcpmq.convert import evaluate
+    from mcpmq.dataset import SampleSet
     from mcpmq.evaluate import Settings
-    from mcpmq.report import compare, write_report
-    from mcpmq.report.model_cards import add_figures
 
-    settings = Settings.of(threads, cache, ui.progress(), shuffle_images, engine_cuts)
-    opened, full = ([Artifact.open(path) for path in paths] for paths in (artifacts, unquantized or ()))
-    report = compare(Checkpoint.open(against), opened, CalibrationSet.open(on), settings, unquantized=full)
-    write_report(report, out or artifacts[0].absolute().parent)
-    add_figures(report, opened)
-    ui.report(report, as_json=json)
+    settings = Settings.from_options(threads, cache, ui.progress_bars(), shuffle_images, engine_preprocessing)
+    opened, baselines = ([Artifact.open(path) for path in paths] for paths in (artifacts, engine_baselines or ()))
+    original, samples, folder = (
+        Checkpoint.open(against),
+        SampleSet.open(eval_set),
+        out or artifacts[0].absolute().parent,
+    )
+    report = evaluate(opened, original, samples, settings, out=folder, engine_baselines=baselines)
+    ui.print_report(report, as_json=json)
 
 
-def _split(
-    artifact: Path, against: str, on: Path, out: Path | None, threads: int | None, cache: bool, json: bool
+def _ablate(
+    artifact: Path, against: str, eval_set: Path, out: Path | None, threads: int | None, cache: bool, json: bool
 ) -> None:
     from mcpmq import ui
     from mcpmq.checkpoint import Checkpoint
-    from mcpmq.dataset import CalibrationSet
+    from mcpmq.dataset import SampleSet
     from mcpmq.evaluate import Settings
-    from mcpmq.quantized_model import Quantized
-    from mcpmq.report.ablation import split
+    from mcpmq.quantized_model import QuantizedModel
+    from mcpmq.report.ablation import ablate_components
 
-    settings = Settings.of(threads, cache, ui.progress())
-    found = split(Checkpoint.open(against), Quantized.open(artifact), CalibrationSet.open(on), settings)
-    found.write(out or artifact.absolute().parent)
-    ui.split(found, as_json=json)
+    settings, samples = Settings.from_options(threads, cache, ui.progress_bars()), SampleSet.open(eval_set)
+    ablation = ablate_components(Checkpoint.open(against), QuantizedModel.open(artifact), samples, settings)
+    ablation.write(out or artifact.absolute().parent)
+    ui.print_ablation(ablation, as_json=json)
 
 
-def _tell_of_blind_rounding(recipe: "Recipe") -> None:
-    if not recipe.looks:
+def _print_if_uncalibrated(recipe: "Recipe") -> None:
+    if not recipe.needs_calibration:
         from mcpmq import ui
 
-        ui.notice(f"recipe `{recipe.name}` rounds to the nearest: no calibration sample decides a weight")
+        ui.print_notice(f"recipe `{recipe.name}` rounds to nearest: it does not use the calibration set")
 
 
-def _recipe(name: str | None, bits: int | None) -> "Recipe":
-    from mcpmq.recipe import Recipe
+def _load_recipe(name: str | None, bits: int | None) -> "Recipe":
+    from mcpmq.recipe import RECIPE_BY_BITS, Recipe
 
     if (name is None) == (bits is None):
         raise typer.BadParameter("give either --recipe or --bits", param_hint="--recipe")
-    if bits not in (None, *OF_BITS):
+    if bits not in (None, *RECIPE_BY_BITS):
         raise typer.BadParameter(f"{bits} is neither 4 nor 8", param_hint="--bits")
-    return Recipe.load(OF_BITS[bits] if bits else name or "")
+    return Recipe.load(RECIPE_BY_BITS[bits] if bits else name or "")

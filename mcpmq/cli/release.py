@@ -1,4 +1,4 @@
-"""What makes, verifies and compares releases, and finds the mix of schemes that fits one."""
+"""Commands that search a recipe under a budget, and package, verify and compare releases."""
 
 import os
 from pathlib import Path
@@ -6,133 +6,147 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from mcpmq.cli.options import LOOK, STEPS, Context, Device, FitMemory, Json, MaxSize, Out, Source, Threads
+from mcpmq.cli.options import (
+    DEFAULT_SEARCH_RECIPE,
+    INSPECT_PANEL,
+    PIPELINE_PANEL,
+    Calibration,
+    Context,
+    Device,
+    Json,
+    MaxMemory,
+    MaxSize,
+    Out,
+    Source,
+    Threads,
+)
 
-if TYPE_CHECKING:  # help must be there at once
+if TYPE_CHECKING:  # --help imports no library
     from mcpmq.formats import FormatName
     from mcpmq.mixed_precision import Budget
 
 commands = typer.Typer()
-METHODS = "calibrated-int4"  # the recipe that says how to round, where none is named
 
 
-@commands.command(rich_help_panel=STEPS)
-def fit(
+@commands.command(rich_help_panel=PIPELINE_PANEL)
+def search(
     source: Source,
     out: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="Recipe file to write")],
-    format: Annotated[str, typer.Option("--format", "-f", metavar="gguf|onnx", help="What it is for")],
-    calibration: Annotated[Path, typer.Option("--calibration", metavar="DIR", help="What the losses are told from")],
+    format: Annotated[str, typer.Option("--format", "-f", metavar="gguf|onnx", help="Format of the artifact")],
+    calibration: Calibration,
     max_size: MaxSize = None,
-    fit_memory: FitMemory = None,
+    max_memory: MaxMemory = None,
     context: Context = 4096,
     sequential: Annotated[
-        bool, typer.Option("--sequential", help="The device frees the vision encoder before it reads")
+        bool, typer.Option("--sequential", help="The device frees the vision encoder before the language model loads")
     ] = False,
     recipe: Annotated[
-        str, typer.Option("--recipe", "-r", metavar="NAME|FILE", help="How to round; its schemes are not used")
-    ] = METHODS,
+        str, typer.Option("--recipe", "-r", metavar="NAME|FILE", help="Recipe for method and smoothing, not schemes")
+    ] = DEFAULT_SEARCH_RECIPE,
     device: Device = None,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
-    """Find the most accurate mix of schemes that fits a size or a memory, and write it as a recipe"""
+    """Search the most accurate mixed precision under a size or memory limit, and write its recipe"""
     from mcpmq import ui
     from mcpmq.checkpoint import Checkpoint
-    from mcpmq.dataset import CalibrationSet
-    from mcpmq.mixed_precision import fit
+    from mcpmq.dataset import SampleSet
+    from mcpmq.mixed_precision import search_recipe
     from mcpmq.recipe import Recipe
 
-    budget, name = budget_of(max_size, fit_memory, context, sequential), format_of(format)
+    budget, name = make_budget(max_size, max_memory, context, sequential), parse_format(format)
     if budget is None:
-        raise typer.BadParameter("give --max-size, --fit-memory, or both", param_hint="--max-size")
-    cores, methods, samples = threads or os.cpu_count() or 1, Recipe.load(recipe), CalibrationSet.open(calibration)
-    fitted = fit(Checkpoint.open(source), methods, name, budget, samples, cores, ui.progress(), device)
-    fitted.write(out)
-    ui.print_table(fitted.table(), fitted.facts(), as_json=json)
+        raise typer.BadParameter("give --max-size, --max-memory, or both", param_hint="--max-size")
+    cores, base, samples = threads or os.cpu_count() or 1, Recipe.load(recipe), SampleSet.open(calibration)
+    result = search_recipe(Checkpoint.open(source), base, name, budget, samples, cores, ui.progress_bars(), device)
+    result.write(out)
+    ui.print_table(result.to_table(), result.to_dict(), as_json=json)
 
 
-@commands.command(rich_help_panel=STEPS)
+@commands.command(rich_help_panel=PIPELINE_PANEL)
 def package(
-    artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Folders that mcpmq exported")],
+    artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Folders that `mcpmq export` wrote")],
     out: Out,
-    source: Annotated[str, typer.Option("--source", metavar="CHECKPOINT", help="What they were made from")],
-    measured: Annotated[Path, typer.Option("--report", metavar="REPORT", help="What `mcpmq evaluate` found")],
+    source: Annotated[str, typer.Option("--source", metavar="CHECKPOINT", help="The original")],
+    report: Annotated[Path, typer.Option("--report", metavar="REPORT", help="Report of `mcpmq evaluate`")],
     max_size: MaxSize = None,
-    part_size: Annotated[
-        str | None, typer.Option("--part-size", metavar="SIZE", help="Divide larger files, as app stores ask")
+    max_file_size: Annotated[
+        str | None, typer.Option("--max-file-size", metavar="SIZE", help="Split larger files, e.g. for an app store")
     ] = None,
     gates: Annotated[
-        list[Path] | None, typer.Option("--gate", metavar="FILE", help="Must hold, as for `check`; may be repeated")
+        list[Path] | None, typer.Option("--gate", metavar="FILE", help="Gate that must pass; may be repeated")
     ] = None,
     baseline: Annotated[
-        Path | None, typer.Option("--baseline", metavar="REPORT", help="The report that gates compare with")
+        Path | None, typer.Option("--baseline", metavar="REPORT", help="Report that gates compare with")
     ] = None,
-    licence: Annotated[
-        str | None, typer.Option("--license", metavar="ID", help="Where the checkpoint does not say it")
+    license: Annotated[
+        str | None, typer.Option("--license", metavar="ID", help="License, if the checkpoint does not declare one")
     ] = None,
     base_model: Annotated[
-        str | None, typer.Option("--base-model", metavar="HUB_ID", help="The original, for the model card")
+        str | None, typer.Option("--base-model", metavar="HUB_ID", help="Hub id of the original for the model card")
     ] = None,
-    name: Annotated[str | None, typer.Option("--name", help="Of the release; default: its folder's")] = None,
+    name: Annotated[str | None, typer.Option("--name", help="Name of the release; default: its folder")] = None,
     json: Json = False,
 ) -> None:
-    """Assemble a release: artifacts, report, model card, licence, and the hash of every file"""
+    """Assemble a release: artifacts, report, model card, license, and the SHA-256 of every file"""
     from mcpmq import ui
     from mcpmq.artifact import Artifact
     from mcpmq.checkpoint import Checkpoint
-    from mcpmq.release.package import Wanted, package
+    from mcpmq.release.package import ReleaseOptions, package
     from mcpmq.report import Report
 
-    earlier, sizes = Report.load(baseline) if baseline else None, (_size(max_size), _size(part_size))
-    wanted = Wanted(name, licence, base_model, *sizes, tuple(gates or ()), earlier)
+    earlier, sizes = Report.load(baseline) if baseline else None, (_parse(max_size), _parse(max_file_size))
+    options = ReleaseOptions(name, license, base_model, *sizes, tuple(gates or ()), earlier)
     opened = [Artifact.open(path) for path in artifacts]
-    made = package(opened, Checkpoint.open(source), Report.load(measured), out, wanted)
-    ui.print_table(made.table(), made.record.model_dump(mode="json"), as_json=json)
+    release = package(opened, Checkpoint.open(source), Report.load(report), out, options)
+    ui.print_table(release.to_table(), release.record.model_dump(mode="json"), as_json=json)
 
 
-@commands.command(rich_help_panel=LOOK)
+@commands.command(rich_help_panel=INSPECT_PANEL)
 def verify(
-    path: Annotated[Path, typer.Argument(metavar="DIR", help="A release, or any artifact")],
-    load: Annotated[bool, typer.Option("--load/--no-load", help="Load it in its engines, too")] = True,
+    path: Annotated[Path, typer.Argument(metavar="DIR", help="Release or artifact")],
+    load: Annotated[bool, typer.Option("--load/--no-load", help="Load the model in its engines")] = True,
     threads: Threads = None,
     json: Json = False,
 ) -> None:
-    """Check every hash, that files belong together, and that the engines load them"""
+    """Check every SHA-256, the provenance of files, and that the engines load them"""
     from mcpmq import ui
     from mcpmq.release.verify import verify
 
-    verified = verify(path, threads or os.cpu_count() or 1, load=load, progress=ui.progress())
-    ui.print_table(verified.table(), verified.facts(), as_json=json)
+    result = verify(path, threads or os.cpu_count() or 1, load=load, progress=ui.progress_bars())
+    ui.print_table(result.to_table(), result.to_dict(), as_json=json)
 
 
-@commands.command(rich_help_panel=LOOK)
+@commands.command(rich_help_panel=INSPECT_PANEL)
 def diff(
-    before: Annotated[Path, typer.Argument(metavar="A", help="A release or an artifact")],
-    after: Annotated[Path, typer.Argument(metavar="B", help="Another")],
+    before: Annotated[Path, typer.Argument(metavar="A", help="Release or artifact")],
+    after: Annotated[Path, typer.Argument(metavar="B", help="Release or artifact to compare with A")],
     json: Json = False,
 ) -> None:
-    """Say what changed from one release to another: files, schemes, sizes, measurements"""
+    """List the changes between two releases: files, schemes, sizes, measurements"""
     from mcpmq import ui
     from mcpmq.release.diff import diff
 
-    found = diff(before, after)
-    ui.print_table(found.table(), found.facts(), as_json=json)
+    changes = diff(before, after)
+    ui.print_table(changes.to_table(), changes.to_dict(), as_json=json)
 
 
-def budget_of(max_size: str | None, fit_memory: str | None, context: int, sequential: bool = False) -> "Budget | None":
-    """What a result must fit, if anything was said."""
-    if max_size is None and fit_memory is None:
+def make_budget(
+    max_size: str | None, max_memory: str | None, context: int, sequential: bool = False
+) -> "Budget | None":
+    """Return the budget of a search, or None without a limit."""
+    if max_size is None and max_memory is None:
         return None
     from mcpmq.mixed_precision.budget import Budget
 
-    return Budget(_size(max_size), _size(fit_memory), context, sequential)
+    return Budget(_parse(max_size), _parse(max_memory), context, sequential)
 
 
-def format_of(name: str) -> "FormatName":
-    """A format by its name.
+def parse_format(name: str) -> "FormatName":
+    """Return the format of a name.
 
     Raises:
-        typer.BadParameter: there is none.
+        typer.BadParameter: the name is not a format.
     """
     from mcpmq.formats import FORMATS
 
@@ -142,7 +156,7 @@ def format_of(name: str) -> "FormatName":
     return found
 
 
-def _size(text: str | None) -> int | None:
+def _parse(size: str | None) -> int | None:
     from mcpmq.system.sizes import parse_size
 
-    return parse_size(text) if text else None
+    return parse_size(size) if size else None

@@ -1,180 +1,176 @@
-"""What a conversion will give and take, from headers alone: files, bits, memory here and on the device, time.
-
-Sizes of files are exact; memory and time are expected.
-"""
+"""Forecast file sizes, memory and time of a conversion from headers; sizes are exact, memory and time estimated."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from mcpmq.estimate.resources import (
-    Device,
-    device_of,
-    exporting_nbytes,
-    exporting_seconds,
-    quantizing_nbytes,
-    rounding_seconds,
-    weights_of,
+    DeviceMemory,
+    device_memory,
+    export_peak_rss_bytes,
+    export_seconds,
+    num_weights,
+    quantize_peak_rss_bytes,
+    quantize_seconds,
 )
-from mcpmq.formats import FormatName, check, format_named
-from mcpmq.formats.format import LayoutForecast, WeightForecast
-from mcpmq.formats.model_view import Planned
+from mcpmq.formats import FormatName, check_plan, format_named
+from mcpmq.formats.format import FilesForecast, WeightForecast
+from mcpmq.formats.model_view import PlannedModel
 from mcpmq.plan import Plan
-from mcpmq.system.table import Row, Table, megabytes
+from mcpmq.system.table import Row, Table, format_megabytes
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """One component in a format."""
+class ComponentEstimate:
+    """The size of one component in a format."""
 
     component: str
-    weights: int
+    num_weights: int
     source_nbytes: int
     nbytes: int
 
     @property
-    def bits(self) -> float:
-        """Effective, of a weight: codes, scales and whatever stays a float together."""
-        return 8 * self.nbytes / self.weights
+    def bits_per_weight(self) -> float:
+        """Bits per weight, with scales and unquantized tensors."""
+        return 8 * self.nbytes / self.num_weights
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """One format's forecast."""
+class FormatEstimate:
+    """The forecast of one format; `export_seconds` is None for formats without a recorded run."""
 
     name: FormatName
-    files: LayoutForecast
-    parts: tuple[Part, ...]
-    device: Device
-    seconds: float | None  # to export; None where no run was recorded
-    peak_resident_bytes: int
+    files: FilesForecast
+    components: tuple[ComponentEstimate, ...]
+    device: DeviceMemory
+    export_seconds: float | None
+    export_peak_rss_bytes: int
 
     @property
     def nbytes(self) -> int:
         return self.files.nbytes
 
     @property
-    def forced(self) -> list[WeightForecast]:
-        """Weights that the format holds in another way than the plan has them."""
+    def bits_per_weight(self) -> float:
+        """Bits per weight over all components."""
+        return 8 * sum(one.nbytes for one in self.components) / sum(one.num_weights for one in self.components)
+
+    @property
+    def overridden(self) -> list[WeightForecast]:
+        """Weights that the format stores in another type than planned."""
         return [weight for weight in self.files.weights if weight.reason]
 
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What to expect of a plan; `seconds` to quantize is None where no run of such a recipe was recorded."""
+    """The forecast of a plan; `quantize_seconds` is None if it needs calibration, for which no run is recorded."""
 
     plan: Plan
-    seconds: float | None
-    peak_resident_bytes: int
-    layouts: tuple[Layout, ...]
+    quantize_seconds: float | None
+    quantize_peak_rss_bytes: int
+    formats: tuple[FormatEstimate, ...]
 
-    def facts(self) -> dict[str, Any]:
-        """As plain values."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON object of the forecast."""
         return {
-            "expected_seconds_to_quantize": self.seconds,
-            "expected_peak_resident_bytes": self.peak_resident_bytes,
-            "formats": {layout.name: _layout_facts(layout) for layout in self.layouts},
+            "estimated_quantize_seconds": self.quantize_seconds,
+            "estimated_quantize_peak_rss_bytes": self.quantize_peak_rss_bytes,
+            "formats": {one.name: _format_dict(one) for one in self.formats},
         }
 
-    def table(self) -> Table:
-        """A column for every format."""
-        layouts = self.layouts
-        parts: list[Row] = [
-            (f"{component}, MB", [_part_cell(layout, component) for layout in layouts])
-            for component in dict.fromkeys(part.component for layout in layouts for part in layout.parts)
-        ]
+    def to_table(self) -> Table:
+        """Return a table with a column for every format."""
+        formats = self.formats
+        components = dict.fromkeys(part.component for one in formats for part in one.components)
         rows: list[Row] = [
-            *parts,
-            ("all files, MB", [f"{layout.nbytes / 1e6:,.2f}" for layout in layouts]),
-            ("  bits a weight", [f"{_bits(layout):.2f}" for layout in layouts]),
-            ("cache of the context, MB", [_megabytes(layout.device.cache) for layout in layouts]),
-            ("device, all at once, MB", [_megabytes(layout.device.at_once) for layout in layouts]),
-            ("device, one after the other, MB", [_megabytes(layout.device.sequential) for layout in layouts]),
-            ("export, peak memory, MB", [_megabytes(layout.peak_resident_bytes) for layout in layouts]),
-            (
-                "export, seconds",
-                [_seconds(layout.seconds) for layout in layouts],
-            ),
+            *((f"{name}, MB", [_component_cell(one, name) for one in formats]) for name in components),
+            ("all files, MB", [f"{one.nbytes / 1e6:,.2f}" for one in formats]),
+            ("  bits per weight", [f"{one.bits_per_weight:.2f}" for one in formats]),
+            ("KV cache, MB", [_megabytes(one.device.kv_cache_nbytes) for one in formats]),
+            ("device peak, concurrent, MB", [_megabytes(one.device.concurrent_nbytes) for one in formats]),
+            ("device peak, sequential, MB", [_megabytes(one.device.sequential_nbytes) for one in formats]),
+            ("export, peak RSS, MB", [_megabytes(one.export_peak_rss_bytes) for one in formats]),
+            ("export, seconds", [_seconds(one.export_seconds) for one in formats]),
         ]
-        context = layouts[0].device.context if layouts else 0
-        title = f"expected of {self.plan.recipe.name}, a context of {context:,} tokens"
-        return Table(title, [layout.name for layout in layouts], rows, [*_notes(self)])
+        context = formats[0].device.context if formats else 0
+        title = f"forecast of {self.plan.recipe.name}, a context of {context:,} tokens"
+        return Table(title, [one.name for one in formats], rows, [*_notes(self)])
 
 
 def forecast(plan: Plan, names: Sequence[FormatName], context: int) -> Forecast:
-    """Everything that can be known before a weight is read; needs no torch.
+    """Forecast a plan in these formats with a context of this many tokens; imports no torch.
 
     Raises:
-        FormatError: a format cannot hold the plan.
-        MissingExtra: what writes a format is not installed.
+        FormatError: a format does not support the plan.
+        MissingExtra: a package that a format requires is not installed.
     """
     for name in names:
-        check(plan, name)
-    layouts = tuple(_layout(plan, name, context) for name in names)
-    return Forecast(plan, rounding_seconds(plan), quantizing_nbytes(plan), layouts)
+        check_plan(plan, name)
+    formats = tuple(_format_estimate(plan, name, context) for name in names)
+    return Forecast(plan, quantize_seconds(plan), quantize_peak_rss_bytes(plan), formats)
 
 
-def _layout(plan: Plan, name: FormatName, context: int) -> Layout:
-    files = format_named(name).forecast(Planned(plan))
-    device = device_of(plan.checkpoint.architecture, files, context)
-    seconds, peak = exporting_seconds(plan, name, files.nbytes), exporting_nbytes(plan, name)
-    return Layout(name, files, tuple(_parts(plan, files.weights)), device, seconds, peak)
+def _format_estimate(plan: Plan, name: FormatName, context: int) -> FormatEstimate:
+    files = format_named(name).forecast(PlannedModel(plan))
+    device = device_memory(plan.checkpoint.architecture, files, context)
+    seconds, peak = export_seconds(plan, name, files.nbytes), export_peak_rss_bytes(plan, name)
+    return FormatEstimate(name, files, tuple(_component_estimates(plan, files.weights)), device, seconds, peak)
 
 
-def _parts(plan: Plan, weights: Iterable[WeightForecast]) -> Iterable[Part]:
+def _component_estimates(plan: Plan, weights: Iterable[WeightForecast]) -> Iterable[ComponentEstimate]:
     nbytes: dict[str, int] = {}
     for weight in weights:
         component = weight.name.partition(".")[0]
         nbytes[component] = nbytes.get(component, 0) + weight.nbytes
     for component, total in nbytes.items():
-        steps = [step for step in plan.steps if step.spec.component == component]
-        yield Part(component, sum(map(weights_of, steps)), sum(step.source_nbytes for step in steps), total)
+        tensors = [tensor for tensor in plan.tensors if tensor.spec.component == component]
+        source_nbytes = sum(tensor.source_nbytes for tensor in tensors)
+        yield ComponentEstimate(component, sum(map(num_weights, tensors)), source_nbytes, total)
 
 
-def _layout_facts(layout: Layout) -> dict[str, Any]:
-    device = layout.device
+def _format_dict(estimate: FormatEstimate) -> dict[str, Any]:
+    device = estimate.device
+    totals = {"concurrent_nbytes": device.concurrent_nbytes, "sequential_nbytes": device.sequential_nbytes}
     return {
-        "nbytes": layout.nbytes,
-        "files": [asdict(file) for file in layout.files.files],
-        "components": [{**asdict(part), "bits": round(part.bits, 4)} for part in layout.parts],
-        "device": asdict(device) | {"at_once": device.at_once, "sequential": device.sequential},
-        "expected_seconds_to_export": layout.seconds,
-        "expected_peak_resident_bytes": layout.peak_resident_bytes,
-        "weights": [asdict(weight) for weight in layout.files.weights],
+        "nbytes": estimate.nbytes,
+        "files": [asdict(file) for file in estimate.files.files],
+        "components": [
+            {**asdict(part), "bits_per_weight": round(part.bits_per_weight, 4)} for part in estimate.components
+        ],
+        "device": asdict(device) | totals,
+        "estimated_export_seconds": estimate.export_seconds,
+        "estimated_export_peak_rss_bytes": estimate.export_peak_rss_bytes,
+        "weights": [asdict(weight) for weight in estimate.files.weights],
     }
 
 
-def _part_cell(layout: Layout, component: str) -> str:
-    [part] = [part for part in layout.parts if part.component == component]
-    return f"{_megabytes(part.nbytes)} ({part.bits:.2f} bits)"
+def _component_cell(estimate: FormatEstimate, component: str) -> str:
+    [part] = [part for part in estimate.components if part.component == component]
+    return f"{_megabytes(part.nbytes)} ({part.bits_per_weight:.2f} bits)"
 
 
 def _seconds(seconds: float | None) -> str:
     return "no run recorded" if seconds is None else f"{seconds:,.0f}"
 
 
-def _bits(layout: Layout) -> float:
-    return 8 * sum(part.nbytes for part in layout.parts) / sum(part.weights for part in layout.parts)
-
-
 def _megabytes(nbytes: int) -> str:
-    return megabytes(nbytes).removesuffix(" MB")
+    return format_megabytes(nbytes).removesuffix(" MB")
 
 
-def _notes(made: Forecast) -> Iterable[str]:
-    peak = megabytes(made.peak_resident_bytes)
-    yield f"quantizing: expected seconds {_seconds(made.seconds)}, expected peak memory {peak}"
-    if made.seconds is None:
-        yield "quantizing: the calibration samples come on top, about 4 bytes x width of the model x their tokens"
-    yield "sizes of files are exact; memory is reckoned, and time is that of recorded runs on two cores"
-    for layout in made.layouts:
-        yield from _forced_notes(layout)
+def _notes(result: Forecast) -> Iterable[str]:
+    peak = format_megabytes(result.quantize_peak_rss_bytes)
+    yield f"quantize: estimated seconds {_seconds(result.quantize_seconds)}, estimated peak RSS {peak}"
+    if result.quantize_seconds is None:
+        yield "quantize: calibration samples need additional memory, about 4 bytes x hidden size x their tokens"
+    yield "file sizes are exact; memory is estimated; time is scaled from recorded runs on two cores"
+    for estimate in result.formats:
+        yield from _override_notes(estimate)
 
 
-def _forced_notes(layout: Layout) -> Iterable[str]:
-    told: dict[tuple[str, str], list[str]] = {}
-    for weight in layout.forced:
-        told.setdefault((weight.stored_as, weight.reason), []).append(weight.name)
-    for (stored_as, reason), names in told.items():
+def _override_notes(estimate: FormatEstimate) -> Iterable[str]:
+    groups: dict[tuple[str, str], list[str]] = {}
+    for weight in estimate.overridden:
+        groups.setdefault((weight.stored_as, weight.reason), []).append(weight.name)
+    for (stored_as, reason), names in groups.items():
         others = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        yield f"{layout.name}: `{names[0]}`{others} as {stored_as}: {reason}"
+        yield f"{estimate.name}: `{names[0]}`{others} as {stored_as}: {reason}"

@@ -1,4 +1,4 @@
-"""Memory and time that are expected, not measured: reckoned from what is held at once, and from recorded runs."""
+"""Estimate memory from the data that is held at the same time, and time from recorded runs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,142 +6,146 @@ from math import prod
 
 from mcpmq.families.family import Architecture, LanguageShape
 from mcpmq.formats import FormatName
-from mcpmq.formats.format import LayoutForecast, Runtime
-from mcpmq.plan import Plan, Step
+from mcpmq.formats.format import FilesForecast, RuntimeMemory
+from mcpmq.plan import Plan, TensorPlan
 from mcpmq.scheme import GgmlScheme, IntegerScheme
 
 LIBRARIES_NBYTES = 260_000_000  # Python with torch, before a weight is read
-PIECE_WEIGHTS, PIECE_NBYTES = 1 << 24, 20  # rounded at a time; what one weight of it takes while it is
-STRIPE_NBYTES = 45_000_000  # an ONNX weight is laid out in stripes
-# Of benchmarks/results/real-size-28.json, on two cores: weights rounded, and bytes written, a second.
-ROUNDED = {"integers": 135e6, "K-quants": 36e6}
-WRITTEN = {"gguf integers": 249e6, "gguf": 488e6, "onnx": 305e6}
+CHUNK_WEIGHTS, CHUNK_NBYTES_PER_WEIGHT = 1 << 24, 20  # weights rounded at a time; working memory for each
+STRIPE_NBYTES = 45_000_000  # buffer for the stripes of an ONNX weight
+# Weights per second of quantizing, and bytes per second of writing, on two cores: benchmarks/results/real-size-28.json.
+QUANTIZE_RATES = {"integers": 135e6, "K-quants": 36e6}
+EXPORT_RATES = {"gguf integers": 249e6, "gguf": 488e6, "onnx": 305e6}
 K_QUANTS = ("q4_k", "q5_k", "q6_k")
-STATE_NBYTES = 4  # of a number
-SIDE = 448  # of an image or slice in pixels, where config.json does not say it
-PASS_TOKENS = 512  # of a prompt that are computed at once
+STATE_NBYTES = 4  # per element of a linear-attention state
+DEFAULT_IMAGE_SIZE = 448  # pixels of an image or slice if config.json has no size
+PREFILL_BATCH_TOKENS = 512  # prompt tokens per pass
 
 
 @dataclass(frozen=True, slots=True)
-class Device:
-    """Bytes that the engine will take where the model runs."""
+class DeviceMemory:
+    """Estimated memory of the engine on the device, in bytes."""
 
-    context: int
-    cache: int
-    seeing: int  # the vision encoder alone
-    reading: int  # the language model alone, the cache of a full context included
-
-    @property
-    def at_once(self) -> int:
-        """Both loaded together."""
-        return self.seeing + self.reading
+    context: int  # tokens
+    kv_cache_nbytes: int
+    vision_nbytes: int  # the vision encoder alone
+    language_nbytes: int  # the language model alone, with the cache of a full context
 
     @property
-    def sequential(self) -> int:
-        """The vision encoder looks first and is released before the language model is loaded."""
-        return max(self.seeing, self.reading)
+    def concurrent_nbytes(self) -> int:
+        """Bytes with the vision encoder and the language model loaded together."""
+        return self.vision_nbytes + self.language_nbytes
+
+    @property
+    def sequential_nbytes(self) -> int:
+        """Bytes if the vision encoder is freed before the language model loads."""
+        return max(self.vision_nbytes, self.language_nbytes)
 
 
-def device_of(architecture: Architecture, files: LayoutForecast, context: int) -> Device:
-    """Memory while the model runs: weights, the cache of a full context, and what one pass computes with."""
-    runtime, shape = files.runtime, architecture.language
-    cache = _cache_nbytes(shape, context, runtime)
-    sees = sum(file.nbytes for file in files.files if file.component.startswith("vision"))
-    reads = sum(file.nbytes for file in files.files if file.component != "model") - sees
-    seeing = int(sees * runtime.resident) + _seeing_nbytes(architecture)
-    reading = int(reads * runtime.resident) + cache + _reading_nbytes(architecture, runtime)
-    return Device(context, cache, seeing, reading)
+def device_memory(architecture: Architecture, files: FilesForecast, context: int) -> DeviceMemory:
+    """Estimate weights, KV cache and activations of a model with a context of this many tokens."""
+    runtime = files.runtime
+    cache_nbytes = _cache_nbytes(architecture.language, context, runtime)
+    vision_files = sum(file.nbytes for file in files.files if file.component.startswith("vision"))
+    language_files = sum(file.nbytes for file in files.files if file.component != "model") - vision_files
+    vision_nbytes = int(vision_files * runtime.resident_ratio) + _vision_activation_nbytes(architecture)
+    language_nbytes = int(language_files * runtime.resident_ratio) + cache_nbytes
+    language_nbytes += _language_activation_nbytes(architecture, runtime)
+    return DeviceMemory(context, cache_nbytes, vision_nbytes, language_nbytes)
 
 
-def _cache_nbytes(shape: LanguageShape, context: int, runtime: Runtime) -> int:
-    """Keys and values of a full context; a layer that attends linearly has a state instead."""
-    linear = len(shape.linear.layers) if shape.linear else 0
-    keys_and_values = 2 * shape.kv_heads * shape.head_width * context * runtime.cache_nbytes
-    state = 0
-    if shape.linear:
-        state = shape.linear.value_heads * shape.linear.key_width * shape.linear.value_width
-        state += shape.linear.channels * (shape.linear.kernel - 1)
-    return (shape.layers - linear) * keys_and_values + linear * STATE_NBYTES * state
+def _cache_nbytes(shape: LanguageShape, context: int, runtime: RuntimeMemory) -> int:
+    """Return the bytes of keys and values, and of the states of linear-attention layers."""
+    kv_nbytes = 2 * shape.num_kv_heads * shape.head_dim * context * runtime.kv_cache_element_nbytes
+    linear = shape.linear_attention
+    if linear is None:
+        return shape.num_layers * kv_nbytes
+    state = linear.num_value_heads * linear.key_head_dim * linear.value_head_dim
+    state += linear.conv_channels * (linear.conv_kernel_size - 1)
+    return (shape.num_layers - len(linear.layers)) * kv_nbytes + len(linear.layers) * STATE_NBYTES * state
 
 
-def _seeing_nbytes(architecture: Architecture) -> int:
-    """One slice: its attention scores, and the rows of a layer, in float32."""
+def _vision_activation_nbytes(architecture: Architecture) -> int:
+    """Return the bytes of attention scores and hidden states of one layer for one slice, in float32."""
     shape = architecture.vision
     if shape is None:
         return 0
-    patches = ((shape.slice_side or SIDE) // shape.patch) ** 2
-    return 4 * patches * (shape.heads * patches + shape.ffn + 4 * shape.hidden)
+    patches = ((shape.slice_resolution or DEFAULT_IMAGE_SIZE) // shape.patch_size) ** 2
+    return 4 * patches * (shape.num_heads * patches + shape.intermediate_size + 4 * shape.hidden_size)
 
 
-def _reading_nbytes(architecture: Architecture, runtime: Runtime) -> int:
-    """One pass: its logits, and the rows of a layer, in float32."""
+def _language_activation_nbytes(architecture: Architecture, runtime: RuntimeMemory) -> int:
+    """Return the bytes of logits and of hidden states of one layer for one prefill pass, in float32."""
     shape = architecture.language
-    return 4 * (runtime.pass_logits * shape.vocabulary + PASS_TOKENS * (2 * shape.ffn + shape.hidden))
+    hidden = PREFILL_BATCH_TOKENS * (2 * shape.intermediate_size + shape.hidden_size)
+    return 4 * (runtime.logits_per_pass * shape.vocab_size + hidden)
 
 
-def weights_of(step: Step) -> int:
-    """How many numbers a tensor has."""
-    return prod(step.spec.shape)
+def num_weights(tensor: TensorPlan) -> int:
+    """Return the number of elements of a tensor."""
+    return prod(tensor.spec.shape)
 
 
-def _unpacked_nbytes(step: Step) -> int:
-    """A weight in memory once it is rounded: a byte a code, and scales of two."""
-    if not isinstance(step.scheme, IntegerScheme):
-        return step.nbytes
-    rows, columns = step.matrix_shape
-    return rows * (columns + 2 * step.scheme.groups(columns))
+def _unpacked_nbytes(tensor: TensorPlan) -> int:
+    """Return the bytes of a quantized weight in memory: one per code, two per scale."""
+    if not isinstance(tensor.scheme, IntegerScheme):
+        return tensor.nbytes
+    rows, columns = tensor.matrix_shape
+    return rows * (columns + 2 * tensor.scheme.num_groups(columns))
 
 
-def _packed_nbytes(step: Step) -> int:
-    """What codes of 4 bits take a second time, on their way between memory and disk."""
-    return step.nbytes if isinstance(step.scheme, IntegerScheme) and step.scheme.bits == 4 else 0
+def _packed_nbytes(tensor: TensorPlan) -> int:
+    """Return the bytes of the packed copy of 4-bit codes."""
+    return tensor.nbytes if isinstance(tensor.scheme, IntegerScheme) and tensor.scheme.bits == 4 else 0
 
 
-def quantizing_nbytes(plan: Plan) -> int:
-    """The libraries, the block that takes the most, and the piece that is being rounded."""
+def quantize_peak_rss_bytes(plan: Plan) -> int:
+    """Estimate the peak of quantizing: libraries, the largest block, the working memory, and calibration if needed."""
     blocks = plan.blocks.values()
-    largest = max(sum(_unpacked_nbytes(one) + _packed_nbytes(one) for one in steps) for steps in blocks)
-    piece = PIECE_NBYTES * min(PIECE_WEIGHTS, max(map(weights_of, plan.steps)))
-    seeing = 0 if not plan.recipe.looks else max(map(_seeing_steps_nbytes, blocks))
-    return LIBRARIES_NBYTES + largest + piece + seeing
+    largest = max(sum(_unpacked_nbytes(one) + _packed_nbytes(one) for one in block) for block in blocks)
+    working = CHUNK_NBYTES_PER_WEIGHT * min(CHUNK_WEIGHTS, max(map(num_weights, plan.tensors)))
+    calibration = max(map(_calibration_nbytes, blocks)) if plan.recipe.needs_calibration else 0
+    return LIBRARIES_NBYTES + largest + working + calibration
 
 
-def _seeing_steps_nbytes(steps: Sequence[Step]) -> int:
-    """Rounding by sight: one Gram matrix for every input that matrices of a block share, a factor, and the block in
-    float32. The activations of the samples come on top: their number is not known yet."""
-    matrices = [step for step in steps if step.spec.role == "matrix"]
-    columns = [step.matrix_shape[1] for step in matrices if not step.name.endswith((".k", ".v", "mlp.up"))]
-    floats = 4 * sum(weights_of(step) for step in matrices if "." in step.name)
-    return floats + 4 * (sum(width**2 for width in columns) + max(columns, default=0) ** 2)
+def _calibration_nbytes(tensors: Sequence[TensorPlan]) -> int:
+    """Return the bytes of a block in float32, a Hessian for every distinct input, and one Cholesky factor.
+
+    The hidden states of the samples are not included, because a plan has no samples.
+    """
+    matrices = [tensor for tensor in tensors if tensor.spec.role == "matrix"]
+    columns = [tensor.matrix_shape[1] for tensor in matrices if not tensor.name.endswith((".k", ".v", "mlp.up"))]
+    weights_nbytes = 4 * sum(num_weights(tensor) for tensor in matrices if "." in tensor.name)
+    return weights_nbytes + 4 * (sum(count**2 for count in columns) + max(columns, default=0) ** 2)
 
 
-def exporting_nbytes(plan: Plan, name: FormatName) -> int:
-    """The libraries, and one weight as it is read and as it is written."""
-    largest = max(_unpacked_nbytes(step) + _packed_nbytes(step) + _laid_out_nbytes(step, name) for step in plan.steps)
+def export_peak_rss_bytes(plan: Plan, name: FormatName) -> int:
+    """Estimate the peak of an export: libraries, and the largest weight as it is read and written."""
+    largest = max(_unpacked_nbytes(one) + _packed_nbytes(one) + _written_nbytes(one, name) for one in plan.tensors)
     return LIBRARIES_NBYTES + largest
 
 
-def _laid_out_nbytes(step: Step, name: FormatName) -> int:
-    if not isinstance(step.scheme, IntegerScheme):
-        return 0 if step.spec.role != "other" else 2 * step.source_nbytes
+def _written_nbytes(tensor: TensorPlan, name: FormatName) -> int:
+    if not isinstance(tensor.scheme, IntegerScheme):
+        return 0 if tensor.spec.role != "other" else 2 * tensor.source_nbytes
     if name != "onnx":
-        return step.nbytes
-    rows, columns = step.matrix_shape
-    return 4 * rows * step.scheme.groups(columns) + STRIPE_NBYTES
+        return tensor.nbytes
+    rows, columns = tensor.matrix_shape
+    return 4 * rows * tensor.scheme.num_groups(columns) + STRIPE_NBYTES
 
 
-def rounding_seconds(plan: Plan) -> float | None:
-    """To quantize; None where no run of such a recipe was recorded."""
-    return sum(map(_rounding_seconds, plan.steps)) if not plan.recipe.looks else None
+def quantize_seconds(plan: Plan) -> float | None:
+    """Estimate the time of quantizing; None if the plan needs calibration, for which no run is recorded."""
+    return None if plan.recipe.needs_calibration else sum(map(_tensor_seconds, plan.tensors))
 
 
-def _rounding_seconds(step: Step) -> float:
-    slow = isinstance(step.scheme, GgmlScheme) and step.scheme.type in K_QUANTS
-    return weights_of(step) / ROUNDED["K-quants" if slow else "integers"]
+def _tensor_seconds(tensor: TensorPlan) -> float:
+    is_k_quant = isinstance(tensor.scheme, GgmlScheme) and tensor.scheme.name in K_QUANTS
+    return num_weights(tensor) / QUANTIZE_RATES["K-quants" if is_k_quant else "integers"]
 
 
-def exporting_seconds(plan: Plan, name: FormatName, nbytes: int) -> float | None:
-    """To write so many bytes of a format; None where no run was recorded."""
-    packed = sum(step.nbytes for step in plan.steps if isinstance(step.scheme, IntegerScheme))
-    rate = WRITTEN.get("gguf integers" if name == "gguf" and packed > nbytes / 2 else name)
+def export_seconds(plan: Plan, name: FormatName, nbytes: int) -> float | None:
+    """Estimate the time to write this many bytes; None for formats without a recorded run."""
+    packed = sum(tensor.nbytes for tensor in plan.tensors if isinstance(tensor.scheme, IntegerScheme))
+    rate = EXPORT_RATES.get("gguf integers" if name == "gguf" and packed > nbytes / 2 else name)
     return nbytes / rate if rate else None

@@ -1,26 +1,34 @@
-"""What a model makes of held-out answers, what it weighs and what it takes, and how sure each figure is."""
+"""Evaluation of a model in its engine: accuracy, size, memory and speed, with confidence intervals."""
 
-from mcpmq.evaluate.bootstrap import Estimate
-from mcpmq.evaluate.inputs import EncodedSet, encoded
-from mcpmq.evaluate.measure import ORIGINAL, UNQUANTIZED, Measurement, measure, measure_original
-from mcpmq.evaluate.metrics import NONSQUARE, Change, Difference, changes, differences
-from mcpmq.evaluate.record import Record
+from mcpmq.evaluate.inputs import EncodedInputs, encode_samples
+from mcpmq.evaluate.measure import measure, measure_original
+from mcpmq.evaluate.metrics import changes, differences
+from mcpmq.evaluate.schema import (
+    ENGINE_BASELINE,
+    NONSQUARE,
+    ORIGINAL,
+    Change,
+    Difference,
+    Estimate,
+    Measurement,
+    Record,
+)
 from mcpmq.evaluate.settings import Settings
 
 __all__ = [
+    "ENGINE_BASELINE",
     "NONSQUARE",
     "ORIGINAL",
-    "UNQUANTIZED",
     "Change",
     "Difference",
-    "EncodedSet",
+    "EncodedInputs",
     "Estimate",
     "Measurement",
     "Record",
     "Settings",
     "changes",
     "differences",
-    "encoded",
+    "encode_samples",
     "measure",
     "measure_original",
 ]

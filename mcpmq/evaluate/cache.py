@@ -1,4 +1,4 @@
-"""What was measured once and is kept: folders of a bounded size together; the longest unused is given up first."""
+"""A disk cache of measurements: one folder per entry; least recently used entries are evicted first."""
 
 import os
 import shutil
@@ -8,12 +8,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-LIMIT_NBYTES = 8 << 30
-ABANDONED_SECONDS = 24 * 3600  # after which an unfinished folder is one of a run that was killed
+MAX_CACHE_NBYTES = 8 << 30
+STALE_SECONDS = 24 * 3600  # age at which an unfinished entry is removed: its process was killed
 
 
-def recall(cache: Path, name: str) -> Path | None:
-    """The folder of that name, marked as used now; None if there is none."""
+def find_entry(cache: Path, name: str) -> Path | None:
+    """Return the folder of an entry and mark it as used, or None if it does not exist."""
     folder = cache / name
     if not folder.is_dir():
         return None
@@ -22,10 +22,10 @@ def recall(cache: Path, name: str) -> Path | None:
 
 
 @contextmanager
-def remembering(cache: Path, name: str) -> Iterator[Path]:
-    """A folder to write into that is kept under that name when the block ends well.
+def new_entry(cache: Path, name: str) -> Iterator[Path]:
+    """Yield a folder that becomes the entry `name` if the block succeeds.
 
-    Others are given up until all together fit `LIMIT_NBYTES`.
+    Other entries are then evicted until all together fit `MAX_CACHE_NBYTES`.
     """
     cache.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".", dir=cache) as folder:
@@ -33,25 +33,25 @@ def remembering(cache: Path, name: str) -> Iterator[Path]:
         partial.mkdir()
         yield partial
         shutil.rmtree(cache / name, ignore_errors=True)
-        with suppress(OSError):  # another process was faster
+        with suppress(OSError):  # another process has added the entry
             partial.rename(cache / name)
-    _give_up(cache, name)
+    _evict_lru(cache, name)
 
 
-def _give_up(cache: Path, kept: str) -> None:
-    sizes = {folder: nbytes_of(folder) for folder in cache.iterdir() if folder.is_dir() and _finished(folder)}
+def _evict_lru(cache: Path, new: str) -> None:
+    sizes = {folder: folder_nbytes(folder) for folder in cache.iterdir() if folder.is_dir() and _is_evictable(folder)}
     for folder in sorted(sizes, key=lambda one: one.stat().st_mtime):
-        if sum(sizes.values()) <= LIMIT_NBYTES:
+        if sum(sizes.values()) <= MAX_CACHE_NBYTES:
             break
-        if folder.name != kept:
+        if folder.name != new:
             shutil.rmtree(folder, ignore_errors=True)
             del sizes[folder]
 
 
-def _finished(folder: Path) -> bool:
-    return not folder.name.startswith(".") or time.time() - folder.stat().st_mtime > ABANDONED_SECONDS
+def _is_evictable(folder: Path) -> bool:
+    return not folder.name.startswith(".") or time.time() - folder.stat().st_mtime > STALE_SECONDS
 
 
-def nbytes_of(folder: Path) -> int:
-    """Bytes of all files in a folder."""
+def folder_nbytes(folder: Path) -> int:
+    """Return the size of all files in a folder."""
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

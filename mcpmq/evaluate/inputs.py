@@ -1,4 +1,4 @@
-"""Samples as every engine gets them: encoded once, by the original's own processor."""
+"""Encoding of an evaluation set, once for all engines, with the processor of the original checkpoint."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,70 +10,70 @@ import numpy as np
 from PIL import Image
 
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.dataset import CalibrationSet, Sample
-from mcpmq.evaluate.metrics import NONSQUARE
+from mcpmq.dataset import Sample, SampleSet
+from mcpmq.evaluate.schema import NONSQUARE
 from mcpmq.evaluate.settings import Settings
 from mcpmq.families.family import Inputs
-from mcpmq.runners.inputs_store import SampleFiles
+from mcpmq.runners.inputs_store import InputsStore
 
 
 @dataclass(frozen=True, slots=True)
-class EncodedSet:
-    """Samples as every engine gets them; `notes` says what was done to them."""
+class EncodedInputs:
+    """The encoded samples of an evaluation set."""
 
-    files: SampleFiles
-    kinds: tuple[str, ...]
-    notes: tuple[str, ...] = ()
-    cached_values_per_token: int = 0  # keys and values of all layers
+    store: InputsStore
+    groups: tuple[str, ...]  # of each sample
+    notes: tuple[str, ...] = ()  # modifications of the samples
+    kv_values_per_token: int = 0  # keys and values of all layers
 
 
 @contextmanager
-def encoded(checkpoint: Checkpoint, samples: CalibrationSet, settings: Settings) -> Iterator[EncodedSet]:
-    """The samples encoded once, by the original's own processor, in a temporary folder.
+def encode_samples(checkpoint: Checkpoint, samples: SampleSet, settings: Settings) -> Iterator[EncodedInputs]:
+    """Encode the samples into a temporary folder, which exists inside the `with` block.
 
     Raises:
-        CheckpointError: the tokenizer or the processor's settings are broken.
-        CalibrationError: an image cannot be read, or a sample is too long.
+        CheckpointError: the tokenizer or the preprocessor settings are damaged.
+        DatasetError: an image cannot be read, or a sample is too long.
     """
-    processor = checkpoint.family.processor(checkpoint.path)
+    processor = checkpoint.family.open_processor(checkpoint.path)
     with TemporaryDirectory(prefix="mcpmq-") as folder:
-        files, kinds, slices = SampleFiles(Path(folder)), [], []
-        for sample in settings.progress(samples.samples, "preparing images and questions"):
+        store, groups, num_slices = InputsStore(Path(folder)), [], []
+        for sample in settings.progress(samples.samples, "encoding samples"):
             inputs = processor.encode(sample.id, sample.image, sample.prompt, sample.answer)
-            files.append(_whole(sample, inputs) if settings.engine_cuts else inputs)
-            kinds.append(_kind(sample, inputs))
-            slices.append(len(inputs.slices))
-        notes = _shuffle(files, slices) if settings.shuffle_images else ()
+            store.append(_with_uncut_image(sample, inputs) if settings.engine_preprocessing else inputs)
+            groups.append(_group(sample, inputs))
+            num_slices.append(len(inputs.slices))
+        notes = _shuffle_images(store, num_slices) if settings.shuffle_images else ()
         language = checkpoint.architecture.language
-        cached = 2 * language.layers * language.kv_heads * language.head_width
-        yield EncodedSet(files, tuple(kinds), notes, cached)
+        kv_values = 2 * language.num_layers * language.num_kv_heads * language.head_dim
+        yield EncodedInputs(store, tuple(groups), notes, kv_values)
 
 
-def _whole(sample: Sample, inputs: Inputs) -> Inputs:
-    """With the image as it was before it was cut."""
+def _with_uncut_image(sample: Sample, inputs: Inputs) -> Inputs:
     if sample.image is None:
         return inputs
     with Image.open(sample.image) as image:
         return replace(inputs, image=np.asarray(image.convert("RGB")))
 
 
-def _kind(sample: Sample, inputs: Inputs) -> str:
-    return NONSQUARE if NONSQUARE in sample.tags and inputs.slices else inputs.kind
+def _group(sample: Sample, inputs: Inputs) -> str:
+    return NONSQUARE if NONSQUARE in sample.tags and inputs.slices else inputs.modality
 
 
-def _shuffle(files: SampleFiles, slices: Sequence[int]) -> tuple[str, ...]:
-    files.move_pixels(shuffled(slices))
-    alone = sum(1 for count in slices if count and slices.count(count) == 1)
-    kept = f"; {alone} kept their own: no other image has as many slices" if alone else ""
+def _shuffle_images(store: InputsStore, num_slices: Sequence[int]) -> tuple[str, ...]:
+    store.permute_pixels(image_permutation(num_slices))
+    unchanged = sum(1 for count in num_slices if count and num_slices.count(count) == 1)
+    kept = f"; {unchanged} kept their own: no other image has as many slices" if unchanged else ""
     return (f"images shuffled among the questions{kept}",)
 
 
-def shuffled(slices: Sequence[int]) -> list[int]:
-    """For every sample the one whose image it gets: half a turn among the images with as many slices."""
-    givers = list(range(len(slices)))
-    for count in set(slices) - {0}:
-        group = [number for number, value in enumerate(slices) if value == count]
+def image_permutation(num_slices: Sequence[int]) -> list[int]:
+    """Return, for each sample, the sample whose image it receives: images with equally many slices are rotated by half
+    of their number."""
+    sources = list(range(len(num_slices)))
+    for count in set(num_slices) - {0}:
+        group = [number for number, value in enumerate(num_slices) if value == count]
         half = (len(group) + 1) // 2
-        for taker, giver in zip(group, group[half:] + group[:half], strict=True):
-            givers[taker] = giver
-    return givers
+        for target, source in zip(group, group[half:] + group[:half], strict=True):
+            sources[target] = source
+    return sources

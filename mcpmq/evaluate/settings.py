@@ -1,4 +1,4 @@
-"""How to measure."""
+"""Settings of evaluation and conversion."""
 
 import os
 from dataclasses import dataclass
@@ -9,27 +9,26 @@ from mcpmq.system.progress import Progress, silent
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """How to measure, and to convert: `device` is where samples pass to calibrate, None for the one that is chosen for
-    them. `cache` is the folder in which measurements of originals are kept, None for none."""
+    """Settings of evaluation and conversion."""
 
     threads: int
-    cache: Path | None = None
+    cache_folder: Path | None = None  # for measurements of originals; None disables the cache
     progress: Progress = silent
     shuffle_images: bool = False
-    engine_cuts: bool = False  # llama.cpp cuts and resizes images itself, as applications have it do
-    device: str | None = None
+    engine_preprocessing: bool = False  # llama.cpp slices and resizes images itself, as in applications
+    device: str | None = None  # torch device of calibration; None selects one automatically
 
     @classmethod
-    def of(
+    def from_options(
         cls,
-        threads: int | None,
-        cache: bool,
+        threads: int | None = None,
+        use_cache: bool = True,
         progress: Progress = silent,
         shuffle_images: bool = False,
-        engine_cuts: bool = False,
+        engine_preprocessing: bool = False,
         device: str | None = None,
     ) -> "Settings":
-        """As the command line has them: all cores unless told, and the user's own cache folder."""
+        """Convert command-line options; None for `threads` uses all cores, the cache is in the user's cache folder."""
         home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        kept = home / "mcpmq" if cache else None
-        return cls(threads or os.cpu_count() or 1, kept, progress, shuffle_images, engine_cuts, device)
+        cache_folder = home / "mcpmq" if use_cache else None
+        return cls(threads or os.cpu_count() or 1, cache_folder, progress, shuffle_images, engine_preprocessing, device)

@@ -1,6 +1,6 @@
-"""Matrix products in pieces of a fixed size, shared out to all threads: the same bytes however many threads there are.
+"""Matrix products in chunks of a fixed size, distributed over threads: equal bytes on any number of threads.
 
-A library's own threads cut products by their number, and sums of floats differ in the last bits with the cuts.
+Libraries split products by the number of threads, and the order of float additions depends on the split.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,38 +14,40 @@ from torch import Tensor, nn
 
 from mcpmq.execution.device import CPU
 
-PIECE_TOKENS, PIECE_OUTPUTS = 512, 1024
+CHUNK_TOKENS, CHUNK_OUTPUTS = 512, 1024
 
-Each = Callable[[Callable[[Any], object], Sequence[Any]], object]
-"""Does some work for every piece, in any order; the pieces do not touch one another's results."""
-
-
-def one_by_one(work: Callable[[Any], object], pieces: Sequence[Any]) -> None:
-    """Every piece in turn, in this thread."""
-    for piece in pieces:
-        work(piece)
+ParallelMap = Callable[[Callable[[Any], object], Sequence[Any]], object]
+"""Calls a function for every chunk, in any order; calls do not write to the same data."""
 
 
-@contextmanager
-def all_threads(device: torch.device = CPU) -> Iterator[Each]:
-    """Torch computes on one thread inside; pieces run on as many as it had before, each on one. On another device than
-    the processor, which shares out its work itself, they run one after the other."""
-    with workers() as pool:
-        yield partial(_each, pool) if device == CPU else one_by_one
+def serial_map(work: Callable[[Any], object], chunks: Sequence[Any]) -> None:
+    """Call `work` for every chunk in order, in this thread."""
+    for chunk in chunks:
+        work(chunk)
 
 
 @contextmanager
-def workers() -> Iterator[Executor]:
-    """A worker for every thread of torch, each with one: threads that meet after every small step mostly wait."""
+def deterministic_threads(device: torch.device = CPU) -> Iterator[ParallelMap]:
+    """Limit torch to one thread; yield a map that runs chunks on as many threads as torch had.
+
+    Devices other than the CPU distribute their work themselves, so their map is serial.
+    """
+    with thread_pool() as pool:
+        yield partial(_map_in_pool, pool) if device == CPU else serial_map
+
+
+@contextmanager
+def thread_pool() -> Iterator[Executor]:
+    """Yield a pool with a worker for every thread of torch, and limit torch to one thread in each worker and here."""
     threads = torch.get_num_threads()
-    # oneDNN asks OpenMP how many threads to use, and OpenMP counts for every thread anew.
+    # The initializer is needed because OpenMP, which oneDNN queries, has a thread count for every thread.
     with torch_threads(1), ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         yield pool
 
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Torch computes on so many threads inside."""
+    """Set the number of torch threads inside the context."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -55,10 +57,10 @@ def torch_threads(count: int) -> Iterator[None]:
 
 
 @contextmanager
-def bfloat16_products() -> Iterator[None]:
-    """Float32 products inside may round what they multiply to bfloat16, as models themselves do; sums stay float32.
+def bfloat16_matmul() -> Iterator[None]:
+    """Allow float32 products to round their operands to bfloat16; sums stay float32.
 
-    Where a processor has no faster products of that kind nothing is rounded: oneDNN's float32 ones take their place.
+    A CPU without fast bfloat16 products uses oneDNN's float32 products instead, without rounding.
     """
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
@@ -68,43 +70,43 @@ def bfloat16_products() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def _each(pool: Executor, work: Callable[[Any], object], pieces: Sequence[Any]) -> None:
-    if len(pieces) == 1:
-        work(pieces[0])
+def _map_in_pool(pool: Executor, work: Callable[[Any], object], chunks: Sequence[Any]) -> None:
+    if len(chunks) == 1:
+        work(chunks[0])
     else:
-        list(pool.map(partial(_work, work, torch.is_inference_mode_enabled()), pieces))
+        list(pool.map(partial(_work, work, torch.is_inference_mode_enabled()), chunks))
 
 
-def _work(work: Callable[[Any], object], inferring: bool, piece: Any) -> None:
-    with torch.inference_mode(inferring):  # a thread does not inherit it
-        work(piece)
+def _work(work: Callable[[Any], object], inference: bool, chunk: Any) -> None:
+    with torch.inference_mode(inference):  # threads do not inherit the mode
+        work(chunk)
 
 
-def share_linears(model: nn.Module, each: Each) -> None:
-    """Let every linear of a model compute in pieces."""
+def chunk_linears(model: nn.Module, parallel_map: ParallelMap) -> None:
+    """Make every nn.Linear of a model compute in chunks."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
-            vars(module)["forward"] = partial(_linear, module, each)
+            vars(module)["forward"] = partial(_forward, module, parallel_map)
 
 
-def _linear(linear: nn.Linear, each: Each, inputs: Tensor) -> Tensor:
+def _forward(linear: nn.Linear, parallel_map: ParallelMap, inputs: Tensor) -> Tensor:
     rows = inputs.reshape(-1, linear.in_features)
     outputs = rows.new_empty(len(rows), linear.out_features)
-    each(
-        partial(_multiply, linear, rows, outputs),
+    parallel_map(
+        partial(_multiply_chunk, linear, rows, outputs),
         [
-            (slice(token, token + PIECE_TOKENS), slice(output, output + PIECE_OUTPUTS))
-            for token in range(0, len(rows), PIECE_TOKENS)
-            for output in range(0, linear.out_features, PIECE_OUTPUTS)
+            (slice(token, token + CHUNK_TOKENS), slice(output, output + CHUNK_OUTPUTS))
+            for token in range(0, len(rows), CHUNK_TOKENS)
+            for output in range(0, linear.out_features, CHUNK_OUTPUTS)
         ],
     )
     return outputs.reshape(*inputs.shape[:-1], linear.out_features)
 
 
-def _multiply(linear: nn.Linear, rows: Tensor, outputs: Tensor, piece: tuple[slice, slice]) -> None:
-    tokens, columns = piece
+def _multiply_chunk(linear: nn.Linear, rows: Tensor, outputs: Tensor, chunk: tuple[slice, slice]) -> None:
+    tokens, columns = chunk
     weight = linear.weight[columns].T
     if linear.bias is None:
-        torch.mm(rows[tokens], weight, out=outputs[piece])
+        torch.mm(rows[tokens], weight, out=outputs[chunk])
     else:
-        torch.addmm(linear.bias[columns], rows[tokens], weight, out=outputs[piece])
+        torch.addmm(linear.bias[columns], rows[tokens], weight, out=outputs[chunk])

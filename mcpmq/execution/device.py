@@ -1,52 +1,52 @@
-"""Where samples pass and matrices are rounded by what these show: on a graphics processor, if there is one.
+"""Select the device for calibration and rounding: a GPU if there is one, else the CPU.
 
-The processor's bytes are the same on every number of threads. A graphics processor adds in an order of its own, and
-where two codes are nearly as good it may take the other.
+The CPU writes equal bytes on any number of threads. A GPU adds in another order, and can select another code where two
+codes have nearly the same error.
 """
 
 import psutil
 import torch
 
-from mcpmq.errors import CalibrationError
+from mcpmq.errors import DeviceError
 
 CPU = torch.device("cpu")
-SUPPORTED = ("cpu", "cuda")
+SUPPORTED_DEVICES = ("cpu", "cuda")
 
 
-def choose(name: str | None = None) -> torch.device:
-    """The device of that name, `cpu`, `cuda` or `cuda:1`; without one the first graphics processor, if there is any.
+def resolve_device(name: str | None = None) -> torch.device:
+    """Return the device with a name, `cpu`, `cuda` or `cuda:1`; without a name the first GPU if there is one.
 
     Raises:
-        CalibrationError: the name says nothing, or the device is not there.
+        DeviceError: the name is not valid, or torch does not find the device.
     """
-    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name is None:
-        return torch.device("cuda:0") if there else CPU
-    kind, _, number = name.partition(":")
-    if kind not in SUPPORTED or (number and not number.isdigit()) or (kind == "cpu" and number):
-        raise CalibrationError(f"`{name}` is no device", "name `cpu`, `cuda`, or one of several: `cuda:1`")
-    if kind == "cuda" and int(number or 0) >= there:
-        raise CalibrationError(
-            f"there is no `{name}`: torch {torch.__version__} finds {there} graphics processors",
-            "name `cpu`, or install the build of torch for this machine's graphics processor",
+        return torch.device("cuda:0") if count else CPU
+    kind, _, index = name.partition(":")
+    if kind not in SUPPORTED_DEVICES or (index and not index.isdigit()) or (kind == "cpu" and index):
+        raise DeviceError(f"`{name}` is not a device name", "use `cpu`, `cuda`, or `cuda:1` for the second GPU")
+    if kind == "cuda" and int(index or 0) >= count:
+        raise DeviceError(
+            f"device `{name}` is not available: torch {torch.__version__} finds {count} GPUs",
+            "use `cpu`, or install the build of torch for this GPU",
         )
-    return CPU if kind == "cpu" else torch.device("cuda", int(number or 0))
+    return CPU if kind == "cpu" else torch.device("cuda", int(index or 0))
 
 
-def name_of(device: torch.device) -> str | None:
-    """What an artifact records of where it was calibrated: nothing, if on the processor."""
+def device_name(device: torch.device) -> str | None:
+    """Return the device name for the manifest of an artifact; None for the CPU."""
     if device.type == "cpu":
         return None
     return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
 
 
-def told(what: str, device: torch.device) -> str:
-    """What is said of work while it goes on: where, if not on the processor, for nobody may have asked for it."""
-    return what if device == CPU else f"{what} on {name_of(device)}"
+def progress_label(label: str, device: torch.device) -> str:
+    """Return a progress label with the device name, except for the CPU."""
+    return label if device == CPU else f"{label} on {device_name(device)}"
 
 
 def available_nbytes(device: torch.device) -> int:
-    """Memory that is free there now."""
+    """Return the free memory of a device in bytes."""
     if device.type == "cuda":
         free: int = torch.cuda.mem_get_info(device)[0]
         return free

@@ -1,7 +1,7 @@
-"""What the matrices of a block multiply, whatever module holds them, as samples pass."""
+"""Forward hooks that capture the input of every weight matrix in a block."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
@@ -11,114 +11,120 @@ from torch import Tensor, nn
 from torch.nn.functional import multi_head_attention_forward
 
 Stats = TypeVar("Stats")
-Seen = TypeVar("Seen", covariant=True)
+Result = TypeVar("Result", covariant=True)
 
 
-class Sum(Protocol[Seen]):
-    """What is kept of all inputs of a matrix."""
+class Observer(Protocol[Result]):
+    """Accumulates the inputs of one matrix."""
 
-    def add(self, rows: Tensor) -> None:
-        """Enter some inputs, float32 [tokens, columns]."""
+    def update(self, rows: Tensor) -> None:
+        """Add inputs, float32 [tokens, columns]."""
 
-    def stats(self) -> Seen:
-        """What was seen; asked once, when all inputs are in."""
+    def result(self) -> Result:
+        """Return the statistics; called once, after all inputs."""
 
 
-def watch(
+def observe_inputs(
     block: nn.Module,
     parameters: Mapping[str, str | None],
     replay: Callable[[], None],
-    new_sum: Callable[[int], Sum[Stats]],
+    new_observer: Callable[[int], Observer[Stats]],
 ) -> dict[str, tuple[Stats, ...]]:
-    """What the matrices of a block see while every sample passes through it; see `watching`."""
-    with watching(block, parameters, new_sum) as seen:
+    """Return statistics of the inputs of a block's matrices over one replay of the samples; see `capture_inputs`."""
+    with capture_inputs(block, parameters, new_observer) as results:
         replay()
-    return seen()
+    return results()
 
 
 @contextmanager
-def watching(
-    block: nn.Module, parameters: Mapping[str, str | None], new_sum: Callable[[int], Sum[Stats]]
+def capture_inputs(
+    block: nn.Module, parameters: Mapping[str, str | None], new_observer: Callable[[int], Observer[Stats]]
 ) -> Iterator[Callable[[], dict[str, tuple[Stats, ...]]]]:
-    """Sum up what the matrices of a block see inside; the sums are there to be asked for afterwards.
+    """Observe the inputs of a block's matrices inside the context; yield a function that returns the statistics.
 
-    `parameters` are the matrices to watch, by their names inside the block; a value names the module inside the block
-    whose output the parameter multiplies, where no linear holds it. `new_sum` makes an empty sum for inputs of so many
-    columns. A matrix gets the statistics of one, the packed projection of an nn.MultiheadAttention of three, each for a
-    third of its rows: they see queries, keys and values. A matrix that saw nothing is not in the result.
+    `parameters` maps each matrix, by its name in the block, to the module in the block whose output it multiplies, or
+    to None for the weight of an nn.Linear or nn.MultiheadAttention. `new_observer` creates an observer for inputs of
+    this number of columns.
+
+    The result has one statistic per matrix, but three for the packed projection of an nn.MultiheadAttention: those of
+    queries, keys and values, each for a third of its rows. A matrix without inputs is missing.
     """
-    feeds = _Feeds(new_sum)
+    inputs = _SharedInputs(new_observer)
     with ExitStack() as hooks:
-        for name, fed_by in parameters.items():
-            hooks.enter_context(_watching(block, name, fed_by, feeds))
-        hooks.enter_context(block.register_forward_hook(lambda *_: feeds.forget()))
-        yield feeds.stats
+        for name, input_module in parameters.items():
+            hooks.enter_context(_register_hook(block, name, input_module, inputs))
+        hooks.enter_context(block.register_forward_hook(lambda *_: inputs.end_sample()))
+        yield inputs.results
 
 
 @dataclass(slots=True)
-class _Feeds(Generic[Stats]):
-    """The sums of one block; linears that are fed the same tensor one after the other share one."""
+class _SharedInputs(Generic[Stats]):
+    """The observers of one block; consecutive matrices with the same input tensor share one."""
 
-    new_sum: Callable[[int], Sum[Stats]]
-    sums: dict[str, Sum[Stats]] = field(default_factory=dict)  # by owner
-    owners: dict[str, str] = field(default_factory=dict)
+    new_observer: Callable[[int], Observer[Stats]]
+    observers: dict[str, Observer[Stats]] = field(default_factory=dict)  # by the first matrix that uses them
+    owners: dict[str, str] = field(default_factory=dict)  # from a matrix to the first matrix with the same input
     latest: tuple[str, Tensor] | None = None
 
-    def see(self, name: str, inputs: Tensor) -> None:
-        """Enter what a matrix is fed now, [..., columns], unless the matrix before it was fed the same."""
+    def observe(self, name: str, inputs: Tensor) -> None:
+        """Add the inputs of a matrix, [..., columns], unless they are those of the matrix before it."""
         if self.latest and self.latest[1] is inputs and self.latest[0] != name:
             self.owners.setdefault(name, self.latest[0])
             return
         self.latest = name, inputs
-        assert self.owners.setdefault(name, name) == name  # a model feeds its linears alike for every sample
+        assert self.owners.setdefault(name, name) == name  # sharing is the same for every sample
         rows = inputs.detach().flatten(0, -2).float()
-        if name not in self.sums:
-            self.sums[name] = self.new_sum(rows.shape[1])
-        self.sums[name].add(rows)
+        if name not in self.observers:
+            self.observers[name] = self.new_observer(rows.shape[1])
+        self.observers[name].update(rows)
 
-    def forget(self) -> None:
-        """Let go of the inputs of a sample that has passed."""
+    def end_sample(self) -> None:
+        """Release the inputs of the current sample."""
         self.latest = None
 
-    def stats(self) -> dict[str, tuple[Stats, ...]]:
-        stats = {owner: one.stats() for owner, one in self.sums.items()}
-        found: dict[str, tuple[Stats, ...]] = {}
+    def results(self) -> dict[str, tuple[Stats, ...]]:
+        """Return the statistics of every matrix that had inputs."""
+        by_owner = {owner: observer.result() for owner, observer in self.observers.items()}
+        results: dict[str, tuple[Stats, ...]] = {}
         for name, owner in self.owners.items():
             parameter = name.partition("|")[0]
-            found[parameter] = (*found.get(parameter, ()), stats[owner])
-        return found
+            results[parameter] = (*results.get(parameter, ()), by_owner[owner])
+        return results
 
 
-@contextmanager
-def _watching(block: nn.Module, parameter: str, fed_by: str | None, feeds: _Feeds[Stats]) -> Iterator[None]:
-    see = partial(feeds.see, parameter)
-    holder, _, leaf = parameter.rpartition(".")
-    module = block.get_submodule(holder)
-    outer = block.get_submodule(holder.rpartition(".")[0])
-    if fed_by is not None:
-        handle = block.get_submodule(fed_by).register_forward_hook(lambda _, __, output: see(output))
-    elif isinstance(module, nn.MultiheadAttention) and leaf == "in_proj_weight":
-        handle = module.register_forward_pre_hook(partial(_see_packed, parameter, feeds), with_kwargs=True)
-    elif isinstance(outer, nn.MultiheadAttention):
-        handle = outer.register_forward_pre_hook(lambda at, args: see(before_output_projection(at, *args[:3])))
-    else:
-        assert isinstance(module, nn.Linear), f"{parameter} is in no linear, and the family does not say what feeds it"
-        handle = module.register_forward_pre_hook(lambda _, args: see(args[0]))
-    with handle:
-        yield
+def _register_hook(
+    block: nn.Module, parameter: str, input_module: str | None, inputs: _SharedInputs[Stats]
+) -> AbstractContextManager[object]:
+    observe = partial(inputs.observe, parameter)
+    path, _, leaf = parameter.rpartition(".")
+    module = block.get_submodule(path)
+    parent = block.get_submodule(path.rpartition(".")[0])
+    if input_module is not None:
+        return block.get_submodule(input_module).register_forward_hook(lambda _, __, output: observe(output))
+    if isinstance(module, nn.MultiheadAttention) and leaf == "in_proj_weight":
+        return module.register_forward_pre_hook(partial(_observe_packed, parameter, inputs), with_kwargs=True)
+    if isinstance(parent, nn.MultiheadAttention):
+        return parent.register_forward_pre_hook(
+            lambda attention, args: observe(attention_before_projection(attention, *args[:3]))
+        )
+    assert isinstance(module, nn.Linear), f"{parameter} is not in an nn.Linear, and its family has no input_from for it"
+    return module.register_forward_pre_hook(lambda _, args: observe(args[0]))
 
 
-def _see_packed(
-    parameter: str, feeds: _Feeds[Stats], _: nn.Module, args: tuple[Tensor, ...], named: Mapping[str, Any]
+def _observe_packed(
+    parameter: str, inputs: _SharedInputs[Stats], _: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Any]
 ) -> None:
-    queries_keys_values = {**dict(zip(("query", "key", "value"), args, strict=False)), **named}
+    arguments = {**dict(zip(("query", "key", "value"), args, strict=False)), **kwargs}
     for name in ("query", "key", "value"):
-        feeds.see(f"{parameter}|{name}", queries_keys_values[name])
+        inputs.observe(f"{parameter}|{name}", arguments[name])
 
 
-def before_output_projection(attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """What the output projection is about to see; it is no module call, so attention is done once more without it."""
-    mixed: Tensor = multi_head_attention_forward(
+def attention_before_projection(attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Return the input of the output projection, [queries, channels].
+
+    nn.MultiheadAttention does not call its projection as a module, so attention is computed with an identity instead.
+    """
+    output: Tensor = multi_head_attention_forward(
         query,
         key,
         value,
@@ -135,4 +141,4 @@ def before_output_projection(attention: nn.MultiheadAttention, query: Tensor, ke
         training=False,
         need_weights=False,
     )[0]
-    return mixed
+    return output

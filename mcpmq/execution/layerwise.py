@@ -1,7 +1,7 @@
-"""Many samples through a model, one block in memory at a time.
+"""Run many samples through a model with one block in memory at a time.
 
-Lockstep: every sample's ordinary forward runs in a greenlet that pauses at each block until all the others are there
-too. So a block is loaded once for all samples, and no model has to say what it hands from block to block.
+Every sample's ordinary forward pass runs in a greenlet, which pauses at each block until all samples have reached it.
+A block is loaded once for all samples, and models need no description of the tensors between their blocks.
 """
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
@@ -14,69 +14,73 @@ from torch import nn
 
 
 class Replay(Protocol):
-    """Runs every sample that waits before a block through it and drops what comes out; or only those whose numbers are
-    among `only`."""
+    """Runs the samples that wait before a block through it and discards the outputs.
+
+    With `only`, the indices of samples, it runs these samples only.
+    """
 
     def __call__(self, only: Container[int] | None = None) -> None: ...
 
 
-class Visit(Protocol):
-    """Watches a block, and may change its weights, while every sample waits before it; replays as often as wanted."""
+class BlockVisitor(Protocol):
+    """Called with each block when all samples wait before it; may replay it any number of times and change it."""
 
     def __call__(self, block: nn.Module, replay: Replay) -> None: ...
 
 
-def leave(block: nn.Module) -> None:
-    """Neither load nor release."""
+def keep(block: nn.Module) -> None:
+    """Do not load or release a block."""
 
 
-def pass_by(block: nn.Module, replay: Replay) -> None:
-    """Watch nothing."""
+def ignore(block: nn.Module, replay: Replay) -> None:
+    """Do not visit a block."""
 
 
-def blocks_of(model: nn.Module, parameters: Iterable[str]) -> list[nn.Module]:
-    """The blocks that hold these parameters, in their order, none inside another: each layer of a list of layers, and
-    outside of such lists the outermost module that owns a parameter itself."""
-    return list(dict.fromkeys(_holder(model, name) for name in parameters))
+def find_blocks(model: nn.Module, parameters: Iterable[str]) -> list[nn.Module]:
+    """Return the blocks that contain these parameters, in their order; no block contains another.
+
+    A block is a layer of an nn.ModuleList, or else the outermost module with parameters of its own.
+    """
+    return list(dict.fromkeys(_find_block(model, name) for name in parameters))
 
 
-def _holder(model: nn.Module, parameter: str) -> nn.Module:
+def _find_block(model: nn.Module, parameter: str) -> nn.Module:
     module = model
     for name in parameter.split(".")[:-1]:
-        layered = isinstance(module, nn.ModuleList)
+        in_list = isinstance(module, nn.ModuleList)
         module = module.get_submodule(name)
-        if layered or next(module.parameters(recurse=False), None) is not None:
+        if in_list or next(module.parameters(recurse=False), None) is not None:
             break
     return module
 
 
-def lockstep(
+def run_layerwise(
     forward: Callable[..., Any],
     blocks: Sequence[nn.Module],
     samples: Sequence[Mapping[str, Any]],
     *,
-    load: Callable[[nn.Module], None] = leave,
-    release: Callable[[nn.Module], None] = leave,
-    visit: Visit = pass_by,
+    load: Callable[[nn.Module], None] = keep,
+    release: Callable[[nn.Module], None] = keep,
+    visit: BlockVisitor = ignore,
 ) -> list[Any]:
-    """What `forward(**sample)` returns, for every sample in order, exactly as if each had run alone.
+    """Return the results of `forward(**sample)` for every sample, equal to those of separate runs.
 
-    At each block, when all samples wait: `load(block)`, `visit(block, replay)`, then the samples go through it with
-    the weights as they now are, then `release(block)`, which is called even if something failed. `blocks` come in
-    the order of the forward pass; none lies inside another. A sample may skip some, as one without an image skips the
-    vision tower: the others catch up first. Samples must carry `use_cache=False`: replay would feed a cache twice.
+    When all samples wait at a block, `load(block)` and `visit(block, replay)` are called, the samples pass through the
+    block, and `release(block)` is called, also after an error. Samples may skip blocks, as a text sample skips the
+    vision encoder. `blocks` are in the order of the forward pass, and no block contains another. Samples need
+    `use_cache=False`, because a replay would fill the cache twice.
     """
     with _pausing(blocks):
         runs = [
-            _Run(number, greenlet(lambda _, sample=sample: forward(**sample))) for number, sample in enumerate(samples)
+            _Run(index, greenlet(lambda _, sample=sample: forward(**sample))) for index, sample in enumerate(samples)
         ]
         try:
             for run in runs:
                 run.resume("start")
-            while waiting := [run.at for run in runs if not run.thread.dead]:
+            while waiting := [run.state for run in runs if not run.thread.dead]:
                 block = min(waiting, key=blocks.index)
-                _pass(block, [run for run in runs if run.at is block], load, release, visit)
-            return [run.at for run in runs]
+                _pass_block(block, [run for run in runs if run.state is block], load, release, visit)
+            return [run.state for run in runs]
         finally:
             for run in runs:
                 run.thread.throw(GreenletExit)
@@ -84,33 +88,33 @@ def lockstep(
 
 @dataclass(slots=True)
 class _Run:
-    """One sample's forward; `at` is the block it waits before, at last its result."""
+    """The forward pass of one sample; `state` is the block that it waits at, and its result after the last block."""
 
-    number: int  # of the sample
+    index: int  # of the sample
     thread: greenlet
-    at: Any = None
+    state: Any = None
 
-    def resume(self, order: str) -> None:
-        self.at = self.thread.switch(order)
+    def resume(self, command: str) -> None:
+        self.state = self.thread.switch(command)
 
 
-def _pass(
+def _pass_block(
     block: nn.Module,
     runs: Sequence[_Run],
     load: Callable[[nn.Module], None],
     release: Callable[[nn.Module], None],
-    visit: Visit,
+    visit: BlockVisitor,
 ) -> None:
     def replay(only: Container[int] | None = None) -> None:
         for run in runs:
-            if only is None or run.number in only:
-                run.resume("look")
+            if only is None or run.index in only:
+                run.resume("replay")
 
     try:
         load(block)
         visit(block, replay)
         for run in runs:
-            run.resume("go")
+            run.resume("continue")
     finally:
         release(block)
 
@@ -118,29 +122,30 @@ def _pass(
 @contextmanager
 def _pausing(blocks: Sequence[nn.Module]) -> Iterator[None]:
     main = getcurrent()
-    replaced = [vars(block).get("forward") for block in blocks]
+    overrides = [vars(block).get("forward") for block in blocks]
     try:
         for block in blocks:
-            vars(block)["forward"] = _pauses_first(block, block.forward, main)
+            vars(block)["forward"] = _pausing_forward(block, block.forward, main)
         yield
     finally:
-        for block, forward in zip(blocks, replaced, strict=True):
+        for block, override in zip(blocks, overrides, strict=True):
             vars(block).pop("forward", None)
-            if forward is not None:
-                vars(block)["forward"] = forward
+            if override is not None:
+                vars(block)["forward"] = override
 
 
-def _pauses_first(block: nn.Module, forward: Callable[..., Any], main: greenlet) -> Callable[..., Any]:
-    looking = False
+def _pausing_forward(block: nn.Module, forward: Callable[..., Any], main: greenlet) -> Callable[..., Any]:
+    """Return a forward that first switches to the main greenlet, and replays until the command is to continue."""
+    replaying = False
 
     def paused(*args: Any, **kwargs: Any) -> Any:
-        nonlocal looking
-        while not looking and getcurrent() is not main and main.switch(block) == "look":
-            looking = True
+        nonlocal replaying
+        while not replaying and getcurrent() is not main and main.switch(block) == "replay":
+            replaying = True
             try:
-                block(*args, **kwargs)  # called anew, so that a visitor's hooks on the block itself are met too
+                block(*args, **kwargs)  # a call of the module, so that hooks on the block itself run as well
             finally:
-                looking = False
+                replaying = False
         return forward(*args, **kwargs)
 
     return paused

@@ -1,4 +1,4 @@
-"""The family's own torch module, built empty; its blocks are filled and emptied one at a time."""
+"""A family's torch module without weights, and functions that load and unload its blocks one at a time."""
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -11,93 +11,98 @@ import torch
 from torch import Tensor, nn
 
 from mcpmq.execution.device import CPU
-from mcpmq.execution.layerwise import blocks_of
+from mcpmq.execution.layerwise import find_blocks
 from mcpmq.families.family import Family, TensorSpec
 from mcpmq.grids import dequantize
-from mcpmq.plan import block_of
+from mcpmq.plan import block_name
 from mcpmq.qtensor import QTensor
 
-PIECE_WEIGHTS = 1 << 24  # dequantized at a time
-Stored = QTensor | Tensor  # a weight as it lies on disk, [out, in]
+CHUNK_WEIGHTS = 1 << 24  # weights that are dequantized at a time
+StoredWeight = QTensor | Tensor  # a weight in the layout of its file, [out, in]
 
 
 @dataclass(frozen=True, slots=True)
-class NativeModel:
-    """The module, and its blocks in the order of the forward pass, each with its parameters by their names in it."""
+class TorchModel:
+    """A module and its blocks in the order of the forward pass; each block maps parameter names to their specs."""
 
     module: nn.Module
     blocks: Mapping[nn.Module, Mapping[str, TensorSpec]]
-    device: torch.device = CPU  # where it computes
+    device: torch.device = CPU
 
-    def fill(self, block: nn.Module, floats: Callable[[TensorSpec], Tensor]) -> None:
-        """Give a block its weights; `floats` returns each in float32, turned as the module holds it."""
-        weights = {name: floats(spec).to(self.device) for name, spec in self.blocks[block].items()}
+    def load_block(self, block: nn.Module, read: Callable[[TensorSpec], Tensor]) -> None:
+        """Load the weights of a block; `read` returns each as float32 in the orientation of the module."""
+        weights = {name: read(spec).to(self.device) for name, spec in self.blocks[block].items()}
         block.load_state_dict(weights, assign=True)
 
-    def empty(self, block: nn.Module) -> None:
-        """Take a block's weights out of memory."""
-        _empty(block, self.device)
+    def unload_block(self, block: nn.Module) -> None:
+        """Remove the weights of a block from memory."""
+        _unload(block, self.device)
 
 
-def build(
+def build_model(
     family: Family, config: Mapping[str, Any], specs: Sequence[TensorSpec], device: torch.device = CPU
-) -> NativeModel:
-    """The native module of a raw config.json with no weight in memory."""
-    model = module_of(family, config)
-    unknown = {component for component, _ in family.passed_through}
-    specs = [spec for spec in specs if spec.component not in unknown]
-    by_parameter = {name: spec for spec in specs for name in spec.parameters}
-    _empty(model, device)
-    model.to(device)  # what it computes for itself, as frequencies
-    names = {part: name for name, part in model.named_modules()}
+) -> TorchModel:
+    """Build the module of a config.json with no weight in memory."""
+    module = build_module(family, config)
+    passthrough = {component for component, _ in family.passthrough}
+    specs = [spec for spec in specs if spec.component not in passthrough]
+    by_parameter = {name: spec for spec in specs for name in spec.parameter_names}
+    _unload(module, device)
+    module.to(device)  # buffers, such as rotary frequencies
+    paths = {part: name for name, part in module.named_modules()}
     blocks = {
-        block: {name: by_parameter[f"{names[block]}.{name}"] for name, _ in block.named_parameters()}
-        for block in _in_order(model, specs)
+        block: {name: by_parameter[f"{paths[block]}.{name}"] for name, _ in block.named_parameters()}
+        for block in _ordered_blocks(module, specs)
     }
-    return NativeModel(model, blocks, device)
+    return TorchModel(module, blocks, device)
 
 
-def module_of(family: Family, config: Mapping[str, Any]) -> nn.Module:
-    """The module alone, on the meta device."""
-    module, _, function = family.native.partition(":")
-    # Configurations of transformers write into the dictionaries that they are given.
+def build_module(family: Family, config: Mapping[str, Any]) -> nn.Module:
+    """Build the torch module of a family on the meta device."""
+    module, _, function = family.torch_builder.partition(":")
+    # Configuration classes of transformers write into their argument.
     model: nn.Module = getattr(import_module(module), function)(deepcopy(dict(config)))
     return model
 
 
-def _in_order(model: nn.Module, specs: Sequence[TensorSpec]) -> list[nn.Module]:
-    """The blocks as samples meet them: those of a plan, where a module holds just the one's parameters, else the
-    modules that it is spread over; a tied head comes last, where an embedding of its own name would."""
+def _ordered_blocks(model: nn.Module, specs: Sequence[TensorSpec]) -> list[nn.Module]:
+    """Return the blocks in the order of the forward pass.
+
+    A block of the plan is one module if the module contains no other parameters, else several modules. A head tied to
+    the embedding is last, in the place of an untied head.
+    """
     groups: dict[str, list[str]] = {}
     for spec in specs:
-        groups.setdefault(block_of(spec.name), []).append(spec.parameters[0])
-    blocks = [block for names in groups.values() for block in _modules_of(model, names, specs)]
-    return [*blocks, *blocks_of(model, [name for spec in specs for name in spec.parameters[1:]])]
+        groups.setdefault(block_name(spec.name), []).append(spec.parameter_names[0])
+    blocks = [block for names in groups.values() for block in _block_modules(model, names, specs)]
+    return [*blocks, *find_blocks(model, [name for spec in specs for name in spec.parameter_names[1:]])]
 
 
-def _modules_of(model: nn.Module, names: list[str], specs: Sequence[TensorSpec]) -> list[nn.Module]:
-    shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*(name.split(".")[:-1] for name in names), strict=False))
-    module = ".".join(parts[0] for parts in shared)
-    inside = {name for spec in specs for name in spec.parameters if name.startswith(f"{module}.")}
-    return [model.get_submodule(module)] if inside == set(names) else blocks_of(model, names)
+def _block_modules(model: nn.Module, names: list[str], specs: Sequence[TensorSpec]) -> list[nn.Module]:
+    paths = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    prefix = ".".join(parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, paths))
+    inside = {name for spec in specs for name in spec.parameter_names if name.startswith(f"{prefix}.")}
+    return [model.get_submodule(prefix)] if inside == set(names) else find_blocks(model, names)
 
 
-def _empty(block: nn.Module, device: torch.device) -> None:
-    """What stands in for weights has their shapes and a real device, which models ask for, and is not a number: an
-    emptied weight that is used shows."""
-    absent = torch.full((), torch.nan, device=device)
-    block.load_state_dict({name: absent.expand(value.shape) for name, value in block.named_parameters()}, assign=True)
+def _unload(block: nn.Module, device: torch.device) -> None:
+    """Replace all parameters by NaN of the same shape with one element of storage.
+
+    They are on a real device, which models query, and NaN makes the use of an unloaded weight visible.
+    """
+    nan = torch.full((), torch.nan, device=device)
+    block.load_state_dict({name: nan.expand(value.shape) for name, value in block.named_parameters()}, assign=True)
 
 
-def floats_of(stored: Stored, spec: TensorSpec) -> Tensor:
-    """A weight [out, in] in float32, turned as the module holds it."""
-    value = _dequantized(stored) if isinstance(stored, QTensor) else stored.float()
+def to_float(stored: StoredWeight, spec: TensorSpec) -> Tensor:
+    """Return a weight [out, in] as float32 in the orientation of the module."""
+    value = _dequantize_in_chunks(stored) if isinstance(stored, QTensor) else stored.float()
     return value.T.contiguous() if spec.transposed else value
 
 
-def _dequantized(weight: QTensor) -> Tensor:
-    """Some rows at a time: what dequantizing takes beside its result is several times the result."""
-    values, step = torch.empty(weight.shape), max(1, PIECE_WEIGHTS // weight.columns)
-    for part in (slice(row, row + step) for row in range(0, weight.rows, step)):
-        values[part] = dequantize(weight.rows_of(part))
+def _dequantize_in_chunks(weight: QTensor) -> Tensor:
+    """Dequantize some rows at a time, because it needs several times the memory of its result."""
+    values, step = torch.empty(weight.shape), max(1, CHUNK_WEIGHTS // weight.columns)
+    for rows in (slice(row, row + step) for row in range(0, weight.rows, step)):
+        values[rows] = dequantize(weight.slice_rows(rows))
     return values

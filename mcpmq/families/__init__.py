@@ -1,4 +1,4 @@
-"""What a model is made of: one file a family, found by its raw config.json."""
+"""Supported model families, one file each; the raw config.json of a checkpoint selects the family."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -34,46 +34,46 @@ FAMILIES: tuple[Family, ...] = (
 
 
 def _has_experts(config: Mapping[str, Any]) -> bool:
-    """Of a Qwen or MiniCPM-V; dense ones may have the key too, and 0 under it."""
+    """Return True for a mixture of experts; dense models may have `num_experts` = 0."""
     text = config.get("text_config")
     counts = (given.get("num_experts") for given in (config, text) if isinstance(given, Mapping))
     return str(config.get("model_type")).startswith(("qwen", "minicpm")) and any(counts)
 
 
-# Models that are recognised and not supported: by their raw config.json, why, and what comes nearest.
-REFUSED: tuple[tuple[Callable[[Mapping[str, Any]], bool], str, str], ...] = (
+# Known models that are not supported: predicate on the raw config.json, reason, nearest supported family.
+UNSUPPORTED_MODELS: tuple[tuple[Callable[[Mapping[str, Any]], bool], str, str], ...] = (
     (
         lambda config: config.get("model_type") == "qwen" and "visual" in config,
-        "Qwen-VL and Qwen-VL-Chat of 2023 are not supported: only their own code can run them, and of the Int4"
-        " checkpoint the integers of another quantizer are all there is",
+        "Qwen-VL and Qwen-VL-Chat of 2023 are not supported: they need remote code, and the Int4 checkpoint has only"
+        " weights that are already quantized",
         "qwen2-vl, for example Qwen/Qwen2-VL-7B-Instruct",
     ),
     (
         _has_experts,
-        "mixtures of experts, MiniCPM-V-4.7-35B-A3B and Qwen3-VL-30B-A3B among them, are not supported: the experts of"
-        " a layer share one tensor, and calibration would have to follow which of them sees a token",
-        "a dense one, for example openbmb/MiniCPM-V-4.7-1B or Qwen/Qwen3-VL-8B-Instruct",
+        "mixture-of-experts models such as MiniCPM-V-4.7-35B-A3B and Qwen3-VL-30B-A3B are not supported: the experts of"
+        " a layer share one tensor, and calibration would need statistics per expert",
+        "a dense model, for example openbmb/MiniCPM-V-4.7-1B or Qwen/Qwen3-VL-8B-Instruct",
     ),
 )
 
 
 def family_of(config: Mapping[str, Any]) -> Family:
-    """The family that recognises a raw config.json.
+    """Return the family that matches a raw config.json.
 
     Raises:
-        CheckpointError: none does, or it is of a model that is refused.
+        CheckpointError: no family matches, or the model is not supported.
     """
-    for refuses, message, nearest in REFUSED:
-        if refuses(config):
+    for matches, message, nearest in UNSUPPORTED_MODELS:
+        if matches(config):
             raise CheckpointError(message, f"the nearest family is {nearest}")
     for family in FAMILIES:
-        if family.recognises(config):
+        if family.matches(config):
             return family
     known = ", ".join(family.name for family in FAMILIES)
-    what = f"model_type `{config.get('model_type')}`, version `{config.get('version')}`"
-    raise CheckpointError(f"no family recognises {what}", f"supported: {known}")
+    model = f"model_type `{config.get('model_type')}`, version `{config.get('version')}`"
+    raise CheckpointError(f"unknown model: {model}", f"supported families: {known}")
 
 
 def family_named(name: str) -> Family:
-    """The family that an artifact's manifest names."""
+    """Return the family with a name from the manifest of an artifact."""
     return next(family for family in FAMILIES if family.name == name)

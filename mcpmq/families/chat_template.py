@@ -1,4 +1,4 @@
-"""A checkpoint's own chat template, rendered in a sandbox: it is a program that came with untrusted files."""
+"""Chat template of a checkpoint, rendered in a sandbox because it is untrusted code."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,45 +12,51 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from mcpmq.errors import CheckpointError
 from mcpmq.system.json_file import read_json
 
-LARGEST_TEMPLATE_CHARACTERS = 1 << 18
-LARGEST_TEXT_CHARACTERS = 1 << 22
-LARGEST_PRODUCT = 1 << 20
-SETTINGS = {"add_generation_prompt": True, "enable_thinking": False}  # answers are measured, not thoughts before them
+MAX_TEMPLATE_CHARACTERS = 1 << 18
+MAX_OUTPUT_CHARACTERS = 1 << 22
+MAX_PRODUCT = 1 << 20
+TEMPLATE_VARIABLES = {
+    "add_generation_prompt": True,
+    "enable_thinking": False,
+}  # dataset answers have no reasoning before them
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """Refuses what would fill the memory: large repetitions and powers."""
+    """Sandbox that also rejects large repetitions and powers, which could exhaust the memory."""
 
     intercepted_binops = frozenset({"*", "**"})
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        weights = [len(value) if isinstance(value, str | list | tuple) else abs(value) for value in (left, right)]
-        if operator == "**" or weights[0] * weights[1] > LARGEST_PRODUCT:
-            raise TemplateError(f"`{operator}` of values this large")
+        sizes = [len(value) if isinstance(value, str | list | tuple) else abs(value) for value in (left, right)]
+        if operator == "**" or sizes[0] * sizes[1] > MAX_PRODUCT:
+            raise TemplateError(f"the operands of `{operator}` are too large")
         return super().call_binop(context, operator, left, right)
 
 
 @dataclass(frozen=True, slots=True)
 class ChatTemplate:
-    """How messages become the text that the model was trained on."""
+    """Renders chat messages as the prompt text of a model."""
 
     template: Template
-    special_tokens: Mapping[str, str]  # `eos_token` and its like, which templates may name
+    special_tokens: Mapping[str, str]  # template variables such as `eos_token`
 
     @classmethod
     def open(cls, checkpoint: Path, default: str | None = None) -> Self:
-        """Read `chat_template.jinja`, or `chat_template` in chat_template.json or tokenizer_config.json; where there is
-        none, take the `default`.
+        """Read the template: `chat_template.jinja`, else the key `chat_template` of chat_template.json, else that of
+        tokenizer_config.json, else `default`.
 
         Raises:
-            CheckpointError: there is none, or it is no valid template.
+            CheckpointError: no template is found, or it is not valid.
         """
         config = read_json(checkpoint / "tokenizer_config.json")
         source = _source(checkpoint, {"chat_template": default, **config})
         environment = _Sandbox(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
         environment.globals["raise_exception"] = _raise
-        if len(source) > LARGEST_TEMPLATE_CHARACTERS:
-            raise CheckpointError(f"the chat template in `{checkpoint}` has {len(source):,} characters")
+        if len(source) > MAX_TEMPLATE_CHARACTERS:
+            raise CheckpointError(
+                f"the chat template in `{checkpoint}` has {len(source):,} characters, more than"
+                f" {MAX_TEMPLATE_CHARACTERS:,}"
+            )
         try:
             template = environment.from_string(source)
         except (TemplateError, RecursionError) as error:
@@ -58,28 +64,28 @@ class ChatTemplate:
         return cls(template, _special_tokens(config))
 
     def render(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The messages as text, and what opens the model's turn.
+        """Render messages, followed by the generation prompt.
 
         Raises:
-            CheckpointError: the template refuses the messages or does what a sandbox does not allow.
+            CheckpointError: the template fails, or the sandbox rejects it.
         """
         pieces: list[str] = []
         try:
-            stream = self.template.generate(messages=messages, **SETTINGS, **self.special_tokens)
-            pieces.extend(takewhile(_bounded(), stream))
+            stream = self.template.generate(messages=messages, **TEMPLATE_VARIABLES, **self.special_tokens)
+            pieces.extend(takewhile(_output_limit(), stream))
         except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, RecursionError) as error:
-            raise CheckpointError(f"the chat template failed: {error}", "compare it with the published one") from error
+            raise CheckpointError(f"the chat template failed: {error}", "compare it with the published file") from error
         return "".join(pieces)
 
 
-def _bounded() -> Any:
+def _output_limit() -> Any:
     total = 0
 
     def within(piece: str) -> bool:
         nonlocal total
         total += len(piece)
-        if total > LARGEST_TEXT_CHARACTERS:
-            raise TemplateError(f"it yields more than {LARGEST_TEXT_CHARACTERS:,} characters")
+        if total > MAX_OUTPUT_CHARACTERS:
+            raise TemplateError(f"its output exceeds {MAX_OUTPUT_CHARACTERS:,} characters")
         return True
 
     return within
@@ -93,14 +99,14 @@ def _source(checkpoint: Path, config: Mapping[str, Any]) -> str:
     file = checkpoint / "chat_template.jinja"
     if file.is_file():
         return file.read_text(encoding="utf-8")
-    written = config.get("chat_template")
-    if (older := checkpoint / "chat_template.json").is_file():
-        written = read_json(older).get("chat_template", written)
-    if isinstance(written, list):  # several by name; the one for plain chat is called so
-        written = next((one.get("template") for one in written if one.get("name") == "default"), None)
-    if not isinstance(written, str):
-        raise CheckpointError(f"`{checkpoint}` has no chat template", "fetch tokenizer_config.json again")
-    return written
+    source = config.get("chat_template")
+    if (json_file := checkpoint / "chat_template.json").is_file():
+        source = read_json(json_file).get("chat_template", source)
+    if isinstance(source, list):  # named templates; `default` is the one for chat
+        source = next((entry.get("template") for entry in source if entry.get("name") == "default"), None)
+    if not isinstance(source, str):
+        raise CheckpointError(f"`{checkpoint}` has no chat template", "download its tokenizer_config.json")
+    return source
 
 
 def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:

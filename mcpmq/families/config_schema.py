@@ -1,46 +1,66 @@
-"""A raw config.json, checked: sizes in their ranges, and errors that name the key."""
+"""Validated JSON settings of a checkpoint: config.json and preprocessor_config.json."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, TypeVar
+from pathlib import Path
+from typing import Annotated, Any, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+from annotated_types import MaxLen, MinLen
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
 
 from mcpmq.errors import CheckpointError
+from mcpmq.system.json_file import read_json
 
-Width = Annotated[PositiveInt, Field(le=65536)]
-HiddenWidth = Annotated[PositiveInt, Field(le=1 << 20)]
-Heads = Annotated[PositiveInt, Field(le=1024)]
-Layers = Annotated[PositiveInt, Field(le=1000)]
-Vocabulary = Annotated[PositiveInt, Field(le=1 << 22)]
-Model = TypeVar("Model", bound=BaseModel)
+HiddenSize = Annotated[PositiveInt, Field(le=65536)]
+IntermediateSize = Annotated[PositiveInt, Field(le=1 << 20)]
+HeadCount = Annotated[PositiveInt, Field(le=1024)]
+LayerCount = Annotated[PositiveInt, Field(le=1000)]
+VocabSize = Annotated[PositiveInt, Field(le=1 << 22)]
+ChannelMeans = Annotated[tuple[float, ...], MinLen(3), MaxLen(3)]  # red, green, blue
+ChannelStds = Annotated[tuple[PositiveFloat, ...], MinLen(3), MaxLen(3)]
+Schema = TypeVar("Schema", bound=BaseModel)
 
 
-class Checked(BaseModel):
-    """Keys that are not named here are somebody else's."""
+class ConfigSchema(BaseModel):
+    """Base of all schemas: immutable, other keys are ignored."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
 
 
-def checked(model: type[Model], value: Mapping[str, Any], file: str = "config.json") -> Model:
-    """The keys that a model asks for.
+def validate_config(schema: type[Schema], value: Mapping[str, Any], file: str = "config.json") -> Schema:
+    """Validate the keys of a schema.
 
     Raises:
-        CheckpointError: one is missing or out of range.
+        CheckpointError: a key is missing or out of range.
     """
     try:
-        return model.model_validate(value)
+        return schema.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise CheckpointError(f"`{file}`: {where}: {first['msg']}", "compare it with the published one") from error
+        key = ".".join(map(str, first["loc"]))
+        raise CheckpointError(f"`{file}`: {key}: {first['msg']}", "compare it with the published file") from error
 
 
-def refuse_keys(config: Mapping[str, Any], name: str, *keys: str) -> None:
-    """Refuse a configuration that asks for what a family does not have.
+def check_unsupported_keys(config: Mapping[str, Any], name: str, *keys: str) -> None:
+    """Check that no feature is enabled that a family does not support.
 
     Raises:
         CheckpointError: one of the keys is set.
     """
     for key in keys:
         if config.get(key):
-            raise CheckpointError(f"`config.json` sets `{key}`, which {name} does not have")
+            raise CheckpointError(f"`config.json` sets `{key}`, which {name} does not support")
+
+
+class PreprocessorConfig(ConfigSchema):
+    """Keys of preprocessor_config.json that all families have."""
+
+    patch_size: PositiveInt = Field(default=14, le=256)
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Read the file of a checkpoint or an artifact.
+
+        Raises:
+            CheckpointError: the file is missing or invalid.
+        """
+        return validate_config(cls, read_json(folder / "preprocessor_config.json"), "preprocessor_config.json")

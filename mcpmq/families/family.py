@@ -1,4 +1,4 @@
-"""The shape of a family: everything that is true of one kind of model, as data and three functions."""
+"""Description of a model family: its tensors, hyperparameters, inputs and torch class, as data and three functions."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -9,129 +9,134 @@ from typing import Any, Literal, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from mcpmq.families.prompt_format import SINCE_2_6, Layout
+from mcpmq.families.prompt_format import MINICPM_V_FORMAT, PromptFormat
 
 Role = Literal["matrix", "table", "other"]
 
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One tensor that a checkpoint of the family must hold.
+    """One tensor of a checkpoint.
 
-    `name` is the common name, the same in every family; recipes match it. A `matrix` multiplies
-    activations and a `table` is looked up by row: these may be quantized; `other` keeps its dtype.
+    `name` is the common name, the same in all families; recipes match it. A `matrix` multiplies activations and the
+    rows of a `table` are looked up: both can be quantized. A tensor with the role `other` keeps its dtype.
     """
 
     name: str
-    hub_name: str
+    hub_name: str  # in the published checkpoint
     shape: tuple[int, ...]
     role: Role = "other"
-    transposed: bool = False  # stored [in, out]; everywhere else mcpmq has it as [out, in]
-    may_grow: Literal["rows", "columns"] | None = None  # a hidden width: zeros added there change nothing computed
-    native_names: tuple[str, ...] = ()  # of the parameters in the native module that are this one; () for `hub_name`
-    also: str = ""  # a second name for recipes: an embedding that is the head too is called `head` as well
+    transposed: bool = False  # stored as [in, out]; the common layout is [out, in]
+    paddable_axis: Literal["rows", "columns"] | None = None  # zero padding of this axis does not change the output
+    module_names: tuple[str, ...] = ()  # parameters of the torch module with this value; () for `hub_name`
+    alias: str = ""  # second name in recipes: a tied embedding is also called `head`
 
     @property
     def component(self) -> str:
+        """First part of the common name, for example `vision` or `language`."""
         return self.name.partition(".")[0]
 
     @property
-    def parameters(self) -> tuple[str, ...]:
-        """What the native module calls it; several names where one tensor serves several modules."""
-        return self.native_names or (self.hub_name,)
+    def parameter_names(self) -> tuple[str, ...]:
+        """Names of the torch parameters with this value; more than one for a shared tensor."""
+        return self.module_names or (self.hub_name,)
 
 
 @dataclass(frozen=True, slots=True)
 class LinearAttention:
-    """Layers that keep a state of fixed size instead of keys and values (Gated DeltaNet, arXiv 2412.06464)."""
+    """Layers with a recurrent state of fixed size instead of a KV cache (Gated DeltaNet, arXiv 2412.06464)."""
 
     layers: tuple[int, ...]
-    key_heads: int
-    value_heads: int
-    key_width: int
-    value_width: int
-    kernel: int  # tokens that the convolution before it sees
+    num_key_heads: int
+    num_value_heads: int
+    key_head_dim: int
+    value_head_dim: int
+    conv_kernel_size: int  # tokens
 
     @property
-    def channels(self) -> int:
-        """Of queries, keys and values together."""
-        return 2 * self.key_heads * self.key_width + self.value_heads * self.value_width
+    def conv_channels(self) -> int:
+        """Channels of queries, keys and values, which share one convolution."""
+        return 2 * self.num_key_heads * self.key_head_dim + self.num_value_heads * self.value_head_dim
 
 
 @dataclass(frozen=True, slots=True)
 class LatentAttention:
-    """Queries, and keys with values, made of few numbers each (multi-head latent attention, arXiv 2405.04434)."""
+    """Ranks and head dimensions of multi-head latent attention (arXiv 2405.04434)."""
 
-    query_rank: int
-    key_rank: int
-    plain_width: int  # channels of a head's queries and keys that are not turned
-    value_width: int
+    q_lora_rank: int
+    kv_lora_rank: int
+    qk_nope_head_dim: int  # channels of a query or key head without rotary embedding
+    v_head_dim: int
 
 
 @dataclass(frozen=True, slots=True)
-class Fold:
-    """Two neighbours between which scales move without changing what a model computes.
+class SmoothingMapping:
+    """Adjacent layers between which scales can move without a change of the model output.
 
-    What `source` puts out (a norm, or the rows of a matrix; its bias too) is divided by one scale a channel, and the
-    columns of `into` that read the channel are multiplied by it. Names are common names inside a block of `component`.
-    `part` (index, count) says which of so many equal shares of its rows the source puts the channels out by. If `into`
-    reads heads that share channels, as queries share values, so do their columns. A `centred` norm scales by one more
-    than its weight. `into` lists all that reads the channels; a block that lacks any of these names has no such place.
+    The output channels of `smooth_layer` (a norm or a matrix, and its bias) are divided by one scale per channel; the
+    matching columns of the `balance_layers` are multiplied by it. Names are common names inside one block of
+    `component`; a block without one of these names does not have this mapping. All layers that read the channels are in
+    `balance_layers`. If they read query heads that share a value head, their columns share its scales.
+
+    `row_chunk` is (index, count): the output rows of `smooth_layer` are split into `count` equal chunks, and the chunk
+    `index` is scaled. A norm with `offset_norm` multiplies by 1 + weight.
     """
 
     component: str
-    source: str
-    into: tuple[str, ...]
-    part: tuple[int, int] = (0, 1)
-    centred: bool = False
+    smooth_layer: str
+    balance_layers: tuple[str, ...]
+    row_chunk: tuple[int, int] = (0, 1)
+    offset_norm: bool = False
 
-    def within(self, block: str) -> "Fold":
-        """The same with whole names, in one block: `language.layers.0`."""
-        return replace(self, source=f"{block}.{self.source}", into=tuple(f"{block}.{name}" for name in self.into))
+    def in_block(self, block: str) -> "SmoothingMapping":
+        """Return the mapping with full common names for one block, for example `language.layers.0`."""
+        balance_layers = tuple(f"{block}.{name}" for name in self.balance_layers)
+        return replace(self, smooth_layer=f"{block}.{self.smooth_layer}", balance_layers=balance_layers)
 
 
 @dataclass(frozen=True, slots=True)
 class LanguageShape:
-    """Sizes of the language model."""
+    """Hyperparameters of a language model."""
 
-    architecture: str  # as llama.cpp calls it
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_width: int
-    ffn: int
-    vocabulary: int
-    context: int
+    gguf_architecture: str  # `general.architecture` of llama.cpp
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    vocab_size: int
+    context_length: int
     rope_theta: float
     norm_epsilon: float
     attention_bias: bool = False
-    qk_norm: bool = False  # every head of the queries and keys is normed before it is turned
-    tied_head: bool = False  # the embedding is the head too; a checkpoint holds it once
-    linear: LinearAttention | None = None
-    latent: LatentAttention | None = None
-    embedding_scale: float = 1.0  # what looked up embeddings are multiplied by, but not those of images
-    residual_scale: float = 1.0  # what a layer adds is multiplied by
-    head_divisor: float = 1.0  # what the head sees is divided by
-    gated_attention: bool = False  # every head's queries are followed by a gate for what it returns
-    centred_norms: bool = False  # norms scale by one more than their weight
-    rope_width: int = 0  # channels of a head that are turned; 0 for all
-    rope_sections: tuple[int, ...] = ()  # frequencies turned by time, row and column (M-RoPE); () for one position
-    rope_interleaved: bool = False  # the axes take frequencies by turns, not a stretch each
-    rope_factors: tuple[float, ...] = ()  # what LongRoPE divides every frequency by; () for 1
-    rope_long_factors: tuple[float, ...] = ()  # and beyond the context
-    permuted_rope: bool = False  # llama.cpp turns neighbours here, so it wants the rows of queries and keys reordered
+    qk_norm: bool = False  # RMSNorm of each query and key head before the rotary embedding
+    tied_embeddings: bool = False  # the head is the embedding; a checkpoint stores it once
+    linear_attention: LinearAttention | None = None
+    latent_attention: LatentAttention | None = None
+    embedding_scale: float = 1.0  # factor of token embeddings; image features are not scaled
+    residual_scale: float = 1.0  # factor of the attention and MLP outputs before the residual addition
+    logits_divisor: float = 1.0  # the last hidden state is divided by it before the head
+    gated_attention: bool = False  # each query head has a gate for its attention output
+    offset_norms: bool = False  # norms multiply by 1 + weight
+    partial_rotary_dim: int = 0  # channels per head with rotary embedding; 0 for all
+    mrope_sections: tuple[int, ...] = ()  # number of frequencies for time, row and column (M-RoPE); () for plain RoPE
+    mrope_interleaved: bool = False  # the axes alternate over the frequencies instead of one section each
+    rope_short_factors: tuple[float, ...] = ()  # divisor of each frequency (LongRoPE); () for 1
+    rope_long_factors: tuple[float, ...] = ()  # the same for positions after the original context length
+    permuted_rope: bool = False  # llama.cpp rotates adjacent channels, so query and key rows are permuted for GGUF
 
     @property
-    def turned_width(self) -> int:
-        return self.rope_width or self.head_width
+    def rotary_dim(self) -> int:
+        """Channels per head with rotary embedding."""
+        return self.partial_rotary_dim or self.head_dim
 
-    def is_linear(self, layer: int) -> bool:
-        """Whether a layer attends linearly."""
-        return self.linear is not None and layer in self.linear.layers
+    def is_linear_attention(self, layer: int) -> bool:
+        """Return True if the layer uses linear attention."""
+        return self.linear_attention is not None and layer in self.linear_attention.layers
 
     def __str__(self) -> str:
-        return f"{self.layers} layers of width {self.hidden}, {self.vocabulary:,} tokens"
+        return f"{self.num_layers} layers of width {self.hidden_size}, {self.vocab_size:,} tokens"
 
 
 VisionKind = Literal["siglip-resampler", "timm-resampler", "siglip-merger", "qwen2-vl", "qwen2.5-vl", "qwen3-vl"]
@@ -139,60 +144,63 @@ VisionKind = Literal["siglip-resampler", "timm-resampler", "siglip-merger", "qwe
 
 @dataclass(frozen=True, slots=True)
 class VisionShape:
-    """Sizes of the vision tower and of the connector behind it; what a kind of tower does not have is 0."""
+    """Hyperparameters of a vision encoder and its connector; 0 for a size that the kind does not have."""
 
-    kind: VisionKind  # which room of a format writes it
-    hidden: int
-    layers: int
-    heads: int
-    ffn: int
-    patch: int  # side of a patch in pixels
+    kind: VisionKind  # selects the writer of each format
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    intermediate_size: int
+    patch_size: int  # pixels
     norm_epsilon: float
-    grid: int = 0  # side of the table of position embeddings, in patches
-    slice_side: int = 0  # pixels; a slice has about this side squared
-    queries: int = 0  # image tokens a slice becomes
-    one_row: bool = False  # patches take their position embeddings as if they lay in one long row
-    frames: int = 0  # images that a patch covers; a still image is repeated
-    merge: int = 1  # side of the square of patches that becomes one image token
-    deep_layers: tuple[int, ...] = ()  # whose patches, merged, are added to what the first layers of language make
-    merger_layer: int | None = None  # behind which squares of patches can be merged a first time
-    merges_inside: bool = False  # and whether they are
-    window: int = 0  # patches a side of the squares that attention stays in
-    full_attention: tuple[int, ...] = ()  # layers whose attention stays in no square
+    position_grid_size: int = 0  # side of the position embedding table, in patches
+    slice_resolution: int = 0  # pixels; a slice has about the area of a square with this side
+    num_queries: int = 0  # image tokens per slice
+    flat_positions: bool = False  # position embeddings are indexed as if all patches were in one row
+    temporal_patch_size: int = 0  # frames per patch; a still image is repeated
+    spatial_merge_size: int = 1  # side of the square of patches that becomes one image token
+    deepstack_layers: tuple[int, ...] = ()  # their merged features are added in the first language layers (DeepStack)
+    merger_layer: int | None = None  # the merger inside the encoder follows this layer
+    uses_vit_merger: bool = False  # the merger inside the encoder is active
+    window_size: int = 0  # side of an attention window, in patches
+    full_attention_layers: tuple[int, ...] = ()  # layers without attention windows
 
     def __str__(self) -> str:
-        tokens = f"{self.queries} tokens a slice" if self.queries else f"a token for {self.merge**2} patches"
-        return f"{self.layers} layers of width {self.hidden}, {tokens}"
+        per_patches = f"1 token per {self.spatial_merge_size**2} patches"
+        tokens = f"{self.num_queries} tokens per slice" if self.num_queries else per_patches
+        return f"{self.num_layers} layers of width {self.hidden_size}, {tokens}"
 
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """A config.json, read and checked."""
+    """Hyperparameters from a validated config.json."""
 
     language: LanguageShape
-    vision: VisionShape | None  # None: the model reads text only
+    vision: VisionShape | None  # None for a text-only model
 
     @property
-    def deepstack(self) -> int:
-        """How many layers of language have features of images added."""
-        return len(self.vision.deep_layers) if self.vision else 0
+    def num_deepstack_layers(self) -> int:
+        """Number of language layers that add image features."""
+        return len(self.vision.deepstack_layers) if self.vision else 0
 
     @property
-    def sees(self) -> VisionShape:
-        """The vision tower of a model that is known to have one."""
+    def required_vision(self) -> VisionShape:
+        """Vision hyperparameters of a model with a vision encoder."""
         assert self.vision is not None
         return self.vision
 
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """One sample as the model takes it: the same tokens and the same pixels for every engine.
+    """Model inputs of one sample: the same tokens and pixels for all engines.
 
-    tokens: int64 [length], prompt and answer. answer_start: index of the first token of the answer; the
-    answer ends with the end-of-turn token. slices: uint8 RGB [height, width, 3] each, sides multiples of
-    the patch; a family that does not slice has one. image_bounds: int64 [slices, 2], the span of tokens that each
-    slice's features replace. image: uint8 RGB [height, width, 3], the image before it was cut, only where an engine
-    that can cut images itself is to do so.
+    Attributes:
+        tokens: int64 [length], prompt and answer; the answer ends with the end-of-turn token.
+        answer_start: index of the first answer token.
+        slices: uint8 RGB [height, width, 3] each, with sides that are multiples of the patch size; one for a family
+            without slicing.
+        image_bounds: int64 [slices, 2], first and past-the-last token of each slice's image tokens.
+        image: uint8 RGB [height, width, 3], the image before slicing; only for engines with their own preprocessing.
     """
 
     id: str
@@ -203,75 +211,75 @@ class Inputs:
     image: NDArray[np.uint8] | None = None
 
     @property
-    def kind(self) -> Literal["image", "text"]:
+    def modality(self) -> Literal["image", "text"]:
+        """`image` if the sample has an image."""
         return "image" if self.slices else "text"
 
 
 class Processor(Protocol):
-    """What turns an image, a prompt and an answer into inputs, read from the checkpoint's own files."""
+    """Converts samples to model inputs with the tokenizer and preprocessor files of a checkpoint."""
 
     def encode(self, sample_id: str, image: Path | None, prompt: str, answer: str) -> Inputs: ...
 
-    def arguments(self, inputs: Inputs) -> dict[str, NDArray[Any]]:
-        """What the native module's forward takes, by name, the batch of one sample."""
+    def model_inputs(self, inputs: Inputs) -> dict[str, NDArray[Any]]:
+        """Return the keyword arguments of the torch module's forward, with a batch dimension of 1."""
 
 
-class Pixels(Protocol):
-    """What an engine that has tokens and slices already must still know of the family; needs no tokenizer."""
+class VisionInputs(Protocol):
+    """Vision graph inputs and position ids of encoded samples; needs no tokenizer."""
 
-    def graph_inputs(self, part: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-        """One slice uint8 RGB [height, width, 3] as the vision graph takes it, by the names of its inputs."""
+    def graph_inputs(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+        """Return the inputs of the vision graph for one slice, uint8 RGB [height, width, 3], by input name."""
 
-    def positions(self, inputs: Inputs) -> NDArray[np.int64]:
-        """Where every token stands: int64 [length], or [3, length] by time, row and column (M-RoPE)."""
+    def position_ids(self, inputs: Inputs) -> NDArray[np.int64]:
+        """Return token positions: int64 [length], or [3, length] with time, row and column (M-RoPE)."""
 
 
-class InputsRoom(Protocol):
-    """The module that `Family.inputs` names."""
+class InputsModule(Protocol):
+    """Interface of the module in `Family.inputs_module`."""
 
-    def open_processor(self, checkpoint: Path, layout: Layout) -> Processor: ...
+    def open_processor(self, checkpoint: Path, prompt_format: PromptFormat) -> Processor: ...
 
-    def open_pixels(self, folder: Path, layout: Layout) -> Pixels: ...
+    def open_vision_inputs(self, folder: Path, prompt_format: PromptFormat) -> VisionInputs: ...
 
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """Everything mcpmq knows about one kind of model."""
+    """Description of a model family."""
 
     name: str
-    published: tuple[str, ...]  # checkpoints that are of it
-    recognises: Callable[[Mapping[str, Any]], bool]  # from the raw config.json
-    architecture: Callable[[Mapping[str, Any]], Architecture]
-    tensors: Callable[[Architecture], tuple[TensorSpec, ...]]  # in the order of the forward pass
-    inputs: str  # the module that makes inputs of samples, an `InputsRoom`
-    native: str  # "module:function" that builds the torch model from the raw config on the meta device
-    layout: Layout = SINCE_2_6  # of what those inputs are written in
-    sees: bool = True  # False: it reads text only
-    images_have_rows: bool = False  # tokens of an image stand on its rows and columns, not one after the other
-    llama_cpp_version: int = 0  # its number of a MiniCPM-V: how it cuts images and what it puts around slices
-    passed_through: tuple[tuple[str, str], ...] = ()  # component -> beginning of the hub names of its tensors
-    caveats: tuple[tuple[str, str], ...] = ()  # by format, what an artifact does not do as the original
-    refusals: tuple[tuple[str, str], ...] = ()  # by format, why it cannot hold the model
-    fed_by: tuple[tuple[str, str], ...] = ()  # hub names: a matrix that no linear holds, and what feeds it its output
-    folds: tuple[Fold, ...] = ()  # between which neighbours of a block scales may move
+    hub_ids: tuple[str, ...]  # published checkpoints
+    matches: Callable[[Mapping[str, Any]], bool]  # predicate on the raw config.json
+    parse_architecture: Callable[[Mapping[str, Any]], Architecture]
+    tensor_specs: Callable[[Architecture], tuple[TensorSpec, ...]]  # in forward order
+    inputs_module: str  # module name, implements `InputsModule`
+    torch_builder: str  # "module:function" that builds the torch model from the raw config.json on the meta device
+    prompt_format: PromptFormat = MINICPM_V_FORMAT
+    has_vision: bool = True
+    uses_mrope: bool = False  # image tokens have row and column positions (M-RoPE)
+    minicpmv_version: int = 0  # `clip.minicpmv_version` of llama.cpp: selects its slicing and slice tags
+    passthrough: tuple[tuple[str, str], ...] = ()  # (component, hub name prefix) of tensors that are copied unchanged
+    caveats: tuple[tuple[str, str], ...] = ()  # (format, difference between an artifact and the original)
+    unsupported_formats: tuple[tuple[str, str], ...] = ()  # (format, reason)
+    input_from: tuple[tuple[str, str], ...] = ()  # hub names (matrix outside an nn.Linear, module with its input)
+    smoothing_mappings: tuple[SmoothingMapping, ...] = ()
 
-    def processor(self, checkpoint: Path) -> Processor:
-        """What turns samples into inputs, from the text files of a checkpoint or of an artifact.
-
-        Raises:
-            CheckpointError: one is missing, broken, or contradicts another.
-        """
-        return self._inputs.open_processor(checkpoint, self.layout)
-
-    def pixels(self, folder: Path) -> Pixels:
-        """The part of it that needs no tokenizer.
+    def open_processor(self, checkpoint: Path) -> Processor:
+        """Open the processor with the text files of a checkpoint or an artifact.
 
         Raises:
-            CheckpointError: a file is missing, broken, or contradicts another.
+            CheckpointError: a file is missing or invalid, or two files contradict each other.
         """
-        return self._inputs.open_pixels(folder, self.layout)
+        return self._inputs().open_processor(checkpoint, self.prompt_format)
 
-    @property
-    def _inputs(self) -> InputsRoom:
-        """Imported when it is asked for: plans are made without what reads images and text."""
-        return cast(InputsRoom, import_module(self.inputs))
+    def open_vision_inputs(self, folder: Path) -> VisionInputs:
+        """Open the part of the processor that needs no tokenizer.
+
+        Raises:
+            CheckpointError: a file is missing or invalid, or two files contradict each other.
+        """
+        return self._inputs().open_vision_inputs(folder, self.prompt_format)
+
+    def _inputs(self) -> InputsModule:
+        """Import lazily: planning needs neither an image library nor a tokenizer."""
+        return cast(InputsModule, import_module(self.inputs_module))

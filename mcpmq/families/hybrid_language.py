@@ -1,30 +1,30 @@
-"""Qwen3.5, a language model most of whose layers attend linearly: its keys in a raw config.json, and its sizes."""
+"""Qwen3.5, a language model with linear attention in most layers: its keys in a raw config.json."""
 
 from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from mcpmq.errors import CheckpointError
-from mcpmq.families.config_schema import Heads, Width
+from mcpmq.families.config_schema import HeadCount, HiddenSize
 from mcpmq.families.family import LanguageShape, LinearAttention
-from mcpmq.families.language import LanguageConfig, Rope
+from mcpmq.families.language import LanguageConfig, RopeConfig
 
 
-class _Rope(Rope):
+class _Rope(RopeConfig):
     partial_rotary_factor: PositiveFloat = Field(default=0.25, le=1)
 
 
 class HybridConfig(LanguageConfig):
-    """Keys beside those of Llama, and what is taken where a configuration leaves them out."""
+    """Additional keys; defaults are those of the transformers class."""
 
     rope: _Rope = _Rope()
     head_dim: PositiveInt = Field(default=256, le=4096)
     layer_types: tuple[Literal["linear_attention", "full_attention"], ...] = ()
     full_attention_interval: PositiveInt = 4
-    linear_num_key_heads: Heads = 16
-    linear_num_value_heads: Heads = 32
-    linear_key_head_dim: Width = 128
-    linear_value_head_dim: Width = 128
+    linear_num_key_heads: HeadCount = 16
+    linear_num_value_heads: HeadCount = 32
+    linear_key_head_dim: HiddenSize = 128
+    linear_value_head_dim: HiddenSize = 128
     linear_conv_kernel_dim: PositiveInt = Field(default=4, le=64)
 
     @property
@@ -35,24 +35,24 @@ class HybridConfig(LanguageConfig):
         )
         return tuple(layer for layer, kind in enumerate(types) if kind == "linear_attention")
 
-    def shape(self, architecture: str, **differences: Any) -> LanguageShape:
-        """With gates, norms of heads and few channels that are turned.
+    def to_shape(self, gguf_architecture: str, **differences: Any) -> LanguageShape:
+        """Return the hyperparameters, with gated attention, QK norms and a partial rotary embedding.
 
         Raises:
-            CheckpointError: the types of the layers are not as many as the layers.
+            CheckpointError: `layer_types` does not have one entry per layer.
         """
         if self.layer_types and len(self.layer_types) != self.num_hidden_layers:
             raise CheckpointError(
-                f"`config.json` has {self.num_hidden_layers} layers and the types of {len(self.layer_types)}"
+                f"`config.json` has {self.num_hidden_layers} layers but {len(self.layer_types)} `layer_types`"
             )
         linear = LinearAttention(
             layers=self.linear_layers,
-            key_heads=self.linear_num_key_heads,
-            value_heads=self.linear_num_value_heads,
-            key_width=self.linear_key_head_dim,
-            value_width=self.linear_value_head_dim,
-            kernel=self.linear_conv_kernel_dim,
+            num_key_heads=self.linear_num_key_heads,
+            num_value_heads=self.linear_num_value_heads,
+            key_head_dim=self.linear_key_head_dim,
+            value_head_dim=self.linear_value_head_dim,
+            conv_kernel_size=self.linear_conv_kernel_dim,
         )
-        own = {"linear": linear, "qk_norm": True, "gated_attention": True, "centred_norms": True}
-        turned = int(self.head_width * self.rope.partial_rotary_factor)
-        return super().shape(architecture, rope_width=turned, **own, **differences)
+        own = {"linear_attention": linear, "qk_norm": True, "gated_attention": True, "offset_norms": True}
+        turned = int(self.effective_head_dim * self.rope.partial_rotary_factor)
+        return super().to_shape(gguf_architecture, partial_rotary_dim=turned, **own, **differences)

@@ -1,4 +1,4 @@
-"""A language model in the manner of Llama: its keys in a raw config.json, and its sizes."""
+"""Llama-style language models: their keys in a raw config.json."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -7,21 +7,14 @@ from typing import Annotated, Any, ClassVar
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from mcpmq.errors import CheckpointError
-from mcpmq.families.config_schema import (
-    Checked,
-    Heads,
-    HiddenWidth,
-    Layers,
-    Vocabulary,
-    Width,
-)
+from mcpmq.families.config_schema import ConfigSchema, HeadCount, HiddenSize, IntermediateSize, LayerCount, VocabSize
 from mcpmq.families.family import LanguageShape
 
 ROPE_TYPES = ("default", "mrope", "longrope")
 
 
-class Rope(Checked):
-    """How positions become angles where that is not plain RoPE."""
+class RopeConfig(ConfigSchema):
+    """Settings of the rotary embedding."""
 
     rope_theta: PositiveFloat | None = None
     rope_type: str = "default"
@@ -32,66 +25,90 @@ class Rope(Checked):
     original_max_position_embeddings: PositiveInt | None = None
 
 
-class LanguageConfig(Checked):
-    """A decoder in the manner of Llama; a family narrows what it knows better. What a configuration leaves out is what
-    the class in transformers takes."""
+class LanguageConfig(ConfigSchema):
+    """A Llama-style decoder, the base of more specific schemas. Defaults are those of the transformers class."""
 
-    default_theta: ClassVar[float] = 10000.0
-    hidden_size: Width
-    num_hidden_layers: Layers
-    num_attention_heads: Heads
-    num_key_value_heads: Heads
+    default_rope_theta: ClassVar[float] = 10000.0
+    hidden_size: HiddenSize
+    num_hidden_layers: LayerCount
+    num_attention_heads: HeadCount
+    num_key_value_heads: HeadCount
     head_dim: Annotated[PositiveInt, Field(le=4096)] | None = None
-    intermediate_size: HiddenWidth
-    vocab_size: Vocabulary
+    intermediate_size: IntermediateSize
+    vocab_size: VocabSize
     max_position_embeddings: PositiveInt = 32768
     rope_theta: PositiveFloat | None = None
     rms_norm_eps: PositiveFloat = 1e-6
     tie_word_embeddings: bool = False
-    rope: Rope = Rope()
+    rope: RopeConfig = RopeConfig()
 
     @property
-    def head_width(self) -> int:
+    def effective_head_dim(self) -> int:
+        """`head_dim`, or the hidden size divided by the number of heads."""
         return self.head_dim or self.hidden_size // self.num_attention_heads
 
     @property
-    def frequency_base(self) -> float:
-        return self.rope.rope_theta or self.rope_theta or self.default_theta
+    def effective_rope_theta(self) -> float:
+        """Frequency base of the rotary embedding."""
+        return self.rope.rope_theta or self.rope_theta or self.default_rope_theta
 
-    def shape(self, architecture: str, **differences: Any) -> LanguageShape:
-        """Of an architecture as llama.cpp calls it, and what it has otherwise than Llama."""
-        plain = LanguageShape(
-            architecture=architecture,
-            hidden=self.hidden_size,
-            layers=self.num_hidden_layers,
-            heads=self.num_attention_heads,
-            kv_heads=self.num_key_value_heads,
-            head_width=self.head_width,
-            ffn=self.intermediate_size,
-            vocabulary=self.vocab_size,
-            context=self.max_position_embeddings,
-            rope_theta=self.frequency_base,
+    def to_shape(self, gguf_architecture: str, **differences: Any) -> LanguageShape:
+        """Return the hyperparameters; `differences` override fields of `LanguageShape`."""
+        llama = LanguageShape(
+            gguf_architecture=gguf_architecture,
+            hidden_size=self.hidden_size,
+            num_layers=self.num_hidden_layers,
+            num_heads=self.num_attention_heads,
+            num_kv_heads=self.num_key_value_heads,
+            head_dim=self.effective_head_dim,
+            intermediate_size=self.intermediate_size,
+            vocab_size=self.vocab_size,
+            context_length=self.max_position_embeddings,
+            rope_theta=self.effective_rope_theta,
             norm_epsilon=self.rms_norm_eps,
-            tied_head=self.tie_word_embeddings,
-            rope_factors=self.rope.short_factor,
+            tied_embeddings=self.tie_word_embeddings,
+            rope_short_factors=self.rope.short_factor,
             rope_long_factors=self.rope.long_factor,
         )
-        return replace(plain, **differences)
+        return replace(llama, **differences)
 
 
-def text_keys(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The language model's keys, which published configurations have beside the others and later ones in a table of
-    their own, and under `rope` what they say of positions.
+class MiniCpmConfig(LanguageConfig):
+    """MiniCPM: a Llama-style decoder with scaled embeddings, residuals and logits."""
+
+    scale_emb: PositiveFloat = 1
+    scale_depth: PositiveFloat = 1
+    dim_model_base: PositiveFloat = 1
+
+    def to_shape(self, gguf_architecture: str, **differences: Any) -> LanguageShape:
+        """Return the hyperparameters; `differences` override fields of `LanguageShape`."""
+        scales = {
+            "embedding_scale": self.scale_emb,
+            "residual_scale": self.scale_depth / self.num_hidden_layers**0.5,
+            "logits_divisor": self.hidden_size / self.dim_model_base,
+        }
+        return super().to_shape(gguf_architecture, **{**scales, **differences})
+
+
+def normalize_text_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of the language model in one flat form.
+
+    Older configurations have them at the top level, newer ones in `text_config`. The rotary settings are returned as
+    `rope`.
 
     Raises:
-        CheckpointError: positions become angles in a way that is not supported.
+        CheckpointError: the rotary embedding type is not supported.
     """
     text = {**config, **(config.get("text_config") or {})}
     rope = dict(text.get("rope_parameters") or text.get("rope_scaling") or {})
-    kind = rope.setdefault("rope_type", rope.get("type", "default"))
-    if kind not in ROPE_TYPES:
-        raise CheckpointError(f"`config.json` asks for `{kind}` positions", f"supported: {', '.join(ROPE_TYPES)}")
-    if kind == "longrope" and text.get("max_position_embeddings") != rope.get("original_max_position_embeddings"):
-        raise CheckpointError("`config.json` stretches positions beyond the context that the model was trained on")
+    rope_type = rope.setdefault("rope_type", rope.get("type", "default"))
+    if rope_type not in ROPE_TYPES:
+        raise CheckpointError(
+            f"`config.json` has the unsupported rope_type `{rope_type}`", f"supported: {', '.join(ROPE_TYPES)}"
+        )
+    if rope_type == "longrope" and text.get("max_position_embeddings") != rope.get("original_max_position_embeddings"):
+        raise CheckpointError(
+            "`config.json` extends the context beyond `original_max_position_embeddings`, which is not supported"
+        )
     tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings"))
     return text | {"rope": rope, "tie_word_embeddings": bool(tied)}

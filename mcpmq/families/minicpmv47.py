@@ -1,42 +1,46 @@
-"""MiniCPM-V 4.7: MiniCPM-V 4.6 with the tokens of all slices on one canvas."""
+"""MiniCPM-V 4.7: MiniCPM-V 4.6 with position ids on one canvas for all slices."""
 
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from mcpmq.families.config_schema import checked
+from mcpmq.families.config_schema import validate_config
 from mcpmq.families.family import Architecture
 from mcpmq.families.hybrid_language import HybridConfig
-from mcpmq.families.language import text_keys
+from mcpmq.families.language import normalize_text_config
 from mcpmq.families.minicpmv46 import MINICPM_V_4_6
-from mcpmq.families.prompt_format import Layout
+from mcpmq.families.prompt_format import PromptFormat
 
-SECTIONS = (11, 11, 10)  # frequencies turned by time, row and column, where a configuration does not say it
+DEFAULT_MROPE_SECTIONS = (
+    11,
+    11,
+    10,
+)  # frequencies for time, row and column
 
 
-def _architecture(config: Mapping[str, Any]) -> Architecture:
-    """Sizes from a raw config.json: those of 4.6, and positions with three axes.
+def _parse_architecture(config: Mapping[str, Any]) -> Architecture:
+    """Read the hyperparameters from a raw config.json: 4.6 with M-RoPE.
 
     Raises:
-        CheckpointError: a size is missing, out of range, or asks for what 4.6 does not have.
+        CheckpointError: a size is missing or out of range, or a feature is not supported.
     """
-    sections = checked(HybridConfig, text_keys(config)).rope.mrope_section or SECTIONS
-    known = MINICPM_V_4_6.architecture(config)
-    return replace(known, language=replace(known.language, rope_sections=sections, rope_interleaved=True))
+    sections = validate_config(HybridConfig, normalize_text_config(config)).rope.mrope_section or DEFAULT_MROPE_SECTIONS
+    known = MINICPM_V_4_6.parse_architecture(config)
+    return replace(known, language=replace(known.language, mrope_sections=sections, mrope_interleaved=True))
 
 
 MINICPM_V_4_7 = replace(
     MINICPM_V_4_6,
     name="minicpm-v-4.7",
-    published=("openbmb/MiniCPM-V-4.7-1B",),
-    recognises=lambda config: config.get("model_type") == "minicpmv4_7",
-    architecture=_architecture,
-    layout=Layout(placeholder="<|image_pad|>", slicing="canvas", extra="types"),
-    native="mcpmq.families.modeling_transformers:minicpmv4_7",
-    refusals=(
+    hub_ids=("openbmb/MiniCPM-V-4.7-1B",),
+    matches=lambda config: config.get("model_type") == "minicpmv4_7",
+    parse_architecture=_parse_architecture,
+    prompt_format=PromptFormat(image_token="<|image_pad|>", slicing="canvas", image_span_input="types"),
+    torch_builder="mcpmq.families.modeling_transformers:minicpmv4_7",
+    unsupported_formats=(
         (
             "gguf",
-            "the pinned llama.cpp knows no canvas of slices: under another name it runs, and reads images wrongly",
+            "the pinned llama.cpp does not support the canvas position ids of this model and would give wrong results",
         ),
     ),
 )

@@ -1,4 +1,4 @@
-"""How a picture, a question and an answer become what a MiniCPM-V is fed: slices, tokens, and where they meet."""
+"""Model inputs of MiniCPM-V: image slices, tokens, and the image token spans."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,16 +12,16 @@ from tokenizers import Tokenizer
 
 from mcpmq.errors import CheckpointError
 from mcpmq.families.chat_template import ChatTemplate
-from mcpmq.families.config_schema import Checked, checked
+from mcpmq.families.config_schema import ConfigSchema, validate_config
 from mcpmq.families.family import Inputs
 from mcpmq.families.images import open_image
-from mcpmq.families.prompt_format import SINCE_2_6, Layout
-from mcpmq.families.slicing import SLICINGS, Slicing, refuse_contradiction, slice_image, target_sizes
-from mcpmq.families.tokenizer import check_range, open_tokenizer, refuse_special
+from mcpmq.families.prompt_format import MINICPM_V_FORMAT, PromptFormat
+from mcpmq.families.slicing import SLICING_TYPES, Slicing, check_consistent, slice_image, target_sizes
+from mcpmq.families.tokenizer import check_special_tokens, check_tokens, open_tokenizer, token_ids
 from mcpmq.system.json_file import read_json
 
 
-class _Config(Checked):
+class _Config(ConfigSchema):
     vocab_size: PositiveInt
     query_num: PositiveInt = Field(default=64, le=4096)
     max_position_embeddings: PositiveInt = 32768
@@ -30,106 +30,110 @@ class _Config(Checked):
 
 @dataclass(frozen=True, slots=True)
 class MiniCpmVProcessor:
-    """Reads a checkpoint's own tokenizer, chat template and preprocessor settings; makes inputs of samples."""
+    """Encodes samples with the tokenizer, chat template and preprocessor settings of a checkpoint."""
 
     slicing: Slicing
     tokenizer: Tokenizer
     template: ChatTemplate
-    queries: int  # image tokens a slice becomes
-    vocabulary: int
-    context: int
-    special: Mapping[str, int]  # what no prompt may hold, with its token id
-    layout: Layout = SINCE_2_6
+    num_queries: int  # image tokens per slice
+    vocab_size: int
+    context_length: int
+    special_tokens: Mapping[str, int]  # not allowed in prompts; token -> id
+    prompt_format: PromptFormat = MINICPM_V_FORMAT
 
     @classmethod
-    def open(cls, checkpoint: Path, layout: Layout = SINCE_2_6) -> Self:
-        """Read the text files of a checkpoint, or of anything written from it.
+    def open(cls, checkpoint: Path, prompt_format: PromptFormat = MINICPM_V_FORMAT) -> Self:
+        """Open the text files of a checkpoint or an artifact.
 
         Raises:
-            CheckpointError: one is missing, broken, or contradicts another.
+            CheckpointError: a file is missing or invalid, or two files contradict each other.
         """
-        raw, slicing = read_json(checkpoint / "config.json"), open_pixels(checkpoint, layout)
-        config = checked(_Config, {**raw, **(raw.get("text_config") or {})})
-        refuse_contradiction("patch_size", config.patch_size, slicing.patch_size)
-        refuse_contradiction("query_num", config.query_num, slicing.image_feature_size or config.query_num)
-        tokenizer, special = open_tokenizer(checkpoint, layout.needed, config.vocab_size)
+        raw, slicing = read_json(checkpoint / "config.json"), open_vision_inputs(checkpoint, prompt_format)
+        config = validate_config(_Config, {**raw, **(raw.get("text_config") or {})})
+        check_consistent("patch_size", config.patch_size, slicing.patch_size)
+        check_consistent("query_num", config.query_num, slicing.image_feature_size or config.query_num)
+        tokenizer, special = open_tokenizer(checkpoint, prompt_format.required_tokens, config.vocab_size)
         return cls(
             slicing,
             tokenizer,
-            ChatTemplate.open(checkpoint, layout.template),
+            ChatTemplate.open(checkpoint, prompt_format.default_chat_template),
             config.query_num,
             config.vocab_size,
             config.max_position_embeddings,
             special,
-            layout,
+            prompt_format,
         )
 
     def encode(self, sample_id: str, image: Path | None, prompt: str, answer: str) -> Inputs:
-        """One sample as the model takes it; without an image the prompt stands alone.
+        """Encode one sample; without an image the prompt has no image tags.
 
         Raises:
-            CalibrationError: the image cannot be read, the text holds special tokens, or it is too long.
-            CheckpointError: the tokenizer yields tokens that the model does not have.
+            DatasetError: the image is not valid, a text contains a special token, or the sample is too long.
+            CheckpointError: a token id is not below the vocabulary size, or the chat template drops image tokens.
         """
-        refuse_special(sample_id, self.special, prompt, answer)
+        check_special_tokens(sample_id, self.special_tokens, prompt, answer)
         grid, slices = slice_image(open_image(sample_id, image), self.slicing) if image else (None, ())
-        counts = [self.slicing.tokens_of(part, self.queries) for part in slices]
+        counts = [self.slicing.num_tokens(part, self.num_queries) for part in slices]
         content = f"{self.image_text(grid, counts)}\n{prompt}" if slices else prompt
-        question = self._tokens(self.template.render([{"role": "user", "content": content}]))
-        tokens = np.array([*question, *self._tokens(answer + self.layout.end_of_turn)], dtype=np.int64)
-        check_range(sample_id, tokens, self.vocabulary, self.context)
+        question = token_ids(self.tokenizer, self.template.render([{"role": "user", "content": content}]))
+        tokens = np.array(
+            [*question, *token_ids(self.tokenizer, answer + self.prompt_format.end_of_turn)], dtype=np.int64
+        )
+        check_tokens(sample_id, tokens, self.vocab_size, self.context_length)
         return Inputs(sample_id, tokens, len(question), slices, self._image_bounds(tokens, counts))
 
-    def arguments(self, inputs: Inputs) -> dict[str, NDArray[Any]]:
-        """What the native module's forward takes, by name: int64 token ids [1, tokens], and for an image float32 pixels
-        [1, 3, patch, patch * patches], int64 target sizes [slices, 2] and int64 image bounds [slices, 2]."""
+    def model_inputs(self, inputs: Inputs) -> dict[str, NDArray[Any]]:
+        """Return the forward arguments of the torch module.
+
+        `input_ids` int64 [1, tokens]; with an image `pixel_values` float32 [1, 3, patch, patch * patches],
+        `target_sizes` int64 [slices, 2] in patches, and `image_bound` int64 [slices, 2] or `mm_token_type_ids` int32
+        [1, tokens], as the prompt format selects.
+        """
         tokens: dict[str, NDArray[Any]] = {"input_ids": inputs.tokens[None]}
         if not inputs.slices:
             return tokens
         images: dict[str, NDArray[Any]] = {
-            "pixel_values": self.slicing.packed(inputs.slices)[None],
+            "pixel_values": self.slicing.pack_slices(inputs.slices)[None],
             "target_sizes": target_sizes(inputs.slices, self.slicing.patch_size),
         }
-        if self.layout.extra == "bounds":
+        if self.prompt_format.image_span_input == "bounds":
             images["image_bound"] = inputs.image_bounds
-        elif self.layout.extra == "types":
-            of_image = tokens["input_ids"] == self.special[self.layout.placeholder]
+        elif self.prompt_format.image_span_input == "types":
+            of_image = tokens["input_ids"] == self.special_tokens[self.prompt_format.image_token]
             images["mm_token_type_ids"] = of_image.astype(np.int32)
         return tokens | images
 
     def image_text(self, grid: tuple[int, int] | None, counts: Sequence[int]) -> str:
-        """Placeholders for the `counts` tokens of the overview, and of `grid` (columns, rows) slices row by row."""
-        overview, *parts = (self.layout.placeholder * count for count in counts)
+        """Return tags with `counts` image tokens for the overview and each slice of `grid` (columns, rows)."""
+        overview, *parts = (self.prompt_format.image_token * count for count in counts)
         columns, _ = grid or (1, 0)
-        if self.layout.slices_as_images:
-            slices = _lines([f"<image>{part}</image>" for part in parts], columns)
+        if self.prompt_format.image_tags_for_slices:
+            slices = _join_rows([f"<image>{part}</image>" for part in parts], columns)
             return f"<image>{overview}</image>" + (f"<slice>{slices}</slice>" if grid else "")
-        number = "<image_id>0</image_id>" if self.layout.numbered and self.slicing.use_image_id else ""
-        return f"{number}<image>{overview}</image>" + _lines([f"<slice>{part}</slice>" for part in parts], columns)
-
-    def _tokens(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+        number = "<image_id>0</image_id>" if self.prompt_format.uses_image_id and self.slicing.use_image_id else ""
+        return f"{number}<image>{overview}</image>" + _join_rows([f"<slice>{part}</slice>" for part in parts], columns)
 
     def _image_bounds(self, tokens: NDArray[np.int64], counts: Sequence[int]) -> NDArray[np.int64]:
-        opened = np.flatnonzero(np.isin(tokens, [self.special[tag] for tag in self.layout.opening])) + 1
-        closings = [self.special[tag.replace("<", "</")] for tag in self.layout.opening]
+        opened = (
+            np.flatnonzero(np.isin(tokens, [self.special_tokens[tag] for tag in self.prompt_format.opening_tags])) + 1
+        )
+        closings = [self.special_tokens[tag.replace("<", "</")] for tag in self.prompt_format.opening_tags]
         closed = np.flatnonzero(np.isin(tokens, closings))
         if len(opened) != len(closed) or (closed - opened).tolist() != list(counts):
             raise CheckpointError(
-                f"the chat template keeps {len(opened)} of {len(counts)} slices, of {list(counts)} tokens",
-                "compare `chat_template` with the published one",
+                f"the rendered prompt has {len(opened)} of {len(counts)} slices with {list(counts)} image tokens",
+                "compare `chat_template` with the published template",
             )
         return np.stack([opened, closed], axis=1)
 
 
-def _lines(parts: Sequence[str], columns: int) -> str:
+def _join_rows(parts: Sequence[str], columns: int) -> str:
     return "\n".join("".join(parts[start : start + columns]) for start in range(0, len(parts), columns))
 
 
 open_processor = MiniCpmVProcessor.open
 
 
-def open_pixels(folder: Path, layout: Layout) -> Slicing:
-    """Without the tokenizer."""
-    return SLICINGS[layout.slicing].open(folder)
+def open_vision_inputs(folder: Path, prompt_format: PromptFormat) -> Slicing:
+    """Open the slicing settings."""
+    return SLICING_TYPES[prompt_format.slicing].open(folder)

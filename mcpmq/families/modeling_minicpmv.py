@@ -1,8 +1,8 @@
-"""MiniCPM-V 2.5, 2.6, 4.0 and 4.5 (image path) built from transformers parts, under the published tensor names.
+"""Torch model of MiniCPM-V 2.5, 2.6, 4.0 and 4.5 (images and text), built from transformers classes.
 
-Transformers has no class for these checkpoints and their own code no longer runs, so the three parts are put together
-here: `llm` (a stock causal language model), `vpm` (SigLIP over packed patches) and `resampler` (one cross-attention).
-Nothing is registered with transformers: whoever wants the class asks for it by name.
+Transformers has no class for these checkpoints, and their remote code does not run on current versions. The model has
+three parts with the published tensor names: `llm` (a causal language model of transformers), `vpm` (SigLIP on packed
+patches) and `resampler` (cross-attention). The class is not registered with the transformers Auto classes.
 """
 
 from collections.abc import Mapping
@@ -16,15 +16,15 @@ from transformers.models.minicpmv4_6.configuration_minicpmv4_6 import MiniCPMV4_
 from transformers.models.minicpmv4_6.modeling_minicpmv4_6 import MiniCPMV4_6VisionModel
 
 from mcpmq.families.minicpmv import version_of
+from mcpmq.families.resampler import RESAMPLER_HEAD_DIM
 
-__all__ = ["MiniCPMVConfig", "MiniCPMVForConditionalGeneration", "Resampler", "build", "position_code"]
+__all__ = ["MiniCPMVConfig", "MiniCPMVForConditionalGeneration", "Resampler", "build", "sincos_2d"]
 
 LANGUAGE_MODELS = {"2.5": "llama", "2.6": "qwen2", "4.0": "llama", "4.5": "qwen3"}
-HEAD_WIDTH = 128
-WAVELENGTH = 10000.0
+SINCOS_BASE = 10000.0
 
-# Keys of config.json that describe the whole model; every other key belongs to the language model.
-OWN_KEYS = frozenset(
+# Keys of config.json for the whole model; all other keys belong to the language model.
+TOP_LEVEL_KEYS = frozenset(
     {
         "_name_or_path",
         "architectures",
@@ -47,14 +47,15 @@ OWN_KEYS = frozenset(
 
 
 def language_model_type(version: str | float) -> str:
-    """The transformers model type of the language model inside a MiniCPM-V of this version."""
+    """Return the transformers model type of the language model of a MiniCPM-V version."""
     return LANGUAGE_MODELS[f"{float(version):.1f}"]
 
 
 class MiniCPMVConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
-    """The flat published config.json, sorted into a vision part and a language part.
+    """The published config.json, split into a vision and a language configuration.
 
-    Raises KeyError for a version without a native language model.
+    Raises:
+        KeyError: the version is not supported.
     """
 
     model_type = "minicpmv"
@@ -68,7 +69,7 @@ class MiniCPMVConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         drop_vision_last_layer: bool = False,
         **keys: Any,
     ) -> None:
-        flat = {key: keys.pop(key) for key in list(keys) if key not in OWN_KEYS and not key.startswith("_")}
+        flat = {key: keys.pop(key) for key in list(keys) if key not in TOP_LEVEL_KEYS and not key.startswith("_")}
         language = dict(text_config or flat)
         language_type = language.pop("model_type", None) or language_model_type(version)
         vision = {key: value for key, value in dict(vision_config or {}).items() if key != "model_type"}
@@ -82,60 +83,63 @@ class MiniCPMVConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
         super().__init__(**keys)
 
     def get_text_config(self, *_: Any, **__: Any) -> PreTrainedConfig:
-        """The language model's own configuration."""
+        """Return the configuration of the language model."""
         return self.text_config
 
 
-def axis_code(length: int, width: int, device: torch.device) -> Tensor:
-    """Sine then cosine of every coordinate along one axis: float32 [length, width]."""
-    frequency = WAVELENGTH ** -(torch.arange(width // 2, dtype=torch.float32, device=device) / (width / 2))
+def sincos_1d(length: int, channels: int, device: torch.device) -> Tensor:
+    """Compute the sine, then the cosine embedding of the positions on one axis: float32 [length, channels]."""
+    frequency = SINCOS_BASE ** -(torch.arange(channels // 2, dtype=torch.float32, device=device) / (channels / 2))
     angle = torch.outer(torch.arange(length, dtype=torch.float32, device=device), frequency)
     return torch.cat([angle.sin(), angle.cos()], dim=-1)
 
 
-def position_code(height: int, width: int, channels: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Where every patch of a height x width grid lies: [height * width, channels]; columns first, then rows."""
-    columns = axis_code(width, channels // 2, device).unsqueeze(0).expand(height, -1, -1)
-    rows = axis_code(height, channels // 2, device).unsqueeze(1).expand(-1, width, -1)
+def sincos_2d(height: int, width: int, channels: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Compute the position embedding of a grid of patches, column then row channels: [height * width, channels]."""
+    columns = sincos_1d(width, channels // 2, device).unsqueeze(0).expand(height, -1, -1)
+    rows = sincos_1d(height, channels // 2, device).unsqueeze(1).expand(-1, width, -1)
     return torch.cat([columns, rows], dim=-1).flatten(0, 1).to(dtype)
 
 
 class Resampler(nn.Module):
-    """Learned queries that look at the patches of one slice and return a fixed number of embeddings."""
+    """Cross-attention of learned queries to the patches of one slice."""
 
     def __init__(self, query_num: int, channels: int, vision_channels: int) -> None:
         super().__init__()
         self.query = nn.Parameter(torch.zeros(query_num, channels))
         self.kv_proj = nn.Linear(vision_channels, channels, bias=False)
-        self.attn = nn.MultiheadAttention(channels, channels // HEAD_WIDTH)
+        self.attn = nn.MultiheadAttention(channels, channels // RESAMPLER_HEAD_DIM)
         self.ln_q = nn.LayerNorm(channels, eps=1e-6)
         self.ln_kv = nn.LayerNorm(channels, eps=1e-6)
         self.ln_post = nn.LayerNorm(channels, eps=1e-6)
         self.proj = nn.Parameter(torch.randn(channels, channels) * channels**-0.5)
 
     def forward(self, patches: Tensor, sizes: list[tuple[int, int]]) -> Tensor:
-        """Packed patches [sum(h * w), vision_channels] of slices `sizes` (h, w) -> [slices, query_num, channels]."""
+        """Map packed patches [sum(h * w), vision_channels] of slices `sizes` (h, w) to [slices, queries, channels]."""
         query = self.ln_q(self.query)
         values = self.ln_kv(self.kv_proj(patches)).split([height * width for height, width in sizes])
-        seen = [self.look(query, value, size) for value, size in zip(values, sizes, strict=True)]
-        resampled: Tensor = self.ln_post(torch.stack(seen)) @ self.proj
+        attended = [self.attend(query, value, size) for value, size in zip(values, sizes, strict=True)]
+        resampled: Tensor = self.ln_post(torch.stack(attended)) @ self.proj
         return resampled
 
-    def look(self, query: Tensor, value: Tensor, size: tuple[int, int]) -> Tensor:
-        """One slice, value [h * w, channels] -> [query_num, channels]; the position is added to the keys only."""
-        key = value + position_code(*size, value.shape[-1], value.device, value.dtype)
+    def attend(self, query: Tensor, value: Tensor, size: tuple[int, int]) -> Tensor:
+        """Attend to one slice, value [h * w, channels], and return [queries, channels].
+
+        The position embedding is added to the keys only.
+        """
+        key = value + sincos_2d(*size, value.shape[-1], value.device, value.dtype)
         attended: Tensor = self.attn(query, key, value, need_weights=False)[0]
         return attended
 
 
 def build_language_model(config: PreTrainedConfig) -> Any:
-    """The stock causal language model of a configuration, in torch's default dtype."""
-    # Without dtype the configuration's own would decide, and two dtypes would meet in one model.
+    """Build the causal language model of transformers in torch's default dtype."""
+    # Without dtype, the one of the configuration is used, which can differ from that of the vision encoder.
     return AutoModelForCausalLM.from_config(config, dtype=torch.get_default_dtype())  # type: ignore[no-untyped-call]
 
 
-def build_vision(config: MiniCPMV4_6VisionConfig, drop_last_layer: bool) -> MiniCPMV4_6VisionModel:
-    """The SigLIP tower; its later sibling's window merger is taken out."""
+def build_vision_tower(config: MiniCPMV4_6VisionConfig, drop_last_layer: bool) -> MiniCPMV4_6VisionModel:
+    """Build SigLIP from the class of MiniCPM-V 4.6, without its merger."""
     vision: MiniCPMV4_6VisionModel = MiniCPMV4_6VisionModel._from_config(config)  # type: ignore[no-untyped-call]
     del vision.vit_merger
     if drop_last_layer:
@@ -144,7 +148,7 @@ def build_vision(config: MiniCPMV4_6VisionConfig, drop_last_layer: bool) -> Mini
 
 
 class MiniCPMVForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped-call]
-    """Language model that reads images; one sample at a time, any number of slices."""
+    """Causal language model with image input; batch size 1, any number of slices."""
 
     config_class = MiniCPMVConfig
     config: MiniCPMVConfig
@@ -156,14 +160,14 @@ class MiniCPMVForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
     def __init__(self, config: MiniCPMVConfig) -> None:
         super().__init__(config)
         self.llm = build_language_model(config.text_config)
-        self.vpm, self.resampler = self.build_sight(config)
+        self.vpm, self.resampler = self.build_vision(config)
         self.post_init()  # type: ignore[no-untyped-call]
 
     @staticmethod
-    def build_sight(config: MiniCPMVConfig) -> tuple[Any, Resampler]:
-        """The tower and what stands behind it."""
+    def build_vision(config: MiniCPMVConfig) -> tuple[Any, Resampler]:
+        """Build the vision encoder and the resampler."""
         resampler = Resampler(config.query_num, config.text_config.hidden_size, config.vision_config.hidden_size)
-        return build_vision(config.vision_config, config.drop_vision_last_layer), resampler
+        return build_vision_tower(config.vision_config, config.drop_vision_last_layer), resampler
 
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.MultiheadAttention):
@@ -172,36 +176,39 @@ class MiniCPMVForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
             super()._init_weights(module)  # type: ignore[no-untyped-call]
 
     def get_input_embeddings(self) -> nn.Module:
-        """The language model's token embedding."""
+        """Return the token embedding of the language model."""
         embedding: nn.Module = self.llm.get_input_embeddings()
         return embedding
 
     def get_output_embeddings(self) -> nn.Module:
-        """The language model's head."""
+        """Return the head of the language model."""
         head: nn.Module = self.llm.get_output_embeddings()
         return head
 
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Token ids [1, tokens] as the language model takes them: [1, tokens, hidden]."""
+    def embed_token_ids(self, tokens: Tensor) -> Tensor:
+        """Look up token ids [1, tokens]: [1, tokens, hidden]."""
         embeddings: Tensor = self.get_input_embeddings()(tokens)
         return embeddings
 
-    def position_sizes(self, target_sizes: Tensor) -> Tensor:
-        """The grid that vision positions are taken from, int64 [slices, 2]; version 2.5 was trained on one long row."""
+    def position_grid_sizes(self, target_sizes: Tensor) -> Tensor:
+        """Return the grid for the position embeddings of the vision encoder, int64 [slices, 2].
+
+        Version 2.5 was trained with all patches of a slice in one row.
+        """
         if float(self.config.version) != 2.5:
             return target_sizes
         return torch.stack([torch.ones_like(target_sizes[:, 0]), target_sizes.prod(dim=-1)], dim=-1)
 
     def get_image_features(self, pixel_values: Tensor, target_sizes: Tensor) -> Tensor:
-        """Packed slices [1, 3, 14, 14 * sum(h * w)] of int64 [slices, 2] patches -> [slices, query_num, hidden]."""
+        """Encode packed slices [1, 3, 14, 14 * sum(h * w)] with sizes int64 [slices, 2]: [slices, queries, hidden]."""
         pixels = pixel_values.to(self.vpm.embeddings.patch_embedding.weight.dtype)
-        seen = self.vpm(pixels, target_sizes=self.position_sizes(target_sizes), use_vit_merger=False)
+        patches = self.vpm(pixels, target_sizes=self.position_grid_sizes(target_sizes), use_vit_merger=False)
         sizes = [(int(height), int(width)) for height, width in target_sizes.tolist()]
-        features: Tensor = self.resampler(seen.last_hidden_state[0], sizes)
+        features: Tensor = self.resampler(patches.last_hidden_state[0], sizes)
         return features
 
-    def place_images(self, embeddings: Tensor, features: Tensor, image_bound: Tensor) -> Tensor:
-        """Embeddings [1, tokens, hidden] with features [slices, query_num, hidden] put into spans [slices, 2]."""
+    def insert_image_features(self, embeddings: Tensor, features: Tensor, image_bound: Tensor) -> Tensor:
+        """Replace the spans [slices, 2] of embeddings [1, tokens, hidden] by features [slices, queries, hidden]."""
         placed = embeddings.clone()
         for feature, (start, end) in zip(features, image_bound.tolist(), strict=True):
             placed[0, start:end] = feature.to(placed.dtype)
@@ -216,25 +223,25 @@ class MiniCPMVForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
         inputs_embeds: Tensor | None = None,
         **language_arguments: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits of one sample.
+        """Compute the logits of one sample.
 
         input_ids int64 [1, tokens] or inputs_embeds [1, tokens, hidden]; with an image also pixel_values
         [1, 3, 14, 14 * sum(h * w)], target_sizes int64 [slices, 2] in patches and image_bound int64 [slices, 2], the
-        first and past-the-last token of every slice. Everything else goes to the language model.
+        first and past-the-last token of each slice. Other arguments are passed to the language model.
         """
         if inputs_embeds is None:
             assert input_ids is not None
-            inputs_embeds = self.embed(input_ids)
+            inputs_embeds = self.embed_token_ids(input_ids)
         if pixel_values is not None:
             if target_sizes is None or image_bound is None or inputs_embeds.shape[0] != 1:
-                raise ValueError("an image needs target_sizes, image_bound and a batch of one")
+                raise ValueError("pixel_values requires target_sizes, image_bound and a batch size of 1")
             features = self.get_image_features(pixel_values, target_sizes)
-            inputs_embeds = self.place_images(inputs_embeds, features, image_bound)
+            inputs_embeds = self.insert_image_features(inputs_embeds, features, image_bound)
         output: CausalLMOutputWithPast = self.llm(inputs_embeds=inputs_embeds, **language_arguments)
         return output
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
-        """Model inputs of one generation step; images enter with the first only, later steps find them in the cache."""
+        """Return the model inputs of one generation step; the image is an input of the first step only."""
         prepare: Any = super().prepare_inputs_for_generation  # type: ignore[misc]
         inputs = prepare(*args, **kwargs)
         if kwargs.get("is_first_iteration") or not kwargs.get("use_cache", True):
@@ -243,18 +250,18 @@ class MiniCPMVForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
 
 
 def build(config: Mapping[str, Any]) -> MiniCPMVForConditionalGeneration:
-    """The model of a raw config.json in float32, without weights: parameters on the meta device, buffers real."""
-    return build_empty(MiniCPMVForConditionalGeneration, {**config, "version": version_of(config)})
+    """Build the float32 model of a raw config.json: parameters on the meta device, buffers on the CPU."""
+    return build_on_meta(MiniCPMVForConditionalGeneration, {**config, "version": version_of(config)})
 
 
-def build_empty(
+def build_on_meta(
     model_class: type[MiniCPMVForConditionalGeneration], config: Mapping[str, Any]
 ) -> MiniCPMVForConditionalGeneration:
-    """The same of a class of this line."""
+    """Build a model class: parameters on the meta device, buffers on the CPU."""
     with torch.device("meta"):
         model = model_class(MiniCPMVConfig(**config))
     rotary = model.llm.model.rotary_emb
-    # Its frequencies are computed, never stored: nothing would ever bring them off the meta device.
+    # Rotary frequencies are computed buffers; loading weights would leave them on the meta device.
     model.llm.model.rotary_emb = type(rotary)(rotary.config)
     model.train(False)
     return model

@@ -1,5 +1,4 @@
-"""Where tokens stand: text one after the other, the tokens of an image on its rows and columns (M-RoPE), or those of
-all slices on one canvas."""
+"""Position ids with the axes time, row and column (M-RoPE)."""
 
 from collections.abc import Collection, Iterable, Sequence
 
@@ -10,11 +9,11 @@ Spans = Iterable[tuple[int, int]]
 Grids = Iterable[tuple[int, int]]
 
 
-def sectioned_positions(length: int, spans: Spans, grids: Grids) -> NDArray[np.int64]:
-    """Time, row and column of every token: int64 [3, length].
+def mrope_position_ids(length: int, spans: Spans, grids: Grids) -> NDArray[np.int64]:
+    """Compute time, row and column of each token: int64 [3, length].
 
-    `spans` are the first and the past-the-last token of every image, `grids` its rows and columns of tokens. Text goes
-    on after an image where its longer side ends. Source: section 2.1 of arXiv 2409.12191.
+    `spans` has the first and the past-the-last token of each image, `grids` its rows and columns of tokens. The text
+    after an image starts at the image's position plus its longer side. Source: section 2.1 of arXiv 2409.12191.
     """
     positions = np.empty((3, length), np.int64)
     done = after = 0
@@ -28,51 +27,76 @@ def sectioned_positions(length: int, spans: Spans, grids: Grids) -> NDArray[np.i
     return positions
 
 
-def canvas_positions(
-    tokens: NDArray[np.int64], spans: Sequence[tuple[int, int]], grids: Sequence[tuple[int, int]], tags: Collection[int]
+def canvas_position_ids(
+    tokens: NDArray[np.int64],
+    spans: Sequence[tuple[int, int]],
+    grids: Sequence[tuple[int, int]],
+    tag_ids: Collection[int],
 ) -> NDArray[np.int64]:
-    """Time, row and column of every token: int64 [3, length], where slices lie beside one another on a canvas and the
-    overview is stretched over it, so that both see a thing in the same place.
+    """Compute time, row and column of each token: int64 [3, length], with all slices on one canvas.
 
-    `spans` are those of the overview and of its slices row by row, `grids` their rows and columns of tokens; `tags` are
-    the tokens that may stand around and between slices. Text goes on behind the canvas. Source: MiniCPM-V 4.7.
+    The slices are placed on the canvas in rows and columns, and the overview is stretched over it, so both have the
+    same positions for the same part of the image. `spans` has the first and the past-the-last token of the overview and
+    of the slices row by row, `grids` their rows and columns of tokens; `tag_ids` are the tokens around and between
+    slices. The text after the image starts after the canvas. Source: MiniCPM-V 4.7.
     """
     if not spans:
         return np.arange(len(tokens)).repeat(3).reshape(-1, 3).T
-    (begin, closing), *slices = spans
-    origin, end = begin - 1, spans[-1][1]
-    while end < len(tokens) and tokens[end] in tags:
-        end += 1
-    across = next((number for number in range(1, len(slices)) if slices[number][0] - slices[number - 1][1] > 2), None)
-    columns = across or len(slices)
-    (height, width), *sizes = grids
-    canvas = (len(slices) // columns * sizes[0][0], columns * sizes[0][1]) if slices else (height, width)
+    ((begin, closing), *slices), (overview, *sizes) = spans, grids
+    columns = _first_row_length(slices)
+    canvas = (len(slices) // columns * sizes[0][0], columns * sizes[0][1]) if slices else overview
+    origin, end = begin - 1, _image_end(tokens, spans[-1][1], tag_ids)
     positions = np.full((3, len(tokens)), origin, np.int64)
     positions[:, :origin] = np.arange(origin)
     positions[1:, origin] = max(origin - 1, 0)
-    positions[1:, begin:closing] += _stretched((height, width), canvas)
+    positions[1:, begin:closing] += _stretch_grid(overview, canvas)
     positions[1:, closing] += np.array(canvas, np.int64)
-    for number, ((start, stop), size) in enumerate(zip(slices, sizes, strict=True)):
-        corner = np.array([number // columns * sizes[0][0], number % columns * sizes[0][1]], np.int64)
-        positions[1:, start - 1] += corner
-        positions[1:, start:stop] += _stretched(size, size) + corner[:, None]
-        positions[1:, stop] += corner + size - 1
-        if number + 1 < len(slices) and (number + 1) % columns == 0:
-            row_end = (number // columns + 1) * sizes[0][0] - 1
-            positions[1:, stop + 1 : slices[number + 1][0] - 1] += np.array([[row_end], [canvas[1]]])
+    _add_slice_offsets(positions, slices, sizes, columns, canvas[1])
     positions[:, end:] = origin + max(canvas) + 1 + np.arange(len(tokens) - end)
     return positions
 
 
-def _stretched(size: tuple[int, int], canvas: tuple[int, int]) -> NDArray[np.int64]:
-    """Row and column on a canvas of every cell of a grid that is stretched over it: int64 [2, cells]."""
-    axes = [_spread(count, length) for count, length in zip(size, canvas, strict=True)]
-    return np.stack([place.ravel() for place in np.meshgrid(*axes, indexing="ij")])
+def _first_row_length(slices: Sequence[tuple[int, int]]) -> int:
+    """Return the number of slices in the first row; a newline token follows each row."""
+    breaks = (index for index in range(1, len(slices)) if slices[index][0] - slices[index - 1][1] > 2)
+    return next(breaks, len(slices))
 
 
-def _spread(count: int, length: int) -> NDArray[np.int64]:
-    """`count` whole numbers from 0 to `length` - 1, counted from the nearer end in float32 as torch does."""
+def _image_end(tokens: NDArray[np.int64], end: int, tag_ids: Collection[int]) -> int:
+    """Return the index of the first token after the closing tags."""
+    while end < len(tokens) and tokens[end] in tag_ids:
+        end += 1
+    return end
+
+
+def _add_slice_offsets(
+    positions: NDArray[np.int64],
+    slices: Sequence[tuple[int, int]],
+    sizes: Sequence[tuple[int, int]],
+    columns: int,
+    canvas_width: int,
+) -> None:
+    """Add row and column on the canvas to the tokens of the slices, their tags and the newlines, in place."""
+    for index, ((start, stop), size) in enumerate(zip(slices, sizes, strict=True)):
+        row, column = divmod(index, columns)
+        corner = np.array([row * sizes[0][0], column * sizes[0][1]], np.int64)
+        positions[1:, start - 1] += corner
+        positions[1:, start:stop] += _stretch_grid(size, size) + corner[:, None]
+        positions[1:, stop] += corner + size - 1
+        if column + 1 == columns and index + 1 < len(slices):
+            newline = np.array([[(row + 1) * sizes[0][0] - 1], [canvas_width]])
+            positions[1:, stop + 1 : slices[index + 1][0] - 1] += newline
+
+
+def _stretch_grid(size: tuple[int, int], canvas: tuple[int, int]) -> NDArray[np.int64]:
+    """Return row and column on the canvas for each cell of a grid stretched over it: int64 [2, cells]."""
+    axes = [_spaced_indices(count, length) for count, length in zip(size, canvas, strict=True)]
+    return np.stack([indices.ravel() for indices in np.meshgrid(*axes, indexing="ij")])
+
+
+def _spaced_indices(count: int, length: int) -> NDArray[np.int64]:
+    """Return `count` evenly spaced integers from 0 to `length` - 1, rounded as float32 torch.linspace rounds."""
     step = np.float32((length - 1) / max(count - 1, 1))
-    number = np.arange(count, dtype=np.float32)
-    places = np.where(2 * number < count, step * number, np.float32(length - 1) - step * (count - 1 - number))
-    return np.rint(places if count > 1 else number).astype(np.int64)
+    index = np.arange(count, dtype=np.float32)
+    spaced = np.where(2 * index < count, step * index, np.float32(length - 1) - step * (count - 1 - index))
+    return np.rint(spaced if count > 1 else index).astype(np.int64)

@@ -1,33 +1,33 @@
-"""How a family writes a turn and the images in it: data alone, which plans can have without a tokenizer."""
+"""Prompt format of a family: turn and image tokens. Data only, so planning needs no tokenizer."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-TAGS, NUMBER_TAGS = ("<image>", "</image>", "<slice>", "</slice>"), ("<image_id>", "</image_id>")
+IMAGE_TAGS, IMAGE_ID_TAGS = ("<image>", "</image>", "<slice>", "</slice>"), ("<image_id>", "</image_id>")
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
-    """What ends a turn and what stands for an image; what follows those two is about slices, of MiniCPM-V alone."""
+class PromptFormat:
+    """Special tokens of a prompt. All fields after `image_token` apply to MiniCPM-V only."""
 
     end_of_turn: str = "<|im_end|>"
-    placeholder: str = "<unk>"  # of a token of an image
-    # What a slice becomes, where its tokens stand, and which file says how images are sliced.
+    image_token: str = "<unk>"  # placeholder, one per image embedding
+    # Slicing algorithm: number of tokens per slice, their position ids, and the file with the slicing settings.
     slicing: Literal["queries", "configured", "merged", "canvas"] = "queries"
-    numbered: bool = True  # an image begins with its number
-    slices_as_images: bool = False  # a slice has the tags of an image; one pair of `<slice>` is around all of them
-    extra: Literal["bounds", "types", "none"] = "bounds"  # how the native module learns which tokens are of images
-    template: str | None = None  # of a chat, where a checkpoint brings none
+    uses_image_id: bool = True  # `<image_id>0</image_id>` precedes an image
+    image_tags_for_slices: bool = False  # slices have `<image>` tags; one `<slice>` pair encloses all of them
+    image_span_input: Literal["bounds", "types", "none"] = "bounds"  # forward argument that locates the image tokens
+    default_chat_template: str | None = None  # for checkpoints without a template file
 
     @property
-    def opening(self) -> tuple[str, ...]:
-        """What a slice begins with."""
-        return ("<image>",) if self.slices_as_images else ("<image>", "<slice>")
+    def opening_tags(self) -> tuple[str, ...]:
+        """Tags that precede the image tokens of a slice."""
+        return ("<image>",) if self.image_tags_for_slices else ("<image>", "<slice>")
 
     @property
-    def needed(self) -> tuple[str, ...]:
-        """Tokens that a tokenizer must have."""
-        return (*TAGS, *(NUMBER_TAGS if self.numbered else ()), self.placeholder, self.end_of_turn)
+    def required_tokens(self) -> tuple[str, ...]:
+        """Special tokens that the tokenizer must have."""
+        return (*IMAGE_TAGS, *(IMAGE_ID_TAGS if self.uses_image_id else ()), self.image_token, self.end_of_turn)
 
 
-SINCE_2_6 = Layout()  # MiniCPM-V 2.6 to 4.5
+MINICPM_V_FORMAT = PromptFormat()  # MiniCPM-V 2.6 to 4.5

@@ -1,4 +1,4 @@
-"""Qwen3-VL: features of several vision layers, interleaved M-RoPE, and Qwen3."""
+"""Qwen3-VL: DeepStack image features, interleaved M-RoPE, and Qwen3."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -7,76 +7,94 @@ from typing import Any, ClassVar
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
-from mcpmq.families.config_schema import HiddenWidth, Width, checked
+from mcpmq.families.config_schema import HiddenSize, IntermediateSize, validate_config
 from mcpmq.families.family import Architecture, TensorSpec
-from mcpmq.families.language import LanguageConfig, text_keys
+from mcpmq.families.language import LanguageConfig, normalize_text_config
 from mcpmq.families.qwen2vl import QWEN2_VL
-from mcpmq.families.qwen_vision import Patches, patch_embedding, qwen_layer, qwen_merger
-from mcpmq.families.smoothing_mappings import GATED_LANGUAGE, QWEN_VISION
-from mcpmq.families.tensors import decoder
+from mcpmq.families.qwen_vision import QwenVisionConfig, patch_embedding_spec, qwen_layer_specs, qwen_merger_specs
+from mcpmq.families.smoothing_mappings import DECODER, QWEN_VISION
+from mcpmq.families.tensors import decoder_specs
 
-SECTIONS = (24, 20, 20)  # frequencies turned by time, row and column, where a configuration does not say it
-FFN = {"mlp.up": "mlp.linear_fc1", "mlp.down": "mlp.linear_fc2"}
-MERGER = ("norm", "linear_fc1", "linear_fc2")
+DEFAULT_MROPE_SECTIONS = (
+    24,
+    20,
+    20,
+)  # frequencies for time, row and column
+FFN_NAMES = {"mlp.up": "mlp.linear_fc1", "mlp.down": "mlp.linear_fc2"}
+MERGER_NAMES = ("norm", "linear_fc1", "linear_fc2")
 
 
 class _Language(LanguageConfig):
-    default_theta: ClassVar[float] = 5e5
+    default_rope_theta: ClassVar[float] = 5e5
     head_dim: PositiveInt = Field(default=128, le=4096)
 
 
-class _Vision(Patches):
-    hidden_size: Width = 1152
-    intermediate_size: HiddenWidth = 4304
+class _Vision(QwenVisionConfig):
+    hidden_size: HiddenSize = 1152
+    intermediate_size: IntermediateSize = 4304
     depth: PositiveInt = Field(default=27, le=1000)
     patch_size: PositiveInt = Field(default=16, le=256)
     num_position_embeddings: PositiveInt = Field(default=2304, le=1 << 20)
     deepstack_visual_indexes: tuple[NonNegativeInt, ...] = (8, 16, 24)
 
 
-def _architecture(config: Mapping[str, Any]) -> Architecture:
-    """Sizes from a raw config.json.
+def _parse_architecture(config: Mapping[str, Any]) -> Architecture:
+    """Read the hyperparameters from a raw config.json.
 
     Raises:
         CheckpointError: a size is missing or out of range.
     """
-    sizes, text = checked(_Vision, config.get("vision_config") or {}), checked(_Language, text_keys(config))
-    sections = text.rope.mrope_section or SECTIONS
-    language = text.shape("qwen3vl", qk_norm=True, rope_sections=sections, rope_interleaved=True)
-    deep = {"grid": isqrt(sizes.num_position_embeddings), "deep_layers": sizes.deepstack_visual_indexes}
-    return Architecture(language, sizes.shape("qwen3-vl", sizes.hidden_size, sizes.intermediate_size, **deep))
+    sizes, text = (
+        validate_config(_Vision, config.get("vision_config") or {}),
+        validate_config(_Language, normalize_text_config(config)),
+    )
+    sections = text.rope.mrope_section or DEFAULT_MROPE_SECTIONS
+    language = text.to_shape("qwen3vl", qk_norm=True, mrope_sections=sections, mrope_interleaved=True)
+    deep = {
+        "position_grid_size": isqrt(sizes.num_position_embeddings),
+        "deepstack_layers": sizes.deepstack_visual_indexes,
+    }
+    return Architecture(language, sizes.to_shape("qwen3-vl", sizes.hidden_size, sizes.intermediate_size, **deep))
 
 
-def _tensors(architecture: Architecture) -> tuple[TensorSpec, ...]:
+def _tensor_specs(architecture: Architecture) -> tuple[TensorSpec, ...]:
     return (
-        *_tower(architecture, "model.visual"),
-        *qwen_merger(architecture, MERGER, "projector", "model.visual.merger"),
-        *decoder(architecture.language, "model.language_model"),
+        *_vision_specs(architecture, "model.visual"),
+        *qwen_merger_specs(architecture, MERGER_NAMES, "projector", "model.visual.merger"),
+        *decoder_specs(architecture.language, "model.language_model"),
     )
 
 
-def _tower(architecture: Architecture, hub: str) -> Iterator[TensorSpec]:
-    """Deep layers have a merger each, which norms whole squares of patches."""
-    shape = architecture.sees
-    yield patch_embedding(shape, hub)
-    yield TensorSpec("vision.patch_embedding.bias", f"{hub}.patch_embed.proj.bias", (shape.hidden,))
-    # Mixed from four neighbours, in which rounding would show: it stays as it is.
-    yield TensorSpec("vision.position_embedding", f"{hub}.pos_embed.weight", (shape.grid**2, shape.hidden))
-    for layer in range(shape.layers):
-        yield from qwen_layer(shape, FFN, layer, hub)
-        if layer in shape.deep_layers:
-            name = f"{hub}.deepstack_merger_list.{shape.deep_layers.index(layer)}"
-            yield from qwen_merger(architecture, MERGER, f"projector.layers.{layer}", name, normed=shape.merge**2)
+def _vision_specs(architecture: Architecture, hub: str) -> Iterator[TensorSpec]:
+    """Yield the vision encoder; each DeepStack layer has a merger that normalizes whole squares of patches."""
+    shape = architecture.required_vision
+    yield patch_embedding_spec(shape, hub)
+    yield TensorSpec("vision.patch_embedding.bias", f"{hub}.patch_embed.proj.bias", (shape.hidden_size,))
+    # Not a table: the embeddings are interpolated, so quantization errors of four rows would add up.
+    yield TensorSpec(
+        "vision.position_embedding", f"{hub}.pos_embed.weight", (shape.position_grid_size**2, shape.hidden_size)
+    )
+    for layer in range(shape.num_layers):
+        yield from qwen_layer_specs(shape, FFN_NAMES, layer, hub)
+        if layer in shape.deepstack_layers:
+            name = f"{hub}.deepstack_merger_list.{shape.deepstack_layers.index(layer)}"
+            yield from qwen_merger_specs(
+                architecture,
+                MERGER_NAMES,
+                f"projector.layers.{layer}",
+                name,
+                patches_per_norm=shape.spatial_merge_size**2,
+            )
 
 
 QWEN3_VL = replace(
     QWEN2_VL,
     name="qwen3-vl",
-    published=("Qwen/Qwen3-VL-4B-Instruct", "Qwen/Qwen3-VL-8B-Instruct"),
-    recognises=lambda config: config.get("model_type") == "qwen3_vl",
-    architecture=_architecture,
-    tensors=_tensors,
-    native="mcpmq.families.modeling_transformers:qwen3_vl",
+    hub_ids=("Qwen/Qwen3-VL-4B-Instruct", "Qwen/Qwen3-VL-8B-Instruct"),
+    matches=lambda config: config.get("model_type") == "qwen3_vl",
+    parse_architecture=_parse_architecture,
+    tensor_specs=_tensor_specs,
+    torch_builder="mcpmq.families.modeling_transformers:qwen3_vl",
     caveats=(),
-    folds=(*GATED_LANGUAGE, *QWEN_VISION),
+    smoothing_mappings=(*DECODER, *QWEN_VISION),
 )

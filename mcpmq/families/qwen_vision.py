@@ -1,82 +1,86 @@
-"""The vision towers of Qwen-VL, which take images of any size: their keys, and the tensors that all of them have."""
+"""Vision encoders of Qwen-VL for images of any size: shared config keys and tensors."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import Field, PositiveInt
 
-from mcpmq.families.config_schema import Checked, Heads, Layers
+from mcpmq.families.config_schema import ConfigSchema, HeadCount, LayerCount
 from mcpmq.families.family import Architecture, TensorSpec, VisionKind, VisionShape
-from mcpmq.families.tensors import Growth, layer_norm, matrix
+from mcpmq.families.tensors import PaddableAxis, layer_norm_specs, matrix_specs
 
 NORM_EPSILON = 1e-6
-LAYER = {"norm1": "norm1", "attention.qkv": "attn.qkv", "attention.o": "attn.proj", "norm2": "norm2"}
+LAYER_NAMES = {"norm1": "norm1", "attention.qkv": "attn.qkv", "attention.o": "attn.proj", "norm2": "norm2"}
 
-# Quick GELU of zero is zero, and so is SiLU: zero rows above and zero columns below leave every sum as it was.
-HIDDEN_WIDTH: dict[str, Growth] = {"mlp.gate": "rows", "mlp.up": "rows", "mlp.down": "columns"}
+# QuickGELU(0) = SiLU(0) = 0, so zero rows of gate and up with zero columns of down do not change the output.
+PADDABLE_AXES: dict[str, PaddableAxis] = {"mlp.gate": "rows", "mlp.up": "rows", "mlp.down": "columns"}
 
 
-class Patches(Checked):
-    """What `vision_config` of all of them has."""
+class QwenVisionConfig(ConfigSchema):
+    """Shared keys of `vision_config`."""
 
-    depth: Layers = 32
-    num_heads: Heads = 16
+    depth: LayerCount = 32
+    num_heads: HeadCount = 16
     patch_size: PositiveInt = Field(default=14, le=256)
     spatial_merge_size: PositiveInt = Field(default=2, le=8)
     temporal_patch_size: PositiveInt = Field(default=2, le=8)
 
-    def shape(self, kind: VisionKind, hidden: int, ffn: int, **more: Any) -> VisionShape:
-        """With the sizes that are named otherwise in every one of them."""
+    def to_shape(self, kind: VisionKind, hidden_size: int, intermediate_size: int, **settings: Any) -> VisionShape:
+        """Return the hyperparameters; the keys of the two sizes differ between versions."""
         return VisionShape(
             kind=kind,
-            hidden=hidden,
-            layers=self.depth,
-            heads=self.num_heads,
-            ffn=ffn,
-            patch=self.patch_size,
+            hidden_size=hidden_size,
+            num_layers=self.depth,
+            num_heads=self.num_heads,
+            intermediate_size=intermediate_size,
+            patch_size=self.patch_size,
             norm_epsilon=NORM_EPSILON,
-            frames=self.temporal_patch_size,
-            merge=self.spatial_merge_size,
-            **more,
+            temporal_patch_size=self.temporal_patch_size,
+            spatial_merge_size=self.spatial_merge_size,
+            **settings,
         )
 
 
-def patch_embedding(shape: VisionShape, hub_name: str) -> TensorSpec:
-    """What sees pixels; a tower that adds a bias names it itself."""
-    size = (shape.hidden, 3, shape.frames, shape.patch, shape.patch)
+def patch_embedding_spec(shape: VisionShape, hub_name: str) -> TensorSpec:
+    """Return the patch embedding without a bias."""
+    size = (shape.hidden_size, 3, shape.temporal_patch_size, shape.patch_size, shape.patch_size)
     return TensorSpec("vision.patch_embedding", f"{hub_name}.patch_embed.proj.weight", size)
 
 
-def qwen_layer(shape: VisionShape, ffn: Mapping[str, str], layer: int, hub_name: str) -> Iterator[TensorSpec]:
-    """One layer of a tower; `ffn` says what the matrices behind its attention are called."""
+def qwen_layer_specs(
+    shape: VisionShape, ffn_names: Mapping[str, str], layer: int, hub_name: str
+) -> Iterator[TensorSpec]:
+    """Yield one layer; `ffn_names` maps common names of the FFN matrices to hub names."""
     sizes = {
-        "attention.qkv": (3 * shape.hidden, shape.hidden),
-        "attention.o": (shape.hidden, shape.hidden),
-        "mlp.gate": (shape.ffn, shape.hidden),
-        "mlp.up": (shape.ffn, shape.hidden),
-        "mlp.down": (shape.hidden, shape.ffn),
+        "attention.qkv": (3 * shape.hidden_size, shape.hidden_size),
+        "attention.o": (shape.hidden_size, shape.hidden_size),
+        "mlp.gate": (shape.intermediate_size, shape.hidden_size),
+        "mlp.up": (shape.intermediate_size, shape.hidden_size),
+        "mlp.down": (shape.hidden_size, shape.intermediate_size),
     }
-    for part, hub_part in {**LAYER, **ffn}.items():
+    for part, hub_part in {**LAYER_NAMES, **ffn_names}.items():
         name, hub = f"vision.layers.{layer}.{part}", f"{hub_name}.blocks.{layer}.{hub_part}"
         if part in sizes:
-            yield from matrix(name, hub, sizes[part], may_grow=HIDDEN_WIDTH.get(part))
+            yield from matrix_specs(name, hub, sizes[part], paddable_axis=PADDABLE_AXES.get(part))
         else:
-            yield from _norm(shape, name, hub, shape.hidden)
+            yield from _norm_specs(shape, name, hub, shape.hidden_size)
 
 
-def qwen_merger(
-    architecture: Architecture, names: tuple[str, str, str], name: str, hub_name: str, normed: int = 1
+def qwen_merger_specs(
+    architecture: Architecture, names: tuple[str, str, str], name: str, hub_name: str, patches_per_norm: int = 1
 ) -> Iterator[TensorSpec]:
-    """Squares of patches become tokens; `normed` patches are normed together. `names` are those of its norm and of its
-    two matrices."""
-    shape, (norm, up, down) = architecture.sees, (f"{hub_name}.{part}" for part in names)
-    square = shape.hidden * shape.merge**2
-    yield from _norm(shape, f"{name}.norm", norm, normed * shape.hidden)
-    yield from matrix(f"{name}.up", up, (square, square))
-    yield from matrix(f"{name}.down", down, (architecture.language.hidden, square))
+    """Yield a merger, which maps a square of patches to one token.
+
+    `names` are the hub names of its norm and its two matrices; `patches_per_norm` patches are normalized together.
+    """
+    shape, (norm, up, down) = architecture.required_vision, (f"{hub_name}.{part}" for part in names)
+    square = shape.hidden_size * shape.spatial_merge_size**2
+    yield from _norm_specs(shape, f"{name}.norm", norm, patches_per_norm * shape.hidden_size)
+    yield from matrix_specs(f"{name}.up", up, (square, square))
+    yield from matrix_specs(f"{name}.down", down, (architecture.language.hidden_size, square))
 
 
-def _norm(shape: VisionShape, name: str, hub_name: str, width: int) -> Iterator[TensorSpec]:
-    """2.5 norms by the root of the mean square, the others with a bias."""
-    scale, bias = layer_norm(name, hub_name, width)
+def _norm_specs(shape: VisionShape, name: str, hub_name: str, width: int) -> Iterator[TensorSpec]:
+    """Yield a LayerNorm, or for Qwen2.5-VL an RMSNorm without a bias."""
+    scale, bias = layer_norm_specs(name, hub_name, width)
     yield from (scale,) if shape.kind == "qwen2.5-vl" else (scale, bias)

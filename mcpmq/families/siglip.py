@@ -1,4 +1,4 @@
-"""SigLIP, the vision tower of every MiniCPM-V since 2.5: its keys and its tensors."""
+"""SigLIP vision encoder of MiniCPM-V 2.5 and later: config keys and tensors."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -6,11 +6,11 @@ from typing import Any
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
-from mcpmq.families.config_schema import Checked, Heads, HiddenWidth, Layers, Width
+from mcpmq.families.config_schema import ConfigSchema, HeadCount, HiddenSize, IntermediateSize, LayerCount
 from mcpmq.families.family import TensorSpec, VisionKind, VisionShape
-from mcpmq.families.tensors import Growth, layer_norm, matrix
+from mcpmq.families.tensors import PaddableAxis, layer_norm_specs, matrix_specs
 
-VISION_LAYER = {
+SIGLIP_LAYER_NAMES = {
     "norm1": "layer_norm1",
     "attention.q": "self_attn.q_proj",
     "attention.k": "self_attn.k_proj",
@@ -21,70 +21,77 @@ VISION_LAYER = {
     "mlp.down": "mlp.fc2",
 }
 
-# GELU of zero is zero, so zero rows above and zero columns below leave every sum as it was.
-HIDDEN_WIDTH_OF_VISION: dict[str, Growth] = {"mlp.up": "rows", "mlp.down": "columns"}
+# GELU(0) = 0, so zero rows of up with zero columns of down do not change the output.
+PADDABLE_AXES: dict[str, PaddableAxis] = {"mlp.up": "rows", "mlp.down": "columns"}
 
 
-class Siglip(Checked):
-    """`vision_config` of a tower."""
+class SiglipConfig(ConfigSchema):
+    """Keys of `vision_config`."""
 
-    hidden_size: Width
-    num_hidden_layers: Layers
-    num_attention_heads: Heads
-    intermediate_size: HiddenWidth
+    hidden_size: HiddenSize
+    num_hidden_layers: LayerCount
+    num_attention_heads: HeadCount
+    intermediate_size: IntermediateSize
     patch_size: PositiveInt = Field(le=256)
     image_size: PositiveInt = Field(le=16384)
     layer_norm_eps: PositiveFloat = 1e-6
 
-    def shape(self, kind: VisionKind, **more: Any) -> VisionShape:
-        """With what stands behind the tower."""
+    def to_shape(self, kind: VisionKind, **settings: Any) -> VisionShape:
+        """Return the hyperparameters; `settings` are further fields of `VisionShape`."""
         return VisionShape(
             kind=kind,
-            hidden=self.hidden_size,
-            layers=self.num_hidden_layers,
-            heads=self.num_attention_heads,
-            ffn=self.intermediate_size,
-            patch=self.patch_size,
-            grid=self.image_size // self.patch_size,
+            hidden_size=self.hidden_size,
+            num_layers=self.num_hidden_layers,
+            num_heads=self.num_attention_heads,
+            intermediate_size=self.intermediate_size,
+            patch_size=self.patch_size,
+            position_grid_size=self.image_size // self.patch_size,
             norm_epsilon=self.layer_norm_eps,
-            **more,
+            **settings,
         )
 
 
-def siglip(shape: VisionShape, hub_name: str) -> Iterator[TensorSpec]:
-    """The vision tower."""
+def siglip_specs(shape: VisionShape, hub_name: str) -> Iterator[TensorSpec]:
+    """Yield the tensors of the vision encoder."""
     patches = f"{hub_name}.embeddings.patch_embedding"
-    yield TensorSpec("vision.patch_embedding", f"{patches}.weight", (shape.hidden, 3, shape.patch, shape.patch))
-    yield TensorSpec("vision.patch_embedding.bias", f"{patches}.bias", (shape.hidden,))
+    yield TensorSpec(
+        "vision.patch_embedding", f"{patches}.weight", (shape.hidden_size, 3, shape.patch_size, shape.patch_size)
+    )
+    yield TensorSpec("vision.patch_embedding.bias", f"{patches}.bias", (shape.hidden_size,))
     positions = f"{hub_name}.embeddings.position_embedding.weight"
-    yield TensorSpec("vision.position_embedding", positions, (shape.grid**2, shape.hidden), "table")
-    for layer in range(shape.layers):
-        yield from _siglip_layer(shape, f"vision.layers.{layer}", f"{hub_name}.encoder.layers.{layer}")
+    yield TensorSpec("vision.position_embedding", positions, (shape.position_grid_size**2, shape.hidden_size), "table")
+    for layer in range(shape.num_layers):
+        yield from _siglip_layer_specs(shape, f"vision.layers.{layer}", f"{hub_name}.encoder.layers.{layer}")
         if layer == shape.merger_layer:
-            merger = _merger(shape, f"{hub_name}.vit_merger")
-            # What no image passes is handed on as it is.
-            yield from merger if shape.merges_inside else (replace(spec, role="other") for spec in merger)
-    yield from layer_norm("vision.post_norm", f"{hub_name}.post_layernorm", shape.hidden)
+            merger = _merger_specs(shape, f"{hub_name}.vit_merger")
+            # An inactive merger is copied unchanged.
+            yield from merger if shape.uses_vit_merger else (replace(spec, role="other") for spec in merger)
+    yield from layer_norm_specs("vision.post_norm", f"{hub_name}.post_layernorm", shape.hidden_size)
 
 
-def _siglip_layer(shape: VisionShape, name: str, hub_name: str) -> Iterator[TensorSpec]:
-    sizes = {"mlp.up": (shape.ffn, shape.hidden), "mlp.down": (shape.hidden, shape.ffn)}
-    for part, hub_part in VISION_LAYER.items():
+def _siglip_layer_specs(shape: VisionShape, name: str, hub_name: str) -> Iterator[TensorSpec]:
+    sizes = {
+        "mlp.up": (shape.intermediate_size, shape.hidden_size),
+        "mlp.down": (shape.hidden_size, shape.intermediate_size),
+    }
+    for part, hub_part in SIGLIP_LAYER_NAMES.items():
         full, hub = f"{name}.{part}", f"{hub_name}.{hub_part}"
         if part.startswith("norm"):
-            yield from layer_norm(full, hub, shape.hidden)
+            yield from layer_norm_specs(full, hub, shape.hidden_size)
         else:
-            size = sizes.get(part, (shape.hidden, shape.hidden))
-            yield from matrix(full, hub, size, may_grow=HIDDEN_WIDTH_OF_VISION.get(part))
+            size = sizes.get(part, (shape.hidden_size, shape.hidden_size))
+            yield from matrix_specs(full, hub, size, paddable_axis=PADDABLE_AXES.get(part))
 
 
-def _merger(shape: VisionShape, hub_name: str) -> Iterator[TensorSpec]:
-    """Attention inside of squares of four patches, then a matrix that makes one of the four."""
-    four = 4 * shape.hidden
-    yield from layer_norm("vision.merger.norm1", f"{hub_name}.layer_norm1", shape.hidden)
+def _merger_specs(shape: VisionShape, hub_name: str) -> Iterator[TensorSpec]:
+    """Yield the merger: attention within 2x2 patches, then an MLP that maps them to one."""
+    four = 4 * shape.hidden_size
+    yield from layer_norm_specs("vision.merger.norm1", f"{hub_name}.layer_norm1", shape.hidden_size)
     for part in ("q", "k", "v", "o"):
-        hub = f"{hub_name}.{VISION_LAYER[f'attention.{part}']}"
-        yield from matrix(f"vision.merger.attention.{part}", hub, (shape.hidden, shape.hidden))
-    yield from layer_norm("vision.merger.norm2", f"{hub_name}.pre_norm", four)
-    yield from matrix("vision.merger.up", f"{hub_name}.linear_1", (4 * shape.ffn, four))
-    yield from matrix("vision.merger.down", f"{hub_name}.linear_2", (shape.hidden, 4 * shape.ffn))
+        hub = f"{hub_name}.{SIGLIP_LAYER_NAMES[f'attention.{part}']}"
+        yield from matrix_specs(f"vision.merger.attention.{part}", hub, (shape.hidden_size, shape.hidden_size))
+    yield from layer_norm_specs("vision.merger.norm2", f"{hub_name}.pre_norm", four)
+    yield from matrix_specs("vision.merger.up", f"{hub_name}.linear_1", (4 * shape.intermediate_size, four))
+    yield from matrix_specs(
+        "vision.merger.down", f"{hub_name}.linear_2", (shape.hidden_size, 4 * shape.intermediate_size)
+    )

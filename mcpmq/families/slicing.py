@@ -1,4 +1,4 @@
-"""Adaptive slicing: how many slices an image is cut into, how large, and how their pixels are packed."""
+"""Adaptive slicing of MiniCPM-V: number and size of the slices, and packing of their pixels."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,133 +11,106 @@ from PIL import Image
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from mcpmq.errors import CheckpointError
-from mcpmq.families.config_schema import Checked, checked
+from mcpmq.families.config_schema import ChannelMeans, ChannelStds, ConfigSchema, PreprocessorConfig, validate_config
 from mcpmq.families.family import Inputs
-from mcpmq.families.position_ids import canvas_positions
-from mcpmq.families.preprocessor import Deviations, Means, Preprocessor
+from mcpmq.families.position_ids import canvas_position_ids
 from mcpmq.system.json_file import read_json
 
 Slice = NDArray[np.uint8]
 
 
-class Slicing(Preprocessor):
-    """The part of preprocessor_config.json that decides the pixels."""
+class Slicing(PreprocessorConfig):
+    """Slicing and normalization settings of preprocessor_config.json."""
 
-    scale_resolution: PositiveInt = Field(default=448, le=4096)  # a slice has about this side squared
+    scale_resolution: PositiveInt = Field(default=448, le=4096)  # a slice has about the area of a square with this side
     max_slice_nums: PositiveInt = Field(default=9, le=64)
     slice_mode: bool = True
     use_image_id: bool = True
     image_feature_size: PositiveInt | None = None
-    norm_mean: Means = (0.5, 0.5, 0.5)
-    norm_std: Deviations = (0.5, 0.5, 0.5)
+    norm_mean: ChannelMeans = (0.5, 0.5, 0.5)
+    norm_std: ChannelStds = (0.5, 0.5, 0.5)
 
     @property
-    def unit(self) -> int:
-        """What the sides of a slice are multiples of, in pixels."""
+    def size_factor(self) -> int:
+        """Divisor of the sides of a slice, in pixels."""
         return self.patch_size
 
-    def tokens_of(self, part: Slice, queries: int) -> int:
-        """Tokens that a slice becomes: as many as the resampler has queries."""
-        return queries
+    def num_tokens(self, pixels: Slice, num_queries: int) -> int:
+        """Return the number of image tokens of a slice: one per resampler query."""
+        return num_queries
 
-    def graph_inputs(self, part: Slice) -> dict[str, NDArray[Any]]:
-        """One slice for the vision graph: float32 [1, 3, patch, patch * patches], and its size in patches."""
-        return {"pixel_values": self.packed([part])[None], "tgt_sizes": target_sizes([part], self.patch_size)}
+    def graph_inputs(self, pixels: Slice) -> dict[str, NDArray[Any]]:
+        """Return the inputs of the vision graph for one slice.
 
-    def packed(self, slices: Sequence[Slice]) -> NDArray[np.float32]:
-        """All slices side by side: float32 [3, patch, patch * patches]."""
-        mean, std = self._normalisation()
-        return np.concatenate([packed_pixels(part, mean, std, self.patch_size) for part in slices], axis=-1)
+        `pixel_values` float32 [1, 3, patch, patch * patches]; `tgt_sizes` int64 [1, 2], rows and columns of patches.
+        """
+        return {"pixel_values": self.pack_slices([pixels])[None], "tgt_sizes": target_sizes([pixels], self.patch_size)}
 
-    def _normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def pack_slices(self, slices: Sequence[Slice]) -> NDArray[np.float32]:
+        """Concatenate the patches of all slices: float32 [3, patch, patch * patches]."""
+        mean, std = self._mean_and_std()
+        return np.concatenate([pack_patches(part, mean, std, self.patch_size) for part in slices], axis=-1)
+
+    def _mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         return self.norm_mean, self.norm_std
 
-    def positions(self, inputs: Inputs) -> NDArray[np.int64]:
-        """Tokens stand one after the other, whatever they are of: int64 [length]."""
+    def position_ids(self, inputs: Inputs) -> NDArray[np.int64]:
+        """Return 0, 1, 2, ...: int64 [length]."""
         return np.arange(len(inputs.tokens), dtype=np.int64)
 
 
 class ConfiguredSlicing(Slicing):
-    """The same of 2.0, whose config.json says how images are sliced; a file of its own came later."""
+    """Slicing of 2.0, with the settings in config.json; preprocessor_config.json is optional."""
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Read it.
+        """Read the settings of a checkpoint or an artifact.
 
         Raises:
-            CheckpointError: a file is broken, or both contradict one another.
+            CheckpointError: a file is invalid, or the two files contradict each other.
         """
-        config = checked(cls, read_json(folder / "config.json"))
+        config = validate_config(cls, read_json(folder / "config.json"))
         if not (folder / "preprocessor_config.json").is_file():
             return config
         slicing = super().open(folder)
         for name in ("scale_resolution", "max_slice_nums", "slice_mode"):
-            refuse_contradiction(name, getattr(config, name), getattr(slicing, name))
+            check_consistent(name, getattr(config, name), getattr(slicing, name))
         return slicing
 
 
 class MergedSlicing(Slicing):
-    """The same of 4.6, where squares of patches become tokens: as many as a slice is large."""
+    """Slicing of 4.6, where the number of image tokens is proportional to the area of a slice."""
 
-    image_mean: Means = (0.5, 0.5, 0.5)
-    image_std: Deviations = (0.5, 0.5, 0.5)
+    image_mean: ChannelMeans = (0.5, 0.5, 0.5)
+    image_std: ChannelStds = (0.5, 0.5, 0.5)
     downsample_mode: Literal["16x", "4x"] = "16x"
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Read it.
+        """Read the settings of a checkpoint or an artifact.
 
         Raises:
-            CheckpointError: the file is missing or broken, or config.json merges otherwise.
+            CheckpointError: a file is missing or invalid, or the two files contradict each other.
         """
         slicing, config = super().open(folder), read_json(folder / "config.json")
-        refuse_contradiction("downsample_mode", config.get("downsample_mode", "16x"), slicing.downsample_mode)
+        check_consistent("downsample_mode", config.get("downsample_mode", "16x"), slicing.downsample_mode)
         return slicing
 
     @property
-    def unit(self) -> int:
-        """Side of the square of pixels that becomes one token."""
+    def size_factor(self) -> int:
+        """Side in pixels of the square that becomes one image token."""
         return self.patch_size * (4 if self.downsample_mode == "16x" else 2)
 
-    def tokens_of(self, part: Slice, queries: int) -> int:
-        """Tokens that a slice becomes."""
-        height, width, _ = part.shape
-        return int(height * width // self.unit**2)
+    def num_tokens(self, pixels: Slice, num_queries: int) -> int:
+        """Return the number of image tokens of a slice."""
+        height, width, _ = pixels.shape
+        return int(height * width // self.size_factor**2)
 
-    def _normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def _mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         return self.image_mean, self.image_std
 
 
-class CanvasSlicing(MergedSlicing):
-    """The same of 4.7, whose slices lie on one canvas."""
-
-    tags: frozenset[int] = frozenset()  # tokens around slices, and the line feed between their rows
-
-    @classmethod
-    def open(cls, folder: Path) -> Self:
-        """Read it, and from config.json the tokens of the tags.
-
-        Raises:
-            CheckpointError: a file is missing or broken, or both contradict one another.
-        """
-        slicing, tags = super().open(folder), checked(_Tags, read_json(folder / "config.json"))
-        return slicing.model_copy(update={"tags": frozenset(tags.model_dump().values())})
-
-    def positions(self, inputs: Inputs) -> NDArray[np.int64]:
-        """Time, row and column of every token: int64 [3, length]."""
-        grids = [(part.shape[0] // self.unit, part.shape[1] // self.unit) for part in inputs.slices]
-        return canvas_positions(inputs.tokens, inputs.image_bounds.tolist(), grids, self.tags)
-
-
-SLICINGS: Mapping[str, type[Slicing]] = {
-    "queries": Slicing,
-    "configured": ConfiguredSlicing,
-    "merged": MergedSlicing,
-    "canvas": CanvasSlicing,
-}
-
-
-class _Tags(Checked):
+class _TagIds(ConfigSchema):
     image_start_id: NonNegativeInt
     image_end_id: NonNegativeInt
     slice_start_id: NonNegativeInt
@@ -145,78 +118,120 @@ class _Tags(Checked):
     newline_id: NonNegativeInt
 
 
-def refuse_contradiction(name: str, config: object, preprocessor: object) -> None:
-    """Refuse two files that do not say the same.
+class CanvasSlicing(MergedSlicing):
+    """Slicing of 4.7, with position ids on one canvas for all slices."""
+
+    tag_ids: frozenset[int] = frozenset()  # ids of the image and slice tags, and of the newline between rows of slices
+
+    @classmethod
+    def open(cls, folder: Path) -> Self:
+        """Read the settings, and the tag ids from config.json.
+
+        Raises:
+            CheckpointError: a file is missing or invalid, or the two files contradict each other.
+        """
+        slicing, tags = super().open(folder), validate_config(_TagIds, read_json(folder / "config.json"))
+        return slicing.model_copy(update={"tag_ids": frozenset(tags.model_dump().values())})
+
+    def position_ids(self, inputs: Inputs) -> NDArray[np.int64]:
+        """Compute time, row and column of each token: int64 [3, length]."""
+        grids = [(part.shape[0] // self.size_factor, part.shape[1] // self.size_factor) for part in inputs.slices]
+        return canvas_position_ids(inputs.tokens, inputs.image_bounds.tolist(), grids, self.tag_ids)
+
+
+SLICING_TYPES: Mapping[str, type[Slicing]] = {
+    "queries": Slicing,
+    "configured": ConfiguredSlicing,
+    "merged": MergedSlicing,
+    "canvas": CanvasSlicing,
+}
+
+
+def check_consistent(name: str, config: object, preprocessor: object) -> None:
+    """Check that two files have the same value of a key.
 
     Raises:
-        CheckpointError: they do not.
+        CheckpointError: the values differ.
     """
     if config != preprocessor:
-        raise CheckpointError(f"config.json says {name} {config}, preprocessor_config.json says {preprocessor}")
+        raise CheckpointError(
+            f"`{name}` is {config} in config.json but {preprocessor} in preprocessor_config.json",
+            "compare both files with the published files",
+        )
 
 
 def slice_image(image: Image.Image, slicing: Slicing) -> tuple[tuple[int, int] | None, tuple[Slice, ...]]:
-    """The grid (columns, rows) or None, and the overview followed by the slices row by row, uint8 [height, width, 3].
+    """Slice an image; return the grid and the slices.
 
-    Source: adaptive visual encoding, section 3.1 of arXiv 2408.01800; bicubic on the 8-bit image, as published.
+    The grid is (columns, rows), or None for an image without slices. The slices are uint8 [height, width, 3]: first the
+    overview, then the slices row by row. Resizing is bicubic on the 8-bit image, as in the published code.
+    Source: adaptive visual encoding, section 3.1 of arXiv 2408.01800.
     """
     grid = choose_grid(image.width, image.height, slicing) if slicing.slice_mode else None
     overview = best_size(image.width, image.height, slicing, upscale=grid is None)
-    whole = [_resized(image, *overview)]
-    return grid, (*whole, *(_cells(image, grid, slicing) if grid else ()))
+    return grid, (_resize(image, *overview), *(_cut(image, grid, slicing) if grid else ()))
 
 
 def choose_grid(width: int, height: int, slicing: Slicing) -> tuple[int, int] | None:
-    """Columns and rows of about the image's own shape, one slice more or fewer than its area asks for; None for one."""
-    wanted = min(math.ceil(width * height / slicing.scale_resolution**2), slicing.max_slice_nums)
-    if wanted <= 1:
+    """Choose columns and rows with about the aspect ratio of the image; None for one slice.
+
+    The number of slices differs by at most one from the image area divided by the slice area.
+    """
+    ideal = min(math.ceil(width * height / slicing.scale_resolution**2), slicing.max_slice_nums)
+    if ideal <= 1:
         return None
-    counts = [count for count in (wanted - 1, wanted, wanted + 1) if 1 < count <= slicing.max_slice_nums]
+    counts = [count for count in (ideal - 1, ideal, ideal + 1) if 1 < count <= slicing.max_slice_nums]
     grids = [(columns, count // columns) for count in counts for columns in range(1, count + 1) if count % columns == 0]
     return min(grids, key=lambda grid: abs(math.log(width / height) - math.log(grid[0] / grid[1])))
 
 
 def best_size(width: float, height: float, slicing: Slicing, *, upscale: bool) -> tuple[int, int]:
-    """Width and height in whole patches: the area of a slice if the image is larger, or if it may be enlarged."""
+    """Compute width and height as multiples of `size_factor`.
+
+    Images larger than a slice are reduced to about its area; with `upscale`, smaller images are enlarged to it.
+    """
     side = slicing.scale_resolution
     if upscale or width * height > side**2:
         ratio = width / height
         height = int(side / math.sqrt(ratio))
         width = int(height * ratio)
-    return _whole(width, slicing.unit), _whole(height, slicing.unit)
+    return _round_to_multiple(width, slicing.size_factor), _round_to_multiple(height, slicing.size_factor)
 
 
-def _whole(length: float, unit: int) -> int:
-    return max(round(length / unit) * unit, unit)
+def _round_to_multiple(length: float, factor: int) -> int:
+    return max(round(length / factor) * factor, factor)
 
 
-def _resized(image: Image.Image, width: int, height: int) -> Slice:
+def _resize(image: Image.Image, width: int, height: int) -> Slice:
     return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
 
 
-def _cells(image: Image.Image, grid: tuple[int, int], slicing: Slicing) -> list[Slice]:
+def _cut(image: Image.Image, grid: tuple[int, int], slicing: Slicing) -> list[Slice]:
     columns, rows = grid
-    refined = _whole(image.width, columns) / columns, _whole(image.height, rows) / rows
+    refined = _round_to_multiple(image.width, columns) / columns, _round_to_multiple(image.height, rows) / rows
     width, height = best_size(*refined, slicing, upscale=True)
-    whole = _resized(image, width * columns, height * rows)
+    whole = _resize(image, width * columns, height * rows)
     by_row = [np.hsplit(row, columns) for row in np.vsplit(whole, rows)]
     return [np.ascontiguousarray(cell) for row in by_row for cell in row]
 
 
-def packed_pixels(part: Slice, mean: Sequence[float], std: Sequence[float], patch: int) -> NDArray[np.float32]:
-    """Slice uint8 [height, width, 3] -> float32 [3, patch, patch * patches]: normalised, its patches side by side, row
-    by row of patches, as NaViT packs them (arXiv 2307.06304)."""
-    scaled = (part.astype(np.float32) / np.float32(255) - np.array(mean, np.float32)) / np.array(std, np.float32)
-    rows, columns = part.shape[0] // patch, part.shape[1] // patch
-    patches = scaled.reshape(rows, patch, columns, patch, 3)
-    return np.ascontiguousarray(patches.transpose(4, 1, 0, 2, 3).reshape(3, patch, -1))
+def pack_patches(pixels: Slice, mean: Sequence[float], std: Sequence[float], patch_size: int) -> NDArray[np.float32]:
+    """Normalize a slice and pack its patches row by row.
+
+    `pixels` are uint8 [height, width, 3], the result is float32 [3, patch, patch * patches].
+    Source: patch packing of NaViT, arXiv 2307.06304.
+    """
+    scaled = (pixels.astype(np.float32) / np.float32(255) - np.array(mean, np.float32)) / np.array(std, np.float32)
+    rows, columns = pixels.shape[0] // patch_size, pixels.shape[1] // patch_size
+    patches = scaled.reshape(rows, patch_size, columns, patch_size, 3)
+    return np.ascontiguousarray(patches.transpose(4, 1, 0, 2, 3).reshape(3, patch_size, -1))
 
 
-def target_sizes(slices: Sequence[Slice], patch: int) -> NDArray[np.int64]:
-    """Height and width of every slice in patches: int64 [slices, 2]."""
-    return np.array([[part.shape[0] // patch, part.shape[1] // patch] for part in slices], dtype=np.int64)
+def target_sizes(slices: Sequence[Slice], patch_size: int) -> NDArray[np.int64]:
+    """Return rows and columns of patches of each slice: int64 [slices, 2]."""
+    return np.array([[part.shape[0] // patch_size, part.shape[1] // patch_size] for part in slices], dtype=np.int64)
 
 
-def stretched(part: Slice, height: int, width: int) -> Slice:
-    """A slice at another size in pixels: for engines that take no other."""
-    return part if part.shape[:2] == (height, width) else _resized(Image.fromarray(part), width, height)
+def resize_slice(pixels: Slice, height: int, width: int) -> Slice:
+    """Resize a slice bicubically, for engines with a fixed input size."""
+    return pixels if pixels.shape[:2] == (height, width) else _resize(Image.fromarray(pixels), width, height)

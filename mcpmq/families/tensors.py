@@ -1,4 +1,4 @@
-"""The tensors that many families share: matrices with their biases, norms, decoder layers."""
+"""Tensors that several families share: matrices with their biases, norms, decoder layers."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -6,8 +6,8 @@ from typing import Literal
 
 from mcpmq.families.family import LanguageShape, TensorSpec
 
-Growth = Literal["rows", "columns"]
-LANGUAGE_LAYER = {
+PaddableAxis = Literal["rows", "columns"]
+DECODER_LAYER_NAMES = {
     "input_norm": "input_layernorm",
     "attention.q": "self_attn.q_proj",
     "attention.norm_q": "self_attn.q_norm",
@@ -20,117 +20,133 @@ LANGUAGE_LAYER = {
     "mlp.up": "mlp.up_proj",
     "mlp.down": "mlp.down_proj",
 }
-HEAD_NORMS = ("attention.norm_q", "attention.norm_k")
-BIASED = ("attention.q", "attention.k", "attention.v")
+QK_NORMS = ("attention.norm_q", "attention.norm_k")
+BIASED_MATRICES = ("attention.q", "attention.k", "attention.v")
 
 
-def matrix(
-    name: str, hub_name: str, shape: tuple[int, int], bias: bool = True, may_grow: Growth | None = None
+def matrix_specs(
+    name: str, hub_name: str, shape: tuple[int, int], bias: bool = True, paddable_axis: PaddableAxis | None = None
 ) -> Iterator[TensorSpec]:
-    """A matrix [rows, columns], and its bias where it has one."""
-    yield TensorSpec(name, f"{hub_name}.weight", shape, "matrix", may_grow=may_grow)
+    """Yield a matrix [rows, columns] and its bias, if it has one."""
+    yield TensorSpec(name, f"{hub_name}.weight", shape, "matrix", paddable_axis=paddable_axis)
     if bias:
-        grows: Growth | None = "rows" if may_grow == "rows" else None
-        yield TensorSpec(f"{name}.bias", f"{hub_name}.bias", shape[:1], may_grow=grows)
+        bias_axis: PaddableAxis | None = "rows" if paddable_axis == "rows" else None
+        yield TensorSpec(f"{name}.bias", f"{hub_name}.bias", shape[:1], paddable_axis=bias_axis)
 
 
-def layer_norm(name: str, hub_name: str, width: int) -> Iterator[TensorSpec]:
-    """Scale and bias."""
+def layer_norm_specs(name: str, hub_name: str, width: int) -> Iterator[TensorSpec]:
+    """Yield the scale and the bias of a LayerNorm."""
     yield TensorSpec(name, f"{hub_name}.weight", (width,))
     yield TensorSpec(f"{name}.bias", f"{hub_name}.bias", (width,))
 
 
-def decoder(shape: LanguageShape, prefix: str, head: str = "lm_head.weight") -> Iterator[TensorSpec]:
-    """Embedding, layers, last norm and head; `prefix` is the hub name of the model, `head` that of the head."""
-    size = (shape.vocabulary, shape.hidden)
+def decoder_specs(shape: LanguageShape, prefix: str, head: str = "lm_head.weight") -> Iterator[TensorSpec]:
+    """Yield embedding, layers, final norm and head; `prefix` and `head` are hub names."""
+    size = (shape.vocab_size, shape.hidden_size)
     embedding = f"{prefix}.embed_tokens.weight"
-    if shape.tied_head:
-        yield TensorSpec("embedding", embedding, size, "table", native_names=(embedding, head), also="head")
+    if shape.tied_embeddings:
+        yield TensorSpec("embedding", embedding, size, "table", module_names=(embedding, head), alias="head")
     else:
         yield TensorSpec("embedding", embedding, size, "table")
-    for layer in range(shape.layers):
-        one_layer = linear_layer if shape.is_linear(layer) else latent_layer if shape.latent else decoder_layer
-        yield from one_layer(shape, f"language.layers.{layer}", f"{prefix}.layers.{layer}")
-    yield TensorSpec("language.norm", f"{prefix}.norm.weight", (shape.hidden,))
-    if not shape.tied_head:
+    for layer in range(shape.num_layers):
+        yield from _layer_specs(shape, layer, f"language.layers.{layer}", f"{prefix}.layers.{layer}")
+    yield TensorSpec("language.norm", f"{prefix}.norm.weight", (shape.hidden_size,))
+    if not shape.tied_embeddings:
         yield TensorSpec("head", head, size, "matrix")
 
 
-def decoder_layer(shape: LanguageShape, name: str, hub_name: str) -> Iterator[TensorSpec]:
-    """One layer in the manner of Llama and Qwen."""
-    widths = layer_shapes(shape)
-    for part, hub_part in LANGUAGE_LAYER.items():
+def _layer_specs(shape: LanguageShape, layer: int, name: str, hub_name: str) -> Iterator[TensorSpec]:
+    if shape.is_linear_attention(layer):
+        return linear_attention_layer_specs(shape, name, hub_name)
+    if shape.latent_attention:
+        return latent_attention_layer_specs(shape, name, hub_name)
+    return decoder_layer_specs(shape, name, hub_name)
+
+
+def decoder_layer_specs(shape: LanguageShape, name: str, hub_name: str) -> Iterator[TensorSpec]:
+    """Yield one layer with softmax attention, as in Llama and Qwen."""
+    sizes = layer_shapes(shape)
+    for part, hub_part in DECODER_LAYER_NAMES.items():
         full, hub = f"{name}.{part}", f"{hub_name}.{hub_part}"
-        if part in widths:
-            yield from matrix(full, hub, widths[part], bias=shape.attention_bias and part in BIASED)
-        elif part not in HEAD_NORMS:
-            yield TensorSpec(full, f"{hub}.weight", (shape.hidden,))
+        if part in sizes:
+            yield from matrix_specs(full, hub, sizes[part], bias=shape.attention_bias and part in BIASED_MATRICES)
+        elif part not in QK_NORMS:
+            yield TensorSpec(full, f"{hub}.weight", (shape.hidden_size,))
         elif shape.qk_norm:
-            yield TensorSpec(full, f"{hub}.weight", (shape.head_width,))
+            yield TensorSpec(full, f"{hub}.weight", (shape.head_dim,))
 
 
-def linear_layer(shape: LanguageShape, name: str, hub_name: str) -> Iterator[TensorSpec]:
-    """One layer of Qwen3.5 that attends linearly; what makes its gates is small and stays as it is."""
-    linear, widths = shape.linear, layer_shapes(shape)
+def linear_attention_layer_specs(shape: LanguageShape, name: str, hub_name: str) -> Iterator[TensorSpec]:
+    """Yield one layer of Qwen3.5 with linear attention; the small gate matrices a and b are not quantized."""
+    linear, hub = shape.linear_attention, f"{hub_name}.linear_attn"
     assert linear is not None
-    values, hub = linear.value_heads * linear.value_width, f"{hub_name}.linear_attn"
-    yield TensorSpec(f"{name}.input_norm", f"{hub_name}.input_layernorm.weight", (shape.hidden,))
-    yield from matrix(f"{name}.linear.qkv", f"{hub}.in_proj_qkv", (linear.channels, shape.hidden), bias=False)
-    yield from matrix(f"{name}.linear.z", f"{hub}.in_proj_z", (values, shape.hidden), bias=False)
+    hidden, heads, channels = shape.hidden_size, linear.num_value_heads, linear.conv_channels
+    values = heads * linear.value_head_dim
+    yield TensorSpec(f"{name}.input_norm", f"{hub_name}.input_layernorm.weight", (hidden,))
+    yield from matrix_specs(f"{name}.linear.qkv", f"{hub}.in_proj_qkv", (channels, hidden), bias=False)
+    yield from matrix_specs(f"{name}.linear.z", f"{hub}.in_proj_z", (values, hidden), bias=False)
     for gate in ("a", "b"):
-        yield TensorSpec(f"{name}.linear.{gate}", f"{hub}.in_proj_{gate}.weight", (linear.value_heads, shape.hidden))
-    yield TensorSpec(f"{name}.linear.convolution", f"{hub}.conv1d.weight", (linear.channels, 1, linear.kernel))
-    yield TensorSpec(f"{name}.linear.decay", f"{hub}.A_log", (linear.value_heads,))
-    yield TensorSpec(f"{name}.linear.time_step", f"{hub}.dt_bias", (linear.value_heads,))
-    yield TensorSpec(f"{name}.linear.norm", f"{hub}.norm.weight", (linear.value_width,))
-    yield from matrix(f"{name}.linear.o", f"{hub}.out_proj", (shape.hidden, values), bias=False)
-    yield TensorSpec(f"{name}.post_attention_norm", f"{hub_name}.post_attention_layernorm.weight", (shape.hidden,))
-    for part in ("mlp.gate", "mlp.up", "mlp.down"):
-        yield from matrix(f"{name}.{part}", f"{hub_name}.{LANGUAGE_LAYER[part]}", widths[part], bias=False)
+        yield TensorSpec(f"{name}.linear.{gate}", f"{hub}.in_proj_{gate}.weight", (heads, hidden))
+    yield TensorSpec(f"{name}.linear.convolution", f"{hub}.conv1d.weight", (channels, 1, linear.conv_kernel_size))
+    yield TensorSpec(f"{name}.linear.decay", f"{hub}.A_log", (heads,))
+    yield TensorSpec(f"{name}.linear.time_step", f"{hub}.dt_bias", (heads,))
+    yield TensorSpec(f"{name}.linear.norm", f"{hub}.norm.weight", (linear.value_head_dim,))
+    yield from matrix_specs(f"{name}.linear.o", f"{hub}.out_proj", (hidden, values), bias=False)
+    yield from _ffn_specs(shape, name, hub_name)
 
 
-def latent_layer(shape: LanguageShape, name: str, hub_name: str) -> Iterator[TensorSpec]:
-    """One layer of MiniCPM3, with multi-head latent attention."""
-    latent, widths, hub = shape.latent, layer_shapes(shape), f"{hub_name}.self_attn"
+def latent_attention_layer_specs(shape: LanguageShape, name: str, hub_name: str) -> Iterator[TensorSpec]:
+    """Yield one layer of MiniCPM3 with multi-head latent attention."""
+    latent, hub = shape.latent_attention, f"{hub_name}.self_attn"
     assert latent is not None
-    expanded = shape.heads * (latent.plain_width + latent.value_width)
-    yield TensorSpec(f"{name}.input_norm", f"{hub_name}.input_layernorm.weight", (shape.hidden,))
-    yield from matrix(f"{name}.attention.q_a", f"{hub}.q_a_proj", (latent.query_rank, shape.hidden), bias=False)
-    yield TensorSpec(f"{name}.attention.norm_q_a", f"{hub}.q_a_layernorm.weight", (latent.query_rank,))
-    queries = (shape.heads * shape.head_width, latent.query_rank)
-    yield from matrix(f"{name}.attention.q_b", f"{hub}.q_b_proj", queries, bias=False)
-    keys = (latent.key_rank + shape.turned_width, shape.hidden)
-    yield from matrix(f"{name}.attention.kv_a", f"{hub}.kv_a_proj_with_mqa", keys, bias=False)
-    yield TensorSpec(f"{name}.attention.norm_kv_a", f"{hub}.kv_a_layernorm.weight", (latent.key_rank,))
-    yield from matrix(f"{name}.attention.kv_b", f"{hub}.kv_b_proj", (expanded, latent.key_rank), bias=False)
-    output = (shape.hidden, shape.heads * latent.value_width)
-    yield from matrix(f"{name}.attention.o", f"{hub}.o_proj", output, bias=False)
-    yield TensorSpec(f"{name}.post_attention_norm", f"{hub_name}.post_attention_layernorm.weight", (shape.hidden,))
+    hidden, heads = shape.hidden_size, shape.num_heads
+    ranks = {"q_a": latent.q_lora_rank, "kv_a": latent.kv_lora_rank}
+    matrices = {
+        "q_a": ("q_a_proj", (latent.q_lora_rank, hidden)),
+        "q_b": ("q_b_proj", (heads * shape.head_dim, latent.q_lora_rank)),
+        "kv_a": ("kv_a_proj_with_mqa", (latent.kv_lora_rank + shape.rotary_dim, hidden)),
+        "kv_b": ("kv_b_proj", (heads * (latent.qk_nope_head_dim + latent.v_head_dim), latent.kv_lora_rank)),
+        "o": ("o_proj", (hidden, heads * latent.v_head_dim)),
+    }
+    yield TensorSpec(f"{name}.input_norm", f"{hub_name}.input_layernorm.weight", (hidden,))
+    for part, (hub_part, size) in matrices.items():
+        yield from matrix_specs(f"{name}.attention.{part}", f"{hub}.{hub_part}", size, bias=False)
+        if part in ranks:
+            yield TensorSpec(f"{name}.attention.norm_{part}", f"{hub}.{part}_layernorm.weight", (ranks[part],))
+    yield from _ffn_specs(shape, name, hub_name)
+
+
+def _ffn_specs(shape: LanguageShape, name: str, hub_name: str) -> Iterator[TensorSpec]:
+    """Yield the norm after attention and the gated FFN."""
+    sizes = layer_shapes(shape)
+    hub_norm = f"{hub_name}.post_attention_layernorm.weight"
+    yield TensorSpec(f"{name}.post_attention_norm", hub_norm, (shape.hidden_size,))
     for part in ("mlp.gate", "mlp.up", "mlp.down"):
-        yield from matrix(f"{name}.{part}", f"{hub_name}.{LANGUAGE_LAYER[part]}", widths[part], bias=False)
+        yield from matrix_specs(f"{name}.{part}", f"{hub_name}.{DECODER_LAYER_NAMES[part]}", sizes[part], bias=False)
 
 
 def layer_shapes(shape: LanguageShape) -> dict[str, tuple[int, int]]:
-    """[rows, columns] of the matrices of a layer."""
-    queries, keys = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
+    """Return [rows, columns] of the matrices of a layer with softmax attention."""
+    queries, keys = shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
     return {
-        "attention.q": (queries * (2 if shape.gated_attention else 1), shape.hidden),
-        "attention.k": (keys, shape.hidden),
-        "attention.v": (keys, shape.hidden),
-        "attention.o": (shape.hidden, queries),
-        "mlp.gate": (shape.ffn, shape.hidden),
-        "mlp.up": (shape.ffn, shape.hidden),
-        "mlp.down": (shape.hidden, shape.ffn),
+        "attention.q": (queries * (2 if shape.gated_attention else 1), shape.hidden_size),
+        "attention.k": (keys, shape.hidden_size),
+        "attention.v": (keys, shape.hidden_size),
+        "attention.o": (shape.hidden_size, queries),
+        "mlp.gate": (shape.intermediate_size, shape.hidden_size),
+        "mlp.up": (shape.intermediate_size, shape.hidden_size),
+        "mlp.down": (shape.hidden_size, shape.intermediate_size),
     }
 
 
-def renamed(specs: Iterable[TensorSpec], prefixes: Mapping[str, str]) -> tuple[TensorSpec, ...]:
-    """The same tensors, for a native module whose names begin otherwise than those of the checkpoint."""
+def with_module_prefixes(specs: Iterable[TensorSpec], prefixes: Mapping[str, str]) -> tuple[TensorSpec, ...]:
+    """Return the tensors with hub name prefixes replaced in the names of the torch parameters."""
     return tuple(
-        replace(spec, native_names=tuple(_renamed(name, prefixes) for name in spec.parameters)) for spec in specs
+        replace(spec, module_names=tuple(_replace_prefix(name, prefixes) for name in spec.parameter_names))
+        for spec in specs
     )
 
 
-def _renamed(name: str, prefixes: Mapping[str, str]) -> str:
+def _replace_prefix(name: str, prefixes: Mapping[str, str]) -> str:
     found = next((prefix for prefix in prefixes if name.startswith(prefix)), "")
     return prefixes.get(found, "") + name.removeprefix(found)

@@ -1,4 +1,4 @@
-"""How a question and an answer become what a model is fed that reads text only."""
+"""Model inputs of a text-only model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,86 +10,82 @@ from numpy.typing import NDArray
 from pydantic import PositiveInt
 from tokenizers import Tokenizer
 
-from mcpmq.errors import CalibrationError
+from mcpmq.errors import DatasetError
 from mcpmq.families.chat_template import ChatTemplate
-from mcpmq.families.config_schema import Checked, checked
+from mcpmq.families.config_schema import ConfigSchema, validate_config
 from mcpmq.families.family import Inputs
-from mcpmq.families.prompt_format import Layout
-from mcpmq.families.tokenizer import check_range, open_tokenizer, refuse_special
+from mcpmq.families.prompt_format import PromptFormat
+from mcpmq.families.tokenizer import check_special_tokens, check_tokens, open_tokenizer, token_ids
 from mcpmq.system.json_file import read_json
 
 
-class _Config(Checked):
+class _Config(ConfigSchema):
     vocab_size: PositiveInt
     max_position_embeddings: PositiveInt = 32768
 
 
-class NoPixels:
-    """Of a model that does not see."""
+class NoVisionInputs:
+    """Position ids of a text-only model."""
 
-    def graph_inputs(self, part: NDArray[np.uint8]) -> NoReturn:
-        """There is no such graph."""
-        raise CalibrationError("a model that reads text only was given an image", "measure it on text")
+    def graph_inputs(self, pixels: NDArray[np.uint8]) -> NoReturn:
+        """Raise an error: the model has no vision graph."""
+        raise DatasetError("the sample has an image, but the model is text-only", "use a text-only dataset")
 
-    def positions(self, inputs: Inputs) -> NDArray[np.int64]:
-        """Tokens stand one after the other: int64 [length]."""
+    def position_ids(self, inputs: Inputs) -> NDArray[np.int64]:
+        """Return 0, 1, 2, ...: int64 [length]."""
         return np.arange(len(inputs.tokens), dtype=np.int64)
 
 
 @dataclass(frozen=True, slots=True)
 class TextProcessor:
-    """Reads a checkpoint's own tokenizer and chat template; makes inputs of samples."""
+    """Encodes samples with the tokenizer and the chat template of a checkpoint."""
 
     tokenizer: Tokenizer
     template: ChatTemplate
-    vocabulary: int
-    context: int
-    special: Mapping[str, int]  # what no prompt may hold, with its token id
+    vocab_size: int
+    context_length: int
+    special_tokens: Mapping[str, int]  # not allowed in prompts; token -> id
     end_of_turn: str
 
     @classmethod
     def open(cls, checkpoint: Path, end_of_turn: str) -> Self:
-        """Read the text files of a checkpoint, or of anything written from it.
+        """Open the text files of a checkpoint or an artifact.
 
         Raises:
-            CheckpointError: one is missing or broken.
+            CheckpointError: a file is missing or invalid.
         """
-        config = checked(_Config, read_json(checkpoint / "config.json"))
+        config = validate_config(_Config, read_json(checkpoint / "config.json"))
         tokenizer, special = open_tokenizer(checkpoint, (end_of_turn,), config.vocab_size)
         template = ChatTemplate.open(checkpoint)
         return cls(tokenizer, template, config.vocab_size, config.max_position_embeddings, special, end_of_turn)
 
     def encode(self, sample_id: str, image: Path | None, prompt: str, answer: str) -> Inputs:
-        """One sample as the model takes it.
+        """Encode one sample.
 
         Raises:
-            CalibrationError: it has an image, the text holds special tokens, or it is too long.
-            CheckpointError: the tokenizer yields tokens that the model does not have.
+            DatasetError: the sample has an image, contains a special token, or is too long.
+            CheckpointError: a token id is not below the vocabulary size.
         """
         if image is not None:
-            raise CalibrationError(
-                f"sample `{sample_id}` has an image, and the model reads text only", "give it a set of text alone"
+            raise DatasetError(
+                f"sample `{sample_id}` has an image, but the model is text-only", "use a text-only dataset"
             )
-        refuse_special(sample_id, self.special, prompt, answer)
-        question = self._tokens(self.template.render([{"role": "user", "content": prompt}]))
-        tokens = np.array([*question, *self._tokens(answer + self.end_of_turn)], dtype=np.int64)
-        check_range(sample_id, tokens, self.vocabulary, self.context)
+        check_special_tokens(sample_id, self.special_tokens, prompt, answer)
+        question = token_ids(self.tokenizer, self.template.render([{"role": "user", "content": prompt}]))
+        tokens = np.array([*question, *token_ids(self.tokenizer, answer + self.end_of_turn)], dtype=np.int64)
+        check_tokens(sample_id, tokens, self.vocab_size, self.context_length)
         return Inputs(sample_id, tokens, len(question), (), np.empty((0, 2), np.int64))
 
-    def arguments(self, inputs: Inputs) -> dict[str, NDArray[Any]]:
-        """What the native module's forward takes, by name: int64 token ids [1, tokens]."""
+    def model_inputs(self, inputs: Inputs) -> dict[str, NDArray[Any]]:
+        """Return the forward arguments of the torch module: `input_ids`, int64 [1, tokens]."""
         return {"input_ids": inputs.tokens[None]}
 
-    def _tokens(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
-        return ids
+
+def open_processor(checkpoint: Path, prompt_format: PromptFormat) -> TextProcessor:
+    """Open the processor; only the end-of-turn token of the prompt format is used."""
+    return TextProcessor.open(checkpoint, prompt_format.end_of_turn)
 
 
-def open_processor(checkpoint: Path, layout: Layout) -> TextProcessor:
-    """Of a layout only what ends a turn."""
-    return TextProcessor.open(checkpoint, layout.end_of_turn)
-
-
-def open_pixels(_: Path, __: Layout) -> NoPixels:
-    """No file says anything of them."""
-    return NoPixels()
+def open_vision_inputs(_: Path, __: PromptFormat) -> NoVisionInputs:
+    """Return the position ids; they need no file."""
+    return NoVisionInputs()

@@ -1,86 +1,92 @@
-"""How the bytes are laid out: one room a format, all of one shape, imported only when asked for."""
+"""Byte layouts, one package each; a package declares its layout as `FORMAT` and is imported only when it is needed."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Literal, cast, get_args
+from typing import cast, get_args
 
+from mcpmq.artifact import FormatName, Kind
 from mcpmq.errors import FormatError, MissingExtra
 from mcpmq.families.family import Family
-from mcpmq.formats.format import Format
-from mcpmq.formats.hf.constraints import is_packed
-from mcpmq.formats.hf.names import uneven
-from mcpmq.plan import Plan, Step
+from mcpmq.formats.format import Engine, Format
+from mcpmq.formats.hf.constraints import check_single_scheme
+from mcpmq.plan import Plan, TensorPlan
 
-FormatName = Literal["gguf", "onnx", "gptq", "awq", "bnb", "compressed-tensors"]
+__all__ = [
+    "FORMATS",
+    "FormatName",
+    "check_plan",
+    "check_tensors",
+    "declared_format",
+    "engine_of",
+    "format_named",
+    "format_of",
+]
 FORMATS: tuple[FormatName, ...] = get_args(FormatName)
-ROUNDING_INPUTS: tuple[FormatName, ...] = ("onnx",)  # can hold to what inputs of matrices are rounded
-NEEDS: dict[FormatName, tuple[str, ...]] = {
-    "gguf": ("xllamacpp",),
-    "onnx": ("onnx", "onnx_ir", "onnxruntime"),
-    "gptq": (),
-    "awq": (),
-    "bnb": ("bitsandbytes", "accelerate"),
-    "compressed-tensors": ("compressed_tensors", "accelerate"),
-}
-ONE_GRID: tuple[FormatName, ...] = ("gptq", "awq", "bnb", "compressed-tensors")  # for all weights of an artifact
+
+
+def declared_format(name: FormatName) -> Format:
+    """Return the description of a format, whether or not the packages it requires are installed."""
+    return cast(Format, import_module(f"mcpmq.formats.{name.replace('-', '_')}").FORMAT)
+
+
+def format_of(kind: Kind) -> Format | None:
+    """Return the format of an artifact; None for a quantized model or an importance matrix, which have none."""
+    return None if kind == "quantized" or kind == "imatrix" else declared_format(kind)
+
+
+def engine_of(kind: Kind) -> Engine:
+    """Return the engine that runs an artifact; a quantized model runs in PyTorch."""
+    target = format_of(kind)
+    return target.engine if target else "torch"
 
 
 def format_named(name: FormatName) -> Format:
-    """The room of a format, once everything that writes and runs it is found to be installed.
+    """Return the description of a format whose required packages are installed.
 
     Raises:
-        MissingExtra: something is not.
+        MissingExtra: a required package is not installed.
     """
-    for package in NEEDS[name]:
+    target = declared_format(name)
+    for package in target.requires:
         if find_spec(package) is None:
             raise MissingExtra(name, package)
-    return cast(Format, import_module(f"mcpmq.formats.{name.replace('-', '_')}"))
+    return target
 
 
-def check(plan: Plan, name: FormatName) -> None:
-    """Refuse, before any work, a plan that the format cannot hold.
-
-    Raises:
-        FormatError: names the weight, the scheme, and what the format can hold.
-        MissingExtra: what writes or runs the format is not installed.
-    """
-    check_steps(plan.checkpoint.family, plan.steps, name)
-
-
-def check_steps(family: Family, steps: Iterable[Step], name: FormatName) -> None:
-    """The same for weights that are quantized already.
+def check_plan(plan: Plan, name: FormatName) -> None:
+    """Check, before any weight is read, that a format can store every tensor of a plan.
 
     Raises:
-        FormatError: names the weight, the scheme, and what the format can hold.
+        FormatError: the format does not support the family, the scheme of a tensor, or the mix of schemes.
+        MissingExtra: a package that writes or runs the format is not installed.
     """
-    layout, steps = format_named(name), tuple(steps)
-    if refusal := dict(family.refusals).get(name):
-        raise FormatError(f"`{name}` cannot hold `{family.name}`", refusal)
-    for step in steps:
-        if step.activation and name not in ROUNDING_INPUTS:
-            raise FormatError(
-                f"`{name}` cannot hold that inputs of `{step.name}` are rounded to `{step.activation}`",
-                f"leave [activations] out of the recipe; held by: {', '.join(ROUNDING_INPUTS)}",
-            )
-        if reason := layout.refuses(step):
-            raise FormatError(f"`{name}` cannot hold `{step.name}` as `{step.scheme or step.dtype}`", reason)
-    if name in ONE_GRID:
-        _refuse_grids([step for step in steps if is_packed(step.scheme)], name)
-    if name == "gptq" and (odd := uneven(steps)):
-        hint = f"transformers packs the same in every layer; give `{odd.name}` what its like in other layers have"
-        raise FormatError(f"`{name}` cannot hold `{odd.name}` as `{odd.scheme or odd.dtype}`", hint)
+    check_tensors(plan.checkpoint.family, plan.tensors, name)
 
 
-def _refuse_grids(packed: Sequence[Step], name: FormatName) -> None:
-    if not packed:
+def check_tensors(family: Family, tensors: Iterable[TensorPlan], name: FormatName) -> None:
+    """Check that a format can store the given tensors of a family.
+
+    Raises:
+        FormatError: the format does not support the family, the scheme of a tensor, or the mix of schemes.
+        MissingExtra: a package that writes or runs the format is not installed.
+    """
+    target, tensors = format_named(name), tuple(tensors)
+    if reason := dict(family.unsupported_formats).get(name):
+        raise FormatError(f"`{name}` does not support `{family.name}`", reason)
+    for tensor in tensors:
+        _check_tensor(tensor, target)
+    if target.single_scheme:
+        check_single_scheme(tensors, name)
+    target.check_model(tensors)
+
+
+def _check_tensor(tensor: TensorPlan, target: Format) -> None:
+    if tensor.activation and tensor.activation not in target.activations:
+        supporting = [name for name in FORMATS if tensor.activation in declared_format(name).activations]
         raise FormatError(
-            f"no weight is quantized: `{name}` would hold nothing", "give linear layers a grid of its own"
+            f"`{target.name}` does not support quantized activations: `{tensor.name}` has `{tensor.activation}`",
+            f"remove [activations] from the recipe, or export to: {', '.join(supporting)}",
         )
-    first = packed[0]
-    for step in packed:
-        if step.scheme != first.scheme:
-            hint = (
-                f"its config.json names one grid for all weights: `{first.scheme}`, as `{first.name}` has it, or `keep`"
-            )
-            raise FormatError(f"`{name}` cannot hold `{step.name}` as `{step.scheme}`", hint)
+    if reason := target.unsupported_reason(tensor):
+        raise FormatError(f"`{target.name}` cannot store `{tensor.name}` as `{tensor.scheme or tensor.dtype}`", reason)

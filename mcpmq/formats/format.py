@@ -1,20 +1,24 @@
-"""The shape every format module has."""
+"""The description that every format package declares as `FORMAT`, and the forecast of the files it writes."""
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal
 
-from mcpmq.formats.model_view import Declared
-from mcpmq.plan import Step
-from mcpmq.system.progress import Progress
+from mcpmq.artifact import Artifact, FormatName
+from mcpmq.formats.model_view import ModelView
+from mcpmq.plan import TensorPlan
 
-if TYPE_CHECKING:  # `plan --format` asks `refuses` and `forecast` without torch
-    from mcpmq.quantized_model import Quantized
+if TYPE_CHECKING:  # plans are checked and forecast without torch
+    from mcpmq.quantized_model import QuantizedModel
+
+Engine = Literal["torch", "gguf", "onnx", "dequantized", "transformers"]
+FLOAT_SCHEMES = ("f32", "f16", "bf16")
 
 
 @dataclass(frozen=True, slots=True)
 class FileForecast:
-    """One file that will be written, and its exact size."""
+    """One file that an export will write, and its exact size."""
 
     path: str  # relative to the artifact
     component: str
@@ -23,47 +27,99 @@ class FileForecast:
 
 @dataclass(frozen=True, slots=True)
 class WeightForecast:
-    """How a file will hold one weight; `reason` says why it is not as the plan has it, and is empty where it is."""
+    """The stored type and size of one weight; `reason` is empty unless the stored type differs from the plan."""
 
     name: str
-    stored_as: str  # in the words of the format: `Q4_0`, `MatMulNBits 4x32`
+    stored_as: str  # the format's own name of the type: `Q4_0`, `MatMulNBits 4x32`
     nbytes: int
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class Runtime:
-    """What a format's engine takes in memory."""
+class RuntimeMemory:
+    """Memory parameters of the engine that runs a format."""
 
-    cache_nbytes: int  # for one number of a key or a value
-    resident: float  # for every byte of weights on disk
-    pass_logits: int  # positions whose logits one pass over a prompt has room for
+    kv_cache_element_nbytes: int
+    resident_ratio: float  # resident bytes per byte of weights on disk
+    logits_per_pass: int  # positions whose logits are allocated for one pass over a prompt
 
 
 @dataclass(frozen=True, slots=True)
-class LayoutForecast:
-    """What a format will make of a plan."""
+class FilesForecast:
+    """Files and stored weights of an export, computed from headers."""
 
     files: tuple[FileForecast, ...]
     weights: tuple[WeightForecast, ...]
-    runtime: Runtime
+    runtime: RuntimeMemory
 
     @property
     def nbytes(self) -> int:
         return sum(file.nbytes for file in self.files)
 
 
-class Format(Protocol):
-    """A byte layout. A module with these functions is one; one that never widens a weight has no `stored_shapes`."""
+@dataclass(frozen=True, slots=True)
+class FileProvenance:
+    """Source checkpoint and recipe that one file of an artifact records."""
 
-    def refuses(self, step: Step) -> str | None:
-        """Why the format cannot hold this weight on its scheme, naming what it can; None if it can."""
+    file: str
+    source_sha256: str  # empty if the file records none
+    recipe_name: str  # likewise
 
-    def write(self, quantized: "Quantized", out: Path, progress: Progress) -> dict[str, list[str]]:
-        """Write the files into the empty folder `out`; component -> paths of its files, relative to `out`."""
 
-    def forecast(self, model: Declared) -> LayoutForecast:
-        """Every file that `write` would write, to the byte; reads no weight and imports no torch."""
+def _no_limit(tensor: TensorPlan) -> str | None:
+    return None
 
-    def stored_shapes(self, quantized: "Quantized") -> dict[str, tuple[int, ...]]:
-        """[out, in] of every weight that zeros fill up to whole blocks in the files, by common name."""
+
+def _no_check(tensors: Sequence[TensorPlan]) -> None:
+    return None
+
+
+def _no_padding(quantized: "QuantizedModel") -> dict[str, tuple[int, ...]]:
+    return {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """A byte layout: its requirements, the schemes it supports, and the functions that write it.
+
+    write: (quantized, empty output folder, progress, **options) -> component -> paths relative to the folder
+    forecast: (model) -> every file that `write` would write, to the byte; reads no weight and imports no torch
+    shape_limit: (tensor) -> why a supported scheme cannot be stored for a tensor of this shape or role, else None
+    check_model: (tensors) -> None; raises FormatError for a combination of tensors that the format cannot store
+    padded_shapes: (quantized) -> [out, in] of every weight that is zero-padded to whole blocks, by common name
+    split: (artifact, empty output folder, maximum bytes of a file) -> like `write`; None: its files cannot be split
+    provenance: (artifact) -> the provenance that its files record; None: they record none
+    """
+
+    name: FormatName
+    requires: tuple[str, ...]  # import names of the packages that write and run it
+    engine: Engine
+    min_runtime: str  # the oldest version that loads it, or the oldest that was tested
+    schemes: tuple[str, ...]
+    limits: str  # constraints on schemes, for hints
+    single_scheme: bool = False  # one scheme for all quantized weights of an artifact
+    activations: tuple[str, ...] = ()  # schemes of quantized activations
+    write: Callable[..., dict[str, list[str]]]
+    forecast: Callable[[ModelView], FilesForecast]
+    shape_limit: Callable[[TensorPlan], str | None] = _no_limit
+    check_model: Callable[[Sequence[TensorPlan]], None] = _no_check
+    padded_shapes: "Callable[[QuantizedModel], Mapping[str, tuple[int, ...]]]" = _no_padding
+    split: Callable[[Artifact, Path, int], dict[str, list[str]]] | None = None
+    provenance: Callable[[Artifact], Iterator[FileProvenance]] | None = None
+
+    def unsupported_reason(self, tensor: TensorPlan) -> str | None:
+        """Return why the format cannot store this tensor with its scheme, naming alternatives; None if it can."""
+        if tensor.scheme is None:
+            return None
+        if str(tensor.scheme) not in self.schemes:
+            return f"{self.limits}; supported: {', '.join(f'`{scheme}`' for scheme in self.schemes)}, `keep`"
+        return self.shape_limit(tensor)
+
+
+def integer_schemes(
+    bits: Sequence[int], group_sizes: Sequence[int | None], *, asymmetric: bool = False
+) -> tuple[str, ...]:
+    """Return the names of integer schemes: `int4-g32`, `int4-g32-asym`, ...; a group size of None is a whole row."""
+    groups = ["row" if size is None else f"g{size}" for size in group_sizes]
+    suffixes = ("", "-asym") if asymmetric else ("",)
+    return tuple(f"int{width}-{group}{suffix}" for width in bits for group in groups for suffix in suffixes)

@@ -1,4 +1,4 @@
-"""A quantized model without its weights: all that a format writes before and around them."""
+"""A quantized model without its weights: the metadata that formats write, from headers and text files alone."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,15 +8,15 @@ from typing import Any, Protocol
 
 from mcpmq.artifact import Artifact, CalibrationRecord, FileRecord, Manifest, SourceRecord
 from mcpmq.families.family import Architecture, TensorSpec
-from mcpmq.plan import Plan, Step
+from mcpmq.plan import Plan, TensorPlan
 from mcpmq.scheme import Scheme
-from mcpmq.system.environment import PACKAGES, PACKAGES_OF_THE_MODEL, installed_versions
+from mcpmq.system.environment import ARTIFACT_PACKAGES, MODEL_PACKAGES, installed_versions
 
-UNKNOWN_SHA256 = "0" * 64  # as long as a hash, which is all that sizes depend on
+PLACEHOLDER_SHA256 = "0" * 64  # sizes depend on the length of a hash only
 
 
-class Declares(Protocol):
-    """A record or a step: both know the dtype of the source, and what inputs are rounded to."""
+class WeightView(Protocol):
+    """The part that a manifest record and a tensor plan share: source dtype and activation scheme."""
 
     @property
     def dtype(self) -> str: ...
@@ -24,11 +24,11 @@ class Declares(Protocol):
     def activation(self) -> str | None: ...
 
 
-class Declared(Protocol):
-    """What headers and texts tell of a model: of one that is quantized already, or of a plan."""
+class ModelView(Protocol):
+    """Metadata of a quantized model, or of the model that a plan will produce."""
 
     @property
-    def path(self) -> Path: ...  # the folder of configuration, tokenizer and processor files
+    def path(self) -> Path: ...  # folder with the configuration, tokenizer and processor files
     @property
     def artifact(self) -> Artifact: ...
     @property
@@ -38,15 +38,15 @@ class Declared(Protocol):
     @property
     def specs(self) -> Mapping[str, TensorSpec]: ...  # by common name, in the order of the forward pass
     @property
-    def records(self) -> Mapping[str, Declares]: ...
+    def records(self) -> Mapping[str, WeightView]: ...
     @property
-    def steps(self) -> tuple[Step, ...]: ...
+    def tensors(self) -> tuple[TensorPlan, ...]: ...
     def scheme(self, name: str) -> Scheme | None: ...
 
 
 @dataclass(frozen=True)
-class Planned:
-    """A plan, declared as what it will become; hashes that only carrying it out can tell are zeros."""
+class PlannedModel:
+    """The view of the model that a plan will produce; hashes that are not known yet are zeros."""
 
     plan: Plan
 
@@ -63,41 +63,45 @@ class Planned:
         return self.plan.checkpoint.architecture
 
     @property
-    def steps(self) -> tuple[Step, ...]:
-        return self.plan.steps
+    def tensors(self) -> tuple[TensorPlan, ...]:
+        return self.plan.tensors
 
     @cached_property
-    def records(self) -> Mapping[str, Step]:
-        """Steps by common name."""
-        return {step.name: step for step in self.plan.steps}
+    def records(self) -> Mapping[str, TensorPlan]:
+        """Tensor plans by common name."""
+        return {tensor.name: tensor for tensor in self.plan.tensors}
 
     @cached_property
     def specs(self) -> Mapping[str, TensorSpec]:
-        """Tensors by common name, in the order of the forward pass."""
-        return {step.name: step.spec for step in self.plan.steps}
+        """Tensor specs by common name, in the order of the forward pass."""
+        return {tensor.name: tensor.spec for tensor in self.plan.tensors}
 
     def scheme(self, name: str) -> Scheme | None:
         return self.records[name].scheme
 
     @cached_property
     def artifact(self) -> Artifact:
-        """The manifest as quantizing will write it, and the texts that it will copy."""
+        """The manifest that quantization will write, with the text files that it will copy."""
         checkpoint, recipe = self.plan.checkpoint, self.plan.recipe
-        texts = tuple(
-            FileRecord(path=file.name, component=component, nbytes=file.stat().st_size, sha256=UNKNOWN_SHA256)
-            for component, files in (("model", checkpoint.texts), ("code", checkpoint.code))
-            for file in files
-        )
-        seen = CalibrationRecord(name="", sha256=UNKNOWN_SHA256, samples=0, with_image=0, fingerprints=())
-        source = SourceRecord(name=checkpoint.path.resolve().name, sha256=UNKNOWN_SHA256, nbytes=checkpoint.nbytes)
+        calibrated = recipe.needs_calibration
+        source = SourceRecord(name=checkpoint.path.resolve().name, sha256=PLACEHOLDER_SHA256, nbytes=checkpoint.nbytes)
+        samples = CalibrationRecord(name="", sha256=PLACEHOLDER_SHA256, samples=0, with_image=0, fingerprints=())
         manifest = Manifest(
             kind="quantized",
             family=checkpoint.family.name,
             source=source,
-            recipe=recipe.written(),
-            calibrated_on=seen if recipe.looks else None,
-            versions=installed_versions((*PACKAGES, *(PACKAGES_OF_THE_MODEL if recipe.looks else ()))),
+            recipe=recipe.to_dict(),
+            calibration_set=samples if calibrated else None,
+            versions=installed_versions((*ARTIFACT_PACKAGES, *(MODEL_PACKAGES if calibrated else ()))),
             weights=(),
-            files=texts,
+            files=self._text_records(),
         )
         return Artifact(checkpoint.path, manifest)
+
+    def _text_records(self) -> tuple[FileRecord, ...]:
+        components = (("model", self.plan.checkpoint.text_files), ("code", self.plan.checkpoint.code_files))
+        return tuple(
+            FileRecord(path=file.name, component=component, nbytes=file.stat().st_size, sha256=PLACEHOLDER_SHA256)
+            for component, files in components
+            for file in files
+        )

@@ -1,40 +1,63 @@
-"""Hidden widths that are no whole number of blocks, filled up with zeros in the files: exact, not approximate.
+"""Zero-padding of FFN intermediate sizes to whole quantization blocks, which does not change the model's outputs.
 
-Rows of zeros make activations of zero, an activation function keeps zero, and zeros meet the columns that were added.
+Padded rows of the first matrix produce activations of zero, the activation function maps zero to zero, and the padded
+columns of the second matrix multiply these zeros.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+from mcpmq.families.family import TensorSpec
 
-from mcpmq.qtensor import QTensor
-from mcpmq.scheme import IntegerScheme
+if TYPE_CHECKING:  # a forecast computes shapes without torch
+    from torch import Tensor
+
+    from mcpmq.qtensor import QTensor
 
 
-def widened(weight: QTensor | Tensor, shape: tuple[int, ...]) -> QTensor | Tensor:
-    """A weight with zeros behind its rows and columns; itself if it has the shape already."""
+def stored_shape(spec: TensorSpec, padded_size: int) -> tuple[int, ...]:
+    """Return the shape of a weight in a file, [out, in], with its paddable axis (if any) set to `padded_size`."""
+    shape = spec.shape[::-1] if spec.transposed else spec.shape
+    if spec.paddable_axis is None:
+        return shape
+    return (padded_size, *shape[1:]) if spec.paddable_axis == "rows" else (shape[0], padded_size)
+
+
+def padded_shapes(specs: Mapping[str, TensorSpec], padded_size: int) -> dict[str, tuple[int, ...]]:
+    """Return the stored shape of every weight and bias that padding changes, by common name."""
+    paddable = {name: spec for name, spec in specs.items() if spec.paddable_axis}
+    shapes = {name: stored_shape(spec, padded_size) for name, spec in paddable.items()}
+    return {name: shape for name, shape in shapes.items() if shape != specs[name].shape}
+
+
+def pad_weight(weight: "QTensor | Tensor", shape: tuple[int, ...]) -> "QTensor | Tensor":
+    """Pad a weight with zeros after its last row and column; return it unchanged if it has the shape already."""
+    from torch import Tensor
+
     if tuple(weight.shape) == shape:
         return weight
-    return filled(weight, shape) if isinstance(weight, Tensor) else _widened_codes(weight, *shape)
+    return pad_tensor(weight, shape) if isinstance(weight, Tensor) else _pad_codes(weight, *shape)
 
 
-def _widened_codes(weight: QTensor, rows: int, columns: int) -> QTensor:
-    """Every code that is added is the code of zero; groups that are added have a scale of 1."""
-    scheme = weight.scheme
-    assert isinstance(scheme, IntegerScheme)
-    assert weight.scale is not None
-    middle, groups = 2 ** (scheme.bits - 1), (rows, scheme.groups(columns))
-    zero = None if weight.zero is None else filled(weight.zero, groups, middle)
-    codes = filled(weight.codes, (rows, columns), middle)
-    if zero is not None:  # the last group may go on, with the zero point that it has
-        group = torch.arange(weight.columns, columns) // (scheme.group_size or columns)
-        codes[:, weight.columns :] = zero[:, group]
-    return replace(weight, columns=columns, codes=codes, scale=filled(weight.scale, groups, 1), zero=zero)
+def _pad_codes(weight: "QTensor", rows: int, columns: int) -> "QTensor":
+    """Pad with the code that dequantizes to zero; new groups get a scale of 1."""
+    import torch
+
+    from mcpmq.qtensor import IntegerTensor
+
+    assert isinstance(weight, IntegerTensor)
+    scheme, groups = weight.scheme, (rows, weight.scheme.num_groups(columns))
+    zero_point = None if weight.zero_point is None else pad_tensor(weight.zero_point, groups, scheme.zero_point)
+    codes = pad_tensor(weight.codes, (rows, columns), scheme.zero_point)
+    if zero_point is not None:  # new columns of the last group use the zero point of that group
+        group = torch.arange(weight.columns, columns) // scheme.group_columns(columns)
+        codes[:, weight.columns :] = zero_point[:, group]
+    return replace(weight, codes=codes, scale=pad_tensor(weight.scale, groups, 1), zero_point=zero_point)
 
 
-def filled(values: Tensor, shape: tuple[int, ...], filling: int = 0) -> Tensor:
-    """A tensor with more of the same value behind each of its axes."""
-    whole = values.new_full(shape, filling)
-    whole[tuple(map(slice, values.shape))] = values
-    return whole
+def pad_tensor(values: "Tensor", shape: tuple[int, ...], fill_value: int = 0) -> "Tensor":
+    """Pad a tensor at the end of each axis with a constant."""
+    padded = values.new_full(shape, fill_value)
+    padded[tuple(map(slice, values.shape))] = values
+    return padded

@@ -1,40 +1,71 @@
-"""Which models are supported, and what every format does with them: as facts, and as a table."""
+"""Supported families and schemes of every format, as data and as tables."""
 
+from itertools import groupby
 from typing import Any
 
 from mcpmq.families import FAMILIES
 from mcpmq.families.family import Family
-from mcpmq.formats import FORMATS
+from mcpmq.formats import FORMATS, FormatName, declared_format
+from mcpmq.formats.format import FLOAT_SCHEMES
 from mcpmq.system.table import Row, Table
 
 
-def facts() -> list[dict[str, Any]]:
-    """One entry a family; under each format `yes`, or why it is refused, and under `caveats` what differs."""
-    return [_facts(family) for family in FAMILIES]
+def support_matrix() -> list[dict[str, Any]]:
+    """Return one entry per family: under each format `yes` or the reason why not, and under `caveats` limitations."""
+    return [_family_support(family) for family in FAMILIES]
 
 
-def _facts(family: Family) -> dict[str, Any]:
-    refused = dict(family.refusals)
-    formats: dict[str, str] = {name: f"refused: {refused[name]}" if name in refused else "yes" for name in FORMATS}
+def _family_support(family: Family) -> dict[str, Any]:
+    reasons = dict(family.unsupported_formats)
+    formats: dict[str, str] = {name: f"no: {reasons[name]}" if name in reasons else "yes" for name in FORMATS}
     return {
         "family": family.name,
-        "sees": family.sees,
-        "checkpoints": list(family.published),
+        "has_vision": family.has_vision,
+        "checkpoints": list(family.hub_ids),
         **formats,
         "caveats": dict(family.caveats),
     }
 
 
-def table() -> Table:
-    """The same for people: under a family its checkpoints, and under the table what differs or is refused."""
+def support_table() -> Table:
+    """Return the same as a table: checkpoints under their family, reasons and limitations as notes."""
     rows: list[Row] = []
     notes = []
-    for fact in facts():
+    for entry in support_matrix():
         cells = []
         for name in FORMATS:
-            said = fact["caveats"].get(name) or (fact[name] if fact[name] != "yes" else "")
-            cells.append(fact[name].partition(":")[0] + ("*" if said else ""))
-            notes += [f"* {fact['family']}, {name}: {said.removeprefix('refused: ')}"] if said else []
-        rows.append((fact["family"] + ("" if fact["sees"] else " (text only)"), cells))
-        rows += [(f"  {checkpoint}", [""] * len(FORMATS)) for checkpoint in fact["checkpoints"]]
+            note = entry["caveats"].get(name) or (entry[name] if entry[name] != "yes" else "")
+            cells.append(entry[name].partition(":")[0] + ("*" if note else ""))
+            notes += [f"* {entry['family']}, {name}: {note.removeprefix('no: ')}"] if note else []
+        rows.append((entry["family"] + ("" if entry["has_vision"] else " (text only)"), cells))
+        rows += [(f"  {checkpoint}", [""] * len(FORMATS)) for checkpoint in entry["checkpoints"]]
     return Table("Families", FORMATS, rows, notes)
+
+
+def scheme_support() -> dict[str, tuple[FormatName, ...]]:
+    """Return the formats that support each scheme for linear layers: integers first, then types of one format, floats.
+
+    A format may support fewer schemes for other tensors, and only shapes of whole groups; `check_plan` decides.
+    """
+    schemes = dict.fromkeys(scheme for name in FORMATS for scheme in declared_format(name).schemes)
+    return {
+        scheme: tuple(name for name in FORMATS if scheme in declared_format(name).schemes)
+        for scheme in sorted(schemes, key=_scheme_order)
+    }
+
+
+def _scheme_order(scheme: str) -> tuple[bool, bool, str, bool, int]:
+    bits, _, group = scheme.partition("-")
+    size = group.removesuffix("-asym").removeprefix("g")
+    is_integer = scheme.startswith("int")
+    rank = int(size) if size.isdigit() else 1 << 30  # whole rows after groups
+    return scheme in FLOAT_SCHEMES, not is_integer, bits if is_integer else "", scheme.endswith("-asym"), rank
+
+
+def scheme_table() -> Table:
+    """Return the same as a table in which schemes of equal support share a row."""
+    rows: list[Row] = [
+        (", ".join(f"`{scheme}`" for scheme, _ in group), ["yes" if name in formats else "" for name in FORMATS])
+        for formats, group in groupby(scheme_support().items(), key=lambda item: item[1])
+    ]
+    return Table("Schemes", FORMATS, rows)

@@ -1,6 +1,6 @@
-"""Holds a report against a gate: one verdict a bound, and a bound that cannot be checked is violated."""
+"""Check a report against a gate: one verdict for every bound; a bound that cannot be checked is violated."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TypeAlias
@@ -9,136 +9,135 @@ from mcpmq.artifact import Artifact
 from mcpmq.errors import ArtifactError
 from mcpmq.evaluate import ORIGINAL, Estimate, changes
 from mcpmq.gate.gate import ARTIFACT, Bound, Bounds, Gate
-from mcpmq.report import Entry, Report
+from mcpmq.report import ArtifactResult, Report
+from mcpmq.report.report import CalibrationInfo, DatasetInfo, SourceInfo
 
-SIZES = ("nbytes", "bits_per_weight", "peak_resident_bytes", "tokens_per_second")
-Found: TypeAlias = Mapping[str, Estimate | float]  # by metric
+SIZES = ("nbytes", "bits_per_weight", "peak_rss_bytes", "tokens_per_second")
+Metrics: TypeAlias = Mapping[str, Estimate | float]  # by name
+Info: TypeAlias = SourceInfo | DatasetInfo | CalibrationInfo | None
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What one bound makes of one artifact; `problem` is empty where it holds."""
+    """The result of one bound for one artifact; `problem` is empty if the bound holds."""
 
     artifact: str
-    against: str  # "original" or "baseline"
-    kind: str  # of sample, or "artifact"
+    reference: str  # "original" or "baseline"
+    group: str  # of samples, or "artifact"
     metric: str
     problem: str = ""
 
     @property
-    def holds(self) -> bool:
+    def passed(self) -> bool:
         return not self.problem
 
     def __str__(self) -> str:
-        return f"{self.artifact}, {self.kind}, {self.metric} against the {self.against}: {self.problem or 'holds'}"
+        result = self.problem or "passed"
+        return f"{self.artifact}, {self.group}, {self.metric} against the {self.reference}: {result}"
 
 
 def check(report: Report, gate: Gate, baseline: Report | None = None) -> tuple[Verdict, ...]:
-    """Hold every artifact that the gate is about against its bounds."""
-    entries = [entry for entry in report.artifacts if fnmatchcase(entry.label, gate.artifacts)]
-    if not entries:
-        names = ", ".join(f"`{entry.label}`" for entry in report.artifacts) or "none"
-        return (
-            Verdict(gate.artifacts, "original", ARTIFACT, "name", f"no artifact has such a name; there are {names}"),
-        )
-    return tuple(verdict for entry in entries for verdict in _verdicts(report, entry, gate, baseline))
+    """Check the artifacts that the gate selects, against the original and a baseline report."""
+    results = [result for result in report.artifacts if fnmatchcase(result.label, gate.artifacts)]
+    if not results:
+        problem = f"the report has no such artifact; it has {_quote(result.label for result in report.artifacts)}"
+        return (Verdict(gate.artifacts, "original", ARTIFACT, "name", problem),)
+    return tuple(verdict for result in results for verdict in _verdicts(report, result, gate, baseline))
 
 
-def _verdicts(report: Report, entry: Entry, gate: Gate, baseline: Report | None) -> Iterator[Verdict]:
-    yield from _held(entry, "original", gate.original, _from_original(report, entry))
+def _verdicts(report: Report, result: ArtifactResult, gate: Gate, baseline: Report | None) -> Iterator[Verdict]:
+    yield from _check_bounds(result, "original", gate.original, _original_metrics(report, result))
     if not gate.baseline and baseline is None:
         return
-    earlier, problems = _comparable(report, entry, baseline)
+    earlier, problems = _find_baseline(report, result, baseline)
     for name, problem in problems.items():
-        yield Verdict(entry.label, "baseline", ARTIFACT, name, problem)
+        yield Verdict(result.label, "baseline", ARTIFACT, name, problem)
     if earlier and not problems:
-        yield from _held(entry, "baseline", gate.baseline, _from_baseline(entry, earlier))
+        yield from _check_bounds(result, "baseline", gate.baseline, _baseline_metrics(result, earlier))
 
 
-def _held(entry: Entry, against: str, bounds: Bounds, found: Mapping[str, Found]) -> Iterator[Verdict]:
-    for kind, metrics in bounds.items():
-        for metric, bound in metrics.items():
-            yield Verdict(entry.label, against, kind, metric, _problem(kind, metric, bound, found))
+def _check_bounds(
+    result: ArtifactResult, reference: str, bounds: Bounds, metrics: Mapping[str, Metrics]
+) -> Iterator[Verdict]:
+    for group, by_metric in bounds.items():
+        for metric, bound in by_metric.items():
+            yield Verdict(result.label, reference, group, metric, _problem(group, metric, bound, metrics))
 
 
-def _problem(kind: str, metric: str, bound: Bound, found: Mapping[str, Found]) -> str:
-    if kind not in found:
-        return f"the report has no `{kind}`; it has {_listed(found)}"
-    if metric not in found[kind]:
-        return f"no such metric; there are {_listed(found[kind])}"
-    value = found[kind][metric]
+def _problem(group: str, metric: str, bound: Bound, metrics: Mapping[str, Metrics]) -> str:
+    if group not in metrics:
+        return f"the report has no `{group}`; it has {_quote(metrics)}"
+    if metric not in metrics[group]:
+        return f"the metric is unknown; known are {_quote(metrics[group])}"
+    value = metrics[group][metric]
     if bound.on != "value" and not isinstance(value, Estimate):
-        return f"it has no interval, so no {bound.on} end"
-    judged = getattr(value, bound.on) if isinstance(value, Estimate) else value
-    if bound.holds(judged):
+        return f"the metric has no interval and no {bound.on} end"
+    if bound.holds(getattr(value, bound.on) if isinstance(value, Estimate) else value):
         return ""
-    return f"{_told(value)}, allowed is {bound}" + ("" if bound.on == "value" else f" for its {bound.on} end")
+    return f"{_format(value)}, allowed is {bound}" + ("" if bound.on == "value" else f" for the {bound.on} end")
 
 
-def _listed(names: Mapping[str, object]) -> str:
-    return ", ".join(f"`{name}`" for name in names)
+def _quote(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names) or "none"
 
 
-def _told(value: Estimate | float) -> str:
+def _format(value: Estimate | float) -> str:
     if not isinstance(value, Estimate):
         return f"{value:.6g}"
     return f"{value.value:.6g} (95 % interval {value.low:.6g} to {value.high:.6g})"
 
 
-def _from_original(report: Report, entry: Entry) -> dict[str, Found]:
-    found: dict[str, Found] = {kind: dict(difference) for kind, difference in entry.differences.items()}
-    return found | {ARTIFACT: _sizes(entry) | {"nbytes_ratio": entry.measurement.nbytes / report.original.nbytes}}
+def _original_metrics(report: Report, result: ArtifactResult) -> dict[str, Metrics]:
+    metrics: dict[str, Metrics] = {group: dict(difference) for group, difference in result.differences.items()}
+    return metrics | {ARTIFACT: _sizes(result) | {"nbytes_ratio": result.measurement.nbytes / report.original.nbytes}}
 
 
-def _sizes(entry: Entry) -> dict[str, float]:
-    measured = entry.measurement
-    machine = measured.machine_dependent
-    values = (measured.nbytes, entry.weights.bits_per_weight, machine.peak_resident_bytes, machine.tokens_per_second)
+def _baseline_metrics(result: ArtifactResult, earlier: ArtifactResult) -> dict[str, Metrics]:
+    by_group = changes(earlier.measurement.samples, result.measurement.samples, ORIGINAL)
+    metrics: dict[str, Metrics] = {group: dict(change) for group, change in by_group.items()}
+    before, after = _sizes(earlier), _sizes(result)
+    return metrics | {ARTIFACT: {f"{name}_ratio": after[name] / before[name] for name in after}}
+
+
+def _sizes(result: ArtifactResult) -> dict[str, float]:
+    nbytes, machine = result.measurement.nbytes, result.measurement.machine_dependent
+    values = (nbytes, result.weights.bits_per_weight, machine.peak_rss_bytes, machine.tokens_per_second)
     return dict(zip(SIZES, values, strict=True))
 
 
-def _from_baseline(entry: Entry, earlier: Entry) -> dict[str, Found]:
-    found: dict[str, Found] = {
-        kind: dict(change)
-        for kind, change in changes(earlier.measurement.samples, entry.measurement.samples, ORIGINAL).items()
-    }
-    before, after = _sizes(earlier), _sizes(entry)
-    return found | {ARTIFACT: {f"{name}_ratio": after[name] / before[name] for name in after}}
-
-
-def _comparable(report: Report, entry: Entry, baseline: Report | None) -> tuple[Entry | None, dict[str, str]]:
-    """The artifact in the baseline, and why the two cannot be compared, by what differs."""
+def _find_baseline(
+    report: Report, result: ArtifactResult, baseline: Report | None
+) -> tuple[ArtifactResult | None, dict[str, str]]:
+    """Return the artifact in the baseline report, and by field the reasons why both cannot be compared."""
     if baseline is None:
-        return None, {"report": "no baseline report was given"}
-    earlier = next((one for one in baseline.artifacts if one.label == entry.label), None)
+        return None, {"report": "no baseline report is given"}
+    earlier = next((one for one in baseline.artifacts if one.label == result.label), None)
     if earlier is None:
-        return None, {"report": f"the baseline has no `{entry.label}`"}
-    pairs = {
+        return None, {"report": f"the baseline has no `{result.label}`"}
+    pairs: dict[str, tuple[Info, Info]] = {
         "checkpoint": (report.checkpoint, baseline.checkpoint),
-        "held-out set": (report.measured_on, baseline.measured_on),
-        "calibration set": (entry.calibrated_on, earlier.calibrated_on),
+        "evaluation set": (report.eval_set, baseline.eval_set),
+        "calibration set": (result.calibration_set, earlier.calibration_set),
     }
     return earlier, {
-        name: f"{_named(now)} is not the baseline's {_named(then)}"
+        name: f"{_describe(now)} differs from {_describe(then)} of the baseline"
         for name, (now, then) in pairs.items()
         if now != then
     }
 
 
-def _named(facts: object) -> str:
-    if facts is None:
-        return "none"
-    return f"`{getattr(facts, 'name', '')}` ({getattr(facts, 'sha256', '')[:12]})"
+def _describe(info: Info) -> str:
+    return f"`{info.name}` ({info.sha256[:12]})" if info else "none"
 
 
-def refuse_changed(report: Report, artifacts: Sequence[Artifact]) -> None:
-    """Refuse artifacts that are not those that were measured.
+def check_artifacts(report: Report, artifacts: Sequence[Artifact]) -> None:
+    """Check that artifacts are those that the report measures.
 
     Raises:
-        ArtifactError: one is not in the report, was written anew since, or has files that changed.
+        ArtifactError: an artifact is not in the report, or its files changed.
     """
-    known = {entry.sha256 for entry in report.artifacts}
+    measured = {result.sha256 for result in report.artifacts}
     for artifact in artifacts:
-        if artifact.sha256 not in known:
-            raise ArtifactError(f"the report is not about `{artifact.path}` as it is now", "measure it again")
+        if artifact.sha256 not in measured:
+            raise ArtifactError(f"`{artifact.path}` is not in the report", "evaluate it again")
         artifact.verify()

@@ -1,4 +1,4 @@
-"""The gate file: bounds on metrics of a report, in TOML."""
+"""Gate files: bounds on the metrics of a report, in TOML."""
 
 import tomllib
 from pathlib import Path
@@ -8,14 +8,15 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from mcpmq.errors import GateError
 
-ARTIFACT = "artifact"  # the table for what is no matter of one kind of sample: sizes and memory
+GATE_HINT = "see `examples/README.md` for the format of a gate"
+ARTIFACT = "artifact"  # the group of sizes and memory, which no samples have
 
 
 class Bound(BaseModel):
-    """What a metric may be: at most, at least, or both.
+    """The upper limit, the lower limit, or both limits of a metric.
 
-    `on` says what is held against it: the value itself, or an end of its 95 % interval. The unfavourable end demands
-    that a difference is proved to be small, the favourable one complains only of what is proved to be large.
+    `on` selects the value, or the low or high end of its 95 % interval. With the unfavorable end a small difference
+    must be significant to pass; with the favorable end a large difference must be significant to fail.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -25,7 +26,7 @@ class Bound(BaseModel):
     on: Literal["value", "low", "high"] = "value"
 
     @model_validator(mode="after")
-    def _bounds_something(self) -> Self:
+    def _has_a_limit(self) -> Self:
         if self.at_most is None and self.at_least is None:
             raise ValueError("neither `at_most` nor `at_least`")
         return self
@@ -36,11 +37,11 @@ class Bound(BaseModel):
         return " and ".join(least + most)
 
     def holds(self, value: float) -> bool:
-        """Whether a value is within; what is not a number is not."""
+        """Return whether a value is within the limits; NaN is not."""
         return (self.at_most is None or value <= self.at_most) and (self.at_least is None or value >= self.at_least)
 
 
-Bounds = dict[str, dict[str, Bound]]  # of every kind of sample, or of ARTIFACT, by metric
+Bounds = dict[str, dict[str, Bound]]  # by group of samples, or ARTIFACT, and metric
 
 
 class Gate(BaseModel):
@@ -57,16 +58,16 @@ class Gate(BaseModel):
         """Read a gate file.
 
         Raises:
-            GateError: it is missing, no TOML, or says something that is no bound.
+            GateError: the file is missing, is not valid TOML, or has an invalid bound or none.
         """
         try:
             gate = cls.model_validate(tomllib.loads(file.read_text(encoding="utf-8")))
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise GateError(f"`{file}` cannot be read: {error}", "see the README for how a gate is written") from error
+            raise GateError(f"`{file}` cannot be read: {error}", GATE_HINT) from error
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise GateError(f"`{file}`: {where}: {first['msg']}", "see the README for how a gate is written") from error
-        if not any(bounds for kinds in (gate.original, gate.baseline) for bounds in kinds.values()):
-            raise GateError(f"`{file}` bounds nothing", "a gate that allows everything is none")
+            field = ".".join(map(str, first["loc"]))
+            raise GateError(f"`{file}`: {field}: {first['msg']}", GATE_HINT) from error
+        if not any(bounds for groups in (gate.original, gate.baseline) for bounds in groups.values()):
+            raise GateError(f"`{file}` has no bounds", "add at least one bound")
         return gate

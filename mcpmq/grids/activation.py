@@ -1,6 +1,6 @@
-"""Inputs of a matrix as unsigned integers over a range that calibration saw: what a static engine multiplies.
+"""Static activation grids: the inputs of a matrix as unsigned integers over their range in the calibration samples.
 
-The value of code `q` is (q - zero) * scale, as QuantizeLinear and DequantizeLinear of ONNX have it.
+The value of code `q` is (q - zero_point) * scale, as in QuantizeLinear and DequantizeLinear of ONNX.
 """
 
 from dataclasses import dataclass
@@ -11,26 +11,26 @@ from torch import Tensor
 
 from mcpmq.recipe import Activation
 
-HIGHEST: dict[Activation, int] = {"u8": 255}
-Range = tuple[float, float]  # lowest and highest
+ACTIVATION_QMAX: dict[Activation, int] = {"u8": 255}
+Range = tuple[float, float]  # minimum and maximum
 
 
 @dataclass(frozen=True, slots=True)
-class InputGrid:
-    """The integers that the inputs of a matrix are rounded to."""
+class ActivationGrid:
+    """The grid of the inputs of a matrix, per tensor."""
 
-    scale: float  # a float32
-    zero: int
-    highest: int
+    scale: float  # exact in float32
+    zero_point: int
+    qmax: int
 
     @classmethod
-    def over(cls, seen: Range, kind: Activation) -> Self:
-        """The grid that covers a range, and zero exactly."""
-        low, high = min(seen[0], 0.0), max(seen[1], 0.0)
-        scale = float(np.float32((high - low) / HIGHEST[kind])) or 1.0
-        return cls(scale, round(-low / scale), HIGHEST[kind])
+    def from_range(cls, observed: Range, activation: Activation) -> Self:
+        """Return the grid that covers a range and represents zero exactly."""
+        minimum, maximum = min(observed[0], 0.0), max(observed[1], 0.0)
+        scale = float(np.float32((maximum - minimum) / ACTIVATION_QMAX[activation])) or 1.0
+        return cls(scale, round(-minimum / scale), ACTIVATION_QMAX[activation])
 
-    def rounded(self, values: Tensor) -> Tensor:
-        """The nearest values on the grid."""
-        codes = (values / self.scale).round_().add_(self.zero).clamp_(0, self.highest)
-        return codes.sub_(self.zero).mul_(self.scale)
+    def fake_quantize(self, values: Tensor) -> Tensor:
+        """Round values to the nearest on the grid, in their dtype and shape."""
+        codes = (values / self.scale).round_().add_(self.zero_point).clamp_(0, self.qmax)
+        return codes.sub_(self.zero_point).mul_(self.scale)

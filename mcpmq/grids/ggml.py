@@ -1,6 +1,7 @@
-"""ggml's grids, through ggml's own code in the xllamacpp wheel: block layouts as llama.cpp reads them."""
+"""Grids of ggml, computed by ggml itself in the xllamacpp wheel, in the block layouts that llama.cpp reads."""
 
 import ctypes
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import repeat
@@ -13,18 +14,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mcpmq.errors import EngineError
-from mcpmq.grids.ggml_blocks import LAYOUTS
+from mcpmq.grids.ggml_blocks import BLOCK_LAYOUTS
 from mcpmq.grids.levels import Levels
-from mcpmq.qtensor import QTensor
+from mcpmq.qtensor import GgmlTensor
 from mcpmq.scheme import GGML_BLOCKS, GgmlScheme
 from mcpmq.system import ggml_library
 
-LEAST_IMPORTANCE = 1e-6  # of a column, where the mean is between 1/2 and 1
+MIN_IMPORTANCE = 1e-6  # of a column, where the mean is between 1/2 and 1
 
 
 @cache
 def _library() -> ctypes.CDLL:
-    library = ggml_library.library()
+    library = ggml_library.load_library()
     library.ggml_quantize_chunk.restype = ctypes.c_size_t
     library.ggml_quantize_chunk.argtypes = [
         ctypes.c_int,
@@ -43,7 +44,7 @@ def _library() -> ctypes.CDLL:
 
 
 def _check_layouts(library: ctypes.CDLL) -> None:
-    """The wheel must lay out blocks as this module, and gguf-py, believe it does."""
+    """Check that the wheel, gguf-py and `GGML_BLOCKS` agree about the size of every block."""
     for name, (columns, nbytes) in GGML_BLOCKS.items():
         number = ggml_type(name)
         measured = library.ggml_row_size(number, columns)
@@ -55,89 +56,105 @@ def _check_layouts(library: ctypes.CDLL) -> None:
 
 
 def ggml_type(name: str) -> GGMLQuantizationType:
-    """ggml's number of a type, from the name in a recipe."""
+    """Return ggml's type number for the name of a scheme."""
     return GGMLQuantizationType[name.upper()]
 
 
-def round_to(weight: Tensor, scheme: GgmlScheme, importance: Tensor | None = None) -> QTensor:
-    """ggml's own fit and rounding of a weight [rows, columns]; columns are zero-padded to whole blocks.
+def quantize(weight: Tensor, scheme: GgmlScheme, importance: Tensor | None = None) -> GgmlTensor:
+    """Quantize a weight [rows, columns] by ggml's own search of scales; zeros pad the columns to whole blocks.
 
-    `importance`, float32 [columns], says how much an error in each column matters (the mean square of its inputs);
-    ggml then searches the scales that make the weighted error small. `q8_0` takes no notice of it.
+    `importance`, float32 [columns], is the mean square of the input of each column; ggml then searches the scales with
+    the least weighted error. `q8_0` ignores it.
+
+    Raises:
+        EngineError: ggml wrote another number of bytes than the scheme has.
     """
     columns = weight.shape[1]
-    padded = torch.nn.functional.pad(weight.float(), (0, -columns % scheme.block_columns)).contiguous().cpu().numpy()
-    codes = np.empty((len(padded), scheme.row_nbytes(columns)), np.uint8)
-    matters = None if importance is None else _positive(importance, padded.shape[1])
+    padding = scheme.padded_columns(columns) - columns
+    values = torch.nn.functional.pad(weight.float(), (0, padding)).contiguous().cpu().numpy()
+    blocks = np.empty((len(values), scheme.row_nbytes(columns)), np.uint8)
+    weights = None if importance is None else _positive_importance(importance, values.shape[1])
     threads = torch.get_num_threads()
-    with ThreadPoolExecutor(threads) as pool:  # the call releases the interpreter; rows are independent
-        parts = np.array_split(padded, threads), np.array_split(codes, threads)
-        list(pool.map(_quantize_rows, *parts, repeat(scheme), repeat(matters)))
-    return QTensor(scheme, columns, torch.from_numpy(codes))
+    with ThreadPoolExecutor(threads) as pool:  # the call releases the interpreter lock; rows are independent
+        parts = np.array_split(values, threads), np.array_split(blocks, threads)
+        list(pool.map(_quantize_rows, *parts, repeat(scheme), repeat(weights)))
+    return GgmlTensor(scheme, columns, torch.from_numpy(blocks))
 
 
-def _positive(importance: Tensor, columns: int) -> NDArray[np.float32]:
-    """A block without any importance would get a scale of zero: the least is about a millionth of the mean.
+def _positive_importance(importance: Tensor, columns: int) -> NDArray[np.float32]:
+    """Scale and clamp importance to at least about a millionth of its mean: with none, ggml gives a block a scale of 0.
 
-    Scaling by a power of two rounds nothing: blocks are the bytes that llama-quantize makes of the same importance.
+    The scale is a power of two and rounds nothing, so the blocks equal those of llama-quantize for the same importance.
     """
     exponent = torch.frexp(importance.float().mean()).exponent.clamp(-126, 126)
-    known = torch.ldexp(importance.float(), -exponent)
-    return torch.nn.functional.pad(known, (0, columns - len(known))).clamp(min=LEAST_IMPORTANCE).cpu().numpy()
+    scaled = torch.ldexp(importance.float(), -exponent)
+    return torch.nn.functional.pad(scaled, (0, columns - len(scaled))).clamp(min=MIN_IMPORTANCE).cpu().numpy()
 
 
 def _quantize_rows(
-    values: NDArray[np.float32], codes: NDArray[np.uint8], scheme: GgmlScheme, importance: NDArray[np.float32] | None
+    values: NDArray[np.float32], blocks: NDArray[np.uint8], scheme: GgmlScheme, importance: NDArray[np.float32] | None
 ) -> None:
     rows, columns = values.shape
-    matters = None if importance is None else importance.ctypes.data
+    importance_address = None if importance is None else importance.ctypes.data
     written = _library().ggml_quantize_chunk(
-        ggml_type(scheme.type), values.ctypes.data, codes.ctypes.data, 0, rows, columns, matters
+        ggml_type(scheme.name), values.ctypes.data, blocks.ctypes.data, 0, rows, columns, importance_address
     )
-    if written != codes.nbytes:
-        raise EngineError(f"ggml wrote {written:,} bytes of `{scheme}`, {codes.nbytes:,} were expected")
+    if written != blocks.nbytes:
+        raise EngineError(f"ggml wrote {written:,} bytes of `{scheme}`, expected {blocks.nbytes:,}")
 
 
-def levels(blocks: Tensor, scheme: GgmlScheme) -> Levels:
-    """The values that fitted blocks, uint8 [rows, bytes of a row], can hold with their scales as they are."""
-    layout, rows = LAYOUTS[scheme.type], len(blocks)
-    scale, base = layout.scales(_single(blocks, scheme))
-    count = scale.size // rows
-    width = scheme.block_columns // layout.groups
+def choose_grid(weight: Tensor, scheme: GgmlScheme, importance: Tensor | None = None) -> Tensor:
+    """Choose the scales of a weight [rows, columns]: blocks uint8 [rows, bytes of a row] with codes to be replaced."""
+    return quantize(weight, scheme, importance).blocks
+
+
+def levels(blocks: Tensor, columns: int, scheme: GgmlScheme) -> Levels:
+    """Return the values on the grid of `columns` columns with the scales of blocks, uint8 [rows, bytes of a row]."""
+    layout, rows = BLOCK_LAYOUTS[scheme.name], len(blocks)
+    scale, offset = layout.unpack_scales(_split_blocks(blocks, scheme))
+    group_columns = scheme.block_columns // layout.num_groups
+    groups = scale.size // rows
     return Levels(
-        groups=[column // width for column in range(count * width)],
-        scale=_rows_side_by_side(scale, rows),
-        zero=torch.tensor(float(layout.zero)).expand(count, rows),
-        lowest=1 if scheme.type == "q8_0" else 0,  # -127..127, as ggml's own
-        highest=2**layout.bits - 1,
-        base=None if base is None else _rows_side_by_side(base, rows),
+        groups=[column // group_columns for column in range(columns)],
+        scale=_group_by_row(scale, rows),
+        zero_point=torch.tensor(float(layout.zero_point)).expand(groups, rows),
+        qmin=layout.qmin,
+        qmax=2**layout.bits - 1,
+        offset=None if offset is None else _group_by_row(offset, rows),
         table=None if layout.values is None else torch.tensor(layout.values, dtype=torch.float32),
     )
 
 
-def _rows_side_by_side(values: NDArray[np.float32], rows: int) -> Tensor:
+def _group_by_row(values: NDArray[np.float32], rows: int) -> Tensor:
+    """Reshape values per group from [blocks, groups of a block] to [groups of a row, rows]."""
     return torch.from_numpy(values).reshape(rows, -1).T.contiguous()
 
 
-def with_codes(blocks: Tensor, codes: Tensor, scheme: GgmlScheme) -> Tensor:
-    """Blocks, uint8 [rows, bytes of a row], with other codes, uint8 [rows, columns of whole blocks], scales kept."""
-    changed = _single(blocks, scheme).copy()
-    LAYOUTS[scheme.type].pack(changed, codes.reshape(len(changed), -1).cpu().numpy())
+def assemble(grids: Sequence[Tensor], codes: Tensor, columns: int, scheme: GgmlScheme) -> GgmlTensor:
+    """Combine codes uint8 [rows, padded columns] with the scales in the blocks of consecutive columns."""
+    return GgmlTensor(scheme, columns, replace_codes(torch.cat(list(grids), dim=1), codes, scheme))
+
+
+def replace_codes(blocks: Tensor, codes: Tensor, scheme: GgmlScheme) -> Tensor:
+    """Return blocks, uint8 [rows, bytes of a row], with the codes uint8 [rows, padded columns] and the same scales."""
+    changed = _split_blocks(blocks, scheme).copy()
+    BLOCK_LAYOUTS[scheme.name].pack_codes(changed, codes.reshape(len(changed), -1).cpu().numpy())
     return torch.from_numpy(changed).reshape(blocks.shape)
 
 
-def codes_of(blocks: Tensor, scheme: GgmlScheme) -> Tensor:
-    """The codes, uint8 [rows, columns of whole blocks], in blocks, uint8 [rows, bytes of a row]."""
-    return torch.from_numpy(LAYOUTS[scheme.type].unpack(_single(blocks, scheme))).reshape(len(blocks), -1)
+def unpack_codes(blocks: Tensor, scheme: GgmlScheme) -> Tensor:
+    """Return the codes, uint8 [rows, padded columns], of blocks, uint8 [rows, bytes of a row]."""
+    codes = BLOCK_LAYOUTS[scheme.name].unpack_codes(_split_blocks(blocks, scheme))
+    return torch.from_numpy(codes).reshape(len(blocks), -1)
 
 
-def _single(blocks: Tensor, scheme: GgmlScheme) -> NDArray[np.uint8]:
-    single: NDArray[np.uint8] = blocks.reshape(-1, GGML_BLOCKS[scheme.type][1]).numpy()
-    return single
+def _split_blocks(blocks: Tensor, scheme: GgmlScheme) -> NDArray[np.uint8]:
+    """Reshape rows to uint8 [blocks, bytes of a block]."""
+    split: NDArray[np.uint8] = blocks.reshape(-1, GGML_BLOCKS[scheme.name][1]).numpy()
+    return split
 
 
-def dequantize(weight: QTensor) -> Tensor:
-    """float32 [rows, columns], by gguf-py."""
-    assert isinstance(weight.scheme, GgmlScheme)
-    values = gguf_dequantize(weight.codes.numpy(), ggml_type(weight.scheme.type))
+def dequantize(weight: GgmlTensor) -> Tensor:
+    """Return the values, float32 [rows, columns], as gguf-py computes them."""
+    values = gguf_dequantize(weight.blocks.numpy(), ggml_type(weight.scheme.name))
     return torch.from_numpy(values)[:, : weight.columns]

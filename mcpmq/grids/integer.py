@@ -1,9 +1,10 @@
-"""Integer grids: 4 or 8 bits, one fp16 scale a group of columns, with or without a zero point.
+"""Integer grids: one fp16 scale per group of columns, with or without a zero point per group.
 
-The symmetric 4-bit grid has a signed scale, the value of largest magnitude over -8: exactly ggml's Q4_0 and
-ONNX Runtime's MatMulNBits. The symmetric 8-bit grid spans -127..127: exactly ggml's Q8_0.
+The symmetric 4-bit grid has a signed scale, the value of largest magnitude over -8: equal to ggml's Q4_0 and
+ONNX Runtime's MatMulNBits. The symmetric 8-bit grid spans -127..127: equal to ggml's Q8_0.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,138 +12,147 @@ from torch import Tensor
 
 from mcpmq.errors import RecipeError
 from mcpmq.grids.levels import Levels
-from mcpmq.qtensor import QTensor
+from mcpmq.qtensor import IntegerTensor
 from mcpmq.scheme import IntegerScheme
 
-SHARES = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)  # of what would cover a group: tried where importance is known
-SEARCHED_WEIGHTS = 1 << 19  # at a time: their floats stay in the cache
+CLIP_RATIOS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)  # of a group's full range, tried in the search
+SEARCH_CHUNK_WEIGHTS = 1 << 19  # at a time, so that the floats stay in the cache
 
 
 @dataclass(frozen=True, slots=True)
 class IntegerGrid:
-    """The value of code `q` in group `g` is (q - zero[g]) * scale[g]; both float32 [rows, groups]."""
+    """Scale and zero point of every group, float32 [rows, groups]: code `q` has the value (q - zero_point) * scale."""
 
     scale: Tensor
-    zero: Tensor
+    zero_point: Tensor
 
 
-def fit(weight: Tensor, scheme: IntegerScheme, importance: Tensor | None = None) -> IntegerGrid:
-    """The grid of every group of a weight [rows, columns]: it covers all values. Scales are already rounded to fp16.
+def choose_grid(weight: Tensor, scheme: IntegerScheme, importance: Tensor | None = None) -> IntegerGrid:
+    """Choose the grid of every group of a weight [rows, columns], with scales that are exact in fp16.
 
-    `importance`, float32 [columns], says how much an error in each column matters (the mean square of its inputs); a
-    grid may then fall short of the largest values, by the share that makes the weighted square error least.
+    Without `importance` the grid covers the full range of the group. `importance`, float32 [columns], is the mean
+    square of the input of each column; the range is then clipped by the ratio with the least weighted square error.
 
     Raises:
-        RecipeError: a weight is so large that fp16 cannot hold its scale.
+        RecipeError: a scale is too large for fp16.
     """
-    groups = _grouped(weight.float(), scheme)
+    groups = _to_groups(weight.float(), scheme)
     if importance is None:
-        return _reaching(_reach(groups, scheme), scheme)
-    matters = _grouped(importance.float()[None], scheme)
-    pieces = torch.split(groups, max(1, SEARCHED_WEIGHTS // weight.shape[1]))
-    found = [_search(piece, matters, scheme) for piece in pieces]
-    return IntegerGrid(torch.cat([grid.scale for grid in found]), torch.cat([grid.zero for grid in found]))
+        return _grid_for_range(_full_range(groups, scheme), scheme)
+    grouped_importance = _to_groups(importance.float()[None], scheme)
+    chunks = torch.split(groups, max(1, SEARCH_CHUNK_WEIGHTS // weight.shape[1]))
+    grids = [_search_clipping(chunk, grouped_importance, scheme) for chunk in chunks]
+    return IntegerGrid(torch.cat([grid.scale for grid in grids]), torch.cat([grid.zero_point for grid in grids]))
 
 
-def _search(groups: Tensor, matters: Tensor, scheme: IntegerScheme) -> IntegerGrid:
-    reach = _reach(groups, scheme)
-    best = _reaching(reach, scheme)
-    least = _error(groups, best, matters, scheme)
-    for share in SHARES:
-        grid = _reaching(share * reach, scheme)
-        error = _error(groups, grid, matters, scheme)
-        better = error < least
-        least = torch.where(better, error, least)
-        best = IntegerGrid(torch.where(better, grid.scale, best.scale), torch.where(better, grid.zero, best.zero))
+def _search_clipping(groups: Tensor, importance: Tensor, scheme: IntegerScheme) -> IntegerGrid:
+    full_range = _full_range(groups, scheme)
+    best = _grid_for_range(full_range, scheme)
+    least_error = _weighted_error(groups, best, importance, scheme)
+    for ratio in CLIP_RATIOS:
+        grid = _grid_for_range(ratio * full_range, scheme)
+        error = _weighted_error(groups, grid, importance, scheme)
+        better = error < least_error
+        least_error = torch.where(better, error, least_error)
+        scale = torch.where(better, grid.scale, best.scale)
+        best = IntegerGrid(scale, torch.where(better, grid.zero_point, best.zero_point))
     return best
 
 
-def _error(groups: Tensor, grid: IntegerGrid, matters: Tensor, scheme: IntegerScheme) -> Tensor:
-    """The weighted square error of every group, [rows, groups]."""
-    scale, zero = grid.scale[..., None], grid.zero[..., None]
-    steps = _codes(groups, grid, scheme).sub_(zero)
-    return steps.mul_(scale).sub_(groups).square_().mul_(matters).sum(-1)
+def _weighted_error(groups: Tensor, grid: IntegerGrid, importance: Tensor, scheme: IntegerScheme) -> Tensor:
+    """Return the weighted square error of every group, [rows, groups]."""
+    scale, zero_point = grid.scale[..., None], grid.zero_point[..., None]
+    steps = _nearest_codes(groups, grid, scheme).sub_(zero_point)
+    return steps.mul_(scale).sub_(groups).square_().mul_(importance).sum(-1)
 
 
-def _reach(groups: Tensor, scheme: IntegerScheme) -> Tensor:
-    """The ends of every group, [1 or 2, rows, groups]: what a grid must reach to cover it."""
+def _full_range(groups: Tensor, scheme: IntegerScheme) -> Tensor:
+    """Return the absolute maximum [1, rows, groups] if symmetric, else minimum and maximum [2, rows, groups]."""
     if not scheme.symmetric:
         return torch.stack([groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)])
-    return (_extreme(groups) if scheme.bits == 4 else groups.abs().amax(-1))[None]
+    return (_signed_absmax(groups) if scheme.scale_divisor < 0 else groups.abs().amax(-1))[None]
 
 
-def _reaching(reach: Tensor, scheme: IntegerScheme) -> IntegerGrid:
+def _grid_for_range(value_range: Tensor, scheme: IntegerScheme) -> IntegerGrid:
     if scheme.symmetric:
-        scale = _fp16(reach[0] / (-8 if scheme.bits == 4 else 127))
-        return IntegerGrid(scale, torch.full_like(scale, 2 ** (scheme.bits - 1)))
-    low, high = reach
-    scale = _fp16((high - low) / (2**scheme.bits - 1))
-    return IntegerGrid(scale, (-low / scale).round().clamp(0, 2**scheme.bits - 1))
+        scale = _to_fp16(value_range[0] / scheme.scale_divisor)
+        return IntegerGrid(scale, torch.full_like(scale, scheme.zero_point))
+    minimum, maximum = value_range
+    scale = _to_fp16((maximum - minimum) / scheme.scale_divisor)
+    return IntegerGrid(scale, (-minimum / scale).round().clamp(scheme.qmin, scheme.qmax))
 
 
-def _codes(groups: Tensor, grid: IntegerGrid, scheme: IntegerScheme) -> Tensor:
-    """The nearest codes, float32, to values [rows, groups, group size]."""
-    codes = (groups / grid.scale[..., None]).round_().add_(grid.zero[..., None])
-    return codes.clamp_(_lowest(scheme), 2**scheme.bits - 1)
+def _nearest_codes(groups: Tensor, grid: IntegerGrid, scheme: IntegerScheme) -> Tensor:
+    """Return the nearest codes, float32, of values [rows, groups, group size]."""
+    codes = (groups / grid.scale[..., None]).round_().add_(grid.zero_point[..., None])
+    return codes.clamp_(scheme.qmin, scheme.qmax)
 
 
-def round_to(weight: Tensor, grid: IntegerGrid, scheme: IntegerScheme) -> QTensor:
-    """The nearest code for every value of a weight [rows, columns]."""
-    groups = _grouped(weight.float(), scheme)
-    codes = _codes(groups, grid, scheme)
-    return with_codes(codes.flatten(1)[:, : weight.shape[1]].to(torch.uint8), grid, scheme)
+def quantize(weight: Tensor, scheme: IntegerScheme, importance: Tensor | None = None) -> IntegerTensor:
+    """Round a weight [rows, columns] to nearest on the grid that `choose_grid` chooses."""
+    return round_to_grid(weight, choose_grid(weight, scheme, importance), scheme)
 
 
-def _lowest(scheme: IntegerScheme) -> int:
-    return 1 if scheme.symmetric and scheme.bits == 8 else 0  # -127..127, as Q8_0
+def round_to_grid(weight: Tensor, grid: IntegerGrid, scheme: IntegerScheme) -> IntegerTensor:
+    """Round a weight [rows, columns] to the nearest codes of a grid."""
+    codes = _nearest_codes(_to_groups(weight.float(), scheme), grid, scheme)
+    return to_qtensor(codes.flatten(1)[:, : weight.shape[1]].to(torch.uint8), grid, scheme)
 
 
 def levels(grid: IntegerGrid, columns: int, scheme: IntegerScheme) -> Levels:
-    """The values that a weight of so many columns can take on a grid."""
-    width = scheme.group_size or columns
+    """Return the values on the grid of `columns` columns."""
+    group_columns = scheme.group_columns(columns)
     return Levels(
-        groups=[column // width for column in range(columns)],
+        groups=[column // group_columns for column in range(columns)],
         scale=grid.scale.T.contiguous(),
-        zero=grid.zero.T.contiguous(),
-        lowest=_lowest(scheme),
-        highest=2**scheme.bits - 1,
+        zero_point=grid.zero_point.T.contiguous(),
+        qmin=scheme.qmin,
+        qmax=scheme.qmax,
     )
 
 
-def with_codes(codes: Tensor, grid: IntegerGrid, scheme: IntegerScheme) -> QTensor:
-    """Chosen codes, uint8 [rows, columns], on their grid."""
-    zero = None if scheme.symmetric else grid.zero.to(torch.uint8)
-    return QTensor(scheme, codes.shape[1], codes, grid.scale.half(), zero)
+def assemble(grids: Sequence[IntegerGrid], codes: Tensor, columns: int, scheme: IntegerScheme) -> IntegerTensor:
+    """Combine codes uint8 [rows, columns] with the grids of consecutive columns."""
+    scale, zero_point = torch.cat([grid.scale for grid in grids], 1), torch.cat([grid.zero_point for grid in grids], 1)
+    return to_qtensor(codes[:, :columns], IntegerGrid(scale, zero_point), scheme)
 
 
-def dequantize(weight: QTensor) -> Tensor:
-    """float32 [rows, columns]."""
-    assert isinstance(weight.scheme, IntegerScheme)
-    assert weight.scale is not None
-    width = weight.scheme.group_size or weight.columns
-    scale = weight.scale.float().repeat_interleave(width, 1)[:, : weight.columns]
-    zero: Tensor | int = 2 ** (weight.scheme.bits - 1)
-    if weight.zero is not None:
-        zero = weight.zero.float().repeat_interleave(width, 1)[:, : weight.columns]
-    values: Tensor = (weight.codes.float() - zero) * scale
+def to_qtensor(codes: Tensor, grid: IntegerGrid, scheme: IntegerScheme) -> IntegerTensor:
+    """Combine codes uint8 [rows, columns] with their grid."""
+    zero_point = None if scheme.symmetric else grid.zero_point.to(torch.uint8)
+    return IntegerTensor(scheme, codes, grid.scale.half(), zero_point)
+
+
+def dequantize(weight: IntegerTensor) -> Tensor:
+    """Return the values: float32 [rows, columns]."""
+    scale = _to_columns(weight.scale, weight)
+    zero_point = weight.scheme.zero_point if weight.zero_point is None else _to_columns(weight.zero_point, weight)
+    values: Tensor = (weight.codes.float() - zero_point) * scale
     return values
 
 
-def _grouped(weight: Tensor, scheme: IntegerScheme) -> Tensor:
-    """[rows, groups, group size]; a ragged last group is filled with zeros, which change no extreme."""
-    width = scheme.group_size or weight.shape[1]
-    return torch.nn.functional.pad(weight, (0, -weight.shape[1] % width)).reshape(len(weight), -1, width)
+def _to_columns(group_values: Tensor, weight: IntegerTensor) -> Tensor:
+    """Repeat a value per group for every column of the group: [rows, groups] -> float32 [rows, columns]."""
+    group_columns = weight.scheme.group_columns(weight.columns)
+    return group_values.float().repeat_interleave(group_columns, 1)[:, : weight.columns]
 
 
-def _extreme(groups: Tensor) -> Tensor:
-    """The value of largest magnitude of every group, with its sign."""
+def _to_groups(weight: Tensor, scheme: IntegerScheme) -> Tensor:
+    """Reshape to [rows, groups, group size]; zeros fill the last group, which changes neither minimum nor maximum."""
+    group_columns = scheme.group_columns(weight.shape[1])
+    padding = -weight.shape[1] % group_columns
+    return torch.nn.functional.pad(weight, (0, padding)).reshape(len(weight), -1, group_columns)
+
+
+def _signed_absmax(groups: Tensor) -> Tensor:
+    """Return the value of largest magnitude of every group, with its sign."""
     return groups.gather(-1, groups.abs().argmax(-1, keepdim=True)).squeeze(-1)
 
 
-def _fp16(scale: Tensor) -> Tensor:
-    """Rounded to fp16; 1 where the group is all zeros, or too small for fp16 to hold its scale."""
+def _to_fp16(scale: Tensor) -> Tensor:
+    """Round scales to fp16; 1 where a group is all zeros or its scale underflows."""
     rounded = scale.half().float()
     if rounded.isinf().any():
         largest = float(scale.abs().max())
-        raise RecipeError(f"a scale of {largest:.3g} is too large for fp16", 'write `"bf16"` for this weight')
+        raise RecipeError(f"a scale of {largest:.3g} is too large for fp16", 'use `"bf16"` for this weight')
     return torch.where(rounded == 0, torch.ones_like(rounded), rounded)

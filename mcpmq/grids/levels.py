@@ -1,4 +1,4 @@
-"""The values that some columns of a weight may take, whatever the grid, ready to be rounded to column by column."""
+"""The values on a grid, of any kind, arranged for rounding one column after another."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -10,45 +10,46 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Levels:
-    """The value of code `q` in group `g` is (q - zero[g]) * scale[g] + base[g], or table[q] * scale[g].
+    """The value of code `q` in group `g` is (q - zero_point[g]) * scale[g] + offset[g], or table[q] * scale[g].
 
-    Everything is float32 [groups, rows]: a column is rounded with all its rows at once, so rows lie side by side.
+    Tensors are float32 [groups, rows], so that the rows of one group are contiguous; `table` is float32 [codes].
     """
 
-    groups: Sequence[int]  # of every column
+    groups: Sequence[int]  # the group of every column
     scale: Tensor
-    zero: Tensor
-    lowest: int
-    highest: int
-    base: Tensor | None = None
+    zero_point: Tensor
+    qmin: int
+    qmax: int
+    offset: Tensor | None = None
     table: Tensor | None = None  # ascending
 
-    def on(self, device: torch.device) -> "Levels":
-        """The same where they are to be rounded to."""
-        base, table = (None if part is None else part.to(device) for part in (self.base, self.table))
-        return replace(self, scale=self.scale.to(device), zero=self.zero.to(device), base=base, table=table)
+    def to(self, device: torch.device) -> "Levels":
+        """Return the same levels on a device."""
+        offset, table = (None if part is None else part.to(device) for part in (self.offset, self.table))
+        scale, zero_point = self.scale.to(device), self.zero_point.to(device)
+        return replace(self, scale=scale, zero_point=zero_point, offset=offset, table=table)
 
     @cached_property
     def _divisor(self) -> Tensor:
-        """A scale of zero has one value only: any finite quotient will do."""
+        """The scale, or 1 where it is zero: such a group has one value only, and any finite quotient gives it."""
         return torch.where(self.scale == 0, torch.ones_like(self.scale), self.scale)
 
     @cached_property
-    def _middles(self) -> Tensor:
+    def _midpoints(self) -> Tensor:
         assert self.table is not None
         return (self.table[1:] + self.table[:-1]) / 2
 
-    def nearest(self, column: int, wanted: Tensor) -> tuple[Tensor, Tensor]:
-        """The nearest code to every wanted value of one column, and the values of these codes: [rows] each."""
+    def nearest(self, column: int, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the codes nearest to the targets [rows] of one column, and their values: [rows] each."""
         group = self.groups[column]
-        if self.base is None:
-            steps = wanted / self._divisor[group]
+        if self.offset is None:
+            steps = targets / self._divisor[group]
         else:
-            steps = (wanted - self.base[group]) / self._divisor[group]
+            steps = (targets - self.offset[group]) / self._divisor[group]
         if self.table is None:
-            codes = steps.round_().add_(self.zero[group]).clamp_(self.lowest, self.highest)
-            value = (codes - self.zero[group]).mul_(self.scale[group])
+            codes = steps.round_().add_(self.zero_point[group]).clamp_(self.qmin, self.qmax)
+            values = (codes - self.zero_point[group]).mul_(self.scale[group])
         else:
-            codes = torch.bucketize(steps, self._middles)
-            value = self.table[codes] * self.scale[group]
-        return codes, value if self.base is None else value.add_(self.base[group])
+            codes = torch.bucketize(steps, self._midpoints)
+            values = self.table[codes] * self.scale[group]
+        return codes, values if self.offset is None else values.add_(self.offset[group])

@@ -1,99 +1,105 @@
-"""The most accurate mix of schemes that fits a size or a memory, over all components together."""
+"""Search the scheme of every weight that minimizes the estimated loss under a size or memory limit."""
 
 from collections.abc import Mapping, Sequence
 
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.dataset import CalibrationSet, Sample
+from mcpmq.dataset import Sample, SampleSet
 from mcpmq.errors import RecipeError
-from mcpmq.execution.device import choose
+from mcpmq.execution.device import resolve_device
 from mcpmq.families.family import TensorSpec
 from mcpmq.formats import FormatName
-from mcpmq.mixed_precision.budget import Budget, Fitted
-from mcpmq.mixed_precision.candidates import candidates, refuse_one_grid
+from mcpmq.mixed_precision.budget import Budget, SearchResult
+from mcpmq.mixed_precision.candidates import candidate_schemes, check_mixed_format
 from mcpmq.mixed_precision.knapsack import Option
-from mcpmq.mixed_precision.layer_error import damages, unseen_by_samples
-from mcpmq.mixed_precision.search import Search
-from mcpmq.mixed_precision.sensitivity import sensitivities
+from mcpmq.mixed_precision.layer_error import no_inputs_error, quantization_errors
+from mcpmq.mixed_precision.search import RecipeSearch
+from mcpmq.mixed_precision.sensitivity import block_sensitivities
 from mcpmq.recipe import Recipe
-from mcpmq.rounding import RounderName
+from mcpmq.rounding import RoundingMethod
 from mcpmq.scheme import Scheme
 from mcpmq.system.progress import Progress
 
-__all__ = ["Budget", "Fitted", "fit"]
+__all__ = ["Budget", "SearchResult", "search_recipe"]
 
-SEEN_SAMPLES, DAMAGED_SAMPLES = 48, 24  # of the calibration set, evenly spread
+ERROR_SAMPLES, SENSITIVITY_SAMPLES = 48, 24  # evenly spread over the calibration set
 
 
-def fit(
+def search_recipe(
     checkpoint: Checkpoint,
     base: Recipe,
-    name: FormatName,
+    format_name: FormatName,
     budget: Budget,
-    calibration: CalibrationSet,
+    calibration: SampleSet,
     threads: int,
     progress: Progress,
     device: str | None = None,
-) -> Fitted:
-    """Find the scheme of every weight; how it is rounded, smoothed and weighed stays as in `base`. Errors are told from
-    samples that pass on the `device` of that name, or on the one that is chosen for them.
+) -> SearchResult:
+    """Search the schemes of all weights; the method, smoothing and token weights are those of `base`.
+
+    Errors are measured on the calibration set, on a device as in `resolve_device`.
 
     Raises:
-        FormatError: the format holds no mix.
-        RecipeError: nothing is small enough, and how small the smallest is.
-        CalibrationError: a weight sees nothing of the calibration set.
+        FormatError: the format stores all weights on one scheme.
+        RecipeError: `base` quantizes activations, or the smallest possible result exceeds the budget.
+        DatasetError: a weight receives no token of the calibration set.
+        DeviceError: the device is not available.
     """
-    refuse_one_grid(name)
+    check_mixed_format(format_name)
     if base.activations:
         raise RecipeError(
-            f"recipe `{base.name}` rounds inputs, which needs `int8-row` where it does", "fit without [activations]"
+            f"recipe `{base.name}` quantizes activations, which needs `int8-row` weights",
+            "remove [activations] from the recipe",
         )
-    schemes = {spec.name: candidates(checkpoint, spec, name) for spec in checkpoint.specs if spec.role != "other"}
-    search = Search(checkpoint, base, name, budget)
-    sizes = search.sizes(schemes)
-    smallest = search.refuse_hopeless(sizes)
-    losses = losses_of(checkpoint, schemes, base, calibration, threads, progress, device)
-    options = {
-        weight: [Option(scheme, nbytes, losses[weight][scheme]) for scheme, nbytes in several.items()]
-        for weight, several in sizes.items()
+    schemes = {
+        spec.name: candidate_schemes(checkpoint, spec, format_name) for spec in checkpoint.specs if spec.role != "other"
     }
-    origin = f"{calibration.path.resolve().name}, SHA-256 {calibration.sha256}"
-    return search.best(options, smallest, origin)
+    search = RecipeSearch(checkpoint, base, format_name, budget)
+    sizes = search.sizes(schemes)
+    smallest = search.check_budget(sizes)
+    losses = estimate_losses(checkpoint, schemes, base, calibration, threads, progress, device)
+    options = {
+        weight: [Option(scheme, nbytes, losses[weight][scheme]) for scheme, nbytes in by_scheme.items()]
+        for weight, by_scheme in sizes.items()
+    }
+    source = f"{calibration.path.resolve().name}, SHA-256 {calibration.sha256}"
+    return search.solve(options, smallest, source)
 
 
-def losses_of(
+def estimate_losses(
     checkpoint: Checkpoint,
     schemes: Mapping[str, Sequence[Scheme | None]],
     base: Recipe,
-    calibration: CalibrationSet,
+    calibration: SampleSet,
     threads: int,
     progress: Progress,
     device: str | None = None,
 ) -> dict[str, dict[str, float]]:
-    """The divergence of an answer token that is expected of every weight on every scheme alone, in nats.
+    """Estimate the mean KLD in nats for each weight and scheme, with all other weights unquantized.
 
-    Errors grow with the square of what rounding changes, and so does the divergence while it is small: that of a whole
-    block on one scheme is measured, shared out among its weights, and scaled by their errors on the other schemes.
+    Quantization error and KLD both grow with the square of a small change. The KLD of each block is measured on one
+    scheme, divided among its weights, and scaled by their errors on the other schemes.
 
     Raises:
-        CalibrationError: a weight sees nothing of the calibration set.
+        DatasetError: a weight receives no token of the calibration set.
     """
-    chosen = choose(device)
-    method: RounderName = "gptq" if base.round == "best" else base.round  # what chooses is tried with one
-    damage = damages(checkpoint, schemes, method, _spread(calibration, SEEN_SAMPLES), progress, chosen)
-    if unseen := [weight for weight in schemes if weight not in damage]:
-        raise unseen_by_samples(unseen[0])
+    method: RoundingMethod = "gptq" if base.method == "auto" else base.method  # one method stands for the selection
+    samples = _spread(calibration, ERROR_SAMPLES)
+    errors = quantization_errors(checkpoint, schemes, method, samples, progress, resolve_device(device))
+    if missing := [weight for weight in schemes if weight not in errors]:
+        raise no_inputs_error(missing[0])
     blocks: dict[str, list[TensorSpec]] = {}
     for spec in checkpoint.specs:
-        if spec.name in damage:
-            blocks.setdefault(damage[spec.name].block, []).append(spec)
-    whole = sensitivities(checkpoint, blocks, _spread(calibration, DAMAGED_SAMPLES), threads, progress)
+        if spec.name in errors:
+            blocks.setdefault(errors[spec.name].block, []).append(spec)
+    samples = _spread(calibration, SENSITIVITY_SAMPLES)
+    sensitivities = block_sensitivities(checkpoint, blocks, samples, threads, progress)
     return {
-        weight: {scheme: whole[one.block] * one.share * error for scheme, error in one.errors.items()}
-        for weight, one in damage.items()
+        weight: {scheme: sensitivities[one.block] * one.share * error for scheme, error in one.errors.items()}
+        for weight, one in errors.items()
     }
 
 
-def _spread(calibration: CalibrationSet, count: int) -> Sequence[Sample]:
-    """So many samples, evenly spread."""
+def _spread(calibration: SampleSet, count: int) -> Sequence[Sample]:
+    """Return at most `count` samples, evenly spread."""
     samples = calibration.samples
     return samples[:: max(1, len(samples) // count)][:count]

@@ -1,4 +1,4 @@
-"""One scheme for every weight, as a recipe that a person can read: what most share stands in one line."""
+"""Convert a scheme for every weight to recipe lines: a few globs, and single weights as exceptions."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -7,39 +7,42 @@ from re import sub
 
 from mcpmq.mixed_precision.knapsack import Option
 
-TOLERATED = 0.005  # of the loss, that is given up for a recipe with fewer lines
+LOSS_TOLERANCE = 0.005  # share of the loss that may be added for a recipe with fewer lines
 
 
-def simpler(chosen: Mapping[str, Option], options: Mapping[str, Sequence[Option]]) -> dict[str, Option]:
-    """The same mix with fewer exceptions: weights take the scheme that most of their kind have, or of their component,
-    where that is no larger and all of it together costs next to nothing."""
-    allowed = TOLERATED * sum(option.loss for option in chosen.values())
-    result = dict(chosen)
-    for level in (_kind, _component):
-        for names in _grouped({name: one.scheme for name, one in result.items()}, level).values():
-            [(most, _)] = Counter(result[name].scheme for name in names).most_common(1)
+def merge_globs(assignment: Mapping[str, Option], options: Mapping[str, Sequence[Option]]) -> dict[str, Option]:
+    """Return an assignment with fewer exceptions.
+
+    Weights take the most common scheme of the same weight in other layers, or of their component, where it is not
+    larger, up to LOSS_TOLERANCE of additional loss in total.
+    """
+    allowed = LOSS_TOLERANCE * sum(option.loss for option in assignment.values())
+    result = dict(assignment)
+    for level in (_all_layers, _component):
+        for names in _group({name: one.scheme for name, one in result.items()}, level).values():
+            scheme = _most_common(result[name].scheme for name in names)
             for name in names:
-                instead = next((one for one in options[name] if one.scheme == most), result[name])
-                more = instead.loss - result[name].loss
-                if instead.nbytes <= result[name].nbytes and more <= allowed:
-                    allowed -= max(0.0, more)
-                    result[name] = instead
+                option = next((one for one in options[name] if one.scheme == scheme), result[name])
+                added = option.loss - result[name].loss
+                if option.nbytes <= result[name].nbytes and added <= allowed:
+                    allowed -= max(0.0, added)
+                    result[name] = option
     return result
 
 
-def as_globs(schemes: Mapping[str, str]) -> dict[str, str]:
-    """Globs to schemes, where the last match wins, that give every weight (by common name) its own scheme.
+def to_globs(schemes: Mapping[str, str]) -> dict[str, str]:
+    """Return globs, of which the last match wins, that give every weight, by common name, its scheme.
 
-    From coarse to fine: a component, a kind of weight in all layers, one weight. A line says the scheme that most of
-    its weights have, of equals the one that comes first, and is left out where the lines above say the same.
+    Globs are ordered from coarse to fine: a component, a weight in all layers, a single weight. The scheme of a glob is
+    the most common of its weights, the first of equals. Globs without effect are omitted.
     """
     globs: dict[str, str] = {}
-    for level in (_component, _kind, str):
-        for glob, names in _grouped(schemes, level).items():
-            [(most, _)] = Counter(schemes[name] for name in names).most_common(1)
-            if any(said(globs, name) != most for name in names):
-                globs[glob] = most
-    return _needed(globs, schemes)
+    for level in (_component, _all_layers, str):
+        for glob, names in _group(schemes, level).items():
+            scheme = _most_common(schemes[name] for name in names)
+            if any(scheme_of(globs, name) != scheme for name in names):
+                globs[glob] = scheme
+    return _without_unused(globs, schemes)
 
 
 def _component(name: str) -> str:
@@ -47,35 +50,40 @@ def _component(name: str) -> str:
     return f"{component}.*" if rest else component
 
 
-def _kind(name: str) -> str:
+def _all_layers(name: str) -> str:
     return sub(r"\.layers\.\d+\.", ".layers.*.", name)
 
 
-def _grouped(schemes: Mapping[str, str], level: Callable[[str], str]) -> dict[str, list[str]]:
+def _most_common(schemes: Iterable[str]) -> str:
+    [(scheme, _)] = Counter(schemes).most_common(1)
+    return scheme
+
+
+def _group(schemes: Mapping[str, str], level: Callable[[str], str]) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
     for name in schemes:
         groups.setdefault(level(name), []).append(name)
     return groups
 
 
-def decided(globs: Mapping[str, str], names: Iterable[str]) -> dict[str, list[str]]:
-    """The weights that each line decides, as the last that matches them."""
-    held: dict[str, list[str]] = {glob: [] for glob in globs}
+def group_by_glob(globs: Mapping[str, str], names: Iterable[str]) -> dict[str, list[str]]:
+    """Group weights by the last glob that matches them."""
+    groups: dict[str, list[str]] = {glob: [] for glob in globs}
     for name in names:
-        held[next(glob for glob in reversed(list(globs)) if fnmatchcase(name, glob))].append(name)
-    return held
+        groups[next(glob for glob in reversed(list(globs)) if fnmatchcase(name, glob))].append(name)
+    return groups
 
 
-def said(globs: Mapping[str, str], name: str) -> str | None:
-    """What the last line that matches says."""
+def scheme_of(globs: Mapping[str, str], name: str) -> str | None:
+    """Return the scheme of the last glob that matches a weight."""
     return next((scheme for glob, scheme in reversed(list(globs.items())) if fnmatchcase(name, glob)), None)
 
 
-def _needed(globs: Mapping[str, str], schemes: Mapping[str, str]) -> dict[str, str]:
-    """Without lines that decide nothing, because finer ones say something for all of their weights."""
+def _without_unused(globs: Mapping[str, str], schemes: Mapping[str, str]) -> dict[str, str]:
+    """Remove globs whose weights all have the same scheme without them."""
     kept = dict(globs)
     for glob in globs:
-        without = {one: scheme for one, scheme in kept.items() if one != glob}
-        if all(said(without, name) == scheme for name, scheme in schemes.items() if fnmatchcase(name, glob)):
-            kept = without
+        others = {other: scheme for other, scheme in kept.items() if other != glob}
+        if all(scheme_of(others, name) == scheme for name, scheme in schemes.items() if fnmatchcase(name, glob)):
+            kept = others
     return kept

@@ -1,4 +1,4 @@
-"""What a result must fit, and the best that was found within it."""
+"""The limits of a search, and its result."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -6,91 +6,96 @@ from pathlib import Path
 from typing import Any
 
 from mcpmq.errors import OutputError
-from mcpmq.estimate.forecast import Layout
+from mcpmq.estimate.forecast import FormatEstimate
 from mcpmq.mixed_precision.knapsack import Option
-from mcpmq.recipe import Recipe, as_toml
-from mcpmq.system.table import Row, Table, megabytes
+from mcpmq.recipe import Recipe, to_toml
+from mcpmq.system.table import Row, Table, format_megabytes
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """What the result must fit: bytes of files, or memory on the device with a context of so many tokens."""
+    """Limits of an artifact: bytes of its files, or bytes of device memory with a context of this many tokens."""
 
     file_nbytes: int | None = None
     memory_nbytes: int | None = None
     context: int = 4096
-    sequential: bool = False  # the vision encoder is released before the language model is loaded
+    sequential: bool = False  # the vision encoder is freed before the language model loads
 
     @property
-    def told(self) -> str:
-        """For the name of a recipe."""
+    def label(self) -> str:
+        """The part of a recipe's name for this budget."""
         return f"{self.file_nbytes or self.memory_nbytes}-bytes"
 
     def __str__(self) -> str:
-        files = [] if self.file_nbytes is None else [f"files of {self.file_nbytes:,} bytes"]
-        turns = ", the vision encoder released before the language model is loaded" if self.sequential else ""
-        context = f"a context of {self.context:,} tokens{turns}"
-        memory = [] if self.memory_nbytes is None else [f"{self.memory_nbytes:,} bytes of memory with {context}"]
-        return " and ".join(files + memory)
-
-    def needs(self, layout: Layout) -> dict[str, tuple[int, int]]:
-        """Bytes that are allowed and bytes that are taken, of everything that was limited."""
-        device, needs = layout.device, {}
+        limits = []
         if self.file_nbytes is not None:
-            needs["files"] = self.file_nbytes, layout.nbytes
+            limits.append(f"{self.file_nbytes:,} bytes of files")
         if self.memory_nbytes is not None:
-            needs["memory"] = self.memory_nbytes, device.sequential if self.sequential else device.at_once
-        return needs
+            freed = ", with vision freed before the language model loads" if self.sequential else ""
+            limits.append(f"{self.memory_nbytes:,} bytes of memory at a context of {self.context:,} tokens{freed}")
+        return " and ".join(limits)
 
-    def exceeded_by(self, layout: Layout) -> int:
-        """Bytes over the tightest limit; negative if it fits."""
-        return max(taken - allowed for allowed, taken in self.needs(layout).values())
+    def usage(self, estimate: FormatEstimate) -> dict[str, tuple[int, int]]:
+        """Return the limit and the estimated use in bytes of every limited resource, `file size` and `memory`."""
+        device, usage = estimate.device, {}
+        if self.file_nbytes is not None:
+            usage["file size"] = self.file_nbytes, estimate.nbytes
+        if self.memory_nbytes is not None:
+            nbytes = device.sequential_nbytes if self.sequential else device.concurrent_nbytes
+            usage["memory"] = self.memory_nbytes, nbytes
+        return usage
+
+    def excess_nbytes(self, estimate: FormatEstimate) -> int:
+        """Return the bytes above the tightest limit; negative below it."""
+        return max(used - limit for limit, used in self.usage(estimate).values())
 
 
 @dataclass(frozen=True, slots=True)
-class Fitted:
-    """The mix, what it will weigh, and the divergence that is expected of it: predicted, to be measured."""
+class SearchResult:
+    """The recipe of a search with its size and estimated loss; `options` and `comments` are by weight and by glob."""
 
     recipe: Recipe
-    layout: Layout
-    chosen: Mapping[str, Option]
+    estimate: FormatEstimate
+    options: Mapping[str, Option]
     comments: Mapping[str, Sequence[str]]
 
     @property
-    def loss(self) -> float:
-        return sum(option.loss for option in self.chosen.values())
+    def estimated_loss(self) -> float:
+        """The estimated mean KLD in nats."""
+        return sum(option.loss for option in self.options.values())
 
-    def toml(self) -> str:
-        """The recipe file."""
-        return as_toml(self.recipe.written(), self.comments)
+    def to_toml(self) -> str:
+        """Return the text of the recipe file."""
+        return to_toml(self.recipe.to_dict(), self.comments)
 
     def write(self, out: Path) -> None:
         """Write the recipe file.
 
         Raises:
-            OutputError: it cannot be written.
+            OutputError: the file cannot be written.
         """
         try:
-            out.write_text(self.toml())
+            out.write_text(self.to_toml())
         except OSError as error:
-            raise OutputError(f"`{out}` cannot be written: {error.strerror}", "name another file") from error
+            raise OutputError(f"`{out}` cannot be written: {error.strerror}", "choose another file") from error
 
-    def facts(self) -> dict[str, Any]:
-        """As plain values."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON object of the result."""
         return {
-            "recipe": self.recipe.written(),
-            "nbytes": self.layout.nbytes,
-            "expected_kl_divergence": self.loss,
-            "weights": {name: {"scheme": one.scheme, "expected_loss": one.loss} for name, one in self.chosen.items()},
+            "recipe": self.recipe.to_dict(),
+            "nbytes": self.estimate.nbytes,
+            "estimated_kl_divergence": self.estimated_loss,
+            "weights": {name: {"scheme": one.scheme, "estimated_loss": one.loss} for name, one in self.options.items()},
         }
 
-    def table(self) -> Table:
-        """A row for every component."""
+    def to_table(self) -> Table:
+        """Return a table with a row for every component."""
         rows: list[Row] = []
-        for part in self.layout.parts:
-            loss = sum(one.loss for name, one in self.chosen.items() if name.partition(".")[0] == part.component)
-            share = loss / self.loss if self.loss else 0.0
-            rows.append((part.component, [megabytes(part.nbytes), f"{part.bits:.2f}", f"{share:.0%}"]))
-        rows.append(("all files", [megabytes(self.layout.nbytes), "", ""]))
-        notes = [f"expected divergence of an answer token, predicted: {self.loss:.2g} nats"]
-        return Table(f"recipe {self.recipe.name}", ["size", "bits", "of the expected loss"], rows, notes)
+        for part in self.estimate.components:
+            loss = sum(one.loss for name, one in self.options.items() if name.partition(".")[0] == part.component)
+            share = loss / self.estimated_loss if self.estimated_loss else 0.0
+            cells = [format_megabytes(part.nbytes), f"{part.bits_per_weight:.2f}", f"{share:.0%}"]
+            rows.append((part.component, cells))
+        rows.append(("all files", [format_megabytes(self.estimate.nbytes), "", ""]))
+        notes = [f"estimated mean KLD: {self.estimated_loss:.2g} nats"]
+        return Table(f"recipe {self.recipe.name}", ["size", "bits per weight", "share of loss"], rows, notes)

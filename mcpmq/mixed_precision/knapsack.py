@@ -1,7 +1,7 @@
-"""The best choice of one option for every weight under limits on their sums: a multiple-choice knapsack.
+"""Choose one option for every weight, with the least loss under size limits: a multiple-choice knapsack.
 
-Method: mixed-integer linear programming by branch and bound (HiGHS, highs.dev, through scipy). No limit of time and no
-randomness: the same options give the same choice.
+The method is mixed-integer linear programming by branch and bound (HiGHS, highs.dev, through scipy). It has no time
+limit and no randomness: equal options give equal choices.
 """
 
 import os
@@ -15,8 +15,8 @@ import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
-SCALE = 1e6  # of the largest loss there can be: the solver takes differences under 1e-6 for none
-GAP = 1e-6  # of the optimum, relative: how much better than the choice any other could be
+LOSS_SCALE = 1e6  # of the largest possible loss; the solver ignores differences below 1e-6
+RELATIVE_GAP = 1e-6  # between the loss of the choice and that of the optimum
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,60 +30,60 @@ class Option:
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """Weights whose name begins with one of these components may take so many bytes together."""
+    """The maximum total size of the weights of some components."""
 
     components: tuple[str, ...]
     nbytes: int
 
-    def holds(self, name: str) -> bool:
+    def covers(self, name: str) -> bool:
         return name.partition(".")[0] in self.components
 
 
-def choose(options: Mapping[str, Sequence[Option]], limits: Sequence[Limit]) -> dict[str, Option] | None:
-    """The option of every weight that makes the sum of losses least; None if nothing fits."""
-    kept = {name: _worthwhile(several) for name, several in options.items()}
-    flat = [(name, option) for name, several in kept.items() for option in several]
+def solve(options: Mapping[str, Sequence[Option]], limits: Sequence[Limit]) -> dict[str, Option] | None:
+    """Return the option of every weight with the least total loss; None if no choice is within the limits."""
+    candidates = {name: _pareto_optimal(several) for name, several in options.items()}
+    flat = [(name, option) for name, several in candidates.items() for option in several]
     losses = np.array([option.loss for _, option in flat])
-    most = sum(max(option.loss for option in several) for several in kept.values())
-    numbers = {name: number for number, name in enumerate(kept)}
-    owners = [numbers[name] for name, _ in flat]
+    max_loss = sum(max(option.loss for option in several) for several in candidates.values())
+    indices = {name: index for index, name in enumerate(candidates)}
+    owners = [indices[name] for name, _ in flat]
     one_each = csr_array((np.ones(len(flat)), (owners, range(len(flat)))))
-    with _stdout_kept():
-        solved = milp(
-            losses / most * SCALE if most else losses,
+    with _stdout_discarded():
+        solution = milp(
+            losses / max_loss * LOSS_SCALE if max_loss else losses,
             integrality=np.ones(len(flat)),
             bounds=Bounds(0, 1),
             constraints=[LinearConstraint(one_each, 1, 1), *(_constraint(flat, limit) for limit in limits)],
-            options={"mip_rel_gap": GAP},
+            options={"mip_rel_gap": RELATIVE_GAP},
         )
-    if solved.x is None:
+    if solution.x is None:
         return None
-    return {name: option for (name, option), taken in zip(flat, solved.x, strict=True) if taken > 0.5}
+    return {name: option for (name, option), chosen in zip(flat, solution.x, strict=True) if chosen > 0.5}
 
 
 @contextmanager
-def _stdout_kept() -> Iterator[None]:
-    """The solver's own code prints to the standard output, which is for results: inside, that is thrown away."""
+def _stdout_discarded() -> Iterator[None]:
+    """Discard output to file descriptor 1, because the solver prints there and it is for results."""
     sys.stdout.flush()
-    kept = os.dup(1)
+    original = os.dup(1)
     try:
-        with Path(os.devnull).open("wb") as nothing:
-            os.dup2(nothing.fileno(), 1)
+        with Path(os.devnull).open("wb") as null:
+            os.dup2(null.fileno(), 1)
         yield
     finally:
-        os.dup2(kept, 1)
-        os.close(kept)
+        os.dup2(original, 1)
+        os.close(original)
 
 
 def _constraint(flat: Sequence[tuple[str, Option]], limit: Limit) -> LinearConstraint:
-    """In shares of the limit, so that the solver's tolerance is one of bytes in a million."""
+    """Return a limit in units of itself, so that the solver's absolute tolerance is relative to the limit."""
     unit = max(1, limit.nbytes)
-    counted = [option.nbytes / unit if limit.holds(name) else 0.0 for name, option in flat]
-    return LinearConstraint(csr_array([counted]), -np.inf, limit.nbytes / unit)
+    sizes = [option.nbytes / unit if limit.covers(name) else 0.0 for name, option in flat]
+    return LinearConstraint(csr_array([sizes]), -np.inf, limit.nbytes / unit)
 
 
-def _worthwhile(several: Sequence[Option]) -> list[Option]:
-    """Those that no other beats both in bytes and in loss, from the smallest."""
+def _pareto_optimal(several: Sequence[Option]) -> list[Option]:
+    """Return the options for which no other is smaller and has less loss, from the smallest."""
     kept: list[Option] = []
     for option in sorted(several, key=lambda one: (one.nbytes, one.loss, one.scheme)):
         if not kept or option.loss < kept[-1].loss:
@@ -91,6 +91,6 @@ def _worthwhile(several: Sequence[Option]) -> list[Option]:
     return kept
 
 
-def least(options: Mapping[str, Sequence[Option]], limit: Limit) -> int:
-    """Bytes of the smallest choice that a limit is about."""
-    return sum(min(option.nbytes for option in several) for name, several in options.items() if limit.holds(name))
+def min_nbytes(options: Mapping[str, Sequence[Option]], limit: Limit) -> int:
+    """Return the total size of the smallest options of the weights that a limit covers."""
+    return sum(min(option.nbytes for option in several) for name, several in options.items() if limit.covers(name))

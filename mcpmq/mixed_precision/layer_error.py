@@ -1,8 +1,8 @@
-"""What each scheme would do to each weight, told from what the weight sees of calibration samples.
+"""Estimate the quantization error of every weight on every scheme from its calibration inputs.
 
-The error that rounding makes in a matrix's outputs is tr(E G E^T), with G the Gram matrix of its inputs and E what
-rounding changes (as in GPTQ, arXiv 2210.17323). Errors of unlike weights of a block are made comparable by what damage
-to one weight at a time does to the outputs of the block.
+The error of a matrix's outputs is tr(E H E^T), with H = X^T X the Hessian of GPTQ (arXiv 2210.17323) and E the change
+of the matrix. Weights of one block are made comparable by the change of the block's outputs when one of them is
+quantized.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,187 +13,172 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mcpmq.calibrate.forward import (
-    component_of,
-    fed_by,
-    is_head,
-    labels_of,
-    pass_samples,
-    read_samples,
-)
-from mcpmq.calibrate.observers import observe
+from mcpmq.calibrate.forward import CalibrationRun, open_calibration, run_calibration
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import Sample
-from mcpmq.errors import CalibrationError
-from mcpmq.execution import torch_model
-from mcpmq.execution.chunked_matmul import Each, all_threads, torch_threads
-from mcpmq.execution.device import CPU, told
-from mcpmq.execution.torch_model import NativeModel
+from mcpmq.errors import DatasetError
+from mcpmq.execution.chunked_matmul import torch_threads
+from mcpmq.execution.device import CPU
+from mcpmq.execution.layerwise import Replay
 from mcpmq.families.family import TensorSpec
 from mcpmq.grids import dequantize
-from mcpmq.plan import block_of
-from mcpmq.recipe import Modalities
-from mcpmq.rounding import ROUNDERS, RounderName
-from mcpmq.rounding.stats import LayerStats
+from mcpmq.plan import block_name
+from mcpmq.recipe import TokenWeights
+from mcpmq.rounding import ROUNDING_FUNCTIONS, RoundingMethod
+from mcpmq.rounding.stats import InputStats
 from mcpmq.scheme import FloatScheme, GgmlScheme, IntegerScheme, Scheme
 from mcpmq.system.progress import Progress
 
-TRIED = IntegerScheme(4, 32)  # the damage that is done on purpose, rounded to nearest
-ROWS = 128  # of a matrix, evenly spread, that stand for all of it
-FLOATS = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
+PROBE_SCHEME = IntegerScheme(4, 32)  # the reference error, by rounding to nearest
+SAMPLED_ROWS = 128  # rows of a matrix, evenly spread, that the error is computed on
+FLOAT_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
-class Damage:
-    """Of one weight. `share`: of the change in its block's outputs when all of the block's weights are on TRIED.
-    `errors`: of its own outputs on each scheme, against those on TRIED."""
+class QuantError:
+    """The quantization error of one weight.
+
+    share: its part of the change in its block's outputs when all weights of the block are on PROBE_SCHEME.
+    errors: its output error on each scheme, as written in recipes, relative to PROBE_SCHEME; `keep` is 0.
+    """
 
     block: str
     share: float
-    errors: Mapping[str, float]  # by the scheme as recipes write it; `keep` is 0
+    errors: Mapping[str, float]
 
 
-def damages(
+def quantization_errors(
     checkpoint: Checkpoint,
     schemes: Mapping[str, Sequence[Scheme | None]],
-    method: RounderName,
+    method: RoundingMethod,
     samples: Sequence[Sample],
     progress: Progress,
     device: torch.device = CPU,
-) -> dict[str, Damage]:
-    """The damage of every scheme that is asked about to every weight, by common name, rounded by a method.
+) -> dict[str, QuantError]:
+    """Return the error of each weight in `schemes`, by common name, on each of its schemes.
 
-    In memory: one block in float32 and its Gram matrices, and of every sample its hidden states before one block.
+    Weights of a component that no sample uses are missing. Peak memory: one block in float32 and its Hessians, and the
+    hidden states of every sample before one block.
 
     Raises:
-        CalibrationError: a matrix saw nothing of the samples, or what is not finite.
+        DatasetError: a matrix receives no tokens or inputs that are not finite, or the samples do not fit into memory.
     """
-    processor = checkpoint.family.processor(checkpoint.path)
-    inputs = read_samples(processor, samples, progress)
-    model = torch_model.build(checkpoint.family, checkpoint.config, checkpoint.specs, device)
-    ticks = iter(progress(list(model.blocks), told("trying schemes", device)))
-    with all_threads(device) as each, torch.inference_mode():
-        looking = _Looking(checkpoint, model, schemes, method, each, ticks, torch.get_num_threads())
-        pass_samples(model, processor, inputs, each, looking.load, looking.visit)
-    for _ in ticks:
-        pass
-    return looking.found
+    with_hessian = [spec.name for spec in checkpoint.specs if spec.name in schemes and spec.role == "matrix"]
+    with open_calibration(checkpoint, samples, progress, device, with_hessian) as run:
+        collector = _ErrorCollector(run, schemes, method)
+        run_calibration(run, collector, "measuring per-scheme error")
+    return collector.errors
 
 
-@dataclass(slots=True)
-class _Looking:
-    """The blocks of the original, each looked at while the samples wait before it."""
+@dataclass(frozen=True, slots=True)
+class _ErrorCollector:
+    """Calibration visitor that quantizes every weight of a block on every scheme; the block stays original."""
 
-    checkpoint: Checkpoint
-    model: NativeModel
+    run: CalibrationRun
     schemes: Mapping[str, Sequence[Scheme | None]]
-    method: RounderName
-    each: Each
-    ticks: Iterator[nn.Module]
-    threads: int
-    found: dict[str, Damage] = field(default_factory=dict)
+    method: RoundingMethod
+    errors: dict[str, QuantError] = field(default_factory=dict)
 
     def load(self, block: nn.Module) -> None:
-        """Fill a block with the original's weights."""
-        next(self.ticks, None)
-        if not is_head(self.model, block):
-            self.model.fill(block, lambda spec: torch_model.floats_of(self.checkpoint.load(spec), spec))
+        """Load the original weights."""
+        self.run.load_original(block)
 
-    def visit(self, block: nn.Module, replay: Callable[[], None]) -> None:
-        """Try every scheme on every weight of a block."""
-        asked = {name: spec for name, spec in self.model.blocks[block].items() if spec.name in self.schemes}
-        matrices = {name: spec for name, spec in asked.items() if spec.role == "matrix"}
-        labels = labels_of(component_of(self.model, block), Modalities().model_dump(), self.model.device)
-        feeders = {name: fed_by(self.checkpoint.family, spec, name) for name, spec in matrices.items()}
-        seen = observe(block, feeders, replay, labels, self.each) if matrices else {}
-        if unseen := [spec.name for name, spec in matrices.items() if name not in seen]:
-            raise unseen_by_samples(unseen[0])
-        shares = self._shares(block, asked, replay) if len(asked) > 1 else dict.fromkeys(asked, 1.0)
-        with torch_threads(self.threads):
-            for name, spec in asked.items():
-                errors = self._errors(spec, seen.pop(name, ()))
-                self.found[spec.name] = Damage(block_of(spec.name), shares[name], errors)
+    def visit(self, block: nn.Module, replay: Replay) -> None:
+        """Measure the error of every weight of a block."""
+        specs = {name: spec for name, spec in self.run.model.blocks[block].items() if spec.name in self.schemes}
+        matrices = {name: spec for name, spec in specs.items() if spec.role == "matrix"}
+        stats = self.run.collect_stats(block, matrices, replay, TokenWeights()) if matrices else {}
+        for name, parts in stats.items():
+            if not parts:
+                raise no_inputs_error(name)
+        shares = _error_shares(block, specs, replay) if len(specs) > 1 else dict.fromkeys(specs, 1.0)
+        with torch_threads(self.run.threads):
+            for name, spec in specs.items():
+                errors = self._scheme_errors(spec, stats.pop(spec.name, ()))
+                self.errors[spec.name] = QuantError(block_name(spec.name), shares[name], errors)
 
-    def _shares(
-        self, block: nn.Module, asked: Mapping[str, TensorSpec], replay: Callable[[], None]
-    ) -> dict[str, float]:
-        """How much of a block's change each weight makes, when one at a time is on TRIED."""
-        before: list[Tensor] = []
-        _replay(block, replay, before.append)
-        changes = {}
-        for name, spec in asked.items():
-            kept = block.get_parameter(name)
-            _put(block, name, _tried(kept, spec))
-            after = _Change(iter(before))
-            _replay(block, replay, after.add)
-            _put(block, name, kept)
-            changes[name] = after.squares
-        total = sum(changes.values())
-        return {name: change / total if total else 1 / len(changes) for name, change in changes.items()}
-
-    def _errors(self, spec: TensorSpec, stats: Sequence[LayerStats]) -> dict[str, float]:
-        weight = self.checkpoint.load(spec)
-        tried = _error(weight, TRIED, "rtn", stats)
-        found = {}
+    def _scheme_errors(self, spec: TensorSpec, stats: Sequence[InputStats]) -> dict[str, float]:
+        weight = self.run.checkpoint.load(spec)
+        reference = _output_error(weight, PROBE_SCHEME, "rtn", stats)
+        errors = {}
         for scheme in self.schemes[spec.name]:
-            error = 0.0 if scheme is None else _error(weight, scheme, self.method if stats else "rtn", stats)
-            found[str(scheme or "keep")] = error / tried if tried else 0.0
-        return found
+            method = self.method if stats else "rtn"
+            error = 0.0 if scheme is None else _output_error(weight, scheme, method, stats)
+            errors[str(scheme or "keep")] = error / reference if reference else 0.0
+        return errors
+
+
+def no_inputs_error(name: str) -> DatasetError:
+    """Return the error for a weight that no calibration sample uses."""
+    return DatasetError(f"`{name}` receives no token of the calibration samples", "add samples that use it")
+
+
+def _error_shares(block: nn.Module, specs: Mapping[str, TensorSpec], replay: Callable[[], None]) -> dict[str, float]:
+    """Return each weight's share of the block's output error, with one weight at a time on PROBE_SCHEME."""
+    originals: list[Tensor] = []
+    _replay_outputs(block, replay, originals.append)
+    changes = {}
+    for name, spec in specs.items():
+        original = block.get_parameter(name)
+        _set_parameter(block, name, _quantize_parameter(original, spec))
+        change = _SquaredChange(iter(originals))
+        _replay_outputs(block, replay, change.add)
+        _set_parameter(block, name, original)
+        changes[name] = change.total
+    total = sum(changes.values())
+    return {name: change / total if total else 1 / len(changes) for name, change in changes.items()}
 
 
 @dataclass(slots=True)
-class _Change:
-    """The sum of squares of what is not as it was, of outputs in the same order."""
+class _SquaredChange:
+    """Sums the squared differences between original outputs and new ones in the same order."""
 
-    before: Iterator[Tensor]
-    squares: float = 0.0
+    originals: Iterator[Tensor]
+    total: float = 0.0
 
     def add(self, output: Tensor) -> None:
-        self.squares += float((output - next(self.before)).square().sum())
+        self.total += float((output - next(self.originals)).square().sum())
 
 
-def unseen_by_samples(name: str) -> CalibrationError:
-    """What nothing can be told of."""
-    return CalibrationError(f"`{name}` saw nothing of the calibration samples", "add samples that pass through it")
-
-
-def _replay(block: nn.Module, replay: Callable[[], None], see: Callable[[Tensor], object]) -> None:
-    """Let all samples pass through a block and look at what comes out, in their order."""
-    with block.register_forward_hook(lambda _, __, output: see(_first(output).detach().float())):
+def _replay_outputs(block: nn.Module, replay: Callable[[], None], callback: Callable[[Tensor], object]) -> None:
+    """Run all samples through a block and call back with each output, float32, in sample order."""
+    with block.register_forward_hook(lambda _, __, output: callback(_first_tensor(output).detach().float())):
         replay()
 
 
-def _first(output: Any) -> Tensor:
-    return output if isinstance(output, Tensor) else _first(next(iter(output)))
+def _first_tensor(output: Any) -> Tensor:
+    return output if isinstance(output, Tensor) else _first_tensor(next(iter(output)))
 
 
-def _put(block: nn.Module, name: str, value: Tensor) -> None:
+def _set_parameter(block: nn.Module, name: str, value: Tensor) -> None:
     block.load_state_dict({name: value}, strict=False, assign=True)
 
 
-def _tried(held: Tensor, spec: TensorSpec) -> Tensor:
-    """A parameter as the module holds it, on TRIED."""
-    weight = held.T if spec.transposed else held
-    rounded = dequantize(ROUNDERS["rtn"](weight.contiguous(), TRIED, None))
-    return (rounded.T.contiguous() if spec.transposed else rounded).to(held.device)
+def _quantize_parameter(parameter: Tensor, spec: TensorSpec) -> Tensor:
+    """Return a parameter rounded to PROBE_SCHEME, in the orientation of its module."""
+    weight = parameter.T if spec.transposed else parameter
+    rounded = dequantize(ROUNDING_FUNCTIONS["rtn"](weight.contiguous(), PROBE_SCHEME, None))
+    return (rounded.T.contiguous() if spec.transposed else rounded).to(parameter.device)
 
 
-def _error(weight: Tensor, scheme: Scheme, method: RounderName, stats: Sequence[LayerStats]) -> float:
-    """tr(E G E^T) of a weight [out, in], summed over equal shares of its rows where each sees something else; without
-    statistics, as for tables, the sum of squares."""
+def _output_error(weight: Tensor, scheme: Scheme, method: RoundingMethod, stats: Sequence[InputStats]) -> float:
+    """Return tr(E H E^T) of a weight [out, in], or the sum of squared changes without statistics, as for tables.
+
+    Several statistics are for equal shares of the rows, which have different inputs.
+    """
     shares = weight.chunk(len(stats)) if stats else [weight]
-    seen: Sequence[LayerStats | None] = stats or [None]
-    return sum(map(partial(_error_of_share, scheme, method), shares, seen))
+    share_stats: Sequence[InputStats | None] = stats or [None]
+    return sum(map(partial(_share_error, scheme, method), shares, share_stats))
 
 
-def _error_of_share(scheme: Scheme, method: RounderName, weight: Tensor, stats: LayerStats | None) -> float:
-    step = -(-len(weight) // ROWS)
+def _share_error(scheme: Scheme, method: RoundingMethod, weight: Tensor, stats: InputStats | None) -> float:
+    step = -(-len(weight) // SAMPLED_ROWS)
     rows = weight[::step].float()
     if isinstance(scheme, FloatScheme):
-        rounded = rows.to(FLOATS[scheme.dtype]).float()
+        rounded = rows.to(FLOAT_DTYPES[scheme.dtype]).float()
     else:
-        assert isinstance(scheme, IntegerScheme | GgmlScheme), "formats with grids of one kind leave nothing to choose"
-        rounded = dequantize(ROUNDERS[method](rows, scheme, stats))
+        assert isinstance(scheme, IntegerScheme | GgmlScheme), "formats with a single scheme have no candidates"
+        rounded = dequantize(ROUNDING_FUNCTIONS[method](rows, scheme, stats))
     errors = (rounded - rows).double()
     if stats is not None:
         errors = errors.to(stats.gram.device)

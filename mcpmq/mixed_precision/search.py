@@ -1,113 +1,123 @@
-"""The search: what every mix weighs to the byte, the limits on the weights alone, and the best mix within them."""
+"""Search the recipe of least estimated loss whose artifact, to the byte, is within a budget."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import RecipeError
-from mcpmq.estimate.forecast import Layout, forecast
+from mcpmq.estimate.forecast import FormatEstimate, forecast
 from mcpmq.formats import FormatName
-from mcpmq.mixed_precision.annotate import comments_on
-from mcpmq.mixed_precision.assignment import TOLERATED, as_globs, simpler
-from mcpmq.mixed_precision.budget import Budget, Fitted
-from mcpmq.mixed_precision.candidates import CANDIDATES
-from mcpmq.mixed_precision.knapsack import Limit, Option, choose, least
+from mcpmq.mixed_precision.annotate import annotate
+from mcpmq.mixed_precision.assignment import LOSS_TOLERANCE, merge_globs, to_globs
+from mcpmq.mixed_precision.budget import Budget, SearchResult
+from mcpmq.mixed_precision.candidates import CANDIDATE_SCHEMES
+from mcpmq.mixed_precision.knapsack import Limit, Option, min_nbytes, solve
 from mcpmq.plan import make_plan
 from mcpmq.recipe import Recipe
 from mcpmq.scheme import Scheme, parse_scheme
-from mcpmq.system.table import megabytes
+from mcpmq.system.table import format_megabytes
 
-SEEING = ("vision", "projector")  # all other components read and write
-TRIES = 8  # sizes of headers depend a little on the recipe: what it turned out too large is taken off the budget
+VISION_COMPONENTS = ("vision", "projector")  # all others are in the language model
+MAX_ITERATIONS = 8  # header sizes depend on the recipe, so the excess of a solution lowers the limit of the next
 
 
 @dataclass(frozen=True, slots=True)
-class Search:
-    """What is looked for."""
+class RecipeSearch:
+    """A search over the schemes of all weights of a checkpoint in one format."""
 
     checkpoint: Checkpoint
     base: Recipe
-    name: FormatName
+    format_name: FormatName
     budget: Budget
 
-    def layout(self, weights: Mapping[str, str]) -> Layout:
-        """What a mix will weigh, to the byte; smoothing changes numbers, not sizes, and is not for every mix."""
+    def estimate(self, weights: Mapping[str, str]) -> FormatEstimate:
+        """Return the exact size of an assignment; smoothing is off because sizes do not depend on it."""
         recipe = self.recipe(weights).model_copy(update={"smooth": "none"})
         plan = make_plan(self.checkpoint, recipe)
-        return forecast(plan, [self.name], self.budget.context).layouts[0]
+        return forecast(plan, [self.format_name], self.budget.context).formats[0]
 
     def recipe(self, weights: Mapping[str, str]) -> Recipe:
-        """The same methods with other schemes."""
-        title = f"fit-{self.budget.told}-{self.name}"
-        return Recipe.model_validate({**self.base.written(), "name": title, "weights": as_globs(weights)})
+        """Return the base recipe with other schemes, by common name."""
+        name = f"search-{self.budget.label}-{self.format_name}"
+        return Recipe.model_validate({**self.base.to_dict(), "name": name, "weights": to_globs(weights)})
 
     def sizes(self, schemes: Mapping[str, Sequence[Scheme | None]]) -> dict[str, dict[str, int]]:
-        """Bytes of every weight on every scheme, from forecasts with as many weights as can on one of them."""
+        """Return the bytes of every weight on every candidate scheme.
+
+        Each scheme needs one forecast, in which all weights that support the scheme are on it.
+        """
         sizes: dict[str, dict[str, int]] = {weight: {} for weight in schemes}
-        for text in (*CANDIDATES[self.name], "keep"):
-            wanted = parse_scheme(text)
-            given = {weight: text if wanted in held else str(held[0] or "keep") for weight, held in schemes.items()}
-            for weight in self.layout(given).files.weights:
-                if wanted in schemes.get(weight.name, ()):
+        for text in (*CANDIDATE_SCHEMES[self.format_name], "keep"):
+            scheme = parse_scheme(text)
+            assignment = {
+                weight: text if scheme in candidates else str(candidates[0] or "keep")
+                for weight, candidates in schemes.items()
+            }
+            for weight in self.estimate(assignment).files.weights:
+                if scheme in schemes.get(weight.name, ()):
                     sizes[weight.name][text] = weight.nbytes
         return sizes
 
-    def refuse_hopeless(self, sizes: Mapping[str, Mapping[str, int]]) -> Layout:
-        """The smallest mix there is.
+    def check_budget(self, sizes: Mapping[str, Mapping[str, int]]) -> FormatEstimate:
+        """Return the estimate of the smallest possible assignment.
 
         Raises:
-            RecipeError: it does not fit.
+            RecipeError: it exceeds the budget.
         """
-        smallest = self.layout({weight: min(several, key=several.__getitem__) for weight, several in sizes.items()})
-        for what, (allowed, taken) in self.budget.needs(smallest).items():
-            if taken > allowed:
+        smallest = self.estimate({weight: min(one, key=one.__getitem__) for weight, one in sizes.items()})
+        for resource, (limit, used) in self.budget.usage(smallest).items():
+            if used > limit:
                 raise RecipeError(
-                    f"{what} of {allowed:,} bytes cannot be met: the smallest possible is {taken:,} bytes",
-                    f"allow {megabytes(taken)}" + (", or a shorter context" if what == "memory" else ""),
+                    f"a {resource} of {limit:,} bytes is not possible: the smallest possible is {used:,} bytes",
+                    f"allow {format_megabytes(used)}" + (", or a shorter context" if resource == "memory" else ""),
                 )
         return smallest
 
-    def best(self, options: Mapping[str, Sequence[Option]], smallest: Layout, origin: str) -> Fitted:
-        """The best mix that fits to the byte: what a header turned out larger is taken off the limits."""
-        slack = 0
-        for attempt in range(TRIES):
-            chosen = choose(options, self.limits(options, smallest, slack))
-            if chosen is None:
-                break
-            chosen = simpler(chosen, options)
-            schemes = {weight: option.scheme for weight, option in chosen.items()}
-            recipe, layout = self.recipe(schemes), self.layout(schemes)
-            if (excess := self.budget.exceeded_by(layout)) <= 0:
-                return Fitted(
-                    recipe, layout, chosen, comments_on(recipe, options, self._summary(layout, chosen, origin))
-                )
-            slack += excess << attempt  # the mix may have left more of the limit than it is to give back
-        raise RecipeError("no mix fits to the byte", "allow a little more")
+    def solve(self, options: Mapping[str, Sequence[Option]], smallest: FormatEstimate, source: str) -> SearchResult:
+        """Return the best recipe within the budget; `source` names the data of the losses.
 
-    def _summary(self, layout: Layout, chosen: Mapping[str, Option], origin: str) -> list[str]:
-        loss = sum(option.loss for option in chosen.values())
+        Raises:
+            RecipeError: no assignment is within the budget when headers are counted.
+        """
+        reserve = 0
+        for iteration in range(MAX_ITERATIONS):
+            assignment = solve(options, self.limits(options, smallest, reserve))
+            if assignment is None:
+                break
+            assignment = merge_globs(assignment, options)
+            schemes = {weight: option.scheme for weight, option in assignment.items()}
+            recipe, estimate = self.recipe(schemes), self.estimate(schemes)
+            if (excess := self.budget.excess_nbytes(estimate)) <= 0:
+                comments = annotate(recipe, options, self._summary(estimate, assignment, source))
+                return SearchResult(recipe, estimate, assignment, comments)
+            reserve += excess << iteration  # more than the excess, because the solution may be below its limit
+        raise RecipeError("no recipe is within the limit when file headers are counted", "raise the limit slightly")
+
+    def _summary(self, estimate: FormatEstimate, assignment: Mapping[str, Option], source: str) -> list[str]:
+        loss = sum(option.loss for option in assignment.values())
         return [
-            f"The mix of least loss as {self.name} within {self.budget}: {layout.nbytes:,} bytes of files.",
-            f"Expected divergence of an answer token: {loss:.2g} nats, predicted from {origin}.",
-            f"For fewer lines {TOLERATED:.1%} of it were given up at most.",
+            f"Recipe of least estimated loss as {self.format_name} within {self.budget}.",
+            f"Files: {estimate.nbytes:,} bytes. Estimated mean KLD: {loss:.2g} nats, from {source}.",
+            f"At most {LOSS_TOLERANCE:.1%} of the loss was accepted to have fewer lines.",
             "Edit freely: the last line that matches a weight wins.",
         ]
 
-    def limits(self, options: Mapping[str, Sequence[Option]], smallest: Layout, slack: int) -> list[Limit]:
-        """Of the weights alone: what all else takes is known from the smallest mix."""
-        limits, resident, device = [], smallest.files.runtime.resident, smallest.device
-        reading = tuple({name.partition(".")[0]: None for name in options if not name.startswith(SEEING)})
+    def limits(self, options: Mapping[str, Sequence[Option]], smallest: FormatEstimate, reserve: int) -> list[Limit]:
+        """Return limits on weights alone; all other bytes are known from the smallest assignment."""
+        limits, resident_ratio, device = [], smallest.files.runtime.resident_ratio, smallest.device
+        components = dict.fromkeys(name.partition(".")[0] for name in options)
+        language = tuple(name for name in components if name not in VISION_COMPONENTS)
         if self.budget.file_nbytes is not None:
-            left = self.budget.file_nbytes - slack - smallest.nbytes
-            limits.append(_limit(options, SEEING + reading, left))
+            free = self.budget.file_nbytes - reserve - smallest.nbytes
+            limits.append(_limit(options, VISION_COMPONENTS + language, free))
         if (memory := self.budget.memory_nbytes) is not None:
-            parts = {SEEING: device.seeing, reading: device.reading}
-            taken = parts if self.budget.sequential else {SEEING + reading: device.at_once}
-            left_of = {components: memory - slack - nbytes for components, nbytes in taken.items()}
-            limits += [_limit(options, components, left / resident) for components, left in left_of.items()]
+            parts = {VISION_COMPONENTS: device.vision_nbytes, language: device.language_nbytes}
+            used = parts if self.budget.sequential else {VISION_COMPONENTS + language: device.concurrent_nbytes}
+            for part, nbytes in used.items():
+                limits.append(_limit(options, part, (memory - reserve - nbytes) / resident_ratio))
         return limits
 
 
-def _limit(options: Mapping[str, Sequence[Option]], components: tuple[str, ...], left: float) -> Limit:
-    """For components of which the smallest weights would leave so many bytes."""
-    return Limit(components, int(least(options, Limit(components, 0)) + left))
+def _limit(options: Mapping[str, Sequence[Option]], components: tuple[str, ...], free_nbytes: float) -> Limit:
+    """Return the limit of components whose smallest weights leave this many bytes free."""
+    return Limit(components, int(min_nbytes(options, Limit(components, 0)) + free_nbytes))

@@ -1,8 +1,4 @@
-"""How much the answers of a model change when one block of it is damaged: the measure that blocks are compared by.
-
-Nothing is differentiated: the damaged model runs, and its answers are compared with those of the original by their
-Kullback-Leibler divergence, token by token.
-"""
+"""Measure the mean KLD of the model when one block is quantized, without gradients."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -12,75 +8,78 @@ from tempfile import TemporaryDirectory
 
 from torch import Tensor
 
-from mcpmq.calibrate.forward import read_samples
+from mcpmq.calibrate.forward import encode_samples
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import Sample
-from mcpmq.execution.torch_model import Stored
+from mcpmq.execution.torch_model import StoredWeight
 from mcpmq.families.family import Inputs, TensorSpec
-from mcpmq.mixed_precision.layer_error import TRIED
-from mcpmq.rounding import ROUNDERS
-from mcpmq.runners.token_metrics import TokenJudge
+from mcpmq.mixed_precision.layer_error import PROBE_SCHEME
+from mcpmq.rounding import ROUNDING_FUNCTIONS
+from mcpmq.runners.token_metrics import TokenMetrics
 from mcpmq.runners.torch import TorchRunner, open_runner
 from mcpmq.system.progress import Progress
 
-MOST_LAYERS = 10  # of a component that are measured; those between are reckoned from their neighbours
-LEAST = 1e-12  # nats: less is rounding of floats
+MAX_MEASURED_LAYERS = 10  # per component; other layers are interpolated
+DIVERGENCE_EPSILON = 1e-12  # nats; smaller values are rounding errors
 ORIGINAL = "original"
 
 
-def sensitivities(
+def block_sensitivities(
     checkpoint: Checkpoint,
     blocks: Mapping[str, Sequence[TensorSpec]],
     samples: Sequence[Sample],
     threads: int,
     progress: Progress,
 ) -> dict[str, float]:
-    """For every block, the mean divergence of an answer token when all of its weights are on TRIED, in nats.
+    """Return the mean KLD in nats over answer tokens for each block, with all of its weights on PROBE_SCHEME.
 
-    Every block means one pass of the samples through the whole model. Where a component has many layers, some evenly
-    spread ones are measured, and the logarithm of the divergence is interpolated between.
+    A measurement runs all samples through the model. At most MAX_MEASURED_LAYERS layers of a component are measured;
+    the logarithm of the KLD is interpolated between them.
     """
-    processor = checkpoint.family.processor(checkpoint.path)
-    inputs = read_samples(processor, samples, progress)
+    processor = checkpoint.family.open_processor(checkpoint.path)
+    inputs = encode_samples(processor, samples, progress)
     runner = open_runner(checkpoint.path, threads)
     with TemporaryDirectory(prefix="mcpmq-") as folder:
-        kept = Path(folder) / ORIGINAL
-        _run(runner, inputs, TokenJudge(inputs, kept, {}))
+        original = Path(folder) / ORIGINAL
+        _mean_kld(runner, inputs, TokenMetrics(inputs, original, {}))
         measured = {}
-        for name in progress(_measured(list(blocks)), "damaging one block at a time"):
-            judge = TokenJudge(inputs, None, {ORIGINAL: kept})
-            measured[name] = max(LEAST, _run(_damaged(runner, blocks[name]), inputs, judge))
-    return {name: measured.get(name) or _between(name, measured) for name in blocks}
+        for name in progress(_measured_blocks(list(blocks)), "measuring block sensitivity"):
+            metrics = TokenMetrics(inputs, None, {ORIGINAL: original})
+            kld = _mean_kld(_quantize_block(runner, blocks[name]), inputs, metrics)
+            measured[name] = max(DIVERGENCE_EPSILON, kld)
+    return {name: measured.get(name) or _interpolate(name, measured) for name in blocks}
 
 
-def _run(runner: TorchRunner, inputs: Sequence[Inputs], judge: TokenJudge) -> float:
-    """The mean divergence of all answer tokens, of those that were compared."""
-    compared = [found for judged in runner.run(inputs, judge) for found in judged.compared.values()]
-    judge.close()
-    divergences = [one for found in compared for one in found.kl_divergences]
+def _mean_kld(runner: TorchRunner, inputs: Sequence[Inputs], metrics: TokenMetrics) -> float:
+    """Run all samples; return the mean KLD over answer tokens, 0 without a comparison."""
+    comparisons = [one for results in runner.run(inputs, metrics) for one in results.compared.values()]
+    metrics.close()
+    divergences = [kld for comparison in comparisons for kld in comparison.kl_divergences]
     return sum(divergences) / max(1, len(divergences))
 
 
-def _damaged(runner: TorchRunner, specs: Sequence[TensorSpec]) -> TorchRunner:
-    """The same with some weights on TRIED."""
+def _quantize_block(runner: TorchRunner, specs: Sequence[TensorSpec]) -> TorchRunner:
+    """Return a runner whose weights of `specs` are on PROBE_SCHEME."""
     names, weights = {spec.name for spec in specs}, runner.weights
 
-    def read(spec: TensorSpec) -> Stored:
+    def read(spec: TensorSpec) -> StoredWeight:
         stored = weights.read(spec)
-        return ROUNDERS["rtn"](stored, TRIED, None) if isinstance(stored, Tensor) and spec.name in names else stored
+        if isinstance(stored, Tensor) and spec.name in names:
+            return ROUNDING_FUNCTIONS["rtn"](stored, PROBE_SCHEME, None)
+        return stored
 
-    kept = {**weights.kept, **{spec.name: read(spec) for spec in specs}} if weights.kept else {}
-    return replace(runner, weights=replace(weights, read=read, kept=kept))
+    resident = {**weights.resident, **{spec.name: read(spec) for spec in specs}} if weights.resident else {}
+    return replace(runner, weights=replace(weights, read=read, resident=resident))
 
 
-def _measured(names: Sequence[str]) -> list[str]:
-    """All but some of the layers of a component that has many."""
-    chosen = []
+def _measured_blocks(names: Sequence[str]) -> list[str]:
+    """Return all blocks, but of components with many layers only some, evenly spread, with the first and the last."""
+    measured = []
     for layers in _by_component(names):
-        count = min(len(layers), MOST_LAYERS)
-        spread = {round(index * (len(layers) - 1) / max(1, count - 1)) for index in range(count)}
-        chosen += [layers[index] for index in sorted(spread)]
-    return chosen
+        count = min(len(layers), MAX_MEASURED_LAYERS)
+        indices = {round(index * (len(layers) - 1) / max(1, count - 1)) for index in range(count)}
+        measured += [layers[index] for index in sorted(indices)]
+    return measured
 
 
 def _by_component(names: Sequence[str]) -> Iterator[list[str]]:
@@ -89,10 +88,11 @@ def _by_component(names: Sequence[str]) -> Iterator[list[str]]:
         yield [name for name in names if name.partition(".layers.")[0] == component]
 
 
-def _between(name: str, measured: Mapping[str, float]) -> float:
-    component, _, number = name.partition(".layers.")
+def _interpolate(name: str, measured: Mapping[str, float]) -> float:
+    """Interpolate the logarithm of the KLD linearly between the nearest measured layers."""
+    component, _, index = name.partition(".layers.")
     prefix = f"{component}.layers."
-    others = {int(one.removeprefix(prefix)): value for one, value in measured.items() if one.startswith(prefix)}
-    below, above = max(one for one in others if one < int(number)), min(one for one in others if one > int(number))
-    part = (int(number) - below) / (above - below)
-    return exp((1 - part) * log(others[below]) + part * log(others[above]))
+    layers = {int(one.removeprefix(prefix)): kld for one, kld in measured.items() if one.startswith(prefix)}
+    below, above = max(one for one in layers if one < int(index)), min(one for one in layers if one > int(index))
+    fraction = (int(index) - below) / (above - below)
+    return exp((1 - fraction) * log(layers[below]) + fraction * log(layers[above]))

@@ -1,1 +1,1 @@
-"""What is published: a folder that proves what it is, made, verified, and compared with the one before."""
+"""Releases: package artifacts into one folder, verify it, and compare it with an earlier one."""

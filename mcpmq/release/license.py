@@ -1,4 +1,4 @@
-"""Under which terms a checkpoint may be passed on: what its model card and its licence files say."""
+"""The license of a checkpoint, from its model card and its license files."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,49 +7,52 @@ from typing import Any
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import ReleaseError
 
-CARD = "README.md"
-UNNAMED = ("other", "unknown")  # what a card says whose licence has no identifier: then its text must be there
+MODEL_CARD = "README.md"
+WITHOUT_IDENTIFIER = ("other", "unknown")  # the text of such a license is required
 
 
 @dataclass(frozen=True, slots=True)
-class Terms:
-    """A licence by its identifier, the card's own fields, and the files that must go with every copy."""
+class License:
+    """Identifier of a license, metadata of the model card, and the files that are part of every copy."""
 
-    licence: str
+    identifier: str
     card: dict[str, Any]
     files: tuple[Path, ...]
 
     @property
-    def licence_files(self) -> list[str]:
-        return [file.name for file in self.files if file.name != CARD]
+    def text_files(self) -> list[str]:
+        return [file.name for file in self.files if file.name != MODEL_CARD]
 
 
-def terms_of(checkpoint: Checkpoint, given: str | None = None) -> Terms:
-    """The terms; `given` is what the releaser says where the checkpoint is silent.
+def license_of(checkpoint: Checkpoint, given: str | None = None) -> License:
+    """Return the license of a checkpoint; `given` is used if the checkpoint does not declare one.
 
     Raises:
-        ReleaseError: nobody says, the card cannot be read, or `given` is not what the card says.
+        ReleaseError: no license is declared or given, both differ, the card is invalid, or the license text is missing.
     """
-    card = _card(checkpoint.path / CARD)
-    files = tuple(checkpoint.legal_texts)
-    licence = card.get("license")
-    if given and licence and given != licence:
-        raise ReleaseError(f"`{checkpoint.path / CARD}` says licence `{licence}`, `{given}` was given", "leave it out")
-    asked = licence or given
-    if not isinstance(asked, str):
+    card = _read_metadata(checkpoint.path / MODEL_CARD)
+    files = tuple(checkpoint.license_files)
+    declared = card.get("license")
+    if given and declared and given != declared:
         raise ReleaseError(
-            f"`{checkpoint.path}` does not say under which licence it may be passed on",
-            f"fetch the `{CARD}` that it was published with, or name its licence with `--license`",
+            f"`{checkpoint.path / MODEL_CARD}` declares license `{declared}`, `{given}` was given",
+            "omit `--license`",
         )
-    if asked in UNNAMED and all(file.name == CARD for file in files):
+    identifier = declared or given
+    if not isinstance(identifier, str):
         raise ReleaseError(
-            f"the licence of `{checkpoint.path}` is `{asked}`, and its text is missing",
-            "put the `LICENSE` that it was published with beside its `config.json`",
+            f"`{checkpoint.path}` does not declare a license",
+            f"download the `{MODEL_CARD}` of the checkpoint, or give its license with `--license`",
         )
-    return Terms(asked, card, files)
+    if identifier in WITHOUT_IDENTIFIER and all(file.name == MODEL_CARD for file in files):
+        raise ReleaseError(
+            f"the license of `{checkpoint.path}` is `{identifier}`, and its text is missing",
+            "copy the `LICENSE` of the checkpoint next to its `config.json`",
+        )
+    return License(identifier, card, files)
 
 
-def _card(file: Path) -> dict[str, Any]:
+def _read_metadata(file: Path) -> dict[str, Any]:
     from huggingface_hub import metadata_load
     from yaml import YAMLError
 
@@ -58,4 +61,4 @@ def _card(file: Path) -> dict[str, Any]:
     try:
         return metadata_load(file) or {}
     except (YAMLError, ValueError, UnicodeDecodeError) as error:
-        raise ReleaseError(f"the front matter of `{file}` cannot be read: {error}", "correct it by hand") from error
+        raise ReleaseError(f"the metadata of `{file}` is invalid: {error}", "correct its YAML block") from error

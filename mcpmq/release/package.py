@@ -1,171 +1,169 @@
-"""Artifacts, their report and the terms of the original as one folder that can be published."""
+"""Package artifacts, their report, and the license of the original as a release."""
 
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mcpmq.artifact import Artifact, appearing_whole, write_manifest
+from mcpmq.artifact import Artifact, atomic_dir, write_manifest
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import ReleaseError
-from mcpmq.formats.sharding import LEAST_RUNTIMES, divide
+from mcpmq.formats import format_of
+from mcpmq.formats.sharding import split_artifact
 from mcpmq.gate import Gate, check
-from mcpmq.recipe import as_toml
-from mcpmq.release.card import ORIGINAL_CARD, Card
-from mcpmq.release.license import CARD, Terms, terms_of
+from mcpmq.recipe import to_toml
+from mcpmq.release.card import ORIGINAL_CARD, render_card
+from mcpmq.release.license import MODEL_CARD, License, license_of
 from mcpmq.release.record import (
     RECORD,
     PackagedArtifact,
     Release,
     ReleaseRecord,
-    files_under,
-    record_files,
-    write_sums,
+    file_records,
+    list_files,
+    write_checksums,
 )
-from mcpmq.report import Report, write_report
+from mcpmq.report import ArtifactResult, Report, write_report
 
 PROCESSOR, RECIPES = "processor", "recipes"
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
-    """What a release must be to be made."""
+class ReleaseOptions:
+    """Name, license, size limits and gates of a release."""
 
-    name: str | None = None
-    licence: str | None = None
-    base_model: str | None = None  # hub id of the original, for the card
-    largest_artifact_nbytes: int | None = None
-    largest_file_nbytes: int | None = None
-    gates: tuple[Path, ...] = ()  # allowed differences; all must hold
-    baseline: Report | None = None  # what gates may compare with
+    name: str | None = None  # default: the name of its folder
+    license: str | None = None  # if the checkpoint does not declare one
+    base_model: str | None = None  # hub id of the original, for the model card
+    max_artifact_nbytes: int | None = None
+    max_file_nbytes: int | None = None  # larger files are split
+    gates: tuple[Path, ...] = ()  # all must pass
+    baseline: Report | None = None  # for the gates
 
 
 def package(
-    artifacts: Sequence[Artifact], checkpoint: Checkpoint, report: Report, out: Path, wanted: Wanted
+    artifacts: Sequence[Artifact], checkpoint: Checkpoint, report: Report, out: Path, options: ReleaseOptions
 ) -> Release:
-    """Assemble a release; every file of every artifact is hashed before and after.
+    """Assemble a release from artifacts in different formats. Every file is hashed before and after the copy.
 
     Raises:
-        ReleaseError: an artifact is too large, was not measured or differs by more than a gate allows, two are of one
-            kind, or the licence is missing.
-        ArtifactError: an artifact's files changed since it was written.
-        OutputError: `out` exists with other content, or the disk is full.
+        ReleaseError: an artifact is too large or not in the report, two have the same format, a gate fails, or the
+            license is missing.
+        ArtifactError: files of an artifact changed.
+        OutputError: `out` exists and is not empty, or the disk is full.
     """
-    terms = terms_of(checkpoint, wanted.licence)
-    _refuse_unlike(artifacts, checkpoint)
-    measured = _measured(artifacts, report)
-    _refuse_violated(measured, wanted)
+    license = license_of(checkpoint, options.license)
+    _check_artifacts(artifacts, checkpoint)
+    report = _select_results(report, artifacts)
+    _check_gates(report, options)
     for artifact in artifacts:
-        _refuse_large(artifact, wanted.largest_artifact_nbytes)
+        _check_size(artifact, options.max_artifact_nbytes)
         artifact.verify()
-    with appearing_whole(out) as folder:
-        _add_gates(wanted.gates, folder)
-        held = [_add(artifact, folder, wanted.largest_file_nbytes) for artifact in artifacts]
-        _add_texts(checkpoint, terms, held, folder)
-        write_report(measured, folder)
-        record = _record(held, measured, terms, wanted, out)
-        (folder / CARD).write_text(Card(record, held, _folders(held), measured, terms, wanted.base_model).markdown())
-        whole = record.model_copy(update={"files": record_files(folder, files_under(folder))})
-        (folder / RECORD).write_text(whole.model_dump_json(indent=1) + "\n")
-        write_sums(folder)
+    with atomic_dir(out) as folder:
+        _copy_gates(options.gates, folder)
+        packaged = [_copy_artifact(artifact, folder, options.max_file_nbytes) for artifact in artifacts]
+        _copy_texts(checkpoint, license, packaged, folder)
+        write_report(report, folder)
+        record = _make_record(packaged, report, license, options, out)
+        (folder / MODEL_CARD).write_text(render_card(record, packaged, report, license, options.base_model))
+        record = record.model_copy(update={"files": file_records(folder, list_files(folder))})
+        (folder / RECORD).write_text(record.model_dump_json(indent=1) + "\n")
+        write_checksums(folder)
     return Release.open(out)
 
 
-def _refuse_unlike(artifacts: Sequence[Artifact], checkpoint: Checkpoint) -> None:
+def _check_artifacts(artifacts: Sequence[Artifact], checkpoint: Checkpoint) -> None:
     kinds = [artifact.manifest.kind for artifact in artifacts]
     for artifact in artifacts:
         manifest = artifact.manifest
-        if manifest.kind not in LEAST_RUNTIMES:
+        if format_of(manifest.kind) is None:
             raise ReleaseError(f"`{artifact.path}` is a {manifest.kind} artifact, which no engine loads", "export it")
         if kinds.count(manifest.kind) > 1:
-            raise ReleaseError(f"two artifacts are of kind `{manifest.kind}`", "make a release of each")
+            raise ReleaseError(f"two artifacts have the format `{manifest.kind}`", "package one release for each")
         if manifest.source.sha256 != checkpoint.sha256:
             raise ReleaseError(
                 f"`{artifact.path}` was made from `{manifest.source.name}` ({manifest.source.sha256[:12]}), not from"
                 f" `{checkpoint.path}` ({checkpoint.sha256[:12]})",
-                "name the checkpoint that it was made from",
+                "give the original of the artifact",
             )
 
 
-def _measured(artifacts: Sequence[Artifact], report: Report) -> Report:
-    """The part of a report that is about these artifacts, as they are now."""
-    entries = {entry.sha256: entry for entry in report.artifacts}
+def _select_results(report: Report, artifacts: Sequence[Artifact]) -> Report:
+    """Return the report with the results of these artifacts only."""
+    results = {result.sha256: result for result in report.artifacts}
     for artifact in artifacts:
-        if artifact.sha256 not in entries:
-            raise ReleaseError(
-                f"the report does not measure `{artifact.path}` as it is now", "measure it with `mcpmq evaluate`"
-            )
-    return report.model_copy(update={"artifacts": tuple(entries[artifact.sha256] for artifact in artifacts)})
+        if artifact.sha256 not in results:
+            raise ReleaseError(f"`{artifact.path}` is not in the report", "measure it with `mcpmq evaluate`")
+    return report.model_copy(update={"artifacts": tuple(results[artifact.sha256] for artifact in artifacts)})
 
 
-def _refuse_violated(report: Report, wanted: Wanted) -> None:
-    verdicts = [one for file in wanted.gates for one in check(report, Gate.load(file), wanted.baseline)]
-    if violated := [str(verdict) for verdict in verdicts if not verdict.holds]:
+def _check_gates(report: Report, options: ReleaseOptions) -> None:
+    gates = [Gate.load(file) for file in options.gates]
+    verdicts = [verdict for gate in gates for verdict in check(report, gate, options.baseline)]
+    if violated := [str(verdict) for verdict in verdicts if not verdict.passed]:
         raise ReleaseError(
             "\n".join([f"{len(violated)} of {len(verdicts)} bounds of the gate are violated", *violated]),
-            "make it more accurate, or change the gate where that is right",
+            "use a more accurate recipe, or correct the gate",
         )
 
 
-def _refuse_large(artifact: Artifact, largest_nbytes: int | None) -> None:
+def _check_size(artifact: Artifact, max_nbytes: int | None) -> None:
     nbytes = sum(artifact.nbytes_by_component().values())
-    if largest_nbytes is not None and nbytes > largest_nbytes:
+    if max_nbytes is not None and nbytes > max_nbytes:
         raise ReleaseError(
-            f"`{artifact.path}` has {nbytes:,} bytes, {nbytes - largest_nbytes:,} more than the allowed"
-            f" {largest_nbytes:,}",
-            "find a recipe that fits with `mcpmq fit`",
+            f"`{artifact.path}` has {nbytes:,} bytes, {nbytes - max_nbytes:,} more than the limit of {max_nbytes:,}",
+            "search a smaller recipe with `mcpmq search`",
         )
 
 
-def _add(artifact: Artifact, folder: Path, largest_file_nbytes: int | None) -> Artifact:
-    """A copy of an artifact, in parts where parts are asked for."""
+def _copy_artifact(artifact: Artifact, folder: Path, max_file_nbytes: int | None) -> Artifact:
+    """Copy an artifact, and split its larger files if the format supports it."""
     target = folder / artifact.manifest.kind
     target.mkdir()
-    files = divide(artifact, target, largest_file_nbytes)
+    files = split_artifact(artifact, target, max_file_nbytes)
     write_manifest(target, artifact.manifest.model_copy(update={"files": ()}), files)
     return Artifact.open(target)
 
 
-def _add_texts(checkpoint: Checkpoint, terms: Terms, artifacts: Sequence[Artifact], folder: Path) -> None:
+def _copy_texts(checkpoint: Checkpoint, license: License, artifacts: Sequence[Artifact], folder: Path) -> None:
     for name in (PROCESSOR, RECIPES):
         (folder / name).mkdir()
-    for file in checkpoint.texts:
+    for file in checkpoint.text_files:
         shutil.copyfile(file, folder / PROCESSOR / file.name)
-    for file in terms.files:
-        shutil.copyfile(file, folder / (ORIGINAL_CARD if file.name == CARD else file.name))
+    for file in license.files:
+        shutil.copyfile(file, folder / (ORIGINAL_CARD if file.name == MODEL_CARD else file.name))
     for artifact in artifacts:
-        recipe = artifact.manifest.recipe
-        (folder / RECIPES / f"{artifact.manifest.kind}.toml").write_text(as_toml(recipe))
+        (folder / RECIPES / f"{artifact.manifest.kind}.toml").write_text(to_toml(artifact.manifest.recipe))
 
 
-def _add_gates(gates: Sequence[Path], folder: Path) -> None:
+def _copy_gates(gates: Sequence[Path], folder: Path) -> None:
     for number, gate in enumerate(gates):
         shutil.copyfile(gate, folder / f"gate{f'-{number + 1}' if number else ''}.toml")
 
 
-def _folders(artifacts: Sequence[Artifact]) -> list[str]:
-    return [artifact.path.name for artifact in artifacts]
-
-
-def _record(artifacts: Sequence[Artifact], report: Report, terms: Terms, wanted: Wanted, out: Path) -> ReleaseRecord:
+def _make_record(
+    artifacts: Sequence[Artifact], report: Report, license: License, options: ReleaseOptions, out: Path
+) -> ReleaseRecord:
     return ReleaseRecord(
-        name=wanted.name or out.absolute().name,
+        name=options.name or out.absolute().name,
         source=artifacts[0].manifest.source,
-        licence=terms.licence,
-        artifacts=tuple(
-            PackagedArtifact(
-                kind=artifact.manifest.kind,
-                folder=artifact.path.name,
-                recipe=str(artifact.manifest.recipe["name"]),
-                measured_sha256=entry.sha256,
-                calibrated_on=artifact.manifest.calibrated_on,
-                nbytes=sum(artifact.nbytes_by_component().values()),
-                least_runtime=LEAST_RUNTIMES[artifact.manifest.kind],
-                versions=artifact.manifest.versions,
-            )
-            for artifact, entry in zip(artifacts, report.artifacts, strict=True)
-        ),
-        largest_artifact_nbytes=wanted.largest_artifact_nbytes,
-        largest_file_nbytes=wanted.largest_file_nbytes,
+        license=license.identifier,
+        artifacts=tuple(map(_packaged_artifact, artifacts, report.artifacts)),
+        max_artifact_nbytes=options.max_artifact_nbytes,
+        max_file_nbytes=options.max_file_nbytes,
         files=(),
+    )
+
+
+def _packaged_artifact(artifact: Artifact, result: ArtifactResult) -> PackagedArtifact:
+    target = format_of(artifact.manifest.kind)
+    return PackagedArtifact(
+        kind=artifact.manifest.kind,
+        folder=artifact.path.name,
+        recipe=str(artifact.manifest.recipe["name"]),
+        measured_sha256=result.sha256,
+        calibration_set=artifact.manifest.calibration_set,
+        nbytes=sum(artifact.nbytes_by_component().values()),
+        min_runtime=target.min_runtime if target else "",
+        versions=artifact.manifest.versions,
     )

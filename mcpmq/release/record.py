@@ -1,4 +1,4 @@
-"""A release: a folder that proves what it is. Its record, and the paths and hashes that bind it."""
+"""The record of a release: its artifacts and the SHA-256 of every file."""
 
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -6,12 +6,12 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mcpmq.artifact import Artifact, CalibrationRecord, FileRecord, SourceRecord, sha256_of
+from mcpmq.artifact import Artifact, CalibrationRecord, FileRecord, SourceRecord, file_sha256
 from mcpmq.errors import ReleaseError
-from mcpmq.system.table import Row, Table, megabytes
+from mcpmq.system.table import Row, Table, format_megabytes
 
-RECORD, SUMS = "release.json", "SHA256SUMS"
-AGAIN = "fetch it again, or package it again"
+RECORD, CHECKSUMS = "release.json", "SHA256SUMS"
+REFETCH_HINT = "download the release again, or package it again"
 
 
 class _Record(BaseModel):
@@ -19,44 +19,44 @@ class _Record(BaseModel):
 
 
 class PackagedArtifact(_Record):
-    """One artifact in a folder of its own."""
+    """One artifact of a release, in a folder of its own."""
 
     kind: str
     folder: str
     recipe: str
-    measured_sha256: str  # of what the report is about: the artifact before it was divided into parts
-    calibrated_on: CalibrationRecord | None
+    measured_sha256: str  # of the artifact in the report, before its files were split
+    calibration_set: CalibrationRecord | None
     nbytes: int
-    least_runtime: str
+    min_runtime: str
     versions: dict[str, str]
 
 
 class ReleaseRecord(_Record):
-    """What a release is; no time and no path, so equal inputs give equal bytes."""
+    """Content of a release; no time and no path: equal inputs, equal bytes."""
 
     schema_version: Literal[1] = 1
     name: str
     source: SourceRecord
-    licence: str
+    license: str
     artifacts: tuple[PackagedArtifact, ...]
-    largest_artifact_nbytes: int | None  # the budget it was held to
-    largest_file_nbytes: int | None  # the size of parts
+    max_artifact_nbytes: int | None  # limit of the artifacts
+    max_file_nbytes: int | None  # size above which files are split
     files: tuple[FileRecord, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """A folder that `package` wrote."""
+    """A release opened for reading."""
 
     path: Path
     record: ReleaseRecord
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Read the record.
+        """Read the record of a release.
 
         Raises:
-            ReleaseError: there is none, it is not valid, or it names a path outside of the folder.
+            ReleaseError: the record is missing or invalid, or has a path outside of the folder.
         """
         file = path / RECORD
         if not file.is_file():
@@ -65,62 +65,64 @@ class Release:
             record = ReleaseRecord.model_validate_json(file.read_bytes())
         except ValidationError as error:
             first = error.errors()[0]
-            raise ReleaseError(f"`{file}`: {'.'.join(map(str, first['loc']))}: {first['msg']}", AGAIN) from error
-        for name in [one.path for one in record.files] + [one.folder for one in record.artifacts]:
-            inside(path, name)
+            field = ".".join(map(str, first["loc"]))
+            raise ReleaseError(f"`{file}`: {field}: {first['msg']}", REFETCH_HINT) from error
+        for name in [file.path for file in record.files] + [artifact.folder for artifact in record.artifacts]:
+            safe_join(path, name)
         return cls(path, record)
 
     @property
     def artifacts(self) -> list[Artifact]:
-        return [Artifact.open(self.path / one.folder) for one in self.record.artifacts]
+        return [Artifact.open(self.path / artifact.folder) for artifact in self.record.artifacts]
 
-    def table(self) -> Table:
-        """What it is, from what, under which licence, and what it weighs."""
+    def to_table(self) -> Table:
+        """Return original, license, artifacts and sizes as a table."""
         record = self.record
         rows: list[Row] = [
-            ("made from", [f"{record.source.name}, sha256 {record.source.sha256}"]),
-            ("licence", [record.licence]),
-            *(
-                (one.folder, [f"{one.recipe}, {megabytes(one.nbytes)}, runs in {one.least_runtime}"])
-                for one in record.artifacts
-            ),
-            ("files", [f"{len(record.files)}, {megabytes(sum(file.nbytes for file in record.files))}"]),
+            ("original", [f"{record.source.name}, sha256 {record.source.sha256}"]),
+            ("license", [record.license]),
+            *((artifact.folder, [_describe(artifact)]) for artifact in record.artifacts),
+            ("files", [f"{len(record.files)}, {format_megabytes(sum(file.nbytes for file in record.files))}"]),
         ]
         return Table(f"release {self.path}", [""], rows)
 
 
-def inside(folder: Path, name: str) -> Path:
-    """The path of a file of a folder.
+def _describe(artifact: PackagedArtifact) -> str:
+    return f"{artifact.recipe}, {format_megabytes(artifact.nbytes)}, runs in {artifact.min_runtime}"
+
+
+def safe_join(folder: Path, name: str) -> Path:
+    """Return the path of a file in a folder.
 
     Raises:
-        ReleaseError: it leaves the folder.
+        ReleaseError: the path is outside of the folder.
     """
     pure = PurePosixPath(name)
-    found = folder / pure
-    if pure.is_absolute() or ".." in pure.parts or not found.resolve().is_relative_to(folder.resolve()):
-        raise ReleaseError(f"`{folder}` lists `{name}`, which leaves the folder", "do not use this release")
-    return found
+    path = folder / pure
+    if pure.is_absolute() or ".." in pure.parts or not path.resolve().is_relative_to(folder.resolve()):
+        raise ReleaseError(f"`{folder}` lists `{name}`, which is outside of the folder", "do not use this release")
+    return path
 
 
-def files_under(folder: Path) -> list[str]:
-    """Every file, by its path in the folder, sorted."""
+def list_files(folder: Path) -> list[str]:
+    """Return the relative paths of all files in a folder, sorted."""
     return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if not file.is_dir())
 
 
-def record_files(folder: Path, names: list[str]) -> tuple[FileRecord, ...]:
-    """Sizes and hashes; the component is the folder that a file lies in, `release` for those in none."""
+def file_records(folder: Path, names: list[str]) -> tuple[FileRecord, ...]:
+    """Return sizes and hashes; the component is the subfolder of a file, or `release`."""
     return tuple(
         FileRecord(
             path=name,
             component=name.partition("/")[0] if "/" in name else "release",
             nbytes=(folder / name).stat().st_size,
-            sha256=sha256_of(folder / name),
+            sha256=file_sha256(folder / name),
         )
         for name in names
     )
 
 
-def write_sums(folder: Path) -> None:
-    """SHA256SUMS of all other files, as `sha256sum --check` reads it."""
-    lines = [f"{sha256_of(folder / name)}  {name}\n" for name in files_under(folder) if name != SUMS]
-    (folder / SUMS).write_text("".join(lines))
+def write_checksums(folder: Path) -> None:
+    """Write SHA256SUMS of all other files, in the format of `sha256sum --check`."""
+    lines = [f"{file_sha256(folder / name)}  {name}\n" for name in list_files(folder) if name != CHECKSUMS]
+    (folder / CHECKSUMS).write_text("".join(lines))

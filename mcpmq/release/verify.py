@@ -1,4 +1,4 @@
-"""Whether a release or an artifact is what it says it is: hashes, files that belong together, engines that load it."""
+"""Verify a release or an artifact: file hashes, provenance of files, loading in the engines."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,94 +6,98 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from mcpmq.artifact import MANIFEST, Artifact, sha256_of
+from mcpmq.artifact import MANIFEST, Artifact, file_sha256
 from mcpmq.errors import ReleaseError
 from mcpmq.evaluate.measure import engine_name
-from mcpmq.formats.provenance import ORIGINS, check_origins
-from mcpmq.release.record import AGAIN, RECORD, SUMS, Release, files_under, inside
-from mcpmq.runners.inputs_store import SampleFiles
-from mcpmq.runners.launcher import ENGINE_OF, run
+from mcpmq.formats import engine_of
+from mcpmq.formats.provenance import check_provenance
+from mcpmq.release.record import CHECKSUMS, RECORD, REFETCH_HINT, Release, list_files, safe_join
+from mcpmq.runners.inputs_store import InputsStore
+from mcpmq.runners.launcher import run_engine
 from mcpmq.system.progress import Progress, silent
 from mcpmq.system.table import Table
 
 
 @dataclass(frozen=True, slots=True)
-class Verified:
-    """What was found to be as it should be."""
+class VerificationResult:
+    """The checks that a release or an artifact passed."""
 
     path: Path
-    found: tuple[str, ...]
+    checks: tuple[str, ...]
 
-    def facts(self) -> dict[str, Any]:
-        """As plain values."""
-        return {"path": str(self.path), "verified": list(self.found)}
+    def to_dict(self) -> dict[str, Any]:
+        """Return path and checks as plain values."""
+        return {"path": str(self.path), "checks": list(self.checks)}
 
-    def table(self) -> Table:
-        """A row for everything that was looked at."""
-        return Table(f"{self.path} is what it says it is", [""], [("verified", [one]) for one in self.found])
+    def to_table(self) -> Table:
+        """Return a table with a row for every check."""
+        return Table(f"{self.path} is valid", [""], [("checked", [check]) for check in self.checks])
 
 
-def verify(path: Path, threads: int, *, load: bool = True, progress: Progress = silent) -> Verified:
-    """Hash every file of a release or an artifact, see that its files belong together, and load it in its engines.
+def verify(path: Path, threads: int, *, load: bool = True, progress: Progress = silent) -> VerificationResult:
+    """Check the hashes and the provenance of all files, and load the models in their engines.
 
     Raises:
-        ReleaseError: a file is missing, changed, unlisted, or outside of the folder; or the parts do not agree.
-        ArtifactError: files of an artifact are of different models.
-        EngineError: an engine does not load it.
+        ReleaseError: a file is missing, changed, unlisted or outside of the folder, or an artifact has another source.
+        ArtifactError: a file of an artifact is changed, or was made from another model or recipe.
+        EngineError: an engine does not load an artifact.
     """
-    found = list(_release(path, progress)) if (path / RECORD).is_file() else []
-    folders = [one.path for one in Release.open(path).artifacts] if found else [path]
+    checks = list(_verify_release(path, progress)) if (path / RECORD).is_file() else []
+    folders = [artifact.path for artifact in Release.open(path).artifacts] if checks else [path]
     for folder in folders:
-        found += _artifact(folder)
+        checks += _verify_artifact(folder)
         if load:
-            found += _loaded(folder, threads)
-    return Verified(path, tuple(found))
+            checks += _load(folder, threads)
+    return VerificationResult(path, tuple(checks))
 
 
-def _release(path: Path, progress: Progress) -> Iterator[str]:
+def _verify_release(path: Path, progress: Progress) -> Iterator[str]:
     release = Release.open(path)
-    listed = {record.path: record for record in release.record.files}
-    if unlisted := sorted(set(files_under(path)) - {*listed, RECORD, SUMS}):
-        raise ReleaseError(f"`{path}` holds {len(unlisted)} files that it does not list, first `{unlisted[0]}`", AGAIN)
+    _check_files(release, progress)
+    yield f"{len(release.record.files)} files match their SHA-256"
+    _check_checksums(release)
+    yield f"`{CHECKSUMS}` matches `{RECORD}`"
+    for packaged in release.record.artifacts:
+        manifest = Artifact.open(path / packaged.folder).manifest
+        if (manifest.kind, manifest.source) != (packaged.kind, release.record.source):
+            raise ReleaseError(f"`{path / packaged.folder}` was made from another model than the release", REFETCH_HINT)
+    yield f"{len(release.record.artifacts)} artifacts were made from `{release.record.source.name}`"
+
+
+def _check_files(release: Release, progress: Progress) -> None:
+    path, listed = release.path, {record.path for record in release.record.files}
+    if unlisted := sorted(set(list_files(path)) - {*listed, RECORD, CHECKSUMS}):
+        raise ReleaseError(f"`{path}` has {len(unlisted)} unlisted files, first `{unlisted[0]}`", REFETCH_HINT)
     for record in progress(release.record.files, "hashing"):
-        file = inside(path, record.path)
+        file = safe_join(path, record.path)
         if not file.is_file():
-            raise ReleaseError(f"`{record.path}` is missing from `{path}`", AGAIN)
-        if sha256_of(file) != record.sha256:
-            raise ReleaseError(f"`{file}` is not the file that was released", AGAIN)
-    yield f"{len(listed)} files, by their SHA-256"
-    _check_sums(release)
-    yield f"`{SUMS}` agrees with `{RECORD}`"
-    for one in release.record.artifacts:
-        manifest = Artifact.open(path / one.folder).manifest
-        if (manifest.kind, manifest.source) != (one.kind, release.record.source):
-            raise ReleaseError(f"`{path / one.folder}` was made from another model than the release says", AGAIN)
-    yield f"{len(release.record.artifacts)} artifacts, all made from `{release.record.source.name}`"
+            raise ReleaseError(f"`{record.path}` is missing from `{path}`", REFETCH_HINT)
+        if file_sha256(file) != record.sha256:
+            raise ReleaseError(f"`{file}` is not the released file", REFETCH_HINT)
 
 
-def _check_sums(release: Release) -> None:
-    sums = {record.path: record.sha256 for record in release.record.files}
-    sums[RECORD] = sha256_of(release.path / RECORD)
-    file = release.path / SUMS
-    expected = "".join(f"{sums[name]}  {name}\n" for name in sorted(sums))
+def _check_checksums(release: Release) -> None:
+    checksums = {record.path: record.sha256 for record in release.record.files}
+    checksums[RECORD] = file_sha256(release.path / RECORD)
+    file = release.path / CHECKSUMS
+    expected = "".join(f"{checksums[name]}  {name}\n" for name in sorted(checksums))
     if not file.is_file() or file.read_bytes() != expected.encode():
-        raise ReleaseError(f"`{file}` does not agree with `{RECORD}`", AGAIN)
+        raise ReleaseError(f"`{file}` does not match `{RECORD}`", REFETCH_HINT)
 
 
-def _artifact(folder: Path) -> Iterator[str]:
+def _verify_artifact(folder: Path) -> Iterator[str]:
     artifact = Artifact.open(folder)
     artifact.verify()
-    yield f"{folder.name}: {len(artifact.manifest.files)} files are those of `{MANIFEST}`"
-    if artifact.manifest.kind in ORIGINS:
-        yield f"{folder.name}: {check_origins(artifact)} files say that they are of one model and one recipe"
+    yield f"{folder.name}: {len(artifact.manifest.files)} files match `{MANIFEST}`"
+    if count := check_provenance(artifact):
+        yield f"{folder.name}: {count} files record the same source and recipe as the manifest"
 
 
-def _loaded(folder: Path, threads: int) -> Iterator[str]:
-    """What no engine loads, as an importance matrix, has nothing to be loaded."""
+def _load(folder: Path, threads: int) -> Iterator[str]:
     kind = Artifact.open(folder).manifest.kind
-    if kind == "imatrix":
+    if kind == "imatrix":  # no engine loads it
         return
-    engine = ENGINE_OF[kind]
-    with TemporaryDirectory(prefix="mcpmq-") as nothing:
-        run(engine, folder, SampleFiles(Path(nothing)), threads)
+    engine = engine_of(kind)
+    with TemporaryDirectory(prefix="mcpmq-") as no_samples:
+        run_engine(engine, folder, InputsStore(Path(no_samples)), threads)
     yield f"{folder.name}: {engine_name(engine)} loads it"

@@ -1,19 +1,19 @@
-"""The original beside its artifacts, with their differences; report.json is the truth, all else is drawn from it."""
+"""Reports: an original and its artifacts, with their differences, as JSON, Markdown and HTML."""
 
 from mcpmq.report.compare import compare
 from mcpmq.report.files import write_report
-from mcpmq.report.page import page_of
-from mcpmq.report.report import JSON_FILE, Entry, Report, SourceFacts
-from mcpmq.report.tables import changes_table, table_of
+from mcpmq.report.page import render_html
+from mcpmq.report.report import JSON_FILE, ArtifactResult, Report, SourceInfo
+from mcpmq.report.tables import changes_table, report_table
 
 __all__ = [
     "JSON_FILE",
-    "Entry",
+    "ArtifactResult",
     "Report",
-    "SourceFacts",
+    "SourceInfo",
     "changes_table",
     "compare",
-    "page_of",
-    "table_of",
+    "render_html",
+    "report_table",
     "write_report",
 ]

@@ -1,4 +1,4 @@
-"""What each component of a quantized model costs: the original with one component quantized at a time, in PyTorch."""
+"""Component ablation: the loss of the original with one component quantized at a time, in PyTorch."""
 
 import math
 from collections import Counter
@@ -9,152 +9,171 @@ from typing import Literal
 import torch
 
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.dataset import CalibrationSet
+from mcpmq.dataset import SampleSet
 from mcpmq.errors import ArtifactError, OutputError
-from mcpmq.evaluate import ORIGINAL, Difference, EncodedSet, Record, Settings, differences, encoded, measure_original
-from mcpmq.evaluate.measure import Original, figures_of
-from mcpmq.execution.torch_model import Stored
+from mcpmq.evaluate import (
+    ORIGINAL,
+    Difference,
+    EncodedInputs,
+    Record,
+    Settings,
+    differences,
+    encode_samples,
+    measure_original,
+)
+from mcpmq.evaluate.measure import OriginalResult, sample_metrics
+from mcpmq.execution.torch_model import StoredWeight
 from mcpmq.families.family import TensorSpec
-from mcpmq.quantized_model import Quantized
-from mcpmq.report.compare import environment_of, facts_of, refuse_other_source
-from mcpmq.report.report import Environment, SetFacts, SourceFacts
-from mcpmq.runners.token_metrics import TokenJudge
-from mcpmq.runners.torch import TorchRunner, Weights, assemble
-from mcpmq.system.table import Row, Table, megabytes
+from mcpmq.quantized_model import QuantizedModel
+from mcpmq.report.compare import check_source, dataset_info, describe_environment
+from mcpmq.report.report import DatasetInfo, Environment, SourceInfo
+from mcpmq.report.tables import GROUP_LABELS, INTERVAL_NOTE
+from mcpmq.runners.token_metrics import TokenMetrics
+from mcpmq.runners.torch import TorchRunner, WeightStore, build_runner
+from mcpmq.system.table import Row, Table, format_megabytes
 
-SPLIT_FILE = "components.json"
-TOGETHER = "all together"
+ABLATION_FILE = "components.json"
+ALL_COMPONENTS = "all"
 
 
-class ComponentCost(Record):
-    """The original with this component quantized, and nothing else."""
+class ComponentResult(Record):
+    """The original with one component quantized."""
 
-    schemes: tuple[str, ...]  # of its matrices and tables, the one that most weights have first
+    schemes: tuple[str, ...]  # of its matrices and tables, sorted by size
     nbytes: int
     original_nbytes: int
-    differences: dict[str, Difference]  # from the original, by kind of sample
+    differences: dict[str, Difference]  # from the original, by group
 
 
-class Split(Record):
-    """What quantization costs, component by component."""
+class ComponentAblation(Record):
+    """The loss of every component of a quantized model."""
 
     schema_version: Literal[1] = 1
-    checkpoint: SourceFacts
+    checkpoint: SourceInfo
     recipe: str
-    measured_on: SetFacts
-    components: dict[str, ComponentCost]  # in the order of the forward pass; last, all together
+    eval_set: DatasetInfo
+    components: dict[str, ComponentResult]  # in the order of the forward pass; last: all
     environment: Environment
 
     def write(self, folder: Path) -> None:
         """Write components.json.
 
         Raises:
-            OutputError: the folder cannot be written to.
+            OutputError: the folder cannot be written.
         """
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / SPLIT_FILE).write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            (folder / ABLATION_FILE).write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
         except OSError as error:
-            raise OutputError(f"`{SPLIT_FILE}` cannot be written into `{folder}`: {error}") from error
+            raise OutputError(f"`{ABLATION_FILE}` cannot be written to `{folder}`: {error}") from error
 
 
-def split(checkpoint: Checkpoint, quantized: Quantized, samples: CalibrationSet, settings: Settings) -> Split:
-    """Measure the original, then with each component quantized alone, then with all of them.
+def ablate_components(
+    checkpoint: Checkpoint, quantized: QuantizedModel, samples: SampleSet, settings: Settings
+) -> ComponentAblation:
+    """Measure the original with each component quantized alone, and with all components quantized.
 
     Raises:
-        ArtifactError: the artifact was made from another checkpoint, or its files changed.
+        ArtifactError: the quantized model was made from another checkpoint, its files changed, or nothing is quantized.
         EngineError: a loss is not finite.
     """
-    refuse_other_source(checkpoint, quantized.artifact)
+    check_source(checkpoint, quantized.artifact)
     quantized.artifact.verify()
     torch.set_num_threads(settings.threads)
-    components = list(dict.fromkeys(step.spec.component for step in quantized.steps if step.scheme))
-    if not components:
-        raise ArtifactError(f"nothing in `{quantized.path}` is quantized", "measure one that is")
-    with encoded(checkpoint, samples, settings) as inputs:
+    names = list(dict.fromkeys(tensor.spec.component for tensor in quantized.tensors if tensor.scheme))
+    if not names:
+        raise ArtifactError(f"no weight of `{quantized.path}` is quantized", "give a quantized model")
+    with encode_samples(checkpoint, samples, settings) as inputs:
         original = measure_original(checkpoint, inputs, settings)
-        chosen = {**{name: frozenset({name}) for name in components}, TOGETHER: frozenset(components)}
-        costs = {name: _cost(checkpoint, quantized, some, inputs, original, settings) for name, some in chosen.items()}
-    return Split(
-        checkpoint=SourceFacts(name=checkpoint.path.resolve().name, sha256=checkpoint.sha256),
+        subsets = {**{name: frozenset({name}) for name in names}, ALL_COMPONENTS: frozenset(names)}
+        results = {
+            name: _measure(checkpoint, quantized, subset, inputs, original, settings)
+            for name, subset in subsets.items()
+        }
+    return ComponentAblation(
+        checkpoint=SourceInfo(name=checkpoint.path.resolve().name, sha256=checkpoint.sha256),
         recipe=str(quantized.artifact.manifest.recipe["name"]),
-        measured_on=facts_of(samples, settings),
-        components=costs,
-        environment=environment_of(settings),
+        eval_set=dataset_info(samples, settings),
+        components=results,
+        environment=describe_environment(settings),
     )
 
 
-def _cost(
+def _measure(
     checkpoint: Checkpoint,
-    quantized: Quantized,
+    quantized: QuantizedModel,
     components: frozenset[str],
-    inputs: EncodedSet,
-    original: Original,
+    inputs: EncodedInputs,
+    original: OriginalResult,
     settings: Settings,
-) -> ComponentCost:
-    steps = [step for step in quantized.steps if step.spec.component in components]
+) -> ComponentResult:
     runner = _runner(checkpoint, quantized, components)
-    judge = TokenJudge(inputs.files, None, {ORIGINAL: original.log_probabilities})
-    shown = settings.progress(range(len(inputs.files)), f"measuring with {' and '.join(sorted(components))} quantized")
-    judged = [one for one, _ in zip(runner.run(inputs.files, judge), shown, strict=True)]
-    judge.close()
-    named = zip(inputs.files, inputs.kinds, judged, strict=True)
-    figures = [figures_of(sample, kind, one) for sample, kind, one in named]
-    sizes: Counter[str] = Counter()
-    for step in steps:
-        sizes[str(step.scheme)] += step.nbytes if step.scheme and step.spec.role != "other" else 0
-    return ComponentCost(
-        schemes=tuple(name for name, nbytes in sizes.most_common() if nbytes),
-        nbytes=sum(step.nbytes for step in steps),
-        original_nbytes=sum(step.source_nbytes for step in steps),
-        differences=differences(original.measurement.samples, figures, ORIGINAL),
+    metrics = TokenMetrics(inputs.store, None, {ORIGINAL: original.logprobs})
+    label = f"measuring with {' and '.join(sorted(components))} quantized"
+    progress = settings.progress(range(len(inputs.store)), label)
+    results = [result for result, _ in zip(runner.run(inputs.store, metrics), progress, strict=True)]
+    metrics.close()
+    samples = [sample_metrics(*one) for one in zip(inputs.store, inputs.groups, results, strict=True)]
+    tensors = [tensor for tensor in quantized.tensors if tensor.spec.component in components]
+    nbytes: Counter[str] = Counter()
+    for tensor in tensors:
+        nbytes[str(tensor.scheme)] += tensor.nbytes if tensor.scheme and tensor.spec.role != "other" else 0
+    return ComponentResult(
+        schemes=tuple(scheme for scheme, size in nbytes.most_common() if size),
+        nbytes=sum(tensor.nbytes for tensor in tensors),
+        original_nbytes=sum(tensor.source_nbytes for tensor in tensors),
+        differences=differences(original.measurement.samples, samples, ORIGINAL),
     )
 
 
-def _runner(checkpoint: Checkpoint, quantized: Quantized, components: frozenset[str]) -> TorchRunner:
-    """The original, with what is quantized of some components in its place."""
+def _runner(checkpoint: Checkpoint, quantized: QuantizedModel, components: frozenset[str]) -> TorchRunner:
+    """Return a runner of the original with the quantized weights of some components."""
 
-    def read(spec: TensorSpec) -> Stored:
+    def read(spec: TensorSpec) -> StoredWeight:
         return quantized.load(spec.name) if spec.component in components else checkpoint.load(spec)
 
-    specs = {spec.name: spec for spec in checkpoint.specs if spec.component in components}
-    grids = {name: found for name in specs if (found := quantized.input_grids(name))}
-    weights = Weights(checkpoint.specs, read, checkpoint.nbytes, input_grids=grids)
-    weights.keep_if_there_is_room()
-    return assemble(checkpoint.path, checkpoint.family, checkpoint.config, weights, ())
+    names = [spec.name for spec in checkpoint.specs if spec.component in components]
+    grids = {name: grid for name in names if (grid := quantized.activation_grids(name))}
+    weights = WeightStore(checkpoint.specs, read, checkpoint.nbytes, activation_grids=grids)
+    weights.load_if_memory_allows()
+    return build_runner(checkpoint.path, checkpoint.family, checkpoint.config, weights, ())
 
 
-def table_of(split: Split) -> Table:
-    """A column for every component, and one for all together."""
-    costs = list(split.components.values())
-    sizes = [[megabytes(size).removesuffix(" MB") for size in (one.nbytes, one.original_nbytes)] for one in costs]
+def ablation_table(ablation: ComponentAblation) -> Table:
+    """Return a table with a column for every component, and one for all components."""
+    results = list(ablation.components.values())
+    sizes = [[_megabytes(size) for size in (one.nbytes, one.original_nbytes)] for one in results]
     rows: list[Row] = [
-        ("weights as", [", ".join(one.schemes) for one in costs]),
-        ("weights, MB", [small for small, _ in sizes]),
-        ("  of the original, MB", [large for _, large in sizes]),
+        ("schemes", [", ".join(one.schemes) for one in results]),
+        ("weights, MB", [after for after, _ in sizes]),
+        ("  of the original, MB", [before for _, before in sizes]),
     ]
-    for kind in costs[-1].differences:
-        rows += _kind_rows(kind, split.components)
-    on = split.measured_on
-    title = f"{split.checkpoint.name} on {on.samples} samples of {on.name}, {split.recipe} one component at a time"
+    for group in results[-1].differences:
+        rows += _group_rows(group, ablation.components)
+    used = ablation.eval_set
+    title = f"{ablation.checkpoint.name} on {used.samples} samples of {used.name}, {ablation.recipe} by component"
     notes = [
-        "one component quantized, all others as in the original; PyTorch in float32",
-        "KL divergence: of the original from that, in thousandths of a nat a token; share: of the sum over components",
-        "±: half of the 95 % interval; 10,000 bootstrap resamples of the samples, differences paired by token",
+        "one component quantized, the others as in the original; PyTorch in float32",
+        "mean KLD: KL(original || quantized) per token; share: of the sum over components",
+        INTERVAL_NOTE,
     ]
-    return Table(title, list(split.components), rows, notes)
+    return Table(title, list(ablation.components), rows, notes)
 
 
-def _kind_rows(kind: str, components: Mapping[str, ComponentCost]) -> list[Row]:
-    found = {name: cost.differences[kind] for name, cost in components.items()}
+def _group_rows(group: str, components: Mapping[str, ComponentResult]) -> list[Row]:
+    found = {name: result.differences[group] for name, result in components.items()}
     ratios, divergences = zip(*((one.perplexity_ratio, one.kl_divergence) for one in found.values()), strict=True)
-    whole = sum(one.kl_divergence.value for name, one in found.items() if name != TOGETHER) or math.nan
-    shares = [f"{one.kl_divergence.value / whole * 100:.1f}" for name, one in found.items() if name != TOGETHER]
+    single = [one.kl_divergence.value for name, one in found.items() if name != ALL_COMPONENTS]
+    total = sum(single) or math.nan
     return [
         (
-            f"{kind} perplexity, change, %",
+            f"perplexity, {GROUP_LABELS[group]}, change, %",
             [f"{(one.value - 1) * 100:+.2f} ±{one.half_width * 100:.2f}" for one in ratios],
         ),
-        ("  KL divergence, mnat", [f"{one.value * 1000:.2f} ±{one.half_width * 1000:.2f}" for one in divergences]),
-        ("  share, %", [*shares, ""]),
+        ("  mean KLD, nats", [f"{one.value:.5f} ±{one.half_width:.5f}" for one in divergences]),
+        ("  share, %", [*(f"{value / total * 100:.1f}" for value in single), ""]),
     ]
+
+
+def _megabytes(nbytes: int) -> str:
+    return format_megabytes(nbytes).removesuffix(" MB")

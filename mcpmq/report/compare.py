@@ -1,137 +1,209 @@
-"""Measures the original and its artifacts on the same tokens and pixels, each in its own engine and process."""
+"""Measure an original and its artifacts on the same tokens and pixels, each in its own engine and process."""
 
 import platform
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 from mcpmq.artifact import Artifact
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.dataset import CalibrationSet
+from mcpmq.dataset import SampleSet
 from mcpmq.errors import ArtifactError
 from mcpmq.evaluate import (
+    ENGINE_BASELINE,
     ORIGINAL,
-    UNQUANTIZED,
-    EncodedSet,
+    EncodedInputs,
     Measurement,
     Settings,
-    encoded,
+    differences,
+    encode_samples,
     measure,
     measure_original,
 )
-from mcpmq.report.entries import Seen, entry_of
-from mcpmq.report.report import Environment, Report, SetFacts, SourceFacts
+from mcpmq.report.layer_errors import layer_errors
+from mcpmq.report.report import (
+    ArtifactResult,
+    CalibrationInfo,
+    DatasetInfo,
+    Environment,
+    Report,
+    SourceInfo,
+    WeightInfo,
+)
+from mcpmq.report.worst_samples import worst_samples
 from mcpmq.system.environment import describe_machine, installed_versions
 
 PACKAGES = ("mcpmq", "torch", "transformers", "tokenizers", "numpy", "pillow", "xllamacpp", "onnxruntime")
+UNQUANTIZED_SCHEMES = (None, "f32", "f16", "bf16")
+
+
+@dataclass(frozen=True, slots=True)
+class ComparisonContext:
+    """The data that the results of all artifacts are computed from."""
+
+    checkpoint: Checkpoint
+    samples: SampleSet
+    answers: dict[str, list[int]]  # token ids by sample id
+    original: Measurement
+    engine_baselines: Mapping[str, Measurement]  # by kind of artifact
 
 
 def compare(
     checkpoint: Checkpoint,
     artifacts: Sequence[Artifact],
-    samples: CalibrationSet,
+    samples: SampleSet,
     settings: Settings,
     *,
-    unquantized: Sequence[Artifact] = (),
+    engine_baselines: Sequence[Artifact] = (),
     held_out_from_calibration: bool = False,
 ) -> Report:
-    """Measure the original and every artifact on the same tokens and pixels, each in its own engine and process.
+    """Measure the original and every artifact, and return them with their differences.
 
-    With `unquantized` artifacts, one a format, what quantization makes different is told from what the engine does.
+    `engine_baselines` are unquantized artifacts, at most one for every format; they come first in the report, and the
+    differences from them exclude the error of the engine.
 
     Raises:
-        ArtifactError: an artifact was made from another checkpoint, its files changed, or one is not unquantized.
-        CalibrationError: an artifact was calibrated on some of the samples.
+        ArtifactError: an artifact was made from another checkpoint, its files changed, or a baseline is quantized.
+        DatasetError: an artifact was calibrated on a sample of the set.
         EngineError: an engine failed.
     """
-    _refuse_quantized(unquantized, artifacts)
-    for artifact in (*unquantized, *artifacts):
-        refuse_other_source(checkpoint, artifact)
-        if not held_out_from_calibration and (used := artifact.manifest.calibrated_on):
-            samples.refuse_seen(used.name, used.fingerprints)
-    with encoded(checkpoint, samples, settings) as inputs:
+    _check_engine_baselines(engine_baselines, artifacts)
+    for artifact in (*engine_baselines, *artifacts):
+        check_source(checkpoint, artifact)
+        if not held_out_from_calibration and (used := artifact.manifest.calibration_set):
+            samples.check_disjoint(used.name, used.fingerprints)
+    with encode_samples(checkpoint, samples, settings) as inputs:
         original = measure_original(checkpoint, inputs, settings)
-        against = {ORIGINAL: original.log_probabilities}
-        floors = _floors(unquantized, inputs, settings, against)
-        measured = [(floor.artifact, floor.measurement) for floor in floors.values()]
-        for artifact in artifacts:
-            floor = floors.get(artifact.manifest.kind)
-            more = {UNQUANTIZED: floor.log_probabilities} if floor else {}
-            measured.append((artifact, measure(artifact, inputs, settings, against | more)))
-        answers = {one.id: one.tokens[one.answer_start :].tolist() for one in inputs.files}
-    engines = {kind: floor.measurement for kind, floor in floors.items()}
-    seen = Seen(checkpoint, samples, answers, original.measurement, engines)
+        references = {ORIGINAL: original.logprobs}
+        baselines = _measure_engine_baselines(engine_baselines, inputs, settings, references)
+        measured = _measure_artifacts(artifacts, baselines, inputs, settings, references)
+        answers = {one.id: one.tokens[one.answer_start :].tolist() for one in inputs.store}
+    by_kind = {kind: baseline.measurement for kind, baseline in baselines.items()}
+    context = ComparisonContext(checkpoint, samples, answers, original.measurement, by_kind)
     return Report(
-        checkpoint=SourceFacts(name=checkpoint.path.resolve().name, sha256=checkpoint.sha256),
-        measured_on=facts_of(samples, settings, held_out_from_calibration=held_out_from_calibration),
+        checkpoint=SourceInfo(name=checkpoint.path.resolve().name, sha256=checkpoint.sha256),
+        eval_set=dataset_info(samples, settings, held_out_from_calibration=held_out_from_calibration),
         original=original.measurement,
-        artifacts=tuple(entry_of(seen, *pair) for pair in measured),
-        environment=environment_of(settings),
+        artifacts=tuple(artifact_result(context, *pair) for pair in measured),
+        environment=describe_environment(settings),
     )
 
 
-def refuse_other_source(checkpoint: Checkpoint, artifact: Artifact) -> None:
-    """Refuse to compare a checkpoint with what was made from another.
+def check_source(checkpoint: Checkpoint, artifact: Artifact) -> None:
+    """Check that an artifact was made from a checkpoint.
 
     Raises:
-        ArtifactError: it was.
+        ArtifactError: the artifact was made from another checkpoint.
     """
     source = artifact.manifest.source
     if source.sha256 != checkpoint.sha256:
         raise ArtifactError(
-            f"`{artifact.path}` was made from `{source.name}` ({source.sha256[:12]}), which is not"
+            f"`{artifact.path}` was made from `{source.name}` ({source.sha256[:12]}), not from"
             f" `{checkpoint.path}` ({checkpoint.sha256[:12]})",
-            "measure it against the checkpoint that it was made from",
+            "give the original of the artifact",
         )
 
 
 @dataclass(frozen=True, slots=True)
-class _Floor:
-    """An unquantized artifact, measured, and the file of its log-probabilities."""
+class _EngineBaseline:
+    """A measured unquantized artifact, and the file of its log-probabilities."""
 
     artifact: Artifact
     measurement: Measurement
-    log_probabilities: Path
+    logprobs: Path
 
 
-def _floors(
-    unquantized: Sequence[Artifact], inputs: EncodedSet, settings: Settings, against: Mapping[str, Path]
-) -> dict[str, _Floor]:
-    """By the kind of artifact: what its engine alone makes different."""
-    floors: dict[str, _Floor] = {}
-    for artifact in unquantized:
-        kept = inputs.files.folder / f"{UNQUANTIZED}-{artifact.manifest.kind}"
-        floors[artifact.manifest.kind] = _Floor(artifact, measure(artifact, inputs, settings, against, kept), kept)
-    return floors
+def _measure_engine_baselines(
+    artifacts: Sequence[Artifact], inputs: EncodedInputs, settings: Settings, references: Mapping[str, Path]
+) -> dict[str, _EngineBaseline]:
+    baselines: dict[str, _EngineBaseline] = {}
+    for artifact in artifacts:
+        kind = artifact.manifest.kind
+        logprobs = inputs.store.folder / f"{ENGINE_BASELINE}-{kind}"
+        baselines[kind] = _EngineBaseline(artifact, measure(artifact, inputs, settings, references, logprobs), logprobs)
+    return baselines
 
 
-def _refuse_quantized(unquantized: Sequence[Artifact], artifacts: Sequence[Artifact]) -> None:
-    for artifact in unquantized:
-        grids = {one.scheme for one in artifact.manifest.weights if one.scheme not in (None, "f32", "f16", "bf16")}
-        if grids:
-            told = ", ".join(f"`{scheme}`" for scheme in sorted(map(str, grids)))
-            raise ArtifactError(f"`{artifact.path}` has weights in {told}", "export one of the recipe `full`")
-        if not any(other.manifest.kind == artifact.manifest.kind for other in artifacts):
+def _measure_artifacts(
+    artifacts: Sequence[Artifact],
+    baselines: Mapping[str, _EngineBaseline],
+    inputs: EncodedInputs,
+    settings: Settings,
+    references: Mapping[str, Path],
+) -> list[tuple[Artifact, Measurement]]:
+    """Return the measurements of the engine baselines and the artifacts."""
+    measured = [(baseline.artifact, baseline.measurement) for baseline in baselines.values()]
+    for artifact in artifacts:
+        baseline = baselines.get(artifact.manifest.kind)
+        more = {ENGINE_BASELINE: baseline.logprobs} if baseline else {}
+        measured.append((artifact, measure(artifact, inputs, settings, {**references, **more})))
+    return measured
+
+
+def _check_engine_baselines(baselines: Sequence[Artifact], artifacts: Sequence[Artifact]) -> None:
+    kinds, baseline_kinds = ([one.manifest.kind for one in several] for several in (artifacts, baselines))
+    for baseline, kind in zip(baselines, baseline_kinds, strict=True):
+        if schemes := {one.scheme for one in baseline.manifest.weights if one.scheme not in UNQUANTIZED_SCHEMES}:
+            listed = ", ".join(f"`{scheme}`" for scheme in sorted(map(str, schemes)))
             raise ArtifactError(
-                f"`{artifact.path}` is unquantized {artifact.manifest.kind}, and no artifact to measure is",
-                "name an artifact in the same format",
+                f"the engine baseline `{baseline.path}` is quantized to {listed}", "export one with the recipe `full`"
             )
+        if kind not in kinds:
+            raise ArtifactError(
+                f"the engine baseline `{baseline.path}` has the format {kind}, and no artifact has it",
+                "give an artifact in the same format",
+            )
+        if baseline_kinds.count(kind) > 1:
+            raise ArtifactError(f"two engine baselines have the format {kind}", "give one for every format")
 
 
-def facts_of(samples: CalibrationSet, settings: Settings, *, held_out_from_calibration: bool = False) -> SetFacts:
-    """What a report says of the samples."""
-    return SetFacts(
+def artifact_result(context: ComparisonContext, artifact: Artifact, measurement: Measurement) -> ArtifactResult:
+    """Return the measurement of an artifact with its differences from the original and from the engine baseline."""
+    used, baseline = artifact.manifest.calibration_set, context.engine_baselines.get(artifact.manifest.kind)
+    baseline_differences = None
+    if baseline and baseline is not measurement:
+        baseline_differences = differences(baseline.samples, measurement.samples, ENGINE_BASELINE)
+    return ArtifactResult(
+        name=artifact.path.resolve().name,
+        kind=artifact.manifest.kind,
+        recipe=str(artifact.manifest.recipe["name"]),
+        sha256=artifact.sha256,
+        calibration_set=CalibrationInfo(name=used.name, sha256=used.sha256) if used else None,
+        weights=_weight_info(artifact),
+        measurement=measurement,
+        differences=differences(context.original.samples, measurement.samples, ORIGINAL),
+        engine_baseline_differences=baseline_differences,
+        layers=layer_errors(context.checkpoint, artifact),
+        worst_samples=worst_samples(
+            context.checkpoint, context.samples, context.answers, context.original, measurement
+        ),
+    )
+
+
+def _weight_info(artifact: Artifact) -> WeightInfo:
+    records, nbytes = artifact.manifest.weights, Counter[str]()
+    for record in records:
+        nbytes[record.scheme or f"kept {record.dtype}"] += record.nbytes
+    bits = 8 * nbytes.total() / sum(prod(record.shape) for record in records)
+    return WeightInfo(bits_per_weight=round(bits, 4), nbytes_by_scheme=dict(nbytes))
+
+
+def dataset_info(samples: SampleSet, settings: Settings, *, held_out_from_calibration: bool = False) -> DatasetInfo:
+    """Return name, hash and controls of an evaluation set."""
+    return DatasetInfo(
         name=samples.path.resolve().name,
         sha256=samples.sha256,
         samples=len(samples),
         held_out_from_calibration=held_out_from_calibration,
         images_shuffled=settings.shuffle_images,
-        cut_by_engine=settings.engine_cuts,
+        engine_preprocessing=settings.engine_preprocessing,
     )
 
 
-def environment_of(settings: Settings) -> Environment:
-    """This machine, and what is installed."""
+def describe_environment(settings: Settings) -> Environment:
+    """Return the machine and the installed versions."""
     return Environment(
         machine=describe_machine(),
         python=platform.python_version(),

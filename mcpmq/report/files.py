@@ -1,25 +1,25 @@
-"""The files of a report: JSON, and what is drawn from it."""
+"""Write the files of a report."""
 
 from pathlib import Path
 
 from mcpmq.errors import OutputError
-from mcpmq.report.page import page_of
+from mcpmq.report.page import render_html
 from mcpmq.report.report import JSON_FILE, Report
-from mcpmq.report.tables import table_of
+from mcpmq.report.tables import report_table
 
 MARKDOWN_FILE, HTML_FILE = "report.md", "report.html"
 
 
 def write_report(report: Report, folder: Path) -> None:
-    """Write report.json and, drawn from it, report.md and report.html.
+    """Write report.json, and report.md and report.html, which are rendered from it.
 
     Raises:
-        OutputError: the folder cannot be written to.
+        OutputError: the folder cannot be written.
     """
     texts = {
         JSON_FILE: report.model_dump_json(indent=1) + "\n",
-        MARKDOWN_FILE: table_of(report).markdown(),
-        HTML_FILE: page_of(report),
+        MARKDOWN_FILE: report_table(report).to_markdown(),
+        HTML_FILE: render_html(report),
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -28,4 +28,4 @@ def write_report(report: Report, folder: Path) -> None:
             partial.write_text(text, encoding="utf-8")
             partial.replace(folder / name)
     except OSError as error:
-        raise OutputError(f"the report cannot be written into `{folder}`: {error}", "name another folder") from error
+        raise OutputError(f"the report cannot be written to `{folder}`: {error}", "give another folder") from error

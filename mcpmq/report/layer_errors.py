@@ -1,4 +1,4 @@
-"""Bits and errors of every block: from the manifest, or from quantized weights that lie beside the artifact."""
+"""Bits per weight and quantization error of every block."""
 
 import math
 from collections.abc import Mapping
@@ -6,65 +6,72 @@ from typing import TYPE_CHECKING
 
 from mcpmq.artifact import MANIFEST, Artifact, WeightRecord
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.plan import block_of
-from mcpmq.report.report import BlockFacts, LayerPicture
+from mcpmq.plan import block_name
+from mcpmq.report.report import BlockInfo, LayerErrors
 
-if TYPE_CHECKING:  # a report is read without torch
-    from mcpmq.quantized_model import Quantized
+if TYPE_CHECKING:  # reading a report imports no torch
+    from mcpmq.quantized_model import QuantizedModel
 
-QUANTIZED = "quantized"  # the folder beside the artifact that it was exported from
+QUANTIZED_FOLDER = "quantized"  # next to the artifacts that were exported from it
 
 
-def layer_picture(checkpoint: Checkpoint, artifact: Artifact) -> LayerPicture:
-    """Relative errors of outputs if calibration measured them, of weights if these can be compared, else none."""
+def layer_errors(checkpoint: Checkpoint, artifact: Artifact) -> LayerErrors:
+    """Return bits and errors of all blocks.
+
+    Errors are those of outputs if calibration measured them, those of weights if the quantized model is next to the
+    artifact, and unknown otherwise.
+    """
     blocks: dict[str, list[WeightRecord]] = {}
     for record in artifact.manifest.weights:
-        blocks.setdefault(block_of(record.name), []).append(record)
-    measured = artifact.manifest.held_out_errors
-    codes = None if measured else _codes_of(artifact)
-    if measured:
-        errors = {name: math.sqrt(min(ways.values())) for name, ways in measured.items()}
+        blocks.setdefault(block_name(record.name), []).append(record)
+    held_out = artifact.manifest.held_out_errors
+    quantized = None if held_out else _find_quantized_model(artifact)
+    if held_out:
+        errors = {name: math.sqrt(min(by_method.values())) for name, by_method in held_out.items()}
     else:
-        errors = _weight_errors(checkpoint, codes, blocks) if codes else {}
-    facts = [BlockFacts(name=name, bits_per_weight=_bits(own), error=errors.get(name)) for name, own in blocks.items()]
-    return LayerPicture(errors_of="outputs" if measured else "weights" if codes else None, blocks=tuple(facts))
+        errors = _weight_errors(checkpoint, quantized, blocks) if quantized else {}
+    infos = [
+        BlockInfo(name=name, bits_per_weight=_bits(records), error=errors.get(name)) for name, records in blocks.items()
+    ]
+    return LayerErrors(error_basis="outputs" if held_out else "weights" if quantized else None, blocks=tuple(infos))
 
 
 def _bits(records: list[WeightRecord]) -> float:
-    return round(8 * sum(one.nbytes for one in records) / sum(math.prod(one.shape) for one in records), 4)
+    return round(8 * sum(record.nbytes for record in records) / sum(math.prod(record.shape) for record in records), 4)
 
 
-def _codes_of(artifact: Artifact) -> "Quantized | None":
-    from mcpmq.quantized_model import Quantized
+def _find_quantized_model(artifact: Artifact) -> "QuantizedModel | None":
+    """Return the quantized model of an artifact, unless smoothing changed its weights."""
+    from mcpmq.quantized_model import QuantizedModel
 
-    folder = artifact.path if artifact.manifest.kind == QUANTIZED else artifact.path.absolute().parent / QUANTIZED
+    is_quantized_model = artifact.manifest.kind == "quantized"
+    folder = artifact.path if is_quantized_model else artifact.path.absolute().parent / QUANTIZED_FOLDER
     if not (folder / MANIFEST).is_file():
         return None
-    found = Quantized.open(folder)
-    same = (found.artifact.manifest.source, found.artifact.manifest.recipe) == (
-        artifact.manifest.source,
-        artifact.manifest.recipe,
-    )
-    # Where scales were moved between layers the weights are others, and their outputs the same.
-    moved = any(record.smooth is not None for record in found.artifact.manifest.weights)
-    return found if same and not moved else None
+    quantized = QuantizedModel.open(folder)
+    ours, theirs = quantized.artifact.manifest, artifact.manifest
+    same = (ours.source, ours.recipe) == (theirs.source, theirs.recipe)
+    # Smoothed weights differ from the original, although their outputs are equal.
+    smoothed = any(record.smoothing_exponent is not None for record in ours.weights)
+    return quantized if same and not smoothed else None
 
 
 def _weight_errors(
-    checkpoint: Checkpoint, codes: "Quantized", blocks: Mapping[str, list[WeightRecord]]
+    checkpoint: Checkpoint, quantized: "QuantizedModel", blocks: Mapping[str, list[WeightRecord]]
 ) -> dict[str, float]:
+    """Return the relative root-mean-square error of the weights of every block."""
     import torch
 
-    from mcpmq.execution.torch_model import floats_of
+    from mcpmq.execution.torch_model import to_float
 
     specs = {spec.name: spec for spec in checkpoint.specs}
     errors = {}
     for block, records in blocks.items():
-        lost = whole = 0.0
+        error = total = 0.0
         for record in records:
             spec = specs[record.name]
-            before, after = floats_of(checkpoint.load(spec), spec), floats_of(codes.load(record.name), spec)
-            lost += float((after - before).square().sum(dtype=torch.float64))
-            whole += float(before.square().sum(dtype=torch.float64))
-        errors[block] = math.sqrt(lost / whole) if whole else 0.0
+            before, after = to_float(checkpoint.load(spec), spec), to_float(quantized.load(record.name), spec)
+            error += float((after - before).square().sum(dtype=torch.float64))
+            total += float(before.square().sum(dtype=torch.float64))
+        errors[block] = math.sqrt(error / total) if total else 0.0
     return errors

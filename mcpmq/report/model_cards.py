@@ -1,20 +1,19 @@
-"""What was measured, written into the model cards of the artifacts that have one."""
+"""Write evaluation results into the model cards of artifacts."""
 
 from collections.abc import Iterable
 
-from mcpmq.artifact import CARD, Artifact, replace_text
-from mcpmq.formats.hf.card import with_figures
-from mcpmq.report import Report, table_of
+from mcpmq.artifact import MODEL_CARD, Artifact, rewrite_file
+from mcpmq.formats.hf.card import replace_results
+from mcpmq.report import Report, report_table
 
 
-def add_figures(report: Report, artifacts: Iterable[Artifact]) -> None:
-    """Write its own figures, beside those of the original, into the card of every artifact that the report is about.
+def update_model_cards(report: Report, artifacts: Iterable[Artifact]) -> None:
+    """Write the results of every artifact, and those of the original, into its model card, if it has one.
 
-    Raises:
-        ArtifactError: an artifact changed since it was measured.
+    `artifacts` are those of the report, in the same order.
     """
-    for artifact, entry in zip(artifacts, report.artifacts, strict=True):
-        card = artifact.path / CARD
+    for artifact, result in zip(artifacts, report.artifacts, strict=True):
+        card = artifact.path / MODEL_CARD
         if card.is_file():
-            figures = table_of(report.model_copy(update={"artifacts": (entry,)})).markdown().partition("\n")[2]
-            replace_text(artifact, CARD, with_figures(card.read_text(encoding="utf-8"), figures))
+            table = report_table(report.model_copy(update={"artifacts": (result,)})).to_markdown().partition("\n")[2]
+            rewrite_file(artifact, MODEL_CARD, replace_results(card.read_text(encoding="utf-8"), table))

@@ -1,4 +1,4 @@
-"""The report as a page of its own: nothing is fetched from elsewhere, so it can be sent to anybody."""
+"""The report as one self-contained HTML page."""
 
 from collections.abc import Sequence
 from importlib.resources import files
@@ -6,57 +6,58 @@ from importlib.resources import files
 from jinja2 import Environment
 
 from mcpmq.evaluate import Estimate
-from mcpmq.report.charts import layer_pictures
-from mcpmq.report.report import Entry, Report, WorstSample
-from mcpmq.report.tables import CONTEXT, table_of, title_of
-from mcpmq.system.table import megabytes
+from mcpmq.report.charts import layer_charts
+from mcpmq.report.report import ArtifactResult, Report, WorstSample
+from mcpmq.report.tables import GROUP_LABELS, KV_CACHE_TOKENS, report_table, report_title
+from mcpmq.system.table import format_megabytes
 
 
-def page_of(report: Report, violated: Sequence[str] | None = None) -> str:
-    """HTML: the verdict first, then sizes and memory, accuracy, layers, and the worst samples.
+def render_html(report: Report, violated: Sequence[str] | None = None) -> str:
+    """Render verdict, sizes, memory, accuracy, layers and worst samples as HTML.
 
-    `violated` are the lines of a gate, none if all its bounds hold; without a gate the verdict is what was measured.
+    `violated` are the violated bounds of a gate, empty if it passed; without a gate the verdict is a summary.
     """
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files("mcpmq.report").joinpath("page.html").read_text(encoding="utf-8"))
     return template.render(
         report=report,
-        title=title_of(report),
+        title=report_title(report),
         violated=violated,
-        sentences=[_sentence(report, entry) for entry in report.artifacts],
-        table=table_of(report),
-        megabytes=megabytes,
-        context=CONTEXT,
-        pictures={entry.label: layer_pictures(entry.layers) for entry in report.artifacts},
-        marked=_marked,
+        summaries=[_summary(report, result) for result in report.artifacts],
+        table=report_table(report),
+        megabytes=format_megabytes,
+        kv_cache_tokens=KV_CACHE_TOKENS,
+        group_labels=GROUP_LABELS,
+        charts={result.label: layer_charts(result.layers) for result in report.artifacts},
+        mark_tokens=_mark_tokens,
         interval=_interval,
-        widest=_widest(report),
+        max_change=_max_perplexity_change(report),
     )
 
 
-def _sentence(report: Report, entry: Entry) -> str:
-    """What one artifact is and costs."""
-    share = entry.measurement.nbytes / report.original.nbytes
-    parts = [f"{megabytes(entry.measurement.nbytes)}, {share:.0%} of the original"]
-    for kind, difference in entry.differences.items():
+def _summary(report: Report, result: ArtifactResult) -> str:
+    """Return size and perplexity change of one artifact as text."""
+    share = result.measurement.nbytes / report.original.nbytes
+    parts = [f"{format_megabytes(result.measurement.nbytes)}, {share:.0%} of the original"]
+    for group, difference in result.differences.items():
         ratio = difference.perplexity_ratio
         low, value, high = ((one - 1) * 100 for one in (ratio.low, ratio.value, ratio.high))
-        parts.append(f"{kind} perplexity {value:+.2f} % (95 %: {low:+.2f} to {high:+.2f})")
-    return f"{entry.label}: {'; '.join(parts)}."
+        parts.append(f"perplexity of {GROUP_LABELS[group]} {value:+.2f} % (95 %: {low:+.2f} to {high:+.2f})")
+    return f"{result.label}: {'; '.join(parts)}."
 
 
-def _interval(one: Estimate, factor: float) -> str:
-    low, value, high = (part * factor for part in (one.low, one.value, one.high))
-    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+def _interval(estimate: Estimate, factor: float, digits: int) -> str:
+    low, value, high = (part * factor for part in (estimate.low, estimate.value, estimate.high))
+    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
 
 
-def _marked(sample: WorstSample, texts: Sequence[str]) -> list[tuple[str, bool]]:
-    """Pieces of a text, and whether each is not the right answer's."""
-    return [(text, text != right) for text, right in zip(texts, sample.answer, strict=True)]
+def _mark_tokens(sample: WorstSample, tokens: Sequence[str]) -> list[tuple[str, bool]]:
+    """Return every token, and whether it differs from the answer."""
+    return [(token, token != expected) for token, expected in zip(tokens, sample.answer_tokens, strict=True)]
 
 
-def _widest(report: Report) -> float:
-    """The largest end of an interval of a rise of perplexity, in percent: what the drawn intervals are scaled to."""
-    ratios = [one.perplexity_ratio for entry in report.artifacts for one in entry.differences.values()]
+def _max_perplexity_change(report: Report) -> float:
+    """Return the largest interval end of a perplexity change in percent, the scale of the drawn intervals."""
+    ratios = [one.perplexity_ratio for result in report.artifacts for one in result.differences.values()]
     ends = [abs(end - 1) * 100 for ratio in ratios for end in (ratio.low, ratio.high) if end == end]
     return max(ends, default=1.0) or 1.0

@@ -1,4 +1,4 @@
-"""What a report holds, read back and put together."""
+"""The schema of report.json, reading and merging."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -11,29 +11,29 @@ from mcpmq.errors import ArtifactError
 from mcpmq.evaluate import Difference, Measurement, Record
 
 JSON_FILE = "report.json"
-SCHEMA_VERSION: Literal[2] = 2  # what is new in one is said in CHANGELOG.md
+SCHEMA_VERSION: Literal[2] = 2  # changes are listed in CHANGELOG.md
 
 
-class SourceFacts(Record):
-    """The checkpoint that everything is compared with."""
+class SourceInfo(Record):
+    """The original."""
 
     name: str
     sha256: str
 
 
-class SetFacts(Record):
-    """The samples that everything was measured on."""
+class DatasetInfo(Record):
+    """The evaluation set."""
 
     name: str
     sha256: str
     samples: int
-    held_out_from_calibration: bool  # no other set was named, so a part of the calibration set was held out
-    images_shuffled: bool
-    cut_by_engine: bool  # llama.cpp cut and resized the images itself
+    held_out_from_calibration: bool  # a part of the calibration set, because no evaluation set was given
+    images_shuffled: bool  # control: images exchanged between samples
+    engine_preprocessing: bool  # control: llama.cpp sliced and resized the images
 
 
 class Environment(Record):
-    """Where and with what it was measured."""
+    """Machine and versions."""
 
     machine: dict[str, str | int]
     python: str
@@ -41,65 +41,65 @@ class Environment(Record):
     threads: int
 
 
-class CalibrationFacts(Record):
-    """The set that decided how an artifact was rounded."""
+class CalibrationInfo(Record):
+    """The calibration set of an artifact."""
 
     name: str
     sha256: str
 
 
-class WeightFacts(Record):
-    """What the weights of an artifact take, by how their numbers are stored; predicted bytes, as the plan has them."""
+class WeightInfo(Record):
+    """Size of the weights of an artifact by scheme, as computed by the plan."""
 
     bits_per_weight: float
     nbytes_by_scheme: dict[str, int]
 
 
-class BlockFacts(Record):
-    """One block of the model, as it was rounded."""
+class BlockInfo(Record):
+    """Bits and quantization error of one block."""
 
     name: str  # `language.layers.3`
     bits_per_weight: float
-    error: float | None  # relative, of what `errors_of` says; None where it is not known
+    error: float | None  # relative, of outputs or weights; None: not known
 
 
-class LayerPicture(Record):
-    """Bits and errors by block, in the order of the forward pass."""
+class LayerErrors(Record):
+    """Bits and errors of all blocks, in the order of the forward pass."""
 
-    errors_of: Literal["outputs", "weights"] | None  # outputs: on samples held out from calibration
-    blocks: tuple[BlockFacts, ...]
+    error_basis: Literal["outputs", "weights"] | None  # outputs: on held-out samples
+    blocks: tuple[BlockInfo, ...]
 
 
 class WorstSample(Record):
-    """A sample whose right answer became less likely than that of others, with what greedy decoding says.
+    """A sample with a large loss increase, with the answer and the argmax of both models, token by token.
 
-    Every text is in tokens, given the right answer so far; where both models are right all three are the same.
+    The argmax is the most probable token at a position, given the answer up to it.
     """
 
     id: str
-    kind: str
+    group: str
     prompt: str
-    answer: tuple[str, ...]
-    original: tuple[str, ...]
-    artifact: tuple[str, ...]
+    answer_tokens: tuple[str, ...]
+    original_argmax: tuple[str, ...]
+    artifact_argmax: tuple[str, ...]
     loss_increase: float  # of the whole answer, in nats
-    image: str | None  # a small copy, as a data URI
+    image: str | None  # thumbnail as a data URI
 
 
-class Entry(Record):
-    """One artifact, measured."""
+class ArtifactResult(Record):
+    """The results of one artifact."""
 
     name: str
     kind: str
     recipe: str
-    sha256: str  # of its manifest with the hashes of all files, but for a model card that the figures are written into
-    calibrated_on: CalibrationFacts | None
-    weights: WeightFacts
+    sha256: str  # of its manifest without the model card
+    calibration_set: CalibrationInfo | None
+    weights: WeightInfo
     measurement: Measurement
-    differences: dict[str, Difference]  # from the original, by kind
-    by_quantization: dict[str, Difference] | None  # from the unquantized artifact in the same engine, if that was asked
-    layers: LayerPicture
-    worst: tuple[WorstSample, ...]
+    differences: dict[str, Difference]  # from the original, by group
+    engine_baseline_differences: dict[str, Difference] | None  # from the engine baseline, by group
+    layers: LayerErrors
+    worst_samples: tuple[WorstSample, ...]
 
     @property
     def label(self) -> str:
@@ -107,22 +107,23 @@ class Entry(Record):
 
 
 class Report(Record):
-    """What `compare` found out."""
+    """An original and its artifacts, measured on one evaluation set."""
 
     schema_version: Literal[2] = SCHEMA_VERSION
-    checkpoint: SourceFacts
-    measured_on: SetFacts
+    checkpoint: SourceInfo
+    eval_set: DatasetInfo
     original: Measurement
-    artifacts: tuple[Entry, ...]
+    artifacts: tuple[ArtifactResult, ...]
     environment: Environment
 
     @classmethod
-    def load(cls, path: Path) -> Self:
-        """Read report.json, or the one in a folder.
+    def load(cls, path: str | Path) -> Self:
+        """Read report.json, given its path or its folder.
 
         Raises:
-            ArtifactError: there is none, it is of another version of mcpmq, or it is broken.
+            ArtifactError: the file is missing, invalid, or has another schema version.
         """
+        path = Path(path)
         file = path / JSON_FILE if path.is_dir() else path
         if not file.is_file():
             raise ArtifactError(f"no `{JSON_FILE}` at `{path}`", "`mcpmq evaluate` writes one")
@@ -130,26 +131,26 @@ class Report(Record):
         try:
             return cls.model_validate_json(content)
         except ValidationError as error:
-            _refuse_newer(file, content)
+            _check_version(file, content)
             first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            message = f"`{file}` is no report that this mcpmq reads: {where + ': ' if where else ''}{first['msg']}"
-            raise ArtifactError(message, "measure again with `mcpmq evaluate`") from error
+            field = ".".join(map(str, first["loc"]))
+            message = f"`{file}` is not a valid report: {field + ': ' if field else ''}{first['msg']}"
+            raise ArtifactError(message, "evaluate again with `mcpmq evaluate`") from error
 
     @classmethod
-    def merged(cls, reports: Sequence["Report"]) -> "Report":
-        """The artifacts of all of them beside one original.
+    def merge(cls, reports: Sequence["Report"]) -> "Report":
+        """Return one report with the artifacts of all reports, and the original of the first.
 
         Raises:
-            ArtifactError: they are about different checkpoints or different samples.
+            ArtifactError: the reports have different checkpoints or evaluation sets.
         """
         first = reports[0]
         for other in reports[1:]:
-            if (other.checkpoint, other.measured_on) != (first.checkpoint, first.measured_on):
+            if (other.checkpoint, other.eval_set) != (first.checkpoint, first.eval_set):
                 raise ArtifactError(
-                    f"one report is about `{first.checkpoint.name}` on `{first.measured_on.name}`, another about"
-                    f" `{other.checkpoint.name}` on `{other.measured_on.name}`",
-                    "only reports of one checkpoint on one set can stand in one table",
+                    f"one report measures `{first.checkpoint.name}` on `{first.eval_set.name}`, another"
+                    f" `{other.checkpoint.name}` on `{other.eval_set.name}`",
+                    "merge reports of one checkpoint on one evaluation set",
                 )
         return first.model_copy(update={"artifacts": tuple(entry for one in reports for entry in one.artifacts)})
 
@@ -158,10 +159,10 @@ class _Version(BaseModel):
     schema_version: int
 
 
-def _refuse_newer(file: Path, content: bytes) -> None:
+def _check_version(file: Path, content: bytes) -> None:
     with suppress(ValidationError):
         found = _Version.model_validate_json(content).schema_version
         if found > SCHEMA_VERSION:
             raise ArtifactError(
-                f"`{file}` is of schema {found}, this mcpmq reads schema {SCHEMA_VERSION}", "read it with a newer mcpmq"
+                f"`{file}` has schema version {found}, this mcpmq reads version {SCHEMA_VERSION}", "update mcpmq"
             )

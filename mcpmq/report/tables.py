@@ -1,157 +1,168 @@
-"""The report in one table: a column for the original and for every artifact."""
+"""The table of a report: a column for the original and for every artifact."""
 
 from collections.abc import Sequence
 
 from mcpmq.evaluate import NONSQUARE, ORIGINAL, Change, Estimate, Measurement, changes
 from mcpmq.report.report import Report
-from mcpmq.system.table import Row, Table, megabytes
+from mcpmq.system.table import Row, Table, format_megabytes
 
-CONTEXT = 4096  # tokens, what the size of the cache is told for
-WEIGHTS = {"vision, connector": ("vision", "projector"), "language model": ("language", "embedding", "head")}
+KV_CACHE_TOKENS = 4096  # context of the computed KV cache size
+COMPONENT_GROUPS = {
+    "vision and projector": ("vision", "projector"),
+    "language model": ("language", "embedding", "head"),
+}
+OTHER_FILES = "other files"
+GROUP_LABELS = {"image": "images", NONSQUARE: "engine-resized images", "text": "text"}
+INTERVAL_NOTE = "±: half of the 95 % interval; 10,000 bootstrap resamples of the samples, differences paired by token"
 
 
-def table_of(report: Report) -> Table:
-    """Bytes on disk, memory, perplexities and their differences, speed: a column for the original and each artifact."""
-    names = ["original", *(entry.label for entry in report.artifacts)]
-    kinds = [row for kind in report.original.kinds for row in _kind_rows(kind, report)]
-    rows = [*_size_rows(report), *_memory_rows(report), *kinds, *_speed_rows(report)]
-    return Table(title_of(report), names, rows, _notes(report, names))
+def report_table(report: Report) -> Table:
+    """Return sizes, memory, accuracy and speed of the original and all artifacts."""
+    names = ["original", *(result.label for result in report.artifacts)]
+    accuracy = [row for group in report.original.groups for row in _accuracy_rows(group, report)]
+    rows = [*_size_rows(report), *_memory_rows(report), *accuracy, *_speed_rows(report)]
+    return Table(report_title(report), names, rows, _notes(report, names))
 
 
 def changes_table(earlier: Report, later: Report) -> Table | None:
-    """What changed of the artifacts that both reports have; None where they share none."""
-    before = {entry.label: entry for entry in earlier.artifacts}
-    shared = [(before[entry.label], entry) for entry in later.artifacts if entry.label in before]
+    """Return the changes of the artifacts that are in both reports, or None if there are none."""
+    before = {result.label: result for result in earlier.artifacts}
+    shared = [(before[result.label], result) for result in later.artifacts if result.label in before]
     if not shared:
         return None
     found = [changes(a.measurement.samples, b.measurement.samples, ORIGINAL) for a, b in shared]
-    rows = [row for kind in later.original.kinds for row in _change_rows(kind, [one[kind] for one in found])]
+    rows = [
+        row for group in later.original.groups for row in _change_rows(group, [by_group[group] for by_group in found])
+    ]
     sizes = [(a.measurement.nbytes, b.measurement.nbytes) for a, b in shared]
-    rows.append(("all files, %", [f"{(b / a - 1) * 100:+.2f}" for a, b in sizes]))
-    notes = ["±: half of the 95 % interval; paired by token, over the same bootstrap resamples"]
-    return Table("What changed from the first to the second", [entry.label for _, entry in shared], rows, notes)
+    rows.append(("total size, %", [f"{(b / a - 1) * 100:+.2f}" for a, b in sizes]))
+    title = "Change from the first to the second report"
+    return Table(title, [result.label for _, result in shared], rows, [INTERVAL_NOTE])
 
 
-def _change_rows(kind: str, changed: Sequence[Change]) -> list[Row]:
+def _change_rows(group: str, changed: Sequence[Change]) -> list[Row]:
     return [
-        (f"{kind} perplexity, %", [_share(one.perplexity_ratio, -1) for one in changed]),
-        ("  KL divergence, mnat", [_thousandths(one.kl_divergence_increase, "+") for one in changed]),
-        ("  same likeliest token, %", [_share(one.top_1_agreement_change, 0, "+") for one in changed]),
-        ("  answers word for word, %", [_share(one.exact_match_change, 0, "+") for one in changed]),
+        (f"perplexity, {GROUP_LABELS[group]}, %", [_percent(one.perplexity_ratio, -1) for one in changed]),
+        ("  mean KLD, nats", [_nats(one.kl_divergence_increase, "+") for one in changed]),
+        ("  same top-1, %", [_percent(one.top_1_agreement_change, 0, "+") for one in changed]),
+        ("  exact match, %", [_percent(one.exact_match_change, 0, "+") for one in changed]),
     ]
 
 
-def title_of(report: Report) -> str:
-    """What was measured on what."""
-    on = report.measured_on
-    whose = "samples held out from" if on.held_out_from_calibration else "samples of"
-    control = ", images shuffled" * on.images_shuffled + ", images cut by llama.cpp itself" * on.cut_by_engine
-    return f"{report.checkpoint.name} on {on.samples} {whose} {on.name}{control}"
+def report_title(report: Report) -> str:
+    """Return checkpoint, evaluation set and controls of a report as text."""
+    used = report.eval_set
+    samples = "samples held out from" if used.held_out_from_calibration else "samples of"
+    controls = ", images shuffled" * used.images_shuffled + ", engine preprocessing" * used.engine_preprocessing
+    return f"{report.checkpoint.name} on {used.samples} {samples} {used.name}{controls}"
 
 
-def _all(report: Report) -> list[Measurement]:
-    return [report.original, *(entry.measurement for entry in report.artifacts)]
+def _measurements(report: Report) -> list[Measurement]:
+    return [report.original, *(result.measurement for result in report.artifacts)]
 
 
 def _size_rows(report: Report) -> list[Row]:
-    sizes = [_grouped(one.nbytes_by_component) for one in _all(report)]
+    sizes = [_group_sizes(one.nbytes_by_component) for one in _measurements(report)]
     rows = [(f"{name}, MB", [_megabytes(size[name]) for size in sizes]) for name in sizes[0]]
-    totals = [one.nbytes for one in _all(report)]
+    totals = [one.nbytes for one in _measurements(report)]
     shares = [f"{total / totals[0] * 100:.1f}" for total in totals]
-    bits = ["", *(f"{entry.weights.bits_per_weight:.2f}" for entry in report.artifacts)]
-    whole = ("all files, MB", [_megabytes(total) for total in totals])
-    return [*rows, whole, ("  % of the original", shares), ("  bits per weight", bits)]
+    bits = ["", *(f"{result.weights.bits_per_weight:.2f}" for result in report.artifacts)]
+    total = ("total size, MB", [_megabytes(total) for total in totals])
+    return [*rows, total, ("  % of the original", shares), ("  bits per weight", bits)]
 
 
-def _grouped(sizes: dict[str, int]) -> dict[str, int]:
-    # A format may put components together, `vision+projector`: then the first says where they belong.
-    groups = dict.fromkeys((*WEIGHTS, "other files"), 0)
+def _group_sizes(sizes: dict[str, int]) -> dict[str, int]:
+    # A format may store components together, as `vision+projector`; the first one selects the group.
+    groups = dict.fromkeys((*COMPONENT_GROUPS, OTHER_FILES), 0)
     for component, nbytes in sizes.items():
         first = component.partition("+")[0]
-        group = next((name for name, members in WEIGHTS.items() if first in members), "other files")
+        group = next((name for name, members in COMPONENT_GROUPS.items() if first in members), OTHER_FILES)
         groups[group] += nbytes
     return groups
 
 
 def _memory_rows(report: Report) -> list[Row]:
-    machine, caches = zip(*((one.machine_dependent, one.cache_bytes_per_token) for one in _all(report)), strict=True)
-    in_turn = [one.in_turn_peak_resident_bytes for one in machine]
+    measurements = _measurements(report)
+    machine = [one.machine_dependent for one in measurements]
+    sequential = [one.sequential_peak_rss_bytes for one in machine]
+    kv_cache = [one.kv_cache_bytes_per_token for one in measurements]
     rows = [
-        ("peak memory, MB", [_megabytes(one.peak_resident_bytes) for one in machine]),
-        ("  before loading, MB", [_megabytes(one.resident_bytes_before_load) for one in machine]),
-        ("  vision released before language, MB", [_megabytes(one) if one else "" for one in in_turn]),
+        ("peak RSS, MB", [_megabytes(one.peak_rss_bytes) for one in machine]),
+        ("  baseline RSS, MB", [_megabytes(one.baseline_rss_bytes) for one in machine]),
+        ("  peak, vision freed before LM, MB", [_megabytes(one) if one else "" for one in sequential]),
         (
-            f"KV cache of {CONTEXT:,} tokens, computed, MB",
-            [_megabytes(one * CONTEXT) if one else "" for one in caches],
+            f"KV cache of {KV_CACHE_TOKENS:,} tokens, MB",
+            [_megabytes(one * KV_CACHE_TOKENS) if one else "" for one in kv_cache],
         ),
     ]
     return [row for row in rows if any(row[1])]
 
 
-def _kind_rows(kind: str, report: Report) -> list[Row]:
-    results = [one.kinds[kind] for one in _all(report)]
-    found = [None, *(entry.differences[kind] for entry in report.artifacts)]
-    rows = [
-        (f"{kind} perplexity", [_plain(one.perplexity) for one in results]),
-        ("  change, %", [_share(one.perplexity_ratio, -1) if one else "" for one in found]),
-        ("  KL divergence, mnat", [_thousandths(one.kl_divergence) if one else "" for one in found]),
-        ("  same likeliest token, %", [_share(one.top_1_agreement) if one else "" for one in found]),
-        ("  answers word for word, %", [_share(one.exact_match) for one in results]),
+def _accuracy_rows(group: str, report: Report) -> list[Row]:
+    results = [one.groups[group] for one in _measurements(report)]
+    found = [None, *(result.differences[group] for result in report.artifacts)]
+    return [
+        (f"perplexity, {GROUP_LABELS[group]}", [_perplexity(one.perplexity) for one in results]),
+        ("  change, %", [_percent(one.perplexity_ratio, -1) if one else "" for one in found]),
+        *_engine_baseline_rows(group, report),
+        ("  mean KLD, nats", [_nats(one.kl_divergence) if one else "" for one in found]),
+        ("  same top-1, %", [_percent(one.top_1_agreement) if one else "" for one in found]),
+        ("  exact match, %", [_percent(one.exact_match) for one in results]),
     ]
-    return rows[:2] + _quantization_rows(kind, report) + rows[2:]
 
 
-def _quantization_rows(kind: str, report: Report) -> list[Row]:
-    """What of the change is not the engine's, where that was asked."""
-    found = [None, *((entry.by_quantization or {}).get(kind) for entry in report.artifacts)]
+def _engine_baseline_rows(group: str, report: Report) -> list[Row]:
+    """Return the change from the engine baseline, which excludes the error of the engine, if it was measured."""
+    found = [None, *((result.engine_baseline_differences or {}).get(group) for result in report.artifacts)]
     if not any(found):
         return []
-    return [("  by quantization alone, %", [_share(one.perplexity_ratio, -1) if one else "" for one in found])]
+    return [("  change from engine baseline, %", [_percent(one.perplexity_ratio, -1) if one else "" for one in found])]
 
 
 def _speed_rows(report: Report) -> list[Row]:
-    machine = [one.machine_dependent for one in _all(report)]
+    machine = [one.machine_dependent for one in _measurements(report)]
     phases = [one.phases for one in machine]
     return [
-        ("time to load *, s", [f"{one.load_seconds:.2f}" for one in machine]),
-        ("speed *, tokens/s", [f"{one.tokens_per_second:,.0f}" for one in machine]),
-        ("  a slice of an image *, s", [f"{one.encode_seconds_per_slice:.3f}" if one else "" for one in phases]),
-        ("  prompt *, tokens/s", [f"{one.prefill_tokens_per_second:,.0f}" if one else "" for one in phases]),
-        ("  answer *, tokens/s", [f"{one.decode_tokens_per_second:,.0f}" if one else "" for one in phases]),
+        ("load time *, s", [f"{one.load_seconds:.2f}" for one in machine]),
+        ("throughput *, tok/s", [f"{one.tokens_per_second:,.0f}" for one in machine]),
+        ("  image encode *, s/slice", [f"{one.encode_seconds_per_slice:.3f}" if one else "" for one in phases]),
+        ("  prefill *, tok/s", [f"{one.prefill_tokens_per_second:,.0f}" if one else "" for one in phases]),
+        ("  decode *, tok/s", [f"{one.decode_tokens_per_second:,.0f}" if one else "" for one in phases]),
     ]
 
 
 def _notes(report: Report, columns: Sequence[str]) -> list[str]:
-    where = report.environment
-    told = [
-        "of the answers' tokens, given the same pixels and tokens; KL divergence: of the original from the artifact, in"
-        " thousandths of a nat",
-        "answers word for word: those that greedy decoding gives exactly as they stand in the set",
-        "±: half of the 95 % interval; 10,000 bootstrap resamples of the samples, differences paired by token",
-        f"*: depends on the machine, here {where.machine['processor']}, threads: {where.threads}",
+    environment = report.environment
+    notes = [
+        "accuracy: of answer tokens, given the same pixels and tokens; mean KLD: KL(original || artifact) per token",
+        "exact match: answers that greedy decoding reproduces exactly",
+        INTERVAL_NOTE,
+        "KV cache: computed from the configuration",
+        f"*: depends on the machine, here {environment.machine['processor']}, threads: {environment.threads}",
     ]
-    if NONSQUARE in report.original.kinds:
-        told.append(f"{NONSQUARE}: images that llama.cpp by itself would cut or resize in another way than published")
-    if report.original.machine_dependent.reused:
-        told.append("original: measured earlier by the same versions on the same inputs, and reused")
-    measured = zip(columns, _all(report), strict=True)
-    return told + [f"{name}: {'; '.join([one.engine, *one.notes])}" for name, one in measured]
+    if NONSQUARE in report.original.groups:
+        notes.append(f"{GROUP_LABELS[NONSQUARE]}: images that llama.cpp would slice or resize differently by itself")
+    if report.original.machine_dependent.from_cache:
+        notes.append("original: measured earlier with the same versions and inputs, and read from the cache")
+    measured = zip(columns, _measurements(report), strict=True)
+    return notes + [f"{name}: {'; '.join([one.engine, *one.notes])}" for name, one in measured]
 
 
 def _megabytes(nbytes: int) -> str:
-    return megabytes(nbytes).removesuffix(" MB")
+    return format_megabytes(nbytes).removesuffix(" MB")
 
 
-def _plain(one: Estimate) -> str:
-    digits = 0 if one.value >= 10_000 else 1 if one.value >= 100 else 3
-    return f"{one.value:,.{digits}f} ±{one.half_width:,.{digits}f}"
+def _perplexity(estimate: Estimate) -> str:
+    digits = 0 if estimate.value >= 10_000 else 1 if estimate.value >= 100 else 3
+    return f"{estimate.value:,.{digits}f} ±{estimate.half_width:,.{digits}f}"
 
 
-def _share(one: Estimate, less: int = 0, sign: str = "") -> str:
-    value, width, sign = (one.value + less) * 100, one.half_width * 100, "+" if less else sign
-    digits = 2 if less and abs(value) < 10 and width < 10 else 1
-    return f"{value:{sign}.{digits}f} ±{width:.{digits}f}"
+def _percent(estimate: Estimate, offset: int = 0, sign: str = "") -> str:
+    """Format a share or, with an offset of -1, a ratio as a signed change."""
+    value, half_width, sign = (estimate.value + offset) * 100, estimate.half_width * 100, "+" if offset else sign
+    digits = 2 if offset and abs(value) < 10 and half_width < 10 else 1
+    return f"{value:{sign}.{digits}f} ±{half_width:.{digits}f}"
 
 
-def _thousandths(one: Estimate, sign: str = "") -> str:
-    return f"{one.value * 1000:{sign}.1f} ±{one.half_width * 1000:.1f}"
+def _nats(estimate: Estimate, sign: str = "") -> str:
+    return f"{estimate.value:{sign}.4f} ±{estimate.half_width:.4f}"

@@ -1,4 +1,4 @@
-"""The samples that suffered most, with a small copy of the image and what both models would say."""
+"""The samples with the largest loss increase, with a thumbnail and the argmax tokens of both models."""
 
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
@@ -9,55 +9,56 @@ from PIL import Image
 from tokenizers import Tokenizer
 
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.dataset import CalibrationSet
+from mcpmq.dataset import SampleSet
 from mcpmq.evaluate import Measurement
-from mcpmq.evaluate.metrics import SampleFigures
+from mcpmq.evaluate.schema import SampleMetrics
 from mcpmq.report.report import WorstSample
 
-SHOWN, SIDE_PIXELS, QUALITY = 6, 192, 80
+MAX_SAMPLES, THUMBNAIL_PIXELS, JPEG_QUALITY = 6, 192, 80
 
 
 def worst_samples(
     checkpoint: Checkpoint,
-    samples: CalibrationSet,
+    samples: SampleSet,
     answers: Mapping[str, Sequence[int]],
     original: Measurement,
     measurement: Measurement,
 ) -> tuple[WorstSample, ...]:
-    """Those whose right answers, token ids by the id of the sample, became less likely by the largest factors."""
+    """Return the samples whose answer loss increased most; `answers` are token ids by sample id."""
     tokenizer = Tokenizer.from_file(str(checkpoint.path / "tokenizer.json"))
-    given = {sample.id: sample for sample in samples}
-    pairs = sorted(zip(original.samples, measurement.samples, strict=True), key=_increase, reverse=True)[:SHOWN]
+    by_id = {sample.id: sample for sample in samples}
+    pairs = sorted(zip(original.samples, measurement.samples, strict=True), key=_loss_increase, reverse=True)
     return tuple(
         WorstSample(
             id=after.id,
-            kind=after.kind,
-            prompt=given[after.id].prompt,
-            answer=_pieces(tokenizer, answers[after.id]),
-            original=_pieces(tokenizer, before.likeliest),
-            artifact=_pieces(tokenizer, after.likeliest),
-            loss_increase=round(_increase((before, after)), 6),
-            image=_small_copy(given[after.id].image),
+            group=after.group,
+            prompt=by_id[after.id].prompt,
+            answer_tokens=_decode(tokenizer, answers[after.id]),
+            original_argmax=_decode(tokenizer, before.argmax_ids),
+            artifact_argmax=_decode(tokenizer, after.argmax_ids),
+            loss_increase=round(_loss_increase((before, after)), 6),
+            image=_thumbnail(by_id[after.id].image),
         )
-        for before, after in pairs
-        if _increase((before, after)) > 0
+        for before, after in pairs[:MAX_SAMPLES]
+        if _loss_increase((before, after)) > 0
     )
 
 
-def _increase(pair: tuple[SampleFigures, SampleFigures]) -> float:
+def _loss_increase(pair: tuple[SampleMetrics, SampleMetrics]) -> float:
     return sum(pair[1].losses) - sum(pair[0].losses)
 
 
-def _pieces(tokenizer: Tokenizer, tokens: Sequence[int]) -> tuple[str, ...]:
+def _decode(tokenizer: Tokenizer, tokens: Sequence[int]) -> tuple[str, ...]:
     return tuple(tokenizer.decode([token], skip_special_tokens=False) for token in tokens)
 
 
-def _small_copy(path: Path | None) -> str | None:
+def _thumbnail(path: Path | None) -> str | None:
+    """Return a small copy of an image as a data URI."""
     if path is None:
         return None
     with Image.open(path) as image:
-        small = image.convert("RGB")
-    small.thumbnail((SIDE_PIXELS, SIDE_PIXELS))
+        thumbnail = image.convert("RGB")
+    thumbnail.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
     stream = BytesIO()
-    small.save(stream, "JPEG", quality=QUALITY)
+    thumbnail.save(stream, "JPEG", quality=JPEG_QUALITY)
     return "data:image/jpeg;base64," + b64encode(stream.getvalue()).decode()

@@ -1,4 +1,4 @@
-"""How the integers are chosen: one function a file, all of one type."""
+"""Rounding methods: one module for each, all with a `quantize` function of one type."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -7,10 +7,14 @@ from torch import Tensor
 
 from mcpmq.qtensor import QTensor
 from mcpmq.rounding import gptq, rtn, rtn_imatrix
-from mcpmq.rounding.stats import LayerStats
-from mcpmq.scheme import GgmlScheme, IntegerScheme
+from mcpmq.rounding.stats import InputStats
+from mcpmq.scheme import GridScheme
 
-Rounder = Callable[[Tensor, IntegerScheme | GgmlScheme, LayerStats | None], QTensor]
+RoundingFunction = Callable[[Tensor, GridScheme, InputStats | None], QTensor]
 
-RounderName = Literal["rtn", "importance", "gptq"]
-ROUNDERS: dict[RounderName, Rounder] = {"rtn": rtn.quantize, "importance": rtn_imatrix.quantize, "gptq": gptq.quantize}
+RoundingMethod = Literal["rtn", "rtn-imatrix", "gptq"]
+ROUNDING_FUNCTIONS: dict[RoundingMethod, RoundingFunction] = {
+    "rtn": rtn.quantize,
+    "rtn-imatrix": rtn_imatrix.quantize,
+    "gptq": gptq.quantize,
+}

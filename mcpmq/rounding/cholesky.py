@@ -1,4 +1,4 @@
-"""The triangular factor of a Gram matrix, which says how the error of one column is made up for in those after it."""
+"""Cholesky factor of the damped Hessian of a layer's inputs, as GPTQ and LDLQ use it (arXiv 2307.13304)."""
 
 import warnings
 from concurrent.futures import Executor
@@ -8,53 +8,55 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mcpmq.errors import CalibrationError
+from mcpmq.errors import DatasetError
 
-TILE = 512  # columns; the tiles are the same whatever the number of threads, so the factor is too
-DAMPINGS = (0.01, 0.1, 1.0)  # of the mean diagonal: GPTQ's own, and more where float32 cannot factor with that
+TILE_COLUMNS = 512  # of any number of threads: the same products give the same factor
+DAMPING_FRACTIONS = (0.01, 0.1, 1.0)  # of the mean diagonal: GPTQ's, and larger ones if the factorization fails
 
 
 @dataclass(frozen=True, slots=True)
-class Factor:
-    """unit @ diag(pivots) @ unit.T is the damped Gram matrix, its columns in the order in which they are rounded.
+class LdlFactor:
+    """The damped Hessian, with columns in the order of rounding, is unit_upper @ diag(pivots) @ unit_upper.T.
 
-    `unit` float32 [columns, columns] has ones on its diagonal and counts above it alone; what is below is leftovers.
-    `pivots` float32 [columns]: how much an error in a column costs that the columns before it cannot make up for.
+    unit_upper: float32 [columns, columns] with a unit diagonal; entries below the diagonal are undefined.
+    pivots: float32 [columns], the loss of a unit error in a column if all later columns compensate it.
     """
 
-    unit: Tensor
+    unit_upper: Tensor
     pivots: Tensor
 
 
-def factored(gram: Tensor, order: Tensor, pool: Executor) -> Factor:
-    """Factor a Gram matrix, float32 [n, n], its columns in some order; the last may be columns from n on: padding.
+def damped_cholesky(gram: Tensor, order: Tensor, pool: Executor) -> LdlFactor:
+    """Factor the Hessian X^T X, float32 [n, n], with its columns in `order`; columns from n on are padding.
 
-    Needs the memory of one such matrix beside the one given. A column whose inputs were all zero is tied to no other.
+    Needs the memory of a second such matrix. A column whose inputs were all zero is independent of the others. Damping
+    adds a fraction of the mean diagonal to the diagonal, and more if the factorization fails in float32.
 
     Raises:
-        CalibrationError: every input was zero, or one was not finite.
+        DatasetError: all inputs were zero, one was not finite, or no damping suffices.
     """
     diagonal = gram.diagonal()
     if not diagonal.isfinite().all() or not diagonal.any():
-        raise CalibrationError("the calibration inputs of a weight are all zero, or not finite", "use other samples")
-    for damping in DAMPINGS:
+        raise DatasetError("the calibration inputs of a weight are all zero or not finite", "use other samples")
+    for damping in DAMPING_FRACTIONS:
         matrix = _damped(gram, order, damping)
-        if _factor_in_place(matrix, pool):
-            if damping != DAMPINGS[0]:
-                warnings.warn(
-                    f"a Gram matrix of {len(gram):,} columns was damped by {damping} to be factored", stacklevel=2
-                )
-            roots = matrix.diagonal().clone()
-            return Factor(matrix.div_(roots), roots.square_())
-    raise CalibrationError(f"a Gram matrix of {len(gram):,} columns has no factor", "use more samples")
+        if not _factor_in_place(matrix, pool):
+            continue
+        if damping != DAMPING_FRACTIONS[0]:
+            warnings.warn(f"a Hessian of {len(gram):,} columns needed damping by {damping}", stacklevel=2)
+        roots = matrix.diagonal().clone()
+        return LdlFactor(matrix.div_(roots), roots.square_())
+    raise DatasetError(
+        f"a Hessian of {len(gram):,} columns is not positive definite even with damping by {damping}",
+        "use more samples",
+    )
 
 
 def _damped(gram: Tensor, order: Tensor, damping: float) -> Tensor:
-    matrix, seen = gram.new_zeros(len(order), len(order)), order[: len(gram)]
-    for rows, part in zip(
-        torch.split(matrix[: len(gram)], TILE), torch.split(seen, TILE), strict=True
-    ):  # no second copy of it all
-        rows[:, : len(gram)] = gram[part].index_select(1, seen)
+    matrix, columns = gram.new_zeros(len(order), len(order)), order[: len(gram)]
+    tiles = torch.split(matrix[: len(gram)], TILE_COLUMNS), torch.split(columns, TILE_COLUMNS)
+    for rows, tile in zip(*tiles, strict=True):  # by tiles: indexing the whole matrix needs the memory of another copy
+        rows[:, : len(gram)] = gram[tile].index_select(1, columns)
     diagonal = matrix.diagonal()
     mean = diagonal[diagonal > 0].mean()
     diagonal[diagonal == 0] = mean
@@ -63,8 +65,8 @@ def _damped(gram: Tensor, order: Tensor, damping: float) -> Tensor:
 
 
 def _factor_in_place(matrix: Tensor, pool: Executor) -> bool:
-    """The upper triangle R of matrix = R @ R.T, from the last tile to the first; False if there is none."""
-    tiles = [slice(start, start + TILE) for start in range(0, len(matrix), TILE)]
+    """Replace a matrix by the upper triangle R of R @ R.T, from the last tile to the first; False if it fails."""
+    tiles = [slice(start, start + TILE_COLUMNS) for start in range(0, len(matrix), TILE_COLUMNS)]
     for last in reversed(range(len(tiles))):
         tile = matrix[tiles[last], tiles[last]]
         lower, failed = torch.linalg.cholesky_ex(tile.flip(0, 1))

@@ -1,8 +1,8 @@
-"""Columns rounded one after another, each making up for the errors of all before it; the sums in large matrix products.
+"""LDLQ: round columns one after another, with the errors of all earlier columns compensated in the later ones.
 
-Halving the columns again and again turns nearly all of the work into matrix products: what the left half leaves over is
-added to the right half at once. Equal to the column loop of GPTQ (arXiv 2210.17323) in the form of LDLQ
-(arXiv 2307.13304): no inverse is needed, and the codes are the same.
+Equal to the column loop of GPTQ (arXiv 2210.17323) in the form of LDLQ (arXiv 2307.13304): the codes are the same and
+no inverse is needed. Recursive halving turns nearly all of the work into matrix products: the error of the left half
+is added to the right half at once.
 """
 
 from collections.abc import Callable
@@ -13,62 +13,63 @@ from torch import Tensor
 
 from mcpmq.grids.levels import Levels
 
-LEAF = 32  # columns that hand their errors on one by one
+LEAF_COLUMNS = 32  # columns that are compensated one at a time
 
-Fit = Callable[[int, Tensor], Levels]
-"""From the first of some columns, and what they have become, float32 [columns, rows], to the values they may take."""
+ChooseLevels = Callable[[int, Tensor], Levels]
+"""Choose the levels of a group from the position of its first column and its compensated weight [columns, rows]."""
 
 
 @dataclass(frozen=True, slots=True)
-class Sweep:
-    """The state of rounding some rows; everything [columns, rows]."""
+class LdlqState:
+    """The state of rounding some rows; tensors are float32 [columns, rows] where nothing else is given."""
 
-    unit: Tensor  # of the factor
-    left: Tensor  # what is to be rounded; after that, what rounding left over
-    current: Tensor  # the same with the errors of earlier columns made up for
-    codes: Tensor
-    span: int
-    fit: Fit
+    unit_upper: Tensor  # float32 [columns, columns]
+    residual: Tensor  # the weight; after a column is rounded, its error
+    compensated: Tensor  # the weight plus the compensation of earlier errors
+    codes: Tensor  # uint8
+    group_columns: int
+    choose_levels: ChooseLevels
 
 
-def sweep(weight: Tensor, unit: Tensor, span: int, fit: Fit) -> Tensor:
-    """Codes, uint8 [columns, rows], of a weight [columns, rows].
+def ldlq(weight: Tensor, unit_upper: Tensor, group_columns: int, choose_levels: ChooseLevels) -> Tensor:
+    """Round a weight [columns, rows]: codes uint8 [columns, rows].
 
-    The levels are fitted for every `span` columns, a power of two or all of them, when these are reached: to what they
-    have become by then.
+    The levels of every `group_columns` columns, a power of two or all columns, are chosen for their compensated weight
+    when the group is reached.
     """
-    left = weight.clone()
-    state = Sweep(unit, left, left.clone(), torch.empty_like(left, dtype=torch.uint8), span, fit)
-    _round(state, 0, len(left), None)
+    residual = weight.clone()
+    codes = torch.empty_like(residual, dtype=torch.uint8)
+    state = LdlqState(unit_upper, residual, residual.clone(), codes, group_columns, choose_levels)
+    _round_columns(state, 0, len(residual), None)
     return state.codes
 
 
-def _round(state: Sweep, low: int, high: int, levels: tuple[int, Levels] | None) -> None:
-    """Round columns from `low` to `high`; `levels` begin at a column that comes with them."""
-    if levels is None and high - low <= state.span:
-        levels = low, state.fit(low, _compensated(state, low, high))
-    if levels is not None and high - low <= LEAF:
-        _round_leaf(state, low, high, *levels)
+def _round_columns(state: LdlqState, start: int, stop: int, levels: tuple[int, Levels] | None) -> None:
+    """Round the columns from `start` to `stop`; `levels` has the position of its first column."""
+    if levels is None and stop - start <= state.group_columns:
+        levels = start, state.choose_levels(start, _compensated_group(state, start, stop))
+    if levels is not None and stop - start <= LEAF_COLUMNS:
+        _round_leaf(state, start, stop, *levels)
         return
-    middle = low + (1 << (high - low - 1).bit_length() - 1)
-    _round(state, low, middle, levels)
-    state.current[middle:high].addmm_(state.unit[low:middle, middle:high].T, state.left[low:middle])
-    _round(state, middle, high, levels)
+    middle = start + (1 << (stop - start - 1).bit_length() - 1)
+    _round_columns(state, start, middle, levels)
+    state.compensated[middle:stop].addmm_(state.unit_upper[start:middle, middle:stop].T, state.residual[start:middle])
+    _round_columns(state, middle, stop, levels)
 
 
-def _compensated(state: Sweep, low: int, high: int) -> Tensor:
-    """The best real values of these columns and all after them, given the errors that are already made."""
-    if low == 0:
-        return state.left[:high]
-    debt = state.current[low:high] - state.left[low:high]
-    own = state.unit[low:high, low:high].T
-    changed: Tensor = torch.linalg.solve_triangular(own, debt, upper=False, unitriangular=True)
-    return changed.add_(state.left[low:high])
+def _compensated_group(state: LdlqState, start: int, stop: int) -> Tensor:
+    """Return the real values of the columns that compensate all earlier errors best, if later columns do so too."""
+    if start == 0:
+        return state.residual[:stop]
+    compensation = state.compensated[start:stop] - state.residual[start:stop]
+    within_group = state.unit_upper[start:stop, start:stop].T
+    change: Tensor = torch.linalg.solve_triangular(within_group, compensation, upper=False, unitriangular=True)
+    return change.add_(state.residual[start:stop])
 
 
-def _round_leaf(state: Sweep, low: int, high: int, start: int, levels: Levels) -> None:
-    for column in range(low, high):
-        codes, values = levels.nearest(column - start, state.current[column])
+def _round_leaf(state: LdlqState, start: int, stop: int, first: int, levels: Levels) -> None:
+    for column in range(start, stop):
+        codes, values = levels.nearest(column - first, state.compensated[column])
         state.codes[column] = codes
-        error = state.left[column].sub_(values)
-        state.current[column + 1 : high].addr_(state.unit[column, column + 1 : high], error)
+        error = state.residual[column].sub_(values)
+        state.compensated[column + 1 : stop].addr_(state.unit_upper[column, column + 1 : stop], error)

@@ -1,4 +1,4 @@
-"""Round to nearest: the grid that covers the weight, and the closest point on it."""
+"""Round to nearest (RTN): the grid covers the range of every group, and each value goes to the nearest code."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -6,28 +6,25 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mcpmq.execution.chunked_matmul import workers
-from mcpmq.grids import ggml, integer
-from mcpmq.qtensor import QTensor
-from mcpmq.rounding.stats import LayerStats
-from mcpmq.scheme import GgmlScheme, IntegerScheme
+from mcpmq.execution.chunked_matmul import thread_pool
+from mcpmq.grids import quantize as quantize_rows
+from mcpmq.qtensor import QTensor, concat_rows
+from mcpmq.rounding.stats import InputStats
+from mcpmq.scheme import GridScheme
 
-CHUNK_WEIGHTS = 1 << 19  # rounded at a time: their floats stay in the cache, which is 2 to 5 times faster
-
-
-def quantize(weight: Tensor, scheme: IntegerScheme | GgmlScheme, stats: LayerStats | None = None) -> QTensor:
-    """A weight [rows, columns] on the grid of its scheme, whatever the activations were."""
-    with workers() as pool:
-        return QTensor.stacked(pool.map(partial(nearest, scheme=scheme), chunks_of(weight)), len(weight))
+CHUNK_WEIGHTS = 1 << 19  # at a time: the floats stay in the cache, which is 2 to 5 times faster
 
 
-def chunks_of(weight: Tensor) -> Sequence[Tensor]:
-    """Rows that are rounded at a time; they share nothing."""
+def quantize(weight: Tensor, scheme: GridScheme, stats: InputStats | None = None) -> QTensor:
+    """Quantize a weight [rows, columns]; `stats` are not used.
+
+    Raises:
+        RecipeError: a scale is too large for fp16.
+    """
+    with thread_pool() as pool:
+        return concat_rows(pool.map(partial(quantize_rows, scheme=scheme), split_rows(weight)), len(weight))
+
+
+def split_rows(weight: Tensor) -> Sequence[Tensor]:
+    """Split a weight into chunks of rows that are quantized at a time; rows are independent."""
     return torch.split(weight, max(1, CHUNK_WEIGHTS // weight.shape[1]))
-
-
-def nearest(rows: Tensor, scheme: IntegerScheme | GgmlScheme, importance: Tensor | None = None) -> QTensor:
-    """Some rows of a weight on the grid that covers them, or that suits the importance of their columns best."""
-    if isinstance(scheme, GgmlScheme):
-        return ggml.round_to(rows, scheme, importance)
-    return integer.round_to(rows, integer.fit(rows, scheme, importance), scheme)

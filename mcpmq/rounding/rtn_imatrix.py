@@ -1,35 +1,31 @@
-"""Round to nearest on the grid that serves the calibration inputs best: their mean squares weigh the errors.
+"""Round to nearest on grids with the least error weighted by the mean squares of the calibration inputs.
 
-What llama.cpp's importance matrix does for ggml's grids, done for integer grids too.
+The search that llama.cpp does with an importance matrix (imatrix) for ggml's grids, for integer grids too.
 """
 
 from functools import partial
 
 from torch import Tensor
 
-from mcpmq.errors import CalibrationError
-from mcpmq.execution.chunked_matmul import workers
-from mcpmq.qtensor import QTensor
-from mcpmq.rounding.rtn import chunks_of, nearest
-from mcpmq.rounding.stats import LayerStats
-from mcpmq.scheme import GgmlScheme, IntegerScheme
+from mcpmq.execution.chunked_matmul import thread_pool
+from mcpmq.grids import quantize as quantize_rows
+from mcpmq.qtensor import QTensor, concat_rows
+from mcpmq.rounding.rtn import split_rows
+from mcpmq.rounding.stats import InputStats, require_stats
+from mcpmq.scheme import GridScheme
 
 
-def quantize(weight: Tensor, scheme: IntegerScheme | GgmlScheme, stats: LayerStats | None) -> QTensor:
-    """A weight [rows, columns] on the grid that makes its error, weighted by the mean square of each input, least.
+def quantize(weight: Tensor, scheme: GridScheme, stats: InputStats | None) -> QTensor:
+    """Quantize a weight [rows, columns] on grids chosen by the mean square of each input column.
 
-    A group whose inputs were all zero gets the grid that covers it. The bytes do not depend on the threads.
+    A group whose inputs were all zero gets the grid that covers its range. The bytes do not depend on the threads.
 
     Raises:
-        CalibrationError: there are no statistics, or they belong to another weight.
-        RecipeError: a value is too large for the grid's fp16 scales.
+        DatasetError: the statistics are missing, or of a layer with other columns.
+        RecipeError: a scale is too large for fp16.
     """
     rows, columns = weight.shape
-    if stats is None or len(stats.gram) != columns:
-        seen = "nothing" if stats is None else f"inputs of {len(stats.gram):,} columns"
-        raise CalibrationError(
-            f"`importance` saw {seen} for a weight of {columns:,} columns", "calibrate this checkpoint"
-        )
-    fit = partial(nearest, scheme=scheme, importance=stats.gram.diagonal().cpu().clone())
-    with workers() as pool:
-        return QTensor.stacked(pool.map(fit, chunks_of(weight)), rows)
+    importance = require_stats(stats, columns, "rtn-imatrix").gram.diagonal().cpu().clone()
+    with thread_pool() as pool:
+        chunks = pool.map(partial(quantize_rows, scheme=scheme, importance=importance), split_rows(weight))
+        return concat_rows(chunks, rows)

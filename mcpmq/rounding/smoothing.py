@@ -1,8 +1,9 @@
-"""Scales that move from one layer into its neighbour, so that rounding hurts what matters less; no output changes.
+"""Smoothing: move scales between neighboring layers so that quantization errors shrink; outputs stay the same.
 
-A column that is multiplied by a scale before it is rounded, and whose input is divided by it, errs that much less. AWQ
-(arXiv 2306.00978) takes the scales from mean magnitudes of inputs, SmoothQuant (arXiv 2211.10438) from the largest
-magnitudes of inputs and weights; both raise them to an exponent, which is searched here on what calibration saw.
+A column is multiplied by a scale before it is quantized, and its input is divided by the scale, so the error of the
+column shrinks by the scale. AWQ (arXiv 2306.00978) derives scales from the mean magnitudes of inputs, SmoothQuant
+(arXiv 2211.10438) from the largest magnitudes of inputs and weights. Both have an exponent, which is searched on the
+input statistics of the calibration samples.
 """
 
 from collections import defaultdict
@@ -13,202 +14,212 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from mcpmq.execution.chunked_matmul import Each
-from mcpmq.families.family import Fold
-from mcpmq.grids import dequantize
-from mcpmq.rounding.rtn import nearest
-from mcpmq.rounding.stats import LayerStats
-from mcpmq.scheme import GgmlScheme, IntegerScheme
+from mcpmq.execution.chunked_matmul import ParallelMap
+from mcpmq.families.family import SmoothingMapping
+from mcpmq.grids import dequantize, quantize
+from mcpmq.rounding.stats import InputStats
+from mcpmq.scheme import GridScheme
 
-Method = Literal["awq", "smoothquant"]
-# Beside these no scales at all are tried, which is AWQ's exponent of 0.
-EXPONENTS: dict[Method, tuple[float, ...]] = {
+SmoothingMethod = Literal["awq", "smoothquant"]
+# No scales, which is AWQ's exponent of 0, is always a candidate too.
+EXPONENTS: dict[SmoothingMethod, tuple[float, ...]] = {
     "awq": tuple(step / 20 for step in range(1, 20)),
     "smoothquant": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
 }
-LEAST = 1e-4  # of the largest magnitude: what is smaller counts as much
-SEARCHED_ROWS, SEARCHED_WEIGHTS = 512, 1 << 20  # of every matrix, evenly spread
+MAGNITUDE_EPSILON = 1e-4  # of the largest magnitude: the minimum that enters a scale
+SEARCH_ROWS, SEARCH_WEIGHTS = 512, 1 << 20  # of every matrix, evenly spaced rows
 
 
 @dataclass(frozen=True, slots=True)
-class Scaling:
-    """What one weight is scaled by: each row is divided and each column multiplied by its scale, float32. A row that
-    counts as so much more than it is, as of a centred norm, is divided as what it counts."""
+class WeightScaling:
+    """The smoothing scales of one weight: rows are divided by `row_scale`, columns multiplied by `column_scale`.
 
-    rows: Tensor | None = None
-    columns: Tensor | None = None
-    centre: float = 0.0
+    Both are float32 [rows] and [columns]. `norm_offset` is the constant that a norm adds to its weight, 1 for an offset
+    norm: the sum is divided.
+    """
 
-    def applied(self, weight: Tensor, first_row: int = 0) -> Tensor:
-        """Rows of a weight [rows, ...], from some row on, in float32 and scaled; without any scales as they are."""
-        if self.columns is not None:
-            weight = weight.float() * self.columns
-        if self.rows is not None:
-            rows = self.rows[first_row : first_row + len(weight)]
-            weight = (weight.float() + self.centre) / rows.reshape(-1, *(1 for _ in weight.shape[1:])) - self.centre
+    row_scale: Tensor | None = None
+    column_scale: Tensor | None = None
+    norm_offset: float = 0.0
+
+    def apply(self, weight: Tensor, first_row: int = 0) -> Tensor:
+        """Scale the rows [rows, ...] of a weight from `first_row` on, in float32; without scales nothing changes."""
+        if self.column_scale is not None:
+            weight = weight.float() * self.column_scale
+        if self.row_scale is not None:
+            scale = self.row_scale[first_row : first_row + len(weight)]
+            scale = scale.reshape(-1, *(1 for _ in weight.shape[1:]))
+            weight = (weight.float() + self.norm_offset) / scale - self.norm_offset
         return weight
 
 
 @dataclass(frozen=True, slots=True)
-class Scales:
-    """The scales that move between two neighbours: float32 [channels], and repeated for the columns that read them."""
+class SmoothingScales:
+    """The scales of one smoothing mapping: float32 [channels], and float32 [columns] of the balance layers."""
 
-    fold: Fold
+    mapping: SmoothingMapping
     exponent: float
-    channels: Tensor
-    columns: Tensor
+    channel_scale: Tensor
+    column_scale: Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Reader:
-    """A matrix that takes scales: float32 [rows, columns], its grid, and what it sees."""
+class BalanceLayer:
+    """A matrix whose columns take scales: its weight float32 [rows, columns], scheme and input statistics."""
 
     weight: Tensor
-    scheme: IntegerScheme | GgmlScheme
-    stats: LayerStats
+    scheme: GridScheme
+    stats: InputStats
 
-    def sample(self) -> "Reader":
-        """Some rows for the search, evenly spread, as many as are quickly tried."""
+    def sample_rows(self) -> "BalanceLayer":
+        """Return the layer with evenly spaced rows, for a search in bounded time."""
         rows, columns = self.weight.shape
-        count = min(rows, SEARCHED_ROWS, max(1, SEARCHED_WEIGHTS // columns))
-        taken = torch.arange(count, device=self.weight.device) * rows // count
-        return replace(self, weight=self.weight[taken].contiguous())
+        count = min(rows, SEARCH_ROWS, max(1, SEARCH_WEIGHTS // columns))
+        indices = torch.arange(count, device=self.weight.device) * rows // count
+        return replace(self, weight=self.weight[indices].contiguous())
 
 
 @dataclass(frozen=True, slots=True)
 class Channels:
-    """How many there are between two neighbours, and how columns share them: heads in groups, head after head."""
+    """The channels of a smoothing mapping; several heads of the balance layers share those of one head (GQA)."""
 
     count: int
-    head_width: int
+    head_dim: int
 
-    def shared(self, columns: Tensor, largest: bool = False) -> Tensor:
-        """One value a channel, of values [columns]: the mean, or the largest, of those that share it."""
-        heads = self._heads(columns)
-        return (heads.amax(1) if largest else heads.mean(1)).flatten()
+    def reduce(self, columns: Tensor, use_max: bool = False) -> Tensor:
+        """Reduce values [columns] to [channels]: the mean, or the maximum, over the columns of a channel."""
+        heads = self._to_heads(columns)
+        return (heads.amax(1) if use_max else heads.mean(1)).flatten()
 
-    def spread(self, values: Tensor, columns: int) -> Tensor:
-        """Values [channels] for every column that reads the channel."""
-        return values.reshape(-1, 1, self._width(columns)).expand(-1, columns // self.count, -1).flatten()
+    def expand(self, values: Tensor, columns: int) -> Tensor:
+        """Repeat values [channels] for every column of the channel: [columns]."""
+        return values.reshape(-1, 1, self._group_columns(columns)).expand(-1, columns // self.count, -1).flatten()
 
-    def _heads(self, columns: Tensor) -> Tensor:
-        return columns.reshape(-1, len(columns) // self.count, self._width(len(columns)))
+    def _to_heads(self, columns: Tensor) -> Tensor:
+        return columns.reshape(-1, len(columns) // self.count, self._group_columns(len(columns)))
 
-    def _width(self, columns: int) -> int:
-        return self.count if columns == self.count else self.head_width
+    def _group_columns(self, columns: int) -> int:
+        return self.count if columns == self.count else self.head_dim
 
 
-def search(
-    fold: Fold, method: Method, readers: Sequence[Reader], channels: Channels, weighted: bool, each: Each
-) -> Scales | None:
-    """The scales that make the square error of the readers' outputs least, or None if that is without any.
+def search_scales(
+    mapping: SmoothingMapping,
+    method: SmoothingMethod,
+    layers: Sequence[BalanceLayer],
+    channels: Channels,
+    weighted: bool,
+    parallel_map: ParallelMap,
+) -> SmoothingScales | None:
+    """Return the scales with the least square error of the balance layers' outputs, or None if no scales are best.
 
-    The error of a reader is the trace of E G E^T, with E what rounding to nearest leaves over and G its Gram matrix, on
-    a sample of its rows; under `smoothquant` also what 8 bits for a whole tensor of inputs leave over. `weighted` has
-    the grids fitted to what matters to the inputs. `each` may share the exponents out to threads.
+    The error of a layer is the trace of E H E^T over a sample of its rows, with E the error of rounding to nearest and
+    H the Hessian of its inputs. `smoothquant` adds the error of 8-bit inputs per tensor. With `weighted` the grids are
+    chosen by the importance of the columns. `parallel_map` may distribute the exponents over threads.
     """
-    options = [None, *EXPONENTS[method]]
-    plain = torch.ones(channels.count, device=readers[0].weight.device)
-    scales = [plain, *_candidates(method, readers, channels)]
-    samples = [(reader.sample(), len(reader.weight)) for reader in readers]
-    errors = [0.0] * len(options)
+    exponents = [None, *EXPONENTS[method]]
+    no_scales = torch.ones(channels.count, device=layers[0].weight.device)
+    scales = [no_scales, *_candidate_scales(method, layers, channels)]
+    samples = [(layer.sample_rows(), len(layer.weight)) for layer in layers]
+    columns = layers[0].weight.shape[1]
+    errors = [0.0] * len(exponents)
 
-    def measure(option: int) -> None:
-        columns = channels.spread(scales[option], readers[0].weight.shape[1])
-        errors[option] = sum(
-            rows / len(reader.weight) * _error(reader, columns, method, weighted) for reader, rows in samples
+    def measure(candidate: int) -> None:
+        column_scale = channels.expand(scales[candidate], columns)
+        errors[candidate] = sum(
+            rows / len(layer.weight) * _output_error(layer, column_scale, method, weighted) for layer, rows in samples
         )
 
-    each(measure, range(len(options)))
-    best = min(range(len(options)), key=errors.__getitem__)
-    if (exponent := options[best]) is None:
+    parallel_map(measure, range(len(exponents)))
+    best = min(range(len(exponents)), key=errors.__getitem__)
+    if (exponent := exponents[best]) is None:
         return None
-    return Scales(fold, exponent, scales[best], channels.spread(scales[best], readers[0].weight.shape[1]))
+    return SmoothingScales(mapping, exponent, scales[best], channels.expand(scales[best], columns))
 
 
-def _candidates(method: Method, readers: Sequence[Reader], channels: Channels) -> list[Tensor]:
-    """The scales of every exponent."""
-    seen = readers[0].stats  # the others see the same
+def _candidate_scales(method: SmoothingMethod, layers: Sequence[BalanceLayer], channels: Channels) -> list[Tensor]:
+    """Return the scales of every exponent."""
+    stats = layers[0].stats  # all layers of a mapping have the same inputs
     if method == "awq":
-        magnitude = channels.shared(seen.absolute)
+        magnitude = channels.reduce(stats.abs_sum)
         return [awq_scale(magnitude, exponent) for exponent in EXPONENTS[method]]
-    largest = channels.shared(seen.largest, largest=True)
-    heaviest = torch.stack([reader.weight.abs().amax(0) for reader in readers]).amax(0)
-    heaviest = channels.shared(heaviest, largest=True)
-    return [smoothquant_scale(largest, heaviest, exponent) for exponent in EXPONENTS[method]]
+    input_absmax = channels.reduce(stats.abs_max, use_max=True)
+    column_absmax = torch.stack([layer.weight.abs().amax(0) for layer in layers]).amax(0)
+    weight_absmax = channels.reduce(column_absmax, use_max=True)
+    return [smoothquant_scale(input_absmax, weight_absmax, exponent) for exponent in EXPONENTS[method]]
 
 
 def awq_scale(magnitude: Tensor, exponent: float) -> Tensor:
-    """AWQ's scales, float32 [channels], of mean magnitudes; 1 where a channel was always zero."""
-    return _centred(_tamed(magnitude) ** exponent, magnitude > 0)
+    """Return AWQ's scales from mean magnitudes [channels]: magnitude^exponent; 1 where a channel was always zero."""
+    return _center_geometrically(_normalize(magnitude) ** exponent, magnitude > 0)
 
 
-def smoothquant_scale(largest: Tensor, heaviest: Tensor, exponent: float) -> Tensor:
-    """SmoothQuant's scales, float32 [channels], of the largest magnitudes of inputs and of the weights of a column; 1
-    where either was always zero."""
-    scale = _tamed(largest) ** exponent / _tamed(heaviest) ** (1 - exponent)
-    return _centred(scale, (largest > 0) & (heaviest > 0))
+def smoothquant_scale(input_absmax: Tensor, weight_absmax: Tensor, exponent: float) -> Tensor:
+    """Return SmoothQuant's scales [channels]: input_absmax^exponent / weight_absmax^(1 - exponent), 1 if one is 0."""
+    scale = _normalize(input_absmax) ** exponent / _normalize(weight_absmax) ** (1 - exponent)
+    return _center_geometrically(scale, (input_absmax > 0) & (weight_absmax > 0))
 
 
-def _tamed(magnitude: Tensor) -> Tensor:
+def _normalize(magnitude: Tensor) -> Tensor:
     largest = magnitude.max()
-    return (magnitude / largest).clamp(min=LEAST) if largest > 0 else torch.ones_like(magnitude)
+    return (magnitude / largest).clamp(min=MAGNITUDE_EPSILON) if largest > 0 else torch.ones_like(magnitude)
 
 
-def _centred(scale: Tensor, alive: Tensor) -> Tensor:
-    """As many times above 1 as below it at the ends."""
-    if not alive.any():
+def _center_geometrically(scale: Tensor, active: Tensor) -> Tensor:
+    """Divide the scales of active channels so that the product of their minimum and maximum is 1; others get 1."""
+    if not active.any():
         return torch.ones_like(scale)
-    middle = (scale[alive].max() * scale[alive].min()).sqrt()
-    return torch.where(alive, scale / middle, torch.ones_like(scale))
+    middle = (scale[active].max() * scale[active].min()).sqrt()
+    return torch.where(active, scale / middle, torch.ones_like(scale))
 
 
-def _error(reader: Reader, columns: Tensor, method: Method, weighted: bool) -> float:
-    weight, stats = reader.weight * columns, reader.stats
-    importance = stats.gram.diagonal() / columns.square() if weighted else None
-    rounded = dequantize(nearest(weight, reader.scheme, importance)).to(weight.device)
-    left = rounded / columns - reader.weight
-    error = float((left @ stats.gram).mul_(left).sum(dtype=torch.float64))
+def _output_error(layer: BalanceLayer, column_scale: Tensor, method: SmoothingMethod, weighted: bool) -> float:
+    weight, stats = layer.weight * column_scale, layer.stats
+    importance = stats.gram.diagonal() / column_scale.square() if weighted else None
+    rounded = dequantize(quantize(weight, layer.scheme, importance)).to(weight.device)
+    weight_error = rounded / column_scale - layer.weight
+    error = float((weight_error @ stats.gram).mul_(weight_error).sum(dtype=torch.float64))
     if method == "smoothquant":
-        step = float((stats.largest / columns).max()) / 127
-        error += stats.weight * step**2 / 12 * float(weight.square().sum(dtype=torch.float64))
+        step = float((stats.abs_max / column_scale).max()) / 127
+        # Rounding to a step has the variance step^2 / 12.
+        error += stats.total_weight * step**2 / 12 * float(weight.square().sum(dtype=torch.float64))
     return error
 
 
-def scaled_stats(
-    stats: Mapping[str, tuple[LayerStats, ...]], found: Sequence[Scales]
-) -> dict[str, tuple[LayerStats, ...]]:
-    """What the matrices of a block see, by common name, once inputs are divided by the scales.
+def scale_stats(
+    stats: Mapping[str, tuple[InputStats, ...]], scales: Sequence[SmoothingScales]
+) -> dict[str, tuple[InputStats, ...]]:
+    """Return the input statistics of a block's matrices, by common name, for inputs divided by the scales.
 
-    Gram matrices are changed in place, those that several matrices share once: two would not fit.
+    Hessians are changed in place, because a second copy would need too much memory; one that several matrices share is
+    changed once.
     """
     scaled = dict(stats)
-    for scales in found:
-        changed: dict[int, LayerStats] = {}
-        for name in filter(stats.__contains__, scales.fold.into):
-            [seen] = stats[name]
-            if id(seen) not in changed:
-                changed[id(seen)] = _scaled(seen, scales.columns)
-            scaled[name] = (changed[id(seen)],)
+    for one in scales:
+        changed: dict[int, InputStats] = {}
+        for name in filter(stats.__contains__, one.mapping.balance_layers):
+            [inputs] = stats[name]
+            if id(inputs) not in changed:
+                changed[id(inputs)] = _divide_inputs(inputs, one.column_scale)
+            scaled[name] = (changed[id(inputs)],)
     return scaled
 
 
-def _scaled(stats: LayerStats, columns: Tensor) -> LayerStats:
-    stats.gram.div_(columns).div_(columns[:, None])
-    absolute, lowest, highest = (size / columns for size in (stats.absolute, stats.lowest, stats.highest))
-    return replace(stats, absolute=absolute, lowest=lowest, highest=highest)
+def _divide_inputs(stats: InputStats, column_scale: Tensor) -> InputStats:
+    stats.gram.div_(column_scale).div_(column_scale[:, None])
+    abs_sum, minimum, maximum = (value / column_scale for value in (stats.abs_sum, stats.minimum, stats.maximum))
+    return replace(stats, abs_sum=abs_sum, minimum=minimum, maximum=maximum)
 
 
-def scalings(found: Sequence[Scales]) -> Mapping[str, Scaling]:
-    """What every weight of a block is scaled by, by common name; nothing for what no scale touches. Weights are scaled
-    as they are read: on the processor."""
-    scaling: defaultdict[str, Scaling] = defaultdict(Scaling)
-    for scales in found:
-        share, shares = scales.fold.part
-        rows = torch.ones(shares, len(scales.channels))
-        rows[share] = scales.channels
-        for name in (scales.fold.source, f"{scales.fold.source}.bias"):
-            scaling[name] = replace(scaling[name], rows=rows.flatten(), centre=float(scales.fold.centred))
-        for name in scales.fold.into:
-            scaling[name] = replace(scaling[name], columns=scales.columns.cpu())
+def weight_scalings(scales: Sequence[SmoothingScales]) -> Mapping[str, WeightScaling]:
+    """Return the scaling of every weight of a block, by common name, on the CPU; other weights are not scaled."""
+    scaling: defaultdict[str, WeightScaling] = defaultdict(WeightScaling)
+    for one in scales:
+        chunk, chunks = one.mapping.row_chunk
+        rows = torch.ones(chunks, len(one.channel_scale))
+        rows[chunk] = one.channel_scale
+        offset = float(one.mapping.offset_norm)
+        for name in (one.mapping.smooth_layer, f"{one.mapping.smooth_layer}.bias"):
+            scaling[name] = replace(scaling[name], row_scale=rows.flatten(), norm_offset=offset)
+        for name in one.mapping.balance_layers:
+            scaling[name] = replace(scaling[name], column_scale=one.column_scale.cpu())
     return scaling

@@ -6,38 +6,56 @@ from typing import Self
 
 from torch import Tensor
 
+from mcpmq.errors import DatasetError
+
 MODALITIES = ("vision", "text", "answer")
 VISION, TEXT, ANSWER = range(3)
 
 
 @dataclass(frozen=True, slots=True)
-class LayerStats:
-    """What one linear saw.
+class InputStats:
+    """Additive statistics of the inputs x of one linear layer, each weighted by the weight w of its token.
 
-    gram: float32 [columns, columns], the weighted sum of x xT over its inputs x. absolute: float32 [columns], the
-    weighted sum of |x|. lowest, highest: float32 [columns], the least and the greatest of those x that weigh anything,
-    and of 0. tokens: how many of each modality there were, whatever their weight. weight: the sum of the weights.
+    gram: float32 [columns, columns], the sum of w x x^T: the Hessian of GPTQ.
+    abs_sum: float32 [columns], the sum of w |x|.
+    minimum, maximum: float32 [columns], the range of x over tokens with w > 0, extended to include 0.
+    token_counts: the number of tokens of each modality, regardless of weight.
+    total_weight: the sum of w.
     """
 
     gram: Tensor
-    absolute: Tensor
-    lowest: Tensor
-    highest: Tensor
-    tokens: Mapping[str, int]
-    weight: float
+    abs_sum: Tensor
+    minimum: Tensor
+    maximum: Tensor
+    token_counts: Mapping[str, int]
+    total_weight: float
 
     @property
-    def largest(self) -> Tensor:
-        """The largest |x|: float32 [columns]."""
-        return self.highest.maximum(-self.lowest)
+    def abs_max(self) -> Tensor:
+        """The largest |x| of every column, float32 [columns]."""
+        return self.maximum.maximum(-self.minimum)
 
-    def __add__(self, other: Self) -> "LayerStats":
-        """What was seen here and there."""
-        return LayerStats(
+    def __add__(self, other: Self) -> "InputStats":
+        """Merge the statistics of two sets of inputs."""
+        return InputStats(
             self.gram + other.gram,
-            self.absolute + other.absolute,
-            self.lowest.minimum(other.lowest),
-            self.highest.maximum(other.highest),
-            {kind: self.tokens[kind] + other.tokens[kind] for kind in MODALITIES},
-            self.weight + other.weight,
+            self.abs_sum + other.abs_sum,
+            self.minimum.minimum(other.minimum),
+            self.maximum.maximum(other.maximum),
+            {name: self.token_counts[name] + other.token_counts[name] for name in MODALITIES},
+            self.total_weight + other.total_weight,
         )
+
+
+def require_stats(stats: InputStats | None, columns: int, method: str) -> InputStats:
+    """Return the statistics for a weight of `columns` columns.
+
+    Raises:
+        DatasetError: they are missing, or of a layer with other columns.
+    """
+    if stats is None or len(stats.gram) != columns:
+        found = "none" if stats is None else f"{len(stats.gram):,} columns"
+        raise DatasetError(
+            f"`{method}` needs input statistics of {columns:,} columns, got {found}", "calibrate this checkpoint"
+        )
+    return stats

@@ -1,4 +1,4 @@
-"""One weight of a plan, read from the checkpoint and rounded, converted or kept as its step says."""
+"""Quantize, convert or keep one weight of a plan, read from the checkpoint in chunks of rows."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import repeat
@@ -8,67 +8,83 @@ from torch import Tensor
 
 from mcpmq.errors import CheckpointError
 from mcpmq.grids import codebook
-from mcpmq.plan import Plan, Step
-from mcpmq.qtensor import QTensor
-from mcpmq.rounding import ROUNDERS, RounderName
-from mcpmq.rounding.smoothing import Scaling
-from mcpmq.rounding.stats import LayerStats
-from mcpmq.scheme import CodebookScheme, FloatScheme
+from mcpmq.plan import Plan, TensorPlan
+from mcpmq.qtensor import QTensor, concat_rows
+from mcpmq.rounding import ROUNDING_FUNCTIONS, RoundingMethod
+from mcpmq.rounding.smoothing import WeightScaling
+from mcpmq.rounding.stats import InputStats
+from mcpmq.scheme import CodebookScheme, FloatScheme, GridScheme
 
-UNSCALED = Scaling()
-PIECE_WEIGHTS = 1 << 24  # read at a time; rows are rounded independently
-SEEING_PIECE_WEIGHTS = 1 << 27  # larger, for every piece factors the statistics anew
+NO_SCALING = WeightScaling()
+CHUNK_WEIGHTS = 1 << 24  # read at a time; rows are quantized independently
+GPTQ_CHUNK_WEIGHTS = 1 << 27  # larger, because the Hessian is factored again for every chunk
+FLOAT_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
-def rounded(
+def quantize_weight(
     plan: Plan,
-    step: Step,
-    stats: Sequence[LayerStats] = (),
-    method: RounderName = "rtn",
-    scaling: Scaling = UNSCALED,
+    tensor: TensorPlan,
+    stats: Sequence[InputStats] = (),
+    method: RoundingMethod = "rtn",
+    scaling: WeightScaling = NO_SCALING,
 ) -> QTensor | Tensor:
-    """A weight [out, in], scaled where scales have moved. On a grid it is rounded by a method to which `stats` say what
-    it sees: one of them for all rows or several for equal shares of the rows. Without any it is rounded to nearest.
+    """Quantize, convert or keep a weight [out, in] as planned, after smoothing scales are applied.
+
+    `stats` are the input statistics for the rounding method: one for all rows, or several for equal parts of the rows.
+    Without statistics the weight is rounded to nearest.
 
     Raises:
         CheckpointError: a value is not finite, or too large for f16.
     """
-    if step.scheme is None or isinstance(step.scheme, FloatScheme):
-        weight = scaling.applied(_finite(plan.checkpoint.load(step.spec), step))
-        return weight if step.scheme is None else _converted(weight, step, step.scheme)
-    if isinstance(step.scheme, CodebookScheme):
-        return codebook.quantize(
-            _scaled(_shares(plan, step, 0, "rtn"), step, scaling), step.matrix_shape[0], step.scheme
-        )
-    rounder = ROUNDERS[method if stats else "rtn"]
-    shares = _scaled(_shares(plan, step, len(stats), method), step, scaling)
-    parts = zip(shares, stats if len(stats) > 1 else repeat(stats[0] if stats else None), strict=False)
-    return QTensor.stacked((rounder(rows, step.scheme, seen) for rows, seen in parts), step.matrix_shape[0])
+    match tensor.scheme:
+        case None:
+            return scaling.apply(_check_finite(plan.checkpoint.load(tensor.spec), tensor))
+        case FloatScheme() as scheme:
+            return _convert(scaling.apply(_check_finite(plan.checkpoint.load(tensor.spec), tensor)), tensor, scheme)
+        case CodebookScheme() as scheme:
+            chunks = plan.checkpoint.load_rows(tensor.spec, CHUNK_WEIGHTS)
+            return codebook.quantize(_scale_chunks(chunks, tensor, scaling), tensor.matrix_shape[0], scheme)
+        case scheme:
+            return _quantize_on_grid(plan, tensor, scheme, stats, method if stats else "rtn", scaling)
 
 
-def _shares(plan: Plan, step: Step, stats: int, method: RounderName) -> Iterable[Tensor]:
+def _quantize_on_grid(
+    plan: Plan,
+    tensor: TensorPlan,
+    scheme: GridScheme,
+    stats: Sequence[InputStats],
+    method: RoundingMethod,
+    scaling: WeightScaling,
+) -> QTensor:
+    quantize = ROUNDING_FUNCTIONS[method]
+    chunks = _scale_chunks(_load_chunks(plan, tensor, len(stats), method), tensor, scaling)
+    chunk_stats = stats if len(stats) > 1 else repeat(stats[0] if stats else None)
+    parts = (quantize(rows, scheme, inputs) for rows, inputs in zip(chunks, chunk_stats, strict=False))
+    return concat_rows(parts, tensor.matrix_shape[0])
+
+
+def _load_chunks(plan: Plan, tensor: TensorPlan, stats: int, method: RoundingMethod) -> Iterable[Tensor]:
     if stats > 1:
-        return plan.checkpoint.load(step.spec).chunk(stats)
-    seeing = stats and method == "gptq"
-    return plan.checkpoint.load_rows(step.spec, SEEING_PIECE_WEIGHTS if seeing else PIECE_WEIGHTS)
+        return plan.checkpoint.load(tensor.spec).chunk(stats)
+    return plan.checkpoint.load_rows(tensor.spec, GPTQ_CHUNK_WEIGHTS if method == "gptq" else CHUNK_WEIGHTS)
 
 
-def _scaled(shares: Iterable[Tensor], step: Step, scaling: Scaling) -> Iterator[Tensor]:
+def _scale_chunks(chunks: Iterable[Tensor], tensor: TensorPlan, scaling: WeightScaling) -> Iterator[Tensor]:
     first_row = 0
-    for rows in shares:
-        yield scaling.applied(_finite(rows, step), first_row)
+    for rows in chunks:
+        yield scaling.apply(_check_finite(rows, tensor), first_row)
         first_row += len(rows)
 
 
-def _finite(weight: Tensor, step: Step) -> Tensor:
-    # In pieces: the check takes several times the memory of what is checked.
-    if not all(piece.isfinite().all() for piece in torch.split(weight.flatten(), PIECE_WEIGHTS)):
-        raise CheckpointError(f"`{step.spec.hub_name}` holds values that are not finite", "fetch the checkpoint again")
+def _check_finite(weight: Tensor, tensor: TensorPlan) -> Tensor:
+    # In chunks, because the check needs several times the memory of its input.
+    if not all(chunk.isfinite().all() for chunk in torch.split(weight.flatten(), CHUNK_WEIGHTS)):
+        raise CheckpointError(f"`{tensor.spec.hub_name}` has values that are not finite", "download it again")
     return weight
 
 
-def _converted(weight: Tensor, step: Step, scheme: FloatScheme) -> Tensor:
-    converted = weight.to({"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}[scheme.dtype])
+def _convert(weight: Tensor, tensor: TensorPlan, scheme: FloatScheme) -> Tensor:
+    converted = weight.to(FLOAT_DTYPES[scheme.dtype])
     if not converted.isfinite().all():
-        raise CheckpointError(f"`{step.name}` has values too large for f16", 'write `"bf16"` for it in the recipe')
+        raise CheckpointError(f"`{tensor.name}` has values too large for f16", 'use `"bf16"` for it in the recipe')
     return converted

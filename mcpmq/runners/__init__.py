@@ -1,1 +1,1 @@
-"""How a model is run to be measured: transformers, ONNX Runtime or llama.cpp, each in a process of its own."""
+"""Run a model in PyTorch, transformers, ONNX Runtime or llama.cpp, each in a worker process of its own."""

@@ -1,4 +1,4 @@
-"""Inputs of matrices rounded in a torch module as an engine with integer activations rounds them."""
+"""Activation fake quantization: a torch module rounds matrix inputs as an engine with integer activations does."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -8,43 +8,46 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from mcpmq.calibrate.forward import fed_by
-from mcpmq.execution.hooks import before_output_projection
-from mcpmq.execution.torch_model import NativeModel
+from mcpmq.calibrate.forward import input_module
+from mcpmq.execution.hooks import attention_before_projection
+from mcpmq.execution.torch_model import TorchModel
 from mcpmq.families.family import Family
-from mcpmq.grids.activation import InputGrid
+from mcpmq.grids.activation import ActivationGrid
 
 
-def round_inputs(family: Family, model: NativeModel, grids: Mapping[str, Sequence[InputGrid]]) -> None:
-    """Have a model round, from now on, the inputs of the matrices named in `grids`: to one grid, or, for the packed
-    projection of attention, to one for queries, keys and values each."""
+def fake_quantize_activations(family: Family, model: TorchModel, grids: Mapping[str, Sequence[ActivationGrid]]) -> None:
+    """Register hooks that round the inputs of the matrices named in `grids`.
+
+    A matrix has one grid; the packed projection of an nn.MultiheadAttention may have three: for the inputs of queries,
+    keys and values.
+    """
     for block, parameters in model.blocks.items():
         for parameter, spec in parameters.items():
             if spec.name in grids:
-                _round(block, parameter, fed_by(family, spec, parameter), grids[spec.name])
+                _add_hook(block, parameter, input_module(family, spec, parameter), grids[spec.name])
 
 
-def _round(block: nn.Module, parameter: str, feeder: str | None, grids: Sequence[InputGrid]) -> None:
-    holder, _, leaf = parameter.rpartition(".")
-    module, outer = block.get_submodule(holder), block.get_submodule(holder.rpartition(".")[0])
-    if feeder is not None:
-        block.get_submodule(feeder).register_forward_hook(lambda _, __, output: grids[0].rounded(output))
+def _add_hook(block: nn.Module, parameter: str, input_from: str | None, grids: Sequence[ActivationGrid]) -> None:
+    owner, _, leaf = parameter.rpartition(".")
+    module, parent = block.get_submodule(owner), block.get_submodule(owner.rpartition(".")[0])
+    if input_from is not None:
+        block.get_submodule(input_from).register_forward_hook(lambda _, __, output: grids[0].fake_quantize(output))
     elif isinstance(module, nn.MultiheadAttention) and leaf == "in_proj_weight":
-        module.register_forward_pre_hook(partial(_round_packed, grids), with_kwargs=True)
-    elif isinstance(outer, nn.MultiheadAttention):
-        vars(outer)["forward"] = partial(_attend, outer, grids[0])
+        module.register_forward_pre_hook(partial(_quantize_packed_inputs, grids), with_kwargs=True)
+    elif isinstance(parent, nn.MultiheadAttention):  # out_proj is applied by a function, so hooks on it never run
+        vars(parent)["forward"] = partial(_attention, parent, grids[0])
     else:
-        module.register_forward_pre_hook(lambda _, args: (grids[0].rounded(args[0]), *args[1:]))
+        module.register_forward_pre_hook(lambda _, args: (grids[0].fake_quantize(args[0]), *args[1:]))
 
 
-def _round_packed(
-    grids: Sequence[InputGrid], _: nn.Module, args: tuple[Tensor, ...], named: Mapping[str, Any]
+def _quantize_packed_inputs(
+    grids: Sequence[ActivationGrid], _: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Any]
 ) -> tuple[tuple[Tensor, ...], Mapping[str, Any]]:
-    rounded = tuple(grid.rounded(value) for grid, value in zip(cycle(grids), args[:3], strict=False))
-    return (*rounded, *args[3:]), named
+    quantized = tuple(grid.fake_quantize(value) for grid, value in zip(cycle(grids), args[:3], strict=False))
+    return (*quantized, *args[3:]), kwargs
 
 
-def _attend(attention: nn.MultiheadAttention, grid: InputGrid, *args: Tensor, **_: Any) -> tuple[Tensor, None]:
-    """Attention with what its output projection sees rounded; nobody asks for the weights."""
-    mixed = grid.rounded(before_output_projection(attention, *args[:3]))
+def _attention(attention: nn.MultiheadAttention, grid: ActivationGrid, *args: Tensor, **_: Any) -> tuple[Tensor, None]:
+    """Compute attention with the input of its output projection rounded; attention weights are not returned."""
+    mixed = grid.fake_quantize(attention_before_projection(attention, *args[:3]))
     return linear(mixed, attention.out_proj.weight, attention.out_proj.bias), None

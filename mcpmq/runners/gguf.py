@@ -1,7 +1,7 @@
-"""A GGUF pair in llama.cpp: the same tokens and the same pixels as every other engine gets."""
+"""Run the two files of a GGUF artifact in llama.cpp, on the tokens and pixels that every other engine receives."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,238 +12,252 @@ from mcpmq.artifact import Artifact
 from mcpmq.errors import ArtifactError, EngineError
 from mcpmq.families import family_named
 from mcpmq.families.family import Inputs
-from mcpmq.families.position_ids import sectioned_positions
-from mcpmq.runners.llamacpp import Piece, llamacpp
-from mcpmq.runners.llamacpp.language import Context, LanguageModel
-from mcpmq.runners.llamacpp.vision import Grid, Sight, grid_of
-from mcpmq.runners.runner import Judge, Logits, Phases, Result, phases_of
+from mcpmq.families.position_ids import mrope_position_ids
+from mcpmq.runners.llamacpp import Chunk, llamacpp
+from mcpmq.runners.llamacpp.language import Context, LanguageModel, LayerObserver
+from mcpmq.runners.llamacpp.vision import Grid, VisionEncoder, token_grid
+from mcpmq.runners.runner import Logits, Metric, PhaseTimings, Result, SliceEmbeddings, phase_timings
 
-MOST_SLICES, TAGS_OF_A_SLICE = 10, 3  # the overview and nine; opening, closing, line feed
+MAX_SLICES = 10  # of an image that llama.cpp slices: the overview and nine parts
+MARKER_TOKENS_PER_SLICE = 3  # start, end, line feed
 
 
 class GgufRunner:
-    """Both files of a GGUF artifact, loaded; one where the model reads text only."""
+    """A loaded language model and, unless the model is text-only, a loaded vision encoder."""
 
     def __init__(
         self,
         language: LanguageModel,
-        sight: "Sight | Recalled | None",
+        vision: "VisionEncoder | PrecomputedImages | None",
         threads: int,
-        exact: bool,
-        images_have_rows: bool = False,
+        f32_attention: bool,
+        uses_mrope: bool = False,
     ) -> None:
-        self._language, self._threads, self._exact = language, threads, exact
-        self._sight_or_none, self._images_have_rows = sight, images_have_rows
-        self._resized: list[str] = []  # ids of samples with a slice that the engine saw at another size
-        self.notes: tuple[str, ...] = ()  # complete when all samples were run
+        self._language, self._threads, self._f32_attention = language, threads, f32_attention
+        self._optional_vision, self._uses_mrope = vision, uses_mrope
+        self._resized: list[str] = []  # ids of samples with a slice that llama.cpp resized
+        self.notes: tuple[str, ...] = ()  # complete after all samples were run
 
-    def run(self, samples: Sequence[Inputs], judge: Judge[Result]) -> Iterator[Result]:
-        """For every sample in order, what `judge` makes of the logits of its answer.
+    def run(self, samples: Sequence[Inputs], metric: Metric[Result]) -> Iterator[Result]:
+        """Yield `metric(sample, logits)` for each sample, in order.
 
         Raises:
-            EngineError: llama.cpp failed, or a slice became another number of tokens than the sample has room for.
+            EngineError: llama.cpp failed, or encoded a slice to another number of tokens than the sample expects.
         """
-        longest = max((_room(sample) for sample in samples), default=1)
-        context = Context(self._language, longest, self._threads, self._exact)
+        longest = max((_max_tokens(sample) for sample in samples), default=1)
+        context = self._context(longest)
         try:
             for sample in samples:
                 context.clear()
-                yield judge(sample, self._finite(sample, self._logits(sample, context)))
+                yield metric(sample, self._check_finite(sample, self._logits(sample, context)))
         finally:
             context.close()
 
-    def _finite(self, sample: Inputs, logits: Iterator[Logits]) -> Iterator[Logits]:
+    def _context(self, max_tokens: int, layer_observer: LayerObserver | None = None) -> Context:
+        return Context(self._language, max_tokens, self._threads, self._f32_attention, layer_observer)
+
+    def _check_finite(self, sample: Inputs, logits: Iterator[Logits]) -> Iterator[Logits]:
         for row in logits:
             if not np.isfinite(row).all():
                 raise EngineError(
-                    f"sample `{sample.id}`: values that are not finite first come out of `{self._overflowing(sample)}`",
+                    f"sample `{sample.id}`: first non-finite values in the output of `{self._overflowing(sample)}`",
                     "its weights or activations overflow in this engine",
                 )
             yield row
 
     def _overflowing(self, sample: Inputs) -> str:
-        """The sample once more, watched layer by layer."""
+        """Run the sample again with an observer on the output of every layer."""
         layers: list[int] = []
 
-        def watch(layer: int, values: NDArray[np.float32]) -> None:
+        def observe(layer: int, values: NDArray[np.float32]) -> None:
             if not np.isfinite(values).all():
                 layers.append(layer)
 
-        context = Context(self._language, _room(sample), self._threads, self._exact, watch)
+        context = self._context(_max_tokens(sample), observe)
         for _ in self._logits(sample, context):
             pass
         context.close()
         return f"language.layers.{min(layers)}" if layers else "head"
 
-    def phases(self, sample: Inputs) -> Phases:
-        """Take the time of encoding the images, reading the prompt, and reading the answer token by token."""
-        context = Context(self._language, _room(sample), self._threads, self._exact)
+    def time_phases(self, sample: Inputs) -> PhaseTimings:
+        """Time image encoding, prefill, and token-by-token decode of the answer."""
+        context = self._context(_max_tokens(sample))
         prompt = replace(sample, tokens=sample.tokens[: sample.answer_start])
-        start = time.perf_counter()
-        pieces, grids = zip(*self._pieces(prompt), strict=True)
-        encoded = time.perf_counter()
         answer = sample.tokens[sample.answer_start :].astype(np.int32)
+        encode_seconds, (chunks, grids) = _timed(lambda: tuple(zip(*self._chunks(prompt), strict=True)))
         tokens = np.split(answer, len(answer))
-        starts = np.cumsum([0, *map(len, pieces), *map(len, tokens)]).tolist()
+        starts = np.cumsum([0, *map(len, chunks), *map(len, tokens)]).tolist()
         positions = self._positions(starts, (*grids, *(None for _ in tokens)))
-        _read(context, pieces, positions)
-        read = time.perf_counter()
-        _read(context, tokens, positions[:, starts[len(pieces)] :])
-        done = time.perf_counter()
+        prefill_seconds, _ = _timed(lambda: _decode_chunks(context, chunks, positions))
+        decode_seconds, _ = _timed(lambda: _decode_chunks(context, tokens, positions[:, starts[len(chunks)] :]))
         context.close()
-        return phases_of(sample, encoded - start, read - encoded, done - read)
+        return phase_timings(sample, encode_seconds, prefill_seconds, decode_seconds)
 
     def close(self) -> None:
         """Free the memory of both models."""
-        if self._sight_or_none:
-            self._sight_or_none.close()
+        if self._optional_vision:
+            self._optional_vision.close()
         self._language.close()
 
     @property
-    def _sight(self) -> "Sight | Recalled":
-        if self._sight_or_none is None:
-            raise EngineError("the artifact has no file that sees", "measure it on text")
-        return self._sight_or_none
+    def _vision(self) -> "VisionEncoder | PrecomputedImages":
+        if self._optional_vision is None:
+            raise EngineError("the artifact has no mmproj file", "evaluate it on text samples")
+        return self._optional_vision
 
-    def see(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """One slice uint8 [height, width, 3] -> [tokens, hidden]."""
-        return self._sight.encode(pixels)[0]
+    def encode_slice(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Convert a slice uint8 RGB [height, width, 3] to embeddings [tokens, input size]."""
+        return self._vision.encode_slice(pixels)[0]
 
     def _logits(self, sample: Inputs, context: Context) -> Iterator[Logits]:
-        pieces, grids = zip(*self._pieces(sample), strict=True)
-        predicts = np.zeros(sum(map(len, pieces)), np.bool_)
-        predicts[sample.answer_start - len(sample.tokens) - 1 : -1] = True
-        starts = np.cumsum([0, *map(len, pieces)]).tolist()
+        chunks, grids = zip(*self._chunks(sample), strict=True)
+        logits_mask = np.zeros(sum(map(len, chunks)), np.bool_)
+        logits_mask[sample.answer_start - len(sample.tokens) - 1 : -1] = True  # each predicts the next token
+        starts = np.cumsum([0, *map(len, chunks)]).tolist()
         positions = self._positions(starts, grids)
-        for start, piece in zip(starts, pieces, strict=False):
-            yield from context.read(piece, positions[:, start : start + len(piece)], predicts[start:][: len(piece)])
+        for start, chunk in zip(starts, chunks, strict=False):
+            span = slice(start, start + len(chunk))
+            yield from context.decode(chunk, positions[:, span], logits_mask[span])
 
     def _positions(self, starts: Sequence[int], grids: Sequence[Grid | None]) -> NDArray[np.int64]:
-        """Where the tokens of all pieces stand: [1, length], or by time, row and column, and a fourth axis that is not
-        used, [4, length]."""
+        """Return the position ids of all chunks: [1, length], or [4, length] for M-RoPE (time, row, column, unused)."""
         positions = np.arange(starts[-1], dtype=np.int64)[None]
-        if not self._language.sectioned:
+        if not self._language.uses_mrope:
             return positions
         positions = positions.repeat(3, axis=0)
-        if self._images_have_rows:
+        if self._uses_mrope:
             spans = [(start, end) for start, end, grid in zip(starts[:-1], starts[1:], grids, strict=True) if grid]
-            positions = sectioned_positions(starts[-1], spans, filter(None, grids))
+            positions = mrope_position_ids(starts[-1], spans, filter(None, grids))
         return np.concatenate([positions, np.zeros_like(positions[:1])])
 
-    def _pieces(self, sample: Inputs) -> Iterator[tuple[Piece, Grid | None]]:
-        """The sample where text and slices meet, in order: our slices, or those that the engine cuts itself."""
+    def _chunks(self, sample: Inputs) -> Iterator[tuple[Chunk, Grid | None]]:
+        """Yield the text and image chunks of a sample in order, with the grid of image chunks."""
         tokens, done = sample.tokens.astype(np.int32), 0
         if sample.image is not None:
-            yield tokens[: sample.image_bounds[0, 0] - 1], None  # the engine brings its own tags
-            assert isinstance(self._sight, Sight)
-            yield from self._sight.cut(sample.image)
-            yield tokens[sample.image_bounds[-1, 1] + 1 :], None
+            yield from self._engine_chunks(sample, tokens)
             return
         for pixels, (start, end) in zip(sample.slices, sample.image_bounds.tolist(), strict=True):
             yield tokens[done:start], None
-            yield self._seen(sample, pixels, end - start)
+            yield self._encode(sample, pixels, end - start)
             done = end
         yield tokens[done:], None
 
-    def _seen(self, sample: Inputs, pixels: NDArray[np.uint8], length: int) -> tuple[Piece, Grid]:
-        embeddings, size = self._sight.encode(pixels)
+    def _engine_chunks(self, sample: Inputs, tokens: NDArray[np.int32]) -> Iterator[tuple[Chunk, Grid | None]]:
+        """Yield the chunks of a sample whose image llama.cpp slices and resizes; it adds the image's marker tokens."""
+        assert sample.image is not None
+        assert isinstance(self._vision, VisionEncoder)
+        yield tokens[: sample.image_bounds[0, 0] - 1], None
+        yield from self._vision.encode_image(sample.image)
+        yield tokens[sample.image_bounds[-1, 1] + 1 :], None
+
+    def _encode(self, sample: Inputs, pixels: NDArray[np.uint8], num_tokens: int) -> tuple[Chunk, Grid]:
+        embeddings, size = self._vision.encode_slice(pixels)
         if size != pixels.shape[:2] and sample.id not in self._resized:
             self._resized.append(sample.id)
-            seen = f"llama.cpp resized slices of {len(self._resized)} samples before it looked at them"
-            self.notes = (f"{seen}, first those of `{self._resized[0]}`",)
+            count = len(self._resized)
+            self.notes = (f"llama.cpp resized slices of {count} samples, the first of them `{self._resized[0]}`",)
         if not np.isfinite(embeddings).all():
             raise EngineError(
-                f"sample `{sample.id}`: values that are not finite come out of `vision` or `projector`",
+                f"sample `{sample.id}`: non-finite values in the output of `vision` or `projector`",
                 "weights or activations overflow in this engine",
             )
-        if embeddings.shape != (length, self._language.width_of_embeddings):
-            raise EngineError(f"sample `{sample.id}`: llama.cpp made {len(embeddings)} tokens of a slice, not {length}")
-        return embeddings, grid_of(size, length)
+        if embeddings.shape != (num_tokens, self._language.input_embedding_size):
+            found = f"llama.cpp encoded a slice to {len(embeddings)} tokens; expected {num_tokens}"
+            raise EngineError(f"sample `{sample.id}`: {found}")
+        return embeddings, token_grid(size, num_tokens)
 
 
-def _read(context: Context, pieces: Sequence[Piece], positions: NDArray[np.int64]) -> None:
-    """Read pieces one after the other, with the logits after the last token of each."""
+def _timed(action: Callable[[], Result]) -> tuple[float, Result]:
+    start = time.perf_counter()
+    result = action()
+    return time.perf_counter() - start, result
+
+
+def _decode_chunks(context: Context, chunks: Sequence[Chunk], positions: NDArray[np.int64]) -> None:
+    """Decode chunks one after the other, with the logits of the last token of each."""
     start = 0
-    for piece in pieces:
-        wanted = np.zeros(len(piece), np.bool_)
-        wanted[-1:] = True
-        for _ in context.read(piece, positions[:, start : start + len(piece)], wanted):
+    for chunk in chunks:
+        logits_mask = np.zeros(len(chunk), np.bool_)
+        logits_mask[-1:] = True
+        for _ in context.decode(chunk, positions[:, start : start + len(chunk)], logits_mask):
             pass
-        start += len(piece)
+        start += len(chunk)
 
 
-def _room(sample: Inputs) -> int:
-    """Tokens that a sample may take: an engine that cuts the image itself may cut more slices than we did."""
+def _max_tokens(sample: Inputs) -> int:
+    """Return the length of a sample, with space for more slices than ours if llama.cpp slices the image."""
     if sample.image is None:
         return len(sample.tokens)
-    queries = int(np.diff(sample.image_bounds[0])[0])
-    return len(sample.tokens) + MOST_SLICES * (queries + TAGS_OF_A_SLICE)
+    tokens_per_slice = int(np.diff(sample.image_bounds[0])[0])
+    return len(sample.tokens) + MAX_SLICES * (tokens_per_slice + MARKER_TOKENS_PER_SLICE)
 
 
-def open_runner(path: Path, threads: int, *, exact: bool = False) -> GgufRunner:
-    """Load a GGUF artifact into llama.cpp, set as llama.cpp sets itself.
+def open_runner(path: Path, threads: int, *, f32_attention: bool = False) -> GgufRunner:
+    """Load a GGUF artifact into llama.cpp with the engine's default settings.
 
-    By default it rounds keys and values to F16 on the way through attention; `exact` keeps them in F32, which tells
-    that rounding from a difference of the artifact.
+    By default llama.cpp rounds cached keys and values to F16. `f32_attention` keeps them in F32, which separates this
+    rounding from an error of the artifact.
 
     Raises:
-        ArtifactError: the folder is no GGUF artifact.
-        EngineError: llama.cpp does not load a file of it.
+        ArtifactError: the folder is not a GGUF artifact.
+        EngineError: llama.cpp cannot load a file.
         MissingExtra: llama.cpp is not installed.
     """
-    files = _files(path)
+    files = _artifact_files(path)
     language = LanguageModel(llamacpp(), files.language)
-    sight = Sight(llamacpp(), files.sight, language, threads, exact) if files.sight else None
-    return GgufRunner(language, sight, threads, exact, files.images_have_rows)
+    vision = VisionEncoder(llamacpp(), files.mmproj, language, threads, f32_attention) if files.mmproj else None
+    return GgufRunner(language, vision, threads, f32_attention, files.uses_mrope)
 
 
 @dataclass(frozen=True, slots=True)
-class _Files:
+class _ArtifactFiles:
     language: Path
-    sight: Path | None  # None: the model reads text only
-    images_have_rows: bool
+    mmproj: Path | None  # None for a text-only model
+    uses_mrope: bool
 
 
-def _files(path: Path) -> _Files:
+def _artifact_files(path: Path) -> _ArtifactFiles:
     artifact = Artifact.open(path)
     family = family_named(artifact.manifest.family)
-    files = [artifact.files_of(component) for component in ("language", "vision+projector")]
-    if artifact.manifest.kind != "gguf" or not files[0] or len(files[1]) != int(family.sees):
-        told = f"`{path}` is no GGUF artifact of {1 + family.sees} files"
-        raise ArtifactError(told, "export one with `--format gguf`")
-    # Of parts, the first: llama.cpp finds the others.
-    return _Files(files[0][0], files[1][0] if family.sees else None, family.images_have_rows)
+    language, mmproj = (artifact.component_files(component) for component in ("language", "vision+projector"))
+    if artifact.manifest.kind != "gguf" or not language or len(mmproj) != int(family.has_vision):
+        expected = "a language model file and an mmproj file" if family.has_vision else "a language model file"
+        raise ArtifactError(f"`{path}` is not a GGUF artifact with {expected}", "export one with `--format gguf`")
+    # llama.cpp finds the other files of a split model by the name of the first.
+    return _ArtifactFiles(language[0], mmproj[0] if family.has_vision else None, family.uses_mrope)
 
 
-class Recalled:
-    """Slices that were seen before, in their order; it stands in for what sees."""
+class PrecomputedImages:
+    """Embeddings of slices that were encoded earlier; replaces a `VisionEncoder`."""
 
-    def __init__(self, seen: Sequence[NDArray[np.float32]]) -> None:
-        self._left = iter(seen)
+    def __init__(self, embeddings: SliceEmbeddings) -> None:
+        self._embeddings = iter(embeddings)
 
-    def encode(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], tuple[int, int]]:
-        """The embeddings [tokens, hidden] of the next slice, and its (height, width)."""
-        return next(self._left), (pixels.shape[0], pixels.shape[1])
+    def encode_slice(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], tuple[int, int]]:
+        """Return the embeddings [tokens, input size] of the next slice, and its (height, width)."""
+        return next(self._embeddings), (pixels.shape[0], pixels.shape[1])
 
     def close(self) -> None:
-        """Nothing was loaded."""
+        """Do nothing: no encoder is loaded."""
 
 
-def see_all(path: Path, threads: int, samples: Sequence[Inputs]) -> list[NDArray[np.float32]]:
-    """The embeddings [tokens, hidden] of every slice in order, without the language model's weights in memory."""
-    files = _files(path)
-    if files.sight is None:
+def encode_images(path: Path, threads: int, samples: Sequence[Inputs]) -> SliceEmbeddings:
+    """Return the embeddings of every slice, in order, without the language model's weights in memory."""
+    files = _artifact_files(path)
+    if files.mmproj is None:
         return []
-    language = LanguageModel(llamacpp(), files.language, vocabulary_alone=True)
-    sight = Sight(llamacpp(), files.sight, language, threads, exact=False)
-    seen = [sight.encode(part)[0] for sample in samples for part in sample.slices]
-    sight.close()
+    language = LanguageModel(llamacpp(), files.language, vocab_only=True)
+    vision = VisionEncoder(llamacpp(), files.mmproj, language, threads, f32_attention=False)
+    embeddings = [vision.encode_slice(pixels)[0] for sample in samples for pixels in sample.slices]
+    vision.close()
     language.close()
-    return seen
+    return embeddings
 
 
-def open_reader(path: Path, threads: int, seen: Sequence[NDArray[np.float32]]) -> GgufRunner:
-    """The language model loaded alone; it recalls what was seen."""
-    files = _files(path)
+def open_language_model(path: Path, threads: int, embeddings: SliceEmbeddings) -> GgufRunner:
+    """Load the language model alone; the embeddings of slices are taken from `embeddings`, in order."""
+    files = _artifact_files(path)
     language = LanguageModel(llamacpp(), files.language)
-    return GgufRunner(language, Recalled(seen), threads, exact=False, images_have_rows=files.images_have_rows)
+    return GgufRunner(
+        language, PrecomputedImages(embeddings), threads, f32_attention=False, uses_mrope=files.uses_mrope
+    )

@@ -1,4 +1,4 @@
-"""Encoded samples on disk: made once, read by every engine's process, one at a time."""
+"""Encoded samples on disk: written once, read one at a time by the worker process of every engine."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -10,40 +10,40 @@ from numpy.typing import NDArray
 
 from mcpmq.families.family import Inputs
 
-WHOLE = "whole"  # the image before it was cut
+UNCUT_IMAGE = "whole"  # array name of the image before slicing
 
 
-class SampleFiles(Sequence[Inputs]):
-    """The samples of a folder in order; each is read when it is asked for."""
+class InputsStore(Sequence[Inputs]):
+    """The encoded samples of a folder, in order; each is read on access."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._count = sum(1 for _ in folder.glob("*.text.npz"))
 
     def append(self, sample: Inputs) -> None:
-        """Write one more: its text (id, tokens, bounds) and its pixels in files of their own, without pickle."""
-        text, pixels = self._files(self._count)
-        named: dict[str, Any] = {f"{index:03}": part for index, part in enumerate(sample.slices)}
+        """Write a sample: text (id, tokens, bounds) and pixels in separate files, without pickle."""
+        text_file, pixel_file = self._files(self._count)
+        arrays: dict[str, Any] = {f"{index:03}": pixels for index, pixels in enumerate(sample.slices)}
         if sample.image is not None:
-            named[WHOLE] = sample.image
-        np.savez(text, id=sample.id, tokens=sample.tokens, start=sample.answer_start, bounds=sample.image_bounds)
-        np.savez(pixels, **named)
+            arrays[UNCUT_IMAGE] = sample.image
+        np.savez(text_file, id=sample.id, tokens=sample.tokens, start=sample.answer_start, bounds=sample.image_bounds)
+        np.savez(pixel_file, **arrays)
         self._count += 1
 
-    def move_pixels(self, givers: Sequence[int]) -> None:
-        """Give sample number n the pixels of sample `givers[n]`, a permutation."""
-        for number, giver in enumerate(givers):
-            self._files(giver)[1].rename(self.folder / f"{number}.moved")
-        for number in range(len(givers)):
+    def permute_pixels(self, sources: Sequence[int]) -> None:
+        """Replace the pixels of sample n by those of sample `sources[n]`; `sources` is a permutation."""
+        for number, source in enumerate(sources):
+            self._files(source)[1].rename(self.folder / f"{number}.moved")
+        for number in range(len(sources)):
             (self.folder / f"{number}.moved").rename(self._files(number)[1])
 
     @property
     def sha256(self) -> str:
-        """Hash of every token and every pixel, in order."""
+        """The hash of all tokens and pixels, in order."""
         digest = hashlib.sha256()
         for sample in self:
-            whole = () if sample.image is None else (sample.image,)
-            arrays: tuple[NDArray[Any], ...] = (sample.tokens, sample.image_bounds, *sample.slices, *whole)
+            image = () if sample.image is None else (sample.image,)
+            arrays: tuple[NDArray[Any], ...] = (sample.tokens, sample.image_bounds, *sample.slices, *image)
             for array in arrays:
                 digest.update(f"{sample.id} {sample.answer_start} {array.shape}".encode())
                 digest.update(np.ascontiguousarray(array).data)
@@ -70,6 +70,6 @@ class SampleFiles(Sequence[Inputs]):
     def _read(self, number: int) -> Inputs:
         text_file, pixel_file = self._files(number)
         with np.load(text_file, allow_pickle=False) as text, np.load(pixel_file, allow_pickle=False) as pixels:
-            slices = tuple(pixels[name] for name in sorted(pixels.files) if name != WHOLE)
-            whole = pixels[WHOLE] if WHOLE in pixels.files else None
-            return Inputs(str(text["id"]), text["tokens"], int(text["start"]), slices, text["bounds"], whole)
+            slices = tuple(pixels[name] for name in sorted(pixels.files) if name != UNCUT_IMAGE)
+            image = pixels[UNCUT_IMAGE] if UNCUT_IMAGE in pixels.files else None
+            return Inputs(str(text["id"]), text["tokens"], int(text["start"]), slices, text["bounds"], image)

@@ -1,4 +1,4 @@
-"""Log-probabilities of every answer token on disk: written once by the original, read beside every artifact."""
+"""Log-probabilities of answer tokens on disk: written by the original, read by each artifact compared with it."""
 
 from pathlib import Path
 from typing import Any
@@ -8,73 +8,73 @@ from numpy.typing import NDArray
 
 from mcpmq.errors import EngineError
 
-TOP = 256  # likeliest tokens of a row that are kept in float32
-STEPS = 2048  # a nat, for the others, in 16 bits: down to -32 nats, where a whole vocabulary weighs 2e-9
-LEAST = -60_000.0  # nats: a token that cannot come costs much, not more than any number
+NUM_EXACT = 256  # most probable tokens of a row, stored as float32
+STEPS_PER_NAT = 2048  # resolution of the other tokens in 16 bits; minimum -32 nats: a vocabulary of these sums to 2e-9
+MIN_LOGPROB = -60_000.0  # nats: an impossible token has a large, finite loss
 
 
 def log_softmax(logits: NDArray[Any]) -> NDArray[np.float64]:
-    """Logits [vocabulary] -> natural logarithms of probabilities, float64, none below `LEAST`."""
+    """Return natural log-probabilities, float64 [vocab_size], clamped to at least `MIN_LOGPROB`."""
     values = logits.astype(np.float64)
-    with np.errstate(invalid="ignore"):  # of infinities none is a number, which whoever asked will see
+    with np.errstate(invalid="ignore"):  # infinite logits give NaN, which the caller checks
         values -= values.max()
         values -= np.log(np.exp(values).sum())
-    return np.maximum(values, LEAST, out=values)
+    return np.maximum(values, MIN_LOGPROB, out=values)
 
 
-class LogProbabilities:
-    """A file of rows, one an answer token, 2 bytes a token of the vocabulary.
+class LogprobFile:
+    """A file with one row per answer token, 2 bytes per token of the vocabulary.
 
-    With the likeliest in float32 and the others in equal steps the Kullback-Leibler divergence of a token is exact to
-    1e-6 nat, also where thousands of tokens are as likely; all in float16 it would be off by 1e-5.
+    The most probable tokens are stored as float32, the others in equal steps of 16 bits, which keeps the error of a
+    token's KL divergence below 1e-6 nats, also for flat distributions; float16 would have an error of 1e-5.
     """
 
-    def __init__(self, file: Path, rows: int, vocabulary: int, *, write: bool = False) -> None:
-        """Open a file of so many rows.
+    def __init__(self, file: Path, num_rows: int, vocab_size: int, *, write: bool = False) -> None:
+        """Open a file of `num_rows` rows.
 
         Raises:
-            EngineError: it is missing, or has other rows.
+            EngineError: the file to read is missing or has another size.
         """
-        self._type = _row_type(vocabulary)
-        found = file.stat().st_size if file.is_file() else 0
-        if not write and found != rows * self._type.itemsize:
+        self._row_type = _row_type(vocab_size)
+        found, expected = file.stat().st_size if file.is_file() else 0, num_rows * self._row_type.itemsize
+        if not write and found != expected:
             raise EngineError(
-                f"`{file}` has {found:,} bytes; {rows:,} answer tokens of a vocabulary of {vocabulary:,} would take"
-                f" {rows * self._type.itemsize:,}",
-                "an artifact must have the vocabulary of the original; if it has, measure again with `--no-cache`",
+                f"`{file}` has {found:,} bytes, but {num_rows:,} answer tokens of a vocabulary of {vocab_size:,} take"
+                f" {expected:,}",
+                "the artifact must have the vocabulary of the original; if it does, measure again with `--no-cache`",
             )
         self._stream = file.open("w+b" if write else "rb", buffering=0)
 
-    def write(self, row: int, values: NDArray[np.float64]) -> None:
-        """Keep a row [vocabulary] that `log_softmax` gave."""
-        packed = np.zeros((), self._type)
+    def write(self, row: int, logprobs: NDArray[np.float64]) -> None:
+        """Write a row [vocab_size] of `log_softmax` values."""
+        packed = np.zeros((), self._row_type)
         count = packed["top"].size
-        likely = np.argpartition(values, -count)[-count:]
-        likely = likely[np.lexsort((likely, -values[likely]))]  # the first of equals comes first, as in argmax
-        packed["top"], packed["exact"] = likely, values[likely]
-        packed["rest"] = np.rint(np.minimum(-STEPS * values, np.iinfo(np.uint16).max))
-        self._stream.seek(row * self._type.itemsize)
+        top = np.argpartition(logprobs, -count)[-count:]
+        top = top[np.lexsort((top, -logprobs[top]))]  # ties in the order of argmax: lowest id first
+        packed["top"], packed["exact"] = top, logprobs[top]
+        packed["rest"] = np.rint(np.minimum(-STEPS_PER_NAT * logprobs, np.iinfo(np.uint16).max))
+        self._stream.seek(row * self._row_type.itemsize)
         self._stream.write(packed.tobytes())
 
     def read(self, row: int) -> tuple[NDArray[np.float64], int]:
-        """A row as it was written, normalised again, and its likeliest token."""
-        self._stream.seek(row * self._type.itemsize)
-        packed = np.frombuffer(self._stream.read(self._type.itemsize), self._type)[0]
-        values = packed["rest"] / -STEPS
-        values[packed["top"]] = packed["exact"]
-        values -= np.log(np.exp(values).sum())
-        return values, int(packed["top"][0])
+        """Return a row, normalized again, and its most probable token."""
+        self._stream.seek(row * self._row_type.itemsize)
+        packed = np.frombuffer(self._stream.read(self._row_type.itemsize), self._row_type)[0]
+        logprobs = packed["rest"] / -STEPS_PER_NAT
+        logprobs[packed["top"]] = packed["exact"]
+        logprobs -= np.log(np.exp(logprobs).sum())
+        return logprobs, int(packed["top"][0])
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._stream.close()
 
 
-def nbytes_of(tokens: int, vocabulary: int) -> int:
-    """What the log-probabilities of so many answer tokens take."""
-    return tokens * _row_type(vocabulary).itemsize
+def logprobs_nbytes(num_tokens: int, vocab_size: int) -> int:
+    """Return the file size of the log-probabilities of `num_tokens` answer tokens."""
+    return num_tokens * _row_type(vocab_size).itemsize
 
 
-def _row_type(vocabulary: int) -> np.dtype[Any]:
-    top = min(TOP, vocabulary)
-    return np.dtype([("top", "<i4", (top,)), ("exact", "<f4", (top,)), ("rest", "<u2", (vocabulary,))])
+def _row_type(vocab_size: int) -> np.dtype[Any]:
+    count = min(NUM_EXACT, vocab_size)
+    return np.dtype([("top", "<i4", (count,)), ("exact", "<f4", (count,)), ("rest", "<u2", (vocab_size,))])

@@ -1,4 +1,4 @@
-"""The shape every runner has."""
+"""The interface of all runners."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -11,51 +11,64 @@ from numpy.typing import NDArray
 from mcpmq.families.family import Inputs
 
 Result = TypeVar("Result")
-Logits: TypeAlias = NDArray[np.float32]  # [vocabulary]; may be the engine's own memory, good until the next ones come
-Judge: TypeAlias = Callable[[Inputs, Iterable[Logits]], Result]
+SliceEmbeddings: TypeAlias = list[NDArray[np.float32]]  # one [tokens, hidden_size] array per slice, in order
+Logits: TypeAlias = NDArray[np.float32]  # [vocab_size]; may be engine memory that the next row overwrites
+Metric: TypeAlias = Callable[[Inputs, Iterable[Logits]], Result]
 
 
 class Runner(Protocol):
-    """A model in its real engine, loaded and ready."""
+    """A model loaded into its engine."""
 
-    notes: tuple[str, ...]  # what a reader of the figures must know, e.g. which samples saw other pixels
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Facts that a reader of the results needs, e.g. which samples had resized slices."""
 
-    def run(self, samples: Sequence[Inputs], judge: Judge[Result]) -> Iterator[Result]:
-        """For every sample in order, what `judge` makes of it.
+    def run(self, samples: Sequence[Inputs], metric: Metric[Result]) -> Iterator[Result]:
+        """Yield `metric(sample, logits)` for each sample, in order.
 
-        The judge gets the logits that predict each token of `tokens[answer_start:]`, in order and one by one, so that
-        no more of them need be in memory than the engine itself holds.
+        `logits` yields one row per token of `tokens[answer_start:]`, each row the prediction of that token. The rows
+        are streamed, so only the rows that the engine itself holds are in memory.
         """
 
 
 @dataclass(frozen=True, slots=True)
-class Phases:
-    """What an application waits for, measured on one sample."""
+class PhaseTimings:
+    """Speed of image encoding, prefill and decode, measured on one sample."""
 
     encode_seconds_per_slice: float  # 0 if the sample has no image
-    prefill_tokens_per_second: float  # the prompt, slices already encoded
+    prefill_tokens_per_second: float  # the prompt, with slices already encoded
     decode_tokens_per_second: float  # the answer, token by token
 
 
 @runtime_checkable
-class AnswersByToken(Protocol):
-    """A runner that keeps what it has read, as applications do, so that its phases can be told apart."""
+class SupportsPhases(Protocol):
+    """A runner with a KV cache, which can time prefill and decode separately."""
 
-    def phases(self, sample: Inputs) -> Phases:
-        """Take the time of encoding the images, reading the prompt, and reading the answer token by token."""
+    def time_phases(self, sample: Inputs) -> PhaseTimings:
+        """Time image encoding, prefill, and token-by-token decode of the answer."""
 
 
 class OpenRunner(Protocol):
-    """Every module of this room has this function, `open_runner`."""
+    """The signature of `open_runner`, which every runner module defines."""
 
     def __call__(self, path: Path, threads: int) -> Runner: ...
 
 
-def phases_of(sample: Inputs, encoding: float, prefilling: float, decoding: float) -> Phases:
-    """From the seconds that each phase of a sample took."""
-    answer = len(sample.tokens) - sample.answer_start
-    return Phases(
-        encode_seconds_per_slice=encoding / len(sample.slices) if sample.slices else 0.0,
-        prefill_tokens_per_second=sample.answer_start / prefilling,
-        decode_tokens_per_second=answer / decoding,
+class SequentialEngine(Protocol):
+    """A runner module that can free the vision encoder before it loads the language model."""
+
+    def encode_images(self, path: Path, threads: int, samples: Sequence[Inputs]) -> SliceEmbeddings:
+        """Load the vision encoder, encode every slice, and free the encoder."""
+
+    def open_language_model(self, path: Path, threads: int, embeddings: SliceEmbeddings) -> Runner:
+        """Load the language model alone; the runner takes the slices' embeddings from `embeddings`, in order."""
+
+
+def phase_timings(sample: Inputs, encode_seconds: float, prefill_seconds: float, decode_seconds: float) -> PhaseTimings:
+    """Convert the duration of each phase of a sample into speeds."""
+    answer_tokens = len(sample.tokens) - sample.answer_start
+    return PhaseTimings(
+        encode_seconds_per_slice=encode_seconds / len(sample.slices) if sample.slices else 0.0,
+        prefill_tokens_per_second=sample.answer_start / prefill_seconds,
+        decode_tokens_per_second=answer_tokens / decode_seconds,
     )

@@ -1,4 +1,4 @@
-"""What is kept of an answer's logits, while the engine runs: a few figures for each of its tokens."""
+"""Per-token metrics of an answer, computed while the engine runs, so that logits need not be kept."""
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,90 +10,91 @@ from numpy.typing import NDArray
 
 from mcpmq.errors import EngineError
 from mcpmq.families.family import Inputs
-from mcpmq.runners.logprobs import LogProbabilities, log_softmax
+from mcpmq.runners.logprobs import LogprobFile, log_softmax
 from mcpmq.runners.runner import Logits
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
-    """Of every token of one answer, how far the model is from another one."""
+class TokenComparison:
+    """Comparison with a reference model, one value per answer token."""
 
-    kl_divergences: list[float]  # KL(other || this) over the vocabulary, in nats
-    same_top: list[bool]  # both take the same token for the likeliest
+    kl_divergences: list[float]  # KL(reference || this) over the vocabulary, in nats
+    top1_match: list[bool]  # both models have the same most probable token
 
 
 @dataclass(frozen=True, slots=True)
-class Judged:
-    """Of every token of one answer."""
+class TokenResults:
+    """Metrics of one answer, one value per token."""
 
-    losses: list[float]  # -log of its probability
-    likeliest: list[int]  # the token that greedy decoding takes there, given the answer so far
-    compared: dict[str, Comparison]  # with the model of that name
+    losses: list[float]  # negative log-likelihood, in nats
+    argmax_ids: list[int]  # the most probable token at each position, given the correct answer before it
+    compared: dict[str, TokenComparison]  # by name of the reference model
 
 
-class TokenJudge:
-    """Judges one answer after another; `seconds` is what that took, which is not the engine's time."""
+class TokenMetrics:
+    """A `Metric` over answer tokens; `seconds` is the time spent here, which is not the engine's."""
 
-    def __init__(self, samples: Sequence[Inputs], keep: Path | None, against: Mapping[str, Path]) -> None:
-        """Write log-probabilities to `keep`; compare with those in the files `against`, by the name of their model."""
+    def __init__(self, samples: Sequence[Inputs], save_logprobs: Path | None, references: Mapping[str, Path]) -> None:
+        """Save log-probabilities to `save_logprobs`; compare with the files of `references`, by model name."""
         lengths = [len(sample.tokens) - sample.answer_start for sample in samples]
         starts = np.cumsum([0, *lengths]).tolist()
         self._first_rows = {sample.id: start for sample, start in zip(samples, starts, strict=False)}
-        self._rows, self._keep, self._against = sum(lengths), keep, against
-        self._kept: LogProbabilities | None = None
-        self._others: dict[str, LogProbabilities] = {}
+        self._num_rows, self._save_logprobs, self._references = sum(lengths), save_logprobs, references
+        self._saved: LogprobFile | None = None
+        self._reference_files: dict[str, LogprobFile] = {}
         self.seconds = 0.0
 
-    def __call__(self, sample: Inputs, rows: Iterable[Logits]) -> Judged:
-        """Figures of every token of the sample's answer.
+    def __call__(self, sample: Inputs, rows: Iterable[Logits]) -> TokenResults:
+        """Return the metrics of every answer token of a sample.
 
         Raises:
-            EngineError: a loss is not finite, there are too few, or the vocabulary is not the other models'.
+            EngineError: a loss is not finite, rows are missing, or the vocabulary differs from that of a reference.
         """
         answer = sample.tokens[sample.answer_start :].tolist()
-        judged = Judged([], [], {name: Comparison([], []) for name in self._against})
+        results = TokenResults([], [], {name: TokenComparison([], []) for name in self._references})
         for index, (logits, token) in enumerate(zip(rows, answer, strict=False)):
             start = time.perf_counter()
-            self._judge(judged, sample.id, index, logits, token)
+            self._add_token(results, sample.id, index, logits, token)
             self.seconds += time.perf_counter() - start
-        if len(judged.losses) != len(answer):
-            raise EngineError(
-                f"sample `{sample.id}`: logits of {len(judged.losses)} tokens for an answer of {len(answer)}"
-            )
-        return judged
+        if (found := len(results.losses)) != len(answer):
+            tokens = f"{found} token{'' if found == 1 else 's'}"
+            raise EngineError(f"sample `{sample.id}`: logits of {tokens} for an answer of {len(answer)}")
+        return results
 
-    def _judge(self, judged: Judged, sample_id: str, index: int, logits: Logits, token: int) -> None:
-        if self._kept is None and not self._others:
-            self._open(len(logits))
-        values = log_softmax(logits)
-        if not np.isfinite(values[token]):
+    def _add_token(self, results: TokenResults, sample_id: str, index: int, logits: Logits, token: int) -> None:
+        if self._saved is None and not self._reference_files:
+            self._open_files(len(logits))
+        logprobs = log_softmax(logits)
+        if not np.isfinite(logprobs[token]):
             raise EngineError(
                 f"sample `{sample_id}`: the loss of token {index} is not finite",
                 "the weights or activations overflow in this engine",
             )
-        top = int(values.argmax())
-        judged.losses.append(-float(values[token]))
-        judged.likeliest.append(top)
+        argmax = int(logprobs.argmax())
+        results.losses.append(-float(logprobs[token]))
+        results.argmax_ids.append(argmax)
         row = self._first_rows[sample_id] + index
-        if self._kept:
-            self._kept.write(row, values)
-        for name, other in self._others.items():
-            expected, other_top = other.read(row)
-            judged.compared[name].kl_divergences.append(kl_divergence(expected, values))
-            judged.compared[name].same_top.append(top == other_top)
+        if self._saved:
+            self._saved.write(row, logprobs)
+        for name, file in self._reference_files.items():
+            reference, reference_argmax = file.read(row)
+            results.compared[name].kl_divergences.append(kl_divergence(reference, logprobs))
+            results.compared[name].top1_match.append(argmax == reference_argmax)
 
-    def _open(self, vocabulary: int) -> None:
-        if self._keep:
-            self._kept = LogProbabilities(self._keep, self._rows, vocabulary, write=True)
-        self._others = {name: LogProbabilities(file, self._rows, vocabulary) for name, file in self._against.items()}
+    def _open_files(self, vocab_size: int) -> None:
+        if self._save_logprobs:
+            self._saved = LogprobFile(self._save_logprobs, self._num_rows, vocab_size, write=True)
+        self._reference_files = {
+            name: LogprobFile(file, self._num_rows, vocab_size) for name, file in self._references.items()
+        }
 
     def close(self) -> None:
-        """Let go of the files."""
-        for file in (self._kept, *self._others.values()):
+        """Close the log-probability files."""
+        for file in (self._saved, *self._reference_files.values()):
             if file:
                 file.close()
 
 
-def kl_divergence(expected: NDArray[np.float64], found: NDArray[np.float64]) -> float:
-    """KL(expected || found) in nats, of distributions given as log-probabilities [vocabulary]; never negative."""
-    return max(0.0, float(np.exp(expected) @ (expected - found)))
+def kl_divergence(reference: NDArray[np.float64], candidate: NDArray[np.float64]) -> float:
+    """Return KL(reference || candidate) in nats of two log-probability vectors [vocab_size]; never negative."""
+    return max(0.0, float(np.exp(reference) @ (reference - candidate)))

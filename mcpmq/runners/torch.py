@@ -1,4 +1,4 @@
-"""The model in PyTorch, in float32, block by block: the original as it was given, or a quantized one dequantized."""
+"""Run a checkpoint, or a dequantized quantized model, in PyTorch in float32, one block in memory at a time."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -10,158 +10,161 @@ from typing import Any
 
 import psutil
 import torch
-import transformers.modeling_utils  # noqa: F401 - counted with the engine, not with the model, where memory is measured
+import transformers.modeling_utils  # noqa: F401 - part of the baseline RSS, not of the model's memory
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from mcpmq.artifact import MANIFEST
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import EngineError
-from mcpmq.execution.layerwise import lockstep
-from mcpmq.execution.torch_model import NativeModel, Stored, build, floats_of
+from mcpmq.execution.layerwise import run_layerwise
+from mcpmq.execution.torch_model import StoredWeight, TorchModel, build_model, to_float
 from mcpmq.families import family_named
 from mcpmq.families.family import Family, Inputs, TensorSpec
-from mcpmq.grids.activation import InputGrid
-from mcpmq.plan import block_of
-from mcpmq.quantized_model import Quantized
-from mcpmq.runners.fake_quant import round_inputs
-from mcpmq.runners.runner import Judge, Logits, Result
+from mcpmq.grids.activation import ActivationGrid
+from mcpmq.plan import block_name
+from mcpmq.quantized_model import QuantizedModel
+from mcpmq.runners.fake_quant import fake_quantize_activations
+from mcpmq.runners.runner import Logits, Metric, Result
 
-# Tokens of the samples that go through a block together, which bounds what is held of them: few where
-# a block costs little to fill, many where it is read from disk again.
-KEPT_WAVE_TOKENS, READ_WAVE_TOKENS = 2048, 8192
-RESIDENT_SHARE = 0.8  # of the available memory, for the stored weights and the largest of them beside its floats
-FLOAT_NBYTES = 4
+# Tokens that pass through a block together. The number bounds the memory for activations: it is small where a block is
+# loaded from memory, and large where it is read from disk again for every batch.
+RESIDENT_BATCH_TOKENS, STREAMED_BATCH_TOKENS = 2048, 8192
+# Fraction of the available memory for all stored weights and the float32 copy of the largest one.
+RESIDENT_MEMORY_FRACTION = 0.8
+FLOAT32_NBYTES = 4
 
-# The id of the sample whose forward is running; each sample runs in a context of its own.
-_passing: ContextVar[str] = ContextVar("sample")
+# The id of the running sample; `run_layerwise` runs each sample in a context of its own.
+_sample_id: ContextVar[str] = ContextVar("sample_id")
 
 
 @dataclass(frozen=True, slots=True)
-class Weights:
-    """Where weights come from: kept in memory as they are stored, or read again whenever they are needed."""
+class WeightStore:
+    """The weights of a model, kept in memory as stored or read again on every use."""
 
     specs: tuple[TensorSpec, ...]
-    read: Callable[[TensorSpec], Stored]  # [out, in]
+    read: Callable[[TensorSpec], StoredWeight]  # [out, in]
     nbytes: int  # as stored
-    kept: dict[str, Stored] = field(default_factory=dict)
-    input_grids: Mapping[str, Sequence[InputGrid]] = field(default_factory=dict)  # of matrices whose inputs are rounded
+    resident: dict[str, StoredWeight] = field(default_factory=dict)
+    activation_grids: Mapping[str, Sequence[ActivationGrid]] = field(default_factory=dict)  # by matrix name
 
     @property
     def resident_nbytes(self) -> int:
-        """What keeping all of them takes, and one of them in float32 with what it is made from."""
-        return self.nbytes + 2 * FLOAT_NBYTES * max(prod(spec.shape) for spec in self.specs)
+        """The memory for all weights as stored, and for the largest one in float32 with an intermediate copy."""
+        return self.nbytes + 2 * FLOAT32_NBYTES * max(prod(spec.shape) for spec in self.specs)
 
-    def keep_if_there_is_room(self) -> str:
-        """Read every weight now, and never again, if they all fit into the available memory; what was done."""
+    def load_if_memory_allows(self) -> str:
+        """Read all weights into memory if they fit; return a note with the decision."""
         available = psutil.virtual_memory().available
-        if self.resident_nbytes > RESIDENT_SHARE * available:
+        if self.resident_nbytes > RESIDENT_MEMORY_FRACTION * available:
             return f"weights ({self.nbytes:,} bytes) read from disk block by block: {available:,} bytes were available"
-        self.kept.update({spec.name: self.read(spec) for spec in self.specs})
+        self.resident.update({spec.name: self.read(spec) for spec in self.specs})
         return f"weights ({self.nbytes:,} bytes) held in memory as stored, one block at a time in float32"
 
-    def floats(self, spec: TensorSpec) -> Tensor:
-        """One weight in float32, turned as the module holds it."""
-        return floats_of(self.kept[spec.name] if self.kept else self.read(spec), spec)
+    def load_float32(self, spec: TensorSpec) -> Tensor:
+        """Return a weight in float32, in the orientation of the module's parameter."""
+        return to_float(self.resident[spec.name] if self.resident else self.read(spec), spec)
 
 
 @dataclass(frozen=True, slots=True)
 class TorchRunner:
-    """A native module whose blocks are filled and emptied while samples pass."""
+    """A torch model whose blocks are loaded and unloaded while samples pass through it."""
 
-    native: NativeModel
-    weights: Weights
+    model: TorchModel
+    weights: WeightStore
     arguments: Callable[[Inputs], Mapping[str, NDArray[Any]]]
     notes: tuple[str, ...]
 
-    def run(self, samples: Sequence[Inputs], judge: Judge[Result]) -> Iterator[Result]:
-        """For every sample in order, what `judge` makes of the logits of its answer.
+    def run(self, samples: Sequence[Inputs], metric: Metric[Result]) -> Iterator[Result]:
+        """Yield `metric(sample, logits)` for each sample, in order.
 
-        It is asked inside the pass: the logits of one sample only are ever in memory.
+        The metric is called inside the forward pass, so only the logits of one sample are in memory.
         """
 
         def forward(sample: Inputs) -> Result:
-            _passing.set(sample.id)
-            return judge(sample, self._logits(sample))
+            _sample_id.set(sample.id)
+            return metric(sample, self._logits(sample))
 
-        for wave in waves(samples, KEPT_WAVE_TOKENS if self.weights.kept else READ_WAVE_TOKENS):
-            asked = [{"sample": sample} for sample in wave]
+        blocks = list(self.model.blocks)
+        for batch in batch_by_tokens(
+            samples, RESIDENT_BATCH_TOKENS if self.weights.resident else STREAMED_BATCH_TOKENS
+        ):
+            arguments = [{"sample": sample} for sample in batch]
             with torch.inference_mode():
-                results = lockstep(forward, list(self.native.blocks), asked, load=self._fill, release=self.native.empty)
+                results = run_layerwise(forward, blocks, arguments, load=self._load, release=self.model.unload_block)
             yield from results
 
     def _logits(self, sample: Inputs) -> Iterator[Logits]:
         tensors = {name: torch.from_numpy(value) for name, value in self.arguments(sample).items()}
-        # The token before predicts: the head is wanted at these positions only.
-        positions = torch.arange(sample.answer_start - 1, len(sample.tokens) - 1)
-        logits = self.native.module(**tensors, logits_to_keep=positions, use_cache=False).logits[0]
-        assert len(logits) == len(positions), "a native module says the logits that it is asked for"
+        positions = torch.arange(sample.answer_start - 1, len(sample.tokens) - 1)  # each predicts the next token
+        logits = self.model.module(**tensors, logits_to_keep=positions, use_cache=False).logits[0]
+        assert len(logits) == len(positions), "the module must return the requested logits only"
         yield from logits.float().numpy()
 
-    def _fill(self, block: nn.Module) -> None:
-        self.native.fill(block, self.weights.floats)
+    def _load(self, block: nn.Module) -> None:
+        self.model.load_block(block, self.weights.load_float32)
 
 
-def _refuse_not_finite(name: str, _: nn.Module, __: Any, output: Any) -> None:
+def _check_finite(name: str, _: nn.Module, __: Any, output: Any) -> None:
     values = output[0] if isinstance(output, tuple) else output
     if isinstance(values, Tensor) and not values.isfinite().all():
         raise EngineError(
-            f"sample `{_passing.get()}`: values that are not finite first come out of `{name}`",
+            f"sample `{_sample_id.get()}`: first non-finite values in the output of `{name}`",
             "its weights or activations overflow",
         )
 
 
-def waves(samples: Sequence[Inputs], limit: int) -> Iterator[list[Inputs]]:
-    """Samples in order, as many at a time as have `limit` tokens together, at least one."""
-    wave: list[Inputs] = []
+def batch_by_tokens(samples: Sequence[Inputs], max_tokens: int) -> Iterator[list[Inputs]]:
+    """Yield samples in order, in batches of at most `max_tokens` tokens and at least one sample."""
+    batch: list[Inputs] = []
     for sample in samples:
-        if wave and sum(len(one.tokens) for one in (*wave, sample)) > limit:
-            yield wave
-            wave = []
-        wave.append(sample)
-    if wave:
-        yield wave
+        if batch and sum(len(one.tokens) for one in (*batch, sample)) > max_tokens:
+            yield batch
+            batch = []
+        batch.append(sample)
+    if batch:
+        yield batch
 
 
 def open_runner(path: Path, threads: int) -> TorchRunner:
-    """Open a checkpoint folder, or what `quantize` wrote, whose weights are then dequantized.
+    """Open a checkpoint folder, or a quantized model, whose weights are dequantized.
 
-    Weights stay in memory as they are stored where they fit, and are read again for every wave of samples where not;
-    `notes` says which. Either way one block at a time is in float32, and the losses are the same.
+    Weights are kept in memory as stored if they fit; otherwise they are read again for every batch of samples. The
+    runner's `notes` report the choice. Both compute one block at a time in float32 and give the same losses.
 
     Raises:
-        McpmqError: it is neither, or its files are broken.
+        McpmqError: the folder is neither, or its files are damaged.
     """
     torch.set_num_threads(threads)
     family, config, weights, notes = _quantized(path) if (path / MANIFEST).is_file() else _checkpoint(path)
-    return assemble(path, family, config, weights, (*notes, weights.keep_if_there_is_room()))
+    return build_runner(path, family, config, weights, (*notes, weights.load_if_memory_allows()))
 
 
-def assemble(
-    path: Path, family: Family, config: Mapping[str, Any], weights: Weights, notes: tuple[str, ...]
+def build_runner(
+    path: Path, family: Family, config: Mapping[str, Any], weights: WeightStore, notes: tuple[str, ...]
 ) -> TorchRunner:
-    """The native module of the family and where its weights come from."""
-    model = build(family, config, weights.specs)
-    round_inputs(family, model, weights.input_grids)
+    """Build the family's torch module and connect it to a weight store; `path` holds the processor's files."""
+    model = build_model(family, config, weights.specs)
+    fake_quantize_activations(family, model, weights.activation_grids)
     for block, parameters in model.blocks.items():
-        name = block_of(next(iter(parameters.values())).name)
-        block.register_forward_hook(partial(_refuse_not_finite, name))
-    return TorchRunner(model, weights, family.processor(path).arguments, notes)
+        name = block_name(next(iter(parameters.values())).name)
+        block.register_forward_hook(partial(_check_finite, name))
+    return TorchRunner(model, weights, family.open_processor(path).model_inputs, notes)
 
 
-def _checkpoint(path: Path) -> tuple[Family, Mapping[str, Any], Weights, tuple[str, ...]]:
+def _checkpoint(path: Path) -> tuple[Family, Mapping[str, Any], WeightStore, tuple[str, ...]]:
     checkpoint = Checkpoint.open(path)
-    weights = Weights(checkpoint.specs, checkpoint.load, checkpoint.nbytes)
+    weights = WeightStore(checkpoint.specs, checkpoint.load, checkpoint.nbytes)
     return checkpoint.family, checkpoint.config, weights, ()
 
 
-def _quantized(path: Path) -> tuple[Family, Mapping[str, Any], Weights, tuple[str, ...]]:
-    quantized = Quantized.open(path)
+def _quantized(path: Path) -> tuple[Family, Mapping[str, Any], WeightStore, tuple[str, ...]]:
+    quantized = QuantizedModel.open(path)
     nbytes = sum(record.nbytes for record in quantized.records.values())
-    grids = {name: found for name in quantized.specs if (found := quantized.input_grids(name))}
+    grids = {name: found for name in quantized.specs if (found := quantized.activation_grids(name))}
     specs = tuple(quantized.specs.values())
-    weights = Weights(specs, lambda spec: quantized.load(spec.name), nbytes, input_grids=grids)
+    weights = WeightStore(specs, lambda spec: quantized.load(spec.name), nbytes, activation_grids=grids)
     notes = ["weights dequantized to float32 before use"]
     if grids:
-        notes.append(f"inputs of {len(grids)} matrices rounded as the artifact says")
+        notes.append(f"inputs of {len(grids)} matrices fake-quantized with the activation ranges of the artifact")
     return family_named(quantized.artifact.manifest.family), quantized.config, weights, tuple(notes)

@@ -1,105 +1,138 @@
-"""What runs inside the fresh process of a measurement: one engine, one model, and nothing else in memory.
+"""Worker process that loads one model into one engine and measures it.
 
     python -m mcpmq.runners.worker TASK
 
-TASK is a JSON file with the fields of `Task`. Imports no more than the engine needs, since what is resident
-is what is measured.
+TASK is a JSON file with the fields of `Task`; the result or the error is written beside it. The module has few imports,
+because the memory of the process is part of the result.
 """
 
 import json
 import sys
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from mcpmq.errors import McpmqError
 from mcpmq.families.family import Inputs
-from mcpmq.runners.inputs_store import SampleFiles
-from mcpmq.runners.runner import AnswersByToken, OpenRunner
-from mcpmq.runners.token_metrics import TokenJudge
+from mcpmq.runners.inputs_store import InputsStore
+from mcpmq.runners.runner import Logits, OpenRunner, SequentialEngine, SupportsPhases
+from mcpmq.runners.token_metrics import TokenMetrics
 
-DONE = "mcpmq: one more sample"
-RESULT = "result.json"
+SAMPLE_DONE = "mcpmq: sample done"
+RESULT_FILE = "result.json"
+Mode = Literal["measure", "sequential-memory"]
 
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a measuring process is to do; paths as text."""
+    """The job of a worker process; paths as text."""
 
+    mode: Mode
     engine: str
     model: str
     samples: str
     threads: int
-    keep: str | None  # file to write the log-probabilities of all answers to
-    against: dict[str, str]  # files to compare with, by the name of the model that wrote them
+    save_logprobs: str | None = None  # file to write the log-probabilities of all answers to
+    references: dict[str, str] = field(default_factory=dict)  # log-probability files to compare with, by model name
 
 
 def main(file: str) -> int:
-    """Measure, and write the figures, or the error for the user, beside the task; 0 if there was none."""
+    """Run the task; write the result, or the error for the user, beside it; return 0 on success, else 1."""
     task = Task(**json.loads(Path(file).read_bytes()))
     try:
-        result = _measure(task)
+        result = _measure(task) if task.mode == "measure" else _sequential_memory(task)
     except McpmqError as error:
         result = {"error": str(error), "hint": error.hint}
-    Path(file).with_name(RESULT).write_text(json.dumps(result))
+    Path(file).with_name(RESULT_FILE).write_text(json.dumps(result))
     return int("error" in result)
 
 
 def _measure(task: Task) -> dict[str, Any]:
-    samples, answers = SampleFiles(Path(task.samples)), []
-    against = {name: Path(path) for name, path in task.against.items()}
-    judge = TokenJudge(samples, Path(task.keep) if task.keep else None, against)
+    samples, answers = InputsStore(Path(task.samples)), []
+    references = {name: Path(path) for name, path in task.references.items()}
+    metrics = TokenMetrics(samples, Path(task.save_logprobs) if task.save_logprobs else None, references)
     started = time.perf_counter()
-    open_runner = cast(OpenRunner, import_module(f"mcpmq.runners.{task.engine}").open_runner)
-    before = resident_bytes("VmRSS")
+    open_runner = cast(OpenRunner, _engine_module(task).open_runner)
+    baseline = rss_bytes("VmRSS")
     runner = open_runner(Path(task.model), task.threads)
     loaded = time.perf_counter()
-    for judged in runner.run(samples, judge):
-        answers.append(asdict(judged))
-        print(DONE, flush=True)  # noqa: T201 - the parent counts these lines
-    seconds = time.perf_counter() - loaded - judge.seconds
-    judge.close()
-    peak = resident_bytes("VmHWM")
+    for answer in runner.run(samples, metrics):
+        answers.append(asdict(answer))
+        print(SAMPLE_DONE, flush=True)  # noqa: T201 - the parent process counts these lines
+    seconds = time.perf_counter() - loaded - metrics.seconds
+    metrics.close()
+    peak = rss_bytes("VmHWM")
     return {
         "answers": answers,
         "tokens": sum(len(sample.tokens) for sample in samples),
         "seconds": seconds,
         "load_seconds": loaded - started,
-        "resident_bytes_before_load": before,
-        "peak_resident_bytes": peak,
+        "baseline_rss_bytes": baseline,
+        "peak_rss_bytes": peak,
         "phases": _phases(runner, samples),
         "notes": list(runner.notes),
     }
 
 
-def _phases(runner: Any, samples: SampleFiles) -> dict[str, Any] | None:
-    """None where nothing was asked, as when a model is only loaded, or the engine does not tell."""
-    return asdict(runner.phases(_typical(samples))) if len(samples) and isinstance(runner, AnswersByToken) else None
+def _phases(runner: Any, samples: InputsStore) -> dict[str, Any] | None:
+    """Return None without samples (a model that is only loaded) or for an engine without a KV cache."""
+    supported = len(samples) and isinstance(runner, SupportsPhases)
+    return asdict(runner.time_phases(typical_sample(samples))) if supported else None
 
 
-def _typical(samples: Sequence[Inputs]) -> Inputs:
-    """Of the samples with an image, or of all if none has one, the one of median length."""
-    seeing = [sample for sample in samples if sample.slices]
-    by_length = sorted(seeing or samples, key=lambda sample: len(sample.tokens))
+def typical_sample(samples: Sequence[Inputs]) -> Inputs:
+    """Return the sample of median length among those with an image, or among all if none has one."""
+    with_image = [sample for sample in samples if sample.slices]
+    by_length = sorted(with_image or samples, key=lambda sample: len(sample.tokens))
     return by_length[len(by_length) // 2]
 
 
-def resident_bytes(field: str) -> int:
-    """Bytes of this process in memory: now (`VmRSS`) or at most so far (`VmHWM`).
+def _sequential_memory(task: Task) -> dict[str, Any]:
+    engine = cast(SequentialEngine, _engine_module(task))
+    samples = worst_case_samples(InputsStore(Path(task.samples)))
+    embeddings = engine.encode_images(Path(task.model), task.threads, samples)
+    vision_peak = rss_bytes("VmHWM")
+    runner = engine.open_language_model(Path(task.model), task.threads, embeddings)
+    for _ in runner.run(samples, _consume):
+        pass
+    return {"vision_rss_bytes": vision_peak, "total_rss_bytes": rss_bytes("VmHWM")}
 
-    Linux tells both in /proc/self/status; elsewhere psutil and getrusage do.
+
+def worst_case_samples(samples: Iterable[Inputs]) -> list[Inputs]:
+    """Return the samples with the most tokens, the most slices and the largest slice, which need the most memory."""
+    candidates = list(samples)
+    sizes = (
+        lambda sample: len(sample.tokens),
+        lambda sample: len(sample.slices),
+        lambda sample: max(map(len, sample.slices), default=0),
+    )
+    return list({sample.id: sample for sample in (max(candidates, key=size) for size in sizes)}.values())
+
+
+def _consume(_: Inputs, logits: Iterable[Logits]) -> int:
+    return sum(1 for _ in logits)
+
+
+def _engine_module(task: Task) -> Any:
+    return import_module(f"mcpmq.runners.{task.engine}")
+
+
+def rss_bytes(key: str) -> int:
+    """Return the resident set size of this process in bytes: current (`VmRSS`) or peak (`VmHWM`).
+
+    Read from /proc/self/status on Linux, from psutil and getrusage elsewhere.
     """
     status = Path("/proc/self/status")
     if status.is_file():
-        found = next(line for line in status.read_text().splitlines() if line.startswith(field))
+        found = next(line for line in status.read_text().splitlines() if line.startswith(key))
         return int(found.split()[1]) * 1024
     import psutil
 
     memory = psutil.Process().memory_info()
-    if field == "VmRSS":
+    if key == "VmRSS":
         return int(memory.rss)
     if sys.platform == "win32":
         return int(memory.peak_wset)

@@ -1,4 +1,4 @@
-"""The machine that figures were taken on, as the report names it."""
+"""Describe the machine and the installed packages for reports and manifests."""
 
 import os
 import platform
@@ -9,12 +9,12 @@ from pathlib import Path
 
 import psutil
 
-# What decides the bytes of an artifact, and what else does where samples pass through the model.
-PACKAGES, PACKAGES_OF_THE_MODEL = ("mcpmq", "torch", "gguf", "xllamacpp"), ("transformers", "numpy", "pillow")
+ARTIFACT_PACKAGES = ("mcpmq", "torch", "gguf", "xllamacpp")  # their versions can change the bytes of an artifact
+MODEL_PACKAGES = ("transformers", "numpy", "pillow")  # the same, if the model runs during calibration
 
 
 def describe_machine() -> dict[str, str | int]:
-    """Processor, cores, memory in bytes, and system."""
+    """Return processor, cores, memory in bytes, and operating system."""
     return {
         "processor": _processor(),
         "cores": os.cpu_count() or 1,
@@ -24,18 +24,18 @@ def describe_machine() -> dict[str, str | int]:
 
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:
-    """Versions of those packages that are installed."""
-    found = {}
+    """Return the version of every package that is installed."""
+    versions = {}
     for package in packages:
         with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+            versions[package] = version(package)
+    return versions
 
 
 def _processor() -> str:
-    listed = Path("/proc/cpuinfo")
-    if listed.is_file():
-        names = [line.partition(":")[2] for line in listed.read_text().splitlines() if line.startswith("model name")]
+    cpu_info = Path("/proc/cpuinfo")
+    if cpu_info.is_file():
+        names = [line.partition(":")[2] for line in cpu_info.read_text().splitlines() if line.startswith("model name")]
         if names:
             return " ".join(names[0].split())
     return platform.processor() or platform.machine()

@@ -1,4 +1,4 @@
-"""What long work tells the person waiting for it; drawn by `show`, silent by default."""
+"""Report the progress of long loops; drawn by `ui`, silent by default."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, TypeVar
@@ -7,11 +7,11 @@ Item = TypeVar("Item")
 
 
 class Progress(Protocol):
-    """Called with the items of a loop; yields them back and shows how far it is."""
+    """Called with the items of a loop and a label; yields the items and shows how many are done."""
 
-    def __call__(self, items: Sequence[Item], what: str) -> Iterable[Item]: ...
+    def __call__(self, items: Sequence[Item], label: str) -> Iterable[Item]: ...
 
 
-def silent(items: Sequence[Item], what: str) -> Iterator[Item]:
-    """Show nothing."""
+def silent(items: Sequence[Item], label: str) -> Iterator[Item]:
+    """Yield the items and show nothing."""
     yield from items

@@ -1,6 +1,7 @@
-"""Safetensors headers and ranges, by plain reads: a memory map would count the whole file as resident.
+"""Read safetensors headers and byte ranges with plain reads, and write files one tensor at a time.
 
-Format, as the safetensors project describes it: 8 bytes little-endian header length, a JSON header, the data.
+A memory map, as in `safetensors.safe_open`, would count the whole file in the resident set size.
+Format: 8 bytes little-endian header length, a JSON header, the data (https://github.com/huggingface/safetensors).
 """
 
 import json
@@ -18,15 +19,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DTYPES = {"BF16": ("bfloat16", 2), "F16": ("float16", 2), "F32": ("float32", 4), "U8": ("uint8", 1)}
-PACKED_DTYPES = DTYPES | {"I8": ("int8", 1), "I32": ("int32", 4), "I64": ("int64", 8)}  # of packed weights, too
+PACKED_DTYPES = DTYPES | {"I8": ("int8", 1), "I32": ("int32", 4), "I64": ("int64", 8)}  # also of packed weights
 METADATA = "__metadata__"
 ALIGNMENT = 8
-LARGEST_HEADER_NBYTES = 100 << 20  # the limit of the reference implementation
+REFETCH = "fetch it again"
+MAX_HEADER_NBYTES = 100 << 20  # the limit of the reference implementation
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
-    """Where one tensor lies."""
+class TensorEntry:
+    """Location, dtype and shape of one tensor in a file."""
 
     file: Path
     dtype: str  # as safetensors writes it, `BF16`
@@ -39,37 +41,37 @@ class Entry:
         return PACKED_DTYPES[self.dtype][0]
 
 
-def read_header(file: Path, dtypes: "Mapping[str, tuple[str, int]]" = DTYPES) -> dict[str, Entry]:
-    """Every tensor of a file, by name, checked against the size of the file.
+def read_header(file: Path, dtypes: "Mapping[str, tuple[str, int]]" = DTYPES) -> dict[str, TensorEntry]:
+    """Return every tensor of a file by name, checked against the size of the file.
 
     Raises:
-        CheckpointError: the file is truncated, inconsistent, or holds a dtype that is not among `dtypes`.
+        CheckpointError: the file is truncated, inconsistent, or has a dtype that is not in `dtypes`.
     """
-    table, data_start = _read_table(file)
+    table, data_start = _read_header_json(file)
     entries = {name: _entry(file, data_start, name, value, dtypes) for name, value in table.items() if name != METADATA}
     _check_extent(file, file.stat().st_size, data_start, entries)
     return entries
 
 
 def read_metadata(file: Path) -> dict[str, str]:
-    """What a file's header says beside the tensors.
+    """Return the metadata in the header of a file.
 
     Raises:
         CheckpointError: the file is truncated, or its header is broken.
     """
-    found = _read_table(file)[0].get(METADATA, {})
-    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
-        raise CheckpointError(f"`{file}` has a broken safetensors header", "fetch it again")
-    return found
+    metadata = _read_header_json(file)[0].get(METADATA, {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise CheckpointError(f"`{file}` has a broken safetensors header", REFETCH)
+    return metadata
 
 
-def _read_table(file: Path) -> tuple[dict[str, Any], int]:
+def _read_header_json(file: Path) -> tuple[dict[str, Any], int]:
     file_nbytes = file.stat().st_size
     with file.open("rb") as stream:
         prefix = stream.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 2 <= length <= min(file_nbytes - 8, LARGEST_HEADER_NBYTES):
-            raise CheckpointError(f"`{file}` is no whole safetensors file ({file_nbytes:,} bytes)", "fetch it again")
+        if not 2 <= length <= min(file_nbytes - 8, MAX_HEADER_NBYTES):
+            raise CheckpointError(f"`{file}` is truncated or not a safetensors file ({file_nbytes:,} bytes)", REFETCH)
         return _parse(file, stream.read(length)), 8 + length
 
 
@@ -77,42 +79,44 @@ def _parse(file: Path, header: bytes) -> dict[str, Any]:
     try:
         table = json.loads(header)
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"`{file}` has a broken safetensors header", "fetch it again") from error
+        raise CheckpointError(f"`{file}` has a broken safetensors header", REFETCH) from error
     if not isinstance(table, dict):
-        raise CheckpointError(f"`{file}` has a broken safetensors header", "fetch it again")
+        raise CheckpointError(f"`{file}` has a broken safetensors header", REFETCH)
     return table
 
 
-def _entry(file: Path, data_start: int, name: str, value: object, dtypes: "Mapping[str, tuple[str, int]]") -> Entry:
+def _entry(
+    file: Path, data_start: int, name: str, value: object, dtypes: "Mapping[str, tuple[str, int]]"
+) -> TensorEntry:
     try:
         dtype, shape, (begin, end) = value["dtype"], tuple(value["shape"]), value["data_offsets"]  # type: ignore[index]
-        sizes_are_whole = all(type(size) is int and size >= 0 for size in (*shape, begin, end))
+        valid_sizes = all(type(size) is int and size >= 0 for size in (*shape, begin, end))
     except (TypeError, KeyError, ValueError) as error:
-        raise CheckpointError(f"`{file}` has a broken header entry for `{name}`", "fetch it again") from error
+        raise CheckpointError(f"`{file}` has a broken header entry for `{name}`", REFETCH) from error
     if dtype not in dtypes:
         raise CheckpointError(
-            f"`{name}` has dtype {dtype}, which cannot be quantized", f"full-precision dtypes are: {', '.join(dtypes)}"
+            f"`{name}` has dtype {dtype}, which is not supported", f"supported dtypes: {', '.join(dtypes)}"
         )
-    if not sizes_are_whole or end - begin != prod(shape) * dtypes[dtype][1]:
-        raise CheckpointError(f"`{file}` has inconsistent sizes for `{name}`", "fetch it again")
-    return Entry(file, dtype, shape, data_start + begin, end - begin)
+    if not valid_sizes or end - begin != prod(shape) * dtypes[dtype][1]:
+        raise CheckpointError(f"`{file}` has inconsistent sizes for `{name}`", REFETCH)
+    return TensorEntry(file, dtype, shape, data_start + begin, end - begin)
 
 
-def _check_extent(file: Path, file_nbytes: int, data_start: int, entries: dict[str, Entry]) -> None:
+def _check_extent(file: Path, file_nbytes: int, data_start: int, entries: dict[str, TensorEntry]) -> None:
     end = data_start
     for entry in sorted(entries.values(), key=lambda entry: entry.offset):
         if entry.offset != end:
-            raise CheckpointError(f"`{file}` has overlapping or missing data at byte {end:,}", "fetch it again")
+            raise CheckpointError(f"`{file}` has overlapping or missing data at byte {end:,}", REFETCH)
         end += entry.nbytes
     if end != file_nbytes:
-        raise CheckpointError(f"`{file}` has {file_nbytes:,} bytes, its header asks for {end:,}", "fetch it again")
+        raise CheckpointError(f"`{file}` has {file_nbytes:,} bytes, its header requires {end:,}", REFETCH)
 
 
-def read_bytes(entry: Entry, begin: int = 0, end: int | None = None) -> bytearray:
-    """The bytes of one tensor, or those from `begin` to `end`.
+def read_bytes(entry: TensorEntry, begin: int = 0, end: int | None = None) -> bytearray:
+    """Return the bytes of one tensor, or its byte range from `begin` to `end`.
 
     Raises:
-        CheckpointError: the file became shorter after its header was read.
+        CheckpointError: the file was truncated after its header was read.
     """
     buffer = bytearray((entry.nbytes if end is None else end) - begin)
     with entry.file.open("rb", buffering=0) as stream:
@@ -121,82 +125,68 @@ def read_bytes(entry: Entry, begin: int = 0, end: int | None = None) -> bytearra
         while done < len(buffer) and (count := stream.readinto(view[done:])):
             done += count
     if done < len(buffer):
-        raise CheckpointError(f"`{entry.file}` ended {len(buffer) - done:,} bytes early", "fetch it again")
+        raise CheckpointError(f"`{entry.file}` ended {len(buffer) - done:,} bytes early", REFETCH)
     return buffer
 
 
-def write_file(file: Path, tensors: "Mapping[str, Tensor]", metadata: "Mapping[str, str] | None" = None) -> None:
-    """Write tensors one after the other, without the copy of all that the reference implementation makes."""
-    header: dict[str, Any] = {METADATA: dict(metadata)} if metadata else {}
-    end = 0
-    for name, tensor in tensors.items():
-        begin, end = end, end + tensor.nbytes
-        header[name] = _described(tensor, begin)
-    text = _encoded(header)
-    with file.open("wb") as stream:
-        stream.write(struct.pack("<Q", len(text)) + text)
-        for tensor in tensors.values():
-            stream.write(_bytes_of(tensor))
+class SafetensorsWriter:
+    """Write a file one tensor at a time; the header is written last, into the bytes reserved for it.
 
-
-class GrowingFile:
-    """A file that tensors are added to one at a time; the room that was kept before them is filled at the end.
-
-    Format: the header of a safetensors file may end in spaces. Data stays aligned, as the reference implementation has
-    it: a tensor that does not fill whole 8 bytes, which only small ones do, is kept and comes last.
+    Format: the header may end in spaces. Data is aligned to 8 bytes, as in the reference implementation: a tensor
+    whose size is not a multiple of 8 bytes (only small ones) is held in memory and written last.
     """
 
     def __init__(self, file: Path, header_nbytes: int, metadata: "Mapping[str, str]") -> None:
         self._header: dict[str, Any] = {METADATA: dict(metadata)}
-        self._room = header_nbytes + -header_nbytes % ALIGNMENT
-        self._last: dict[str, Tensor] = {}
-        self.nbytes = 0  # of the data, without the last
+        self._reserved_nbytes = header_nbytes + -header_nbytes % ALIGNMENT
+        self._deferred: dict[str, Tensor] = {}
+        self.nbytes = 0  # of the data written so far, without deferred tensors
         self._stream = file.open("wb")
-        self._stream.write(struct.pack("<Q", self._room) + b" " * self._room)
+        self._stream.write(struct.pack("<Q", self._reserved_nbytes) + b" " * self._reserved_nbytes)
 
     def add(self, name: str, tensor: "Tensor") -> None:
-        """Write one more tensor; it need not be kept."""
+        """Write one more tensor."""
         if tensor.nbytes % ALIGNMENT:
-            self._last[name] = tensor
+            self._deferred[name] = tensor
         else:
             self._write(name, tensor)
 
     def _write(self, name: str, tensor: "Tensor") -> None:
-        self._header[name] = _described(tensor, self.nbytes)
-        self.nbytes += self._stream.write(_bytes_of(tensor))
+        self._header[name] = _header_entry(tensor, self.nbytes)
+        self.nbytes += self._stream.write(_tensor_bytes(tensor))
 
     def finish(self) -> None:
-        """Write what comes last, fill in the header and close.
+        """Write the deferred tensors and the header, and close the file.
 
         Raises:
-            ValueError: it takes more room than was kept for it.
+            ValueError: the header is longer than the bytes reserved for it.
         """
-        for name in sorted(self._last, key=lambda name: -self._last[name].element_size()):
-            self._write(name, self._last[name])
-        text = _encoded(self._header)
-        if len(text) > self._room:
-            raise ValueError(f"a header of {len(text):,} bytes in room for {self._room:,}")
+        for name in sorted(self._deferred, key=lambda name: -self._deferred[name].element_size()):
+            self._write(name, self._deferred[name])
+        text = _encode_header(self._header)
+        if len(text) > self._reserved_nbytes:
+            raise ValueError(f"the header has {len(text):,} bytes, {self._reserved_nbytes:,} are reserved")
         self._stream.seek(8)
         self._stream.write(text)
         self.close()
 
     def close(self) -> None:
-        """Close the file, whole or not."""
+        """Close the file, complete or not."""
         self._stream.close()
 
 
-def _described(tensor: "Tensor", begin: int) -> dict[str, Any]:
+def _header_entry(tensor: "Tensor", begin: int) -> dict[str, Any]:
     names = {torch_name: name for name, (torch_name, _) in PACKED_DTYPES.items()}
     dtype = names[str(tensor.dtype).removeprefix("torch.")]
     return {"dtype": dtype, "shape": list(tensor.shape), "data_offsets": [begin, begin + tensor.nbytes]}
 
 
-def _encoded(header: dict[str, Any]) -> bytes:
+def _encode_header(header: dict[str, Any]) -> bytes:
     text = json.dumps(header).encode()
-    return text + b" " * (-len(text) % ALIGNMENT)  # the data begins aligned, as the reference implementation writes it
+    return text + b" " * (-len(text) % ALIGNMENT)  # the data begins aligned, as in the reference implementation
 
 
-def _bytes_of(tensor: "Tensor") -> memoryview:
+def _tensor_bytes(tensor: "Tensor") -> memoryview:
     import torch
 
     return tensor.contiguous().flatten().view(torch.uint8).numpy().data

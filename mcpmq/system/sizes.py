@@ -1,20 +1,23 @@
-"""Sizes as people write them."""
+"""Parse sizes such as 4.6GB."""
 
 import re
+from typing import Annotated
+
+from pydantic import ByteSize, Field, TypeAdapter, ValidationError
 
 from mcpmq.errors import McpmqError
 
-UNITS = {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+_SIZE = TypeAdapter(Annotated[ByteSize, Field(gt=0)])
+_FORM = re.compile(r"\d*\.?\d+\s*[A-Za-z]*")  # ByteSize ignores the rest of `4,6GB`
 
 
 def parse_size(text: str) -> int:
-    """Bytes of `4.6GB`, `512 MiB` or `1000`.
+    """Return the number of bytes of a size such as `4.6GB`, `512 MiB` or `1000`.
 
     Raises:
-        McpmqError: it is no size.
+        McpmqError: the text is not a size, or the size is 0.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", text.strip())
-    units = {unit.lower(): nbytes for unit, nbytes in UNITS.items()}
-    if not found or found[2].lower() not in units or not float(found[1]):
-        raise McpmqError(f"`{text}` is no size", f"write a number and one of: {', '.join(filter(None, UNITS))}")
-    return int(float(found[1]) * units[found[2].lower()])
+    try:
+        return int(_SIZE.validate_python(text if _FORM.fullmatch(text.strip()) else ""))
+    except ValidationError as error:
+        raise McpmqError(f"`{text}` is not a size", "write a number and a unit: kB, MB, GB, KiB, MiB or GiB") from error

@@ -1,24 +1,24 @@
-"""How a plan, an artifact, a report, a verdict or an error looks: a table, JSON, or Markdown."""
+"""Print plans, artifacts, reports, verdicts and errors as tables, JSON or Markdown."""
 
-from mcpmq.ui.inspect import artifact, calibration_set, checkpoint, families, path
-from mcpmq.ui.plans import plan
-from mcpmq.ui.reports import report, reports, split, verdicts
-from mcpmq.ui.terminal import error, notice, print_table, progress, set_verbosity
+from mcpmq.ui.inspect import inspect_path, print_artifact, print_checkpoint, print_families, print_sample_set
+from mcpmq.ui.plans import print_plan
+from mcpmq.ui.reports import print_ablation, print_report, print_reports, print_verdicts
+from mcpmq.ui.terminal import print_error, print_notice, print_table, progress_bars, set_verbosity
 
 __all__ = [
-    "artifact",
-    "calibration_set",
-    "checkpoint",
-    "error",
-    "families",
-    "notice",
-    "path",
-    "plan",
+    "inspect_path",
+    "print_ablation",
+    "print_artifact",
+    "print_checkpoint",
+    "print_error",
+    "print_families",
+    "print_notice",
+    "print_plan",
+    "print_report",
+    "print_reports",
+    "print_sample_set",
     "print_table",
-    "progress",
-    "report",
-    "reports",
+    "print_verdicts",
+    "progress_bars",
     "set_verbosity",
-    "split",
-    "verdicts",
 ]

@@ -1,116 +1,109 @@
-"""How artifacts, checkpoints and sets look, and what a path is."""
+"""Print artifacts, checkpoints, sample sets and supported families."""
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from mcpmq.system.table import Row, Table, megabytes
-from mcpmq.ui.reports import report
-from mcpmq.ui.terminal import print_facts, print_table
+from mcpmq.system.table import Row, Table, format_megabytes
+from mcpmq.ui.reports import print_report
+from mcpmq.ui.terminal import print_properties, print_table
 
-if TYPE_CHECKING:  # help and errors must be there at once
+if TYPE_CHECKING:  # --help and errors import no library
     from mcpmq.artifact import Artifact
     from mcpmq.checkpoint import Checkpoint
-    from mcpmq.dataset import CalibrationSet
+    from mcpmq.dataset import SampleSet
 
 
-def artifact(artifact: "Artifact", *, as_json: bool = False) -> None:
-    """What an artifact is, from what, and what it weighs."""
+def print_artifact(artifact: "Artifact", *, as_json: bool = False) -> None:
+    """Print origin, recipe, calibration set, schemes and sizes of an artifact."""
     print_table(_artifact_table(artifact), artifact.manifest.model_dump(mode="json"), as_json=as_json)
 
 
-def checkpoint(checkpoint: "Checkpoint", *, as_json: bool = False) -> None:
-    """What a checkpoint is made of."""
-    print_facts("checkpoint", str(checkpoint.path), checkpoint.facts(), as_json=as_json)
+def print_checkpoint(checkpoint: "Checkpoint", *, as_json: bool = False) -> None:
+    """Print family, dtypes and sizes of a checkpoint."""
+    print_properties("checkpoint", str(checkpoint.path), checkpoint.to_dict(), as_json=as_json)
 
 
-def calibration_set(samples: "CalibrationSet", *, as_json: bool = False) -> None:
-    """How many images and questions there are."""
-    print_facts("set", str(samples.path), _set_facts(samples), as_json=as_json)
+def print_sample_set(samples: "SampleSet", *, as_json: bool = False) -> None:
+    """Print the number of samples, images and tags of a set."""
+    properties = {
+        "samples": len(samples),
+        "with_image": sum(sample.image is not None for sample in samples),
+        "tags": dict(Counter(tag for sample in samples for tag in sample.tags)),
+        "sha256": samples.sha256,
+    }
+    print_properties("set", str(samples.path), properties, as_json=as_json)
 
 
-def families(*, as_json: bool = False, as_markdown: bool = False) -> None:
-    """Which models are supported, and what the formats do with them."""
-    from mcpmq.formats.support import facts, table
+def print_families(*, as_json: bool = False, as_markdown: bool = False) -> None:
+    """Print the supported models and the restrictions of every format."""
+    from mcpmq.formats.support import support_matrix, support_table
 
-    print_table(table(), facts(), as_json=as_json, as_markdown=as_markdown)
+    print_table(support_table(), support_matrix(), as_json=as_json, as_markdown=as_markdown)
 
 
-def path(path: Path, *, as_json: bool = False) -> None:
-    """Say what a path is.
+def inspect_path(path: Path, *, as_json: bool = False) -> None:
+    """Print the object at a path: a release, a report, an artifact, a sample set or a checkpoint.
 
     Raises:
-        McpmqError: it is nothing that mcpmq knows, or it is broken.
+        McpmqError: the path is not one of these, or its content is invalid.
     """
-    from mcpmq import artifact as artifacts
-    from mcpmq import dataset
+    from mcpmq import artifact, dataset
     from mcpmq.checkpoint import Checkpoint
     from mcpmq.release.record import RECORD, Release
     from mcpmq.report import JSON_FILE, Report
 
     if (path / RECORD).is_file():
         release = Release.open(path)
-        print_table(release.table(), release.record.model_dump(mode="json"), as_json=as_json)
+        print_table(release.to_table(), release.record.model_dump(mode="json"), as_json=as_json)
     elif path.name == JSON_FILE or (path / JSON_FILE).is_file():
-        report(Report.load(path), as_json=as_json)
-    elif (path / artifacts.MANIFEST).is_file():
-        artifact(artifacts.Artifact.open(path), as_json=as_json)
+        print_report(Report.load(path), as_json=as_json)
+    elif (path / artifact.MANIFEST).is_file():
+        print_artifact(artifact.Artifact.open(path), as_json=as_json)
     elif (path / dataset.MANIFEST).is_file():
-        calibration_set(dataset.CalibrationSet.open(path), as_json=as_json)
+        print_sample_set(dataset.SampleSet.open(path), as_json=as_json)
     else:
-        checkpoint(Checkpoint.open(path), as_json=as_json)
+        print_checkpoint(Checkpoint.open(path), as_json=as_json)
 
 
 def _artifact_table(artifact: "Artifact") -> Table:
-    manifest = artifact.manifest
-    sizes = artifact.nbytes_by_component()
+    manifest, sizes = artifact.manifest, artifact.nbytes_by_component()
+    source = f"{manifest.source.name}, {format_megabytes(manifest.source.nbytes)}, sha256 {manifest.source.sha256}"
     rows: list[Row] = [
         ("family", [manifest.family]),
-        (
-            "made from",
-            [f"{manifest.source.name}, {megabytes(manifest.source.nbytes)}, sha256 {manifest.source.sha256}"],
-        ),
+        ("original", [source]),
         ("recipe", [str(manifest.recipe.get("name"))]),
-        ("calibrated on", [_calibrated_on(artifact)]),
-        *((f"{component} saw", [seen]) for component, seen in _coverage(artifact).items()),
-        ("weights", [", ".join(f"{count} {name}" for name, count in _schemes(artifact).most_common())]),
-        *((f"{name} on disk", [megabytes(nbytes)]) for name, nbytes in sizes.items()),
-        ("total on disk", [f"{megabytes(sum(sizes.values()))} in {len(manifest.files)} files"]),
-        ("versions", [", ".join(f"{name} {number}" for name, number in manifest.versions.items())]),
+        ("calibration set", [_calibration_set(artifact)]),
+        *((f"calibration tokens, {component}", [tokens]) for component, tokens in _token_counts(artifact).items()),
+        ("weights", [", ".join(f"{count} {scheme}" for scheme, count in _scheme_counts(artifact).most_common())]),
+        *((f"size, {component}", [format_megabytes(nbytes)]) for component, nbytes in sizes.items()),
+        ("total size", [f"{format_megabytes(sum(sizes.values()))} in {len(manifest.files)} files"]),
+        ("versions", [", ".join(f"{package} {version}" for package, version in manifest.versions.items())]),
     ]
     return Table(f"{manifest.kind} artifact {artifact.path}", [""], rows, manifest.notes)
 
 
-def _calibrated_on(artifact: "Artifact") -> str:
-    used = artifact.manifest.calibrated_on
+def _calibration_set(artifact: "Artifact") -> str:
+    used = artifact.manifest.calibration_set
     if used is None:
-        return "nothing: rounded to the nearest"
+        return "none: rounded to nearest"
     return f"{used.name}, {used.samples:,} samples, {used.with_image:,} with an image, sha256 {used.sha256}"
 
 
-def _coverage(artifact: "Artifact") -> dict[str, str]:
-    """What the matrix of every component that saw the fewest tokens saw while calibrating."""
-    seen: dict[str, list[dict[str, int]]] = {}
+def _token_counts(artifact: "Artifact") -> dict[str, str]:
+    """Return by component the calibration tokens of the matrix with the fewest."""
+    counts: dict[str, list[dict[str, int]]] = {}
     for record in artifact.manifest.weights:
-        if record.tokens is not None:
-            seen.setdefault(record.name.partition(".")[0], []).append(record.tokens)
-    fewest = {component: min(tokens, key=lambda one: sum(one.values())) for component, tokens in seen.items()}
-    return {component: _told_tokens(fewest[component], tokens) for component, tokens in seen.items()}
+        if record.calibration_tokens is not None:
+            counts.setdefault(record.name.partition(".")[0], []).append(record.calibration_tokens)
+    return {component: _fewest_tokens(tokens) for component, tokens in counts.items()}
 
 
-def _told_tokens(fewest: dict[str, int], tokens: list[dict[str, int]]) -> str:
-    figures = ", ".join(f"{count:,} {kind}" for kind, count in fewest.items() if count)
-    return f"{'' if all(one == fewest for one in tokens) else 'at least '}{figures} tokens"
+def _fewest_tokens(tokens: list[dict[str, int]]) -> str:
+    fewest = min(tokens, key=lambda counts: sum(counts.values()))
+    text = ", ".join(f"{count:,} {modality}" for modality, count in fewest.items() if count)
+    return text if all(counts == fewest for counts in tokens) else f"at least {text}"
 
 
-def _schemes(artifact: "Artifact") -> Counter[str]:
+def _scheme_counts(artifact: "Artifact") -> Counter[str]:
     return Counter(record.scheme or f"kept {record.dtype}" for record in artifact.manifest.weights)
-
-
-def _set_facts(samples: "CalibrationSet") -> dict[str, Any]:
-    return {
-        "samples": len(samples),
-        "with_image": sum(sample.image is not None for sample in samples),
-        "tags": dict(Counter(tag for sample in samples for tag in sample.tags)),
-        "sha256": samples.sha256,
-    }

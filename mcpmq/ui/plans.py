@@ -1,70 +1,65 @@
-"""How a plan looks: layers that are alike share a row; JSON lists every tensor."""
+"""Print a plan and its forecast: equal layers share a row; JSON lists every tensor."""
 
 from re import sub
 from typing import TYPE_CHECKING, Any
 
-from mcpmq.system.table import Row, Table, megabytes
+from mcpmq.system.table import Row, Table, format_megabytes
 from mcpmq.ui.terminal import print_table
 
-if TYPE_CHECKING:  # help and errors must be there at once
+if TYPE_CHECKING:  # --help and errors import no library
     from mcpmq.estimate.forecast import Forecast
-    from mcpmq.plan import Plan, Step
+    from mcpmq.plan import Plan, TensorPlan
 
 
-def plan(plan: "Plan", expected: "Forecast | None" = None, *, as_json: bool = False) -> None:
-    """What becomes of every weight, layers that are alike in one row; and what is expected of each format."""
-    facts = expected.facts() if expected else {}
-    print_table(_plan_table(plan), _plan_facts(plan) | facts, as_json=as_json)
-    if expected and expected.layouts and not as_json:
-        print_table(expected.table(), facts)
+def print_plan(plan: "Plan", forecast: "Forecast | None" = None, *, as_json: bool = False) -> None:
+    """Print the scheme and size of every weight, and the forecast of every format."""
+    estimates = forecast.to_dict() if forecast else {}
+    print_table(_plan_table(plan), _plan_to_dict(plan) | estimates, as_json=as_json)
+    if forecast and forecast.formats and not as_json:
+        print_table(forecast.to_table(), estimates)
 
 
-def _plan_facts(plan: "Plan") -> dict[str, Any]:
+def _plan_to_dict(plan: "Plan") -> dict[str, Any]:
     weights = [
         {
-            "name": step.name,
-            "hub_name": step.spec.hub_name,
-            "shape": list(step.spec.shape),
-            "dtype": step.dtype,
-            "scheme": str(step.scheme) if step.scheme else None,
-            "reason": step.reason,
-            "source_nbytes": step.source_nbytes,
-            "nbytes": step.nbytes,
+            "name": tensor.name,
+            "hub_name": tensor.spec.hub_name,
+            "shape": list(tensor.spec.shape),
+            "dtype": tensor.dtype,
+            "scheme": str(tensor.scheme) if tensor.scheme else None,
+            "reason": tensor.reason,
+            "source_nbytes": tensor.source_nbytes,
+            "nbytes": tensor.nbytes,
         }
-        for step in plan.steps
+        for tensor in plan.tensors
     ]
     sizes = {"source_nbytes": plan.checkpoint.nbytes, "nbytes": plan.nbytes}
-    return {"family": plan.checkpoint.family.name, "recipe": plan.recipe.written(), **sizes, "weights": weights}
+    return {"family": plan.checkpoint.family.name, "recipe": plan.recipe.to_dict(), **sizes, "weights": weights}
 
 
 def _plan_table(plan: "Plan") -> Table:
-    alike: dict[tuple[str, ...], list[Step]] = {}
-    for step in plan.steps:
-        alike.setdefault(_alike(step), []).append(step)
-    rows: list[Row] = [
-        (
-            name,
-            [
-                f"{len(steps)} x {shape}" if shape else f"{len(steps)}",
-                scheme,
-                megabytes(sum(step.nbytes for step in steps)),
-                reason,
-            ],
-        )
-        for (name, shape, scheme, reason), steps in alike.items()
-    ]
+    groups: dict[tuple[str, ...], list[TensorPlan]] = {}
+    for tensor in plan.tensors:
+        groups.setdefault(_row_key(tensor), []).append(tensor)
+    rows: list[Row] = []
+    for (name, shape, scheme, reason), tensors in groups.items():
+        weights = f"{len(tensors)} x {shape}" if shape else f"{len(tensors)}"
+        rows.append((name, [weights, scheme, format_megabytes(sum(tensor.nbytes for tensor in tensors)), reason]))
     before, after = plan.checkpoint.nbytes, plan.nbytes
-    rows.append(("total", [f"{len(plan.steps)}", "", megabytes(after), f"{after / before:.1%} of the original"]))
-    title = (
-        f"{plan.recipe.name} on {plan.checkpoint.path.resolve().name}: {megabytes(before)} become {megabytes(after)}"
-    )
-    notes = ["Sizes are predicted from headers; --format adds a format's own. --json lists every tensor.", *plan.notes]
-    return Table(title, ["weights", "becomes", "size", "why"], rows, notes)
+    total = [f"{len(plan.tensors)}", "", format_megabytes(after), f"{after / before:.1%} of the original"]
+    source = plan.checkpoint.path.resolve().name
+    title = f"{plan.recipe.name} on {source}: {format_megabytes(before)} to {format_megabytes(after)}"
+    notes = [
+        "Sizes are computed from headers; --format adds those of a format. --json lists every tensor.",
+        *plan.notes,
+    ]
+    return Table(title, ["weights", "scheme", "size", "reason"], [*rows, ("total", total)], notes)
 
 
-def _alike(step: "Step") -> tuple[str, ...]:
-    kept = f"{'' if step.scheme else 'kept '}{step.scheme or step.dtype}"
-    if step.spec.role == "other":
-        return f"{step.spec.component}, norms and biases", "", kept, step.reason
-    name = sub(r"\.layers\.\d+\.", ".layers.*.", step.name)
-    return name, "x".join(map(str, step.spec.shape)), kept, step.reason
+def _row_key(tensor: "TensorPlan") -> tuple[str, ...]:
+    """Return name, shape, scheme and reason; tensors with the same key share a row."""
+    scheme = f"{'' if tensor.scheme else 'kept '}{tensor.scheme or tensor.dtype}"
+    if tensor.spec.role == "other":
+        return f"{tensor.spec.component}, norms and biases", "", scheme, tensor.reason
+    name = sub(r"\.layers\.\d+\.", ".layers.*.", tensor.name)
+    return name, "x".join(map(str, tensor.spec.shape)), scheme, tensor.reason

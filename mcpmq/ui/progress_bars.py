@@ -1,4 +1,4 @@
-"""Progress bars on a terminal."""
+"""Progress bars in a terminal."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
@@ -10,19 +10,19 @@ from rich.progress import Progress as Display
 Item = TypeVar("Item")
 
 
-class Bars:
-    """A bar for every loop; loops inside loops share one display, which goes away when the last of them ends."""
+class ProgressBars:
+    """Draw a bar for every loop; nested loops share one display, which is removed when the outermost loop ends."""
 
     def __init__(self, console: Console) -> None:
         columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
         self._display = Display(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True)
         self._running = 0
 
-    def __call__(self, items: Sequence[Item], what: str) -> Iterable[Item]:
-        return self._drawn(items, what)
+    def __call__(self, items: Sequence[Item], label: str) -> Iterable[Item]:
+        return self._iterate(items, label)
 
-    def _drawn(self, items: Sequence[Item], what: str) -> Iterator[Item]:
-        task = self._begin(what, len(items))
+    def _iterate(self, items: Sequence[Item], label: str) -> Iterator[Item]:
+        task = self._begin(label, len(items))
         try:
             for item in items:
                 yield item
@@ -30,11 +30,11 @@ class Bars:
         finally:
             self._end(task)
 
-    def _begin(self, what: str, count: int) -> TaskID:
+    def _begin(self, label: str, count: int) -> TaskID:
         if self._running == 0:
             self._display.start()
         self._running += 1
-        return self._display.add_task(what, total=count)
+        return self._display.add_task(label, total=count)
 
     def _end(self, task: TaskID) -> None:
         self._display.remove_task(task)

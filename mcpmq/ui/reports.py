@@ -1,4 +1,4 @@
-"""How a report, what changed between two, what components cost, and the verdicts of a gate look."""
+"""Print reports, the change between two reports, component ablations, and the verdicts of a gate."""
 
 import json
 import sys
@@ -8,45 +8,45 @@ from typing import TYPE_CHECKING
 
 from mcpmq.ui.terminal import print_table
 
-if TYPE_CHECKING:  # help and errors must be there at once
+if TYPE_CHECKING:  # --help and errors import no library
     from mcpmq.gate import Verdict
     from mcpmq.report import Report
-    from mcpmq.report.ablation import Split
+    from mcpmq.report.ablation import ComponentAblation
 
 
-def report(report: "Report", *, as_json: bool = False, as_markdown: bool = False) -> None:
-    """The original beside its artifacts."""
-    from mcpmq.report import table_of
+def print_report(report: "Report", *, as_json: bool = False, as_markdown: bool = False) -> None:
+    """Print the original and its artifacts in one table."""
+    from mcpmq.report import report_table
 
-    print_table(table_of(report), report.model_dump(mode="json"), as_json=as_json, as_markdown=as_markdown)
+    print_table(report_table(report), report.model_dump(mode="json"), as_json=as_json, as_markdown=as_markdown)
 
 
-def reports(
+def print_reports(
     reports: Sequence["Report"], *, as_json: bool = False, as_markdown: bool = False, as_html: bool = False
 ) -> None:
-    """One report; of several all artifacts in one table, and of two also what changed from the first to the second."""
-    from mcpmq.report import Report, changes_table, page_of
+    """Print the artifacts of all reports in one table, and for two reports also the change between them."""
+    from mcpmq.report import Report, changes_table, render_html
 
-    merged = Report.merged(reports)
+    merged = Report.merge(reports)
     if as_html:
-        sys.stdout.write(page_of(merged))
+        sys.stdout.write(render_html(merged))
         return
-    report(merged, as_json=as_json, as_markdown=as_markdown)
+    print_report(merged, as_json=as_json, as_markdown=as_markdown)
     if len(reports) == 2 and not as_json and (table := changes_table(*reports)):
         print_table(table, None, as_markdown=as_markdown)
 
 
-def split(split: "Split", *, as_json: bool = False) -> None:
-    """What each component costs."""
-    from mcpmq.report.ablation import table_of
+def print_ablation(ablation: "ComponentAblation", *, as_json: bool = False) -> None:
+    """Print the loss of every component."""
+    from mcpmq.report.ablation import ablation_table
 
-    print_table(table_of(split), split.model_dump(mode="json"), as_json=as_json)
+    print_table(ablation_table(ablation), ablation.model_dump(mode="json"), as_json=as_json)
 
 
-def verdicts(verdicts: Sequence["Verdict"], *, as_json: bool = False) -> None:
-    """A line a violated bound, or one that says that all hold."""
+def print_verdicts(verdicts: Sequence["Verdict"], *, as_json: bool = False) -> None:
+    """Print a line for every violated bound, or one line if all bounds hold."""
     if as_json:
-        lines = [json.dumps([asdict(one) for one in verdicts], indent=1, ensure_ascii=False)]
+        lines = [json.dumps([asdict(verdict) for verdict in verdicts], indent=1, ensure_ascii=False)]
     else:
-        lines = [str(one) for one in verdicts if not one.holds] or [f"all {len(verdicts)} bounds hold"]
+        lines = [str(verdict) for verdict in verdicts if not verdict.passed] or [f"all {len(verdicts)} bounds hold"]
     sys.stdout.write("\n".join(lines) + "\n")

@@ -1,4 +1,4 @@
-"""What a terminal gets: tables, errors, notices and progress bars; and JSON or Markdown where they were asked for."""
+"""Print tables, errors, notices and progress bars to a terminal; JSON or Markdown on request."""
 
 import json
 import sys
@@ -8,16 +8,16 @@ from typing import Any, Literal
 
 from rich import box
 from rich.console import Console
-from rich.table import Table as DrawnTable
+from rich.table import Table as TerminalTable
 from rich.text import Text
 
 from mcpmq.errors import McpmqError
 from mcpmq.system.progress import Progress, silent
-from mcpmq.system.table import Table, megabytes
-from mcpmq.ui.progress_bars import Bars
+from mcpmq.system.table import Table, format_megabytes
+from mcpmq.ui.progress_bars import ProgressBars
 
-UNBROKEN = ("weights", "becomes", "size")
-LEFT = ("weights", "becomes", "why")  # columns of words; figures stand to the right
+UNWRAPPED_COLUMNS = ("weights", "scheme", "size")
+LEFT_COLUMNS = ("weights", "scheme", "reason")  # text; numbers are right-aligned
 
 
 @dataclass(slots=True)
@@ -30,17 +30,17 @@ _verbosity = _Verbosity()
 
 
 def set_verbosity(*, quiet: bool = False, verbose: bool = False) -> None:
-    """Quiet: no progress and no notices. Verbose: errors come with their traceback."""
+    """Set `quiet`: no progress and no notices; and `verbose`: errors with a traceback."""
     _verbosity.quiet, _verbosity.verbose = quiet, verbose
 
 
 def _console(*, stderr: bool = False) -> Console:
-    # Names hold brackets and numbers that are not to be read as markup.
+    # Brackets and numbers in names are not markup.
     return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
 
 
-def error(error: McpmqError) -> None:
-    """What went wrong and what to do about it."""
+def print_error(error: McpmqError) -> None:
+    """Print the message and the hint of an error to stderr."""
     console = _console(stderr=True)
     if _verbosity.verbose:
         console.print("".join(traceback.format_exception(error)), soft_wrap=True)
@@ -49,68 +49,79 @@ def error(error: McpmqError) -> None:
         console.print(Text("\nhint: ", "bold cyan").append(error.hint, "default not bold"), soft_wrap=True)
 
 
-def notice(text: str) -> None:
-    """A line beside the result, unless silence was asked for."""
+def print_notice(text: str) -> None:
+    """Print a line to stderr, unless quiet."""
     if not _verbosity.quiet:
         _console(stderr=True).print(text, soft_wrap=True)
 
 
-def progress() -> Progress:
-    """A bar for every loop that runs, on stderr; nothing where nobody looks or silence was asked for."""
+def progress_bars() -> Progress:
+    """Return progress bars on stderr, or no progress if quiet or if stderr is not a terminal."""
     console = _console(stderr=True)
-    return silent if _verbosity.quiet or not console.is_terminal else Bars(console)
+    return silent if _verbosity.quiet or not console.is_terminal else ProgressBars(console)
 
 
-def print_table(table: Table, facts: Any, *, as_json: bool = False, as_markdown: bool = False) -> None:
-    """A result on stdout: drawn as a table, or its facts as JSON, or the table as Markdown."""
+def print_table(table: Table, data: Any, *, as_json: bool = False, as_markdown: bool = False) -> None:
+    """Print a result to stdout: as a table, its data as JSON, or the table as Markdown."""
     if as_json:
-        sys.stdout.write(json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
     elif as_markdown:
-        sys.stdout.write(table.markdown())
+        sys.stdout.write(table.to_markdown())
     else:
-        _draw(table)
+        _print_terminal_table(table)
 
 
-def print_facts(kind: str, where: str, facts: dict[str, Any], *, as_json: bool) -> None:
-    rows = [(name.replace("_", " "), [_told(name, value)]) for name, value in facts.items()]
-    print_table(Table(f"{kind} {where}", [""], rows), {"kind": kind, "path": where, **facts}, as_json=as_json)
+def print_properties(kind: str, path: str, properties: dict[str, Any], *, as_json: bool) -> None:
+    """Print names and values as a table of two columns, or as JSON."""
+    rows = [(name.replace("_", " "), [_format_value(name, value)]) for name, value in properties.items()]
+    print_table(Table(f"{kind} {path}", [""], rows), {"kind": kind, "path": path, **properties}, as_json=as_json)
 
 
-def _told(name: str, value: Any) -> str:
+def _format_value(name: str, value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_told(name, one)}" for key, one in value.items())
+        return ", ".join(f"{key} {_format_value(name, part)}" for key, part in value.items())
     if isinstance(value, int) and "bytes" in name:
-        return megabytes(value)
+        return format_megabytes(value)
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _draw(table: Table) -> None:
+def _print_terminal_table(table: Table) -> None:
     console = _console()
-    facts = list(table.columns) == [""]
-    drawn = DrawnTable(box=box.SIMPLE_HEAD, show_header=not facts, pad_edge=False, padding=(0, 1, 0, 0))
-    drawn.add_column("", no_wrap=True)
-    whole_words = _widest(table) <= console.width
-    for column in table.columns:
-        justify: Literal["left", "right"] = "left" if facts or column in LEFT else "right"
-        heading = _heading(column)
-        width = max(map(len, heading.split()), default=0) if whole_words else None
-        drawn.add_column(Text(heading), justify=justify, overflow="fold", no_wrap=column in UNBROKEN, min_width=width)
+    terminal_table = _terminal_table(table, console.width)
     for name, cells in table.rows:
-        drawn.add_row(Text(name), *[Text(cell) for cell in cells], style="dim" if name.startswith(" ") else "")
+        style = "dim" if name.startswith(" ") else ""
+        terminal_table.add_row(Text(name), *[Text(cell) for cell in cells], style=style)
     console.print(Text(table.title, "bold"))
-    console.print(drawn)
+    console.print(terminal_table)
     for note in table.notes:
         console.print(Text(note, "dim"))
 
 
+def _terminal_table(table: Table, console_width: int) -> TerminalTable:
+    """Return the table with its columns and without rows; headings break between words if all words fit."""
+    one_column = list(table.columns) == [""]
+    terminal_table = TerminalTable(
+        box=box.SIMPLE_HEAD, show_header=not one_column, pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    terminal_table.add_column("", no_wrap=True)
+    words_fit = _min_width(table) <= console_width
+    for column in table.columns:
+        justify: Literal["left", "right"] = "left" if one_column or column in LEFT_COLUMNS else "right"
+        heading = _heading(column)
+        width = max(map(len, heading.split()), default=0) if words_fit else None
+        no_wrap = column in UNWRAPPED_COLUMNS
+        terminal_table.add_column(Text(heading), justify=justify, overflow="fold", no_wrap=no_wrap, min_width=width)
+    return terminal_table
+
+
 def _heading(column: str) -> str:
-    """A word a line, also of words with a hyphen, so that figures decide how wide a column is."""
+    """Return a heading with one word per line, so that the width of a column is that of its numbers."""
     return column.replace("-", "-\n").replace(" ", "\n")
 
 
-def _widest(table: Table) -> int:
-    """Characters a line takes when headings break between words and nothing else breaks."""
+def _min_width(table: Table) -> int:
+    """Return the characters of a line if headings break between words and nothing else breaks."""
     cells = zip(*(cells for _, cells in table.rows), strict=True)
-    heads = [_heading(column).split() for column in table.columns]
-    widths = [max(map(len, [*head, *column])) for head, column in zip(heads, cells, strict=True)]
+    headings = [_heading(column).split() for column in table.columns]
+    widths = [max(map(len, [*heading, *column])) for heading, column in zip(headings, cells, strict=True)]
     return max(len(name) for name, _ in table.rows) + sum(widths) + 2 * len(widths) + 3

@@ -1,4 +1,4 @@
-"""A block is rounded in every way asked for, and what the judge prefers is kept and told."""
+"""A block is quantized with every candidate, and the candidate with the least loss is kept and recorded."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,121 +7,126 @@ from typing import Any
 import pytest
 import torch
 
-from mcpmq.calibrate.block import Stats, Trial, scales_of
-from mcpmq.calibrate.selection import Judge, candidates
+from mcpmq.calibrate.block import BlockQuantizer, BlockStats, smoothing_scales
+from mcpmq.calibrate.selection import BlockLoss, candidates
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.execution.chunked_matmul import one_by_one
-from mcpmq.execution.torch_model import Stored
+from mcpmq.execution.chunked_matmul import serial_map
+from mcpmq.execution.torch_model import StoredWeight
 from mcpmq.grids import dequantize
 from mcpmq.plan import Plan, make_plan
-from mcpmq.qtensor import QTensor
-from mcpmq.quantized_model import Findings
+from mcpmq.qtensor import IntegerTensor, QTensor
+from mcpmq.quantized_model import CalibrationResult
 from mcpmq.recipe import Recipe
-from mcpmq.rounding import ROUNDERS
-from tests.rounding.oracle import sample_layer, stats_of
+from mcpmq.rounding import ROUNDING_FUNCTIONS
+from tests.rounding.oracle import input_stats, random_layer
 
 BLOCK = "language.layers.1"
-WAYS = ["importance", "gptq", "awq+importance", "awq+gptq"]
+CANDIDATES = ["rtn-imatrix", "gptq", "awq+rtn-imatrix", "awq+gptq"]
 
 
 @pytest.fixture(scope="module")
 def plan(tiny_checkpoint: Path) -> Plan:
-    """Everything that can be tried."""
-    recipe = {"name": "all", "round": "best", "smooth": "awq", "weights": {"language.*": "int4-g32"}}
+    """A plan of a recipe with four candidates."""
+    recipe = {"name": "all", "method": "auto", "smooth": "awq", "weights": {"language.*": "int4-g32"}}
     return make_plan(Checkpoint.open(tiny_checkpoint), Recipe.model_validate(recipe))
 
 
-def seen(plan: Plan) -> Stats:
-    """Inputs of very different sizes; what a norm feeds sees the same."""
-    stats: Stats = {}
-    for fold in plan.folds[BLOCK]:
-        columns = 512 if fold.into[0].endswith("down") else 256
-        same = (stats_of(sample_layer(1, columns, seed=len(fold.into))[1]),)
-        stats |= dict.fromkeys(fold.into, same)
+def block_stats(plan: Plan) -> BlockStats:
+    """Statistics of inputs with very different magnitudes; balance layers of one mapping share them."""
+    stats: BlockStats = {}
+    for mapping in plan.smoothing_mappings[BLOCK]:
+        columns = 512 if mapping.balance_layers[0].endswith("down") else 256
+        shared = (input_stats(random_layer(1, columns, seed=len(mapping.balance_layers))[1]),)
+        stats |= dict.fromkeys(mapping.balance_layers, shared)
     return stats
 
 
-def tried(plan: Plan, judge: Judge | None, ways: int = 4) -> tuple[Trial, dict[str, Stored], Findings]:
-    weights = {step.name: plan.checkpoint.load(step.spec).float() for step in plan.blocks[BLOCK]}
-    stats = seen(plan)
-    trial = Trial(plan, BLOCK, stats, scales_of(plan, BLOCK, weights, stats, one_by_one), 1)
-    return trial, *trial.best(candidates(plan.recipe, smoothing=True)[:ways], judge)
+def quantized(
+    plan: Plan, loss: BlockLoss | None, count: int = 4
+) -> tuple[BlockQuantizer, dict[str, StoredWeight], CalibrationResult]:
+    """The block after its first candidates, this many."""
+    weights = {tensor.name: plan.checkpoint.load(tensor.spec).float() for tensor in plan.blocks[BLOCK]}
+    stats = block_stats(plan)
+    quantizer = BlockQuantizer(plan, BLOCK, stats, smoothing_scales(plan, BLOCK, weights, stats, serial_map), 1)
+    return quantizer, *quantizer.quantize(candidates(plan.recipe, can_smooth=True)[:count], loss)
 
 
-def listening(errors: list[float]) -> tuple[Judge, list[Mapping[str, Stored]]]:
-    """A judge that says these, one after the other, and keeps what it was shown."""
-    left, shown = iter(errors), []
+def fixed_losses(losses: list[float]) -> tuple[BlockLoss, list[Mapping[str, StoredWeight]]]:
+    """A loss function that returns these values in order, and the list of the weights that it was called with."""
+    remaining, calls = iter(losses), []
 
-    def judge(weights: Mapping[str, Stored], _: Any) -> float:
-        shown.append(weights)
-        return next(left)
+    def loss(weights: Mapping[str, StoredWeight], _: Any) -> float:
+        calls.append(weights)
+        return next(remaining)
 
-    return judge, shown
+    return loss, calls
 
 
 @pytest.mark.parametrize(
-    ("errors", "chosen"), [([2, 1, 3, 4], 1), ([1, 1, 1, 1], 0), ([4, 2, 2, 2], 1), ([4, 3, 2, 1], 3)]
+    ("losses", "best"), [([2, 1, 3, 4], 1), ([1, 1, 1, 1], 0), ([4, 2, 2, 2], 1), ([4, 3, 2, 1], 3)]
 )
-def test_the_least_error_wins_and_of_equals_the_simplest(plan: Plan, errors: list[float], chosen: int) -> None:
-    """What is kept is what was judged; the findings name every way and its error."""
-    judge, shown = listening(errors)
+def test_the_least_loss_wins_and_the_simplest_of_equals(plan: Plan, losses: list[float], best: int) -> None:
+    """The kept weights are those of the best candidate; the result has the loss of every candidate."""
+    loss, calls = fixed_losses(losses)
 
-    trial, kept, findings = tried(plan, judge)
+    quantizer, kept, result = quantized(plan, loss)
 
-    assert kept is shown[chosen]
-    assert findings.errors == dict(zip(WAYS, errors, strict=True))
-    up = findings.weights[f"{BLOCK}.mlp.up"]
-    assert up["round"] == WAYS[chosen].removeprefix("awq+")
-    assert ("smooth" in up) == WAYS[chosen].startswith("awq")
-    assert trial.stats == {}
+    assert kept is calls[best]
+    assert result.errors == dict(zip(CANDIDATES, losses, strict=True))
+    up = result.weights[f"{BLOCK}.mlp.up"]
+    assert up["method"] == CANDIDATES[best].removeprefix("awq+")
+    assert ("smoothing_exponent" in up) == CANDIDATES[best].startswith("awq")
+    assert quantizer.stats == {}
 
 
-def test_every_way_rounds_what_it_should(plan: Plan) -> None:
-    """Plain ways the weights as they are, smoothing ones scaled weights by scaled statistics: dequantized and with the
-    scales taken back, all are near the original."""
-    judge, shown = listening([4, 3, 2, 1])
-    trial, _, _ = tried(plan, judge)
+def test_each_candidate_rounds_its_own_weights(plan: Plan) -> None:
+    """Plain candidates round the original weights, smoothing ones scaled weights with scaled statistics.
+
+    Dequantized and unscaled, all are near the original.
+    """
+    loss, calls = fixed_losses([4, 3, 2, 1])
+    quantizer, _, _ = quantized(plan, loss)
     name = f"{BLOCK}.mlp.up"
-    step = next(step for step in plan.steps if step.name == name)
-    weight = plan.checkpoint.load(step.spec)
-    columns = next(scales.columns for scales in trial.scales if name in scales.fold.into)
-    rows = next(scales.channels for scales in trial.scales if scales.fold.source == name)
+    tensor = next(tensor for tensor in plan.tensors if tensor.name == name)
+    weight = plan.checkpoint.load(tensor.spec)
+    columns = next(scales.column_scale for scales in quantizer.scales if name in scales.mapping.balance_layers)
+    rows = next(scales.channel_scale for scales in quantizer.scales if scales.mapping.smooth_layer == name)
 
-    [plain] = seen(plan)[name]
-    expected = ROUNDERS["gptq"](weight, step.scheme, plain)  # type: ignore[arg-type]
-    assert torch.equal(_codes(shown[1][name]), expected.codes)
+    [plain] = block_stats(plan)[name]
+    expected = ROUNDING_FUNCTIONS["gptq"](weight, tensor.scheme, plain)  # type: ignore[arg-type]
+    assert torch.equal(_codes(calls[1][name]), _codes(expected))
 
-    [scaled] = seen(plan)[name]
+    [scaled] = block_stats(plan)[name]
     scaled.gram.div_(columns).div_(columns[:, None])
-    for number, method in ((2, "importance"), (3, "gptq")):
-        found = shown[number][name]
+    for index, method in ((2, "rtn-imatrix"), (3, "gptq")):
+        found = calls[index][name]
         assert isinstance(found, QTensor)
-        expected = ROUNDERS[method](weight.float() * columns / rows[:, None], step.scheme, scaled)  # type: ignore[index, arg-type]
-        assert torch.equal(found.codes, expected.codes)
+        expected = ROUNDING_FUNCTIONS[method](weight.float() * columns / rows[:, None], tensor.scheme, scaled)  # type: ignore[index, arg-type]
+        assert torch.equal(_codes(found), _codes(expected))
         assert (dequantize(found) * rows[:, None] / columns - weight).norm() < 0.5 * weight.norm()
 
 
-def _codes(weight: Stored) -> torch.Tensor:
-    assert isinstance(weight, QTensor)
+def _codes(weight: StoredWeight) -> torch.Tensor:
+    assert isinstance(weight, IntegerTensor)
     return weight.codes
 
 
-def test_norms_take_the_scales_in_32_bits(plan: Plan) -> None:
-    """Stored so that nothing is rounded: divided where scales move, as they were where not."""
-    judge, shown = listening([4, 3, 2, 1])
-    trial, _, _ = tried(plan, judge)
+def test_norms_are_scaled_in_float32(plan: Plan) -> None:
+    """A smoothed norm is divided by its scales in float32; an unsmoothed norm keeps its values."""
+    loss, calls = fixed_losses([4, 3, 2, 1])
+    quantizer, _, _ = quantized(plan, loss)
     name = f"{BLOCK}.input_norm"
-    norm = plan.checkpoint.load(next(step.spec for step in plan.steps if step.name == name)).float()
-    channels = next(scales.channels for scales in trial.scales if scales.fold.source == name)
+    norm = plan.checkpoint.load(next(tensor.spec for tensor in plan.tensors if tensor.name == name)).float()
+    channels = next(scales.channel_scale for scales in quantizer.scales if scales.mapping.smooth_layer == name)
 
-    assert shown[0][name].dtype is torch.float32  # type: ignore[union-attr]
-    assert torch.equal(shown[0][name], norm)  # type: ignore[arg-type]
-    assert torch.equal(shown[3][name], norm / channels)  # type: ignore[arg-type]
+    assert calls[0][name].dtype is torch.float32  # type: ignore[union-attr]
+    assert torch.equal(calls[0][name], norm)  # type: ignore[arg-type]
+    assert torch.equal(calls[3][name], norm / channels)  # type: ignore[arg-type]
 
 
-def test_one_way_needs_no_judge(plan: Plan) -> None:
-    """It is taken, and no error is told."""
-    _, _, findings = tried(plan, None, ways=1)
+def test_one_candidate_needs_no_loss(plan: Plan) -> None:
+    """It is kept, and the result has no error."""
+    _, _, result = quantized(plan, None, count=1)
 
-    assert findings.errors == {}
-    assert {fields["round"] for fields in findings.weights.values()} == {"importance"}
+    assert result.errors == {}
+    assert {fields["method"] for fields in result.weights.values()} == {"rtn-imatrix"}

@@ -1,4 +1,4 @@
-"""Samples that do not fit are refused before a weight is read, with the numbers."""
+"""Samples that do not fit into memory are an error, with the numbers, before a weight is read."""
 
 from pathlib import Path
 from re import search
@@ -6,14 +6,14 @@ from re import search
 import psutil
 import pytest
 
-from benchmarks.real_size import PUBLISHED
+from benchmarks.real_size import PUBLISHED_CONFIG
 from mcpmq.calibrate import memory
-from mcpmq.calibrate.forward import read_samples
-from mcpmq.calibrate.imatrix import imatrix
-from mcpmq.calibrate.memory import needed, refuse_what_does_not_fit
+from mcpmq.calibrate.forward import encode_samples
+from mcpmq.calibrate.imatrix import write_imatrix
+from mcpmq.calibrate.memory import check_memory, estimate_memory
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.dataset import CalibrationSet
-from mcpmq.errors import CalibrationError
+from mcpmq.dataset import SampleSet
+from mcpmq.errors import DatasetError
 from mcpmq.families import family_of
 from mcpmq.families.family import Inputs
 from mcpmq.system.progress import silent
@@ -26,66 +26,66 @@ def checkpoint(tiny_checkpoint: Path) -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def inputs(checkpoint: Checkpoint, mixed_set: CalibrationSet) -> list[Inputs]:
+def inputs(checkpoint: Checkpoint, mixed_set: SampleSet) -> list[Inputs]:
     """Samples with and without images."""
-    return read_samples(checkpoint.family.processor(checkpoint.path), mixed_set.samples, silent)
+    return encode_samples(checkpoint.family.open_processor(checkpoint.path), mixed_set.samples, silent)
 
 
-def test_every_sample_counts_with_its_pixels_and_its_states(checkpoint: Checkpoint, inputs: list[Inputs]) -> None:
-    """Pixels as bytes and as floats; the states of the tower that has more."""
-    need = needed(checkpoint.specs, checkpoint.architecture, inputs, ())
+def test_the_estimate_counts_pixels_and_hidden_states(checkpoint: Checkpoint, inputs: list[Inputs]) -> None:
+    """Pixels count as bytes and as floats; states count for the larger of vision and language."""
+    estimate = estimate_memory(checkpoint.specs, checkpoint.architecture, inputs, ())
 
     pixels = sum(part.nbytes // 3 for one in inputs for part in one.slices)
     tokens = sum(len(one.tokens) for one in inputs)
-    assert need.pixels == pixels * 3 * (1 + 4)
-    assert need.states == 2 * 4 * max(pixels // 14**2 * 64, tokens * 256)
+    assert estimate.pixel_nbytes == pixels * 3 * (1 + 4)
+    assert estimate.state_nbytes == 2 * 4 * max(pixels // 14**2 * 64, tokens * 256)
 
 
-def test_the_block_of_the_published_size_that_takes_most_is_a_language_layer(inputs: list[Inputs]) -> None:
-    """The Gram matrix of 18944 columns beside its factor and a weight; without Gram matrices it is the floats of the
-    largest matrix."""
-    family = family_of(PUBLISHED)
-    architecture = family.architecture(PUBLISHED)
-    specs = family.tensors(architecture)
+def test_the_largest_block_of_the_published_model(inputs: list[Inputs]) -> None:
+    """With Hessians: a language layer, for the Hessian of 18944 columns, its factor and a weight. Without: the head."""
+    family = family_of(PUBLISHED_CONFIG)
+    architecture = family.parse_architecture(PUBLISHED_CONFIG)
+    specs = family.tensor_specs(architecture)
 
-    seeing = needed(specs, architecture, inputs, {spec.name for spec in specs if spec.role == "matrix"})
-    passing = needed(specs, architecture, inputs, ())
+    with_hessians = estimate_memory(specs, architecture, inputs, {spec.name for spec in specs if spec.role == "matrix"})
+    forward_only = estimate_memory(specs, architecture, inputs, ())
 
-    assert seeing.block_name.startswith("language.layers.")
-    assert seeing.block == 4 * (18944**2 + 3584**2) + 4 * (18944**2 + 18944 * 3584)
-    assert passing.block == 4 * 151666 * 3584
+    assert with_hessians.block_name.startswith("language.layers.")
+    assert with_hessians.block_nbytes == 4 * (18944**2 + 3584**2) + 4 * (18944**2 + 18944 * 3584)
+    assert forward_only.block_nbytes == 4 * 151666 * 3584
 
 
-@pytest.mark.parametrize(("share", "told"), [(0.6, r"use about [1-8] samples"), (0.0, "more memory")])
-def test_too_many_samples_are_refused(
-    checkpoint: Checkpoint, inputs: list[Inputs], monkeypatch: pytest.MonkeyPatch, share: float, told: str
+@pytest.mark.parametrize(("share", "hint"), [(0.6, r"use about [1-8] samples"), (0.0, "more memory")])
+def test_too_many_samples_are_an_error(
+    checkpoint: Checkpoint, inputs: list[Inputs], monkeypatch: pytest.MonkeyPatch, share: float, hint: str
 ) -> None:
-    """With what they take and what there is, and how many would fit."""
-    need = needed(checkpoint.specs, checkpoint.architecture, inputs, ())
-    available = need.block + int(share * (need.pixels + need.states))
+    """The error gives the needed and the available memory; the hint the number of samples that fit."""
+    estimate = estimate_memory(checkpoint.specs, checkpoint.architecture, inputs, ())
+    available = estimate.block_nbytes + int(share * (estimate.pixel_nbytes + estimate.state_nbytes))
     monkeypatch.setattr(memory, "available_nbytes", lambda _: available)
 
-    with pytest.raises(
-        CalibrationError, match=r"^9 samples take about .* MB of memory, .* MB are available"
-    ) as refused:
-        refuse_what_does_not_fit(checkpoint, inputs)
+    with pytest.raises(DatasetError, match=r"^9 samples need about .* MB of memory and .* MB are available") as caught:
+        check_memory(checkpoint, inputs)
 
-    assert search(told, refused.value.hint)
+    assert search(hint, caught.value.hint)
 
 
-def test_what_fits_is_not_refused(checkpoint: Checkpoint, inputs: list[Inputs]) -> None:
-    """As this machine is."""
-    assert needed(checkpoint.specs, checkpoint.architecture, inputs, ()).total < psutil.virtual_memory().available
+def test_samples_that_fit_pass_the_check(checkpoint: Checkpoint, inputs: list[Inputs]) -> None:
+    """The tiny model fits into the memory of this machine."""
+    assert (
+        estimate_memory(checkpoint.specs, checkpoint.architecture, inputs, ()).total_nbytes
+        < psutil.virtual_memory().available
+    )
 
-    refuse_what_does_not_fit(checkpoint, inputs)
+    check_memory(checkpoint, inputs)
 
 
-def test_an_importance_matrix_asks_first(
-    checkpoint: Checkpoint, mixed_set: CalibrationSet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_an_imatrix_run_checks_memory_first(
+    checkpoint: Checkpoint, mixed_set: SampleSet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Nothing is built, nothing written."""
+    """Nothing is written if the samples do not fit."""
     monkeypatch.setattr(memory, "available_nbytes", lambda _: 0)
 
-    with pytest.raises(CalibrationError, match="samples take about"):
-        imatrix(checkpoint, mixed_set, tmp_path / "out")
+    with pytest.raises(DatasetError, match="samples need about"):
+        write_imatrix(checkpoint, mixed_set, tmp_path / "out")
     assert not list(tmp_path.iterdir())

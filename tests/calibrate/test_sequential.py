@@ -1,5 +1,4 @@
-"""Rounding by sight: every matrix is rounded by what it really sees, later blocks see the rounded earlier ones, and a
-killed run ends with the same bytes."""
+"""Sequential calibration: statistics of every matrix, quantized blocks before it, method selection, resumed runs."""
 
 import json
 import shutil
@@ -14,32 +13,32 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mcpmq.artifact import MANIFEST, Manifest
-from mcpmq.calibrate import observers as observing
+from mcpmq.calibrate import forward, observers
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.dataset import CalibrationSet
-from mcpmq.errors import CalibrationError, CheckpointError
+from mcpmq.dataset import SampleSet
+from mcpmq.errors import CheckpointError, DatasetError
 from mcpmq.execution import chunked_matmul, torch_model
 from mcpmq.execution.chunked_matmul import torch_threads
 from mcpmq.families.family import Inputs, TensorSpec
 from mcpmq.families.minicpmv_inputs import MiniCpmVProcessor
-from mcpmq.families.modeling_minicpmv import position_code
+from mcpmq.families.modeling_minicpmv import sincos_2d
 from mcpmq.plan import Plan, make_plan
-from mcpmq.qtensor import QTensor
+from mcpmq.qtensor import IntegerTensor, QTensor
 from mcpmq.quantize import quantize
-from mcpmq.quantized_model import Quantized
+from mcpmq.quantized_model import QuantizedModel
 from mcpmq.recipe import Recipe
-from mcpmq.rounding import ROUNDERS
-from mcpmq.rounding.stats import LayerStats
+from mcpmq.rounding import ROUNDING_FUNCTIONS
+from mcpmq.rounding.stats import InputStats
 from mcpmq.system.progress import Item
 from tests.tiny import build_checkpoint, make_uneven
 
-BLOCKS = 11  # of the tiny model: what samples pass, the smallest parts too
+BLOCKS = 11  # of the tiny model
 WEIGHTS = {"vision": 0.25, "text": 1.0, "answer": 2.0}
 
 
 def recipe(**more: Any) -> Recipe:
-    whole = {"name": "by-sight", "round": "gptq", "weights": {"*": "int8-g32", "language.*": "int4-g32"}}
-    return Recipe.model_validate({**whole, **more})
+    fields = {"name": "calibrated", "method": "gptq", "weights": {"*": "int8-g32", "language.*": "int4-g32"}}
+    return Recipe.model_validate({**fields, **more})
 
 
 @pytest.fixture(scope="module")
@@ -50,13 +49,13 @@ def checkpoint(tiny_checkpoint: Path) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def plan(checkpoint: Checkpoint) -> Plan:
-    """The tiny checkpoint, to be rounded by sight."""
+    """A plan of the tiny checkpoint with GPTQ."""
     return make_plan(checkpoint, recipe())
 
 
 @pytest.fixture(scope="module")
-def whole(plan: Plan, mixed_set: CalibrationSet, tmp_path_factory: pytest.TempPathFactory) -> Quantized:
-    """What a run that nobody disturbed made of it."""
+def whole(plan: Plan, mixed_set: SampleSet, tmp_path_factory: pytest.TempPathFactory) -> QuantizedModel:
+    """The result of an uninterrupted run."""
     return quantize(plan, tmp_path_factory.mktemp("calibrated") / "whole", mixed_set)
 
 
@@ -65,8 +64,8 @@ def _bytes(folder: Path) -> dict[str, bytes]:
 
 
 def _killed_after(blocks: int) -> Any:
-    def progress(items: Sequence[Item], what: str) -> Iterable[Item]:
-        if what != "calibrating":
+    def progress(items: Sequence[Item], label: str) -> Iterable[Item]:
+        if label != "calibrating":
             yield from items
             return
         yield from items[:blocks]
@@ -75,49 +74,49 @@ def _killed_after(blocks: int) -> Any:
     return progress
 
 
-# --- what is seen -----------------------------------------------------------------------------------------------------
+# --- statistics -------------------------------------------------------------------------------------------------------
 
 
-def _seen_by_brute_force(model: nn.Module, sample: Inputs, arguments: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The input [tokens, columns] of every matrix of the whole model in a plain forward pass, by hub name."""
-    seen: dict[str, Tensor] = {}
+def _matrix_inputs(model: nn.Module, sample: Inputs, arguments: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The input [tokens, columns] of every matrix of the model in a plain forward pass, by hub name."""
+    inputs: dict[str, Tensor] = {}
     handles = [
-        module.register_forward_pre_hook(partial(_keep, seen, f"{name}.weight"))
+        module.register_forward_pre_hook(partial(_keep, inputs, f"{name}.weight"))
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
     ]
     outputs: dict[str, Tensor] = {}
     for name in ("ln_q", "ln_kv", "ln_post"):
-        module = model.resampler.get_submodule(name)  # type: ignore[union-attr, operator]
+        module = model.resampler.get_submodule(name)  # type: ignore[union-attr]
         handles.append(module.register_forward_hook(lambda _, __, output, name=name: outputs.update({name: output})))
     with torch.no_grad():
         model(**arguments, use_cache=False)
         for handle in handles:
             handle.remove()
-        seen = {name: rows.flatten(0, -2) for name, rows in seen.items()}
-        return seen | (_seen_by_the_resampler(model.resampler, outputs, arguments) if sample.slices else {})
+        inputs = {name: rows.flatten(0, -2) for name, rows in inputs.items()}
+        return inputs | (_resampler_inputs(model.resampler, outputs, arguments) if sample.slices else {})
 
 
-def _keep(seen: dict[str, Tensor], name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
-    seen[name] = args[0]
+def _keep(inputs: dict[str, Tensor], name: str, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+    inputs[name] = args[0]
 
 
-def _seen_by_the_resampler(
+def _resampler_inputs(
     resampler: Any, outputs: Mapping[str, Tensor], arguments: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Attention written out, slice by slice."""
+    """The inputs of the resampler's matrices, with attention by its definition, slice by slice."""
     attention, sizes = resampler.attn, arguments["target_sizes"].tolist()
     weights, biases = attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3)
     queries, keys, mixed = outputs["ln_q"], [], []
     values = outputs["ln_kv"].split([height * width for height, width in sizes])
-    for value, size in zip(values, sizes, strict=True):
-        keys.append(value + position_code(*size, value.shape[1], value.device, value.dtype))
+    for value, (height, width) in zip(values, sizes, strict=True):
+        keys.append(value + sincos_2d(height, width, value.shape[1], value.device, value.dtype))
         q, k, v = (
             (x @ weight.T + bias).unflatten(1, (attention.num_heads, -1)).transpose(0, 1)
             for x, weight, bias in zip((queries, keys[-1], value), weights, biases, strict=True)
         )
-        chances = (q @ k.transpose(1, 2) / q.shape[-1] ** 0.5).softmax(-1)
-        mixed.append((chances @ v).transpose(0, 1).flatten(1))
+        probabilities = (q @ k.transpose(1, 2) / q.shape[-1] ** 0.5).softmax(-1)
+        mixed.append((probabilities @ v).transpose(0, 1).flatten(1))
     return {
         "resampler.attn.in_proj_weight|0": queries.repeat(len(sizes), 1),
         "resampler.attn.in_proj_weight|1": torch.cat(keys),
@@ -127,16 +126,16 @@ def _seen_by_the_resampler(
     }
 
 
-def _model(checkpoint: Checkpoint, quantized: Quantized, original: set[str]) -> nn.Module:
-    """The plain model with the original weights of these blocks and the quantized ones of all others."""
-    model = torch_model.build(checkpoint.family, checkpoint.config, checkpoint.specs)
+def _model(checkpoint: Checkpoint, quantized: QuantizedModel, original: set[str]) -> nn.Module:
+    """The plain model with original weights in the `original` blocks and quantized weights in all others."""
+    model = torch_model.build_model(checkpoint.family, checkpoint.config, checkpoint.specs)
 
     def floats(spec: TensorSpec) -> Tensor:
         stored = checkpoint.load(spec) if _block(spec.name) in original else quantized.load(spec.name)
-        return torch_model.floats_of(stored, spec)
+        return torch_model.to_float(stored, spec)
 
     for block in model.blocks:
-        model.fill(block, floats)
+        model.load_block(block, floats)
     return model.module
 
 
@@ -144,70 +143,69 @@ def _block(name: str) -> str:
     return ".".join(name.split(".")[: 3 if ".layers." in name else 1])
 
 
-def test_every_matrix_is_rounded_by_what_it_sees(
-    checkpoint: Checkpoint, mixed_set: CalibrationSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_statistics_are_those_of_plain_forward_passes(
+    checkpoint: Checkpoint, mixed_set: SampleSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Gram matrices and counts are those of brute-force sums over plain forward passes, for every matrix of both
-    towers, when all blocks before the matrix's own are quantized already."""
-    given: list[LayerStats] = []
+    """Hessians and token counts equal brute-force sums for every matrix, with all earlier blocks quantized."""
+    recorded: list[InputStats] = []
 
-    def recording(weight: Tensor, scheme: Any, stats: LayerStats | None) -> QTensor:
+    def recording(weight: Tensor, scheme: Any, stats: InputStats | None) -> QTensor:
         assert stats is not None
-        given.append(stats)
-        return ROUNDERS["rtn"](weight, scheme, None)
+        recorded.append(stats)
+        return ROUNDING_FUNCTIONS["rtn"](weight, scheme, None)
 
-    monkeypatch.setitem(ROUNDERS, "gptq", recording)
-    quantized = quantize(make_plan(checkpoint, recipe(modalities=WEIGHTS)), tmp_path / "out", mixed_set)
+    monkeypatch.setitem(ROUNDING_FUNCTIONS, "gptq", recording)
+    quantized = quantize(make_plan(checkpoint, recipe(token_weights=WEIGHTS)), tmp_path / "out", mixed_set)
 
     processor = MiniCpmVProcessor.open(checkpoint.path)
     samples = [processor.encode(one.id, one.image, one.prompt, one.answer) for one in mixed_set]
     matrices = [spec for spec in checkpoint.specs if spec.role == "matrix"]
-    order, left = list(dict.fromkeys(_block(spec.name) for spec in matrices)), iter(given)
-    for number, block in enumerate(order):
-        model = _model(checkpoint, quantized, set(order[number:]))
-        seen = [_seen_by_brute_force(model, one, _tensors(processor, one)) for one in samples]
+    order, remaining = list(dict.fromkeys(_block(spec.name) for spec in matrices)), iter(recorded)
+    for index, block in enumerate(order):
+        model = _model(checkpoint, quantized, set(order[index:]))
+        inputs = [_matrix_inputs(model, one, _tensors(processor, one)) for one in samples]
         for spec in (spec for spec in matrices if _block(spec.name) == block):
             for key in (f"{spec.hub_name}|{part}" for part in range(3)) if "qkv" in spec.name else (spec.hub_name,):
-                pairs = zip(seen, samples, strict=True)
-                _compare(next(left), spec, [(one[key], sample) for one, sample in pairs if key in one])
-    assert next(left, None) is None
+                pairs = zip(inputs, samples, strict=True)
+                _compare(next(remaining), spec, [(one[key], sample) for one, sample in pairs if key in one])
+    assert next(remaining, None) is None
 
 
 def _tensors(processor: MiniCpmVProcessor, sample: Inputs) -> dict[str, Tensor]:
-    return {name: torch.from_numpy(value) for name, value in processor.arguments(sample).items()}
+    return {name: torch.from_numpy(value) for name, value in processor.model_inputs(sample).items()}
 
 
-def _compare(stats: LayerStats, spec: TensorSpec, seen: list[tuple[Tensor, Inputs]]) -> None:
+def _compare(stats: InputStats, spec: TensorSpec, inputs: list[tuple[Tensor, Inputs]]) -> None:
     gram, tokens = torch.zeros_like(stats.gram, dtype=torch.float64), dict.fromkeys(WEIGHTS, 0)
-    for rows, sample in seen:
-        kinds = _kinds(sample) if spec.component in ("language", "head") else ["vision"] * len(rows)
-        for row, kind in zip(rows.double(), kinds, strict=True):
-            if spec.component == "head" and kind == "vision":
+    for rows, sample in inputs:
+        modalities = _modalities(sample) if spec.component in ("language", "head") else ["vision"] * len(rows)
+        for row, modality in zip(rows.double(), modalities, strict=True):
+            if spec.component == "head" and modality == "vision":
                 continue
-            tokens[kind] += 1
-            gram += (WEIGHTS[kind] if spec.component in ("language", "head") else 1) * torch.outer(row, row)
-    assert stats.tokens == tokens, spec.name
+            tokens[modality] += 1
+            gram += (WEIGHTS[modality] if spec.component in ("language", "head") else 1) * torch.outer(row, row)
+    assert stats.token_counts == tokens, spec.name
     assert sum(tokens.values()) > 0
     assert float((stats.gram - gram).abs().max()) < 1e-4 * float(gram.abs().max()), spec.name
 
 
-def _kinds(sample: Inputs) -> list[str]:
-    """By going through the tokens."""
-    inside = {place for begin, end in sample.image_bounds.tolist() for place in range(begin, end)}
+def _modalities(sample: Inputs) -> list[str]:
+    """The modality of every token, one token at a time."""
+    inside = {position for begin, end in sample.image_bounds.tolist() for position in range(begin, end)}
     return [
-        "vision" if place in inside else "answer" if place >= sample.answer_start else "text"
-        for place in range(len(sample.tokens))
+        "vision" if position in inside else "answer" if position >= sample.answer_start else "text"
+        for position in range(len(sample.tokens))
     ]
 
 
-# --- killed and resumed -----------------------------------------------------------------------------------------------
+# --- interrupted and resumed ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("blocks", range(BLOCKS))
-def test_a_killed_run_resumes_and_ends_with_the_same_bytes(
-    plan: Plan, mixed_set: CalibrationSet, whole: Quantized, tmp_path: Path, blocks: int
+def test_a_run_interrupted_between_blocks_resumes_with_the_same_bytes(
+    plan: Plan, mixed_set: SampleSet, whole: QuantizedModel, tmp_path: Path, blocks: int
 ) -> None:
-    """Killed before any block: the blocks that have their file are not rounded again, and the end is the same."""
+    """Finished block files are not written again, and the result equals that of an uninterrupted run."""
     with pytest.raises(KeyboardInterrupt):
         quantize(plan, tmp_path / "out", mixed_set, _killed_after(blocks))
     finished = {file: file.stat().st_mtime_ns for file in (tmp_path / ".out.partial" / "blocks").iterdir()}
@@ -219,40 +217,40 @@ def test_a_killed_run_resumes_and_ends_with_the_same_bytes(
     assert after == finished
 
 
-def test_a_run_killed_before_its_manifest_needs_no_model(
-    plan: Plan, mixed_set: CalibrationSet, whole: Quantized, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_run_interrupted_before_its_manifest_builds_no_model(
+    plan: Plan, mixed_set: SampleSet, whole: QuantizedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """All blocks are there: no sample passes again."""
+    """No sample runs again when all block files exist."""
     partial_folder = Path(shutil.copytree(whole.path, tmp_path / ".out.partial"))
     (partial_folder / MANIFEST).unlink()
-    monkeypatch.setattr(torch_model, "build", None)
+    monkeypatch.setattr(forward, "build_model", None)
 
     assert _bytes(quantize(plan, tmp_path / "out", mixed_set).path) == _bytes(whole.path)
 
 
-def test_all_blocks_of_the_model_were_among_them(checkpoint: Checkpoint) -> None:
-    """The number above is that of the tiny model."""
-    assert len(torch_model.build(checkpoint.family, checkpoint.config, checkpoint.specs).blocks) == BLOCKS
+def test_the_interrupted_runs_cover_all_blocks(checkpoint: Checkpoint) -> None:
+    """BLOCKS is the number of blocks of the tiny model."""
+    assert len(torch_model.build_model(checkpoint.family, checkpoint.config, checkpoint.specs).blocks) == BLOCKS
 
 
 @pytest.mark.parametrize("rounded", [1, 9, 20])
-def test_a_run_killed_inside_of_a_block_rounds_it_anew(
+def test_a_run_interrupted_inside_a_block_quantizes_it_again(
     plan: Plan,
-    mixed_set: CalibrationSet,
-    whole: Quantized,
+    mixed_set: SampleSet,
+    whole: QuantizedModel,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     rounded: int,
 ) -> None:
-    """Half a block is no block."""
-    left, gptq = iter(range(rounded)), ROUNDERS["gptq"]
+    """A partly quantized block leaves no file."""
+    remaining, gptq = iter(range(rounded)), ROUNDING_FUNCTIONS["gptq"]
 
-    def killing(weight: Tensor, scheme: Any, stats: LayerStats | None) -> QTensor:
-        if next(left, None) is None:
+    def interrupting(weight: Tensor, scheme: Any, stats: InputStats | None) -> QTensor:
+        if next(remaining, None) is None:
             raise KeyboardInterrupt
         return gptq(weight, scheme, stats)
 
-    monkeypatch.setitem(ROUNDERS, "gptq", killing)
+    monkeypatch.setitem(ROUNDING_FUNCTIONS, "gptq", interrupting)
     with pytest.raises(KeyboardInterrupt):
         quantize(plan, tmp_path / "out", mixed_set)
     monkeypatch.undo()
@@ -260,12 +258,12 @@ def test_a_run_killed_inside_of_a_block_rounds_it_anew(
     assert _bytes(quantize(plan, tmp_path / "out", mixed_set).path) == _bytes(whole.path)
 
 
-def test_threads_change_no_byte(
-    plan: Plan, mixed_set: CalibrationSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_bytes_are_equal_on_any_number_of_threads(
+    plan: Plan, mixed_set: SampleSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """However many there are, and however many pieces of work; there are as many afterwards."""
-    monkeypatch.setattr(chunked_matmul, "PIECE_OUTPUTS", 100)
-    monkeypatch.setattr(observing, "TILE_COLUMNS", 60)
+    """One and four threads write the same files, with several chunks and tiles; torch keeps its thread count."""
+    monkeypatch.setattr(chunked_matmul, "CHUNK_OUTPUTS", 100)
+    monkeypatch.setattr(observers, "TILE_COLUMNS", 60)
     made = []
     for threads in (1, 4):
         with torch_threads(threads):
@@ -275,205 +273,205 @@ def test_threads_change_no_byte(
     assert _bytes(made[0].path) == _bytes(made[1].path)
 
 
-def test_a_finished_run_is_returned(
-    plan: Plan, mixed_set: CalibrationSet, whole: Quantized, monkeypatch: pytest.MonkeyPatch
+def test_a_finished_run_is_reused(
+    plan: Plan, mixed_set: SampleSet, whole: QuantizedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Asking again does no work, although the manifest has learnt since what was seen."""
-    monkeypatch.setattr(torch_model, "build", None)
+    """A second run builds no model, although the manifest now contains calibration results."""
+    monkeypatch.setattr(forward, "build_model", None)
 
     assert quantize(plan, whole.path, mixed_set) == whole
 
 
-# --- where there is a choice ------------------------------------------------------------------------------------------
+# --- method selection -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def uneven(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    """A tiny checkpoint whose channels differ as those of real models do."""
+    """A tiny checkpoint with channels of very different magnitudes, as in trained models."""
     return Checkpoint.open(make_uneven(build_checkpoint(tmp_path_factory.mktemp("uneven") / "tiny")))
 
 
 @pytest.fixture(scope="module")
-def choosing(uneven: Checkpoint) -> Plan:
-    """To be rounded in every way there is, some weights on wide groups."""
+def selecting(uneven: Checkpoint) -> Plan:
+    """A plan with all methods and AWQ as candidates, some weights with large groups."""
     weights = {"*": "int8-row", "language.*": "int4-g64", "head": "int4-row"}
-    return make_plan(uneven, recipe(smooth="awq", round="best", weights=weights, modalities=WEIGHTS))
+    return make_plan(uneven, recipe(smooth="awq", method="auto", weights=weights, token_weights=WEIGHTS))
 
 
 @pytest.fixture(scope="module")
-def chosen(choosing: Plan, mixed_set: CalibrationSet, tmp_path_factory: pytest.TempPathFactory) -> Quantized:
-    """What a run that nobody disturbed chose."""
-    return quantize(choosing, tmp_path_factory.mktemp("chosen") / "whole", mixed_set)
+def selected(selecting: Plan, mixed_set: SampleSet, tmp_path_factory: pytest.TempPathFactory) -> QuantizedModel:
+    """The result of an uninterrupted run with method selection."""
+    return quantize(selecting, tmp_path_factory.mktemp("selected") / "whole", mixed_set)
 
 
-def test_every_block_is_judged_and_the_best_way_kept(choosing: Plan, chosen: Quantized) -> None:
-    """Four ways where scales can move and two where not; the manifest has all errors and says which was taken."""
-    errors = chosen.artifact.manifest.held_out_errors
+def test_every_block_gets_the_candidate_with_the_least_error(selecting: Plan, selected: QuantizedModel) -> None:
+    """Blocks with a smoothing mapping have four candidates, others two; the manifest has all errors and the method."""
+    errors = selected.artifact.manifest.held_out_errors
     assert errors is not None
-    judged = {block for block in choosing.blocks if block not in ("vision", "embedding", "language")}
-    assert errors.keys() == judged
-    for block, tried in errors.items():
-        assert list(tried)[:2] == ["importance", "gptq"]
-        best = min(tried, key=tried.__getitem__)
-        for step in choosing.blocks[block]:
-            record = chosen.records[step.name]
-            assert (record.round is None) == (step.spec.role != "matrix")
-            assert record.round in (None, best.removeprefix("awq+"))
-            assert record.smooth is None or best.startswith("awq+")
+    with_matrices = {block for block in selecting.blocks if block not in ("vision", "embedding", "language")}
+    assert errors.keys() == with_matrices
+    for block, candidates in errors.items():
+        assert list(candidates)[:2] == ["rtn-imatrix", "gptq"]
+        best = min(candidates, key=candidates.__getitem__)
+        for tensor in selecting.blocks[block]:
+            record = selected.records[tensor.name]
+            assert (record.method is None) == (tensor.spec.role != "matrix")
+            assert record.method in (None, best.removeprefix("awq+"))
+            assert record.smoothing_exponent is None or best.startswith("awq+")
     assert len(errors["head"]) == 2
-    assert {len(tried) for block, tried in errors.items() if block.startswith("language")} == {4}
-    assert any(record.smooth for name, record in chosen.records.items() if name.startswith("language"))
+    assert {len(candidates) for block, candidates in errors.items() if block.startswith("language")} == {4}
+    assert any(record.smoothing_exponent for name, record in selected.records.items() if name.startswith("language"))
 
 
 @pytest.mark.parametrize(
     ("block", "module"), [("vision.layers.1", "vpm.encoder.layers.1"), ("language.layers.1", "llm.model.layers.1")]
 )
-def test_the_errors_are_those_of_plain_forward_passes(
-    uneven: Checkpoint, mixed_set: CalibrationSet, chosen: Quantized, block: str, module: str
+def test_held_out_errors_are_those_of_plain_forward_passes(
+    uneven: Checkpoint, mixed_set: SampleSet, selected: QuantizedModel, block: str, module: str
 ) -> None:
-    """Of samples that no statistics have seen, with the blocks before it quantized already, by brute force."""
+    """The error of a block is that of the held-out samples, with all earlier blocks quantized, by brute force."""
     processor = MiniCpmVProcessor.open(uneven.path)
     samples = [processor.encode(one.id, one.image, one.prompt, one.answer) for one in mixed_set]
-    judges = [samples[4], samples[8]]  # the fifth with an image, the last without
+    held_out = [samples[4], samples[8]]  # the fifth with an image, the last without
     later = list(dict.fromkeys(_block(spec.name) for spec in uneven.specs))
     later = later[later.index(block) :]
-    error = whole = 0.0
-    for sample in judges if block.startswith("language") else judges[:1]:
+    error = total = 0.0
+    for sample in held_out if block.startswith("language") else held_out[:1]:
         before, after = (
-            _output(_model(uneven, chosen, set(original)), module, _tensors(processor, sample))
+            _output(_model(uneven, selected, set(original)), module, _tensors(processor, sample))
             for original in (later, later[1:])
         )
-        weights = torch.tensor([WEIGHTS[kind] for kind in _kinds(sample)]) if block.startswith("language") else 1
+        weights = (
+            torch.tensor([WEIGHTS[modality] for modality in _modalities(sample)]) if block.startswith("language") else 1
+        )
         error += float((weights * (after - before).square().sum(-1)).sum())
-        whole += float((weights * before.square().sum(-1)).sum())
-    errors = chosen.artifact.manifest.held_out_errors
+        total += float((weights * before.square().sum(-1)).sum())
+    errors = selected.artifact.manifest.held_out_errors
     assert errors is not None
-    assert min(errors[block].values()) == pytest.approx(error / whole, rel=2e-3)
+    assert min(errors[block].values()) == pytest.approx(error / total, rel=2e-3)
 
 
 def _output(model: nn.Module, module: str, arguments: Mapping[str, Tensor]) -> Tensor:
-    heard: list[Tensor] = []
+    outputs: list[Tensor] = []
     model.get_submodule(module).register_forward_hook(
-        lambda _, __, output: heard.append(output[0] if isinstance(output, tuple) else output)
+        lambda _, __, output: outputs.append(output[0] if isinstance(output, tuple) else output)
     )
     with torch.no_grad():
         model(**arguments, use_cache=False)
-    return heard[0].flatten(0, -2)
+    return outputs[0].flatten(0, -2)
 
 
-def test_samples_that_judge_decide_nothing_else(chosen: Quantized, whole: Quantized) -> None:
-    """One image and one text of nine samples are missing from what was seen."""
-    few, all_of_them = (one.records["language.layers.0.mlp.up"].tokens for one in (chosen, whole))
-    assert few is not None
-    assert all_of_them is not None
-    assert all(0 < few[kind] < all_of_them[kind] for kind in few)
+def test_held_out_samples_are_missing_from_the_statistics(selected: QuantizedModel, whole: QuantizedModel) -> None:
+    """With method selection, every modality has fewer calibration tokens."""
+    fewer, more = (one.records["language.layers.0.mlp.up"].calibration_tokens for one in (selected, whole))
+    assert fewer is not None
+    assert more is not None
+    assert all(0 < fewer[modality] < more[modality] for modality in fewer)
 
 
 @pytest.mark.parametrize("blocks", [1, 8])
-def test_a_choice_killed_between_blocks_ends_with_the_same_bytes(
-    choosing: Plan, mixed_set: CalibrationSet, chosen: Quantized, tmp_path: Path, blocks: int
+def test_a_selection_interrupted_between_blocks_ends_with_the_same_bytes(
+    selecting: Plan, mixed_set: SampleSet, selected: QuantizedModel, tmp_path: Path, blocks: int
 ) -> None:
-    """The errors of finished blocks are in their files."""
+    """The errors of finished blocks are read from their files."""
     with pytest.raises(KeyboardInterrupt):
-        quantize(choosing, tmp_path / "out", mixed_set, _killed_after(blocks))
+        quantize(selecting, tmp_path / "out", mixed_set, _killed_after(blocks))
 
-    assert _bytes(quantize(choosing, tmp_path / "out", mixed_set).path) == _bytes(chosen.path)
+    assert _bytes(quantize(selecting, tmp_path / "out", mixed_set).path) == _bytes(selected.path)
 
 
 @pytest.mark.parametrize("rounded", [3, 50])
-def test_a_choice_killed_inside_of_a_block_is_made_anew(
-    choosing: Plan,
-    mixed_set: CalibrationSet,
-    chosen: Quantized,
+def test_a_selection_interrupted_inside_a_block_is_repeated(
+    selecting: Plan,
+    mixed_set: SampleSet,
+    selected: QuantizedModel,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     rounded: int,
 ) -> None:
-    """Ways that were tried already leave nothing behind. Then it runs on four threads, and no byte is another."""
-    left, gptq = iter(range(rounded)), ROUNDERS["gptq"]
+    """Candidates before the interruption have no effect, and four threads give the same bytes as one."""
+    remaining, gptq = iter(range(rounded)), ROUNDING_FUNCTIONS["gptq"]
 
-    def killing(weight: Tensor, scheme: Any, stats: LayerStats | None) -> QTensor:
-        if next(left, None) is None:
+    def interrupting(weight: Tensor, scheme: Any, stats: InputStats | None) -> QTensor:
+        if next(remaining, None) is None:
             raise KeyboardInterrupt
         return gptq(weight, scheme, stats)
 
-    monkeypatch.setitem(ROUNDERS, "gptq", killing)
+    monkeypatch.setitem(ROUNDING_FUNCTIONS, "gptq", interrupting)
     with pytest.raises(KeyboardInterrupt):
-        quantize(choosing, tmp_path / "out", mixed_set)
+        quantize(selecting, tmp_path / "out", mixed_set)
     monkeypatch.undo()
 
     with torch_threads(4):
-        assert _bytes(quantize(choosing, tmp_path / "out", mixed_set).path) == _bytes(chosen.path)
+        assert _bytes(quantize(selecting, tmp_path / "out", mixed_set).path) == _bytes(selected.path)
 
 
-def test_a_finished_choice_is_returned(
-    choosing: Plan, mixed_set: CalibrationSet, chosen: Quantized, monkeypatch: pytest.MonkeyPatch
+def test_a_finished_selection_is_reused(
+    selecting: Plan, mixed_set: SampleSet, selected: QuantizedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Asking again does no work, although the manifest has learnt since what was chosen."""
-    monkeypatch.setattr(torch_model, "build", None)
+    """A second run builds no model, although the manifest now contains the selected methods."""
+    monkeypatch.setattr(forward, "build_model", None)
 
-    assert quantize(choosing, chosen.path, mixed_set) == chosen
+    assert quantize(selecting, selected.path, mixed_set) == selected
 
 
-def test_smoothing_alone_looks_only_where_scales_move(
-    uneven: Checkpoint, mixed_set: CalibrationSet, tmp_path: Path
+def test_smoothing_with_rtn_calibrates_only_smoothed_weights(
+    uneven: Checkpoint, mixed_set: SampleSet, tmp_path: Path
 ) -> None:
-    """Rounded to nearest after AWQ: what takes no scales needs no samples, and its codes are those without."""
-    plain = recipe(round="rtn")
-    smooth = recipe(round="rtn", smooth="awq")
+    """With AWQ and rtn, weights without a smoothing mapping are not calibrated and have the codes of plain rtn."""
+    plain = recipe(method="rtn")
+    smooth = recipe(method="rtn", smooth="awq")
 
     without = quantize(make_plan(uneven, plain), tmp_path / "without")
     found = quantize(make_plan(uneven, smooth), tmp_path / "found", mixed_set)
 
     errors = found.artifact.manifest.held_out_errors
     assert errors is not None
-    assert {tuple(tried) for tried in errors.values()} == {("rtn", "awq+rtn")}
-    assert found.records["head"].tokens is None
+    assert {tuple(candidates) for candidates in errors.values()} == {("rtn", "awq+rtn")}
+    assert found.records["head"].calibration_tokens is None
     for name in ("head", "embedding", "projector.kv"):
         one, other = found.load(name), without.load(name)
-        assert isinstance(one, QTensor)
-        assert isinstance(other, QTensor)
+        assert isinstance(one, IntegerTensor)
+        assert isinstance(other, IntegerTensor)
         assert torch.equal(one.codes, other.codes)
 
 
-def test_smoothing_for_8_bit_inputs_is_judged_with_them(
-    uneven: Checkpoint, mixed_set: CalibrationSet, tmp_path: Path
-) -> None:
-    """One step for all inputs, and channels of very different size: SmoothQuant more than halves the error of a vision
-    layer, which it could not if inputs were not rounded, and is taken where it helps."""
-    plan = make_plan(uneven, recipe(round="rtn", smooth="smoothquant", weights={"vision.*": "int8-row"}))
+def test_smoothquant_is_selected_with_8_bit_inputs(uneven: Checkpoint, mixed_set: SampleSet, tmp_path: Path) -> None:
+    """SmoothQuant halves the error of a vision layer with uneven channels, which needs rounded inputs in the loss.
+
+    It is kept in the blocks where it has the smaller error.
+    """
+    plan = make_plan(uneven, recipe(method="rtn", smooth="smoothquant", weights={"vision.*": "int8-row"}))
 
     found = quantize(plan, tmp_path / "out", mixed_set)
 
     errors = found.artifact.manifest.held_out_errors
     assert errors is not None
     assert errors.keys() == {"vision.layers.0", "vision.layers.1"}
-    assert any(tried["smoothquant+rtn"] < 0.5 * tried["rtn"] for tried in errors.values())
-    for block, tried in errors.items():
-        helps = tried["smoothquant+rtn"] < tried["rtn"]
-        assert any(found.records[step.name].smooth for step in plan.blocks[block]) == helps
+    assert any(error["smoothquant+rtn"] < 0.5 * error["rtn"] for error in errors.values())
+    for block, error in errors.items():
+        helps = error["smoothquant+rtn"] < error["rtn"]
+        assert any(found.records[tensor.name].smoothing_exponent for tensor in plan.blocks[block]) == helps
 
 
-def test_one_sample_of_a_kind_cannot_both_decide_and_judge(
-    choosing: Plan, mixed_set: CalibrationSet, tmp_path: Path
-) -> None:
-    """It is refused before any work."""
+def test_a_single_sample_of_a_modality_is_an_error(selecting: Plan, mixed_set: SampleSet, tmp_path: Path) -> None:
+    """Method selection holds samples out; the error comes before any work."""
     alone = _only(mixed_set, lambda sample: sample.image is not None or sample.id == "t1")
 
-    with pytest.raises(CalibrationError, match="one sample without an image, which cannot both decide and judge"):
-        quantize(choosing, tmp_path / "out", alone)
+    with pytest.raises(DatasetError, match="only one text-only sample; at least two are needed because one is held"):
+        quantize(selecting, tmp_path / "out", alone)
 
     assert not list(tmp_path.iterdir())
 
 
-# --- what is told -----------------------------------------------------------------------------------------------------
+# --- manifest ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_manifest_says_what_was_calibrated_on_what(whole: Quantized, mixed_set: CalibrationSet) -> None:
-    """The set, and the tokens of each kind that every matrix saw; nothing about weights that saw none."""
+def test_the_manifest_records_the_calibration(whole: QuantizedModel, mixed_set: SampleSet) -> None:
+    """It has the calibration set and, for calibrated matrices only, the tokens of each modality."""
     manifest = whole.artifact.manifest
-    assert manifest.calibrated_on is not None
-    assert manifest.calibrated_on.model_dump() == {
+    assert manifest.calibration_set is not None
+    assert manifest.calibration_set.model_dump() == {
         "name": mixed_set.path.name,
         "sha256": mixed_set.sha256,
         "samples": 9,
@@ -481,91 +479,89 @@ def test_the_manifest_says_what_was_calibrated_on_what(whole: Quantized, mixed_s
         "fingerprints": mixed_set.fingerprints,
     }
     matrices = {name for name, spec in whole.specs.items() if spec.role == "matrix"}
-    assert {record.name for record in manifest.weights if record.tokens} == matrices
-    gate, head = (whole.records[name].tokens for name in ("language.layers.1.mlp.gate", "head"))
+    assert {record.name for record in manifest.weights if record.calibration_tokens} == matrices
+    gate, head = (whole.records[name].calibration_tokens for name in ("language.layers.1.mlp.gate", "head"))
     assert gate is not None
     assert head == {**gate, "vision": 0}
     assert all(gate.values())
 
 
-def test_rounding_to_nearest_looks_at_nothing(
-    checkpoint: Checkpoint, mixed_set: CalibrationSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_rtn_needs_no_calibration(
+    checkpoint: Checkpoint, mixed_set: SampleSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No model is built, the set changes no code, and the manifest says nothing that it did not say before."""
-    monkeypatch.setattr(torch_model, "build", None)
+    """With rtn no model is built, and codes and manifest fields are equal with and without a calibration set."""
+    monkeypatch.setattr(forward, "build_model", None)
     plan = make_plan(checkpoint, Recipe.load("phone-int4"))
 
-    given, without = quantize(plan, tmp_path / "given", mixed_set), quantize(plan, tmp_path / "without")
+    ignored, without = quantize(plan, tmp_path / "ignored", mixed_set), quantize(plan, tmp_path / "without")
 
-    manifest = json.loads((given.path / MANIFEST).read_text())
-    assert "calibrated_on" not in manifest
-    assert not any("tokens" in weight for weight in manifest["weights"])
-    assert manifest["recipe"].keys() == {"name", "smooth", "round", "weights"}
-    assert {name: value for name, value in _bytes(given.path).items() if name != MANIFEST} == {
+    manifest = json.loads((ignored.path / MANIFEST).read_text())
+    assert "calibration_set" not in manifest
+    assert not any("calibration_tokens" in weight for weight in manifest["weights"])
+    assert manifest["recipe"].keys() == {"name", "smooth", "method", "weights"}
+    assert {name: value for name, value in _bytes(ignored.path).items() if name != MANIFEST} == {
         name: value for name, value in _bytes(without.path).items() if name != MANIFEST
     }
-    assert Manifest.model_validate(manifest) == given.artifact.manifest
+    assert Manifest.model_validate(manifest) == ignored.artifact.manifest
 
 
 @pytest.mark.parametrize("name", ["calibrated-int4", "calibrated-quality-int4"])
-def test_recipes_by_sight_have_the_grids_of_their_models(name: str) -> None:
-    """Same bytes, other integers."""
-    sighted, blind = (
+def test_calibrated_recipes_have_the_schemes_of_their_rtn_recipes(name: str) -> None:
+    """A calibrated recipe differs from its counterpart in the method only."""
+    calibrated, plain = (
         Recipe.load(name),
         Recipe.load(name.replace("calibrated-int4", "phone-int4").removeprefix("calibrated-")),
     )
 
-    assert (sighted.weights, sighted.round, blind.round) == (blind.weights, "gptq", "rtn")
+    assert (calibrated.weights, calibrated.method, plain.method) == (plain.weights, "gptq", "rtn")
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------------------
 
 
-def _only(samples: CalibrationSet, keep: Callable[[Any], bool]) -> CalibrationSet:
-    return CalibrationSet(samples.path, tuple(filter(keep, samples)))
+def _only(samples: SampleSet, keep: Callable[[Any], bool]) -> SampleSet:
+    return SampleSet(samples.path, tuple(filter(keep, samples)))
 
 
-def test_without_a_calibration_set_nothing_begins(plan: Plan, tmp_path: Path) -> None:
-    """A recipe that looks needs something to look at; the hint says how to name it."""
-    with pytest.raises(CalibrationError, match=r"`by-sight` rounds 31 weights by what they see") as caught:
+def test_a_missing_calibration_set_is_an_error(plan: Plan, tmp_path: Path) -> None:
+    """The error gives the number of weights to calibrate, the hint the option; nothing is written."""
+    with pytest.raises(DatasetError, match=r"`calibrated` needs calibration for 31 weights") as caught:
         quantize(plan, tmp_path / "out")
 
     assert "--calibration" in caught.value.hint
     assert not list(tmp_path.iterdir())
 
 
-def test_without_an_image_a_vision_tower_cannot_be_rounded(
-    plan: Plan, mixed_set: CalibrationSet, tmp_path: Path
-) -> None:
-    """It is refused before any work, and names the first matrix."""
-    with pytest.raises(CalibrationError, match=r"`vision\.layers\.0\.attention\.q` saw no token of the 3"):
+def test_quantizing_vision_without_an_image_is_an_error(plan: Plan, mixed_set: SampleSet, tmp_path: Path) -> None:
+    """The error names the first vision matrix; nothing is written."""
+    with pytest.raises(DatasetError, match=r"`vision\.layers\.0\.attention\.q` receives no token of the 3"):
         quantize(plan, tmp_path / "out", _only(mixed_set, lambda sample: not sample.image))
 
     assert not list(tmp_path.iterdir())
 
 
-def test_text_alone_rounds_a_language_model(checkpoint: Checkpoint, mixed_set: CalibrationSet, tmp_path: Path) -> None:
-    """Where vision keeps its dtype, no image is needed."""
+def test_text_samples_calibrate_a_language_model(checkpoint: Checkpoint, mixed_set: SampleSet, tmp_path: Path) -> None:
+    """No image is needed if the recipe keeps the vision weights."""
     kept = recipe(weights={"language.*": "int4-g32", "head": "int8-g32"})
 
     quantized = quantize(make_plan(checkpoint, kept), tmp_path / "out", _only(mixed_set, lambda one: not one.image))
 
-    tokens = quantized.records["language.layers.0.attention.o"].tokens
+    tokens = quantized.records["language.layers.0.attention.o"].calibration_tokens
     assert tokens is not None
-    assert (tokens["vision"], quantized.records["vision.layers.0.mlp.up"].tokens) == (0, None)
+    assert (tokens["vision"], quantized.records["vision.layers.0.mlp.up"].calibration_tokens) == (0, None)
 
 
-def test_a_matrix_whose_tokens_weigh_nothing_is_named(
-    checkpoint: Checkpoint, mixed_set: CalibrationSet, tmp_path: Path
+def test_a_matrix_with_tokens_of_weight_zero_is_an_error(
+    checkpoint: Checkpoint, mixed_set: SampleSet, tmp_path: Path
 ) -> None:
-    """The head sees no image, so images alone are nothing to round it by."""
-    images = recipe(modalities={"text": 0, "answer": 0})
+    """The head receives no image tokens, so it cannot be calibrated if only these have a weight."""
+    images_only = recipe(token_weights={"text": 0, "answer": 0})
 
-    with pytest.raises(CalibrationError, match="`head` saw no token of the 9 calibration samples"):
-        quantize(make_plan(checkpoint, images), tmp_path / "out", mixed_set)
+    with pytest.raises(DatasetError, match="`head` receives no token of the 9 calibration samples, or only tokens of"):
+        quantize(make_plan(checkpoint, images_only), tmp_path / "out", mixed_set)
 
 
-def _damaged(checkpoint: Checkpoint, path: Path, name: str, value: float) -> Plan:
+def _with_value(checkpoint: Checkpoint, path: Path, name: str, value: float) -> Plan:
     copy = Path(shutil.copytree(checkpoint.path, path / "copy"))
     shard = copy / json.loads((copy / "model.safetensors.index.json").read_text())["weight_map"][name]
     tensors = load_file(shard)
@@ -574,20 +570,20 @@ def _damaged(checkpoint: Checkpoint, path: Path, name: str, value: float) -> Pla
     return make_plan(Checkpoint.open(copy), recipe())
 
 
-def test_what_is_not_finite_is_named(checkpoint: Checkpoint, mixed_set: CalibrationSet, tmp_path: Path) -> None:
-    """A weight by its own name, and activations that overflow by the first matrix that sees them."""
+def test_values_that_are_not_finite_are_an_error(checkpoint: Checkpoint, mixed_set: SampleSet, tmp_path: Path) -> None:
+    """The error names a broken weight, or the first matrix that receives overflowing activations."""
     down = "llm.model.layers.1.mlp.down_proj.weight"
     with pytest.raises(CheckpointError, match=down):
-        quantize(_damaged(checkpoint, tmp_path / "a", down, float("nan")), tmp_path / "a" / "out", mixed_set)
+        quantize(_with_value(checkpoint, tmp_path / "a", down, float("nan")), tmp_path / "a" / "out", mixed_set)
 
     norm = "llm.model.layers.1.input_layernorm.weight"
-    with pytest.raises(CalibrationError, match=r"`language\.layers\.1\.attention\.q` saw values that are not finite"):
-        quantize(_damaged(checkpoint, tmp_path / "b", norm, 1e38), tmp_path / "b" / "out", mixed_set)
+    with pytest.raises(DatasetError, match=r"the inputs of `language\.layers\.1\.attention\.q` are not finite"):
+        quantize(_with_value(checkpoint, tmp_path / "b", norm, 1e38), tmp_path / "b" / "out", mixed_set)
 
 
 @pytest.fixture(autouse=True)
-def _leaves_no_hooks() -> Iterator[None]:
-    """The number of threads is as it was, whatever failed."""
+def _keeps_thread_count() -> Iterator[None]:
+    """Every test ends with the thread count it began with."""
     before = torch.get_num_threads()
     yield
     assert torch.get_num_threads() == before

@@ -1,41 +1,39 @@
-"""What a person or a script sees: results on stdout, errors with a hint on stderr, exit codes, nothing left behind."""
+"""Commands: results on stdout, errors with a hint on stderr, exit codes, and no files after an error."""
 
 import json
-import re
 from pathlib import Path
 
 import pytest
 
 from mcpmq import __version__
-from mcpmq.cli.options import FORMAT_NAMES
-from mcpmq.formats import FORMATS
 from tests.commands import Command
 
 
-def test_without_a_command_the_help_is_shown(mcpmq: Command) -> None:
-    """All the verbs are in it."""
+def test_help_lists_every_command(mcpmq: Command) -> None:
+    """`--help` exits with 0 and names all commands."""
     ran = mcpmq("--help")
 
-    assert ran.code == 0
-    for verb in ("convert", "plan", "quantize", "export", "imatrix", "evaluate", "inspect", "report"):
-        assert verb in ran.out
+    assert ran.exit_code == 0
+    pipeline = ("convert", "plan", "quantize", "export", "imatrix", "evaluate", "search", "package")
+    for verb in (*pipeline, "inspect", "families", "report", "check", "verify", "diff"):
+        assert f" {verb} " in ran.stdout
 
 
-def test_the_version_is_said(mcpmq: Command) -> None:
-    """`--version` prints it alone."""
+def test_version_prints_the_version(mcpmq: Command) -> None:
+    """`--version` prints only the version."""
     ran = mcpmq("--version")
 
-    assert (ran.code, ran.out.strip()) == (0, __version__)
+    assert (ran.exit_code, ran.stdout.strip()) == (0, __version__)
 
 
-def test_a_plan_lists_every_weight_and_the_total(mcpmq: Command, tiny_checkpoint: Path) -> None:
-    """The table names weights and schemes; JSON holds the same as data."""
+def test_plan_lists_every_weight_and_the_total(mcpmq: Command, tiny_checkpoint: Path) -> None:
+    """The table has weights and schemes, JSON the same as data."""
     table = mcpmq("plan", tiny_checkpoint, "--bits", 4)
-    data = json.loads(mcpmq("plan", tiny_checkpoint, "--recipe", "phone-int4", "--json").out)
+    data = json.loads(mcpmq("plan", tiny_checkpoint, "--recipe", "phone-int4", "--json").stdout)
 
-    assert table.code == 0
-    assert "language.layers.*.mlp.down" in table.out
-    assert "int4-g32" in table.out
+    assert table.exit_code == 0
+    assert "language.layers.*.mlp.down" in table.stdout
+    assert "int4-g32" in table.stdout
     assert sum(weight["nbytes"] for weight in data["weights"]) == data["nbytes"]
 
 
@@ -51,132 +49,129 @@ def test_a_plan_lists_every_weight_and_the_total(mcpmq: Command, tiny_checkpoint
         ["frobnicate"],
     ],
 )
-def test_a_wrong_use_ends_with_two(mcpmq: Command, tiny_checkpoint: Path, tmp_path: Path, arguments: list[str]) -> None:
-    """Typer says what is wrong on stderr; stdout stays empty."""
+def test_a_usage_error_exits_with_two(
+    mcpmq: Command, tiny_checkpoint: Path, tmp_path: Path, arguments: list[str]
+) -> None:
+    """The message is on stderr and stdout is empty."""
     ran = mcpmq(*[part.format(checkpoint=tiny_checkpoint, out=tmp_path / "out") for part in arguments])
 
-    assert (ran.code, ran.out) == (2, "")
-    assert ran.err
+    assert (ran.exit_code, ran.stdout) == (2, "")
+    assert ran.stderr
 
 
-def test_an_error_is_dressed_with_a_hint(mcpmq: Command, tmp_path: Path) -> None:
-    """What, then a blank line, then what to do; exit code 1; no traceback."""
+def test_an_error_has_a_message_and_a_hint(mcpmq: Command, tmp_path: Path) -> None:
+    """Message, blank line, hint; exit code 1; no traceback."""
     ran = mcpmq("plan", tmp_path / "nothing", "--bits", 4)
 
-    assert (ran.code, ran.out) == (1, "")
-    assert ran.err.startswith("error: `")
-    assert "\n\nhint: point at" in ran.err
-    assert "Traceback" not in ran.err
+    assert (ran.exit_code, ran.stdout) == (1, "")
+    assert ran.stderr.startswith("error: `")
+    assert "\n\nhint: point at" in ran.stderr
+    assert "Traceback" not in ran.stderr
 
 
-def test_a_bug_keeps_its_traceback(mcpmq: Command, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only errors for the user are dressed."""
+def test_other_exceptions_are_not_caught(
+    mcpmq: Command, tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only `McpmqError` is printed as message and hint; a bug keeps its traceback."""
     monkeypatch.setattr("mcpmq.plan.make_plan", lambda *_: 1 / 0)
 
     with pytest.raises(ZeroDivisionError):
         mcpmq("plan", tiny_checkpoint, "--bits", 4)
 
 
-def test_what_a_format_cannot_hold_is_refused_before_work(
+def test_an_unsupported_scheme_is_rejected_before_work(
     mcpmq: Command, tiny_checkpoint: Path, tiny_set: Path, tmp_path: Path
 ) -> None:
-    """The weight, the scheme and the alternatives are named; nothing is written."""
-    asked = ["--recipe", "quality-int4", "--format", "onnx", "--calibration", tiny_set]
+    """The error names weight, scheme and alternatives, and no file is written."""
+    options = ["--recipe", "quality-int4", "--format", "onnx", "--calibration", tiny_set]
 
-    ran = mcpmq("convert", tiny_checkpoint, tmp_path / "out", *asked)
+    ran = mcpmq("convert", tiny_checkpoint, tmp_path / "out", *options)
 
-    assert ran.code == 1
-    assert "`onnx` cannot hold" in ran.err
-    assert "int4-g32" in ran.err
+    assert ran.exit_code == 1
+    assert "`onnx` cannot store" in ran.stderr
+    assert "int4-g32" in ran.stderr
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("damage", ["checkpoint", "set", "recipe", "output"])
-def test_bad_input_leaves_nothing_behind(
-    mcpmq: Command, tiny_checkpoint: Path, tiny_set: Path, tmp_path: Path, damage: str
+@pytest.mark.parametrize("invalid", ["checkpoint", "set", "recipe", "output"])
+def test_invalid_input_writes_nothing(
+    mcpmq: Command, tiny_checkpoint: Path, tiny_set: Path, tmp_path: Path, invalid: str
 ) -> None:
-    """Whatever is wrong is found before a weight is read."""
+    """A missing checkpoint or set, a wrong recipe, and an existing output are errors before a weight is read."""
     work = tmp_path / "work"
     work.mkdir()
     out, recipe = work / "out", tmp_path / "mine.toml"
     recipe.write_text('name = "mine"\n[weights]\n"langauge.*" = "int4-g32"')
-    if damage == "output":
+    if invalid == "output":
         out.write_text("something else")
     before = sorted(work.rglob("*"))
 
     ran = mcpmq(
         "convert",
-        tmp_path / "none" if damage == "checkpoint" else tiny_checkpoint,
+        tmp_path / "none" if invalid == "checkpoint" else tiny_checkpoint,
         out,
         "--recipe",
-        recipe if damage == "recipe" else "phone-int4",
+        recipe if invalid == "recipe" else "phone-int4",
         "--format",
         "gguf",
         "--calibration",
-        tmp_path / "none" if damage == "set" else tiny_set,
+        tmp_path / "none" if invalid == "set" else tiny_set,
     )
 
-    assert ran.code == 1
-    assert "hint: " in ran.err
+    assert ran.exit_code == 1
+    assert "hint: " in ran.stderr
     assert sorted(work.rglob("*")) == before
 
 
-def test_help_names_every_format() -> None:
-    """It lists them by hand, so that it need not import them."""
-    assert set(re.split(r", | or ", FORMAT_NAMES)) == set(FORMATS)
-
-
 def test_quantize_then_export(mcpmq: Command, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """Step by step, each prints the folder it wrote."""
+    """Both commands print the folder that they wrote, and `--quiet` leaves stderr empty."""
     quantized = mcpmq("--quiet", "quantize", tiny_checkpoint, tmp_path / "codes", "--bits", 8)
     exported = mcpmq("--quiet", "export", tmp_path / "codes", tmp_path / "gguf", "--format", "gguf")
 
-    assert (quantized.code, exported.code) == (0, 0)
-    assert str(tmp_path / "codes") in quantized.out
+    assert (quantized.exit_code, exported.exit_code) == (0, 0)
+    assert str(tmp_path / "codes") in quantized.stdout
     assert len(list((tmp_path / "gguf").glob("*.gguf"))) == 2
-    assert (quantized.err, exported.err) == ("", "")
+    assert (quantized.stderr, exported.stderr) == ("", "")
 
 
-def test_a_set_that_decides_nothing_is_told_of(
+def test_an_unused_calibration_set_is_reported(
     mcpmq: Command, tiny_checkpoint: Path, tiny_set: Path, tmp_path: Path
 ) -> None:
-    """Rounding to nearest looks at no sample: said beside the result, and the artifact does not claim otherwise."""
+    """Round to nearest uses no samples: a notice on stderr, and the manifest records no calibration set."""
     ran = mcpmq("quantize", tiny_checkpoint, tmp_path / "codes", "--bits", 8, "--calibration", tiny_set)
 
-    assert "no calibration sample decides a weight" in ran.err
-    assert "nothing: rounded to the nearest" in ran.out
-    assert json.loads(mcpmq("inspect", tmp_path / "codes", "--json").out).get("calibrated_on") is None
+    assert "does not use the calibration set" in ran.stderr
+    assert "none: rounded to nearest" in ran.stdout
+    assert json.loads(mcpmq("inspect", tmp_path / "codes", "--json").stdout).get("calibration_set") is None
 
 
-def test_inspect_says_what_a_path_is(
+def test_inspect_describes_a_path(
     mcpmq: Command, tiny_checkpoint: Path, tiny_set: Path, tiny_int4: object, tmp_path: Path
 ) -> None:
-    """A checkpoint, a set, an artifact; and an error for anything else."""
-    from mcpmq.quantized_model import Quantized
+    """A checkpoint, a set and an artifact are described; another folder is an error."""
+    from mcpmq.quantized_model import QuantizedModel
 
-    assert isinstance(tiny_int4, Quantized)
-    assert "minicpm-v-2.6" in mcpmq("inspect", tiny_checkpoint).out
-    assert "samples" in mcpmq("inspect", tiny_set).out
-    assert "phone-int4" in mcpmq("inspect", tiny_int4.path).out
-    assert mcpmq("inspect", tmp_path).code == 1
+    assert isinstance(tiny_int4, QuantizedModel)
+    assert "minicpm-v-2.6" in mcpmq("inspect", tiny_checkpoint).stdout
+    assert "samples" in mcpmq("inspect", tiny_set).stdout
+    assert "phone-int4" in mcpmq("inspect", tiny_int4.path).stdout
+    assert mcpmq("inspect", tmp_path).exit_code == 1
 
 
 def test_completion_is_offered(mcpmq: Command) -> None:
-    """The shell can be taught the commands."""
-    assert "--show-completion" in mcpmq("--help").out
+    """Help lists the completion option of the shell."""
+    assert "--show-completion" in mcpmq("--help").stdout
 
 
-def test_an_importance_matrix_without_images_tells_what_saw_nothing(
-    mcpmq: Command, tiny_checkpoint: Path, tmp_path: Path
-) -> None:
-    """On stderr; what was written is on stdout, and `inspect` says the same."""
+def test_an_imatrix_without_images_has_a_notice(mcpmq: Command, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """The notice is on stderr, the files are on stdout, and `inspect` prints the same."""
     line = {"id": "0", "prompt": "How many?", "answer": "Three."}
     (tmp_path / "manifest.jsonl").write_text(json.dumps(line))
 
     ran = mcpmq("imatrix", tiny_checkpoint, tmp_path / "out", "--calibration", tmp_path, "--json")
 
-    assert ran.code == 0
-    assert "no mmproj file" in ran.err
-    assert [file["path"] for file in json.loads(ran.out)["files"]] == ["tiny-imatrix.gguf"]
+    assert ran.exit_code == 0
+    assert "no mmproj file" in ran.stderr
+    assert [file["path"] for file in json.loads(ran.stdout)["files"]] == ["tiny-imatrix.gguf"]
     inspected = mcpmq("inspect", tmp_path / "out", "--json")
-    assert json.loads(inspected.out) == json.loads(ran.out)
+    assert json.loads(inspected.stdout) == json.loads(ran.stdout)

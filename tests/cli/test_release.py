@@ -1,102 +1,82 @@
-"""The commands that make, check and compare releases, as a person types them."""
+"""Commands that search, package, verify and compare."""
 
 import json
+import shutil
 from pathlib import Path
 
-import pytest
-
 from mcpmq.artifact import Artifact
-from mcpmq.cli import main
 from mcpmq.release.record import Release
 from mcpmq.report import write_report
-from tests.fake_releases import report_about, with_terms
-
-
-def _run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
-    monkeypatch.setattr("sys.argv", ["mcpmq", *map(str, arguments)])
-    try:
-        main()
-    except SystemExit as stop:
-        return int(stop.code or 0)
-    return 0
+from tests.commands import Command
+from tests.fake_releases import report_for, with_license
 
 
 def test_package_verify_diff(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tiny_checkpoint: Path,
-    tiny_exports: list[Artifact],
-    tmp_path: Path,
+    mcpmq: Command, tiny_checkpoint: Path, tiny_exports: list[Artifact], tmp_path: Path
 ) -> None:
-    """Artifacts first, then the folder to write."""
-    source = with_terms(tiny_checkpoint, tmp_path)
-    write_report(report_about(tiny_exports), tmp_path / "report")
+    """A release is packaged from artifacts, verified, and equal to itself."""
+    source, out = with_license(tiny_checkpoint, tmp_path), tmp_path / "out"
+    write_report(report_for(tiny_exports), tmp_path / "report")
     options = ["--source", source, "--report", tmp_path / "report", "--max-size", "3MB", "--base-model", "a/b"]
 
-    assert _run(monkeypatch, "package", *(one.path for one in tiny_exports), tmp_path / "out", *options) == 0
-    assert "apache-2.0" in capsys.readouterr().out
-    assert "base_model: a/b" in (tmp_path / "out" / "README.md").read_text()
-    assert _run(monkeypatch, "verify", tmp_path / "out", "--no-load", "--json") == 0
-    assert len(json.loads(capsys.readouterr().out)["verified"]) == 7
-    assert _run(monkeypatch, "diff", tmp_path / "out", tmp_path / "out") == 0
-    assert "no change" in capsys.readouterr().out
+    packaged = mcpmq("package", *(artifact.path for artifact in tiny_exports), out, *options)
+    verified = mcpmq("verify", out, "--no-load", "--json")
+    compared = mcpmq("diff", out, out)
+
+    assert (packaged.exit_code, verified.exit_code, compared.exit_code) == (0, 0, 0)
+    assert "apache-2.0" in packaged.stdout
+    assert "base_model: a/b" in (out / "README.md").read_text()
+    assert len(json.loads(verified.stdout)["checks"]) == 7
+    assert "no change" in compared.stdout
 
 
-def test_a_release_that_changed_ends_with_one(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_release: Release, tmp_path: Path
-) -> None:
-    """The error is on stderr, with a hint."""
-    import shutil
+def test_a_changed_release_exits_with_one(mcpmq: Command, tiny_release: Release, tmp_path: Path) -> None:
+    """The error and its hint are on stderr."""
+    copy = shutil.copytree(tiny_release.path, tmp_path / "copy")
+    (copy / "LICENSE").write_text("You may do anything.\n")
 
-    copied = shutil.copytree(tiny_release.path, tmp_path / "copied")
-    (copied / "LICENSE").write_text("You may do anything.\n")
+    ran = mcpmq("verify", copy, "--no-load")
 
-    assert _run(monkeypatch, "verify", copied, "--no-load") == 1
-    assert "is not the file that was released\n\nhint: " in capsys.readouterr().err
+    assert ran.exit_code == 1
+    assert "is not the released file\n\nhint: " in ran.stderr
 
 
-def test_a_budget_that_is_no_size_is_an_error(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_exports: list[Artifact], tmp_path: Path
-) -> None:
-    """Before anything is opened."""
+def test_an_invalid_size_is_an_error(mcpmq: Command, tiny_exports: list[Artifact], tmp_path: Path) -> None:
+    """The size is checked before files are opened."""
     options = ["--source", tmp_path, "--report", tmp_path, "--max-size", "big"]
 
-    assert _run(monkeypatch, "package", tiny_exports[0].path, tmp_path / "out", *options) == 1
-    assert "`big` is no size" in capsys.readouterr().err
+    ran = mcpmq("package", tiny_exports[0].path, tmp_path / "out", *options)
+
+    assert ran.exit_code == 1
+    assert "`big` is not a size" in ran.stderr
 
 
-def test_fit_asks_for_a_budget(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tiny_checkpoint: Path,
-    tiny_set: Path,
-    tmp_path: Path,
-) -> None:
-    """Without one it is a wrong use; with one that cannot be met an error that says how small the smallest is."""
-    words = ["fit", tiny_checkpoint, tmp_path / "mine.toml", "--format", "gguf", "--calibration", tiny_set]
+def test_search_requires_a_budget(mcpmq: Command, tiny_checkpoint: Path, tiny_set: Path, tmp_path: Path) -> None:
+    """Without a budget it is a usage error; with an infeasible one the error has the smallest possible size."""
+    arguments = ["search", tiny_checkpoint, tmp_path / "mine.toml", "--format", "gguf", "--calibration", tiny_set]
 
-    assert _run(monkeypatch, *words) == 2
-    assert "--max-size" in capsys.readouterr().err
-    assert _run(monkeypatch, *words, "--max-size", "1MB") == 1
-    assert "the smallest possible is" in capsys.readouterr().err
+    unlimited, infeasible = mcpmq(*arguments), mcpmq(*arguments, "--max-size", "1MB")
+
+    assert (unlimited.exit_code, infeasible.exit_code) == (2, 1)
+    assert "--max-size" in unlimited.stderr
+    assert "the smallest possible is" in infeasible.stderr
     assert not list(tmp_path.iterdir())
 
 
-def test_a_plan_forecasts_each_format(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_checkpoint: Path
-) -> None:
-    """A table for people, and the same as data."""
-    words = ["plan", tiny_checkpoint, "--bits", 4, "--format", "gguf", "--format", "onnx", "--context", 100]
+def test_plan_forecasts_every_format(mcpmq: Command, tiny_checkpoint: Path) -> None:
+    """The forecast is a table, and JSON with `--json`."""
+    arguments = ["plan", tiny_checkpoint, "--bits", 4, "--format", "gguf", "--format", "onnx", "--context", 100]
 
-    assert _run(monkeypatch, *words) == 0
-    assert "a context of 100 tokens" in capsys.readouterr().out
-    assert _run(monkeypatch, *words, "--json") == 0
-    assert set(json.loads(capsys.readouterr().out)["formats"]) == {"gguf", "onnx"}
+    table, data = mcpmq(*arguments), mcpmq(*arguments, "--json")
+
+    assert (table.exit_code, data.exit_code) == (0, 0)
+    assert "100 tokens" in table.stdout
+    assert set(json.loads(data.stdout)["formats"]) == {"gguf", "onnx"}
 
 
-def test_inspect_knows_a_release(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tiny_release: Release
-) -> None:
-    """Not as the report that lies in it."""
-    assert _run(monkeypatch, "inspect", tiny_release.path) == 0
-    assert "runs in llama.cpp" in capsys.readouterr().out
+def test_inspect_describes_a_release(mcpmq: Command, tiny_release: Release) -> None:
+    """The folder is described as a release, not as the report in it."""
+    ran = mcpmq("inspect", tiny_release.path)
+
+    assert ran.exit_code == 0
+    assert "runs in llama.cpp" in ran.stdout

@@ -1,38 +1,36 @@
-"""Encoding samples once for every engine: shuffled images, and images left whole."""
+"""Encoding of an evaluation set: shuffled images and images for the engine's preprocessing."""
 
 from pathlib import Path
 
 from PIL import Image
 
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.dataset import CalibrationSet
-from mcpmq.evaluate import Settings, encoded
-from mcpmq.evaluate.inputs import shuffled
+from mcpmq.dataset import SampleSet
+from mcpmq.evaluate import Settings, encode_samples
+from mcpmq.evaluate.inputs import image_permutation
 
 
-def test_shuffled_images_are_others_images_of_as_many_slices() -> None:
-    """A permutation within equal counts; text stays out of it; nobody keeps its own unless it is alone."""
-    slices = [3, 0, 1, 3, 1, 0, 3, 7]
-    givers = shuffled(slices)
-    assert sorted(givers) == list(range(8))
-    assert [slices[giver] for giver in givers] == slices
-    assert [number for number, giver in enumerate(givers) if number == giver] == [1, 5, 7]
+def test_images_are_permuted_among_those_with_equally_many_slices() -> None:
+    """Text samples stay in place, and an image stays only if no other image has as many slices."""
+    num_slices = [3, 0, 1, 3, 1, 0, 3, 7]
+    sources = image_permutation(num_slices)
+    assert sorted(sources) == list(range(8))
+    assert [num_slices[source] for source in sources] == num_slices
+    assert [number for number, source in enumerate(sources) if number == source] == [1, 5, 7]
 
 
-def test_images_go_along_uncut_only_when_the_engine_is_to_cut_them(
-    tiny_checkpoint: Path, mixed_set: CalibrationSet
-) -> None:
-    """Then every image sample has its image, as large as its file says, and texts have none."""
+def test_uncut_images_are_stored_for_engine_preprocessing_only(tiny_checkpoint: Path, mixed_set: SampleSet) -> None:
+    """With `engine_preprocessing` an image sample has its image in the size of its file; otherwise none has."""
     checkpoint = Checkpoint.open(tiny_checkpoint)
-    with encoded(checkpoint, mixed_set, Settings(threads=1, engine_cuts=True)) as inputs:
-        whole = {one.id: one.image for one in inputs.files}
-    with encoded(checkpoint, mixed_set, Settings(threads=1)) as inputs:
-        assert all(one.image is None for one in inputs.files)
+    with encode_samples(checkpoint, mixed_set, Settings(threads=1, engine_preprocessing=True)) as inputs:
+        images = {one.id: one.image for one in inputs.store}
+    with encode_samples(checkpoint, mixed_set, Settings(threads=1)) as inputs:
+        assert all(one.image is None for one in inputs.store)
     for sample in mixed_set:
-        image = whole[sample.id]
+        image = images[sample.id]
         if sample.image is None:
             assert image is None
         else:
             assert image is not None
-            with Image.open(sample.image) as drawn:
-                assert image.shape == (drawn.height, drawn.width, 3)
+            with Image.open(sample.image) as file:
+                assert image.shape == (file.height, file.width, 3)

@@ -1,4 +1,4 @@
-"""How to measure, as the command line has it."""
+"""Settings from command-line options."""
 
 from pathlib import Path
 
@@ -8,9 +8,10 @@ from mcpmq.evaluate import Settings
 
 
 def test_settings_follow_the_command_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """All cores unless told otherwise; the cache lies in the user's own cache folder or nowhere."""
+    """The default is all cores; the cache is in the user's cache folder, or disabled."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert Settings.of(3, cache=True).threads == 3
-    assert Settings.of(None, cache=False).threads >= 1
-    assert Settings.of(None, cache=True).cache == tmp_path / "mcpmq"
-    assert Settings.of(None, cache=False).cache is None
+    monkeypatch.setattr("os.cpu_count", lambda: 12)
+    assert Settings.from_options(3, use_cache=True).threads == 3
+    assert Settings.from_options(None, use_cache=False).threads == 12
+    assert Settings.from_options(None, use_cache=True).cache_folder == tmp_path / "mcpmq"
+    assert Settings.from_options(None, use_cache=False).cache_folder is None

@@ -1,4 +1,4 @@
-"""Products in pieces are the products, and their bytes do not depend on the threads."""
+"""Chunked products equal plain products, and their bytes do not depend on the number of threads."""
 
 import os
 import subprocess
@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from mcpmq.execution import chunked_matmul
-from mcpmq.execution.chunked_matmul import all_threads, bfloat16_products, one_by_one, share_linears, torch_threads
+from mcpmq.execution.chunked_matmul import (
+    bfloat16_matmul,
+    chunk_linears,
+    deterministic_threads,
+    serial_map,
+    torch_threads,
+)
 
 
 def model() -> nn.Sequential:
@@ -20,22 +26,22 @@ def model() -> nn.Sequential:
 
 
 def outputs(threads: int, inputs: Tensor) -> Tensor:
-    shared = model()
-    with torch_threads(threads), all_threads() as each, torch.inference_mode():
+    chunked = model()
+    with torch_threads(threads), deterministic_threads() as parallel_map, torch.inference_mode():
         assert torch.get_num_threads() == 1
-        share_linears(shared, each)
-        result: Tensor = shared(inputs)
+        chunk_linears(chunked, parallel_map)
+        result: Tensor = chunked(inputs)
     return result
 
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 30), st.integers(1, 80), st.sampled_from([(9,), (1, 25), (2, 3, 4), (1,)]))
-def test_pieces_of_any_size_make_the_whole(tokens: int, columns: int, shape: tuple[int, ...]) -> None:
-    """Every row and column is computed once, with and without bias, whatever the leading dimensions."""
+def test_chunks_of_any_size_give_the_plain_product(tokens: int, columns: int, shape: tuple[int, ...]) -> None:
+    """Products are correct with and without bias, for any leading dimensions."""
     inputs = torch.randn(*shape, 40, generator=torch.Generator().manual_seed(1))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chunked_matmul, "PIECE_TOKENS", tokens)
-        patch.setattr(chunked_matmul, "PIECE_OUTPUTS", columns)
+        patch.setattr(chunked_matmul, "CHUNK_TOKENS", tokens)
+        patch.setattr(chunked_matmul, "CHUNK_OUTPUTS", columns)
         found = outputs(3, inputs)
 
     with torch.inference_mode():
@@ -43,51 +49,51 @@ def test_pieces_of_any_size_make_the_whole(tokens: int, columns: int, shape: tup
 
 
 @pytest.mark.parametrize("threads", [2, 3, 8])
-def test_threads_change_no_bit(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not the last one either."""
-    monkeypatch.setattr(chunked_matmul, "PIECE_OUTPUTS", 16)
+def test_bits_are_equal_on_any_number_of_threads(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two, three and eight threads give exactly the output of one."""
+    monkeypatch.setattr(chunked_matmul, "CHUNK_OUTPUTS", 16)
     inputs = torch.randn(1, 1500, 40)
 
     assert torch.equal(outputs(threads, inputs), outputs(1, inputs))
 
 
-def test_threads_are_as_they_were() -> None:
-    """Afterwards, and when something fails inside; the failure of a piece reaches the caller."""
+def test_the_thread_count_is_restored_after_an_error() -> None:
+    """An error in a chunk reaches the caller, and torch has its thread count again."""
     before = torch.get_num_threads()
-    with pytest.raises(ZeroDivisionError), all_threads() as each:
-        each(lambda piece: 1 / piece, [1, 0, 2])
+    with pytest.raises(ZeroDivisionError), deterministic_threads() as parallel_map:
+        parallel_map(lambda chunk: 1 / chunk, [1, 0, 2])
 
     assert torch.get_num_threads() == before
 
 
-def test_without_threads_pieces_come_in_their_order() -> None:
-    """The plain loop."""
-    seen: list[int] = []
-    one_by_one(seen.append, [3, 1, 2])
+def test_a_serial_map_keeps_the_order_of_chunks() -> None:
+    """Chunks are processed one after the other."""
+    processed: list[int] = []
+    serial_map(processed.append, [3, 1, 2])
 
-    assert seen == [3, 1, 2]
+    assert processed == [3, 1, 2]
 
 
-def test_no_library_uses_threads_of_its_own_inside_a_worker() -> None:
-    """oneDNN and OpenMP would take as many as the environment says, and cut products by their number."""
-    code = "import torch; from mcpmq.execution.chunked_matmul import workers\nwith workers() as pool:\n"
+def test_libraries_use_one_thread_in_a_worker() -> None:
+    """OpenMP and torch have one thread in a worker, also if the environment sets more."""
+    code = "import torch; from mcpmq.execution.chunked_matmul import thread_pool\nwith thread_pool() as pool:\n"
     code += " print(pool.submit(torch.__config__.parallel_info).result())"
 
-    told = subprocess.run(
+    output = subprocess.run(
         [sys.executable, "-c", code],
         check=True, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "8"},
     ).stdout  # fmt: skip
 
-    assert "omp_get_max_threads() : 1\n" in told
-    assert "at::get_num_threads() : 1\n" in told
+    assert "omp_get_max_threads() : 1\n" in output
+    assert "at::get_num_threads() : 1\n" in output
 
 
-def test_coarser_products_end_with_their_block() -> None:
-    """And are right to what bfloat16 holds."""
+def test_bfloat16_products_end_with_their_context() -> None:
+    """Inside the context products have at least the precision of bfloat16; afterwards the setting is restored."""
     make = torch.Generator().manual_seed(0)
     one, other = torch.randn(200, 300, generator=make), torch.randn(300, 100, generator=make)
 
-    with bfloat16_products():
+    with bfloat16_matmul():
         assert torch.get_float32_matmul_precision() == "medium"
         found = one @ other
 

@@ -1,4 +1,4 @@
-"""What a matrix multiplies is seen whole, whatever module holds it, and its hooks are gone afterwards."""
+"""Hooks capture all inputs of every kind of matrix, and are removed afterwards."""
 
 from collections.abc import Callable
 
@@ -6,23 +6,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mcpmq.execution.hooks import watch, watching
+from mcpmq.execution.hooks import capture_inputs, observe_inputs
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-class Kept:
-    """A sum that keeps all rows as they are."""
+class RowObserver:
+    """An observer that keeps all rows."""
 
     def __init__(self, columns: int) -> None:
         self.rows = torch.empty(0, columns)
 
-    def add(self, rows: Tensor) -> None:
+    def update(self, rows: Tensor) -> None:
         self.rows = torch.cat([self.rows, rows])
 
-    def stats(self) -> Tensor:
+    def result(self) -> Tensor:
         return self.rows
 
 
@@ -38,11 +38,12 @@ class Mlp(nn.Module):
         return result
 
     def hidden(self, x: Tensor) -> Tensor:
-        return self.gate(x).tanh() * self.up(x)
+        result: Tensor = self.gate(x).tanh() * self.up(x)
+        return result
 
 
 class Attends(nn.Module):
-    """Packed attention as a resampler has it, and a bare matrix behind a norm."""
+    """Packed attention and a bare matrix after a norm, as in a resampler."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,19 +52,19 @@ class Attends(nn.Module):
         self.matrix = nn.Parameter(random(8, 8, seed=9))
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        seen = [self.attention(query, key, value, need_weights=False)[0] for _ in range(2)]
-        result: Tensor = self.norm(torch.stack(seen)) @ self.matrix
+        outputs = [self.attention(query, key, value, need_weights=False)[0] for _ in range(2)]
+        result: Tensor = self.norm(torch.stack(outputs)) @ self.matrix
         return result
 
-    def mixed(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """What the output projection is fed, by the definition of attention."""
+    def before_projection(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """The input of the output projection, by the definition of attention."""
         weights, biases = self.attention.in_proj_weight.chunk(3), self.attention.in_proj_bias.chunk(3)
         q, k, v = (
             (x @ weight.T + bias).reshape(-1, 2, 4).transpose(0, 1)
             for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
         )
-        chances = (q @ k.transpose(1, 2) / 4**0.5).softmax(-1)
-        return (chances @ v).transpose(0, 1).flatten(1)
+        probabilities = (q @ k.transpose(1, 2) / 4**0.5).softmax(-1)
+        return (probabilities @ v).transpose(0, 1).flatten(1)
 
 
 MLP = dict.fromkeys(("gate.weight", "up.weight", "down.weight"))
@@ -78,58 +79,61 @@ def replay_of(block: nn.Module, *samples: tuple[Tensor, ...]) -> Callable[[], No
 
 
 @torch.inference_mode()
-def test_all_rows_of_all_samples_are_seen_in_order() -> None:
-    """Batches are laid end to end."""
+def test_all_rows_of_all_samples_are_observed_in_order() -> None:
+    """Observers receive the rows of batches one after the other."""
     block, samples = Mlp(), [random(2, length, 6, seed=length) for length in (5, 3)]
 
-    seen = watch(block, MLP, replay_of(block, *[(one,) for one in samples]), Kept)
+    results = observe_inputs(block, MLP, replay_of(block, *[(one,) for one in samples]), RowObserver)
 
     rows = torch.cat([one.flatten(0, 1) for one in samples])
     hidden = torch.cat([block.hidden(one).flatten(0, 1) for one in samples])
     for name, expected in zip(MLP, (rows, rows, hidden), strict=True):
-        assert torch.equal(seen[name][0], expected)
+        assert torch.equal(results[name][0], expected)
 
 
 @torch.inference_mode()
-def test_linears_that_are_fed_the_same_share_one_sum() -> None:
-    """A matrix of columns squared is not held twice; what another sample was fed is never the same."""
-    block, made = Mlp(), list[Kept]()
+def test_linears_with_the_same_input_share_an_observer() -> None:
+    """Gate and up share one observer; the inputs of two samples are distinct even if they are equal."""
+    block, created = Mlp(), list[RowObserver]()
 
-    def new_sum(columns: int) -> Kept:
-        made.append(Kept(columns))
-        return made[-1]
+    def new_observer(columns: int) -> RowObserver:
+        created.append(RowObserver(columns))
+        return created[-1]
 
-    watch(block, MLP, replay_of(block, (random(5, 6),), (random(5, 6),)), new_sum)
+    observe_inputs(block, MLP, replay_of(block, (random(5, 6),), (random(5, 6),)), new_observer)
 
-    assert [len(one.rows) for one in made] == [10, 10]  # gate and up, down
+    assert [len(one.rows) for one in created] == [10, 10]  # gate and up, down
 
 
 @torch.inference_mode()
-def test_packed_attention_and_a_bare_matrix_are_seen_too() -> None:
-    """Queries, keys and values each by their rows; the output projection, which is never called; a parameter."""
+def test_packed_attention_and_a_bare_matrix_are_observed() -> None:
+    """The packed projection has queries, keys and values; the output projection and a bare parameter one input."""
     block, (query, key, value) = Attends(), (random(3, 8), random(5, 8, seed=1), random(5, 8, seed=2))
     parameters = {"attention.in_proj_weight": None, "attention.out_proj.weight": None, "matrix": "norm"}
 
-    seen = watch(block, parameters, replay_of(block, (query, key, value)), Kept)
+    results = observe_inputs(block, parameters, replay_of(block, (query, key, value)), RowObserver)
 
-    mixed = block.mixed(query, key, value)
-    expected = [query, key, value, mixed, block.norm(block.attention.out_proj(mixed))]
-    found = [rows for parameter in parameters for rows in seen[parameter]]
+    attended = block.before_projection(query, key, value)
+    expected = [query, key, value, attended, block.norm(block.attention.out_proj(attended))]
+    found = [rows for parameter in parameters for rows in results[parameter]]
     for rows, x in zip(found, expected, strict=True):
         assert torch.allclose(rows, torch.cat([x, x]), atol=1e-5)  # the block attends twice
 
 
 @torch.inference_mode()
-def test_what_is_not_passed_is_not_there() -> None:
-    """A matrix that saw nothing has no statistics that could be taken for some."""
-    assert watch(Mlp(), {"up.weight": None}, lambda: None, Kept) == {}
+def test_a_matrix_without_inputs_has_no_result() -> None:
+    """Statistics of no inputs cannot be confused with those of inputs that are zero."""
+    assert observe_inputs(Mlp(), {"up.weight": None}, lambda: None, RowObserver) == {}
 
 
 @torch.inference_mode()
-def test_a_block_may_be_watched_while_others_are_passed() -> None:
-    """All sums can be open at once; a block that is itself the linear is seen too."""
+def test_several_blocks_are_captured_at_once() -> None:
+    """Hooks on several blocks are active together, also on a block that is an nn.Linear."""
     first, second = Mlp(), nn.Linear(6, 2)
-    with watching(first, MLP, Kept) as in_first, watching(second, {"weight": None}, Kept) as in_second:
+    with (
+        capture_inputs(first, MLP, RowObserver) as in_first,
+        capture_inputs(second, {"weight": None}, RowObserver) as in_second,
+    ):
         for seed in range(2):
             second(first(random(4, 6, seed=seed)))
 
@@ -139,10 +143,10 @@ def test_a_block_may_be_watched_while_others_are_passed() -> None:
 
 
 @torch.inference_mode()
-def test_hooks_are_gone_afterwards() -> None:
-    """Also when the forward pass fails."""
+def test_hooks_are_removed_after_an_error() -> None:
+    """A failed forward pass leaves no hook on any module."""
     block = Mlp()
     with pytest.raises(RuntimeError, match="shapes"):
-        watch(block, {"up.weight": None}, replay_of(block, (random(5, 3),)), Kept)
+        observe_inputs(block, {"up.weight": None}, replay_of(block, (random(5, 3),)), RowObserver)
 
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in block.modules())

@@ -1,4 +1,4 @@
-"""Lockstep is the plain forward pass, with one block's weights in memory."""
+"""A layerwise run gives the results of separate forward passes with the weights of one block in memory."""
 
 import json
 from collections.abc import Callable
@@ -10,18 +10,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mcpmq.execution.layerwise import Replay, blocks_of, lockstep
+from mcpmq.execution.layerwise import Replay, find_blocks, run_layerwise
 from mcpmq.families.modeling_minicpmv import build
 
 
 def chain(depth: int = 3) -> nn.Sequential:
-    """Three layers in a row."""
+    """Layers in a row."""
     torch.manual_seed(0)
     return nn.Sequential(*[nn.Sequential(nn.Linear(4, 4), nn.Tanh()) for _ in range(depth)])
 
 
 class Optional(nn.Module):
-    """A model whose first part only some samples pass, and whose second part all of them do."""
+    """A model with a first part that some samples skip, and a second part for all samples."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,8 +40,8 @@ def inputs(count: int, **more: Any) -> list[dict[str, Any]]:
 
 
 @torch.inference_mode()
-def test_a_multimodal_model_gives_exactly_what_it_gives_alone(tiny_checkpoint: Path) -> None:
-    """Ragged samples, with and without an image, through the whole tiny model: difference exactly zero."""
+def test_outputs_equal_those_of_separate_runs(tiny_checkpoint: Path) -> None:
+    """Samples of different lengths, with and without images, have exactly the logits of a plain forward pass."""
     model = build(json.loads((tiny_checkpoint / "config.json").read_text())).to_empty(device="cpu")
     rotary = model.llm.model.rotary_emb
     model.llm.model.rotary_emb = type(rotary)(rotary.config)
@@ -64,28 +64,28 @@ def test_a_multimodal_model_gives_exactly_what_it_gives_alone(tiny_checkpoint: P
     samples = [sample(9, (4, 4)), sample(12), sample(20, (3, 4), (4, 2), (2, 2)), sample(3), sample(16, (1, 7))]
     alone = [model(**one).logits for one in samples]
     blocks = [*model.vpm.encoder.layers, *model.llm.model.layers]
-    together = lockstep(model, blocks, samples)
+    together = run_layerwise(model, blocks, samples)
     assert [float((one.logits - other).abs().max()) for one, other in zip(together, alone, strict=True)] == [0.0] * 5
 
 
-def test_at_most_one_block_is_loaded_and_each_once() -> None:
-    """Blocks come and go one by one in the order of the forward pass, though some samples skip the first ones."""
+def test_blocks_are_loaded_once_and_one_at_a_time() -> None:
+    """Blocks are loaded and released in the order of the forward pass, also if some samples skip the first ones."""
     model = Optional()
     log: list[tuple[str, int]] = []
     blocks = model.blocks()
     samples = [{"x": torch.randn(2, 4), "image": number % 2 == 0} for number in range(5)]
-    lockstep(
+    run_layerwise(
         model,
         blocks,
         samples,
         load=lambda block: log.append(("load", blocks.index(block))),
         release=lambda block: log.append(("release", blocks.index(block))),
     )
-    assert log == [(what, number) for number in range(4) for what in ("load", "release")]
+    assert log == [(event, number) for number in range(4) for event in ("load", "release")]
 
 
-def test_weights_need_to_exist_only_while_their_block_is_loaded() -> None:
-    """With every weight emptied outside of load and release the outputs are the same."""
+def test_weights_are_needed_only_while_their_block_is_loaded() -> None:
+    """Outputs are the same with all weights empty outside of load and release."""
     model, samples = chain(), inputs(4)
     expected = [model(**one) for one in samples]
     stored = {block: {name: value.clone() for name, value in block.state_dict().items()} for block in model}
@@ -102,91 +102,91 @@ def test_weights_need_to_exist_only_while_their_block_is_loaded() -> None:
 
     for block in model:
         release(block)
-    results = lockstep(model, list(model), samples, load=load, release=release)
+    results = run_layerwise(model, list(model), samples, load=load, release=release)
     assert all(torch.equal(result, other) for result, other in zip(results, expected, strict=True))
     assert set(resident) == {2}  # the weight and the bias of one linear
 
 
-def test_replay_shows_the_inputs_of_a_block_and_changes_nothing() -> None:
-    """A visitor sees what each linear sees, as often as it asks, and what comes out stays the same."""
+def test_replays_repeat_the_inputs_of_a_block_and_keep_the_results() -> None:
+    """Hooks of a visitor run for all samples in every replay, and the results of the run stay the same."""
     model, samples = chain(), inputs(3)
     expected = [model(**one) for one in samples]
-    seen: list[int] = []
+    lengths: list[int] = []
 
     def visit(block: nn.Module, replay: Callable[[], None]) -> None:
         linear = next(module for module in block.modules() if isinstance(module, nn.Linear))
-        with linear.register_forward_hook(lambda _, args, __: seen.append(len(args[0]))):
+        with linear.register_forward_hook(lambda _, args, __: lengths.append(len(args[0]))):
             replay()
             replay()
 
-    results = lockstep(model, list(model), samples, visit=visit)
-    assert seen == [1, 2, 3] * 6
+    results = run_layerwise(model, list(model), samples, visit=visit)
+    assert lengths == [1, 2, 3] * 6
     assert all(torch.equal(result, other) for result, other in zip(results, expected, strict=True))
 
 
-def test_only_some_samples_may_be_replayed() -> None:
-    """By their numbers, which stay theirs where other samples skip a block."""
-    model, seen = Optional(), list[int]()
+def test_a_replay_may_be_limited_to_some_samples() -> None:
+    """Samples are selected by index, also at a block that others skip."""
+    model, lengths = Optional(), list[int]()
     samples = [{"x": torch.randn(number + 1, 4), "image": number != 0} for number in range(4)]
 
     def visit(block: nn.Module, replay: Replay) -> None:
-        with block.register_forward_pre_hook(lambda _, args: seen.append(len(args[0]))):
+        with block.register_forward_pre_hook(lambda _, args: lengths.append(len(args[0]))):
             replay(only={0, 2})
 
-    lockstep(model, model.blocks(), samples, visit=visit)
-    assert seen == [3] * 2 + [1, 3] * 2
+    run_layerwise(model, model.blocks(), samples, visit=visit)
+    assert lengths == [3] * 2 + [1, 3] * 2
 
 
-def test_hooks_on_a_block_itself_are_met_by_replay_and_by_the_pass() -> None:
-    """A block that is a single linear can be watched like one inside of a block."""
+def test_hooks_on_a_block_itself_run_in_a_replay() -> None:
+    """A block that is a single nn.Linear can be observed like one inside a block."""
     torch.manual_seed(0)
     model, samples = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), inputs(3)
     expected = [model(**one) for one in samples]
-    seen: list[int] = []
+    lengths: list[int] = []
 
     def visit(block: nn.Module, replay: Callable[[], None]) -> None:
-        with block.register_forward_pre_hook(lambda _, args: seen.append(len(args[0]))):
+        with block.register_forward_pre_hook(lambda _, args: lengths.append(len(args[0]))):
             replay()
         replay()
 
-    results = lockstep(model, list(model), samples, visit=visit)
-    assert seen == [1, 2, 3] * 2
+    results = run_layerwise(model, list(model), samples, visit=visit)
+    assert lengths == [1, 2, 3] * 2
     assert all(torch.equal(result, other) for result, other in zip(results, expected, strict=True))
 
 
-def test_a_visitor_may_change_the_weights_that_samples_then_meet() -> None:
-    """Zeroing each block as it is visited gives the output of the zeroed model."""
+def test_samples_pass_through_the_weights_that_a_visitor_sets() -> None:
+    """A visitor that sets all weights to zero gives the output of the zero model."""
 
     def zero(block: nn.Module, replay: Callable[[], None]) -> None:
         for parameter in block.parameters():
             parameter.data.zero_()
 
     model, samples = chain(), inputs(2)
-    results = lockstep(model, list(model), samples, visit=zero)
+    results = run_layerwise(model, list(model), samples, visit=zero)
     assert all(torch.equal(result, torch.zeros_like(result)) for result in results)
 
 
-def test_a_failure_releases_the_block_and_leaves_the_model_as_it_was() -> None:
-    """An error inside a block reaches the caller, after which the model runs as if nothing had been."""
+def test_an_error_releases_the_block_and_restores_the_model() -> None:
+    """An error inside a block reaches the caller, and the model runs afterwards."""
     model, samples = chain(), [*inputs(2), {"input": torch.randn(1, 5)}]
     released: list[nn.Module] = []
     with pytest.raises(RuntimeError, match="shapes"):
-        lockstep(model, list(model), samples, release=released.append)
+        run_layerwise(model, list(model), samples, release=released.append)
     assert released == [model[0]]
     assert all("forward" not in vars(block) for block in model)
     assert model(samples[0]["input"]).shape == (1, 4)
 
 
-def test_blocks_are_layers_and_what_owns_parameters_outside_of_them(tiny_checkpoint: Path) -> None:
-    """Every parameter of the tiny model lies in exactly one block, and the order is that of the names given."""
+def test_blocks_are_layers_and_modules_with_parameters_outside_of_layers(tiny_checkpoint: Path) -> None:
+    """Every parameter of the tiny model is in exactly one block, and blocks have the order of the names."""
     model = build(json.loads((tiny_checkpoint / "config.json").read_text()))
     names = [name for name, _ in model.named_parameters()]
-    blocks = blocks_of(model, names)
+    blocks = find_blocks(model, names)
     assert sum(len(list(block.parameters())) for block in blocks) == len(names)
     assert {model.resampler, model.llm.lm_head, *model.llm.model.layers, *model.vpm.encoder.layers} < set(blocks)
-    assert blocks_of(model, names[::-1]) == blocks[::-1]
+    assert find_blocks(model, names[::-1]) == blocks[::-1]
 
 
 def test_no_samples_give_no_results() -> None:
-    """An empty list passes through without loading anything."""
-    assert lockstep(chain(), [], []) == []
+    """Nothing is loaded for an empty list."""
+    assert run_layerwise(chain(), [], []) == []

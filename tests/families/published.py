@@ -1,4 +1,4 @@
-"""The configurations that were published, in the sizes that matter, and how many weights each model has."""
+"""Published configurations, reduced to the relevant keys, and the number of weights of each model."""
 
 from typing import Any
 
@@ -48,7 +48,7 @@ MINICPM_V_4_6: dict[str, Any] = {
     },
 }
 
-# Checkpoint -> family, configuration, weights.
+# Checkpoint -> family, configuration, number of weights.
 PUBLISHED: dict[str, tuple[str, dict[str, Any], int]] = {
     "MiniCPM-V-2": (
         "minicpm-v-2.0",
@@ -188,10 +188,10 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], int]] = {
         3_754_622_976,
     ),
     "MiniCPM-V-4.6": ("minicpm-v-4.6", MINICPM_V_4_6, 1_300_428_016),
-    # Witnessed, by the engine of FastFlowLM: that its language model has the sizes of Qwen3.5-0.8B, which are those of
-    # 4.6, that it turns frequencies by [11, 11, 10], and patch, image, merging layer, mode and image token. Concluded:
-    # the vocabulary and the widths of the tower, from the weights that its sibling was published with (below), and that
-    # the head is tied, from 4.6; with these, how many weights it has. `image_size` is the default of the torch class.
+    # Known from the FastFlowLM engine: the sizes of the language model (Qwen3.5-0.8B, as in 4.6), the M-RoPE sections
+    # [11, 11, 10], patch and image size, merger layer, downsample mode and image token. Inferred: the vocabulary and
+    # the sizes of the vision encoder from the number of weights of the mixture-of-experts model (below), the tied head
+    # from 4.6, and from these the number of weights. `image_size` is the default of the torch class.
     "MiniCPM-V-4.7-1B": (
         "minicpm-v-4.7",
         {
@@ -223,7 +223,7 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], int]] = {
             "num_key_value_heads": 4,
             "vocab_size": 151700,
         },
-        8_099_418_864,  # without what hears and speaks
+        8_099_418_864,  # without audio and speech
     ),
     "MiniCPM3-4B": (
         "minicpm3",
@@ -277,8 +277,8 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], int]] = {
     ),
 }
 
-# MiniCPM-V-4.7-35B-A3B, of which the weights were counted; its language model is that of Qwen3.5-35B-A3B.
-SIBLING_OF_4_7 = {
+# MiniCPM-V-4.7-35B-A3B, whose number of weights is published; its language model is that of Qwen3.5-35B-A3B.
+MOE_SIBLING_OF_4_7 = {
     "model_type": "qwen3_5_moe_text",
     "hidden_size": 2048,
     "num_hidden_layers": 40,
@@ -294,4 +294,4 @@ SIBLING_OF_4_7 = {
     "shared_expert_intermediate_size": 512,
     "tie_word_embeddings": False,
 }
-WEIGHTS_OF_THE_SIBLING = 35_212_875_824
+MOE_SIBLING_WEIGHTS = 35_212_875_824

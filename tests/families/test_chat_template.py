@@ -1,4 +1,4 @@
-"""The sandbox around a checkpoint's chat template."""
+"""Chat templates and their sandbox."""
 
 import json
 from pathlib import Path
@@ -16,23 +16,23 @@ def template(folder: Path, source: object, **settings: object) -> ChatTemplate:
     return ChatTemplate.open(folder)
 
 
-def test_messages_roles_and_special_tokens_reach_the_template(tmp_path: Path) -> None:
-    """A template sees the messages, the generation prompt and the tokens named in the tokenizer's settings."""
+def test_a_template_has_messages_and_special_tokens(tmp_path: Path) -> None:
+    """The variables are the messages, the generation prompt flag and the special tokens of tokenizer_config.json."""
     source = "{{ bos_token }}{% for m in messages %}{{ m['role'] }}:{{ m.content }}{{ eos_token }}{% endfor %}"
     source += "{% if add_generation_prompt %}>{% endif %}"
     rendered = template(tmp_path, source, bos_token={"content": "<s>"}, eos_token="</s>").render(HELLO)
     assert rendered == "<s>user:hello</s>>"
 
 
-def test_blocks_are_trimmed_as_transformers_trims_them(tmp_path: Path) -> None:
-    """A block on a line of its own leaves no whitespace."""
+def test_whitespace_around_blocks_is_trimmed(tmp_path: Path) -> None:
+    """A block on its own line adds no whitespace, as in transformers."""
     assert template(tmp_path, "{% for m in messages %}\n  {% if true %}\nx\n  {% endif %}\n{% endfor %}").render(
         HELLO
     ) == ("x\n")
 
 
-def test_the_file_wins_over_the_settings_and_the_default_over_other_names(tmp_path: Path) -> None:
-    """`chat_template.jinja` comes first; of several named templates the default one is taken."""
+def test_the_template_file_has_precedence(tmp_path: Path) -> None:
+    """`chat_template.jinja` overrides tokenizer_config.json; `default` is used if there are several templates."""
     named = [{"name": "tool_use", "template": "tools"}, {"name": "default", "template": "plain"}]
     assert template(tmp_path, named).render(HELLO) == "plain"
     (tmp_path / "chat_template.jinja").write_text("file")
@@ -53,14 +53,14 @@ def test_the_file_wins_over_the_settings_and_the_default_over_other_names(tmp_pa
         "{% include 'other' %}",
     ],
 )
-def test_what_a_sandbox_forbids_is_an_error_of_the_checkpoint(tmp_path: Path, source: str) -> None:
-    """Reaching for Python, filling the memory and failing are refused with a clear error."""
+def test_unsafe_and_failing_templates_raise_an_error(tmp_path: Path, source: str) -> None:
+    """Access to Python internals, unbounded output and template errors raise CheckpointError."""
     with pytest.raises(CheckpointError, match="chat template failed"):
         template(tmp_path, source).render(HELLO)
 
 
 @pytest.mark.parametrize("source", ["{% for %}", None, [{"name": "tool_use", "template": "x"}], "x" * (1 << 19)])
-def test_no_valid_template_is_refused_when_opened(tmp_path: Path, source: object) -> None:
-    """A missing, broken or enormous template is found before any work."""
+def test_an_invalid_template_is_rejected_when_opened(tmp_path: Path, source: object) -> None:
+    """A missing, invalid or very large template raises CheckpointError."""
     with pytest.raises(CheckpointError, match="template"):
         template(tmp_path, source)

@@ -1,12 +1,12 @@
-"""What a raw config.json says of a language model, and what it may not ask for."""
+"""Language model keys of a raw config.json."""
 
 from typing import Any
 
 import pytest
 
 from mcpmq.errors import CheckpointError
-from mcpmq.families.config_schema import checked
-from mcpmq.families.language import LanguageConfig, text_keys
+from mcpmq.families.config_schema import validate_config
+from mcpmq.families.language import LanguageConfig, normalize_text_config
 
 SIZES: dict[str, Any] = {
     "hidden_size": 256,
@@ -19,14 +19,16 @@ SIZES: dict[str, Any] = {
 }
 
 
-def test_a_shape_has_the_sizes_of_the_configuration_and_the_differences_of_its_family() -> None:
-    """Everything else is as in Llama; a difference wins over a key."""
-    shape = checked(LanguageConfig, SIZES | {"rms_norm_eps": 1e-5}).shape("qwen3", qk_norm=True, kv_heads=4)
+def test_a_shape_has_the_configured_sizes_and_the_overrides() -> None:
+    """Overrides have precedence over keys; other fields have the values of Llama."""
+    shape = validate_config(LanguageConfig, SIZES | {"rms_norm_eps": 1e-5}).to_shape(
+        "qwen3", qk_norm=True, num_kv_heads=4
+    )
 
-    assert (shape.architecture, shape.hidden, shape.layers, shape.vocabulary) == ("qwen3", 256, 2, 320)
-    assert (shape.head_width, shape.ffn, shape.context, shape.norm_epsilon) == (64, 512, 2048, 1e-5)
-    assert (shape.qk_norm, shape.kv_heads) == (True, 4)
-    assert (shape.attention_bias, shape.tied_head, shape.rope_theta) == (False, False, 10000.0)
+    assert (shape.gguf_architecture, shape.hidden_size, shape.num_layers, shape.vocab_size) == ("qwen3", 256, 2, 320)
+    assert (shape.head_dim, shape.intermediate_size, shape.context_length, shape.norm_epsilon) == (64, 512, 2048, 1e-5)
+    assert (shape.qk_norm, shape.num_kv_heads) == (True, 4)
+    assert (shape.attention_bias, shape.tied_embeddings, shape.rope_theta) == (False, False, 10000.0)
 
 
 @pytest.mark.parametrize(
@@ -38,20 +40,23 @@ def test_a_shape_has_the_sizes_of_the_configuration_and_the_differences_of_its_f
         ({"rope_theta": 5e5, "text_config": {"rope_theta": 2e6}}, 2e6),
     ],
 )
-def test_later_configurations_say_what_earlier_ones_said_elsewhere(keys: dict[str, Any], theta: float) -> None:
-    """The innermost place wins."""
-    assert checked(LanguageConfig, text_keys(SIZES | keys)).shape("llama").rope_theta == theta
+def test_rope_theta_is_read_from_old_and_new_configurations(keys: dict[str, Any], theta: float) -> None:
+    """The innermost key has precedence."""
+    assert validate_config(LanguageConfig, normalize_text_config(SIZES | keys)).to_shape("llama").rope_theta == theta
 
 
 @pytest.mark.parametrize(
     ("rope", "message"),
     [
-        ({"rope_type": "yarn", "factor": 4.0}, "asks for `yarn` positions"),
-        ({"type": "linear", "factor": 2.0}, "asks for `linear` positions"),
-        ({"rope_type": "longrope", "original_max_position_embeddings": 1024}, "stretches positions beyond"),
+        ({"rope_type": "yarn", "factor": 4.0}, "unsupported rope_type `yarn`"),
+        ({"type": "linear", "factor": 2.0}, "unsupported rope_type `linear`"),
+        (
+            {"rope_type": "longrope", "original_max_position_embeddings": 1024},
+            "beyond `original_max_position_embeddings`",
+        ),
     ],
 )
-def test_positions_that_are_not_supported_are_refused(rope: dict[str, Any], message: str) -> None:
-    """A model that is read otherwise than it was trained would be worse for no reason that shows."""
+def test_unsupported_rope_types_are_rejected(rope: dict[str, Any], message: str) -> None:
+    """Another rope type, and LongRoPE beyond the original context, raise CheckpointError."""
     with pytest.raises(CheckpointError, match=message):
-        text_keys(SIZES | {"rope_scaling": rope})
+        normalize_text_config(SIZES | {"rope_scaling": rope})

@@ -1,4 +1,4 @@
-"""What the family says about the published MiniCPM-V 2.0, and how it asks: by code, for no file has a template."""
+"""Tensors of the published MiniCPM-V 2.0, and its prompt, which is not defined by a file of the checkpoint."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import CheckpointError
@@ -17,13 +18,13 @@ from mcpmq.formats.hf.reader import HuggingFaceArtifact
 from mcpmq.plan import make_plan
 from mcpmq.quantize import quantize
 from mcpmq.recipe import Recipe
-from mcpmq.runners.transformers import load
+from mcpmq.runners.transformers import load_artifact
 from tests.families.published import PUBLISHED
 from tests.tiny_families import MINICPM_V_2_CONFIG as CONFIG
 from tests.tiny_families import TINY_FAMILIES
 
 LAYERS = {"vpm.blocks": 26, "llm.model.layers": 40}
-# The names in the published index, without those of single layers, and without what a layer's names begin with.
+# Names in the published index, by prefix; the layer number follows the prefix in LAYERS.
 PUBLISHED_NAMES = {
     "llm": "lm_head.weight model.embed_tokens.weight model.norm.weight",
     "resampler": "attn.in_proj_bias attn.in_proj_weight attn.out_proj.bias attn.out_proj.weight kv_proj.weight"
@@ -35,42 +36,42 @@ PUBLISHED_NAMES = {
     " post_attention_layernorm.weight self_attn.k_proj.weight self_attn.o_proj.weight self_attn.q_proj.weight"
     " self_attn.v_proj.weight",
 }
-[TINY] = [one for one in TINY_FAMILIES if one.name == "minicpm-v-2.0"]
+[TINY] = [tiny for tiny in TINY_FAMILIES if tiny.name == "minicpm-v-2.0"]
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny one."""
+    """Tiny MiniCPM-V 2.0."""
     return TINY.build(tmp_path_factory.mktemp("checkpoint") / "tiny")
 
 
 @pytest.fixture
 def texts(checkpoint: Path, tmp_path: Path) -> Path:
-    """Its text files, to be changed."""
+    """Copy of its text files, to be changed."""
     for file in checkpoint.glob("*.json"):
         (tmp_path / file.name).write_bytes(file.read_bytes())
     return tmp_path
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    """A picture that is cut into two rows of one slice."""
+def image_file(tmp_path: Path) -> Path:
+    """Image with two rows of one slice."""
     pixels = np.random.default_rng(0).integers(0, 256, (110, 56, 3), np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "picture.png")
-    return tmp_path / "picture.png"
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    return tmp_path / "image.png"
 
 
 def _processor(folder: Path) -> MiniCpmVProcessor:
-    processor = family_of(CONFIG).processor(folder)
+    processor = family_of(CONFIG).open_processor(folder)
     assert isinstance(processor, MiniCpmVProcessor)
     return processor
 
 
-def test_the_published_model_has_the_tensors_that_were_published() -> None:
-    """694 of them, and 26 layers of the tower: the 27th is dropped, and stored nowhere."""
+def test_the_published_model_has_the_published_tensors() -> None:
+    """There are 694 tensors; the vision encoder has 26 layers, since the dropped 27th is not stored."""
     _, config, _ = PUBLISHED["MiniCPM-V-2"]
     family = family_of(config)
-    specs = family.tensors(family.architecture(config))
+    specs = family.tensor_specs(family.parse_architecture(config))
 
     expected = {
         f"{holder}.{layer}{name}"
@@ -81,12 +82,12 @@ def test_the_published_model_has_the_tensors_that_were_published() -> None:
     assert {spec.hub_name for spec in specs} == expected
     assert len(specs) == len(expected) == 694
     assert sum(spec.role == "matrix" and spec.component == "language" for spec in specs) == 280
-    assert family.architecture(config).sees.grid == 27
+    assert family.parse_architecture(config).required_vision.position_grid_size == 27
 
 
 @pytest.mark.parametrize("changes", [{"version": "2.0"}, {"version": 2}, {"version": 2.0}, {}])
-def test_the_published_version_may_be_absent_too(changes: dict[str, object]) -> None:
-    """Then it is known by its width and its queries."""
+def test_the_version_can_be_missing(changes: dict[str, object]) -> None:
+    """Hidden size and number of queries identify version 2.0."""
     _, config, _ = PUBLISHED["MiniCPM-V-2"]
 
     assert family_of(config | changes).name == "minicpm-v-2.0"
@@ -96,43 +97,43 @@ def test_the_published_version_may_be_absent_too(changes: dict[str, object]) -> 
     ("key", "value"),
     [("tie_word_embeddings", True), ("attention_bias", True), ("vision_encoder", "vit_huge_patch14_224")],
 )
-def test_another_model_is_refused(key: str, value: object) -> None:
-    """Head, attention, and a tower of unknown sizes."""
+def test_an_unsupported_feature_is_rejected(key: str, value: object) -> None:
+    """A tied head, attention biases and another vision encoder raise CheckpointError."""
     config = CONFIG | {key: value}
 
     with pytest.raises(CheckpointError, match=key):
-        family_of(config).architecture(config)
+        family_of(config).parse_architecture(config)
 
 
-def test_a_tower_that_drops_nothing_keeps_its_last_layer() -> None:
-    """As many layers as the configuration says."""
+def test_the_last_vision_layer_is_kept_if_it_is_not_dropped() -> None:
+    """Without `drop_vision_last_layer` all configured layers are stored."""
     config = CONFIG | {"drop_vision_last_layer": False}
 
-    assert family_of(config).architecture(config).sees.layers == 3
+    assert family_of(config).parse_architecture(config).required_vision.num_layers == 3
 
 
-def test_a_question_about_an_image_is_as_published(checkpoint: Path, picture: Path) -> None:
-    """`<s>`, roles in brackets, every slice in the tags of an image, rows on lines of their own, no number."""
+def test_an_image_prompt_is_as_published(checkpoint: Path, image_file: Path) -> None:
+    """The prompt has `<s>`, role tags, `<image>` tags around each slice, one line per row and no image id."""
     processor = _processor(checkpoint)
     [unknown, image, closed, begin, end] = (
-        processor.special[token] for token in ("<unk>", "<image>", "</image>", "<slice>", "</slice>")
+        processor.special_tokens[token] for token in ("<unk>", "<image>", "</image>", "<slice>", "</slice>")
     )
     encode = processor.tokenizer.encode
 
-    sample = processor.encode("", picture, "How many?", "red")
+    sample = processor.encode("", image_file, "How many?", "red")
 
-    one = [image, *[unknown] * 4, closed]
+    slice_tokens = [image, *[unknown] * 4, closed]
     line, rest = (encode(text, add_special_tokens=False).ids for text in ("\n", "\nHow many?<AI>"))
     opening = [1, *encode("<用户>", add_special_tokens=False).ids]
-    expected = [*opening, *one, begin, *one, *line, *one, end, *rest]
+    expected = [*opening, *slice_tokens, begin, *slice_tokens, *line, *slice_tokens, end, *rest]
     assert sample.tokens[: sample.answer_start].tolist() == expected
     assert sample.tokens[-1] == 2
     assert [part.shape for part in sample.slices] == [(84, 42, 3), (56, 56, 3), (56, 56, 3)]
     assert sample.image_bounds.tolist() == [[place, place + 4] for place in np.flatnonzero(sample.tokens == image) + 1]
 
 
-def test_a_question_without_an_image_stands_alone(checkpoint: Path) -> None:
-    """No tags at all."""
+def test_a_text_prompt_has_no_image_tags(checkpoint: Path) -> None:
+    """The prompt consists of role tags and the question."""
     processor = _processor(checkpoint)
 
     sample = processor.encode("", None, "How many?", "red")
@@ -141,22 +142,22 @@ def test_a_question_without_an_image_stands_alone(checkpoint: Path) -> None:
     assert sample.tokens[: sample.answer_start].tolist() == [1, *question]
 
 
-def test_slicing_is_in_the_configuration_and_may_have_a_file(texts: Path, picture: Path) -> None:
-    """A later file that says the same changes nothing, one that says something else is refused."""
-    before = _processor(texts).encode("", picture, "How many?", "red")
+def test_slicing_settings_are_read_from_config_json(texts: Path, image_file: Path) -> None:
+    """An equal preprocessor_config.json changes nothing, a different one raises CheckpointError."""
+    before = _processor(texts).encode("", image_file, "How many?", "red")
     same = {"scale_resolution": 56, "max_slice_nums": 9, "patch_size": 14, "image_feature_size": 4}
     (texts / "preprocessor_config.json").write_text(json.dumps(same))
 
-    after = _processor(texts).encode("", picture, "How many?", "red")
+    after = _processor(texts).encode("", image_file, "How many?", "red")
 
-    assert all(np.array_equal(one, other) for one, other in zip(before.slices, after.slices, strict=True))
+    assert all(np.array_equal(first, second) for first, second in zip(before.slices, after.slices, strict=True))
     (texts / "preprocessor_config.json").write_text(json.dumps(same | {"scale_resolution": 70}))
     with pytest.raises(CheckpointError, match="scale_resolution"):
         _processor(texts)
 
 
-def test_a_template_of_the_checkpoint_goes_before(texts: Path) -> None:
-    """Somebody may have added one."""
+def test_a_template_of_the_checkpoint_overrides_the_default(texts: Path) -> None:
+    """`chat_template.jinja` is used if it exists."""
     (texts / "chat_template.jinja").write_text("<s>{{ messages[0]['content'] }}<AI>")
 
     sample = _processor(texts).encode("", None, "How many?", "red")
@@ -165,13 +166,15 @@ def test_a_template_of_the_checkpoint_goes_before(texts: Path) -> None:
     assert sample.tokens[: sample.answer_start].tolist() == [1, *question]
 
 
-def test_transformers_finds_the_table_of_positions(checkpoint: Path, tmp_path: Path) -> None:
-    """It lies beside the layers in every artifact, and in a module of its own once it is loaded."""
+def test_transformers_loads_the_position_embeddings(checkpoint: Path, tmp_path: Path) -> None:
+    """Their name in an artifact differs from that of the torch parameter."""
     recipe = Recipe.model_validate({"name": "hf", "weights": {"language.*.mlp.up": "int4-g32"}})
     plan = make_plan(Checkpoint.open(checkpoint), recipe)
     written = export(quantize(plan, tmp_path / "codes"), "compressed-tensors", tmp_path / "hf")
 
     opened = HuggingFaceArtifact.open(written.path)
-    loaded = load(opened).model.get_parameter("vpm.patch_embed.pos_embed")
+    loaded = load_artifact(opened).model.get_parameter("vpm.patch_embed.pos_embed")
 
-    assert torch.equal(loaded, opened.load("vision.position_embedding"))
+    stored = opened.load("vision.position_embedding")
+    assert isinstance(stored, Tensor)
+    assert torch.equal(loaded, stored)

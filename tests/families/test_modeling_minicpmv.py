@@ -1,7 +1,8 @@
-"""The native class against a plain reading of the published model, written out below without a module."""
+"""Torch model of MiniCPM-V, compared with a functional implementation in this file."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.families.modeling_minicpmv import MiniCPMVConfig, MiniCPMVForConditionalGeneration, build, position_code
+from mcpmq.families.modeling_minicpmv import MiniCPMVConfig, MiniCPMVForConditionalGeneration, build, sincos_2d
 from tests.tiny import CONFIG, random_tensors
 
 HEADS, PATCH, GRID = 4, 14, 70
@@ -18,14 +19,15 @@ HEADS, PATCH, GRID = 4, 14, 70
 
 @pytest.fixture(scope="module")
 def weights() -> dict[str, Tensor]:
-    """The tiny checkpoint's tensors by hub name, in float32."""
+    """Tensors of the tiny checkpoint by hub name, float32."""
     return {name: tensor.float() for name, tensor in random_tensors(CONFIG, seed=0).items()}
 
 
 @pytest.fixture(scope="module")
 def model(weights: dict[str, Tensor]) -> MiniCPMVForConditionalGeneration:
-    """The native class with these weights."""
-    model = MiniCPMVForConditionalGeneration(MiniCPMVConfig(**CONFIG)).float().eval()
+    """Torch model with these weights."""
+    model = MiniCPMVForConditionalGeneration(MiniCPMVConfig(**CONFIG))
+    model.float().eval()
     model.load_state_dict(weights, strict=True)
     return model
 
@@ -46,16 +48,17 @@ def _linear(x: Tensor, weights: dict[str, Tensor], name: str) -> Tensor:
 def _attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     q, k, v = (x.unflatten(-1, (heads, -1)).transpose(0, 1) for x in (q, k, v))
     scores = (q @ k.transpose(1, 2) * q.shape[-1] ** -0.5).softmax(-1)
-    return (scores @ v).transpose(0, 1).flatten(1)
+    mixed: Tensor = (scores @ v).transpose(0, 1).flatten(1)
+    return mixed
 
 
 def _tower(image: Tensor, weights: dict[str, Tensor]) -> Tensor:
-    """One slice [3, height, width] through SigLIP: [patches, hidden]."""
+    """Encode one slice [3, height, width] with SigLIP: [patches, hidden]."""
     embedding = "vpm.embeddings.patch_embedding"
     x = functional.conv2d(image[None], weights[f"{embedding}.weight"], weights[f"{embedding}.bias"], stride=PATCH)[0]
     height, width = x.shape[1:]
-    places = [GRID * (GRID * i // height) + GRID * j // width for i in range(height) for j in range(width)]
-    x = x.flatten(1).T + weights["vpm.embeddings.position_embedding.weight"][places]
+    cells = [GRID * (GRID * i // height) + GRID * j // width for i in range(height) for j in range(width)]
+    x = x.flatten(1).T + weights["vpm.embeddings.position_embedding.weight"][cells]
     for layer in range(CONFIG["vision_config"]["num_hidden_layers"]):
         name = f"vpm.encoder.layers.{layer}"
         y = _norm(x, weights, f"{name}.layer_norm1")
@@ -67,7 +70,7 @@ def _tower(image: Tensor, weights: dict[str, Tensor]) -> Tensor:
 
 
 def _position(height: int, width: int, channels: int) -> Tensor:
-    """Sine and cosine of the column in the first half of the channels, of the row in the second, one by one."""
+    """Compute the 2D position embedding in a loop: columns in the first half of the channels, rows in the second."""
     quarter = channels // 4
     code = np.zeros((height * width, channels))
     for row in range(height):
@@ -96,7 +99,7 @@ def _resampled(patches: Tensor, size: tuple[int, int], weights: dict[str, Tensor
 def test_image_features_are_those_of_the_published_model(
     model: MiniCPMVForConditionalGeneration, weights: dict[str, Tensor], sizes: list[tuple[int, int]]
 ) -> None:
-    """Packed slices of any shape give what each slice gives alone."""
+    """Packed slices of several shapes have the features of the separately encoded slices."""
     generator = torch.Generator().manual_seed(5)
     slices = [torch.rand(3, 14 * height, 14 * width, generator=generator) * 2 - 1 for height, width in sizes]
     expected = [_resampled(_tower(image, weights), size, weights) for image, size in zip(slices, sizes, strict=True)]
@@ -108,15 +111,15 @@ def test_image_features_are_those_of_the_published_model(
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (32, 32)])
-def test_positions_are_those_of_the_paper(size: tuple[int, int]) -> None:
-    """Sine and cosine, columns before rows, against one loop per number."""
-    code = position_code(*size, 256, torch.device("cpu"), torch.float32)
+def test_position_embeddings_are_2d_sine_and_cosine(size: tuple[int, int]) -> None:
+    """They agree with a loop over columns and rows."""
+    code = sincos_2d(*size, 256, torch.device("cpu"), torch.float32)
 
     torch.testing.assert_close(code, _position(*size, 256), rtol=0, atol=2e-6)
 
 
-def test_features_take_the_place_of_their_tokens(model: MiniCPMVForConditionalGeneration) -> None:
-    """The language model sees the features instead of the placeholders, whatever the placeholders are."""
+def test_image_features_replace_the_image_tokens(model: MiniCPMVForConditionalGeneration) -> None:
+    """The logits depend on the image but not on the ids of the replaced tokens."""
     pixels, sizes, bounds = torch.rand(1, 3, 14, 14 * 16), torch.tensor([[4, 4]]), torch.tensor([[2, 6]])
     tokens = torch.arange(10)[None]
     other = tokens.clone()
@@ -130,14 +133,14 @@ def test_features_take_the_place_of_their_tokens(model: MiniCPMVForConditionalGe
     assert not torch.allclose(first[0, 6:], without[0, 6:], atol=1e-3)
 
 
-def test_an_image_without_its_places_is_refused(model: MiniCPMVForConditionalGeneration) -> None:
-    """Pixels alone do not say where they belong."""
+def test_pixels_without_bounds_are_rejected(model: MiniCPMVForConditionalGeneration) -> None:
+    """`pixel_values` without `image_bound` raises ValueError."""
     with pytest.raises(ValueError, match="image_bound"):
         model(torch.arange(10)[None], torch.rand(1, 3, 14, 14 * 16))
 
 
-def test_the_meta_model_has_exactly_the_checkpoint_s_tensors(tiny_checkpoint: Path) -> None:
-    """Names and shapes are the hub's; nothing is allocated."""
+def test_the_meta_model_has_the_tensors_of_the_checkpoint(tiny_checkpoint: Path) -> None:
+    """Names and shapes are those of the checkpoint, and no parameter is allocated."""
     checkpoint = Checkpoint.open(tiny_checkpoint)
 
     built = build(json.loads((tiny_checkpoint / "config.json").read_text()))
@@ -149,7 +152,7 @@ def test_the_meta_model_has_exactly_the_checkpoint_s_tensors(tiny_checkpoint: Pa
 
 
 def test_generation_with_a_cache_equals_generation_without(model: MiniCPMVForConditionalGeneration) -> None:
-    """Greedy decoding after an image gives the same tokens both ways."""
+    """Greedy decoding after an image gives the same tokens with and without the KV cache."""
     torch.manual_seed(1)
     inputs = {
         "input_ids": torch.arange(10)[None],
@@ -157,9 +160,10 @@ def test_generation_with_a_cache_equals_generation_without(model: MiniCPMVForCon
         "target_sizes": torch.tensor([[4, 4]]),
         "image_bound": torch.tensor([[2, 6]]),
     }
+    generator: Any = model
     settings = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
     with torch.inference_mode():
-        cached = model.generate(**inputs, **settings, use_cache=True)
-        plain = model.generate(**inputs, **settings, use_cache=False)
+        cached = generator.generate(**inputs, **settings, use_cache=True)
+        plain = generator.generate(**inputs, **settings, use_cache=False)
 
     assert torch.equal(cached, plain)

@@ -1,30 +1,30 @@
-"""What a family writes around images, and the rooms that read it."""
+"""Prompt formats of the families."""
 
 from pathlib import Path
 
 import pytest
 
 from mcpmq.families import family_of
-from mcpmq.families.prompt_format import Layout
+from mcpmq.families.prompt_format import PromptFormat
 from tests.tiny_families import TINY_FAMILIES, TinyFamily
 
 
-def test_a_tokenizer_must_have_what_is_written() -> None:
-    """Numbers only where images are numbered; a slice that is written as an image begins as one."""
-    plain, older = Layout(), Layout("<|eot_id|>", numbered=False, slices_as_images=True)
+def test_required_tokens_depend_on_the_image_tags() -> None:
+    """Image id tags are required only if they are used; slices with image tags start with `<image>`."""
+    plain, older = PromptFormat(), PromptFormat("<|eot_id|>", uses_image_id=False, image_tags_for_slices=True)
 
-    assert set(plain.needed) - set(older.needed) == {"<image_id>", "</image_id>", "<|im_end|>"}
-    assert (plain.opening, older.opening) == (("<image>", "<slice>"), ("<image>",))
+    assert set(plain.required_tokens) - set(older.required_tokens) == {"<image_id>", "</image_id>", "<|im_end|>"}
+    assert (plain.opening_tags, older.opening_tags) == (("<image>", "<slice>"), ("<image>",))
 
 
 @pytest.mark.parametrize("tiny", TINY_FAMILIES, ids=lambda tiny: tiny.name + tiny.variant)
-def test_a_turn_ends_as_the_family_says(tiny: TinyFamily, tmp_path: Path) -> None:
-    """With the last token of every sample; and the tokens of a text stand one after the other, along every axis."""
+def test_a_sample_ends_with_the_end_of_turn_token(tiny: TinyFamily, tmp_path: Path) -> None:
+    """The last token ends the turn, and the position ids of a text sample are consecutive on all axes."""
     family, folder = family_of(tiny.config), tiny.build(tmp_path / "tiny")
-    processor = family.processor(folder)
+    processor = family.open_processor(folder)
 
     inputs = processor.encode("text", None, "How many?", "three")
 
     tokenizer = processor.tokenizer  # type: ignore[attr-defined]
-    assert tokenizer.id_to_token(inputs.tokens[-1]) == family.layout.end_of_turn
-    assert (family.pixels(folder).positions(inputs) == range(len(inputs.tokens))).all()
+    assert tokenizer.id_to_token(inputs.tokens[-1]) == family.prompt_format.end_of_turn
+    assert (family.open_vision_inputs(folder).position_ids(inputs) == range(len(inputs.tokens))).all()

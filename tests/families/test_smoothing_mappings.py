@@ -1,40 +1,44 @@
-"""Where scales may move: every place that a family names exists in its models, and the widths agree."""
+"""Smoothing mappings of all families, checked against their tensors."""
 
 import pytest
 
 from mcpmq.families import family_of
-from mcpmq.families.family import Fold, TensorSpec
-from mcpmq.plan import block_of
+from mcpmq.families.family import SmoothingMapping, TensorSpec
+from mcpmq.plan import block_name
 from tests.tiny_families import TINY_FAMILIES, TinyFamily
 
-PLACES = [(tiny, fold) for tiny in TINY_FAMILIES for fold in family_of(tiny.config).folds]
+MAPPINGS = [(tiny, mapping) for tiny in TINY_FAMILIES for mapping in family_of(tiny.config).smoothing_mappings]
 
 
 @pytest.mark.parametrize(
-    ("tiny", "fold"),
+    ("tiny", "mapping"),
     [
-        pytest.param(tiny, fold, id=f"{tiny.name}{tiny.variant}, {fold.component}: {fold.source} {' '.join(fold.into)}")
-        for tiny, fold in PLACES
+        pytest.param(
+            tiny,
+            mapping,
+            id=f"{tiny.name}, {mapping.component}: {mapping.smooth_layer} {' '.join(mapping.balance_layers)}",
+        )
+        for tiny, mapping in MAPPINGS
         if tiny.variant == ""
     ],
 )
-def test_neighbours_have_as_many_channels(tiny: TinyFamily, fold: Fold) -> None:
-    """What a norm or some rows put out is what matrices read; query heads may share the channels of a value head."""
+def test_mapped_layers_have_the_same_channels(tiny: TinyFamily, mapping: SmoothingMapping) -> None:
+    """Balance layers have the columns of the smooth layer, times the query heads per value head."""
     family = family_of(tiny.config)
-    architecture = family.architecture(tiny.config)
-    specs = {spec.name: spec for spec in family.tensors(architecture)}
-    blocks = {block_of(name) for name in specs if name.startswith(fold.component)}
-    places = [fold.within(block) for block in sorted(blocks)]
-    places = [whole for whole in places if specs.keys() >= {whole.source, *whole.into}]
+    architecture = family.parse_architecture(tiny.config)
+    specs = {spec.name: spec for spec in family.tensor_specs(architecture)}
+    language, blocks = architecture.language, {block_name(name) for name in specs if name.startswith(mapping.component)}
+    mappings = [mapping.in_block(block) for block in sorted(blocks)]
+    mappings = [full for full in mappings if specs.keys() >= {full.smooth_layer, *full.balance_layers}]
 
-    assert places
-    for whole in places:
-        channels, left = divmod(specs[whole.source].shape[0], fold.part[1])
-        shared = architecture.language.heads // architecture.language.kv_heads if fold.source == "attention.v" else 1
-        shared = shared if fold.component == "language" else 1
-        assert left == 0
-        assert {_columns(specs[name]) for name in whole.into} == {channels * shared}
-        assert all(block_of(name) == block_of(whole.source) for name in whole.into)
+    assert mappings
+    for full in mappings:
+        channels, remainder = divmod(specs[full.smooth_layer].shape[0], mapping.row_chunk[1])
+        repeats_values = (mapping.component, mapping.smooth_layer) == ("language", "attention.v")
+        repeats = language.num_heads // language.num_kv_heads if repeats_values else 1
+        assert remainder == 0
+        assert {_columns(specs[name]) for name in full.balance_layers} == {channels * repeats}
+        assert all(block_name(name) == block_name(full.smooth_layer) for name in full.balance_layers)
 
 
 def _columns(spec: TensorSpec) -> int:

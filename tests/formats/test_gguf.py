@@ -1,54 +1,55 @@
-"""The two GGUF files: names, metadata, refusals."""
+"""GGUF files: names, metadata, tokenizer, and rejected models."""
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from gguf import GGMLQuantizationType, TokenType
 from tokenizers import Tokenizer
 
-from mcpmq.artifact import Artifact
+from mcpmq.artifact import Artifact, CalibrationRecord
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import FormatError
-from mcpmq.formats import check
-from mcpmq.formats.gguf.tensors import widened_ffn
+from mcpmq.formats import check_plan
+from mcpmq.formats.gguf.tensors import padded_intermediate_size
 from mcpmq.plan import make_plan
-from mcpmq.quantized_model import Quantized
+from mcpmq.quantized_model import QuantizedModel
 from mcpmq.recipe import Recipe
-from tests.gguf_tools import exported, field, quantized_by, reader_of
-from tests.tiny import CONFIG, VOCABULARY, build_checkpoint
+from tests.gguf_tools import export_gguf, gguf_reader, metadata_value, quantize_with
+from tests.tiny import CONFIG, VOCAB_SIZE, build_checkpoint
 
 
 @pytest.fixture(scope="module")
-def int4(tiny_int4: Quantized, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """phone-int4 as GGUF."""
-    return exported(tiny_int4, tmp_path_factory.mktemp("int4"))
+def int4(tiny_int4: QuantizedModel, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The recipe phone-int4, exported to GGUF."""
+    return export_gguf(tiny_int4, tmp_path_factory.mktemp("int4"))
 
 
-def test_files_are_named_as_llama_cpp_names_them(int4: Artifact) -> None:
-    """The source, then the type of most weights; what sees begins with `mmproj-`."""
+def test_file_names_follow_the_conventions_of_llama_cpp(int4: Artifact) -> None:
+    """The name of the checkpoint is followed by the most frequent type; the vision file has the prefix `mmproj-`."""
     names = {record.component: record.path for record in int4.manifest.files}
 
     assert names == {"language": "tiny-Q4_0.gguf", "vision+projector": "mmproj-tiny-Q8_0.gguf"}
 
 
-def test_a_mixture_of_k_quants_is_named_as_one(tiny_quality: Quantized, tmp_path: Path) -> None:
-    """Q4_K with better matrices among them is Q4_K_M, in the name and in `general.file_type`."""
-    artifact = exported(tiny_quality, tmp_path)
+def test_a_mix_of_k_quants_is_named_q4_k_m(tiny_quality: QuantizedModel, tmp_path: Path) -> None:
+    """Q4_K with some matrices of more bits is Q4_K_M, in the file name and in `general.file_type`."""
+    artifact = export_gguf(tiny_quality, tmp_path)
 
-    assert artifact.files_of("language")[0].name == "tiny-Q4_K_M.gguf"
-    assert field(reader_of(artifact, "language"), "general.file_type") == 15
-
-
-def test_the_same_model_gives_the_same_bytes(tiny_int4: Quantized, int4: Artifact, tmp_path: Path) -> None:
-    """Written again, every file has the same hash."""
-    assert exported(tiny_int4, tmp_path).manifest.files == int4.manifest.files
+    assert artifact.component_files("language")[0].name == "tiny-Q4_K_M.gguf"
+    assert metadata_value(gguf_reader(artifact, "language"), "general.file_type") == 15
 
 
-def test_the_language_model_says_what_it_is(int4: Artifact) -> None:
-    """Sizes, types and where it came from."""
-    reader = reader_of(int4, "language")
+def test_the_same_model_gives_the_same_bytes(tiny_int4: QuantizedModel, int4: Artifact, tmp_path: Path) -> None:
+    """A second export has the same hash for every file."""
+    assert export_gguf(tiny_int4, tmp_path).manifest.files == int4.manifest.files
+
+
+def test_the_language_file_has_sizes_and_provenance(int4: Artifact) -> None:
+    """The metadata has the sizes of config.json, the file type, the recipe and the hash of the source."""
+    reader = gguf_reader(int4, "language")
     expected = {
         "general.architecture": "qwen2",
         "general.type": "model",
@@ -66,13 +67,26 @@ def test_the_language_model_says_what_it_is(int4: Artifact) -> None:
         "mcpmq.source.sha256": int4.manifest.source.sha256,
     }
 
-    assert {key: field(reader, key) for key in expected} == expected
-    assert field(reader, "qwen2.attention.layer_norm_rms_epsilon") == pytest.approx(CONFIG["rms_norm_eps"])
+    assert {key: metadata_value(reader, key) for key in expected} == expected
+    assert metadata_value(reader, "qwen2.attention.layer_norm_rms_epsilon") == pytest.approx(CONFIG["rms_norm_eps"])
 
 
-def test_what_sees_says_what_it_is(int4: Artifact) -> None:
-    """Sizes as llama.cpp's multimodal part reads them; the FFN is as wide as its whole blocks."""
-    reader, vision = reader_of(int4, "vision+projector"), CONFIG["vision_config"]
+def test_a_calibrated_model_records_its_calibration_set(tiny_int4: QuantizedModel, tmp_path: Path) -> None:
+    """The key with the hash of the set is absent from uncalibrated models."""
+    record = CalibrationRecord(name="set", sha256="c" * 64, samples=3, with_image=2, fingerprints=())
+    manifest = tiny_int4.artifact.manifest.model_copy(update={"calibration_set": record})
+    calibrated = replace(tiny_int4, artifact=Artifact(tiny_int4.path, manifest))
+
+    reader = gguf_reader(export_gguf(calibrated, tmp_path / "calibrated"), "language")
+    uncalibrated = gguf_reader(export_gguf(tiny_int4, tmp_path / "uncalibrated"), "language")
+
+    assert metadata_value(reader, "mcpmq.calibration.sha256") == "c" * 64
+    assert uncalibrated.get_field("mcpmq.calibration.sha256") is None
+
+
+def test_the_mmproj_file_has_the_sizes_of_the_vision_encoder(int4: Artifact) -> None:
+    """The feed-forward length is the padded one; the original one is kept under a key of mcpmq."""
+    reader, vision = gguf_reader(int4, "vision+projector"), CONFIG["vision_config"]
     expected = {
         "general.architecture": "clip",
         "general.type": "mmproj",
@@ -90,15 +104,15 @@ def test_what_sees_says_what_it_is(int4: Artifact) -> None:
         "clip.use_gelu": True,
     }
 
-    assert {key: field(reader, key) for key in expected} == expected
+    assert {key: metadata_value(reader, key) for key in expected} == expected
 
 
-def test_types_are_those_of_the_schemes(int4: Artifact) -> None:
-    """Integers become Q4_0 and Q8_0; what is no matrix or table is F32."""
+def test_tensor_types_follow_the_schemes(int4: Artifact) -> None:
+    """Integer schemes become Q4_0 and Q8_0; norms, biases and kernels are F32."""
     types = {
         tensor.name: tensor.tensor_type
         for component in ("language", "vision+projector")
-        for tensor in reader_of(int4, component).tensors
+        for tensor in gguf_reader(int4, component).tensors
     }
 
     assert types["blk.0.attn_q.weight"] == GGMLQuantizationType.Q4_0
@@ -107,11 +121,11 @@ def test_types_are_those_of_the_schemes(int4: Artifact) -> None:
         assert types[name] == GGMLQuantizationType.F32
 
 
-def test_the_tokenizer_is_whole(int4: Artifact, tiny_int4: Quantized) -> None:
-    """Every token at its number with its kind, the merges, the special tokens and the template."""
-    reader, tokenizer = reader_of(int4, "language"), Tokenizer.from_file(str(tiny_int4.path / "tokenizer.json"))
+def test_the_tokenizer_is_complete(int4: Artifact, tiny_int4: QuantizedModel) -> None:
+    """The file has every token with its index and type, the special tokens and the chat template."""
+    reader, tokenizer = gguf_reader(int4, "language"), Tokenizer.from_file(str(tiny_int4.path / "tokenizer.json"))
     settings = json.loads((tiny_int4.path / "tokenizer_config.json").read_text())
-    tokens, types = field(reader, "tokenizer.ggml.tokens"), field(reader, "tokenizer.ggml.token_type")
+    tokens, types = metadata_value(reader, "tokenizer.ggml.tokens"), metadata_value(reader, "tokenizer.ggml.token_type")
     size = tokenizer.get_vocab_size()
     assert isinstance(tokens, list)
     assert isinstance(types, list)
@@ -120,24 +134,24 @@ def test_the_tokenizer_is_whole(int4: Artifact, tiny_int4: Quantized) -> None:
     assert {tokens[number] for number in range(size) if types[number] == TokenType.CONTROL} == {
         token.content for token in tokenizer.get_added_tokens_decoder().values()
     }
-    assert tokens[int(str(field(reader, "tokenizer.ggml.eos_token_id")))] == "<|im_end|>"
-    assert field(reader, "tokenizer.ggml.pre") == "qwen2"
-    assert field(reader, "tokenizer.chat_template") == settings["chat_template"]
+    assert tokens[int(str(metadata_value(reader, "tokenizer.ggml.eos_token_id")))] == "<|im_end|>"
+    assert metadata_value(reader, "tokenizer.ggml.pre") == "qwen2"
+    assert metadata_value(reader, "tokenizer.chat_template") == settings["chat_template"]
     with pytest.raises(AssertionError):
-        field(reader, "tokenizer.ggml.bos_token_id")
+        metadata_value(reader, "tokenizer.ggml.bos_token_id")
 
 
-def test_rows_without_a_token_get_an_unused_one(tmp_path: Path) -> None:
-    """The model's vocabulary is rounded up, the tokenizer's is not."""
-    checkpoint = build_checkpoint(tmp_path / "tiny", {**CONFIG, "vocab_size": VOCABULARY + 2})
-    reader = reader_of(exported(quantized_by(checkpoint, tmp_path, _all="keep"), tmp_path), "language")
-    tokens, types = field(reader, "tokenizer.ggml.tokens"), field(reader, "tokenizer.ggml.token_type")
+def test_embedding_rows_without_a_token_get_unused_tokens(tmp_path: Path) -> None:
+    """The embedding may have more rows than the tokenizer has tokens."""
+    checkpoint = build_checkpoint(tmp_path / "tiny", {**CONFIG, "vocab_size": VOCAB_SIZE + 2})
+    reader = gguf_reader(export_gguf(quantize_with(checkpoint, tmp_path, _all="keep"), tmp_path), "language")
+    tokens, types = metadata_value(reader, "tokenizer.ggml.tokens"), metadata_value(reader, "tokenizer.ggml.token_type")
     assert isinstance(tokens, list)
     assert isinstance(types, list)
 
-    assert tokens[VOCABULARY - 1] == "</image_id>"
-    assert tokens[VOCABULARY:] == ["[PAD320]", "[PAD321]"]
-    assert types[VOCABULARY:] == [TokenType.UNUSED] * 2
+    assert tokens[VOCAB_SIZE - 1] == "</image_id>"
+    assert tokens[VOCAB_SIZE:] == ["[PAD320]", "[PAD321]"]
+    assert types[VOCAB_SIZE:] == [TokenType.UNUSED] * 2
 
 
 @pytest.mark.parametrize(
@@ -147,69 +161,69 @@ def test_rows_without_a_token_get_an_unused_one(tmp_path: Path) -> None:
         ("int8-g16", "32 columns"),
     ],
 )
-def test_a_scheme_that_llama_cpp_cannot_hold_is_refused_before_work(
-    scheme: str, reason: str, tiny_checkpoint: Path
-) -> None:
-    """The error names the weight, the scheme, the reason and what to take instead."""
+def test_a_scheme_without_a_ggml_type_is_rejected_before_work(scheme: str, reason: str, tiny_checkpoint: Path) -> None:
+    """The error names the weight and the scheme, the hint the reason and the supported schemes."""
     recipe = Recipe.model_validate({"name": "test", "weights": {"language.*": scheme}})
     plan = make_plan(Checkpoint.open(tiny_checkpoint), recipe)
 
     with pytest.raises(FormatError, match=rf"language\.layers\.0\.attention\.q.*{scheme}") as caught:
-        check(plan, "gguf")
+        check_plan(plan, "gguf")
 
     assert reason in caught.value.hint
     assert "int4-g32" in caught.value.hint
 
 
-def test_ragged_columns_are_refused_where_zeros_cannot_widen_them(tmp_path: Path) -> None:
-    """The hidden width of the vision tower is no hidden width of an FFN."""
+def test_ragged_columns_are_rejected_where_they_cannot_be_padded(tmp_path: Path) -> None:
+    """Only the intermediate size of an FFN can be padded, not the hidden size."""
     vision = {**CONFIG["vision_config"], "hidden_size": 48}
     checkpoint = build_checkpoint(tmp_path / "ragged", {**CONFIG, "vision_config": vision})
     recipe = Recipe.model_validate({"name": "test", "weights": {"vision.*": "int8-row"}})
 
     with pytest.raises(FormatError) as caught:
-        check(make_plan(Checkpoint.open(checkpoint), recipe), "gguf")
+        check_plan(make_plan(Checkpoint.open(checkpoint), recipe), "gguf")
 
     assert "48 columns" in caught.value.hint
 
 
 @pytest.mark.parametrize(
-    ("ffn", "scheme", "width"),
+    ("size", "scheme", "padded"),
     [(144, "f32", 144), (144, "int8-g32", 160), (160, "int8-g32", 160), (144, "q4_k", 256), (64, "f32", 96)],
 )
-def test_the_ffn_is_widened_to_whole_blocks_and_never_square(ffn: int, scheme: str, width: int, tmp_path: Path) -> None:
-    """llama.cpp takes the matrices of a square FFN for each other, so that width is avoided too."""
-    vision = {**CONFIG["vision_config"], "intermediate_size": ffn}
+def test_the_ffn_is_padded_to_whole_blocks_and_never_square(
+    size: int, scheme: str, padded: int, tmp_path: Path
+) -> None:
+    """llama.cpp swaps the matrices of a square FFN, so an intermediate size equal to the hidden size is padded too."""
+    vision = {**CONFIG["vision_config"], "intermediate_size": size}
     checkpoint = build_checkpoint(tmp_path / "tiny", {**CONFIG, "vision_config": vision})
 
-    assert widened_ffn(quantized_by(checkpoint, tmp_path, vision__layers__1__mlp__down=scheme)) == width
+    assert padded_intermediate_size(quantize_with(checkpoint, tmp_path, vision__layers__1__mlp__down=scheme)) == padded
 
 
-def changed(quantized: Quantized, folder: Path, file: str, old: str, new: str) -> Quantized:
-    """A copy of a quantized artifact with one text file changed."""
+def modified_copy(quantized: QuantizedModel, folder: Path, file: str, old: str, new: str) -> QuantizedModel:
+    """Return a copy of a quantized model with one text file changed."""
     shutil.copytree(quantized.path, folder / "changed")
     text = (folder / "changed" / file).read_text()
     assert old in text
     (folder / "changed" / file).write_text(text.replace(old, new))
-    return Quantized.open(folder / "changed")
+    return QuantizedModel.open(folder / "changed")
 
 
 @pytest.mark.parametrize(
     ("file", "old", "new", "message"),
     [
-        ("tokenizer.json", r"(?i:'s|'t", r"(?i:'t|'s", "does not split text"),
+        ("tokenizer.json", r"(?i:'s|'t", r"(?i:'t|'s", "the pre-tokenizer of"),
         ("tokenizer.json", '"<image>"', '"<picture>"', "no token `<image>`"),
         ("tokenizer_config.json", "<|endoftext|>", "<|nothing|>", "`pad_token`"),
         ("preprocessor_config.json", '"scale_resolution": 56', '"scale_resolution": 70', "slices of 70 pixels"),
         ("preprocessor_config.json", '"norm_mean": [', '"norm_mean": [1, ', "not three numbers"),
-        ("config.json", '"image_size": 980', '"image_size": 700', "positions a side"),
+        ("config.json", '"image_size": 980', '"image_size": 700', "position grid of side 50"),
     ],
 )
-def test_what_llama_cpp_would_not_reproduce_is_refused_and_leaves_nothing(
-    tiny_full: Quantized, tmp_path: Path, file: str, old: str, new: str, message: str
+def test_a_model_that_llama_cpp_would_not_reproduce_is_rejected_and_leaves_no_files(
+    tiny_full: QuantizedModel, tmp_path: Path, file: str, old: str, new: str, message: str
 ) -> None:
-    """Another tokenizer, other slices, another table of positions."""
+    """Different tokenizers, slice resolutions and position grids are errors."""
     with pytest.raises(FormatError, match=message):
-        exported(changed(tiny_full, tmp_path, file, old, new), tmp_path)
+        export_gguf(modified_copy(tiny_full, tmp_path, file, old, new), tmp_path)
 
     assert [path.name for path in tmp_path.iterdir()] == ["changed"]

@@ -1,4 +1,4 @@
-"""The texts beside ONNX graphs: what transformers.js takes otherwise for granted than transformers is said to it."""
+"""Configuration files beside ONNX graphs: the keys that transformers.js requires and transformers does not."""
 
 import json
 from pathlib import Path
@@ -8,42 +8,46 @@ import pytest
 
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.families.qwenvl_inputs import Resizing
-from mcpmq.formats.model_view import Planned
-from mcpmq.formats.onnx.config_files import write_texts
+from mcpmq.formats.model_view import PlannedModel
+from mcpmq.formats.onnx.config_files import write_config_files
 from mcpmq.plan import make_plan
 from mcpmq.recipe import Recipe
 from tests.tiny_families import TINY_FAMILIES, TinyFamily
 
 FAMILIES = [one for one in TINY_FAMILIES if one.name.startswith("qwen")]
-SHORTEST = {"image_processor_type": "Qwen2VLImageProcessorFast", "do_normalize": None, "image_std": [0.5, 0.25, 0.125]}
+MINIMAL_PREPROCESSOR = {
+    "image_processor_type": "Qwen2VLImageProcessorFast",
+    "do_normalize": None,
+    "image_std": [0.5, 0.25, 0.125],
+}
 
 
 @pytest.fixture(params=FAMILIES, ids=lambda family: family.name)
 def source(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """The tiny checkpoint of a family that transformers.js has a class for."""
+    """The tiny checkpoint of a family that transformers.js supports."""
     family: TinyFamily = request.param
     return family.build(tmp_path / "source")
 
 
-def texts_of(source: Path) -> Path:
-    """The texts that go beside its graphs, without the graphs."""
+def write_files(source: Path) -> Path:
+    """Write the configuration files of an artifact, without its graphs."""
     out = source.with_name("artifact")
     out.mkdir()
-    write_texts(Planned(make_plan(Checkpoint.open(source), Recipe.load("full"))), out, {})
+    write_config_files(PlannedModel(make_plan(Checkpoint.open(source), Recipe.load("full"))), out, {})
     return out
 
 
 def read(folder: Path, name: str) -> dict[str, Any]:
-    """One of them."""
+    """Read one of the files."""
     found: dict[str, Any] = json.loads((folder / name).read_text())
     return found
 
 
-def test_sizes_lie_where_every_version_lets_them_be_looked_for(source: Path) -> None:
-    """Beside the others and in `text_config`, whichever the checkpoint has; what it says else stays, and it is read
-    as the same model."""
-    given, written = read(source, "config.json"), read(texts_of(source), "config.json")
-    architecture = Checkpoint.open(source).family.architecture
+def test_text_sizes_are_at_both_levels_of_the_config(source: Path) -> None:
+    """config.json has the sizes of the language model at the top level and in `text_config`, keeps its other keys,
+    and parses to the same architecture."""
+    given, written = read(source, "config.json"), read(write_files(source), "config.json")
+    architecture = Checkpoint.open(source).family.parse_architecture
 
     for sizes in (written, written["text_config"]):
         assert (sizes["num_hidden_layers"], sizes["num_key_value_heads"], sizes["hidden_size"]) == (3, 2, 128)
@@ -52,11 +56,11 @@ def test_sizes_lie_where_every_version_lets_them_be_looked_for(source: Path) -> 
     assert architecture(written) == architecture(given)
 
 
-def test_steps_are_said_that_transformers_takes_for_granted(source: Path) -> None:
-    """Without these keys transformers.js would neither resize nor normalize, nor find a tokenizer; bounds and means
-    are those that our own pixels are made with, and what a checkpoint says itself stays."""
-    (source / "preprocessor_config.json").write_text(json.dumps(SHORTEST))
-    out = texts_of(source)
+def test_defaults_of_transformers_are_written_out(source: Path) -> None:
+    """preprocessor_config.json has the default steps, bounds and classes of transformers, and the values of the
+    checkpoint take precedence."""
+    (source / "preprocessor_config.json").write_text(json.dumps(MINIMAL_PREPROCESSOR))
+    out = write_files(source)
     written, resizing = read(out, "preprocessor_config.json"), Resizing.open(source)
 
     assert {written[f"do_{step}"] for step in ("convert_rgb", "resize", "rescale", "normalize")} == {True}
@@ -77,9 +81,9 @@ def test_steps_are_said_that_transformers_takes_for_granted(source: Path) -> Non
         ("chat_template.json", json.dumps({"chat_template": "{{ messages }}"})),
     ],
 )
-def test_a_template_in_a_file_of_its_own_is_put_where_it_is_looked_for(name: str, content: str, source: Path) -> None:
-    """transformers.js reads none but that of tokenizer_config.json; the rest of that file stays."""
+def test_a_separate_chat_template_is_added_to_the_tokenizer_config(name: str, content: str, source: Path) -> None:
+    """tokenizer_config.json gets the chat template of a separate file and keeps its other keys."""
     given = read(source, "tokenizer_config.json")
     (source / name).write_text(content)
 
-    assert read(texts_of(source), "tokenizer_config.json") == {**given, "chat_template": "{{ messages }}"}
+    assert read(write_files(source), "tokenizer_config.json") == {**given, "chat_template": "{{ messages }}"}

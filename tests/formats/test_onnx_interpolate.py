@@ -1,4 +1,4 @@
-"""MiniCPM-V 2.0's vision graph, whose table of positions is resized inside it, against torch."""
+"""The vision graph of MiniCPM-V 2.0, with its position table resized in the graph, compared with torch."""
 
 from contextlib import closing
 from pathlib import Path
@@ -15,36 +15,36 @@ from torch import nn
 from torch.nn import functional
 
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.dataset import CalibrationSet
+from mcpmq.dataset import SampleSet
 from mcpmq.export import export
-from mcpmq.families.slicing import packed_pixels
+from mcpmq.families.slicing import pack_patches
 from mcpmq.formats.onnx import interpolate
 from mcpmq.formats.onnx.external_data import ExternalData
 from mcpmq.formats.onnx.graph import Graph
 from mcpmq.plan import make_plan
 from mcpmq.quantize import quantize
-from mcpmq.quantized_model import Quantized
+from mcpmq.quantized_model import QuantizedModel
 from mcpmq.recipe import Recipe
 from mcpmq.runners.onnx import open_runner
-from tests.onnx_tools import artifact_of
-from tests.reference_model import native_module
+from tests.onnx_tools import write_onnx_artifact
+from tests.reference_model import reference_model
 from tests.tiny_families import TINY_FAMILIES
 
-SIDE, WIDTH = 27, 8  # the published side
+SIDE, WIDTH = 27, 8  # the side of the published model
 
 
 @pytest.fixture(scope="module")
-def full(tmp_path_factory: pytest.TempPathFactory) -> Quantized:
-    """The tiny 2.0 with nothing quantized."""
+def full(tmp_path_factory: pytest.TempPathFactory) -> QuantizedModel:
+    """The tiny MiniCPM-V 2.0, unquantized."""
     [tiny] = [one for one in TINY_FAMILIES if one.name == "minicpm-v-2.0"]
     folder = tmp_path_factory.mktemp("full")
     return quantize(make_plan(Checkpoint.open(tiny.build(folder / "tiny")), Recipe.load("full")), folder / "codes")
 
 
 @pytest.fixture(scope="module")
-def native(full: Quantized) -> nn.Module:
-    """The same in torch."""
-    return native_module(full)
+def native(full: QuantizedModel) -> nn.Module:
+    """The same model in torch."""
+    return reference_model(full)
 
 
 def _pixels(height: int, width: int) -> Any:
@@ -52,14 +52,14 @@ def _pixels(height: int, width: int) -> Any:
 
 
 def _features(native: nn.Module, pixels: Any) -> Any:
-    packed, size = torch.from_numpy(packed_pixels(pixels, [0.5] * 3, [0.5] * 3, 14)), pixels.shape[:2]
+    packed, size = torch.from_numpy(pack_patches(pixels, [0.5] * 3, [0.5] * 3, 14)), pixels.shape[:2]
     with torch.inference_mode():
         return native.get_image_features(packed[None], torch.tensor([size]) // 14)[0].numpy()  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("sizes", [[(32, 32)], [(22, 47), (47, 22)], [(27, 27)], [(16, 64)], [(1, 9), (3, 3)]])
-def test_a_table_is_resized_as_torch_resizes_it(sizes: list[tuple[int, int]], tmp_path: Path) -> None:
-    """To more patches and to fewer; slices of one call may differ in shape."""
+def test_the_table_is_resized_like_in_torch(sizes: list[tuple[int, int]], tmp_path: Path) -> None:
+    """The graph resizes to more and to fewer patches, and slices of one call may have different shapes."""
     table = torch.randn(1, SIDE**2, WIDTH, generator=torch.Generator().manual_seed(3))
     square = table.unflatten(1, (SIDE, SIDE)).permute(0, 3, 1, 2)
     expected = [functional.interpolate(square, size, mode="bicubic", antialias=True)[0].flatten(1).T for size in sizes]
@@ -68,7 +68,7 @@ def test_a_table_is_resized_as_torch_resizes_it(sizes: list[tuple[int, int]], tm
         graph = Graph("positions", data)
         given = [graph.input(name, ir.DataType.INT64, ["slices", "patches"]) for name in ("row", "column", "sizes")]
         weights: Any = SimpleNamespace(array=lambda _: graph.constant(table.numpy(), np.float32))
-        shape: Any = SimpleNamespace(grid=SIDE, hidden=WIDTH)
+        shape: Any = SimpleNamespace(position_grid_size=SIDE, hidden_size=WIDTH)
         value = interpolate.position_embedding(graph, weights, shape, (given[0], given[1]), given[2])
         graph.output(value, "positions", ir.DataType.FLOAT, ["slices", "patches", WIDTH])
     graph.save(tmp_path / "positions.onnx", "0", {})
@@ -80,23 +80,23 @@ def test_a_table_is_resized_as_torch_resizes_it(sizes: list[tuple[int, int]], tm
     np.testing.assert_allclose(found, torch.stack(expected).numpy(), rtol=0, atol=1e-5)
 
 
-def test_the_vision_graph_sees_what_torch_sees(full: Quantized, native: nn.Module, tmp_path: Path) -> None:
-    """Features of slices with more patches than the table has cells, with fewer, and with as many; the exact GELU."""
-    runner = open_runner(artifact_of(full, tmp_path / "onnx"), 1)
+def test_features_equal_those_of_torch(full: QuantizedModel, native: nn.Module, tmp_path: Path) -> None:
+    """Features equal those of torch for slices with more, fewer and as many patches as the table has cells."""
+    runner = open_runner(write_onnx_artifact(full, tmp_path / "onnx"), 1)
 
     for height, width in ((4, 4), (2, 9), (7, 3), (5, 5), (1, 1)):
         pixels = _pixels(height, width)
-        np.testing.assert_allclose(runner.see(pixels), _features(native, pixels), rtol=0, atol=1e-5)
+        np.testing.assert_allclose(runner.encode_slice(pixels), _features(native, pixels), rtol=0, atol=1e-5)
 
 
-def test_npus_get_a_graph_of_one_size(
-    full: Quantized, native: nn.Module, mixed_set: CalibrationSet, tmp_path: Path
+def test_the_npu_graph_is_close_to_torch(
+    full: QuantizedModel, native: nn.Module, mixed_set: SampleSet, tmp_path: Path
 ) -> None:
-    """Standard operators alone, and better than 25 dB on an image that it was not calibrated on."""
+    """The NPU graph has only standard operators and exceeds 25 dB on an image outside of the calibration set."""
     written = export(full, "onnx", tmp_path / "onnx", npu=mixed_set)
 
     graph = onnx.load(written.path / "onnx" / "vision_encoder_quantized.onnx", load_external_data=False).graph
     assert {node.domain for node in graph.node} == {""}
     pixels = _pixels(4, 4)
-    expected, found = _features(native, pixels), open_runner(written.path, 1).see(pixels)
+    expected, found = _features(native, pixels), open_runner(written.path, 1).encode_slice(pixels)
     assert 10 * np.log10((expected**2).sum() / ((found - expected) ** 2).sum()) > 25

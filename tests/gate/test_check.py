@@ -1,6 +1,7 @@
-"""Verdicts: what holds, what is violated, and that nothing unchecked passes."""
+"""Verdicts: bounds that hold, bounds that are violated, and bounds that cannot be checked."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,30 +11,30 @@ import pytest
 from mcpmq.artifact import MANIFEST, Artifact
 from mcpmq.errors import ArtifactError
 from mcpmq.evaluate import ORIGINAL, changes
-from mcpmq.gate import Gate, Verdict, check, refuse_changed
-from mcpmq.quantized_model import Quantized
+from mcpmq.gate import Gate, Verdict, check, check_artifacts
+from mcpmq.quantized_model import QuantizedModel
 from mcpmq.report import Report
-from tests.fake_reports import invented_report
+from tests.fake_reports import make_report
 
 
 def gate(**parts: Any) -> Gate:
-    """A gate of plain values."""
+    """Return a gate from plain values."""
     return Gate.model_validate(parts)
 
 
 def violated(report: Report, gate: Gate, baseline: Report | None = None) -> list[str]:
-    """The lines that `mcpmq check` would print."""
-    return [str(one) for one in check(report, gate, baseline) if not one.holds]
+    """Return the violated bounds as text."""
+    return [str(one) for one in check(report, gate, baseline) if not one.passed]
 
 
-def with_entry(report: Report, **changed: Any) -> Report:
-    """The report with its first artifact changed."""
+def with_result(report: Report, **changed: Any) -> Report:
+    """Return the report with a changed first artifact only."""
     return report.model_copy(update={"artifacts": (report.artifacts[0].model_copy(update=changed),)})
 
 
-def test_a_difference_within_its_bound_holds_and_one_beyond_is_a_line() -> None:
-    """The line has the artifact, the kind, the metric, its value with the interval, and what is allowed."""
-    report = invented_report(1)
+def test_a_value_above_its_bound_is_violated() -> None:
+    """A bound equal to the value holds; a violated one has artifact, group, metric, value, interval and bound."""
+    report = make_report(1)
     divergence = report.artifacts[0].differences["image"].kl_divergence
     allowed = {"image": {"kl_divergence": {"at_most": divergence.value}}}
     assert violated(report, gate(original=allowed)) == []
@@ -45,19 +46,19 @@ def test_a_difference_within_its_bound_holds_and_one_beyond_is_a_line() -> None:
 
 
 @pytest.mark.parametrize(("end", "holds"), [("low", True), ("value", True), ("high", False)])
-def test_an_end_of_the_interval_can_be_held_against_the_bound(end: str, holds: bool) -> None:
-    """A bound between the value and the upper end: proved to be small it is not, proved to be large neither."""
-    report = invented_report(1)
+def test_a_bound_can_apply_to_an_end_of_the_interval(end: str, holds: bool) -> None:
+    """A bound between the value and the high end holds for value and low end, and is violated for the high end."""
+    report = make_report(1)
     divergence = report.artifacts[0].differences["text"].kl_divergence
     between = (divergence.value + divergence.high) / 2
     bounds = {"text": {"kl_divergence": {"at_most": between, "on": end}}}
     assert (violated(report, gate(original=bounds)) == []) is holds
 
 
-def test_sizes_and_memory_are_bounded_too() -> None:
-    """Of the artifact itself, in relation to the original, and to the baseline."""
-    report = invented_report(1)
-    bounds = {"nbytes": {"at_most": 1}, "peak_resident_bytes": {"at_most": 10**9}, "nbytes_ratio": {"at_most": 1.01}}
+def test_sizes_and_memory_are_checked() -> None:
+    """Bounds apply to the artifact, its ratio to the original, and its ratio to the baseline."""
+    report = make_report(1)
+    bounds = {"nbytes": {"at_most": 1}, "peak_rss_bytes": {"at_most": 10**9}, "nbytes_ratio": {"at_most": 1.01}}
     [line] = violated(report, gate(original={"artifact": bounds}))
     assert "nbytes against the original: 1.606e+07, allowed is at most 1" in line
     assert violated(report, gate(baseline={"artifact": {"nbytes_ratio": {"at_most": 1.0}}}), report) == []
@@ -66,89 +67,87 @@ def test_sizes_and_memory_are_bounded_too() -> None:
 @pytest.mark.parametrize(
     ("bounds", "message"),
     [
-        ({"image": {"kl_divergense": {"at_most": 1}}}, "no such metric; there are `loss_increase`"),
+        ({"image": {"kl_divergense": {"at_most": 1}}}, "the metric is unknown; known are `loss_increase`"),
         (
             {"audio": {"kl_divergence": {"at_most": 1}}},
             "the report has no `audio`; it has `image`, `nonsquare`, `text`",
         ),
-        ({"artifact": {"kl_divergence": {"at_most": 1}}}, "no such metric; there are `nbytes`"),
-        ({"artifact": {"nbytes": {"at_most": 1e9, "on": "high"}}}, "it has no interval, so no high end"),
+        ({"artifact": {"kl_divergence": {"at_most": 1}}}, "the metric is unknown; known are `nbytes`"),
+        ({"artifact": {"nbytes": {"at_most": 1e9, "on": "high"}}}, "the metric has no interval and no high end"),
     ],
 )
-def test_what_cannot_be_checked_is_violated(bounds: dict[str, Any], message: str) -> None:
-    """An unknown metric, a kind of sample that the set lacks."""
-    [line] = violated(invented_report(1), gate(original=bounds))
+def test_a_bound_that_cannot_be_checked_is_violated(bounds: dict[str, Any], message: str) -> None:
+    """An unknown metric, a group that the set does not have, an interval that the metric does not have."""
+    [line] = violated(make_report(1), gate(original=bounds))
     assert message in line
 
 
-def test_an_interval_that_is_not_known_violates_its_bound() -> None:
-    """One sample has none."""
-    report = invented_report(1)
+def test_an_unknown_interval_violates_its_bound() -> None:
+    """An end that is NaN, as of a single sample, is a violation."""
+    report = make_report(1)
     differences = report.artifacts[0].differences
-    unsure = differences["image"].kl_divergence.model_copy(update={"high": float("nan")})
-    changed = {**differences, "image": differences["image"].model_copy(update={"kl_divergence": unsure})}
+    unknown = differences["image"].kl_divergence.model_copy(update={"high": float("nan")})
+    changed = {**differences, "image": differences["image"].model_copy(update={"kl_divergence": unknown})}
     bounds = {"image": {"kl_divergence": {"at_most": 100, "on": "high"}}}
-    assert len(violated(with_entry(report, differences=changed), gate(original=bounds))) == 1
+    assert len(violated(with_result(report, differences=changed), gate(original=bounds))) == 1
 
 
-def test_a_gate_about_no_artifact_of_the_report_is_violated() -> None:
-    """With the names that there are; a glob chooses among several."""
+def test_a_gate_that_selects_no_artifact_is_violated() -> None:
+    """The violation lists the artifacts of the report; a glob selects several of them."""
     bounds = {"image": {"kl_divergence": {"at_most": 0}}}
-    [line] = violated(invented_report(2), gate(artifacts="awq *", original=bounds))
-    assert "no artifact has such a name; there are `gguf phone-int4`, `onnx phone-int4`" in line
-    lines = violated(invented_report(4), gate(artifacts="onnx *", original=bounds))
+    [line] = violated(make_report(2), gate(artifacts="awq *", original=bounds))
+    assert "the report has no such artifact; it has `gguf phone-int4`, `onnx phone-int4`" in line
+    lines = violated(make_report(4), gate(artifacts="onnx *", original=bounds))
     assert [line.partition(",")[0] for line in lines] == ["onnx phone-int4", "onnx phone-int8"]
 
 
 def test_the_baseline_is_compared_token_by_token() -> None:
-    """With itself nothing changes at all; with a better one the increase is the paired difference."""
-    report = invented_report(1)
+    """The change from a report to itself is 0; the increase to another one is the paired difference."""
+    report = make_report(1)
     bounds = {"image": {"kl_divergence_increase": {"at_most": 0}, "perplexity_ratio": {"at_most": 1}}}
     assert violated(report, gate(baseline=bounds), report) == []
-    worse = with_entry(report, measurement=invented_report(4).artifacts[3].measurement)
+    worse = with_result(report, measurement=make_report(4).artifacts[3].measurement)
     [first, *_] = violated(worse, gate(baseline=bounds), report)
     found = changes(report.artifacts[0].measurement.samples, worse.artifacts[0].measurement.samples, ORIGINAL)
     assert f"{found['image'].kl_divergence_increase.value:.6g}" in first
 
 
-def test_a_baseline_of_something_else_is_violated_with_the_reason() -> None:
-    """Another checkpoint, held-out set or calibration set; a missing report or artifact."""
-    report, bounds = invented_report(1), {"image": {"kl_divergence_increase": {"at_most": 9}}}
-    asked = gate(baseline=bounds)
+def test_a_baseline_that_cannot_be_compared_is_violated() -> None:
+    """The violation has the reason: another checkpoint or set, or a missing report or artifact."""
+    report, bounds = make_report(1), {"image": {"kl_divergence_increase": {"at_most": 9}}}
+    bounded = gate(baseline=bounds)
     other_source = report.checkpoint.model_copy(update={"sha256": "99" * 32})
-    other_set = report.measured_on.model_copy(update={"name": "easy", "sha256": "77" * 32})
+    other_set = report.eval_set.model_copy(update={"name": "easy", "sha256": "77" * 32})
     for baseline, reason in (
-        (report.model_copy(update={"checkpoint": other_source}), "checkpoint.*`model.*is not the baseline's.*9999"),
-        (report.model_copy(update={"measured_on": other_set}), "held-out set.*`heldout`.*`easy` .7777"),
-        (with_entry(report, calibrated_on=None), "calibration set.*`starter`.*none"),
-        (with_entry(report, recipe="other"), "the baseline has no `gguf phone-int4`"),
-        (None, "no baseline report was given"),
+        (report.model_copy(update={"checkpoint": other_source}), "checkpoint.*`model.*differs from.*9999"),
+        (report.model_copy(update={"eval_set": other_set}), "evaluation set.*`heldout`.*`easy` .7777"),
+        (with_result(report, calibration_set=None), "calibration set.*`starter`.*none"),
+        (with_result(report, recipe="other"), "the baseline has no `gguf phone-int4`"),
+        (None, "no baseline report is given"),
     ):
-        [line] = violated(report, asked, baseline)
-        import re
-
+        [line] = violated(report, bounded, baseline)
         assert re.search(reason, line), line
 
 
-def test_an_artifact_that_changed_since_is_refused(tiny_int4: Quantized, tmp_path: Path) -> None:
-    """Its manifest is not the one that was measured, or a file is not the one in the manifest."""
+def test_a_changed_artifact_is_rejected(tiny_int4: QuantizedModel, tmp_path: Path) -> None:
+    """A manifest that is not in the report, or a file that differs from its manifest, is an error."""
     shutil.copytree(tiny_int4.path, tmp_path / "copy")
-    copy = Quantized.open(tmp_path / "copy").artifact
-    report = with_entry(invented_report(1), sha256=copy.sha256)
-    refuse_changed(report, [copy])
-    with pytest.raises(ArtifactError, match="not about"):
-        refuse_changed(invented_report(1), [copy])
+    copy = QuantizedModel.open(tmp_path / "copy").artifact
+    report = with_result(make_report(1), sha256=copy.sha256)
+    check_artifacts(report, [copy])
+    with pytest.raises(ArtifactError, match="is not in the report"):
+        check_artifacts(make_report(1), [copy])
     with (copy.path / "blocks" / "head.safetensors").open("r+b") as file:
         file.seek(-1, 2)
         file.write(b"\x55")
-    with pytest.raises(ArtifactError, match="is not the file that was written"):
-        refuse_changed(report, [copy])
-    facts = json.loads((copy.path / MANIFEST).read_text())
-    (copy.path / MANIFEST).write_text(json.dumps({**facts, "notes": ["another"]}))
-    with pytest.raises(ArtifactError, match="not about"):
-        refuse_changed(report, [Artifact.open(copy.path)])
+    with pytest.raises(ArtifactError, match="differs from its SHA-256"):
+        check_artifacts(report, [copy])
+    manifest = json.loads((copy.path / MANIFEST).read_text())
+    (copy.path / MANIFEST).write_text(json.dumps({**manifest, "notes": ["another"]}))
+    with pytest.raises(ArtifactError, match="is not in the report"):
+        check_artifacts(report, [Artifact.open(copy.path)])
 
 
-def test_a_verdict_that_holds_says_so() -> None:
-    """In the files that list all of them."""
-    assert str(Verdict("a", "original", "image", "m")) == "a, image, m against the original: holds"
+def test_the_text_of_a_passed_verdict() -> None:
+    """The text has artifact, group, metric and reference."""
+    assert str(Verdict("a", "original", "image", "m")) == "a, image, m against the original: passed"

@@ -1,4 +1,4 @@
-"""Gate files: what is a bound, and what is refused."""
+"""Gate files: valid bounds, and errors."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ from mcpmq.gate import Bound, Gate
 
 
 def test_a_gate_is_read_from_toml(tmp_path: Path) -> None:
-    """Tables by what is compared with and by kind; bounds on the value unless an end is named."""
+    """Tables are named by reference and group; a bound applies to the value unless an end is given."""
     (tmp_path / "gate.toml").write_text(
         'artifacts = "gguf *"\n[original.image]\nkl_divergence = { at_most = 0.01, on = "high" }\n'
         "[baseline.artifact]\nnbytes_ratio = { at_least = 0.9, at_most = 1.1 }\n"
@@ -25,8 +25,8 @@ def test_a_gate_is_read_from_toml(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("x = ", "cannot be read"),
-        ("", "bounds nothing"),
-        ("[original.image]", "bounds nothing"),
+        ("", "has no bounds"),
+        ("[original.image]", "has no bounds"),
         ("[original.image]\nkl_divergence = {}", "neither `at_most` nor `at_least`"),
         ('[original.image]\nkl_divergence = { at_most = "1" }', "original.image.kl_divergence.at_most"),
         ("[original.image]\nkl_divergence = { below = 1 }", "Extra inputs"),
@@ -34,23 +34,23 @@ def test_a_gate_is_read_from_toml(tmp_path: Path) -> None:
         ("[orignal.image]\nkl_divergence = { at_most = 1 }", "orignal"),
     ],
 )
-def test_what_is_no_gate_is_refused(text: str, message: str, tmp_path: Path) -> None:
-    """With the file and the place in it."""
+def test_an_invalid_gate_is_rejected(text: str, message: str, tmp_path: Path) -> None:
+    """The error has the file and the field."""
     (tmp_path / "gate.toml").write_text(text)
     with pytest.raises(GateError, match=f"gate.toml.*{message}"):
         Gate.load(tmp_path / "gate.toml")
 
 
 @pytest.mark.parametrize("content", [None, b"\xff"])
-def test_a_file_that_cannot_be_read_is_refused(content: bytes | None, tmp_path: Path) -> None:
-    """Missing, or no text."""
+def test_a_file_that_cannot_be_read_is_rejected(content: bytes | None, tmp_path: Path) -> None:
+    """A missing file and a file that is not UTF-8 are errors."""
     if content:
         (tmp_path / "gate.toml").write_bytes(content)
     with pytest.raises(GateError, match="cannot be read"):
         Gate.load(tmp_path / "gate.toml")
 
 
-def test_bounds_hold_up_to_themselves_and_never_for_what_is_no_number() -> None:
-    """Inclusive on both sides."""
+def test_limits_are_inclusive_and_nan_fails() -> None:
+    """A value equal to a limit holds, NaN does not."""
     bound = Bound(at_least=1, at_most=2)
     assert [bound.holds(value) for value in (0.999, 1, 2, 2.001, math.nan)] == [False, True, True, False, False]

@@ -1,4 +1,4 @@
-"""Grids of inputs: they cover what was seen, hold zero exactly, and are ONNX Runtime's to the bit."""
+"""Activation grids: they cover a range, represent zero exactly, and equal ONNX Runtime bit for bit."""
 
 from pathlib import Path
 
@@ -9,38 +9,38 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mcpmq.grids.activation import InputGrid
+from mcpmq.grids.activation import ActivationGrid
 
 NUMBERS = st.floats(-1e4, 1e4, width=32)
 
 
 @given(NUMBERS, NUMBERS)
 def test_a_grid_covers_its_range_and_zero(one: float, other: float) -> None:
-    """Nothing inside is off by more than half a step, zero by nothing; what is outside goes to the ends."""
+    """Values inside err by about half a step at most, zero by nothing; values outside are clamped."""
     low, high = min(one, other), max(one, other)
-    grid = InputGrid.over((low, high), "u8")
+    grid = ActivationGrid.from_range((low, high), "u8")
     inside = torch.linspace(min(low, 0), max(high, 0), 1001)
 
-    assert 0 <= grid.zero <= 255
-    # Zero has a code of its own, which moves both ends by up to half a step.
-    assert float((grid.rounded(inside) - inside).abs().max()) <= grid.scale * 1.001
-    assert float(grid.rounded(torch.zeros(1))) == 0
-    ends = grid.rounded(torch.tensor([-1e6, 1e6]))
-    assert torch.equal(ends, torch.tensor([-grid.zero, 255 - grid.zero]) * grid.scale)
+    assert 0 <= grid.zero_point <= 255
+    # Zero gets an exact code, which shifts both ends by up to half a step.
+    assert float((grid.fake_quantize(inside) - inside).abs().max()) <= grid.scale * 1.001
+    assert float(grid.fake_quantize(torch.zeros(1))) == 0
+    ends = grid.fake_quantize(torch.tensor([-1e6, 1e6]))
+    assert torch.equal(ends, torch.tensor([-grid.zero_point, 255 - grid.zero_point]) * grid.scale)
 
 
-def test_rounding_is_that_of_onnx_runtime(tmp_path: Path) -> None:
-    """QuantizeLinear and DequantizeLinear in the runtime, on values within, outside and halfway between codes."""
-    grid = InputGrid.over((-1.3, 4.1), "u8")
-    given = torch.cat([torch.linspace(-3, 6, 4001), (torch.arange(-50, 300) - grid.zero + 0.5) * grid.scale])
+def test_fake_quantization_equals_onnx_runtime(tmp_path: Path) -> None:
+    """On values within, outside and halfway between codes, as QuantizeLinear and DequantizeLinear compute them."""
+    grid = ActivationGrid.from_range((-1.3, 4.1), "u8")
+    given = torch.cat([torch.linspace(-3, 6, 4001), (torch.arange(-50, 300) - grid.zero_point + 0.5) * grid.scale])
 
-    assert np.array_equal(_in_onnx_runtime(grid, given.numpy()), grid.rounded(given).numpy())
+    assert np.array_equal(_onnx_runtime_fake_quantize(grid, given.numpy()), grid.fake_quantize(given).numpy())
 
 
-def _in_onnx_runtime(grid: InputGrid, values: np.ndarray) -> np.ndarray:
+def _onnx_runtime_fake_quantize(grid: ActivationGrid, values: np.ndarray) -> np.ndarray:
     constants = [
         onnx.numpy_helper.from_array(np.array(grid.scale, np.float32), "scale"),
-        onnx.numpy_helper.from_array(np.array(grid.zero, np.uint8), "zero"),
+        onnx.numpy_helper.from_array(np.array(grid.zero_point, np.uint8), "zero"),
     ]
     nodes = [
         onnx.helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["codes"]),

@@ -1,4 +1,4 @@
-"""Integer grids against a brute force of a few lines, and against gguf-py's layouts of the same numbers."""
+"""Integer grids against brute force and against the same grids in gguf-py."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mcpmq.errors import RecipeError
 from mcpmq.grids import integer
-from mcpmq.qtensor import QTensor
+from mcpmq.qtensor import IntegerTensor
 from mcpmq.scheme import GROUP_SIZES, IntegerScheme
 
 SCHEMES = st.builds(IntegerScheme, st.sampled_from([4, 8]), st.sampled_from([None, *GROUP_SIZES]), st.booleans())
@@ -21,12 +21,12 @@ def _weight(rows: int, columns: int, seed: int) -> Tensor:
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed)) * 0.02
 
 
-def _rounded(weight: Tensor, scheme: IntegerScheme) -> QTensor:
-    return integer.round_to(weight, integer.fit(weight, scheme), scheme)
+def _quantize(weight: Tensor, scheme: IntegerScheme) -> IntegerTensor:
+    return integer.round_to_grid(weight, integer.choose_grid(weight, scheme), scheme)
 
 
 def _brute_force(weight: Tensor, scheme: IntegerScheme) -> Tensor:
-    """The same grid, one group and one value at a time, trying every code."""
+    """Round one value at a time by trying every code of its group."""
     out, top = torch.zeros_like(weight), 2**scheme.bits - 1
     width = scheme.group_size or weight.shape[1]
     for row in range(weight.shape[0]):
@@ -47,11 +47,11 @@ def _brute_force(weight: Tensor, scheme: IntegerScheme) -> Tensor:
 
 @settings(max_examples=40, deadline=None)
 @given(SCHEMES, st.integers(1, 3), st.integers(2, 70), st.integers(0, 2**31))
-def test_rounding_is_the_nearest_of_all_codes(scheme: IntegerScheme, rows: int, columns: int, seed: int) -> None:
-    """No code of the grid is nearer than the one that was chosen."""
+def test_every_value_gets_its_nearest_code(scheme: IntegerScheme, rows: int, columns: int, seed: int) -> None:
+    """No code of the grid is nearer than the chosen one."""
     weight = _weight(rows, columns, seed)
 
-    found = integer.dequantize(_rounded(weight, scheme))
+    found = integer.dequantize(_quantize(weight, scheme))
     best = _brute_force(weight, scheme)
 
     assert torch.all((found - weight).abs() <= (best - weight).abs() + 1e-7)
@@ -59,43 +59,42 @@ def test_rounding_is_the_nearest_of_all_codes(scheme: IntegerScheme, rows: int, 
 
 @settings(max_examples=40, deadline=None)
 @given(SCHEMES, st.integers(1, 3), st.integers(1, 70), st.integers(0, 2**31))
-def test_values_on_the_grid_stay_where_they_are(scheme: IntegerScheme, rows: int, columns: int, seed: int) -> None:
-    """Rounding what was dequantized on its own grid changes no code, for any ragged shape."""
+def test_values_on_the_grid_keep_their_codes(scheme: IntegerScheme, rows: int, columns: int, seed: int) -> None:
+    """Rounding dequantized values on the same grid changes no code, for any shape."""
     weight = _weight(rows, columns, seed)
-    grid = integer.fit(weight, scheme)
-    once = integer.round_to(weight, grid, scheme)
+    grid = integer.choose_grid(weight, scheme)
+    once = integer.round_to_grid(weight, grid, scheme)
 
-    again = integer.round_to(integer.dequantize(once), grid, scheme)
+    again = integer.round_to_grid(integer.dequantize(once), grid, scheme)
 
     assert torch.equal(again.codes, once.codes)
 
 
 @pytest.mark.parametrize(("bits", "ggml"), [(4, "Q4_0"), (8, "Q8_0")])
-def test_the_symmetric_grids_are_those_of_ggml(bits: int, ggml: str) -> None:
-    """The scales equal Q4_0's and Q8_0's bit for bit: the same numbers may be taken."""
+def test_symmetric_scales_equal_those_of_ggml(bits: int, ggml: str) -> None:
+    """The scales equal those of Q4_0 and Q8_0 bit for bit, so that GGUF stores the same numbers."""
     weight = _weight(8, 256, seed=1)
     blocks = gguf_quantize(weight.numpy(), GGMLQuantizationType[ggml]).reshape(-1, 18 if bits == 4 else 34)
     theirs = np.ascontiguousarray(blocks[:, :2]).view(np.float16).reshape(8, 8)
 
-    ours = _rounded(weight, IntegerScheme(bits, 32)).scale
+    ours = _quantize(weight, IntegerScheme(bits, 32)).scale
 
-    assert ours is not None
     assert np.array_equal(ours.numpy(), theirs)
 
 
 @pytest.mark.parametrize("scheme", [IntegerScheme(4, 32), IntegerScheme(8, 32), IntegerScheme(4, 32, False)])
 def test_zeros_stay_zeros(scheme: IntegerScheme) -> None:
-    """A dead group, and one too small for fp16, become exact zeros."""
+    """Groups that are all zeros, or whose scale underflows in fp16, give exact zeros."""
     for weight in (torch.zeros(2, 64), torch.full((2, 64), 1e-9)):
-        assert torch.equal(integer.dequantize(_rounded(weight, scheme)), torch.zeros(2, 64))
+        assert torch.equal(integer.dequantize(_quantize(weight, scheme)), torch.zeros(2, 64))
 
 
-def test_more_bits_and_smaller_groups_are_closer() -> None:
-    """The order that everybody expects."""
+def test_more_bits_and_smaller_groups_have_less_error() -> None:
+    """8 bits err less than 4, and smaller groups less than larger ones."""
     weight = _weight(16, 512, seed=2)
 
     def error(scheme: IntegerScheme) -> float:
-        return float((integer.dequantize(_rounded(weight, scheme)) - weight).norm())
+        return float((integer.dequantize(_quantize(weight, scheme)) - weight).norm())
 
     assert error(IntegerScheme(8, 32)) < error(IntegerScheme(4, 16)) < error(IntegerScheme(4, 128))
     assert (
@@ -103,41 +102,56 @@ def test_more_bits_and_smaller_groups_are_closer() -> None:
     )
 
 
-def test_a_scale_that_fp16_cannot_hold_is_refused() -> None:
-    """A weight of a million is no weight to quantize in silence."""
+def test_a_scale_too_large_for_fp16_is_an_error() -> None:
+    """A weight of a million has a scale beyond the range of fp16."""
     with pytest.raises(RecipeError, match="too large for fp16"):
-        integer.fit(torch.full((1, 32), 1e6), IntegerScheme(4, 32))
+        integer.choose_grid(torch.full((1, 32), 1e6), IntegerScheme(4, 32))
 
 
 @settings(max_examples=40, deadline=None)
 @given(SCHEMES, st.integers(1, 3), st.integers(2, 70), st.integers(0, 2**31))
-def test_importance_never_makes_the_weighted_error_larger(
+def test_importance_never_increases_the_weighted_error(
     scheme: IntegerScheme, rows: int, columns: int, seed: int
 ) -> None:
-    """Of the covering grid and the smaller ones the best is taken, group by group; for any ragged shape."""
+    """The search selects the best of the full range and the clipped ranges per group, for any shape."""
     weight = _weight(rows, columns, seed)
     importance = torch.randn(columns, generator=torch.Generator().manual_seed(seed)).mul(2).exp()
 
     def error(grid: integer.IntegerGrid) -> float:
-        found = integer.dequantize(integer.round_to(weight, grid, scheme))
+        found = integer.dequantize(integer.round_to_grid(weight, grid, scheme))
         return float(((found - weight).square() * importance).sum())
 
-    assert error(integer.fit(weight, scheme, importance)) <= error(integer.fit(weight, scheme)) * (1 + 1e-5)
+    assert error(integer.choose_grid(weight, scheme, importance)) <= error(integer.choose_grid(weight, scheme)) * (
+        1 + 1e-5
+    )
 
 
 @pytest.mark.parametrize("scheme", [IntegerScheme(4, 64), IntegerScheme(4, 64, False), IntegerScheme(8, None)])
-def test_a_grid_may_leave_out_a_value_that_does_not_matter(scheme: IntegerScheme) -> None:
-    """One large weight of a column that sees next to nothing no longer coarsens the grid of all others."""
+def test_a_value_of_little_importance_is_clipped(scheme: IntegerScheme) -> None:
+    """One large weight in a column with small inputs no longer enlarges the scale of its group."""
     weight, importance = _weight(4, 64, seed=7), torch.ones(64)
     weight[:, 3], importance[3] = 0.2, 1e-6
 
-    coarse, fine = integer.fit(weight, scheme), integer.fit(weight, scheme, importance)
+    full, clipped = integer.choose_grid(weight, scheme), integer.choose_grid(weight, scheme, importance)
 
-    assert torch.all(fine.scale.abs() < 0.85 * coarse.scale.abs())
+    assert torch.all(clipped.scale.abs() < 0.85 * full.scale.abs())
 
 
-def test_without_importance_of_any_column_a_grid_covers_all() -> None:
-    """Nothing is left out on no grounds."""
+def test_zero_importance_gives_the_full_range() -> None:
+    """Without any importance no value is clipped."""
     weight, scheme = _weight(4, 64, seed=7), IntegerScheme(4, 32)
 
-    assert torch.equal(integer.fit(weight, scheme, torch.zeros(64)).scale, integer.fit(weight, scheme).scale)
+    assert torch.equal(
+        integer.choose_grid(weight, scheme, torch.zeros(64)).scale, integer.choose_grid(weight, scheme).scale
+    )
+
+
+def test_clipped_8_bit_values_get_the_code_1_at_least() -> None:
+    """Symmetric 8-bit codes are 1..255 like those of Q8_0, also for a value far below the clipped range."""
+    weight, importance = _weight(4, 64, seed=7), torch.ones(64)
+    weight[:, 3], importance[3] = -0.2, 1e-6
+
+    codes = integer.quantize(weight, IntegerScheme(8, None), importance).codes
+
+    assert codes[:, 3].tolist() == [1, 1, 1, 1]
+    assert int(codes.min()) == 1

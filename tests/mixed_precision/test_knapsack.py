@@ -1,4 +1,4 @@
-"""The choice under limits is the best there is."""
+"""The solver finds the choice of least loss within the limits."""
 
 from itertools import product
 
@@ -6,24 +6,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mcpmq.mixed_precision.knapsack import Limit, Option, choose, least
+from mcpmq.mixed_precision.knapsack import Limit, Option, min_nbytes, solve
 
 ALL = ("a", "b")
 Options = dict[str, list[Option]]
 
 
 def _brute_force(options: Options, limits: list[Limit]) -> float | None:
-    """The least loss of all combinations that fit."""
+    """The least loss of all combinations within the limits."""
     losses = []
     for combination in product(*options.values()):
-        taken = dict(zip(options, combination, strict=True))
-        if all(_nbytes(taken, limit) <= limit.nbytes for limit in limits):
+        chosen = dict(zip(options, combination, strict=True))
+        if all(_nbytes(chosen, limit) <= limit.nbytes for limit in limits):
             losses.append(sum(option.loss for option in combination))
     return min(losses, default=None)
 
 
-def _nbytes(taken: dict[str, Option], limit: Limit) -> int:
-    return sum(option.nbytes for name, option in taken.items() if limit.holds(name))
+def _nbytes(chosen: dict[str, Option], limit: Limit) -> int:
+    return sum(option.nbytes for name, option in chosen.items() if limit.covers(name))
 
 
 options_of_weights = st.dictionaries(
@@ -39,7 +39,7 @@ options_of_weights = st.dictionaries(
 def test_no_combination_is_better(
     given_options: dict[str, list[tuple[int, float]]], shares: tuple[float, float]
 ) -> None:
-    """Against all combinations, under one limit over everything and one over a component."""
+    """The loss is the least of all combinations, with a limit on all weights and one on a component."""
     options = {
         name: [Option(str(number), nbytes, loss) for number, (nbytes, loss) in enumerate(several)]
         for name, several in given_options.items()
@@ -48,7 +48,7 @@ def test_no_combination_is_better(
     limits = [Limit(ALL, int(largest * shares[0])), Limit(("a",), int(largest * shares[1]))]
     best = _brute_force(options, limits)
 
-    chosen = choose(options, limits)
+    chosen = solve(options, limits)
 
     if chosen is None:
         assert best is None
@@ -58,32 +58,32 @@ def test_no_combination_is_better(
         assert sum(option.loss for option in chosen.values()) <= best + 1e-6 * max(best, 1e-2)
 
 
-def test_the_same_options_give_the_same_choice() -> None:
-    """Also where several choices are as good."""
+def test_equal_options_give_equal_choices() -> None:
+    """The choice is deterministic, also if several have the same loss."""
     options = {f"a.{number}": [Option("small", 10, 1.0), Option("large", 20, 0.0)] for number in range(20)}
 
-    first, second = (choose(options, [Limit(ALL, 300)]) for _ in range(2))
+    first, second = (solve(options, [Limit(ALL, 300)]) for _ in range(2))
 
     assert first == second
     assert first
     assert sum(option.loss for option in first.values()) == 10
 
 
-def test_what_cannot_fit_is_said() -> None:
-    """And how small the smallest is."""
+def test_limits_below_the_smallest_choice_have_no_solution() -> None:
+    """The size of the smallest choice is known, in total and for a component."""
     options = {"a.0": [Option("x", 10, 0.0), Option("y", 7, 1.0)], "b.0": [Option("x", 5, 0.0)]}
 
-    assert choose(options, [Limit(ALL, 11)]) is None
-    assert least(options, Limit(ALL, 0)) == 12
-    assert least(options, Limit(("b",), 0)) == 5
+    assert solve(options, [Limit(ALL, 11)]) is None
+    assert min_nbytes(options, Limit(ALL, 0)) == 12
+    assert min_nbytes(options, Limit(("b",), 0)) == 5
 
 
-def test_nothing_is_printed_where_results_go(capfd: pytest.CaptureFixture[str]) -> None:
-    """The solver's code would, now and then."""
+def test_the_solver_prints_nothing_to_standard_output(capfd: pytest.CaptureFixture[str]) -> None:
+    """Standard output is for results, and the native code of the solver prints on some problems."""
     options = {
         f"a.{number}": [Option(str(bits), 1000 * bits + number, (number + 1) * 4.0**-bits) for bits in (4, 5, 6, 8)]
         for number in range(150)
     }
 
-    assert choose(options, [Limit(ALL, 800_000)])
+    assert solve(options, [Limit(ALL, 800_000)])
     assert capfd.readouterr().out == ""

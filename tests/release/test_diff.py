@@ -1,4 +1,4 @@
-"""What changed between two releases is said, and nothing else."""
+"""Differences between releases."""
 
 import json
 from pathlib import Path
@@ -13,16 +13,16 @@ from mcpmq.plan import make_plan
 from mcpmq.quantize import quantize
 from mcpmq.recipe import Recipe
 from mcpmq.release.diff import diff
-from mcpmq.release.package import Wanted, package
+from mcpmq.release.package import ReleaseOptions, package
 from mcpmq.release.record import Release
-from tests.fake_releases import report_about, with_terms
+from tests.fake_releases import report_for, with_license
 
 
 @pytest.fixture(scope="module")
 def better(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """GGUF with one kind of matrix on a finer grid."""
+    """Return a GGUF artifact with 8-bit `mlp.down` matrices."""
     folder = tmp_path_factory.mktemp("better")
-    written = Recipe.load("phone-int4").written()
+    written = Recipe.load("phone-int4").to_dict()
     weights = {**written["weights"], "language.*.mlp.down": "int8-g32"}  # type: ignore[dict-item]
     recipe = Recipe.model_validate({"name": "better", "weights": weights})
     return export(
@@ -31,16 +31,16 @@ def better(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> A
 
 
 def test_a_release_does_not_differ_from_itself(tiny_release: Release) -> None:
-    """No change, said so."""
+    """The table reports no change."""
     found = diff(tiny_release.path, tiny_release.path)
 
     assert found.changes == ()
-    assert found.table().rows == [("no change", ["", ""])]
+    assert found.to_table().rows == [("no change", ["", ""])]
 
 
 def test_schemes_sizes_and_files_that_changed_are_listed(tiny_exports: list[Artifact], better: Artifact) -> None:
-    """Layers that changed alike share a line; what stayed is not there."""
-    changes = {one.what: (one.before, one.after) for one in diff(tiny_exports[0].path, better.path).changes}
+    """Equal changes of several layers share a line, and unchanged values are omitted."""
+    changes = {one.name: (one.before, one.after) for one in diff(tiny_exports[0].path, better.path).changes}
 
     assert changes["gguf recipe"] == ("phone-int4", "better")
     assert changes["gguf, scheme of language.layers.*.mlp.down (2 weights)"] == ("int4-g32", "int8-g32")
@@ -51,28 +51,28 @@ def test_schemes_sizes_and_files_that_changed_are_listed(tiny_exports: list[Arti
     assert {what for what in changes if "file" in what} == {
         "gguf, size of all files",
         "gguf file tiny-Q4_0.gguf",
-        "gguf file mmproj-tiny-Q8_0.gguf",  # it names the recipe
+        "gguf file mmproj-tiny-Q8_0.gguf",  # records the recipe
     }
 
 
 def test_measurements_that_changed_are_listed(
     tiny_checkpoint: Path, tiny_exports: list[Artifact], tiny_release: Release, better: Artifact, tmp_path: Path
 ) -> None:
-    """Each with its standard error; a format that is gone is said to be gone."""
-    source = Checkpoint.open(with_terms(tiny_checkpoint, tmp_path))
-    facts = json.loads(report_about([better]).model_dump_json())
+    """Every changed metric has its standard error; a missing format is a change."""
+    source = Checkpoint.open(with_license(tiny_checkpoint, tmp_path))
+    facts = json.loads(report_for([better]).model_dump_json())
     facts["artifacts"][0]["differences"]["image"]["loss_increase"]["value"] += 1
-    report = type(report_about([better])).model_validate(facts)
-    new = package([better], source, report, tmp_path / "new", Wanted())
+    report = type(report_for([better])).model_validate(facts)
+    new = package([better], source, report, tmp_path / "new", ReleaseOptions())
 
-    changes = {one.what: (one.before, one.after) for one in diff(tiny_release.path, new.path).changes}
+    changes = {one.name: (one.before, one.after) for one in diff(tiny_release.path, new.path).changes}
 
-    assert changes["format onnx"] == ("there", "")
+    assert changes["format onnx"] == ("present", "")
     assert [what for what in changes if "measured" in what] == ["gguf, measured image loss increase"]
     assert "±" in changes["gguf, measured image loss increase"][0]
 
 
-def test_nothing_in_common_is_an_error(tiny_exports: list[Artifact]) -> None:
-    """GGUF and ONNX of one model are no two versions of one thing."""
-    with pytest.raises(ArtifactError, match="holds gguf, .* holds onnx"):
+def test_different_formats_are_an_error(tiny_exports: list[Artifact]) -> None:
+    """A GGUF and an ONNX artifact cannot be compared."""
+    with pytest.raises(ArtifactError, match="has gguf, .* has onnx"):
         diff(tiny_exports[0].path, tiny_exports[1].path)

@@ -1,4 +1,4 @@
-"""A release that was changed, mixed or is not loadable is found out."""
+"""Verification: changed, missing and mixed files, and models that do not load."""
 
 import json
 import shutil
@@ -7,40 +7,40 @@ from pathlib import Path
 
 import pytest
 
-from mcpmq.artifact import MANIFEST, Artifact, sha256_of, write_manifest
+from mcpmq.artifact import MANIFEST, Artifact, file_sha256, write_manifest
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import ArtifactError, EngineError, ReleaseError
 from mcpmq.export import export
 from mcpmq.plan import make_plan
 from mcpmq.quantize import quantize
 from mcpmq.recipe import Recipe
-from mcpmq.release.record import RECORD, SUMS, Release, write_sums
+from mcpmq.release.record import CHECKSUMS, RECORD, Release, write_checksums
 from mcpmq.release.verify import verify
 from tests.tiny import CONFIG, build_checkpoint
 
 
 @pytest.fixture
 def release(tiny_release: Release, tmp_path: Path) -> Path:
-    """A copy that may be damaged."""
+    """Return a copy of the release that a test can change."""
     return shutil.copytree(tiny_release.path, tmp_path / "release")
 
 
-def test_a_good_release_is_loaded_by_its_engines(tiny_release: Release) -> None:
-    """Hashes, origins, and both engines."""
-    found = " ".join(verify(tiny_release.path, 1).found)
+def test_a_valid_release_is_loaded_by_its_engines(tiny_release: Release) -> None:
+    """Hashes and provenance are checked, and both engines load their artifact."""
+    checks = " ".join(verify(tiny_release.path, 1).checks)
 
-    assert "llama.cpp" in found
-    assert "ONNX Runtime" in found
-    assert "3 files say that they are of one model" in found
+    assert "llama.cpp" in checks
+    assert "ONNX Runtime" in checks
+    assert "3 files record the same source" in checks
 
 
-def test_an_artifact_alone_is_verified_too(tiny_exports: list[Artifact]) -> None:
-    """Without a release around it."""
-    found = verify(tiny_exports[0].path, 1, load=False).found
+def test_a_single_artifact_is_verified(tiny_exports: list[Artifact]) -> None:
+    """An artifact outside of a release has the checks of its files."""
+    checks = verify(tiny_exports[0].path, 1, load=False).checks
 
-    assert found == (
-        "gguf: 2 files are those of `mcpmq.json`",
-        "gguf: 2 files say that they are of one model and one recipe",
+    assert checks == (
+        "gguf: 2 files match `mcpmq.json`",
+        "gguf: 2 files record the same source and recipe as the manifest",
     )
 
 
@@ -57,49 +57,49 @@ def _add(folder: Path) -> None:
     (folder / "onnx" / "more.bin").write_bytes(b"x")
 
 
-def _change_sums(folder: Path) -> None:
-    (folder / SUMS).write_text((folder / SUMS).read_text().replace("a", "b", 1))
+def _change_checksums(folder: Path) -> None:
+    (folder / CHECKSUMS).write_text((folder / CHECKSUMS).read_text().replace("a", "b", 1))
 
 
-def _replace_by_a_link(folder: Path) -> None:
+def _replace_with_a_link(folder: Path) -> None:
     outside = folder.parent / "outside"
     (folder / "LICENSE").rename(outside)
     (folder / "LICENSE").symlink_to(outside)
 
 
 @pytest.mark.parametrize(
-    ("damage", "message"),
+    ("change", "message"),
     [
-        (_change, "is not the file that was released"),
+        (_change, "is not the released file"),
         (_remove, "`LICENSE` is missing"),
-        (_add, "holds 1 files that it does not list, first `onnx/more.bin`"),
-        (_change_sums, "does not agree with `release.json`"),
-        (_replace_by_a_link, "leaves the folder"),
+        (_add, "has 1 unlisted files, first `onnx/more.bin`"),
+        (_change_checksums, "does not match `release.json`"),
+        (_replace_with_a_link, "is outside of the folder"),
     ],
 )
-def test_damage_is_found(release: Path, damage: Callable[[Path], None], message: str) -> None:
-    """Whatever was changed after packaging."""
-    damage(release)
+def test_a_change_of_a_release_is_an_error(release: Path, change: Callable[[Path], None], message: str) -> None:
+    """A changed, missing, added or linked file is an error."""
+    change(release)
 
     with pytest.raises(ReleaseError, match=message):
         verify(release, 1, load=False)
 
 
 @pytest.mark.parametrize("path", ["../outside", "/etc/hostname", "gguf/../../outside"])
-@pytest.mark.parametrize("where", ["file", "folder"])
-def test_a_record_that_leaves_the_folder_is_refused(release: Path, path: str, where: str) -> None:
-    """Before anything that it names is opened."""
+@pytest.mark.parametrize("field", ["file", "folder"])
+def test_a_path_outside_of_the_folder_is_rejected(release: Path, path: str, field: str) -> None:
+    """Paths in the record are checked before files are opened."""
     record = json.loads((release / RECORD).read_text())
-    record["files" if where == "file" else "artifacts"][0]["path" if where == "file" else "folder"] = path
+    record["files" if field == "file" else "artifacts"][0]["path" if field == "file" else "folder"] = path
     (release / RECORD).write_text(json.dumps(record))
 
-    with pytest.raises(ReleaseError, match="which leaves the folder"):
+    with pytest.raises(ReleaseError, match="which is outside of the folder"):
         verify(release, 1, load=False)
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"schema_version": 2}'])
 def test_a_broken_record_is_an_error(release: Path, content: str) -> None:
-    """With the name of the file."""
+    """The error has the name of the file."""
     (release / RECORD).write_text(content)
 
     with pytest.raises(ReleaseError, match=r"release\.json"):
@@ -107,16 +107,16 @@ def test_a_broken_record_is_an_error(release: Path, content: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def stranger(tmp_path_factory: pytest.TempPathFactory) -> list[Artifact]:
-    """Another model of the same shape and name, as GGUF and ONNX."""
-    folder = tmp_path_factory.mktemp("stranger")
+def other_model(tmp_path_factory: pytest.TempPathFactory) -> list[Artifact]:
+    """Return another model of the same shape and name, as GGUF and ONNX."""
+    folder = tmp_path_factory.mktemp("other")
     plan = make_plan(Checkpoint.open(build_checkpoint(folder / "tiny", CONFIG, seed=7)), Recipe.load("phone-int4"))
     quantized = quantize(plan, folder / "codes")
     return [export(quantized, "gguf", folder / "gguf"), export(quantized, "onnx", folder / "onnx")]
 
 
 def _rehash(release: Path, folder: str) -> None:
-    """As one does who mixes files and wants the hashes to be right."""
+    """Update all hashes after files were exchanged."""
     artifact = Artifact.open(release / folder)
     files: dict[str, list[str]] = {}
     for one in artifact.manifest.files:
@@ -124,54 +124,52 @@ def _rehash(release: Path, folder: str) -> None:
     write_manifest(release / folder, artifact.manifest.model_copy(update={"files": ()}), files)
     record = json.loads((release / RECORD).read_text())
     for one in record["files"]:
-        one |= {"nbytes": (release / one["path"]).stat().st_size, "sha256": sha256_of(release / one["path"])}
+        one |= {"nbytes": (release / one["path"]).stat().st_size, "sha256": file_sha256(release / one["path"])}
     (release / RECORD).write_text(json.dumps(record))
-    write_sums(release)
+    write_checksums(release)
 
 
 @pytest.mark.parametrize("component", ["language", "vision+projector"])
 @pytest.mark.parametrize("kind", ["gguf", "onnx"])
-def test_files_of_two_models_do_not_pass_for_one(
-    release: Path, stranger: list[Artifact], kind: str, component: str
+def test_files_of_two_models_are_an_error(
+    release: Path, other_model: list[Artifact], kind: str, component: str
 ) -> None:
-    """Same names, same shapes, right hashes: what is written inside tells them apart."""
-    other = stranger[kind == "onnx"]
-    for file in other.files_of(component):
+    """Files with equal names, equal shapes and valid hashes differ in the provenance that they record."""
+    other = other_model[kind == "onnx"]
+    for file in other.component_files(component):
         shutil.copyfile(file, release / kind / file.relative_to(other.path))
     _rehash(release, kind)
 
-    with pytest.raises(ArtifactError, match="was made from a model of SHA-256"):
+    with pytest.raises(ArtifactError, match="records source SHA-256"):
         verify(release, 1, load=False)
 
 
-def test_an_artifact_of_another_model_is_found(release: Path, stranger: list[Artifact]) -> None:
-    """It agrees with itself, not with the release."""
+def test_an_artifact_of_another_model_is_an_error(release: Path, other_model: list[Artifact]) -> None:
+    """A consistent artifact of another original does not match the release."""
     shutil.rmtree(release / "gguf")
-    shutil.copytree(stranger[0].path, release / "gguf")
+    shutil.copytree(other_model[0].path, release / "gguf")
     _rehash(release, "gguf")
 
     with pytest.raises(ReleaseError, match="was made from another model"):
         verify(release, 1, load=False)
 
 
-def test_files_of_two_recipes_do_not_pass_for_one(
-    tiny_checkpoint: Path, tiny_exports: list[Artifact], tmp_path: Path
-) -> None:
-    """Of the same model, too."""
+def test_files_of_two_recipes_are_an_error(tiny_checkpoint: Path, tiny_exports: list[Artifact], tmp_path: Path) -> None:
+    """Files of one model with different recipes are an error."""
     plan = make_plan(Checkpoint.open(tiny_checkpoint), Recipe.load("phone-int8"))
     other = export(quantize(plan, tmp_path / "codes"), "gguf", tmp_path / "other")
     mixed = Artifact.open(shutil.copytree(tiny_exports[0].path, tmp_path / "mixed"))
-    [into], [out_of] = mixed.files_of("language"), other.files_of("language")
+    [into], [out_of] = mixed.component_files("language"), other.component_files("language")
     shutil.copyfile(out_of, into)
     files = {one.component: [one.path] for one in mixed.manifest.files}
     write_manifest(mixed.path, mixed.manifest.model_copy(update={"files": ()}), files)
 
-    with pytest.raises(ArtifactError, match="was made by recipe `phone-int8`"):
+    with pytest.raises(ArtifactError, match="records recipe `phone-int8`"):
         verify(mixed.path, 1, load=False)
 
 
-def test_what_an_engine_does_not_load_is_an_error(tiny_exports: list[Artifact], tmp_path: Path) -> None:
-    """Right hashes of a file that was cut short before they were taken."""
+def test_a_file_that_an_engine_does_not_load_is_an_error(tiny_exports: list[Artifact], tmp_path: Path) -> None:
+    """A truncated file with a valid hash is an error when the engine loads it."""
     cut = Artifact.open(shutil.copytree(tiny_exports[1].path, tmp_path / "cut"))
     data = next(one for one in cut.manifest.files if one.path.endswith("decoder_model_merged_q4.onnx_data"))
     (cut.path / data.path).write_bytes((cut.path / data.path).read_bytes()[: data.nbytes // 2])
@@ -184,7 +182,7 @@ def test_what_an_engine_does_not_load_is_an_error(tiny_exports: list[Artifact], 
         verify(cut.path, 1)
 
 
-def test_nothing_is_no_release(tmp_path: Path) -> None:
-    """An empty folder."""
+def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
+    """The error names the missing manifest."""
     with pytest.raises(ArtifactError, match=f"no `{MANIFEST}`"):
         verify(tmp_path, 1)

@@ -1,33 +1,33 @@
-"""Figures find their way into the cards of what was measured."""
+"""Evaluation results in model cards."""
 
 from pathlib import Path
 
 from mcpmq.artifact import Artifact
 from mcpmq.export import export
-from mcpmq.quantized_model import Quantized
-from mcpmq.report.model_cards import add_figures
-from tests.fake_reports import invented_report
-from tests.gguf_tools import quantized_by
+from mcpmq.quantized_model import QuantizedModel
+from mcpmq.report.model_cards import update_model_cards
+from tests.fake_reports import make_report
+from tests.gguf_tools import quantize_with
 
 
-def test_the_card_gets_its_own_figures_and_the_artifact_stays_whole(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """Twice the same; the manifest knows the new card, and exporting again finds what is there."""
-    quantized = quantized_by(tiny_checkpoint, tmp_path, **{"language.*": "int8-row"})
-    artifact, report = export(quantized, "gptq", tmp_path / "gptq"), invented_report(1)
-    add_figures(report, [artifact])
+def test_results_are_written_into_the_card(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """A second update changes nothing; the manifest has the new hash, and a repeated export reuses the artifact."""
+    quantized = quantize_with(tiny_checkpoint, tmp_path, **{"language.*": "int8-row"})
+    artifact, report = export(quantized, "gptq", tmp_path / "gptq"), make_report(1)
+    update_model_cards(report, [artifact])
     first = (artifact.path / "README.md").read_text()
-    add_figures(report, [Artifact.open(artifact.path)])
+    update_model_cards(report, [Artifact.open(artifact.path)])
 
     assert (artifact.path / "README.md").read_text() == first
-    assert "Not measured yet" not in first
-    assert "| image perplexity |" in first.partition("## What it cost")[2]
+    assert "Not evaluated yet" not in first
+    assert "| perplexity, images |" in first.partition("## Evaluation")[2]
     assert export(quantized, "gptq", tmp_path / "gptq").manifest != artifact.manifest
     Artifact.open(artifact.path).verify()
 
 
-def test_artifacts_without_a_card_are_left_alone(tiny_int4: Quantized) -> None:
-    """GGUF and ONNX have none."""
+def test_artifacts_without_a_card_are_unchanged(tiny_int4: QuantizedModel) -> None:
+    """A quantized model has no card."""
     before = tiny_int4.artifact.manifest
-    add_figures(invented_report(1), [tiny_int4.artifact])
+    update_model_cards(make_report(1), [tiny_int4.artifact])
 
     assert Artifact.open(tiny_int4.path).manifest == before

@@ -1,4 +1,4 @@
-"""The page of a report: what it says, that it fetches nothing, and how a real browser lays it out."""
+"""The HTML page: content, self-containment, and the layout in a browser."""
 
 import html
 import re
@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from mcpmq.report.page import page_of
-from tests.fake_reports import invented_report
+from mcpmq.report.page import render_html
+from tests.fake_reports import make_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 VOID = {"meta", "img", "br", "line"}
 
 
 class Elements(HTMLParser):
-    """Every element with its attributes; closed in the order they were opened."""
+    """Parse all elements with their attributes, and check that they are nested correctly."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -37,9 +37,9 @@ class Elements(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_a_page_is_well_formed_and_fetches_nothing() -> None:
-    """No script, no link, images inside the page; and the text of a sample is text, not markup."""
-    page = page_of(invented_report(4))
+def test_the_page_is_well_formed_and_self_contained() -> None:
+    """The page has no script and no link, images are data URIs, and the text of samples is escaped."""
+    page = render_html(make_report(4))
     elements = Elements(page)
     assert elements.open == []
     assert not {"script", "link", "iframe"} & {tag for tag, _ in elements.found}
@@ -54,20 +54,20 @@ def test_a_page_is_well_formed_and_fetches_nothing() -> None:
 
 
 def test_the_verdict_comes_first() -> None:
-    """What was measured; or that the gate passed, or what it found."""
-    report = invented_report(2)
+    """The page begins with a summary, a passed gate, or a failed gate with its violated bounds."""
+    report = make_report(2)
     for violated, words in ((None, "Measured"), ([], "The gate passed"), (["a is < b"], "The gate failed: 1 violated")):
-        page = page_of(report, violated)
+        page = render_html(report, violated)
         assert page.index(words) < page.index("Size on disk") < page.index("Accuracy") < page.index("Worst samples")
     assert "a is &lt; b" in page
 
 
-def test_every_figure_of_the_table_is_on_the_page() -> None:
-    """Sizes, memory, intervals, layers."""
-    report = invented_report(1)
-    page, [entry] = page_of(report), report.artifacts
-    divergence = entry.differences["image"].kl_divergence
-    assert f"{divergence.value * 1000:.2f} [{divergence.low * 1000:.2f}, {divergence.high * 1000:.2f}]" in page
+def test_the_page_has_all_metrics() -> None:
+    """Sizes, memory, intervals and layers are on the page."""
+    report = make_report(1)
+    page, [result] = render_html(report), report.artifacts
+    divergence = result.differences["image"].kl_divergence
+    assert f"{divergence.value:.4f} [{divergence.low:.4f}, {divergence.high:.4f}]" in page
     assert "language.layers.3: 0.0125" in page
     assert "head: not known" in page
     assert "4.50 bits per weight" in page
@@ -79,20 +79,20 @@ MEASURING = """
 <body><script>
 addEventListener("load", () => {
   const root = document.querySelector("iframe").contentDocument.documentElement;
-  const ground = getComputedStyle(root.querySelector("body")).backgroundColor;
-  document.title = [root.scrollWidth, root.querySelectorAll("rect").length, ground].join("|");
+  const background = getComputedStyle(root.querySelector("body")).backgroundColor;
+  document.title = [root.scrollWidth, root.querySelectorAll("rect").length, background].join("|");
 });
 </script><iframe width="390" height="800" srcdoc="PAGE"></iframe>
 """
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium; `apt-get install chromium` brings one")
-@pytest.mark.parametrize(("scheme", "ground"), [("1", "rgb(251, 250, 248)"), ("0", "rgb(20, 22, 26)")])
-def test_a_browser_lays_it_out_at_the_width_of_a_phone(scheme: str, ground: str, tmp_path: Path) -> None:
-    """Nothing is wider than the screen, all bars are drawn, and light and dark have their grounds."""
-    report = invented_report(2)
-    (tmp_path / "page.html").write_text(MEASURING.replace("PAGE", html.escape(page_of(report))))
-    drawn = subprocess.run(
+@pytest.mark.skipif(CHROMIUM is None, reason="requires Chromium, e.g. `apt-get install chromium`")
+@pytest.mark.parametrize(("scheme", "background"), [("1", "rgb(251, 250, 248)"), ("0", "rgb(20, 22, 26)")])
+def test_the_layout_fits_a_phone_screen(scheme: str, background: str, tmp_path: Path) -> None:
+    """In a browser no element is wider than the screen, all bars are drawn, and both color schemes apply."""
+    report = make_report(2)
+    (tmp_path / "page.html").write_text(MEASURING.replace("PAGE", html.escape(render_html(report))))
+    document = subprocess.run(
         [
             str(CHROMIUM),
             "--headless",
@@ -108,8 +108,8 @@ def test_a_browser_lays_it_out_at_the_width_of_a_phone(scheme: str, ground: str,
         check=True,
         timeout=120,
     ).stdout
-    found = re.search(r"<title>(\d+)\|(\d+)\|(.*?)</title>", drawn)
+    found = re.search(r"<title>(\d+)\|(\d+)\|(.*?)</title>", document)
     assert found
     assert int(found[1]) <= 390
     assert int(found[2]) == 2 * 2 * 13
-    assert found[3] == ground
+    assert found[3] == background

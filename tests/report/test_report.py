@@ -1,4 +1,4 @@
-"""Comparing, keeping and merging reports; report.json is the truth and report.md is drawn from it."""
+"""Reports: comparison, JSON, merging, the table."""
 
 import json
 import math
@@ -7,131 +7,131 @@ from pathlib import Path
 import pytest
 
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.dataset import CalibrationSet
+from mcpmq.dataset import SampleSet
 from mcpmq.errors import ArtifactError, OutputError
 from mcpmq.evaluate import Settings
-from mcpmq.quantized_model import Quantized
-from mcpmq.report import Report, compare, table_of, write_report
-from tests.fake_reports import invented_measurement, invented_report
+from mcpmq.quantized_model import QuantizedModel
+from mcpmq.report import Report, compare, report_table, write_report
+from tests.fake_reports import make_measurement, make_report
 from tests.tiny import CONFIG, build_checkpoint
 
 
 @pytest.fixture(scope="module")
-def compared(tiny_checkpoint: Path, mixed_set: CalibrationSet, tiny_int4: Quantized) -> Report:
-    """The tiny checkpoint and its int4 weights, really measured."""
+def compared(tiny_checkpoint: Path, mixed_set: SampleSet, tiny_int4: QuantizedModel) -> Report:
+    """Return the report of the tiny checkpoint and its int4 weights."""
     return compare(Checkpoint.open(tiny_checkpoint), [tiny_int4.artifact], mixed_set, Settings(threads=1))
 
 
-def test_a_comparison_pairs_the_artifact_with_the_original(compared: Report, mixed_set: CalibrationSet) -> None:
-    """Ratios of perplexities are those of the two measurements, for every kind; names and hashes are kept."""
-    entry = compared.artifacts[0]
-    assert (entry.kind, entry.recipe) == ("quantized", "phone-int4")
-    for kind, difference in entry.differences.items():
-        before, after = (one.kinds[kind].perplexity.value for one in (compared.original, entry.measurement))
+def test_differences_are_those_of_the_two_measurements(compared: Report, mixed_set: SampleSet) -> None:
+    """The perplexity ratio is the quotient of both perplexities, for every group; names and hashes are kept."""
+    result = compared.artifacts[0]
+    assert (result.kind, result.recipe) == ("quantized", "phone-int4")
+    for group, difference in result.differences.items():
+        before, after = (one.groups[group].perplexity.value for one in (compared.original, result.measurement))
         assert difference.perplexity_ratio.value == pytest.approx(after / before)
         assert difference.loss_increase.value == pytest.approx(math.log(after / before), rel=1e-5)
-    assert compared.measured_on.sha256 == mixed_set.sha256
-    assert not compared.measured_on.held_out_from_calibration
+    assert compared.eval_set.sha256 == mixed_set.sha256
+    assert not compared.eval_set.held_out_from_calibration
     assert compared.environment.threads == 1
 
 
-def test_json_is_read_back_whole_and_markdown_is_drawn_from_it(compared: Report, tmp_path: Path) -> None:
-    """Writing, reading and writing again gives the same bytes."""
+def test_a_report_is_written_and_read(compared: Report, tmp_path: Path) -> None:
+    """Writing, reading and writing again gives the same bytes; Markdown is the table of the report."""
     write_report(compared, tmp_path / "a")
     again = Report.load(tmp_path / "a")
     write_report(again, tmp_path / "b")
     for name in ("report.json", "report.md", "report.html"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    assert (tmp_path / "a" / "report.md").read_text() == table_of(again).markdown()
+    assert (tmp_path / "a" / "report.md").read_text() == report_table(again).to_markdown()
     assert sorted(file.name for file in (tmp_path / "a").iterdir()) == ["report.html", "report.json", "report.md"]
 
 
-def test_only_figures_named_so_depend_on_the_machine(
-    compared: Report, tiny_checkpoint: Path, mixed_set: CalibrationSet, tiny_int4: Quantized
+def test_results_do_not_depend_on_the_machine(
+    compared: Report, tiny_checkpoint: Path, mixed_set: SampleSet, tiny_int4: QuantizedModel
 ) -> None:
-    """Measured again, everything but `machine_dependent`, `environment` and notes on memory is the same, bit by bit."""
+    """A second measurement differs in `machine_dependent`, `environment` and notes only."""
     again = compare(Checkpoint.open(tiny_checkpoint), [tiny_int4.artifact], mixed_set, Settings(threads=1))
 
-    def lasting(report: Report) -> dict[str, object]:
-        facts = report.model_dump(mode="json", exclude={"environment"})
-        for one in (facts["original"], facts["artifacts"][0]["measurement"]):
+    def reproducible(report: Report) -> dict[str, object]:
+        data = report.model_dump(mode="json", exclude={"environment"})
+        for one in (data["original"], data["artifacts"][0]["measurement"]):
             del one["machine_dependent"], one["notes"]
-        return facts
+        return data
 
-    assert lasting(again) == lasting(compared)
+    assert reproducible(again) == reproducible(compared)
 
 
-def test_an_artifact_of_another_checkpoint_is_refused(
-    tiny_int4: Quantized, mixed_set: CalibrationSet, tmp_path: Path
+def test_an_artifact_of_another_checkpoint_is_rejected(
+    tiny_int4: QuantizedModel, mixed_set: SampleSet, tmp_path: Path
 ) -> None:
-    """Its figures would be compared with a stranger's; the error names both."""
+    """The error has the names of both checkpoints."""
     other = Checkpoint.open(build_checkpoint(tmp_path / "other", CONFIG, seed=1))
-    with pytest.raises(ArtifactError, match="made from `tiny`.*not `.*other`"):
+    with pytest.raises(ArtifactError, match="made from `tiny`.*not from `.*other`"):
         compare(other, [tiny_int4.artifact], mixed_set, Settings(threads=1))
 
 
 @pytest.mark.parametrize(
-    "damage",
+    "change",
     [
-        lambda facts: facts | {"schema_version": 1},
-        lambda facts: facts | {"artifacts": [{"name": "x"}]},
-        lambda facts: {key: value for key, value in facts.items() if key != "original"},
-        lambda facts: facts | {"surprise": 1},
-        lambda facts: [facts],
+        lambda data: data | {"schema_version": 1},
+        lambda data: data | {"artifacts": [{"name": "x"}]},
+        lambda data: {key: value for key, value in data.items() if key != "original"},
+        lambda data: data | {"surprise": 1},
+        lambda data: [data],
     ],
 )
-def test_a_report_of_another_version_or_broken_is_refused(damage: object, tmp_path: Path) -> None:
-    """The error names the file and says how to get a new one."""
-    facts = json.loads(invented_report().model_dump_json())
-    (tmp_path / "report.json").write_text(json.dumps(damage(facts)))  # type: ignore[operator]
-    with pytest.raises(ArtifactError, match=r"`.*report.json` is no report that this mcpmq reads") as caught:
+def test_an_invalid_report_is_rejected(change: object, tmp_path: Path) -> None:
+    """The error names the file, and the hint the command that writes a new one."""
+    data = json.loads(make_report().model_dump_json())
+    (tmp_path / "report.json").write_text(json.dumps(change(data)))  # type: ignore[operator]
+    with pytest.raises(ArtifactError, match=r"`.*report.json` is not a valid report") as caught:
         Report.load(tmp_path)
     assert "evaluate" in caught.value.hint
 
 
-def test_a_report_of_a_newer_schema_asks_for_a_newer_mcpmq(tmp_path: Path) -> None:
-    """Whatever else it holds; the error has both numbers."""
+def test_a_newer_schema_version_is_rejected(tmp_path: Path) -> None:
+    """The error has both versions, and the hint suggests an update."""
     (tmp_path / "report.json").write_text('{"schema_version": 99, "news": []}')
-    with pytest.raises(ArtifactError, match="of schema 99, this mcpmq reads schema 2") as caught:
+    with pytest.raises(ArtifactError, match="has schema version 99, this mcpmq reads version 2") as caught:
         Report.load(tmp_path)
-    assert "newer" in caught.value.hint
+    assert "update" in caught.value.hint
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe", b"null"])
-def test_a_file_that_is_no_json_is_refused(content: bytes, tmp_path: Path) -> None:
-    """Also when it is named directly."""
+def test_a_file_that_is_not_json_is_rejected(content: bytes, tmp_path: Path) -> None:
+    """The file is given directly, or missing in a folder."""
     (tmp_path / "r.json").write_bytes(content)
-    with pytest.raises(ArtifactError, match="no report"):
+    with pytest.raises(ArtifactError, match="not a valid report"):
         Report.load(tmp_path / "r.json")
     with pytest.raises(ArtifactError, match=r"no `report.json` at"):
         Report.load(tmp_path)
 
 
-def test_a_folder_that_cannot_be_written_is_an_error_of_the_output(tmp_path: Path) -> None:
-    """And nothing is left of the attempt."""
+def test_a_folder_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    """A file in the path of the folder is an OutputError."""
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OutputError, match="cannot be written"):
-        write_report(invented_report(), tmp_path / "file" / "folder")
+        write_report(make_report(), tmp_path / "file" / "folder")
 
 
-def test_reports_on_one_set_stand_in_one_table() -> None:
-    """Their artifacts side by side, the original once."""
-    merged = Report.merged([invented_report(2), invented_report(1)])
-    assert [entry.kind for entry in merged.artifacts] == ["gguf", "onnx", "gguf"]
-    assert len(table_of(merged).columns) == 4
+def test_reports_on_one_set_are_merged() -> None:
+    """The merged report has all artifacts and one original."""
+    merged = Report.merge([make_report(2), make_report(1)])
+    assert [result.kind for result in merged.artifacts] == ["gguf", "onnx", "gguf"]
+    assert len(report_table(merged).columns) == 4
 
 
-def test_reports_on_different_sets_are_not_mixed() -> None:
-    """Two figures that were not measured on the same answers cannot be compared."""
-    one = invented_report()
-    other = one.model_copy(update={"measured_on": one.measured_on.model_copy(update={"name": "easy", "sha256": "0"})})
+def test_reports_on_different_sets_are_not_merged() -> None:
+    """The error has the names of both sets."""
+    one = make_report()
+    other = one.model_copy(update={"eval_set": one.eval_set.model_copy(update={"name": "easy", "sha256": "0"})})
     with pytest.raises(ArtifactError, match="`heldout`.*`easy`"):
-        Report.merged([one, other])
+        Report.merge([one, other])
 
 
-def test_the_table_says_what_was_measured() -> None:
-    """A column for the original and each artifact; sizes, memory, perplexities with errors, differences, speed."""
-    table = table_of(invented_report())
+def test_the_table_has_all_measurements() -> None:
+    """A column for the original and each artifact; rows for sizes, memory, accuracy and speed."""
+    table = report_table(make_report())
     rows = dict(table.rows)
     assert list(table.columns) == [
         "original",
@@ -140,27 +140,31 @@ def test_the_table_says_what_was_measured() -> None:
         "onnx phone-int8",
         "gguf phone-int8",
     ]
-    assert rows["all files, MB"][0] == "16.1"
-    assert rows["vision, connector, MB"][0] == "7.00"
+    assert rows["total size, MB"][0] == "16.1"
+    assert rows["vision and projector, MB"][0] == "7.00"
     assert rows["  % of the original"][0] == "100.0"
-    measured = invented_measurement(1, 0.01).kinds["image"].perplexity
-    assert rows["image perplexity"][1] == f"{measured.value:.3f} ±{measured.half_width:.3f}"
-    assert [name for name, _ in table.rows if name.endswith("perplexity")] == [
-        "image perplexity",
-        "nonsquare perplexity",
-        "text perplexity",
+    measured = make_measurement(1, 0.01).groups["image"].perplexity
+    divergence = make_report().artifacts[0].differences["image"].kl_divergence
+    assert rows["perplexity, images"][1] == f"{measured.value:.3f} ±{measured.half_width:.3f}"
+    assert next(cells for name, cells in table.rows if name == "  mean KLD, nats")[1] == (
+        f"{divergence.value:.4f} ±{divergence.half_width:.4f}"
+    )
+    assert [name for name, _ in table.rows if name.startswith("perplexity")] == [
+        "perplexity, images",
+        "perplexity, engine-resized images",
+        "perplexity, text",
     ]
     assert all(len(cells) == 5 for _, cells in table.rows)
-    assert any("Pencil 1.0; drawn by hand" in note for note in table.notes)
-    assert any("Abacus" in note for note in table.notes)
+    assert any("Example 1.0; a note" in note for note in table.notes)
+    assert any("Example CPU" in note for note in table.notes)
 
 
-def test_what_was_held_out_shuffled_or_reused_is_said() -> None:
-    """None of it can be read from the figures themselves."""
-    report = invented_report(1)
-    on = report.measured_on.model_copy(update={"held_out_from_calibration": True, "images_shuffled": True})
-    machine = report.original.machine_dependent.model_copy(update={"reused": True})
+def test_held_out_samples_controls_and_cache_are_reported() -> None:
+    """The title has held-out samples and shuffled images, a note the cached original."""
+    report = make_report(1)
+    on = report.eval_set.model_copy(update={"held_out_from_calibration": True, "images_shuffled": True})
+    machine = report.original.machine_dependent.model_copy(update={"from_cache": True})
     original = report.original.model_copy(update={"machine_dependent": machine})
-    text = table_of(report.model_copy(update={"measured_on": on, "original": original})).markdown()
+    text = report_table(report.model_copy(update={"eval_set": on, "original": original})).to_markdown()
     assert "30 samples held out from heldout, images shuffled" in text
     assert "measured earlier" in text

@@ -1,32 +1,32 @@
-"""The factor of a Gram matrix, in tiles, against the matrix itself."""
+"""The tiled factor of the damped Hessian against the Hessian itself."""
 
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from mcpmq.errors import CalibrationError
-from mcpmq.rounding.cholesky import factored
-from tests.rounding.oracle import sample_layer
+from mcpmq.errors import DatasetError
+from mcpmq.rounding.cholesky import damped_cholesky
+from tests.rounding.oracle import random_layer
 
 
 @pytest.mark.parametrize(("columns", "padded"), [(1, 1), (63, 63), (64, 64), (65, 65), (200, 256)])
-def test_the_factor_multiplies_back_to_the_damped_matrix(
+def test_the_factor_multiplies_back_to_the_damped_hessian(
     columns: int, padded: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the tiles, in the order asked for; columns that see nothing stand alone."""
-    monkeypatch.setattr("mcpmq.rounding.cholesky.TILE", 64)
-    _, inputs = sample_layer(1, columns)
+    """With any number of tiles, in the given order; padding is independent of the other columns."""
+    monkeypatch.setattr("mcpmq.rounding.cholesky.TILE_COLUMNS", 64)
+    _, inputs = random_layer(1, columns)
     gram = inputs.T @ inputs
     order = torch.cat(
         [torch.randperm(columns, generator=torch.Generator().manual_seed(0)), torch.arange(columns, padded)]
     )
 
     with ThreadPoolExecutor(2) as pool:
-        factor = factored(gram, order, pool)
+        factor = damped_cholesky(gram, order, pool)
 
-    unit = factor.unit.triu(1).double() + torch.eye(padded)
-    product = unit @ factor.pivots.double().diag() @ unit.T
+    unit_upper = factor.unit_upper.triu(1).double() + torch.eye(padded)
+    product = unit_upper @ factor.pivots.double().diag() @ unit_upper.T
     mean = gram.diagonal().double().mean()
     expected = torch.eye(padded, dtype=torch.float64) * mean
     expected[:columns, :columns] = gram.double()[order[:columns]][:, order[:columns]]
@@ -34,13 +34,13 @@ def test_the_factor_multiplies_back_to_the_damped_matrix(
     assert torch.allclose(product, expected, rtol=1e-4, atol=1e-5 * float(mean))
 
 
-def test_what_float32_cannot_factor_is_damped_more() -> None:
-    """A matrix that rounding made slightly indefinite still has a factor; one that means nothing has none."""
+def test_damping_increases_until_the_factorization_succeeds() -> None:
+    """A slightly indefinite Hessian is damped by 0.1 with a warning; a negative definite one is an error."""
     gram = torch.full((40, 40), 100.0) - 5 * torch.eye(40)  # smallest eigenvalue -5
     with ThreadPoolExecutor(1) as pool:
-        with pytest.warns(UserWarning, match="damped by 0.1"):
-            factor = factored(gram, torch.arange(40), pool)
+        with pytest.warns(UserWarning, match="a Hessian of 40 columns needed damping by 0.1"):
+            factor = damped_cholesky(gram, torch.arange(40), pool)
         assert factor.pivots.isfinite().all()
         assert (factor.pivots > 0).all()
-        with pytest.raises(CalibrationError, match="40 columns has no factor"):
-            factored(torch.full((40, 40), -100.0) + 200 * torch.eye(40), torch.arange(40), pool)
+        with pytest.raises(DatasetError, match="Hessian of 40 columns is not positive definite"):
+            damped_cholesky(torch.full((40, 40), -100.0) + 200 * torch.eye(40), torch.arange(40), pool)

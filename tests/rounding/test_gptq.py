@@ -1,4 +1,6 @@
-"""GPTQ on every grid against the column loop of its paper, and against rounding to nearest."""
+"""GPTQ on every grid against the column loop of its paper and against round to nearest."""
+
+from dataclasses import replace
 
 import pytest
 import torch
@@ -6,211 +8,219 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mcpmq.errors import CalibrationError
+from mcpmq.errors import DatasetError
 from mcpmq.grids import dequantize, ggml, integer
-from mcpmq.qtensor import QTensor
-from mcpmq.rounding import ROUNDERS, gptq
-from mcpmq.scheme import GgmlScheme, IntegerScheme
-from tests.rounding.oracle import SCHEMES, Values, brute_force, importance_of, sample_layer, scheme_of, stats_of
+from mcpmq.qtensor import GgmlTensor, IntegerTensor, QTensor
+from mcpmq.rounding import gptq, rtn
+from mcpmq.scheme import IntegerScheme
+from tests.rounding.oracle import (
+    SCHEMES,
+    ColumnValues,
+    expected_importance,
+    grid_scheme,
+    input_stats,
+    random_layer,
+    reference_gptq,
+    same_bytes,
+    tensor_parts,
+)
 
-Scheme = IntegerScheme | GgmlScheme
 
-
-def _codes(quantized: QTensor) -> Tensor:
-    if isinstance(quantized.scheme, GgmlScheme):
-        return ggml.codes_of(quantized.codes, quantized.scheme)[:, : quantized.columns]
-    return quantized.codes
-
-
-def _values_of(quantized: QTensor) -> Values:
-    """Every value that each column may take on the grid that was chosen; found by dequantizing every code."""
-    scheme, shape = quantized.scheme, _codes(quantized).shape
-    if isinstance(scheme, GgmlScheme):
-        bits = {"q8_0": 8, "q5_0": 5, "q5_k": 5, "q6_k": 6}.get(scheme.type, 4)
-        padded = (shape[0], -(-shape[1] // scheme.block_columns) * scheme.block_columns)
-        codes = range(1 if scheme.type == "q8_0" else 0, 2**bits)
-        filled = [ggml.with_codes(quantized.codes, torch.full(padded, code, dtype=torch.uint8), scheme)
-                  for code in codes]  # fmt: skip
-        tensors = [QTensor(scheme, shape[1], blocks) for blocks in filled]
-    else:
-        codes = range(1 if scheme.symmetric and scheme.bits == 8 else 0, 2**scheme.bits)
-        tensors = [QTensor(scheme, shape[1], torch.full(shape, code, dtype=torch.uint8), quantized.scale,
-                           quantized.zero) for code in codes]  # fmt: skip
+def _grid_values(quantized: QTensor) -> ColumnValues:
+    """Return the values of every code of each column on the chosen grid, found by dequantizing every code."""
+    tensors = _with_every_code(quantized)
     choices = torch.stack([dequantize(tensor) for tensor in tensors], dim=-1).double()
-    return lambda column, reached: choices[:, column]
+    return lambda column, compensated: choices[:, column]
+
+
+def _with_every_code(quantized: QTensor) -> list[QTensor]:
+    if isinstance(quantized, GgmlTensor):
+        scheme = quantized.scheme
+        bits = {"q8_0": 8, "q5_0": 5, "q5_k": 5, "q6_k": 6}.get(scheme.name, 4)
+        padded = (quantized.rows, -(-quantized.columns // scheme.block_columns) * scheme.block_columns)
+        codes = range(1 if scheme.name == "q8_0" else 0, 2**bits)
+        filled = (torch.full(padded, code, dtype=torch.uint8) for code in codes)
+        return [replace(quantized, blocks=ggml.replace_codes(quantized.blocks, one, scheme)) for one in filled]
+    assert isinstance(quantized, IntegerTensor)
+    codes = range(_lowest_code(quantized.scheme), 2**quantized.scheme.bits)
+    return [replace(quantized, codes=torch.full_like(quantized.codes, code)) for code in codes]
+
+
+def _lowest_code(scheme: IntegerScheme) -> int:
+    return 1 if scheme.symmetric and scheme.bits == 8 else 0
 
 
 def _output_error(quantized: QTensor, weight: Tensor, inputs: Tensor) -> float:
     return float((inputs @ (dequantize(quantized) - weight).T).square().sum())
 
 
-@pytest.mark.parametrize("by_activation", [True, False])
+@pytest.mark.parametrize("act_order", [True, False])
 @pytest.mark.parametrize("text", SCHEMES)
-def test_codes_are_those_of_the_column_loop(text: str, by_activation: bool) -> None:
-    """On the grid that was fitted, every column gets the code that the paper's loop gives it, but for rare ties."""
-    weight, inputs = sample_layer(16, 304)
-    stats, scheme = stats_of(inputs), scheme_of(text)
+def test_codes_equal_those_of_the_column_loop(text: str, act_order: bool) -> None:
+    """On the chosen grid every column gets the code of the paper's loop, except for rare ties."""
+    weight, inputs = random_layer(16, 304)
+    stats, scheme = input_stats(inputs), grid_scheme(text)
 
-    found = gptq.quantize(weight, scheme, stats, by_activation)
+    quantized = gptq.quantize(weight, scheme, stats, act_order)
 
-    expected = brute_force(weight, stats.gram, _order(stats.gram, by_activation), 304, _values_of(found))
-    same = torch.isclose(dequantize(found).double(), expected, rtol=1e-5, atol=1e-9)
+    expected = reference_gptq(weight, stats.gram, _order(stats.gram, act_order), 304, _grid_values(quantized))
+    same = torch.isclose(dequantize(quantized).double(), expected, rtol=1e-5, atol=1e-9)
     assert same.double().mean() > 0.99
 
 
 @pytest.mark.parametrize("text", ["int4-g32", "int8-g64", "int4-g32-asym", "int4-g128"])
-def test_groups_are_fitted_to_what_errors_have_made_of_them(text: str) -> None:
-    """In the columns' own order the scales are those of the weights at the moment the loop reaches the group."""
-    weight, inputs = sample_layer(8, 200, seed=3)
-    scheme, stats = scheme_of(text), stats_of(inputs)
+def test_scales_are_chosen_for_the_compensated_group(text: str) -> None:
+    """Without act-order the scales are those of the compensated weights when the loop reaches the group."""
+    weight, inputs = random_layer(8, 200, seed=3)
+    scheme, stats = grid_scheme(text), input_stats(inputs)
     assert isinstance(scheme, IntegerScheme)
-    importance, scales = importance_of(stats.gram), []
+    assert scheme.group_size
+    size = scheme.group_size
+    importance, scales = expected_importance(stats.gram), []
 
-    def values(column: int, reached: Tensor) -> Tensor:
-        group = slice(column // scheme.group_size * scheme.group_size, None)
-        grid = integer.fit(reached, scheme, importance[group][: reached.shape[1]])
-        if column % scheme.group_size == 0:
+    def values(column: int, compensated: Tensor) -> Tensor:
+        group = slice(column // size * size, None)
+        grid = integer.choose_grid(compensated, scheme, importance[group][: compensated.shape[1]])
+        if column % size == 0:
             scales.append(grid.scale)
-        codes = torch.arange(1 if scheme.symmetric and scheme.bits == 8 else 0, 2**scheme.bits)
-        return (codes - grid.zero.double()) * grid.scale.double()
+        codes = torch.arange(_lowest_code(scheme), 2**scheme.bits)
+        return (codes - grid.zero_point.double()) * grid.scale.double()
 
-    found = gptq.quantize(weight, scheme, stats, by_activation=False)
+    quantized = gptq.quantize(weight, scheme, stats, act_order=False)
 
-    expected = brute_force(weight, stats.gram, list(range(200)), scheme.group_size, values)
-    assert torch.isclose(dequantize(found).double(), expected, rtol=1e-3, atol=1e-9).double().mean() > 0.97
-    assert found.scale is not None
-    assert torch.isclose(found.scale.float(), torch.cat(scales, 1), rtol=0.01).double().mean() > 0.9
+    expected = reference_gptq(weight, stats.gram, list(range(200)), size, values)
+    assert torch.isclose(dequantize(quantized).double(), expected, rtol=1e-3, atol=1e-9).double().mean() > 0.97
+    assert isinstance(quantized, IntegerTensor)
+    assert torch.isclose(quantized.scale.float(), torch.cat(scales, 1), rtol=0.01).double().mean() > 0.9
 
 
-@pytest.mark.parametrize("by_activation", [True, False])
+@pytest.mark.parametrize("act_order", [True, False])
 @pytest.mark.parametrize("text", SCHEMES)
-def test_outputs_are_closer_than_with_rounding_to_nearest(text: str, by_activation: bool) -> None:
-    """Correlated inputs let errors make up for one another: at most 0.6 of the squared error of the outputs."""
-    weight, inputs = sample_layer(64, 512)
-    scheme, stats = scheme_of(text), stats_of(inputs)
+def test_the_output_error_is_less_than_with_rtn(text: str, act_order: bool) -> None:
+    """With correlated inputs errors compensate each other: at most 0.6 of the squared error of the outputs."""
+    weight, inputs = random_layer(64, 512)
+    scheme, stats = grid_scheme(text), input_stats(inputs)
 
-    ours = gptq.quantize(weight, scheme, stats, by_activation)
+    quantized = gptq.quantize(weight, scheme, stats, act_order)
 
-    assert _output_error(ours, weight, inputs) < 0.6 * _output_error(
-        ROUNDERS["rtn"](weight, scheme, None), weight, inputs
-    )
+    rounded = rtn.quantize(weight, scheme)
+    assert _output_error(quantized, weight, inputs) < 0.6 * _output_error(rounded, weight, inputs)
 
 
 @pytest.mark.parametrize("text", SCHEMES)
-def test_inputs_that_are_not_correlated_leave_nothing_to_make_up_for(text: str) -> None:
-    """With a diagonal Gram matrix every value goes to the nearest on the grid."""
-    weight, _ = sample_layer(8, 288)
+def test_uncorrelated_inputs_give_the_nearest_codes(text: str) -> None:
+    """With a diagonal Hessian no column compensates another, and every value goes to the nearest code."""
+    weight, _ = random_layer(8, 288)
     diagonal = torch.randn(400, 288, generator=torch.Generator().manual_seed(1)).square().sum(0)
-    stats = stats_of(torch.diag(diagonal.sqrt()))
+    stats = input_stats(torch.diag(diagonal.sqrt()))
 
-    found = gptq.quantize(weight, scheme_of(text), stats)
+    quantized = gptq.quantize(weight, grid_scheme(text), stats)
 
-    values = _values_of(found)
+    values = _grid_values(quantized)
     nearest = torch.stack(
         [(values(column, weight) - weight[:, column, None]).abs().amin(1) for column in range(288)], dim=1
     )
-    assert torch.allclose((dequantize(found) - weight).abs().double(), nearest, atol=1e-7)
+    assert torch.allclose((dequantize(quantized) - weight).abs().double(), nearest, atol=1e-7)
 
 
 @pytest.mark.parametrize("text", ["int4-g32", "int8-row", "int4-g64-asym", "q4_0", "q4_k", "q6_k", "iq4_nl"])
-@pytest.mark.parametrize("by_activation", [True, False])
-def test_a_column_that_saw_nothing_changes_no_other(text: str, by_activation: bool) -> None:
-    """Its own weights are rounded to the nearest; the outputs are as good as without it."""
-    weight, inputs = sample_layer(8, 256)
+@pytest.mark.parametrize("act_order", [True, False])
+def test_a_column_with_zero_inputs_changes_no_other(text: str, act_order: bool) -> None:
+    """Its own weights are rounded to nearest, and the output error stays below that of rtn."""
+    weight, inputs = random_layer(8, 256)
     inputs[:, [0, 17, 18, 255]] = 0
-    scheme = scheme_of(text)
+    scheme = grid_scheme(text)
 
-    found = gptq.quantize(weight, scheme, stats_of(inputs), by_activation)
+    quantized = gptq.quantize(weight, scheme, input_stats(inputs), act_order)
 
-    values = _values_of(found)
+    values = _grid_values(quantized)
     for column in (0, 17, 18, 255):
         nearest = (values(column, weight) - weight[:, column, None]).abs().amin(1)
-        assert torch.allclose((dequantize(found)[:, column] - weight[:, column]).abs().double(), nearest, atol=1e-7)
-    assert _output_error(found, weight, inputs) < _output_error(ROUNDERS["rtn"](weight, scheme, None), weight, inputs)
+        error = (dequantize(quantized)[:, column] - weight[:, column]).abs().double()
+        assert torch.allclose(error, nearest, atol=1e-7)
+    assert _output_error(quantized, weight, inputs) < _output_error(rtn.quantize(weight, scheme), weight, inputs)
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(SCHEMES), st.integers(1, 5), st.integers(1, 70), st.booleans(), st.integers(0, 99))
-def test_any_shape_is_rounded(text: str, rows: int, columns: int, by_activation: bool, seed: int) -> None:
-    """Ragged groups and blocks, one row, one column, few tokens: laid out as ever, as good as the loop."""
-    weight, inputs = sample_layer(rows, columns, seed, tokens=5)
-    stats, scheme = stats_of(inputs), scheme_of(text)
+def test_any_shape_is_quantized(text: str, rows: int, columns: int, act_order: bool, seed: int) -> None:
+    """Partial groups and blocks, one row, one column and few tokens have the layout of rtn and the loss of the loop."""
+    weight, inputs = random_layer(rows, columns, seed, tokens=5)
+    stats, scheme = input_stats(inputs), grid_scheme(text)
 
-    found = gptq.quantize(weight, scheme, stats, by_activation)
+    quantized = gptq.quantize(weight, scheme, stats, act_order)
 
-    plain = ROUNDERS["rtn"](weight, scheme, None)
-    assert found.shape == weight.shape
-    for ours, theirs in ((found.codes, plain.codes), (found.scale, plain.scale), (found.zero, plain.zero)):
-        assert (ours is None) == (theirs is None)
-        assert ours is None or (theirs is not None and ours.shape == theirs.shape and ours.dtype == theirs.dtype)
-    loop = brute_force(weight, stats.gram, _order(stats.gram, by_activation), columns, _values_of(found))
+    assert quantized.shape == weight.shape
+    assert _layout(quantized) == _layout(rtn.quantize(weight, scheme))
+    loop = reference_gptq(weight, stats.gram, _order(stats.gram, act_order), columns, _grid_values(quantized))
     damped = stats.gram.double() + 0.01 * stats.gram.diagonal().double().mean() * torch.eye(columns)
-    losses = [((error @ damped) * error).sum() for error in (dequantize(found) - weight.double(), loop - weight)]
+    losses = [((error @ damped) * error).sum() for error in (dequantize(quantized) - weight.double(), loop - weight)]
     assert losses[0] <= 1.5 * losses[1] + 1e-9
 
 
-def _order(gram: Tensor, by_activation: bool) -> list[int]:
+def _layout(quantized: QTensor) -> dict[str, tuple[torch.Size, torch.dtype]]:
+    return {name: (part.shape, part.dtype) for name, part in tensor_parts(quantized).items()}
+
+
+def _order(gram: Tensor, act_order: bool) -> list[int]:
     energy = gram.diagonal()
-    return energy.argsort(descending=True, stable=True).tolist() if by_activation else list(range(len(gram)))
+    return energy.argsort(descending=True, stable=True).tolist() if act_order else list(range(len(gram)))
 
 
-@pytest.mark.parametrize("by_activation", [True, False])
+@pytest.mark.parametrize("act_order", [True, False])
 @pytest.mark.parametrize("text", ["int4-g32", "int8-row", "int4-g32-asym", "q4_k", "q6_k"])
-def test_bytes_do_not_depend_on_the_number_of_threads(
-    text: str, by_activation: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """One thread, two and three: the same bytes; and torch is left with as many as it had."""
-    monkeypatch.setattr("mcpmq.rounding.cholesky.TILE", 96)
+def test_threads_change_no_byte(text: str, act_order: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One, two and three threads give the same bytes, and torch keeps its number of threads."""
+    monkeypatch.setattr("mcpmq.rounding.cholesky.TILE_COLUMNS", 96)
     monkeypatch.setattr("mcpmq.rounding.gptq.CHUNK_ROWS", 20)
-    weight, inputs = sample_layer(70, 512)
+    weight, inputs = random_layer(70, 512)
     threads = torch.get_num_threads()
     try:
-        found = []
+        quantized = []
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            found.append(gptq.quantize(weight, scheme_of(text), stats_of(inputs), by_activation))
+            quantized.append(gptq.quantize(weight, grid_scheme(text), input_stats(inputs), act_order))
             assert torch.get_num_threads() == count
     finally:
         torch.set_num_threads(threads)
 
-    for other in found[1:]:
-        assert torch.equal(other.codes, found[0].codes)
-        assert torch.equal(dequantize(other), dequantize(found[0]))
+    for other in quantized[1:]:
+        assert same_bytes(other, quantized[0])
 
 
-def test_neither_the_weight_nor_the_statistics_are_touched() -> None:
+def test_the_weight_and_the_statistics_are_not_changed() -> None:
     """Callers may use both again, and may be in inference mode."""
-    weight, inputs = sample_layer(4, 64)
-    stats = stats_of(inputs)
+    weight, inputs = random_layer(4, 64)
+    stats = input_stats(inputs)
     before = weight.clone(), stats.gram.clone()
 
     with torch.inference_mode():
-        found = gptq.quantize(weight, scheme_of("int4-g32"), stats)
+        quantized = gptq.quantize(weight, grid_scheme("int4-g32"), stats)
 
     assert torch.equal(weight, before[0])
     assert torch.equal(stats.gram, before[1])
-    assert torch.equal(found.codes, gptq.quantize(weight, scheme_of("int4-g32"), stats).codes)
+    assert same_bytes(quantized, gptq.quantize(weight, grid_scheme("int4-g32"), stats))
 
 
-def test_a_bfloat16_weight_is_rounded_as_its_values() -> None:
-    """What checkpoints hold needs no conversion."""
-    weight, inputs = sample_layer(4, 64)
+def test_a_bfloat16_weight_equals_its_float32_values() -> None:
+    """The dtype of the checkpoint needs no conversion by the caller."""
+    weight, inputs = random_layer(4, 64)
     weight = weight.bfloat16()
 
-    found = gptq.quantize(weight, scheme_of("int4-g32"), stats_of(inputs))
+    quantized = gptq.quantize(weight, grid_scheme("int4-g32"), input_stats(inputs))
 
-    assert torch.equal(found.codes, gptq.quantize(weight.float(), scheme_of("int4-g32"), stats_of(inputs)).codes)
+    assert same_bytes(quantized, gptq.quantize(weight.float(), grid_scheme("int4-g32"), input_stats(inputs)))
 
 
-def test_a_weight_without_statistics_is_refused() -> None:
-    """None at all, another layer's, and inputs that were all zero: an error says which."""
-    weight, inputs = sample_layer(4, 64)
-    scheme = scheme_of("int4-g32")
-    with pytest.raises(CalibrationError, match="saw nothing for a weight of 64 columns"):
+def test_missing_or_unusable_statistics_are_an_error() -> None:
+    """No statistics, those of another layer, and inputs that are all zero or not finite: the error has the numbers."""
+    weight, inputs = random_layer(4, 64)
+    scheme = grid_scheme("int4-g32")
+    with pytest.raises(DatasetError, match="`gptq` needs input statistics of 64 columns, got none"):
         gptq.quantize(weight, scheme, None)
-    with pytest.raises(CalibrationError, match="inputs of 32 columns for a weight of 64"):
-        gptq.quantize(weight, scheme, stats_of(inputs[:, :32]))
-    with pytest.raises(CalibrationError, match="all zero"):
-        gptq.quantize(weight, scheme, stats_of(torch.zeros(10, 64)))
-    with pytest.raises(CalibrationError, match="not finite"):
-        gptq.quantize(weight, scheme, stats_of(inputs * torch.inf))
+    with pytest.raises(DatasetError, match="input statistics of 64 columns, got 32 columns"):
+        gptq.quantize(weight, scheme, input_stats(inputs[:, :32]))
+    with pytest.raises(DatasetError, match="all zero"):
+        gptq.quantize(weight, scheme, input_stats(torch.zeros(10, 64)))
+    with pytest.raises(DatasetError, match="not finite"):
+        gptq.quantize(weight, scheme, input_stats(inputs * torch.inf))

@@ -1,36 +1,33 @@
-"""Rounding to nearest sends every scheme to its grid."""
+"""Round to nearest on every kind of grid."""
 
 import pytest
 import torch
 
 from mcpmq.grids import dequantize
-from mcpmq.rounding import ROUNDERS
-from mcpmq.scheme import GgmlScheme, IntegerScheme, parse_scheme
+from mcpmq.rounding import ROUNDING_FUNCTIONS
+from tests.rounding.oracle import grid_scheme, same_bytes
 
 
 @pytest.mark.parametrize("text", ["int4-g32", "int8-row", "int4-g64-asym", "q4_k", "q8_0", "iq4_nl"])
-def test_every_kind_of_scheme_is_rounded(text: str) -> None:
-    """The result says its scheme and dequantizes near the weight."""
+def test_weights_are_rounded_on_every_kind_of_grid(text: str) -> None:
+    """The result has the scheme and dequantizes near the weight."""
     weight = torch.randn(8, 256, generator=torch.Generator().manual_seed(0))
-    scheme = parse_scheme(text)
-    assert isinstance(scheme, IntegerScheme | GgmlScheme)
+    scheme = grid_scheme(text)
 
-    rounded = ROUNDERS["rtn"](weight, scheme)
+    rounded = ROUNDING_FUNCTIONS["rtn"](weight, scheme, None)
 
     assert rounded.scheme == scheme
     assert (dequantize(rounded) - weight).norm() < 0.15 * weight.norm()
 
 
 @pytest.mark.parametrize("text", ["int4-g32", "int8-g64-asym", "q4_k"])
-def test_rows_are_rounded_alike_in_any_chunk(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Bounding the memory changes no code."""
+def test_the_chunk_size_changes_no_byte(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows are independent, so chunks of any number of rows give the same bytes."""
     weight = torch.randn(7, 256, generator=torch.Generator().manual_seed(0))
-    scheme = parse_scheme(text)
-    assert isinstance(scheme, IntegerScheme | GgmlScheme)
-    whole = ROUNDERS["rtn"](weight, scheme)
+    scheme = grid_scheme(text)
+    whole = ROUNDING_FUNCTIONS["rtn"](weight, scheme, None)
 
     monkeypatch.setattr("mcpmq.rounding.rtn.CHUNK_WEIGHTS", 600)
-    chunked = ROUNDERS["rtn"](weight, scheme)
+    chunked = ROUNDING_FUNCTIONS["rtn"](weight, scheme, None)
 
-    assert torch.equal(chunked.codes, whole.codes)
-    assert torch.equal(dequantize(chunked), dequantize(whole))
+    assert same_bytes(chunked, whole)

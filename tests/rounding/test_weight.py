@@ -1,4 +1,4 @@
-"""One weight is rounded by as many statistics as its rows have kinds of input."""
+"""One weight of a plan is quantized with one or several statistics for its rows."""
 
 from pathlib import Path
 
@@ -6,64 +6,64 @@ import pytest
 import torch
 
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.plan import Plan, Step, make_plan
-from mcpmq.qtensor import QTensor
+from mcpmq.plan import Plan, TensorPlan, make_plan
+from mcpmq.qtensor import IntegerTensor
 from mcpmq.recipe import Recipe
-from mcpmq.rounding import ROUNDERS
-from mcpmq.rounding import weight as carrying_out
-from mcpmq.rounding.stats import LayerStats
-from mcpmq.rounding.weight import rounded
+from mcpmq.rounding import gptq, rtn
+from mcpmq.rounding import weight as weight_module
+from mcpmq.rounding.stats import InputStats
+from mcpmq.rounding.weight import quantize_weight
 from mcpmq.scheme import IntegerScheme
-from tests.rounding.oracle import stats_of
+from tests.rounding.oracle import input_stats, same_bytes
 
 
 @pytest.fixture
 def plan(tiny_checkpoint: Path) -> Plan:
-    """The tiny checkpoint, to be calibrated-int4."""
+    """The plan of calibrated-int4 for the tiny checkpoint."""
     return make_plan(Checkpoint.open(tiny_checkpoint), Recipe.load("calibrated-int4"))
 
 
-def step_of(plan: Plan, name: str) -> Step:
-    return next(step for step in plan.steps if step.name == name)
+def _planned(plan: Plan, name: str) -> tuple[TensorPlan, torch.Tensor, IntegerScheme]:
+    """Return the plan, the values and the scheme of a weight."""
+    tensor = next(tensor for tensor in plan.tensors if tensor.name == name)
+    assert isinstance(tensor.scheme, IntegerScheme)
+    return tensor, plan.checkpoint.load(tensor.spec), tensor.scheme
 
 
-def stats(columns: int, seed: int) -> LayerStats:
-    return stats_of(torch.randn(2 * columns, columns, generator=torch.Generator().manual_seed(seed)))
+def _random_stats(columns: int, seed: int) -> InputStats:
+    return input_stats(torch.randn(2 * columns, columns, generator=torch.Generator().manual_seed(seed)))
 
 
-@pytest.mark.parametrize("piece", [1 << 27, 256 * 100])
-def test_one_for_all_rows(plan: Plan, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many rows are read at a time."""
-    monkeypatch.setattr(carrying_out, "SEEING_PIECE_WEIGHTS", piece)
-    step, seen = step_of(plan, "head"), stats(256, 0)
-    assert isinstance(step.scheme, IntegerScheme)
+@pytest.mark.parametrize("chunk_weights", [1 << 27, 256 * 100])
+def test_one_statistic_applies_to_all_rows(plan: Plan, chunk_weights: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows read at a time do not change the result."""
+    monkeypatch.setattr(weight_module, "GPTQ_CHUNK_WEIGHTS", chunk_weights)
+    (tensor, weight, scheme), stats = _planned(plan, "head"), _random_stats(256, 0)
 
-    found = rounded(plan, step, (seen,), "gptq")
+    quantized = quantize_weight(plan, tensor, (stats,), "gptq")
 
-    assert isinstance(found, QTensor)
-    assert torch.equal(found.codes, ROUNDERS["gptq"](plan.checkpoint.load(step.spec), step.scheme, seen).codes)
+    assert isinstance(quantized, IntegerTensor)
+    assert same_bytes(quantized, gptq.quantize(weight, scheme, stats))
 
 
-def test_three_for_a_third_of_the_rows_each(plan: Plan) -> None:
-    """Queries, keys and values of a packed projection, in this order."""
-    step, seen = step_of(plan, "projector.attention.qkv"), [stats(256, seed) for seed in range(3)]
-    assert isinstance(step.scheme, IntegerScheme)
+def test_three_statistics_apply_to_a_third_of_the_rows_each(plan: Plan) -> None:
+    """Queries, keys and values of a packed projection have statistics of their own, in this order."""
+    tensor, weight, scheme = _planned(plan, "projector.attention.qkv")
+    stats = [_random_stats(256, seed) for seed in range(3)]
 
-    found = rounded(plan, step, seen, "gptq")
+    quantized = quantize_weight(plan, tensor, stats, "gptq")
 
-    assert isinstance(found, QTensor)
-    weight = plan.checkpoint.load(step.spec)
-    for number, one in enumerate(seen):
+    assert isinstance(quantized, IntegerTensor)
+    for number, one in enumerate(stats):
         rows = slice(256 * number, 256 * number + 256)
-        assert torch.equal(found.codes[rows], ROUNDERS["gptq"](weight[rows], step.scheme, one).codes)
+        assert same_bytes(quantized.slice_rows(rows), gptq.quantize(weight[rows], scheme, one))
 
 
-def test_none_is_rounding_to_nearest(plan: Plan) -> None:
-    """As a table is rounded under any recipe."""
-    step = step_of(plan, "embedding")
-    assert isinstance(step.scheme, IntegerScheme)
+def test_a_weight_without_statistics_is_rounded_to_nearest(plan: Plan) -> None:
+    """Tables have no statistics under any recipe."""
+    tensor, weight, scheme = _planned(plan, "embedding")
 
-    found = rounded(plan, step)
+    quantized = quantize_weight(plan, tensor)
 
-    assert isinstance(found, QTensor)
-    assert torch.equal(found.codes, ROUNDERS["rtn"](plan.checkpoint.load(step.spec), step.scheme, None).codes)
+    assert isinstance(quantized, IntegerTensor)
+    assert same_bytes(quantized, rtn.quantize(weight, scheme))

@@ -1,4 +1,4 @@
-"""Samples that every engine is asked about."""
+"""Encoded samples for the tests of all engines."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from mcpmq.families.minicpmv_inputs import MiniCpmVProcessor
 
 @pytest.fixture(scope="session")
 def tiny_samples(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Inputs]:
-    """One slice, many slices, none, for the tiny checkpoint."""
+    """Samples of the tiny checkpoint with no slice, one slice and many slices."""
     processor = MiniCpmVProcessor.open(tiny_checkpoint)
     folder = tmp_path_factory.mktemp("images")
     samples = [processor.encode("text", None, "How many?", "three circles are there")]

@@ -1,4 +1,4 @@
-"""GPTQ and AWQ artifacts, unpacked by mcpmq: exactly the losses of the codes they were made from."""
+"""GPTQ and AWQ artifacts, unpacked by mcpmq and run in PyTorch."""
 
 from pathlib import Path
 
@@ -7,30 +7,30 @@ import pytest
 
 from mcpmq.errors import ArtifactError
 from mcpmq.families.family import Inputs
-from mcpmq.quantized_model import Quantized
+from mcpmq.quantized_model import QuantizedModel
 from mcpmq.runners.dequantized import open_runner
 from mcpmq.runners.torch import open_runner as open_torch
-from tests.hf_tools import hf_artifact
-from tests.loss_tools import losses_of
+from tests.hf_tools import export_hf_artifact
+from tests.loss_tools import answer_losses
 
 
 @pytest.mark.parametrize(
     ("name", "scheme"), [("gptq", "int4-g128"), ("gptq", "int8-row-asym"), ("awq", "int4-g64-asym")]
 )
-def test_losses_are_those_of_the_codes(
+def test_losses_equal_those_of_the_quantized_model(
     name: str, scheme: str, tiny_checkpoint: Path, tiny_samples: list[Inputs], tmp_path: Path
 ) -> None:
-    """With and without images, every token of every answer; the notes say who unpacked them."""
-    quantized, artifact = hf_artifact(tiny_checkpoint, tmp_path, name, **{"language.*": scheme})
+    """Losses of text and image samples are bit-identical, and the notes name the format."""
+    quantized, artifact = export_hf_artifact(tiny_checkpoint, tmp_path, name, **{"language.*": scheme})
     runner = open_runner(artifact.path, 1)
     assert runner.notes[0] == f"{name} unpacked by mcpmq, computed in float32"
 
-    expected = losses_of(open_torch(quantized.path, 1), tiny_samples)
-    for one, other in zip(losses_of(runner, tiny_samples), expected, strict=True):
+    expected = answer_losses(open_torch(quantized.path, 1), tiny_samples)
+    for one, other in zip(answer_losses(runner, tiny_samples), expected, strict=True):
         assert np.array_equal(one, other)
 
 
-def test_other_artifacts_are_refused(tiny_int4: Quantized) -> None:
-    """What `quantize` wrote is not in a format of Hugging Face yet."""
+def test_an_artifact_of_another_format_is_an_error(tiny_int4: QuantizedModel) -> None:
+    """A quantized model is not a Hugging Face artifact."""
     with pytest.raises(ArtifactError, match="quantized artifact"):
         open_runner(tiny_int4.path, 1)

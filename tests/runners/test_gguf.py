@@ -1,4 +1,4 @@
-"""llama.cpp gives the losses of the torch model, and says clearly what it cannot do."""
+"""The GGUF runner: losses against torch, image sizes, and errors."""
 
 import json
 import shutil
@@ -21,94 +21,94 @@ from mcpmq.errors import ArtifactError, EngineError
 from mcpmq.families.family import Inputs
 from mcpmq.families.minicpmv_inputs import MiniCpmVProcessor
 from mcpmq.formats.gguf import files
-from mcpmq.quantized_model import Quantized
+from mcpmq.quantized_model import QuantizedModel
 from mcpmq.runners.gguf import GgufRunner, open_runner
-from mcpmq.runners.llamacpp.vision import Sight
+from mcpmq.runners.llamacpp.vision import VisionEncoder
 from mcpmq.runners.torch import open_runner as open_torch_runner
-from tests.gguf_tools import exported, quantized_by
-from tests.loss_tools import losses_of
+from tests.gguf_tools import export_gguf, quantize_with
+from tests.loss_tools import answer_losses
 from tests.tiny import CONFIG, build_checkpoint
 
 
 @pytest.fixture(scope="module")
-def full(tiny_full: Quantized, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """The tiny checkpoint as unquantized GGUF."""
-    return exported(tiny_full, tmp_path_factory.mktemp("full"))
+def full(tiny_full: QuantizedModel, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The unquantized tiny checkpoint as GGUF."""
+    return export_gguf(tiny_full, tmp_path_factory.mktemp("full"))
 
 
 @pytest.fixture(scope="module")
-def int4(tiny_int4: Quantized, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    """The tiny checkpoint as phone-int4 GGUF."""
-    return exported(tiny_int4, tmp_path_factory.mktemp("int4"))
+def int4(tiny_int4: QuantizedModel, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """The tiny checkpoint quantized with phone-int4 as GGUF."""
+    return export_gguf(tiny_int4, tmp_path_factory.mktemp("int4"))
 
 
 def losses(runner: GgufRunner, samples: list[Inputs]) -> np.ndarray:
-    """Of every answer token, one sample after the other."""
-    taken = losses_of(runner, samples)
+    """Return the losses of all answer tokens of all samples."""
+    taken = answer_losses(runner, samples)
     assert [len(loss) for loss in taken] == [len(sample.tokens) - sample.answer_start for sample in samples]
     assert {loss.dtype for loss in taken} == {np.dtype(np.float64)}
     return np.concatenate(taken)
 
 
 def torch_losses(path: Path, samples: list[Inputs]) -> np.ndarray:
-    """The same of a checkpoint, or of a quantized artifact dequantized, in torch."""
-    return np.concatenate(losses_of(open_torch_runner(path, 1), samples))
+    """Return the losses of a checkpoint or a dequantized quantized model in torch."""
+    return np.concatenate(answer_losses(open_torch_runner(path, 1), samples))
 
 
-def test_unquantized_losses_are_those_of_torch(
+def test_unquantized_losses_equal_those_of_torch(
     full: Artifact, tiny_checkpoint: Path, tiny_samples: list[Inputs]
 ) -> None:
-    """Token by token, text, one slice and many: the artifact is exact, what remains is llama.cpp's GELU in F16."""
+    """With F32 attention the only remaining difference is the F16 GELU of llama.cpp, in the vision encoder."""
     expected = torch_losses(tiny_checkpoint, tiny_samples)
     text = len(tiny_samples[0].tokens) - tiny_samples[0].answer_start
 
-    exact = np.abs(losses(open_runner(full.path, 1, exact=True), tiny_samples) - expected)
+    exact = np.abs(losses(open_runner(full.path, 1, f32_attention=True), tiny_samples) - expected)
 
     assert exact[:text].max() < 1e-5
     assert exact.max() < 5e-4
 
 
-def test_as_llama_cpp_sets_itself_little_changes(
+def test_default_settings_change_the_losses_a_little(
     full: Artifact, tiny_checkpoint: Path, tiny_samples: list[Inputs]
 ) -> None:
-    """Its attention rounds to F16 by default: a few thousandths on a random model."""
+    """F16 attention, the default of llama.cpp, changes the losses of a random model by less than 0.01 nats."""
     runner = open_runner(full.path, 1)
 
     assert np.abs(losses(runner, tiny_samples) - torch_losses(tiny_checkpoint, tiny_samples)).max() < 1e-2
     assert runner.notes == ()
 
 
-def test_phases_are_timed_without_changing_anything(full: Artifact, tiny_samples: list[Inputs]) -> None:
-    """Images, prompt and answer token by token; a text has no images to encode."""
+def test_timing_phases_does_not_change_the_losses(full: Artifact, tiny_samples: list[Inputs]) -> None:
+    """The timings are positive, and the encode time of a text sample is 0."""
     runner = open_runner(full.path, 1)
     before = losses(runner, tiny_samples[:2])
-    seeing, reading = runner.phases(tiny_samples[1]), runner.phases(tiny_samples[0])
+    image, text = runner.time_phases(tiny_samples[1]), runner.time_phases(tiny_samples[0])
 
-    assert seeing.encode_seconds_per_slice > reading.encode_seconds_per_slice == 0
-    assert min(seeing.prefill_tokens_per_second, reading.decode_tokens_per_second) > 0
+    assert image.encode_seconds_per_slice > text.encode_seconds_per_slice == 0
+    assert min(image.prefill_tokens_per_second, text.decode_tokens_per_second) > 0
     np.testing.assert_array_equal(losses(runner, tiny_samples[:2]), before)
 
 
 @pytest.mark.parametrize(
     ("tensor", "block"), [("blk.1.ffn_down.weight", "language.layers.1"), ("output.weight", "head")]
 )
-def test_the_layer_of_the_first_value_that_is_no_number_is_named(
+def test_the_first_non_finite_value_is_reported_with_its_layer(
     tensor: str, block: str, full: Artifact, tiny_samples: list[Inputs], tmp_path: Path
 ) -> None:
-    """Found by running the sample once more, layer by layer."""
-    shutil.copytree(full.path, tmp_path / "spoilt")
-    [file] = Artifact.open(tmp_path / "spoilt").files_of("language")
+    """The layer is found in a second run that observes every layer."""
+    shutil.copytree(full.path, tmp_path / "damaged")
+    [file] = Artifact.open(tmp_path / "damaged").component_files("language")
     reader = gguf.GGUFReader(file, "r+")
     [weight] = [one for one in reader.tensors if one.name == tensor]
     weight.data[:] = np.inf
     reader.data.flush()
 
-    with pytest.raises(EngineError, match=f"`text`: values that are not finite first come out of `{block}`"):
-        losses(open_runner(tmp_path / "spoilt", 1), tiny_samples[:1])
+    with pytest.raises(EngineError, match=f"`text`: first non-finite values in the output of `{block}`"):
+        losses(open_runner(tmp_path / "damaged", 1), tiny_samples[:1])
 
 
-def test_images_change_the_losses(full: Artifact, tiny_samples: list[Inputs]) -> None:
-    """Another picture under the same tokens is another answer."""
+def test_pixels_change_the_losses(full: Artifact, tiny_samples: list[Inputs]) -> None:
+    """A black image with the same tokens has other losses."""
     sample = tiny_samples[1]
     black = Inputs(
         sample.id,
@@ -122,10 +122,10 @@ def test_images_change_the_losses(full: Artifact, tiny_samples: list[Inputs]) ->
     assert np.abs(losses(runner, [sample]) - losses(runner, [black])).max() > 0.1
 
 
-def test_quantized_losses_are_near_those_of_the_dequantized_weights(
-    int4: Artifact, tiny_int4: Quantized, tiny_checkpoint: Path, tiny_samples: list[Inputs]
+def test_quantized_losses_are_close_to_those_of_dequantized_weights(
+    int4: Artifact, tiny_int4: QuantizedModel, tiny_checkpoint: Path, tiny_samples: list[Inputs]
 ) -> None:
-    """llama.cpp rounds activations to 8 bits too: closer to the quantized model than the original is."""
+    """llama.cpp also quantizes activations, with less than a third of the effect of the weight quantization."""
     taken, quantized = losses(open_runner(int4.path, 1), tiny_samples), torch_losses(tiny_int4.path, tiny_samples)
 
     distance = np.abs(taken - quantized).mean()
@@ -134,44 +134,46 @@ def test_quantized_losses_are_near_those_of_the_dequantized_weights(
     assert distance < np.abs(torch_losses(tiny_checkpoint, tiny_samples) - quantized).mean() / 3
 
 
-def test_losses_are_the_same_every_time_and_in_any_order(int4: Artifact, tiny_samples: list[Inputs]) -> None:
-    """No sample sees another one; the cache has the size of the longest."""
+def test_losses_do_not_depend_on_order_or_threads(int4: Artifact, tiny_samples: list[Inputs]) -> None:
+    """Samples are independent, although they use one context with the size of the longest sample."""
     first, second = open_runner(int4.path, 1), open_runner(int4.path, 2)
-    forwards, backwards = losses_of(first, tiny_samples), losses_of(second, tiny_samples[::-1])
+    forwards, backwards = answer_losses(first, tiny_samples), answer_losses(second, tiny_samples[::-1])
 
     for one, other in zip(forwards, backwards[::-1], strict=True):
         np.testing.assert_array_equal(one, other)
 
 
-def test_a_long_text_is_read_in_batches(full: Artifact, tiny_checkpoint: Path) -> None:
-    """More tokens than llama.cpp takes in one call, without a seam in the losses."""
+def test_a_long_text_is_decoded_in_batches(full: Artifact, tiny_checkpoint: Path) -> None:
+    """A text longer than one llama_decode call has the losses of torch."""
     tokens = np.random.default_rng(0).integers(0, 300, 2100)
     sample = Inputs("long", tokens, 1, (), np.zeros((0, 2), np.int64))
 
-    difference = losses(open_runner(full.path, 1, exact=True), [sample]) - torch_losses(tiny_checkpoint, [sample])
+    difference = losses(open_runner(full.path, 1, f32_attention=True), [sample]) - torch_losses(
+        tiny_checkpoint, [sample]
+    )
 
     assert np.abs(difference).max() < 1e-4
 
 
 @pytest.mark.parametrize("size", [(42, 56), (56, 42), (56, 56), (70, 56), (14, 14), (98, 42), (14, 224), (28, 28)])
-def test_llama_cpp_sees_every_slice_as_it_is(
+def test_slices_of_any_size_are_encoded_without_resizing(
     size: tuple[int, int], full: Artifact, tiny_checkpoint: Path, tiny_samples: list[Inputs]
 ) -> None:
-    """Sizes that it would resize by itself included."""
+    """Sizes that llama.cpp resizes by default have the losses of torch, and no note is added."""
     sample = tiny_samples[1]
     pixels = np.random.default_rng(1).integers(0, 256, (*size, 3), np.uint8)
     changed = Inputs("size", sample.tokens, sample.answer_start, (pixels,), sample.image_bounds)
-    runner = open_runner(full.path, 1, exact=True)
+    runner = open_runner(full.path, 1, f32_attention=True)
 
     assert np.abs(losses(runner, [changed]) - torch_losses(tiny_checkpoint, [changed])).max() < 5e-4
     assert runner.notes == ()
 
 
-def test_where_slices_must_be_resized_the_notes_say_so(
+def test_a_note_reports_resized_slices(
     full: Artifact, tiny_samples: list[Inputs], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A build that hides the engine's side of a slice is used all the same, and told apart."""
-    monkeypatch.setattr(Sight, "_find_slice_side", lambda *_: None)
+    """A build that does not export the slice size resizes slices; the note has their number and the first sample."""
+    monkeypatch.setattr(VisionEncoder, "_find_slice_side", lambda *_: None)
     odd = np.zeros((42, 56, 3), np.uint8)
     samples = [
         Inputs(name, sample.tokens, sample.answer_start, (odd,), sample.image_bounds)
@@ -185,45 +187,53 @@ def test_where_slices_must_be_resized_the_notes_say_so(
     assert "`a`" in note
 
 
-def test_a_widened_ffn_changes_nothing(
-    tiny_full: Quantized, full: Artifact, tiny_samples: list[Inputs], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_padded_ffn_gives_equal_losses(
+    tiny_full: QuantizedModel,
+    full: Artifact,
+    tiny_samples: list[Inputs],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """160 columns where the model has 144: the same losses to the last bits of F32."""
-    monkeypatch.setattr(files, "widened_ffn", lambda _: 160)
-    widened = exported(tiny_full, tmp_path)
+    """An intermediate size of 160 instead of 144 changes the losses by rounding errors only."""
+    monkeypatch.setattr(files, "padded_intermediate_size", lambda _: 160)
+    padded = export_gguf(tiny_full, tmp_path)
 
-    assert widened.nbytes_by_component()["vision+projector"] > full.nbytes_by_component()["vision+projector"]
+    assert padded.nbytes_by_component()["vision+projector"] > full.nbytes_by_component()["vision+projector"]
     np.testing.assert_allclose(
-        losses(open_runner(widened.path, 1), tiny_samples), losses(open_runner(full.path, 1), tiny_samples), atol=1e-5
+        losses(open_runner(padded.path, 1), tiny_samples), losses(open_runner(full.path, 1), tiny_samples), atol=1e-5
     )
 
 
-def test_a_square_ffn_is_not_turned_around(tmp_path: Path, tiny_samples: list[Inputs]) -> None:
-    """Where llama.cpp would take the two matrices of the FFN for each other, they are not square in the file."""
+def test_a_square_ffn_is_read_in_the_right_orientation(tmp_path: Path, tiny_samples: list[Inputs]) -> None:
+    """A square FFN is padded, because llama.cpp distinguishes the two matrices by their shape."""
     vision = {**CONFIG["vision_config"], "intermediate_size": CONFIG["vision_config"]["hidden_size"]}
     checkpoint = build_checkpoint(tmp_path / "tiny", {**CONFIG, "vision_config": vision})
-    artifact = exported(quantized_by(checkpoint, tmp_path, _all="f32"), tmp_path)
+    artifact = export_gguf(quantize_with(checkpoint, tmp_path, _all="f32"), tmp_path)
 
-    taken = losses(open_runner(artifact.path, 1, exact=True), tiny_samples)
+    taken = losses(open_runner(artifact.path, 1, f32_attention=True), tiny_samples)
 
     assert np.abs(taken - torch_losses(checkpoint, tiny_samples)).max() < 5e-4
 
 
 @pytest.mark.parametrize("scheme", ["keep", "f16", "int8-row", "int4-g64", "q4_1", "q5_0", "iq4_nl"])
-def test_every_scheme_runs(scheme: str, tiny_checkpoint: Path, tiny_samples: list[Inputs], tmp_path: Path) -> None:
-    """Tables, vision and resampler included: close to torch on the same codes."""
-    quantized = quantized_by(tiny_checkpoint, tmp_path, _all=scheme)
-    taken = losses(open_runner(exported(quantized, tmp_path).path, 1), tiny_samples)
+def test_every_scheme_has_losses_close_to_torch(
+    scheme: str, tiny_checkpoint: Path, tiny_samples: list[Inputs], tmp_path: Path
+) -> None:
+    """Embedding, vision tower and resampler in one scheme have losses close to the dequantized weights in torch."""
+    quantized = quantize_with(tiny_checkpoint, tmp_path, _all=scheme)
+    taken = losses(open_runner(export_gguf(quantized, tmp_path).path, 1), tiny_samples)
 
     assert np.abs(taken - torch_losses(quantized.path, tiny_samples)).mean() < 0.05
 
 
 @pytest.mark.parametrize("scheme", ["q4_k", "q5_k", "q6_k"])
-def test_k_quants_run(scheme: str, tiny_checkpoint: Path, tiny_samples: list[Inputs], tmp_path: Path) -> None:
-    """On what 256 divides, and on the widened vision FFN."""
+def test_k_quants_have_losses_close_to_torch(
+    scheme: str, tiny_checkpoint: Path, tiny_samples: list[Inputs], tmp_path: Path
+) -> None:
+    """K-quants run on matrices with rows of a multiple of 256, and on the padded vision FFN."""
     schemes = {"language__*": scheme, "embedding": scheme, "head": scheme, "vision__layers__*__mlp__down": scheme}
-    quantized = quantized_by(tiny_checkpoint, tmp_path, **schemes)
-    taken = losses(open_runner(exported(quantized, tmp_path).path, 1), tiny_samples)
+    quantized = quantize_with(tiny_checkpoint, tmp_path, **schemes)
+    taken = losses(open_runner(export_gguf(quantized, tmp_path).path, 1), tiny_samples)
 
     assert np.abs(taken - torch_losses(quantized.path, tiny_samples)).mean() < 0.05
 
@@ -236,17 +246,17 @@ parameters.n_ctx, parameters.n_parallel, parameters.warmup = 512, 1, False
 parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = 1
 content = [{"type": "image_url", "image_url": {"url": sys.argv[3]}}, {"type": "text", "text": "What does it say?"}]
 request = {"max_tokens": 4, "temperature": 0, "logprobs": True, "messages": [{"role": "user", "content": content}]}
-request["grammar"] = "root ::= [a-z]+"  # of a random model's tokens, those that are text
+request["grammar"] = "root ::= [a-z]+"  # a random model also generates tokens that are not text
 print(json.dumps(xllamacpp.Server(parameters).handle_chat_completions(request)))
 """
 
 
-def test_unmodified_llama_cpp_answers_about_an_image(int4: Artifact, tiny_checkpoint: Path) -> None:
-    """Its own server, template and preprocessing: the first token of the answer is as likely as the runner says."""
-    picture, pixels = BytesIO(), np.random.default_rng(0).integers(0, 256, (56, 56, 3), np.uint8)
-    Image.fromarray(pixels).save(picture, "png")
-    url = "data:image/png;base64," + b64encode(picture.getvalue()).decode()
-    files = [str(file) for component in ("language", "vision+projector") for file in int4.files_of(component)]
+def test_the_llama_cpp_server_answers_about_an_image(int4: Artifact, tiny_checkpoint: Path) -> None:
+    """With the template and preprocessing of llama.cpp, the first token has the probability of the runner."""
+    png, pixels = BytesIO(), np.random.default_rng(0).integers(0, 256, (56, 56, 3), np.uint8)
+    Image.fromarray(pixels).save(png, "png")
+    url = "data:image/png;base64," + b64encode(png.getvalue()).decode()
+    files = [str(file) for component in ("language", "vision+projector") for file in int4.component_files(component)]
     done = subprocess.run([sys.executable, "-c", CHAT, *files, url], capture_output=True, text=True, check=True)
 
     [choice] = json.loads(done.stdout)["choices"]
@@ -254,7 +264,7 @@ def test_unmodified_llama_cpp_answers_about_an_image(int4: Artifact, tiny_checkp
     processor = MiniCpmVProcessor.open(tiny_checkpoint)
     content = f"<image>{'<unk>' * CONFIG['query_num']}</image>What does it say?"
     prompt = processor.tokenizer.encode(processor.template.render([{"role": "user", "content": content}])).ids
-    start = prompt.index(processor.special["<image>"]) + 1
+    start = prompt.index(processor.special_tokens["<image>"]) + 1
     bounds = np.array([[start, start + CONFIG["query_num"]]])
     sample = Inputs("chat", np.array([*prompt, first["id"]]), len(prompt), (pixels,), bounds)
 
@@ -262,70 +272,72 @@ def test_unmodified_llama_cpp_answers_about_an_image(int4: Artifact, tiny_checkp
     assert losses(open_runner(int4.path, 1), [sample])[0] == pytest.approx(-first["logprob"], abs=2e-2)
 
 
-def broken(artifact: Artifact, folder: Path, component: str, content: bytes) -> Path:
-    """A copy of an artifact with one file of other content."""
-    shutil.rmtree(folder / "broken", ignore_errors=True)
-    shutil.copytree(artifact.path, folder / "broken")
-    (folder / "broken" / artifact.files_of(component)[0].name).write_bytes(content)
-    return folder / "broken"
+def with_replaced_file(artifact: Artifact, folder: Path, component: str, content: bytes) -> Path:
+    """Copy an artifact and replace the content of one file."""
+    shutil.rmtree(folder / "copy", ignore_errors=True)
+    shutil.copytree(artifact.path, folder / "copy")
+    (folder / "copy" / artifact.component_files(component)[0].name).write_bytes(content)
+    return folder / "copy"
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(component=st.sampled_from(["language", "vision+projector"]), kept=st.floats(0, 1, exclude_max=True))
 def test_a_truncated_file_is_an_error(component: str, kept: float, int4: Artifact, tmp_path: Path) -> None:
-    """Wherever it ends, llama.cpp's own reason is told and nothing crashes."""
-    whole = int4.files_of(component)[0].read_bytes()
-    path = broken(int4, tmp_path, component, whole[: int(kept * len(whole))])
+    """A file truncated at any byte raises an error with the log of llama.cpp and does not crash."""
+    whole = int4.component_files(component)[0].read_bytes()
+    path = with_replaced_file(int4, tmp_path, component, whole[: int(kept * len(whole))])
 
-    with pytest.raises(EngineError, match="does not load") as caught:
+    with pytest.raises(EngineError, match="cannot load") as caught:
         open_runner(path, 1)
 
-    assert "llama.cpp says" in str(caught.value)
+    assert "log of llama.cpp" in str(caught.value)
 
 
 @pytest.mark.parametrize("component", ["language", "vision+projector"])
-def test_garbage_is_an_error(component: str, int4: Artifact, tmp_path: Path) -> None:
-    """No magic number, no model."""
+def test_a_file_without_magic_number_is_an_error(component: str, int4: Artifact, tmp_path: Path) -> None:
+    """The error has the reason of llama.cpp."""
     with pytest.raises(EngineError, match="invalid magic"):
-        open_runner(broken(int4, tmp_path, component, b"no GGUF at all" * 1000), 1)
+        open_runner(with_replaced_file(int4, tmp_path, component, b"not a GGUF file" * 1000), 1)
 
 
-def test_the_other_file_is_an_error(int4: Artifact, tmp_path: Path) -> None:
-    """What sees cannot read, and what reads cannot see."""
-    language, sight = (int4.files_of(component)[0].read_bytes() for component in ("language", "vision+projector"))
+def test_swapped_files_are_an_error(int4: Artifact, tmp_path: Path) -> None:
+    """An mmproj file is not a language model file, and vice versa."""
+    language, mmproj = (
+        int4.component_files(component)[0].read_bytes() for component in ("language", "vision+projector")
+    )
 
-    for component, content in (("language", sight), ("vision+projector", language)):
-        with pytest.raises(EngineError, match="does not load"):
-            open_runner(broken(int4, tmp_path, component, content), 1)
+    for component, content in (("language", mmproj), ("vision+projector", language)):
+        with pytest.raises(EngineError, match="cannot load"):
+            open_runner(with_replaced_file(int4, tmp_path, component, content), 1)
 
 
-def test_another_artifact_is_refused(tiny_int4: Quantized) -> None:
-    """A quantized artifact is no GGUF artifact."""
-    with pytest.raises(ArtifactError, match="no GGUF artifact"):
+def test_an_artifact_of_another_format_is_an_error(tiny_int4: QuantizedModel) -> None:
+    """A quantized model is not a GGUF artifact."""
+    with pytest.raises(ArtifactError, match="is not a GGUF artifact with a language model file and an mmproj file"):
         open_runner(tiny_int4.path, 1)
 
 
-def test_a_slice_of_too_many_tokens_is_an_error(full: Artifact, tiny_samples: list[Inputs]) -> None:
-    """A sample made for another number of image tokens is not measured."""
+def test_an_unexpected_number_of_image_tokens_is_an_error(full: Artifact, tiny_samples: list[Inputs]) -> None:
+    """A sample encoded for another number of tokens per slice raises an error."""
     sample = tiny_samples[1]
-    bounds = sample.image_bounds - [0, 1]
+    bounds = sample.image_bounds - np.array([0, 1])
 
-    with pytest.raises(EngineError, match=r"made 4 tokens of a slice, not 3"):
+    with pytest.raises(EngineError, match=r"encoded a slice to 4 tokens; expected 3"):
         losses(
             open_runner(full.path, 1),
             [Inputs(sample.id, sample.tokens, sample.answer_start, sample.slices, bounds)],
         )
 
 
-def test_the_runner_needs_no_torch() -> None:
-    """The process that measures llama.cpp holds llama.cpp only."""
+def test_the_runner_does_not_import_torch() -> None:
+    """The memory of the measured process does not include torch."""
     code = "import sys, mcpmq.runners.gguf, mcpmq.runners.llamacpp as l; l.llamacpp(); sys.exit('torch' in sys.modules)"
 
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
-def _with_whole(samples: list[Inputs]) -> list[Inputs]:
-    """The samples with images to be cut by the engine; the pixels of `tiny_samples`, drawn again."""
+def _with_uncut_images(samples: list[Inputs]) -> list[Inputs]:
+    """Add to each sample its image before slicing, with the pixels of `tiny_samples`."""
     sizes = {"image-56": (56, 56), "image-150": (90, 150), "image-60": (200, 60)}
     return [
         replace(one, image=np.random.default_rng(int(one.id[6:])).integers(0, 256, (*sizes[one.id], 3), np.uint8))
@@ -335,15 +347,15 @@ def _with_whole(samples: list[Inputs]) -> list[Inputs]:
     ]
 
 
-def test_llama_cpp_cuts_images_itself_when_it_is_let(full: Artifact, tiny_samples: list[Inputs]) -> None:
-    """One slice of the right size stays what it is; a larger image is cut alike but resized by another filter."""
-    runner = open_runner(full.path, 1, exact=True)
-    ours = losses_of(runner, tiny_samples)
+def test_llama_cpp_can_preprocess_images(full: Artifact, tiny_samples: list[Inputs]) -> None:
+    """An image of the slice size has equal losses; a larger one has as many slices, but another resize filter."""
+    runner = open_runner(full.path, 1, f32_attention=True)
+    expected = answer_losses(runner, tiny_samples)
 
-    theirs = losses_of(runner, _with_whole(tiny_samples))
+    found = answer_losses(runner, _with_uncut_images(tiny_samples))
 
-    assert [len(loss) for loss in theirs] == [len(loss) for loss in ours]
+    assert [len(loss) for loss in found] == [len(loss) for loss in expected]
     for text_or_square in (0, 1):
-        np.testing.assert_allclose(theirs[text_or_square], ours[text_or_square], atol=1e-6)
-    assert any(np.abs(theirs[number] - ours[number]).max() > 1e-4 for number in (2, 3))
-    np.testing.assert_allclose(losses_of(runner, tiny_samples)[2], ours[2], atol=1e-6)  # and back again
+        np.testing.assert_allclose(found[text_or_square], expected[text_or_square], atol=1e-6)
+    assert any(np.abs(found[number] - expected[number]).max() > 1e-4 for number in (2, 3))
+    np.testing.assert_allclose(answer_losses(runner, tiny_samples)[2], expected[2], atol=1e-6)

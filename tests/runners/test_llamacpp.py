@@ -1,4 +1,4 @@
-"""llama.cpp's functions: checked layouts, the same tokenizer, no guessing."""
+"""The bindings to llama.cpp: layout checks, tokenizer and decoding."""
 
 import ctypes
 from pathlib import Path
@@ -10,35 +10,36 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from mcpmq.errors import EngineError
-from mcpmq.quantized_model import Quantized
-from mcpmq.runners.llamacpp import LlamaCpp, chunk_size, llamacpp
+from mcpmq.quantized_model import QuantizedModel
+from mcpmq.runners.llamacpp import LlamaCpp, image_chunk_size, llamacpp
 from mcpmq.runners.llamacpp.language import Context, LanguageModel
-from tests.gguf_tools import exported
+from mcpmq.runners.llamacpp.vision import token_grid
+from tests.gguf_tools import export_gguf
 
 
 @pytest.fixture(scope="module")
-def language(tiny_int4: Quantized, tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
+def language(tiny_int4: QuantizedModel, tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
     """The language model of the tiny checkpoint, loaded."""
-    [file] = exported(tiny_int4, tmp_path_factory.mktemp("int4")).files_of("language")
+    [file] = export_gguf(tiny_int4, tmp_path_factory.mktemp("int4")).component_files("language")
     return LanguageModel(llamacpp(), file)
 
 
-def test_another_layout_of_parameters_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Defaults that do not lie where they should are an error before any model is loaded."""
+def test_an_unknown_parameter_layout_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Default values at other offsets raise an error before a model is loaded."""
     monkeypatch.setattr("mcpmq.runners.llamacpp.CONTEXT_LAYOUT", {4: (512, 2048)})
 
-    with pytest.raises(EngineError, match="not known here"):
+    with pytest.raises(EngineError, match="unknown layout"):
         LlamaCpp()
 
 
 @given(st.binary(max_size=120))
-def test_an_unknown_saved_image_has_no_size(saved: bytes) -> None:
-    """Whatever a later version saves, it is not taken for a size."""
-    assert chunk_size(saved) is None
+def test_an_unknown_image_chunk_has_no_size(saved: bytes) -> None:
+    """Arbitrary bytes are not read as a size."""
+    assert image_chunk_size(saved) is None
 
 
-def test_llama_cpp_splits_text_into_the_same_tokens(language: LanguageModel, tiny_checkpoint: Path) -> None:
-    """The tokenizer in the file is the one of the checkpoint, whatever script the text has."""
+def test_llama_cpp_tokenizes_like_the_checkpoint(language: LanguageModel, tiny_checkpoint: Path) -> None:
+    """The tokenizer in the GGUF file gives the tokens of tokenizer.json for Latin, Japanese and special tokens."""
     engine = llamacpp()
     tokenize = engine.optional(
         "llama_tokenize",
@@ -58,27 +59,35 @@ def test_llama_cpp_splits_text_into_the_same_tokens(language: LanguageModel, tin
         "naïve  Übung — 猫が123見る\t🙂",
         "<image><unk></image>it's",
     ):
-        room, encoded = np.zeros(200, np.int32), text.encode()
-        count = tokenize(vocabulary, encoded, len(encoded), room.ctypes.data, len(room), False, True)
+        tokens, encoded = np.zeros(200, np.int32), text.encode()
+        count = tokenize(vocabulary, encoded, len(encoded), tokens.ctypes.data, len(tokens), False, True)
 
-        assert room[:count].tolist() == tokenizer.encode(text, add_special_tokens=False).ids
+        assert tokens[:count].tolist() == tokenizer.encode(text, add_special_tokens=False).ids
 
 
-def test_logits_come_for_wanted_positions_only(language: LanguageModel) -> None:
-    """One row of the vocabulary each, the same whether others are wanted too."""
-    tokens, some, all_of_them = np.arange(5, dtype=np.int32), np.array([0, 1, 0, 0, 1], np.bool_), np.ones(5, np.bool_)
-    context = Context(language, 5, 1, exact=False)
-    rows = [row.copy() for row in context.read(tokens, np.arange(5)[None], some)]
+@pytest.mark.parametrize(
+    ("size", "num_tokens", "grid"), [((56, 84), 24, (4, 6)), ((392, 112), 56, (14, 4)), ((56, 56), 7, (1, 7))]
+)
+def test_tokens_of_a_slice_form_a_grid(size: tuple[int, int], num_tokens: int, grid: tuple[int, int]) -> None:
+    """Tokens that are squares of pixels have rows and columns; other tokens form one row."""
+    assert token_grid(size, num_tokens) == grid
+
+
+def test_logits_are_returned_for_masked_positions_only(language: LanguageModel) -> None:
+    """Each True of the mask gives one row [vocab_size], equal to that of a full mask."""
+    tokens, some, full = np.arange(5, dtype=np.int32), np.array([0, 1, 0, 0, 1], np.bool_), np.ones(5, np.bool_)
+    context = Context(language, 5, 1, f32_attention=False)
+    rows = [row.copy() for row in context.decode(tokens, np.arange(5)[None], some)]
     context.clear()
-    every = [row.copy() for row in context.read(tokens, np.arange(5)[None], all_of_them)]
+    every = [row.copy() for row in context.decode(tokens, np.arange(5)[None], full)]
 
-    assert [row.shape for row in rows] == [(language.vocabulary,)] * 2
+    assert [row.shape for row in rows] == [(language.vocab_size,)] * 2
     np.testing.assert_array_equal(rows, [every[1], every[4]])
 
 
-def test_more_tokens_than_there_is_room_for_is_an_error(language: LanguageModel) -> None:
-    """llama.cpp's own reason is told."""
-    context = Context(language, 10, 1, exact=False)
+def test_more_tokens_than_the_context_holds_are_an_error(language: LanguageModel) -> None:
+    """The error has the log message of llama.cpp."""
+    context = Context(language, 10, 1, f32_attention=False)
 
     with pytest.raises(EngineError, match="find a memory slot"):
-        list(context.read(np.zeros(300, np.int32), np.arange(300)[None], np.zeros(300, np.bool_)))
+        list(context.decode(np.zeros(300, np.int32), np.arange(300)[None], np.zeros(300, np.bool_)))

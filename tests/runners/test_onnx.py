@@ -1,8 +1,9 @@
-"""ONNX Runtime computes what torch computes with the same weights: token by token, with and without the cache."""
+"""ONNX Runtime and torch compute the same with the same weights, with and without a KV cache."""
 
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,42 +17,42 @@ from mcpmq.families.family import Inputs
 from mcpmq.families.minicpmv_inputs import MiniCpmVProcessor
 from mcpmq.plan import make_plan
 from mcpmq.quantize import quantize
-from mcpmq.quantized_model import Quantized
+from mcpmq.quantized_model import QuantizedModel
 from mcpmq.recipe import Recipe
-from mcpmq.runners.onnx import ROUNDED, OnnxRunner, open_runner
+from mcpmq.runners.onnx import INT8_ACTIVATIONS_NOTE, OnnxRunner, open_runner
 from mcpmq.scheme import parse_scheme
-from tests.loss_tools import losses_of
-from tests.onnx_tools import artifact_of
-from tests.reference_model import native_continuation, native_losses, native_model
+from tests.loss_tools import answer_losses
+from tests.onnx_tools import write_onnx_artifact
+from tests.reference_model import greedy_tokens, reference_losses, reference_model
 
-# One slice; slices of two shapes; wide and tall overviews; many slices. The tiny model's slices have about 56 x 56.
+# No image; one slice; slices of two shapes; wide and tall overviews; many slices (about 56 x 56 pixels each).
 SIZES = [None, (56, 56), (84, 42), (40, 300), (150, 90), (200, 200)]
-CLOSE = {"rtol": 0, "atol": 1e-5}
+CLOSE: dict[str, Any] = {"rtol": 0, "atol": 1e-5}
 
 
 @pytest.fixture(scope="session")
 def processor(tiny_checkpoint: Path) -> MiniCpmVProcessor:
-    """The tiny checkpoint's own preprocessing."""
+    """The processor of the tiny checkpoint."""
     return MiniCpmVProcessor.open(tiny_checkpoint)
 
 
 @pytest.fixture(scope="session")
 def samples(processor: MiniCpmVProcessor, tmp_path_factory: pytest.TempPathFactory) -> list[Inputs]:
-    """A question without an image, and about noise of every size."""
+    """A text sample, and samples with noise images of every size."""
     folder, generator = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
-    made = []
+    encoded = []
     for size in SIZES:
         image = folder / f"{size}.png" if size else None
         if image and size:
             Image.fromarray(generator.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)).save(image)
-        made.append(processor.encode(str(size), image, "What does the sign say?", "The sign says red."))
-    return made
+        encoded.append(processor.encode(str(size), image, "What does the sign say?", "The sign says red."))
+    return encoded
 
 
 @pytest.fixture(scope="session")
-def full_model(tiny_full: Quantized) -> nn.Module:
+def full_model(tiny_full: QuantizedModel) -> nn.Module:
     """The tiny model in torch."""
-    return native_model(tiny_full)
+    return reference_model(tiny_full)
 
 
 @pytest.fixture(scope="session")
@@ -61,19 +62,19 @@ def full_runner(tiny_full_onnx: Path) -> OnnxRunner:
 
 
 @pytest.fixture(scope="session")
-def int4_model(tiny_int4: Quantized) -> nn.Module:
-    """phone-int4's weights, dequantized, in torch."""
-    return native_model(tiny_int4)
+def int4_model(tiny_int4: QuantizedModel) -> nn.Module:
+    """The dequantized weights of phone-int4 in torch."""
+    return reference_model(tiny_int4)
 
 
 @pytest.fixture(scope="session")
-def int4_runner(tiny_int4: Quantized, tmp_path_factory: pytest.TempPathFactory) -> OnnxRunner:
-    """phone-int4's codes in ONNX Runtime, activations not rounded."""
-    return open_runner(artifact_of(tiny_int4, tmp_path_factory.mktemp("onnx") / "int4"), threads=1)
+def int4_runner(tiny_int4: QuantizedModel, tmp_path_factory: pytest.TempPathFactory) -> OnnxRunner:
+    """The tiny model quantized with phone-int4 in ONNX Runtime, with float activations."""
+    return open_runner(write_onnx_artifact(tiny_int4, tmp_path_factory.mktemp("onnx") / "int4"), threads=1)
 
 
-def test_samples_have_slices_that_are_no_squares(samples: list[Inputs]) -> None:
-    """The samples that parity is tested on do cover several slices, and wide and tall ones."""
+def test_samples_include_wide_and_tall_slices(samples: list[Inputs]) -> None:
+    """The samples of these tests have no slice, one slice, many slices, wide slices and tall slices."""
     shapes = [part.shape[:2] for sample in samples for part in sample.slices]
     assert any(height > width for height, width in shapes)
     assert any(height < width for height, width in shapes)
@@ -82,49 +83,51 @@ def test_samples_have_slices_that_are_no_squares(samples: list[Inputs]) -> None:
 
 
 @pytest.mark.parametrize("index", range(len(SIZES)))
-def test_unquantized_losses_equal_torch_token_by_token(
+def test_unquantized_losses_equal_those_of_torch(
     index: int, samples: list[Inputs], full_runner: OnnxRunner, full_model: nn.Module, processor: MiniCpmVProcessor
 ) -> None:
-    """Text, one slice, several slices, wide and tall slices: every token's loss is torch's."""
-    [found] = losses_of(full_runner, [samples[index]])
+    """The loss of every token equals that of torch, for every number and shape of slices."""
+    [found] = answer_losses(full_runner, [samples[index]])
     assert found.dtype == np.float64
-    np.testing.assert_allclose(found, native_losses(full_model, processor, samples[index]), **CLOSE)
+    np.testing.assert_allclose(found, reference_losses(full_model, processor.model_inputs, samples[index]), **CLOSE)
 
 
-def test_losses_of_integer_codes_equal_torch(
+def test_quantized_losses_equal_those_of_dequantized_weights_in_torch(
     samples: list[Inputs], int4_runner: OnnxRunner, int4_model: nn.Module, processor: MiniCpmVProcessor
 ) -> None:
-    """4-bit and 8-bit codes in ONNX Runtime are the same model as their dequantized values in torch."""
-    for sample, found in zip(samples, losses_of(int4_runner, samples), strict=True):
-        np.testing.assert_allclose(found, native_losses(int4_model, processor, sample), **CLOSE)
+    """4-bit and 8-bit codes in ONNX Runtime give the losses of their dequantized values in torch."""
+    for sample, found in zip(samples, answer_losses(int4_runner, samples), strict=True):
+        np.testing.assert_allclose(found, reference_losses(int4_model, processor.model_inputs, sample), **CLOSE)
 
 
 @pytest.mark.parametrize("scheme", ["keep", "f16", "int4-g32-asym", "int8-row-asym", "int8-g256"])
-def test_every_kind_of_scheme_equals_torch(
+def test_every_kind_of_scheme_gives_the_losses_of_torch(
     scheme: str, samples: list[Inputs], tiny_checkpoint: Path, processor: MiniCpmVProcessor, tmp_path: Path
 ) -> None:
-    """Half-width floats, one scale a row, zero points, groups wider than the vision tower: all are torch's model."""
+    """F16, one scale per row, zero points and groups wider than a row of the vision tower give the losses of torch."""
     recipe = Recipe(name="one", weights={"*": parse_scheme(scheme)})
     quantized = quantize(make_plan(Checkpoint.open(tiny_checkpoint), recipe), tmp_path / "quantized")
-    runner = open_runner(artifact_of(quantized, tmp_path / "onnx"), threads=1)
-    [found] = losses_of(runner, [samples[2]])
-    np.testing.assert_allclose(found, native_losses(native_model(quantized), processor, samples[2]), **CLOSE)
+    runner = open_runner(write_onnx_artifact(quantized, tmp_path / "onnx"), threads=1)
+    [found] = answer_losses(runner, [samples[2]])
+    np.testing.assert_allclose(
+        found, reference_losses(reference_model(quantized), processor.model_inputs, samples[2]), **CLOSE
+    )
 
 
 @pytest.mark.parametrize("index", [0, 2])
-def test_greedy_generation_equals_torch(
+def test_greedy_generation_equals_that_of_torch(
     index: int, samples: list[Inputs], int4_runner: OnnxRunner, int4_model: nn.Module, processor: MiniCpmVProcessor
 ) -> None:
-    """20 tokens with the cache in ONNX Runtime are those of torch on dequantized weights, computed without a cache."""
-    expected = native_continuation(int4_model, processor, samples[index], 20)
+    """20 tokens generated with the KV cache equal those of torch without a cache."""
+    expected = greedy_tokens(int4_model, processor.model_inputs, samples[index], 20)
     assert int4_runner.generate(samples[index], 20) == expected
 
 
 @pytest.mark.parametrize("cuts", [(1,), (7, 8, 30), tuple(range(1, 49))])
-def test_chunked_prefill_equals_whole_prefill(
+def test_chunked_prefill_equals_prefill_in_one_call(
     cuts: tuple[int, ...], samples: list[Inputs], full_runner: OnnxRunner
 ) -> None:
-    """However the tokens are cut into calls, down to one by one, the logits and the cache are the same."""
+    """Logits and cache do not depend on the chunks, down to one token per call."""
     embeddings = full_runner.embed(samples[1], 49)
     whole, whole_cache = full_runner.decode(embeddings, full_runner.empty_cache(), 0)
     cache, pieces = full_runner.empty_cache(), []
@@ -136,17 +139,17 @@ def test_chunked_prefill_equals_whole_prefill(
         np.testing.assert_allclose(cache[name], values, **CLOSE)
 
 
-def test_only_the_logits_asked_for_are_computed(samples: list[Inputs], full_runner: OnnxRunner) -> None:
-    """`num_logits_to_keep` keeps the last ones; 0 keeps all."""
-    embeddings = full_runner.lookup(samples[0].tokens)
+def test_only_the_requested_logits_are_computed(samples: list[Inputs], full_runner: OnnxRunner) -> None:
+    """`num_logits_to_keep` keeps the last logits; 0 keeps all."""
+    embeddings = full_runner.embed_tokens(samples[0].tokens)
     every, _ = full_runner.decode(embeddings, full_runner.empty_cache(), 0)
     last, _ = full_runner.decode(embeddings, full_runner.empty_cache(), 3)
     assert len(every) == len(embeddings)
     np.testing.assert_allclose(last, every[-3:], **CLOSE)
 
 
-def test_a_batch_padded_on_the_right_gives_what_each_gives_alone(full_runner: OnnxRunner) -> None:
-    """Two sequences of different lengths in one call."""
+def test_a_right_padded_batch_equals_single_sequences(full_runner: OnnxRunner) -> None:
+    """Two sequences of different lengths in one call have the logits of separate calls."""
     generator = np.random.default_rng(0)
     lengths, cache = (9, 5), {name: np.repeat(one, 2, 0) for name, one in full_runner.empty_cache().items()}
     embeddings = generator.standard_normal((2, 9, 256)).astype(np.float32)
@@ -163,8 +166,8 @@ def test_a_batch_padded_on_the_right_gives_what_each_gives_alone(full_runner: On
 
 
 @pytest.mark.parametrize("height", [1, 3, 25, 49, 50, 55, 58, 70, 71, 100])
-def test_patch_positions_equal_torch(height: int, full_runner: OnnxRunner, full_model: nn.Module) -> None:
-    """Columns of patches of every kind, also lengths where rounding in floats would move a patch to another cell."""
+def test_patch_positions_equal_those_of_torch(height: int, full_runner: OnnxRunner, full_model: nn.Module) -> None:
+    """Image features are equal for many heights, including those where float rounding would move a patch."""
     pixels = torch.randn((1, 3, 14, 14 * height * 2), generator=torch.Generator().manual_seed(height))
     sizes = torch.tensor([[height, 2]])
     with torch.no_grad():
@@ -173,8 +176,8 @@ def test_patch_positions_equal_torch(height: int, full_runner: OnnxRunner, full_
     np.testing.assert_allclose(found, expected.numpy(), **CLOSE)
 
 
-def test_slices_of_equal_size_may_share_a_call(full_runner: OnnxRunner) -> None:
-    """A wide and a tall slice of equally many patches in one call give what they give alone."""
+def test_slices_with_equally_many_patches_can_share_a_call(full_runner: OnnxRunner) -> None:
+    """A wide and a tall slice in one call have the features of separate calls."""
     pixels = np.random.default_rng(0).standard_normal((2, 3, 14, 14 * 12)).astype(np.float32)
     sizes = np.array([[2, 6], [4, 3]])
     together = full_runner.vision.run(None, {"pixel_values": pixels, "tgt_sizes": sizes})[0]
@@ -183,68 +186,68 @@ def test_slices_of_equal_size_may_share_a_call(full_runner: OnnxRunner) -> None:
         np.testing.assert_allclose(alone, full_runner.vision.run(None, one)[0], **CLOSE)
 
 
-def test_the_fast_path_is_near_and_not_the_same(
-    tiny_int4: Quantized, samples: list[Inputs], int4_runner: OnnxRunner, tmp_path: Path
+def test_int8_activations_change_the_losses_a_little(
+    tiny_int4: QuantizedModel, samples: list[Inputs], int4_runner: OnnxRunner, tmp_path: Path
 ) -> None:
-    """With activations of 8 bits, as phones compute, losses move, but little; a note says so."""
-    fast = open_runner(artifact_of(tiny_int4, tmp_path / "fast", accuracy_level=4), threads=1)
-    pairs = zip(losses_of(fast, samples), losses_of(int4_runner, samples), strict=True)
+    """Accuracy level 4 quantizes activations; the losses change by less than 0.2, and a note reports it."""
+    fast = open_runner(write_onnx_artifact(tiny_int4, tmp_path / "fast", accuracy_level=4), threads=1)
+    pairs = zip(answer_losses(fast, samples), answer_losses(int4_runner, samples), strict=True)
     difference = max(float(np.abs(found - exact).max()) for found, exact in pairs)
     assert 1e-4 < difference < 0.2
-    assert fast.notes == (ROUNDED,)
+    assert fast.notes == (INT8_ACTIVATIONS_NOTE,)
     assert int4_runner.notes == ()
 
 
 @pytest.mark.parametrize(
-    ("layer", "told"), [(None, "`vision`"), (0, "`language.layers.0`"), (1, "`language.layers.0` or the")]
+    ("layer", "source"), [(None, "`vision`"), (0, "`language.layers.0`"), (1, "`language.layers.0` or the")]
 )
-def test_where_values_stop_being_numbers_is_told(
-    layer: int | None, told: str, samples: list[Inputs], full_runner: OnnxRunner, monkeypatch: pytest.MonkeyPatch
+def test_the_first_non_finite_value_is_reported_with_its_layer(
+    layer: int | None, source: str, samples: list[Inputs], full_runner: OnnxRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By what went into the decoder and by the keys of its layers."""
+    """The layer is found by the inputs of the decoder and the cached keys of its layers."""
     decode = OnnxRunner.decode
 
     def overflowing(*args: object) -> tuple[object, object]:
         logits, cache = decode(*args)  # type: ignore[arg-type]
-        spoilt = {name: values * (np.nan if f".{layer}." in name else 1) for name, values in cache.items()}
-        return logits * np.nan, spoilt
+        damaged = {name: values * (np.nan if f".{layer}." in name else 1) for name, values in cache.items()}
+        return logits * np.nan, damaged
 
     monkeypatch.setattr(OnnxRunner, "decode", overflowing)
     if layer is None:
         monkeypatch.setattr(
             OnnxRunner, "embed", lambda *_: np.full((len(samples[0].tokens) - 1, 256), np.inf, np.float32)
         )
-    with pytest.raises(EngineError, match=f"`{samples[0].id}`: values that are not finite first come out of {told}"):
-        losses_of(full_runner, samples[:1])
+    with pytest.raises(EngineError, match=f"`{samples[0].id}`: first non-finite values in the output of {source}"):
+        answer_losses(full_runner, samples[:1])
 
 
-def test_running_imports_no_torch(tiny_full_onnx: Path) -> None:
-    """The process whose memory is measured holds the runtime and not torch."""
+def test_the_runner_does_not_import_torch(tiny_full_onnx: Path) -> None:
+    """The memory of the measured process does not include torch."""
     program = (
         "import sys, numpy as np; from pathlib import Path; from mcpmq.runners.onnx import open_runner\n"
-        f"open_runner(Path({str(tiny_full_onnx)!r}), 1).lookup(np.array([1])); print('torch' in sys.modules)"
+        f"open_runner(Path({str(tiny_full_onnx)!r}), 1).embed_tokens(np.array([1])); print('torch' in sys.modules)"
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "False"
 
 
-def test_a_missing_runtime_says_what_to_install(tiny_full_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without onnxruntime the hint names the extra."""
+def test_a_missing_runtime_is_an_error_with_the_extra(tiny_full_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hint names the extra that installs onnxruntime."""
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingExtra) as caught:
         open_runner(tiny_full_onnx, 1)
     assert "mcpmq[onnx]" in caught.value.hint
 
 
-def test_another_kind_of_artifact_is_refused(tiny_full: Quantized) -> None:
-    """A quantized folder is no ONNX artifact."""
+def test_an_artifact_of_another_format_is_an_error(tiny_full: QuantizedModel) -> None:
+    """A quantized model is not an ONNX artifact."""
     with pytest.raises(ArtifactError, match="quantized artifact"):
         open_runner(tiny_full.path, 1)
 
 
-def test_a_broken_graph_is_named(tiny_full: Quantized, tmp_path: Path) -> None:
-    """A graph that the runtime cannot load is an error with its path."""
-    path = artifact_of(tiny_full, tmp_path / "broken")
-    (path / "onnx" / "embed_tokens.onnx").write_bytes(b"no graph")
+def test_a_damaged_graph_is_an_error_with_its_path(tiny_full: QuantizedModel, tmp_path: Path) -> None:
+    """The error names the graph file that ONNX Runtime cannot load."""
+    path = write_onnx_artifact(tiny_full, tmp_path / "broken")
+    (path / "onnx" / "embed_tokens.onnx").write_bytes(b"not a graph")
     with pytest.raises(EngineError, match=r"embed_tokens\.onnx"):
         open_runner(path, 1)

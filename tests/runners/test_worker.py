@@ -1,64 +1,141 @@
-"""The inside of a measuring process: what it writes, prints and returns."""
+"""The worker process: its result file, its output lines and its exit code."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 
+from mcpmq.artifact import Artifact
+from mcpmq.export import export
 from mcpmq.families.family import Inputs
-from mcpmq.runners.inputs_store import SampleFiles
-from mcpmq.runners.worker import DONE, RESULT, Task, main, resident_bytes
+from mcpmq.quantized_model import QuantizedModel
+from mcpmq.runners import gguf, onnx
+from mcpmq.runners.inputs_store import InputsStore
+from mcpmq.runners.runner import Logits
+from mcpmq.runners.worker import (
+    RESULT_FILE,
+    SAMPLE_DONE,
+    Mode,
+    Task,
+    main,
+    rss_bytes,
+    typical_sample,
+    worst_case_samples,
+)
+
+ENGINES: dict[str, ModuleType] = {"gguf": gguf, "onnx": onnx}
 
 
 @pytest.fixture
 def folder(tmp_path: Path, tiny_samples: list[Inputs]) -> Path:
-    """Two samples on disk."""
+    """A folder with two encoded samples."""
     (tmp_path / "samples").mkdir()
-    files = SampleFiles(tmp_path / "samples")
+    store = InputsStore(tmp_path / "samples")
     for sample in tiny_samples[:2]:
-        files.append(sample)
+        store.append(sample)
     return tmp_path
 
 
-def task(folder: Path, model: Path) -> str:
-    """The file of a task for the torch engine."""
-    (folder / "task.json").write_text(
-        json.dumps(asdict(Task("torch", str(model), str(folder / "samples"), threads=1, keep=None, against={})))
-    )
+@pytest.fixture(scope="module", params=list(ENGINES))
+def artifact(
+    request: pytest.FixtureRequest, tiny_int4: QuantizedModel, tmp_path_factory: pytest.TempPathFactory
+) -> Artifact:
+    """The tiny model quantized with phone-int4, in the format of each engine."""
+    return export(tiny_int4, request.param, tmp_path_factory.mktemp("artifact") / request.param)
+
+
+def task_file(folder: Path, model: Path, engine: str = "torch", mode: Mode = "measure") -> str:
+    """Write the task of a worker and return its path."""
+    task = Task(mode, engine, str(model), str(folder / "samples"), threads=1)
+    (folder / "task.json").write_text(json.dumps(asdict(task)))
     return str(folder / "task.json")
 
 
-def test_figures_are_written_and_every_sample_is_told(
+def test_measure_writes_metrics_and_reports_each_sample(
     folder: Path, tiny_checkpoint: Path, tiny_samples: list[Inputs], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A line on stdout for each sample, the losses in JSON, and 0 in the end."""
-    code = main(task(folder, tiny_checkpoint))
-    result = json.loads((folder / RESULT).read_text())
+    """The worker prints one line per sample, writes losses and argmax ids as JSON, and returns 0."""
+    code = main(task_file(folder, tiny_checkpoint))
+    result = json.loads((folder / RESULT_FILE).read_text())
     lengths = [len(s.tokens) - s.answer_start for s in tiny_samples[:2]]
     assert code == 0
-    assert capsys.readouterr().out.splitlines() == [DONE, DONE]
-    assert [len(one["losses"]) for one in result["answers"]] == lengths
-    assert [len(one["likeliest"]) for one in result["answers"]] == lengths
+    assert capsys.readouterr().out.splitlines() == [SAMPLE_DONE, SAMPLE_DONE]
+    assert [len(answer["losses"]) for answer in result["answers"]] == lengths
+    assert [len(answer["argmax_ids"]) for answer in result["answers"]] == lengths
     assert result["tokens"] == sum(len(s.tokens) for s in tiny_samples[:2])
 
 
-def test_an_error_for_the_user_is_written_with_its_hint(folder: Path) -> None:
-    """And 1 in the end; a bug would leave its traceback instead."""
-    code = main(task(folder, folder))
-    result = json.loads((folder / RESULT).read_text())
+def test_sequential_memory_writes_both_peaks(artifact: Artifact, folder: Path) -> None:
+    """The result has the peak of the vision encoder and the total peak, which is at least as large."""
+    code = main(task_file(folder, artifact.path, artifact.manifest.kind, "sequential-memory"))
+    result = json.loads((folder / RESULT_FILE).read_text())
+    assert code == 0
+    assert 10e6 < result["vision_rss_bytes"] <= result["total_rss_bytes"]
+
+
+@pytest.mark.parametrize("mode", ["measure", "sequential-memory"])
+def test_user_error_is_written_with_its_hint(mode: Mode, folder: Path) -> None:
+    """An McpmqError becomes a JSON object and exit code 1; other exceptions keep their traceback."""
+    code = main(task_file(folder, folder, "gguf", mode))
+    result = json.loads((folder / RESULT_FILE).read_text())
     assert code == 1
-    assert "config.json" in result["error"]
+    assert "mcpmq.json" in result["error"]
     assert result["hint"]
 
 
-def test_resident_memory_is_measured_now_and_at_its_peak() -> None:
-    """Touching 80 MB shows in both, giving them back only in what is resident now."""
-    before = resident_bytes("VmRSS")
-    touched = np.ones(10_000_000)
-    during = resident_bytes("VmRSS")
-    del touched
+def stack_logits(_: Inputs, logits: Iterable[Logits]) -> np.ndarray:
+    """Copy all rows of logits, [answer tokens, vocab_size]."""
+    return np.stack([row.copy() for row in logits])
+
+
+def test_language_model_with_precomputed_images_gives_equal_logits(
+    artifact: Artifact, tiny_samples: list[Inputs]
+) -> None:
+    """Logits are bit-identical when the slices were encoded before the language model was loaded."""
+    engine = ENGINES[artifact.manifest.kind]
+    embeddings = engine.encode_images(artifact.path, 1, tiny_samples)
+    language_model = engine.open_language_model(artifact.path, 1, embeddings)
+    whole_model = engine.open_runner(artifact.path, 1)
+
+    assert len(embeddings) == sum(len(sample.slices) for sample in tiny_samples) > 1
+    expected = whole_model.run(tiny_samples, stack_logits)
+    for found, logits in zip(language_model.run(tiny_samples, stack_logits), expected, strict=True):
+        assert np.array_equal(found, logits)
+
+
+def make_inputs(name: str, num_tokens: int, num_slices: int) -> Inputs:
+    """Return a sample of a given length with black slices."""
+    slices, bounds = (np.zeros((14, 14, 3), np.uint8),) * num_slices, np.zeros((num_slices, 2), np.int64)
+    return Inputs(name, np.arange(num_tokens), 1, slices, bounds)
+
+
+def test_phases_are_timed_on_the_image_sample_of_median_length() -> None:
+    """Text samples count only if no sample has an image."""
+    text = [make_inputs(f"text-{length}", length, 0) for length in (30, 50, 40)]
+    images = [make_inputs(f"image-{length}", length, 1) for length in (9, 7, 5, 3)]
+    assert typical_sample(text + images).id == "image-7"
+    assert typical_sample(text).id == "text-40"
+
+
+def test_worst_case_samples_have_the_most_tokens_and_slices(tiny_samples: list[Inputs]) -> None:
+    """Each maximum is among the selected samples, and no sample is selected twice."""
+    found = worst_case_samples(tiny_samples)
+
+    assert len({sample.id for sample in found}) == len(found) <= 3
+    assert max(len(sample.tokens) for sample in found) == max(len(sample.tokens) for sample in tiny_samples)
+    assert max(len(sample.slices) for sample in found) == max(len(sample.slices) for sample in tiny_samples)
+
+
+def test_rss_is_measured_currently_and_at_its_peak() -> None:
+    """An array of 80 MB raises both values; freeing it lowers only the current value."""
+    before = rss_bytes("VmRSS")
+    array = np.ones(10_000_000)
+    during = rss_bytes("VmRSS")
+    del array
     assert during - before == pytest.approx(80e6, rel=0.1)
-    assert resident_bytes("VmRSS") < during - 40e6
-    assert resident_bytes("VmHWM") >= during - 1e6
+    assert rss_bytes("VmRSS") < during - 40e6
+    assert rss_bytes("VmHWM") >= during - 1e6

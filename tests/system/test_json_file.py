@@ -10,8 +10,9 @@ from mcpmq.system.json_file import read_json
 
 
 def test_an_object_is_read(tmp_path: Path) -> None:
-    """Its keys and values."""
+    """Keys and values are returned."""
     (tmp_path / "a.json").write_text('{"a": [1, null]}')
+
     assert read_json(tmp_path / "a.json") == {"a": [1, None]}
 
 
@@ -21,23 +22,25 @@ def test_an_object_is_read(tmp_path: Path) -> None:
         (b"{", "not valid JSON"),
         (b"\xff\x00", "not valid JSON"),
         (b"[" * 100_000, "not valid JSON"),
-        (b"[1]", "holds no JSON object"),
+        (b"[1]", "is not a JSON object"),
         (b"", "not valid JSON"),
     ],
 )
-def test_what_is_no_object_is_named(content: bytes, message: str, tmp_path: Path) -> None:
-    """Broken, too deep or of another type: the file stands in the error."""
+def test_other_content_is_an_error_with_the_file_name(content: bytes, message: str, tmp_path: Path) -> None:
+    """Broken, deeply nested or another type: the error names the file."""
     (tmp_path / "a.json").write_bytes(content)
+
     with pytest.raises(CheckpointError, match=message) as caught:
         read_json(tmp_path / "a.json")
     assert "a.json" in str(caught.value)
 
 
-def test_a_missing_and_an_enormous_file_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Before anything of it is read."""
+def test_a_missing_file_and_a_large_file_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are errors before the content is read."""
+    assert json_file.MAX_JSON_NBYTES == 67_108_864
     with pytest.raises(CheckpointError, match=r"no `a.json`"):
         read_json(tmp_path / "a.json")
     (tmp_path / "a.json").write_text('{"a": 1}')
-    monkeypatch.setattr(json_file, "LARGEST_JSON_NBYTES", 7)
+    monkeypatch.setattr(json_file, "MAX_JSON_NBYTES", 7)
     with pytest.raises(CheckpointError, match="8 bytes, more than 7"):
         read_json(tmp_path / "a.json")

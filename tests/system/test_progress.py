@@ -1,8 +1,8 @@
-"""Silence yields what it is given."""
+"""Progress without display."""
 
 from mcpmq.system.progress import silent
 
 
-def test_silence_passes_the_items_on() -> None:
+def test_silent_progress_yields_the_items_in_order() -> None:
     """Same items, same order."""
     assert list(silent([3, 1, 2], "counting")) == [3, 1, 2]

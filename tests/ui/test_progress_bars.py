@@ -1,11 +1,11 @@
-"""Progress bars on a terminal."""
+"""Progress bars in a terminal."""
 
-from tests.terminal import in_terminal
+from tests.terminal import run_in_terminal
 
 LOOP = """
 import time
 from mcpmq import ui
-progress = ui.progress()
+progress = ui.progress_bars()
 for outer in progress(["a", "b"], "outer work"):
     for inner in progress(range(3), "inner work"):
         time.sleep(0.12)
@@ -15,10 +15,11 @@ print("done", list(progress("xy", "again")))
 """
 
 
-def test_bars_are_drawn_in_a_terminal_and_go_away() -> None:
-    """Loops inside loops, loops left early, and the next one after them."""
-    written = in_terminal(LOOP)
-    assert "outer work" in written
-    assert "inner work" in written
-    assert "2/3" in written
-    assert "done ['x', 'y']" in written
+def test_bars_are_drawn_and_removed() -> None:
+    """Nested loops, a loop that is left early, and a loop after it."""
+    printed = run_in_terminal(LOOP)
+
+    assert "outer work" in printed
+    assert "inner work" in printed
+    assert "2/3" in printed
+    assert "done ['x', 'y']" in printed

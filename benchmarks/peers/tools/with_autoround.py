@@ -1,4 +1,4 @@
-"""Quantizes a text checkpoint with AutoRound, in AutoRound's own environment: nothing of mcpmq is imported here.
+"""Quantize a text checkpoint with AutoRound, in the environment of AutoRound; this script does not import mcpmq.
 
 python with_autoround.py CHECKPOINT OUT '{"iters": 200}'
 """
@@ -12,11 +12,11 @@ from auto_round import AutoRound
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 GROUP_SIZE = 32
-SAMPLES_A_STEP = 8  # its default batch size, reached by adding up gradients: samples of unlike length share no batch
+SAMPLES_PER_STEP = 8  # the default batch size, reached by gradient accumulation because samples have different lengths
 
 
 def main(checkpoint: Path, out: Path, options: dict[str, object]) -> None:
-    """Symmetric int4 in groups of 32, one sample at a time, so that no padding is ever seen."""
+    """Quantize to symmetric int4 in groups of 32, one sample at a time, without padding."""
     samples = [torch.tensor(ids) for ids in json.loads((checkpoint / "tokens.json").read_text())]
     data = [{"input_ids": ids[None], "attention_mask": torch.ones_like(ids)[None]} for ids in samples]
     tool = AutoRound(
@@ -26,9 +26,9 @@ def main(checkpoint: Path, out: Path, options: dict[str, object]) -> None:
         group_size=GROUP_SIZE,
         dataset=data,
         nsamples=len(data),
-        seqlen=min(map(len, samples)),  # it leaves out what is shorter
+        seqlen=min(map(len, samples)),  # AutoRound drops shorter samples
         batch_size=1,
-        gradient_accumulate_steps=SAMPLES_A_STEP,
+        gradient_accumulate_steps=SAMPLES_PER_STEP,
         device_map="cpu",
         enable_torch_compile=False,
         **options,

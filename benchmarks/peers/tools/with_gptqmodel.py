@@ -1,4 +1,4 @@
-"""Quantizes a text checkpoint with GPTQModel, in GPTQModel's own environment: nothing of mcpmq is imported here.
+"""Quantize a text checkpoint with GPTQModel, in the environment of GPTQModel; this script does not import mcpmq.
 
 python with_gptqmodel.py CHECKPOINT OUT '{"mse": 2.4}'         GPTQ
 python with_gptqmodel.py CHECKPOINT OUT '{"method": "awq"}'    AWQ
@@ -9,7 +9,7 @@ import os
 import sys
 from pathlib import Path
 
-os.environ["GPTQMODEL_CPU_WORKERS"] = "2"  # on two cores it reserves one, and then misses it
+os.environ["GPTQMODEL_CPU_WORKERS"] = "2"  # on two cores the default leaves one worker, which is too few
 
 import torch
 from gptqmodel import BACKEND, GPTQModel
@@ -19,14 +19,16 @@ GROUP_SIZE = 32
 
 
 def main(checkpoint: Path, out: Path, options: dict[str, object]) -> None:
-    """int4 in groups of 32, one sample at a time, so that no padding is ever seen."""
+    """Quantize to int4 in groups of 32, one sample at a time, without padding."""
     tokens = json.loads((checkpoint / "tokens.json").read_text())
     samples = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in tokens]
     awq = options.pop("method", "gptq") == "awq"
     config = (AWQConfig if awq else GPTQConfig)(bits=4, group_size=GROUP_SIZE, **options)
-    dtype = torch.float16 if awq else torch.float32  # its AWQ refuses float32
+    dtype = torch.float16 if awq else torch.float32  # AWQ of GPTQModel does not support float32
     tool = GPTQModel.load(str(checkpoint), config, device="cpu", dtype=dtype)
-    tool.quantize(samples, batch_size=1, **({"backend": BACKEND.AWQ_TORCH} if awq else {}))  # its default wants CUDA
+    tool.quantize(
+        samples, batch_size=1, **({"backend": BACKEND.AWQ_TORCH} if awq else {})
+    )  # the default backend needs CUDA
     tool.save(str(out))
 
 

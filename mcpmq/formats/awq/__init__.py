@@ -1,4 +1,4 @@
-"""AWQ, the GEMM version: 4-bit codes in 32-bit words along the outputs, as transformers, vLLM and SGLang load them.
+"""AWQ, the GEMM version: 4-bit codes in 32-bit words along the outputs, as loaded by transformers, vLLM and SGLang.
 
 A linear module of O outputs and I inputs, in groups of g inputs (G = I / g), becomes:
 
@@ -7,51 +7,23 @@ A linear module of O outputs and I inputs, in groups of g inputs (G = I / g), be
     scales   float16 [G, O]
     value = (code - zero) * scale
 
-Source: WQLinear_GEMM of AutoAWQ (`awq/modules/linear/gemm.py`). There is always a zero: 8 where the grid is symmetric.
+Source: WQLinear_GEMM of AutoAWQ (`awq/modules/linear/gemm.py`). Symmetric grids have zeros too: 8.
 """
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mcpmq.formats.format import LayoutForecast
-from mcpmq.formats.hf.constraints import grid_of, refusal
-from mcpmq.formats.hf.names import wide_modules
-from mcpmq.formats.model_view import Declared
-from mcpmq.plan import Step
-from mcpmq.scheme import IntegerScheme, Scheme
-from mcpmq.system.progress import Progress
-
-if TYPE_CHECKING:  # `refuses` and `forecast` are asked without torch
-    from mcpmq.quantized_model import Quantized
-
-COMPONENTS = ("language",)
-GROUP_SIZES = (32, 64, 128)  # those of vLLM's kernels and gptqmodel's both
-MULTIPLE = 32  # of outputs, which kernels take at a time
-GRIDS = "`int4-g32`, `int4-g64` or `int4-g128`, and `-asym` or not,"
-READERS = (
-    "AWQ layout, GEMM version: transformers (with `gptqmodel`), vLLM and SGLang load it."
-    " The scales are float16, some of them negative; a reader that computes in bfloat16 rounds them once more."
-)
+from mcpmq.formats.format import FLOAT_SCHEMES, integer_schemes
+from mcpmq.formats.hf.constraints import common_scheme
+from mcpmq.formats.hf.layout import FLOAT16_SCALES, HfLayout, packed_int32_nbytes
+from mcpmq.formats.hf.names import unquantized_modules
+from mcpmq.formats.model_view import ModelView
+from mcpmq.plan import TensorPlan
+from mcpmq.scheme import IntegerScheme
 
 
-def refuses(step: Step) -> str | None:
-    """Why AWQ's readers cannot hold this weight on its scheme; None if they can."""
-    if (reason := refusal(step, COMPONENTS, _fits, GRIDS)) or not isinstance(step.scheme, IntegerScheme):
-        return reason
-    (rows, columns), group = step.matrix_shape, step.scheme.group_size
-    if rows % MULTIPLE or columns % (group or 1):
-        return f"{rows} x {columns} are no whole multiples of {MULTIPLE} x {group}; it can hold `keep`"
-    return None
-
-
-def _fits(scheme: Scheme) -> bool:
-    return isinstance(scheme, IntegerScheme) and scheme.bits == 4 and scheme.group_size in GROUP_SIZES
-
-
-def settings(steps: Sequence[Step]) -> dict[str, Any]:
-    """What config.json says of the format, and which modules stay as they are."""
-    scheme, wide = grid_of(steps), wide_modules(steps)
+def quantization_config(model: ModelView) -> dict[str, Any]:
+    """Return `quantization_config` of config.json, with the list of unquantized modules."""
+    scheme = common_scheme(model.tensors)
     assert isinstance(scheme, IntegerScheme)
     return {
         "quant_method": "awq",
@@ -59,33 +31,37 @@ def settings(steps: Sequence[Step]) -> dict[str, Any]:
         "group_size": scheme.group_size,
         "zero_point": True,
         "version": "gemm",
-        "modules_to_not_convert": list(wide),
+        "modules_to_not_convert": list(unquantized_modules(model.tensors)),
     }
 
 
-def write(quantized: "Quantized", out: Path, progress: Progress) -> dict[str, list[str]]:
-    """Write the folder, one weight in memory at a time: component -> names of its files."""
-    from mcpmq.formats.awq.packing import pack
-    from mcpmq.formats.hf.writer import Layout, write_model
-
-    return write_model(quantized, out, Layout(settings(quantized.steps), pack, READERS), progress)
-
-
-def forecast(model: Declared) -> LayoutForecast:
-    """Every file of the folder."""
-    from mcpmq.formats.hf.sizes import sized
-
-    return sized(model, settings(model.steps), _parts, READERS)
-
-
-def _parts(step: Step) -> dict[str, int]:
-    from mcpmq.formats.hf.sizes import words_nbytes
-
-    (rows, columns), scheme = step.matrix_shape, step.scheme
+def _packed_nbytes(tensor: TensorPlan) -> dict[str, int]:
+    (rows, columns), scheme = tensor.matrix_shape, tensor.scheme
     assert isinstance(scheme, IntegerScheme)
-    groups = scheme.groups(columns)
+    groups = scheme.num_groups(columns)
     return {
-        "qweight": words_nbytes(columns, rows, scheme.bits),
-        "qzeros": words_nbytes(groups, rows, scheme.bits),
+        "qweight": packed_int32_nbytes(columns, rows, scheme.bits),
+        "qzeros": packed_int32_nbytes(groups, rows, scheme.bits),
         "scales": 2 * groups * rows,
     }
+
+
+LAYOUT = HfLayout(
+    components=("language",),
+    row_multiple=32,  # of the kernels
+    quantization_config=quantization_config,
+    packed_nbytes=_packed_nbytes,
+    packing="mcpmq.formats.awq.packing",
+    usage=f"AWQ layout, GEMM version: transformers (with `gptqmodel`), vLLM and SGLang load it. {FLOAT16_SCALES}",
+)
+FORMAT = LAYOUT.declare(
+    name="awq",
+    requires=(),
+    engine="dequantized",
+    min_runtime="transformers 5.23 with gptqmodel",
+    schemes=(
+        *integer_schemes((4,), (32, 64, 128), asymmetric=True),  # in the kernels of vLLM and of gptqmodel
+        *FLOAT_SCHEMES,
+    ),
+    limits="its loaders support 4-bit integers of some group sizes",
+)

@@ -1,66 +1,78 @@
-"""GGUF: a language model and an `mmproj` file for llama.cpp, streamed from the quantized artifact.
+"""GGUF: one file for the language model and one `mmproj` file for the vision encoder, as llama.cpp loads them.
 
-Format: docs/gguf.md in the sources of ggml.
+Format: docs/gguf.md in the ggml repository. Weights are streamed from the quantized artifact, one tensor at a time.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mcpmq.formats.format import LayoutForecast
-from mcpmq.formats.model_view import Declared
-from mcpmq.plan import Step
-from mcpmq.scheme import CodebookScheme, IntegerScheme
+from mcpmq.artifact import Artifact
+from mcpmq.formats.format import FLOAT_SCHEMES, FileProvenance, FilesForecast, Format, integer_schemes
+from mcpmq.formats.model_view import ModelView
+from mcpmq.plan import TensorPlan
+from mcpmq.scheme import IntegerScheme
+from mcpmq.system.ggml_library import PINNED_VERSION
 from mcpmq.system.progress import Progress
 
-if TYPE_CHECKING:  # `refuses` and `forecast` are asked without torch
-    from mcpmq.quantized_model import Quantized
+if TYPE_CHECKING:  # plans are checked and forecast without torch
+    from mcpmq.quantized_model import QuantizedModel
 
-BLOCK_COLUMNS = 32  # of Q4_0 and Q8_0, the types that integer grids become
-ALTERNATIVES = "`int4-g32`, `int8-g32`, wider symmetric groups, `q4_k` and its like, `f16`, or `keep`"
+BLOCK_COLUMNS = 32  # block size of Q4_0 and Q8_0, the types that store integer schemes
+GGML_TYPES = ("q8_0", "q4_0", "q4_1", "q5_0", "iq4_nl", "q4_k", "q5_k", "q6_k")
 
 
-def refuses(step: Step) -> str | None:
-    """Why llama.cpp cannot hold this weight on its scheme; None if it can."""
-    scheme = step.scheme
-    if isinstance(scheme, CodebookScheme):
-        return f"ggml has no `{scheme}`; it can hold {ALTERNATIVES}"
-    if not isinstance(scheme, IntegerScheme):
+def _shape_limit(tensor: TensorPlan) -> str | None:
+    if not isinstance(tensor.scheme, IntegerScheme) or tensor.spec.paddable_axis == "columns":
         return None
-    if not scheme.symmetric:
-        return f"its integer types have no zero point of this kind; it can hold {ALTERNATIVES}, or `q4_1`"
-    if scheme.group_size is not None and scheme.group_size % BLOCK_COLUMNS:
-        return f"its blocks share a scale over {BLOCK_COLUMNS} columns; it can hold {ALTERNATIVES}"
-    columns = step.matrix_shape[1]
-    if columns % BLOCK_COLUMNS and step.spec.may_grow != "columns":
-        return f"{columns} columns are no whole blocks of {BLOCK_COLUMNS}; it can hold `f16`, `f32` or `keep`"
-    return None
+    columns = tensor.matrix_shape[1]
+    if columns % BLOCK_COLUMNS == 0:
+        return None
+    return f"{columns} columns are not a multiple of the block size {BLOCK_COLUMNS}; use `f16`, `f32` or `keep`"
 
 
-def stored_shapes(quantized: "Quantized") -> dict[str, tuple[int, ...]]:
-    """[out, in] of every weight that zeros fill up to whole blocks, by common name."""
-    from mcpmq.formats.gguf.tensors import widened_ffn
-    from mcpmq.formats.shapes import changed_shapes
+def _padded_shapes(quantized: "QuantizedModel") -> dict[str, tuple[int, ...]]:
+    from mcpmq.formats.gguf.tensors import padded_intermediate_size
+    from mcpmq.formats.padding import padded_shapes
 
-    return changed_shapes(quantized.specs, widened_ffn(quantized))
+    return padded_shapes(quantized.specs, padded_intermediate_size(quantized))
 
 
-def write(quantized: "Quantized", out: Path, progress: Progress) -> dict[str, list[str]]:
-    """Write both files into `out`, one tensor in memory at a time.
-
-    Raises:
-        FormatError: llama.cpp would not reproduce the tokenizer or the model.
-    """
+def _write(quantized: "QuantizedModel", out: Path, progress: Progress) -> dict[str, list[str]]:
     from mcpmq.formats.gguf.writer import write_files
 
     return write_files(quantized, out, progress)
 
 
-def forecast(model: Declared) -> LayoutForecast:
-    """Both files, to the byte.
+def _forecast(model: ModelView) -> FilesForecast:
+    from mcpmq.formats.gguf.sizes import forecast_files
 
-    Raises:
-        FormatError: llama.cpp would not reproduce the tokenizer or the model.
-    """
-    from mcpmq.formats.gguf.sizes import sized
+    return forecast_files(model)
 
-    return sized(model)
+
+def _split(artifact: Artifact, out: Path, max_nbytes: int) -> dict[str, list[str]]:
+    from mcpmq.formats.gguf.splitting import split_files
+
+    return split_files(artifact, out, max_nbytes)
+
+
+def _provenance(artifact: Artifact) -> Iterator[FileProvenance]:
+    from mcpmq.formats.gguf.files import read_provenance
+
+    return read_provenance(artifact)
+
+
+FORMAT = Format(
+    name="gguf",
+    requires=("xllamacpp",),
+    engine="gguf",
+    min_runtime=f"llama.cpp b{PINNED_VERSION.rpartition('.')[2]}",
+    schemes=(*integer_schemes((4, 8), (32, 64, 128, 256, None)), *GGML_TYPES, *FLOAT_SCHEMES),
+    limits=f"ggml's integer types have no zero point, and one scale for each block of {BLOCK_COLUMNS} columns",
+    write=_write,
+    forecast=_forecast,
+    shape_limit=_shape_limit,
+    padded_shapes=_padded_shapes,
+    split=_split,
+    provenance=_provenance,
+)

@@ -1,88 +1,96 @@
-"""Two files, each declared whole from shapes and schemes before a weight is read."""
+"""GGUF files of a model, described from shapes and schemes before a weight is read."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from math import prod
 
 import numpy as np
-from gguf import GGUFType, GGUFWriter
+from gguf import GGUFReader, GGUFType, GGUFWriter
 
+from mcpmq.artifact import Artifact
+from mcpmq.errors import ArtifactError
+from mcpmq.formats.format import FileProvenance
 from mcpmq.formats.gguf import language, mmproj
-from mcpmq.formats.gguf.names import FILE_TYPES, HYBRID_LANGUAGE, LANGUAGE, file_type, source_name
-from mcpmq.formats.gguf.tensors import Slot, slots, widened_ffn
-from mcpmq.formats.model_view import Declared
+from mcpmq.formats.gguf.names import FILE_TYPES, HYBRID_LANGUAGE_NAMES, LANGUAGE_NAMES, mixture_name, safe_file_name
+from mcpmq.formats.gguf.tensors import GgufTensor, gguf_tensors, padded_intermediate_size
+from mcpmq.formats.model_view import ModelView
 
 QUANTIZATION_VERSION = 2  # of ggml's block layouts
 
 
 @dataclass(frozen=True, slots=True)
 class GgufFile:
-    """One file: what is said before its tensors, and the tensors in their order."""
+    """One file: its metadata and its tensors in order."""
 
     component: str
     prefix: str
-    kind: str  # `general.type`
+    general_type: str
     architecture: str
-    label: str  # the type that most weights have, as llama.cpp calls it
-    slots: list[Slot]
+    file_type: str  # llama.cpp's name for a file with this mix of types
+    tensors: list[GgufTensor]
     add_metadata: Callable[[GGUFWriter], None]
 
-    def name(self, model: Declared) -> str:
-        """As llama.cpp's own tools would call it."""
-        return f"{self.prefix}{source_name(model.artifact.manifest.source.name)}-{self.label}.gguf"
+    def file_name(self, model: ModelView) -> str:
+        """Return the name that llama.cpp's own tools would choose."""
+        return f"{self.prefix}{safe_file_name(model.artifact.manifest.source.name)}-{self.file_type}.gguf"
 
 
-def files_of(model: Declared) -> tuple[GgufFile, ...]:
-    """What sees, where the model does, and what reads and writes."""
-    return (_sight(model), _language(model)) if model.architecture.vision else (_language(model),)
+def gguf_files(model: ModelView) -> tuple[GgufFile, ...]:
+    """Return the mmproj file, if the model has a vision encoder, and the file of the language model."""
+    return (_mmproj(model), _language(model)) if model.architecture.vision else (_language(model),)
 
 
-def _sight(model: Declared) -> GgufFile:
-    ffn, tower = widened_ffn(model), mmproj.tower_of(model)
-    ours = slots(model, mmproj.COMPONENTS, tower.names, ffn)
-    held = [*tower.unread_slots(model), *(tower.computed(model, slot) for slot in ours)]
-    if not model.architecture.sees.merges_inside:
-        held = [slot for slot in held if not (slot.source or "").startswith("vision.merger.")]
-    about = partial(mmproj.add_metadata, quantized=model, ffn=ffn)
-    return GgufFile("vision+projector", "mmproj-", GGUFType.MMPROJ, "clip", _label(model, held), held, about)
+def _mmproj(model: ModelView) -> GgufFile:
+    size, tower = padded_intermediate_size(model), mmproj.tower_of(model)
+    from_model = gguf_tensors(model, mmproj.COMPONENTS, tower.names, size)
+    tensors = [*tower.unused_tensors(model), *(tower.transform(model, tensor) for tensor in from_model)]
+    if not model.architecture.required_vision.uses_vit_merger:
+        tensors = [tensor for tensor in tensors if not (tensor.source or "").startswith("vision.merger.")]
+    metadata = partial(mmproj.add_metadata, model=model, intermediate_size=size)
+    file_type = _file_type(model, tensors)
+    return GgufFile("vision+projector", "mmproj-", GGUFType.MMPROJ, "clip", file_type, tensors, metadata)
 
 
-def _language(model: Declared) -> GgufFile:
+def _language(model: ModelView) -> GgufFile:
     shape = model.architecture.language
-    names = HYBRID_LANGUAGE if shape.linear else LANGUAGE
-    held = [*language.computed_slots(model), *slots(model, language.COMPONENTS, names, vision_ffn=0)]
-    tokens = mmproj.tower_of(model).tokens if model.architecture.vision else ()
-    about = partial(language.add_metadata, quantized=model, needed=tokens)
-    return GgufFile("language", "", GGUFType.MODEL, shape.architecture, _label(model, held), held, about)
+    names = HYBRID_LANGUAGE_NAMES if shape.linear_attention else LANGUAGE_NAMES
+    tensors = [
+        *language.rope_factor_tensors(model),
+        *gguf_tensors(model, language.COMPONENTS, names, vision_intermediate_size=0),
+    ]
+    tokens = mmproj.tower_of(model).required_tokens if model.architecture.vision else ()
+    metadata = partial(language.add_metadata, model=model, required_tokens=tokens)
+    file_type = _file_type(model, tensors)
+    return GgufFile("language", "", GGUFType.MODEL, shape.gguf_architecture, file_type, tensors, metadata)
 
 
-def _label(model: Declared, held: list[Slot]) -> str:
-    """The type of the layers' matrices names the file; tables and head often have another on purpose."""
-    layers = [slot for slot in held if slot.source and ".layers." in slot.source]
-    matrices = [slot for slot in layers if slot.source and model.specs[slot.source].role == "matrix"]
-    return file_type((slot.type, prod(slot.shape)) for slot in matrices)
+def _file_type(model: ModelView, tensors: list[GgufTensor]) -> str:
+    """Count the matrices of layers only: embedding and head often have a different type."""
+    layers = [tensor for tensor in tensors if tensor.source and ".layers." in tensor.source]
+    matrices = [tensor for tensor in layers if tensor.source and model.specs[tensor.source].role == "matrix"]
+    return mixture_name((tensor.type, prod(tensor.shape)) for tensor in matrices)
 
 
-def declare(writer: GGUFWriter, file: GgufFile, model: Declared) -> None:
-    """Write all that stands before the data: metadata, and the names, shapes and types of the tensors.
+def write_header(writer: GGUFWriter, file: GgufFile, model: ModelView) -> None:
+    """Write the metadata and the names, shapes and types of the tensors.
 
     Raises:
         FormatError: llama.cpp would not reproduce the tokenizer or the model.
     """
-    writer.add_type(file.kind)
-    writer.add_file_type(FILE_TYPES[file.label])
+    writer.add_type(file.general_type)
+    writer.add_file_type(FILE_TYPES[file.file_type])
     _add_provenance(writer, model)
     file.add_metadata(writer)
-    for slot in file.slots:
-        nbytes = prod(slot.byte_shape)
-        writer.add_tensor_info(slot.name, slot.byte_shape, np.dtype(np.uint8), nbytes, raw_dtype=slot.type)
+    for tensor in file.tensors:
+        nbytes = prod(tensor.byte_shape)
+        writer.add_tensor_info(tensor.name, tensor.byte_shape, np.dtype(np.uint8), nbytes, raw_dtype=tensor.type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
 
 
-def _add_provenance(writer: GGUFWriter, model: Declared) -> None:
+def _add_provenance(writer: GGUFWriter, model: ModelView) -> None:
     manifest = model.artifact.manifest
     writer.add_name(manifest.source.name)
     writer.add_quantized_by("mcpmq")
@@ -90,5 +98,25 @@ def _add_provenance(writer: GGUFWriter, model: Declared) -> None:
     writer.add_string("mcpmq.version", manifest.versions["mcpmq"])
     writer.add_string("mcpmq.recipe", str(manifest.recipe["name"]))
     writer.add_string("mcpmq.source.sha256", manifest.source.sha256)
-    if manifest.calibrated_on:
-        writer.add_string("mcpmq.dataset.sha256", manifest.calibrated_on.sha256)
+    if manifest.calibration_set:
+        writer.add_string("mcpmq.calibration.sha256", manifest.calibration_set.sha256)
+
+
+def read_provenance(artifact: Artifact) -> Iterator[FileProvenance]:
+    """Yield the provenance that each file of an artifact records; of a split file, the first part has the metadata.
+
+    Raises:
+        ArtifactError: a file is not a GGUF file.
+    """
+    for component in ("language", "vision+projector"):
+        for file in artifact.component_files(component)[:1]:
+            try:
+                reader = GGUFReader(file)
+            except (ValueError, IndexError) as error:
+                raise ArtifactError(f"`{file}` is not a GGUF file: {error}", "download it again") from error
+            yield FileProvenance(file.name, _text(reader, "mcpmq.source.sha256"), _text(reader, "mcpmq.recipe"))
+
+
+def _text(reader: GGUFReader, key: str) -> str:
+    found = reader.get_field(key)
+    return str(found.contents()) if found else ""

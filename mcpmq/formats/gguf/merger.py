@@ -1,4 +1,4 @@
-"""SigLIP with two mergers, of MiniCPM-V 4.6, in llama.cpp's multimodal part: names, sizes, and what it refuses."""
+"""SigLIP with two mergers, the vision encoder of MiniCPM-V 4.6, in an mmproj file."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -6,13 +6,12 @@ from typing import Any
 
 from gguf import GGUFWriter
 
-from mcpmq.errors import FormatError
-from mcpmq.formats.gguf.names import Names
-from mcpmq.formats.gguf.resampler import GRID, SIGLIP_LAYER, SIGLIP_RESAMPLER
-from mcpmq.formats.model_view import Declared
+from mcpmq.formats.gguf.names import TensorNames
+from mcpmq.formats.gguf.resampler import SIGLIP_LAYER_NAMES, SIGLIP_RESAMPLER, check_position_table
+from mcpmq.formats.model_view import ModelView
 
-NAMES = Names(
-    whole={
+NAMES = TensorNames(
+    global_names={
         "vision.patch_embedding": "v.patch_embd",
         "vision.position_embedding": "v.position_embd",
         "vision.post_norm": "v.post_ln",
@@ -28,26 +27,25 @@ NAMES = Names(
         "projector.up": "mm.up",
         "projector.down": "mm.down",
     },
-    layers={"vision": ("v.blk", SIGLIP_LAYER)},
+    layer_names={"vision": ("v.blk", SIGLIP_LAYER_NAMES)},
 )
 
 
-def _add_metadata(writer: GGUFWriter, quantized: Declared, preprocessor: Mapping[str, Any]) -> None:
-    shape = quantized.architecture.sees
-    if shape.grid != GRID:
-        raise FormatError(f"the vision tower has {shape.grid} positions a side, llama.cpp assumes {GRID}")
+def _add_metadata(writer: GGUFWriter, model: ModelView, preprocessor: Mapping[str, Any]) -> None:
+    shape = model.architecture.required_vision
+    check_position_table(shape)
     writer.add_bool("clip.use_gelu", True)
     writer.add_uint32("clip.vision.image_size", int(preprocessor.get("scale_resolution", 448)))
-    writer.add_uint32("clip.vision.projection_dim", quantized.architecture.language.hidden)
-    writer.add_uint32("clip.vision.projector.scale_factor", shape.merge)
+    writer.add_uint32("clip.vision.projection_dim", model.architecture.language.hidden_size)
+    writer.add_uint32("clip.vision.projector.scale_factor", shape.spatial_merge_size)
     writer.add_array("clip.vision.wa_layer_indexes", [shape.merger_layer])
 
 
 SIGLIP_MERGER = replace(
     SIGLIP_RESAMPLER,
-    projector="minicpmv4_6",
+    projector_type="minicpmv4_6",
     names=NAMES,
-    channels="image_{}",
+    normalization_key="image_{}",
     add_metadata=_add_metadata,
-    unread_slots=lambda _: [],
+    unused_tensors=lambda _: [],
 )

@@ -1,4 +1,4 @@
-"""The file of what sees: vision tower and connector, as llama.cpp's multimodal part takes them."""
+"""Metadata of the mmproj file: vision encoder and projector."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,14 +8,12 @@ from gguf import GGUFWriter
 from mcpmq.errors import FormatError
 from mcpmq.families.family import VisionKind
 from mcpmq.formats.gguf import merger, qwenvl, resampler, resampler_2_0
-from mcpmq.formats.gguf.vision_tower import Tower
-from mcpmq.formats.model_view import Declared
+from mcpmq.formats.gguf.vision_tower import VisionTower
+from mcpmq.formats.model_view import ModelView
 from mcpmq.system.json_file import read_json
 
 COMPONENTS = {"vision", "projector"}
-
-
-TOWERS: dict[VisionKind, Tower] = {
+TOWERS: dict[VisionKind, VisionTower] = {
     "siglip-resampler": resampler.SIGLIP_RESAMPLER,
     "timm-resampler": resampler_2_0.TIMM_RESAMPLER,
     "siglip-merger": merger.SIGLIP_MERGER,
@@ -25,33 +23,33 @@ TOWERS: dict[VisionKind, Tower] = {
 }
 
 
-def tower_of(quantized: Declared) -> Tower:
-    """The room of a model's kind of tower."""
-    return TOWERS[quantized.architecture.sees.kind]
+def tower_of(model: ModelView) -> VisionTower:
+    """Return the description of a model's vision encoder and projector."""
+    return TOWERS[model.architecture.required_vision.kind]
 
 
-def add_metadata(writer: GGUFWriter, quantized: Declared, ffn: int) -> None:
-    """Sizes of the vision tower and the connector; `ffn` is the width in the file.
+def add_metadata(writer: GGUFWriter, model: ModelView, intermediate_size: int) -> None:
+    """Write the sizes of the vision encoder and the projector; `intermediate_size` is the padded one.
 
     Raises:
-        FormatError: llama.cpp assumes something else.
+        FormatError: llama.cpp would compute a different function.
     """
-    shape, tower = quantized.architecture.sees, tower_of(quantized)
-    files = [quantized.path / name for name in tower.preprocessor]
+    shape, tower = model.architecture.required_vision, tower_of(model)
+    files = [model.path / name for name in tower.preprocessor_files]
     preprocessor = read_json(next((file for file in files if file.is_file()), files[0]))
     writer.add_bool("clip.has_vision_encoder", True)
-    writer.add_string("clip.projector_type", tower.projector)
-    tower.add_metadata(writer, quantized, preprocessor)
-    writer.add_uint32("clip.vision.patch_size", shape.patch)
-    writer.add_uint32("clip.vision.embedding_length", shape.hidden)
-    writer.add_uint32("clip.vision.feed_forward_length", ffn)
-    writer.add_uint32("clip.vision.block_count", shape.layers)
-    writer.add_uint32("clip.vision.attention.head_count", shape.heads)
+    writer.add_string("clip.projector_type", tower.projector_type)
+    tower.add_metadata(writer, model, preprocessor)
+    writer.add_uint32("clip.vision.patch_size", shape.patch_size)
+    writer.add_uint32("clip.vision.embedding_length", shape.hidden_size)
+    writer.add_uint32("clip.vision.feed_forward_length", intermediate_size)
+    writer.add_uint32("clip.vision.block_count", shape.num_layers)
+    writer.add_uint32("clip.vision.attention.head_count", shape.num_heads)
     writer.add_float32("clip.vision.attention.layer_norm_epsilon", shape.norm_epsilon)
     for key in ("mean", "std"):
-        writer.add_array(f"clip.vision.image_{key}", _three_numbers(preprocessor, tower.channels.format(key)))
-    if ffn != shape.ffn:
-        writer.add_uint32("mcpmq.vision.feed_forward_length", shape.ffn)  # before zeros widened it
+        writer.add_array(f"clip.vision.image_{key}", _three_numbers(preprocessor, tower.normalization_key.format(key)))
+    if intermediate_size != shape.intermediate_size:
+        writer.add_uint32("mcpmq.vision.feed_forward_length", shape.intermediate_size)  # before padding
 
 
 def _three_numbers(preprocessor: Mapping[str, Any], key: str) -> list[float]:

@@ -1,4 +1,4 @@
-"""What llama.cpp calls every tensor and every type, and what files are called."""
+"""llama.cpp's names of tensors, file types and files."""
 
 import re
 from collections import Counter
@@ -8,21 +8,25 @@ from typing import TYPE_CHECKING
 
 from gguf import GGMLQuantizationType, LlamaFileType
 
-if TYPE_CHECKING:  # a forecast declares tensors without torch
+if TYPE_CHECKING:  # a forecast needs no torch
     from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Names:
-    """The names of one file, by common name; several where llama.cpp wants a tensor in parts."""
+class TensorNames:
+    """Tensor names of one file, by common name; several names where llama.cpp splits a tensor into parts.
 
-    whole: Mapping[str, str | tuple[str, ...]]
-    layers: Mapping[str, tuple[str, Mapping[str, str | tuple[str, ...]]]]  # component -> prefix, and names in a layer
-    computed: "Mapping[str, Callable[[Tensor], Tensor]]" = field(default_factory=dict)  # other values than ours
+    layer_names: component -> prefix of its layers, and names by common name within a layer
+    transforms: conversions of values, by common name within a layer
+    """
+
+    global_names: Mapping[str, str | tuple[str, ...]]
+    layer_names: Mapping[str, tuple[str, Mapping[str, str | tuple[str, ...]]]]
+    transforms: "Mapping[str, Callable[[Tensor], Tensor]]" = field(default_factory=dict)
 
 
-WHOLE = {"embedding": "token_embd", "head": "output", "language.norm": "output_norm"}
-LAYER = {
+GLOBAL_NAMES = {"embedding": "token_embd", "head": "output", "language.norm": "output_norm"}
+LAYER_NAMES = {
     "input_norm": "attn_norm",
     "attention.q": "attn_q",
     "attention.norm_q": "attn_q_norm",
@@ -41,7 +45,7 @@ LAYER = {
     "mlp.up": "ffn_up",
     "mlp.down": "ffn_down",
 }
-LINEAR_LAYER = {
+LINEAR_LAYER_NAMES = {
     "post_attention_norm": "post_attention_norm",
     "linear.qkv": "attn_qkv",
     "linear.z": "attn_gate",
@@ -53,32 +57,26 @@ LINEAR_LAYER = {
     "linear.norm": "ssm_norm",
     "linear.o": "ssm_out",
 }
-CENTRED_NORMS = ("norm", "input_norm", "post_attention_norm", "attention.norm_q", "attention.norm_k")
+# RMS norms that multiply by 1 + weight in transformers, and by the weight in llama.cpp.
+OFFSET_NORMS = ("norm", "input_norm", "post_attention_norm", "attention.norm_q", "attention.norm_k")
 
 
-def _one_more(weight: "Tensor") -> "Tensor":
+def _add_one(weight: "Tensor") -> "Tensor":
     return weight.float() + 1
 
 
-LANGUAGE = Names(WHOLE, {"language": ("blk", LAYER)})
-HYBRID_LANGUAGE = Names(
-    WHOLE,
-    {"language": ("blk", {**LAYER, **LINEAR_LAYER})},
+LANGUAGE_NAMES = TensorNames(GLOBAL_NAMES, {"language": ("blk", LAYER_NAMES)})
+HYBRID_LANGUAGE_NAMES = TensorNames(
+    GLOBAL_NAMES,
+    {"language": ("blk", {**LAYER_NAMES, **LINEAR_LAYER_NAMES})},
     {
-        **dict.fromkeys(
-            ("norm", "input_norm", "post_attention_norm", "attention.norm_q", "attention.norm_k"), _one_more
-        ),
+        **dict.fromkeys(OFFSET_NORMS, _add_one),
         "linear.decay": lambda weight: -weight.float().exp(),
         "linear.convolution": lambda weight: weight[:, 0],
     },
 )
-BARE = {
-    "resampler.query",
-    "resampler.pos_embed_k",
-    "v.patch_embd.weight.1",
-    "ssm_a",
-    "ssm_dt.bias",
-}  # names that take no suffix
+# Names without the suffix `.weight` or `.bias`.
+UNSUFFIXED_NAMES = {"resampler.query", "resampler.pos_embed_k", "v.patch_embd.weight.1", "ssm_a", "ssm_dt.bias"}
 
 FILE_TYPES = {
     "F32": LlamaFileType.ALL_F32,
@@ -97,36 +95,37 @@ FILE_TYPES = {
 }
 
 
-def names_of(common_name: str, names: Names) -> tuple[str, ...]:
-    """llama.cpp's name of a tensor, or those of its parts."""
-    if isinstance(whole := names.whole.get(common_name), str) and common_name.endswith(".bias"):
-        return (whole,)
+def gguf_names(common_name: str, names: TensorNames) -> tuple[str, ...]:
+    """Return llama.cpp's name of a tensor, or the names of its parts."""
+    if isinstance(exact := names.global_names.get(common_name), str) and common_name.endswith(".bias"):
+        return (exact,)
     weight = common_name.removesuffix(".bias")
     suffix = ".bias" if weight != common_name else ".weight"
-    prefix, found = "", names.whole.get(weight)
+    prefix, found = "", names.global_names.get(weight)
     if found is None:
         component, _, layer, rest = weight.split(".", 3)
-        blocks, within = names.layers[component]
+        blocks, within = names.layer_names[component]
         prefix, found = f"{blocks}.{layer}.", within[rest]
     parts = (found,) if isinstance(found, str) else found
-    return tuple(f"{prefix}{part}{'' if part in BARE else suffix}" for part in parts)
+    return tuple(f"{prefix}{part}{'' if part in UNSUFFIXED_NAMES else suffix}" for part in parts)
 
 
-def part_of(common_name: str) -> str:
-    """`language.layers.0.linear.decay` -> `linear.decay`, `language.norm` -> `norm`."""
+def name_in_layer(common_name: str) -> str:
+    """Return the last part of a common name: `language.layers.0.linear.decay` -> `linear.decay`."""
     *_, last = common_name.split(".", 3 if ".layers." in common_name else 1)
     return last
 
 
-def source_name(name: str) -> str:
-    """The name of a checkpoint as part of the name of a file."""
+def safe_file_name(name: str) -> str:
+    """Replace characters that are not portable in file names."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
 
 
-def file_type(weights: Iterable[tuple[GGMLQuantizationType, int]]) -> str:
-    """What a file of these types, each with its number of weights, is called: `Q4_0`, `Q4_K_M`.
+def mixture_name(weights: Iterable[tuple[GGMLQuantizationType, int]]) -> str:
+    """Return llama.cpp's name for a mix of types, given with their numbers of weights: `Q4_0`, `Q4_K_M`.
 
-    The type that most weights have names the file; K-quants are `M` where some matrices have a better one, else `S`.
+    The most frequent type names the mix. A mix of K-quants has the suffix `M` if some matrices have a type of more
+    bits, else `S`.
     """
     counts: Counter[str] = Counter()
     for kind, count in weights:
@@ -134,5 +133,5 @@ def file_type(weights: Iterable[tuple[GGMLQuantizationType, int]]) -> str:
     [(most, _)] = counts.most_common(1)
     if most not in ("Q4_K", "Q5_K"):
         return most
-    better = {"Q5_K", "Q6_K", "Q8_0", "F16", "BF16", "F32"} - {most}
-    return f"{most}_{'M' if counts.keys() & better else 'S'}"
+    larger = {"Q5_K", "Q6_K", "Q8_0", "F16", "BF16", "F32"} - {most}
+    return f"{most}_{'M' if counts.keys() & larger else 'S'}"

@@ -1,4 +1,8 @@
-"""Places where llama.cpp looks otherwise than MiniCPM-V 2.0 and 2.5: for patches elsewhere, for queries not at all."""
+"""Position tables for llama.cpp, which indexes patch positions on a 70x70 grid and adds no positions to queries.
+
+MiniCPM-V 2.0 interpolates its patch positions and adds positions to queries; MiniCPM-V 2.5 numbers patches in one
+sequence. The tables computed here reproduce both exactly for square slices, and approximately for other slices.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -6,125 +10,137 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mcpmq.errors import FormatError
-from mcpmq.families.timm_siglip import FAR, NEAR
+from mcpmq.families.timm_siglip import BICUBIC_INNER, BICUBIC_OUTER
 
-if TYPE_CHECKING:  # a forecast declares what is computed here without torch
+if TYPE_CHECKING:  # a forecast needs no torch
     from torch import Tensor
 
 Floats = NDArray[np.float64]
 
-EPSILON = 1e-6  # of the norm before queries
-LOUD = 1024.0  # queries so large that no epsilon is seen beside them
-UNHINDERED = 1e6  # what lies along such a column costs a solution nothing
-LARGEST_ERROR = 1e-4  # of what a query is told, beside the largest number in it: a fifth of what F16 makes
+NORM_EPSILON = 1e-6  # of the layer norm of queries
+QUERY_SCALE = 1024.0  # makes the epsilon negligible in the norm of the queries
+FREE_COLUMN = 1e6  # an unknown with a column this large adds almost nothing to the norm of a solution
+MAX_RELATIVE_ERROR = 1e-4  # of a query, relative to the largest value: a fifth of the rounding error of F16
 
 
-def table_for(table: "Tensor", cells: int, side: int) -> "Tensor":
-    """A table of positions [1, grid * grid, width] for an engine that gives patch i of n the row floor(cells * i / n)
-    of a table of `cells` a side: float64 [cells * cells, width].
+def resample_position_table(table: "Tensor", table_side: int, slice_side: int) -> "Tensor":
+    """Resample a position table [1, grid * grid, width] for floor indexing: float64 [table_side ** 2, width].
 
-    Where a slice has `side` patches a side, every patch gets what resizing the table to it gives. All other cells hold
-    the same function at the place where the centre of a patch lies that is about as large and falls into them.
+    The engine reads row and column floor(table_side * i / n) for patch i of n. In a slice of `slice_side` patches a
+    side, every patch gets exactly the interpolated position. The other cells hold the same interpolation, at the center
+    of a patch of about the same size that falls into the cell.
     """
-    held = table[0].double().numpy()
-    grid = round(len(held) ** 0.5)
-    shares = _shares(_centres(cells, side), grid, side)
-    resized = np.einsum("ia,jb,abc->ijc", shares, shares, held.reshape(grid, grid, -1), optimize=True)
-    return table.double().new_tensor(resized.reshape(cells * cells, -1))
+    values = table[0].double().numpy()
+    grid = round(len(values) ** 0.5)
+    kernel = _interpolation(_patch_centers(table_side, slice_side), grid, slice_side)
+    resampled = np.einsum("ia,jb,abc->ijc", kernel, kernel, values.reshape(grid, grid, -1), optimize=True)
+    return table.double().new_tensor(resampled.reshape(table_side * table_side, -1))
 
 
-def rows_along_one(cells: int, side: int) -> tuple[int, ...]:
-    """Which of `cells` positions along one long row of patches belongs to every cell of a table of `cells` a side, in
-    which an engine gives patch i of n the row, and the column, floor(cells * i / n): [cells * cells].
+def flat_position_rows(table_side: int, slice_side: int) -> tuple[int, ...]:
+    """Return the row of a flat position table for every cell of a 2D table: [table_side ** 2].
 
-    Where a slice has `side` patches a side, every patch gets the position that counting them gives. All other cells
-    have the position of a patch that lies in the middle of them.
+    The model numbers the patches of a slice in one sequence of `table_side` positions; the engine reads row and column
+    floor(table_side * i / n) for patch i of n. In a slice of `slice_side` patches a side, every patch gets exactly its
+    position. The other cells hold the position of a patch in their middle.
     """
-    cell = np.arange(cells)
-    found = np.minimum(cell[:, None] + 0.5 + (cell + 0.5) / side, cells - 1).astype(int)
-    patches = np.arange(side)
-    at, number = cells * patches // side, side * patches[:, None] + patches
-    found[np.ix_(at, at)] = cells * number // side**2
-    return tuple(found.flatten().tolist())
+    cell = np.arange(table_side)
+    positions = np.minimum(cell[:, None] + 0.5 + (cell + 0.5) / slice_side, table_side - 1).astype(int)
+    patches = np.arange(slice_side)
+    cells, numbers = table_side * patches // slice_side, slice_side * patches[:, None] + patches
+    positions[np.ix_(cells, cells)] = table_side * numbers // slice_side**2
+    return tuple(positions.flatten().tolist())
 
 
-def _centres(cells: int, side: int) -> Floats:
-    """Where the centre of a patch lies that gets a cell, in sides of the slice: [cells]."""
-    centres = np.minimum((np.arange(cells) + 0.5) / cells + 0.5 / side, 1 - 0.5 / side)
-    patches = np.arange(side)
-    centres[cells * patches // side] = (patches + 0.5) / side
-    return centres
+def _patch_centers(table_side: int, slice_side: int) -> Floats:
+    """Return the center of the patch that reads each cell, as a fraction of the slice: [table_side]."""
+    centers = np.minimum((np.arange(table_side) + 0.5) / table_side + 0.5 / slice_side, 1 - 0.5 / slice_side)
+    patches = np.arange(slice_side)
+    centers[table_side * patches // slice_side] = (patches + 0.5) / slice_side
+    return centers
 
 
-def _shares(centres: Floats, grid: int, side: int) -> Floats:
-    """What every cell of a table has in places, bicubic and antialiased as for `side` patches: [places, grid]."""
-    apart = np.abs(centres[:, None] * grid - (np.arange(grid) + 0.5)) / max(grid / side, 1)
-    heights = np.where(apart < 1, np.polyval(NEAR, apart), np.where(apart < 2, np.polyval(FAR, apart), 0))
-    shares: Floats = heights / heights.sum(axis=1, keepdims=True)
-    return shares
+def _interpolation(centers: Floats, grid: int, slice_side: int) -> Floats:
+    """Return the antialiased bicubic weights of grid cells at each center: [centers, grid]."""
+    distance = np.abs(centers[:, None] * grid - (np.arange(grid) + 0.5)) / max(grid / slice_side, 1)
+    outer = np.where(distance < 2, np.polyval(BICUBIC_OUTER, distance), 0)
+    kernel = np.where(distance < 1, np.polyval(BICUBIC_INNER, distance), outer)
+    weights: Floats = kernel / kernel.sum(axis=1, keepdims=True)
+    return weights
 
 
-def placed_query(query: "Tensor", *others: "Tensor") -> "Tensor":
-    """Queries for an engine that does not place them; `others` as `placed_queries` takes them."""
-    return query.double().new_tensor(placed_queries(query, *others)[0])
+def fold_position_into_query(query: "Tensor", weight: "Tensor", bias: "Tensor", position: "Tensor") -> "Tensor":
+    """Return the queries of `fold_query_positions`."""
+    return query.double().new_tensor(fold_query_positions(query, weight, bias, position)[0])
 
 
-def placed_norm(weight: "Tensor", query: "Tensor", bias: "Tensor", places: "Tensor") -> "Tensor":
-    """The weight of the norm that belongs to them."""
-    return weight.double().new_tensor(placed_queries(query, weight, bias, places)[1])
+def fold_position_into_norm_weight(weight: "Tensor", query: "Tensor", bias: "Tensor", position: "Tensor") -> "Tensor":
+    """Return the norm weight of `fold_query_positions`."""
+    return weight.double().new_tensor(fold_query_positions(query, weight, bias, position)[1])
 
 
-def placed_bias(bias: "Tensor", query: "Tensor", weight: "Tensor", places: "Tensor") -> "Tensor":
-    """And its bias."""
-    return bias.double().new_tensor(placed_queries(query, weight, bias, places)[2])
+def fold_position_into_norm_bias(bias: "Tensor", query: "Tensor", weight: "Tensor", position: "Tensor") -> "Tensor":
+    """Return the norm bias of `fold_query_positions`."""
+    return bias.double().new_tensor(fold_query_positions(query, weight, bias, position)[2])
 
 
-def placed_queries(
-    query: "Tensor", weight: "Tensor", bias: "Tensor", places: "Tensor"
+def fold_query_positions(
+    query: "Tensor", weight: "Tensor", bias: "Tensor", position: "Tensor"
 ) -> tuple[Floats, Floats, Floats]:
-    """Queries [queries, width], and weight and bias [width] of their norm, that give norm(query) + place without it.
+    """Fold the positions of queries into the queries and their layer norm.
 
-    A norm puts out rows of one mean and one length, scaled and moved by channel. There are more channels than queries,
-    so the wanted rows can be brought to that by scales u and offsets c of channels: first u, near 1, that gives all
-    rows u z one sum, then c with this sum that gives all rows u z - c one length. Both are linear: |uz - c|^2 is
-    |uz|^2 - 2 uz c and the same for all.
+    Return queries [queries, width] and the norm's weight and bias [width] whose norm equals the original norm plus
+    positions. The rows z of the target must become rows of equal mean and equal length after an inverse affine map per
+    channel. There are more channels than queries, so two linear systems give it: first a scale u near 1 that makes the
+    sum of u z equal for all rows, then an offset c with that sum that makes |u z - c| equal for all rows. The second
+    system is linear because |u z - c|^2 = |u z|^2 - 2 u z c + |c|^2, and |c|^2 is the same for all rows.
 
     Raises:
-        FormatError: there are too many queries for that, or two are nearly the same.
+        FormatError: there are too many queries, or two are almost equal.
     """
-    wanted = _norm(_floats(query)) * _floats(weight) + _floats(bias) + _floats(places)
-    rows, width = wanted.shape
-    free = np.full((rows, 1), UNHINDERED)
-    scale = 1 + _least(np.hstack([wanted, -free]), -wanted.sum(axis=1) + wanted.sum() / rows)[:width]
-    scaled = wanted * scale
-    total, squares = scaled.sum() / rows, (scaled**2).sum(axis=1)
-    sums, middle = np.append(np.ones(width), 0.0), squares.mean() / 2
-    offset = _least(np.vstack([np.hstack([scaled, free]), sums]), np.append(squares / 2 - middle, total))[:width]
+    target = _layer_norm(_floats(query)) * _floats(weight) + _floats(bias) + _floats(position)
+    scale = _equal_sum_scale(target)
+    scaled = target * scale
+    offset = _equal_length_offset(scaled)
     length = np.sqrt(((scaled - offset) ** 2).mean())
-    found = (scaled - offset) / length * LOUD, length / scale, offset / scale
-    _refuse_error(wanted, *(one.astype(np.float32).astype(np.float64) for one in found))
-    return found
+    folded = (scaled - offset) / length * QUERY_SCALE, length / scale, offset / scale
+    _check_error(target, *(values.astype(np.float32).astype(np.float64) for values in folded))
+    return folded
 
 
-def _refuse_error(wanted: Floats, query: Floats, weight: Floats, bias: Floats) -> None:
-    error = np.abs(_norm(query) * weight + bias - wanted).max() / np.abs(wanted).max()
-    if not error < LARGEST_ERROR:
+def _equal_sum_scale(target: Floats) -> Floats:
+    rows, width = target.shape
+    free = np.full((rows, 1), FREE_COLUMN)  # the common sum is unknown
+    return 1 + _min_norm_solution(np.hstack([target, -free]), -target.sum(axis=1) + target.sum() / rows)[:width]
+
+
+def _equal_length_offset(scaled: Floats) -> Floats:
+    rows, width = scaled.shape
+    free = np.full((rows, 1), FREE_COLUMN)  # the common length is unknown
+    squares, sum_row = (scaled**2).sum(axis=1), np.append(np.ones(width), 0.0)
+    right = np.append(squares / 2 - squares.mean() / 2, scaled.sum() / rows)
+    return _min_norm_solution(np.vstack([np.hstack([scaled, free]), sum_row]), right)[:width]
+
+
+def _check_error(target: Floats, query: Floats, weight: Floats, bias: Floats) -> None:
+    error = np.abs(_layer_norm(query) * weight + bias - target).max() / np.abs(target).max()
+    if not error < MAX_RELATIVE_ERROR:
         raise FormatError(
-            f"the {len(wanted)} queries of the resampler cannot hold their positions in {wanted.shape[1]} channels:"
-            f" what they are told would be off by {error:.1e} of itself",
-            "take another format: `onnx` places queries as the original does",
+            f"cannot fold {len(target)} query positions into {target.shape[1]} channels: relative error {error:.1e}"
+            f" exceeds {MAX_RELATIVE_ERROR:g}",
+            "export to another format: `onnx` adds query positions as the original does",
         )
 
 
-def _norm(rows: Floats) -> Floats:
-    centred = rows - rows.mean(axis=1, keepdims=True)
-    normed: Floats = centred / np.sqrt((centred**2).mean(axis=1, keepdims=True) + EPSILON)
+def _layer_norm(rows: Floats) -> Floats:
+    centered = rows - rows.mean(axis=1, keepdims=True)
+    normed: Floats = centered / np.sqrt((centered**2).mean(axis=1, keepdims=True) + NORM_EPSILON)
     return normed
 
 
-def _least(matrix: Floats, wanted: Floats) -> Floats:
-    """The shortest solution of too few equations."""
-    return np.asarray(np.linalg.lstsq(matrix, wanted, rcond=None)[0], np.float64)
+def _min_norm_solution(matrix: Floats, right: Floats) -> Floats:
+    """Solve an underdetermined system with the solution of least norm."""
+    return np.asarray(np.linalg.lstsq(matrix, right, rcond=None)[0], np.float64)
 
 
 def _floats(tensor: "Tensor") -> Floats:

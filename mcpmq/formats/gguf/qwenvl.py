@@ -1,4 +1,4 @@
-"""The vision towers of Qwen2-VL, 2.5 and 3 in llama.cpp's multimodal part: names, sizes, and what it refuses."""
+"""The vision encoders of Qwen2-VL, Qwen2.5-VL and Qwen3-VL in an mmproj file."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -8,21 +8,21 @@ from gguf import GGUFWriter
 
 from mcpmq.errors import FormatError
 from mcpmq.families.family import VisionShape
-from mcpmq.formats.gguf.names import Names
-from mcpmq.formats.gguf.vision_tower import Tower
-from mcpmq.formats.model_view import Declared
+from mcpmq.formats.gguf.names import TensorNames
+from mcpmq.formats.gguf.vision_tower import VisionTower
+from mcpmq.formats.model_view import ModelView
 
-FRAMES, MERGE = 2, 2  # what llama.cpp assumes
-WINDOW = 8  # patches a side
-IMAGE_SIDE = 560  # pixels; llama.cpp asks for one although images have any size, and this is the one it is given
-NAMES = Names(
-    whole={
-        "vision.patch_embedding": ("v.patch_embd", "v.patch_embd.weight.1"),  # one for each frame
+TEMPORAL_PATCH_SIZE, SPATIAL_MERGE_SIZE = 2, 2  # constants of llama.cpp
+WINDOW_SIDE = 8  # patches; a constant of llama.cpp
+IMAGE_SIDE = 560  # pixels; llama.cpp requires a value, although images may have any size
+NAMES = TensorNames(
+    global_names={
+        "vision.patch_embedding": ("v.patch_embd", "v.patch_embd.weight.1"),  # one per frame
         "projector.norm": "v.post_ln",
         "projector.up": "mm.0",
         "projector.down": "mm.2",
     },
-    layers={
+    layer_names={
         "vision": (
             "v.blk",
             {
@@ -39,70 +39,72 @@ NAMES = Names(
 )
 
 
-def _add_metadata(writer: GGUFWriter, quantized: Declared, preprocessor: Mapping[str, Any]) -> None:
-    """What only this kind of tower has.
-
-    Raises:
-        FormatError: llama.cpp assumes other patches.
-    """
-    _refuse_other_patches(quantized.architecture.sees)
+def _add_metadata(writer: GGUFWriter, model: ModelView, preprocessor: Mapping[str, Any]) -> None:
+    _check_patches(model.architecture.required_vision)
     writer.add_uint32("clip.vision.image_size", IMAGE_SIDE)
-    writer.add_uint32("clip.vision.projection_dim", quantized.architecture.language.hidden)
+    writer.add_uint32("clip.vision.projection_dim", model.architecture.language.hidden_size)
 
 
-def _refuse_other_patches(shape: VisionShape) -> None:
-    if (shape.frames, shape.merge) != (FRAMES, MERGE):
+def _check_patches(shape: VisionShape) -> None:
+    if (shape.temporal_patch_size, shape.spatial_merge_size) != (TEMPORAL_PATCH_SIZE, SPATIAL_MERGE_SIZE):
         raise FormatError(
-            f"patches cover {shape.frames} frames and {shape.merge}x{shape.merge} of them become a token,"
-            f" llama.cpp assumes {FRAMES} and {MERGE}x{MERGE}"
+            f"the model has temporal patch size {shape.temporal_patch_size} and spatial merge size"
+            f" {shape.spatial_merge_size}, llama.cpp supports {TEMPORAL_PATCH_SIZE} and {SPATIAL_MERGE_SIZE}"
         )
 
 
-def _add_metadata_of_2_5(writer: GGUFWriter, quantized: Declared, preprocessor: Mapping[str, Any]) -> None:
-    shape = quantized.architecture.sees
-    period = shape.full_attention[0] + 1 if shape.full_attention else 0
-    if shape.window != WINDOW or not period or shape.full_attention != tuple(range(period - 1, shape.layers, period)):
-        raise FormatError(
-            f"attention stays in {shape.window}x{shape.window} patches but in layers {list(shape.full_attention)},"
-            f" llama.cpp assumes {WINDOW}x{WINDOW}, but in every nth layer"
-        )
-    _add_metadata(writer, quantized, preprocessor)
+def _add_qwen2_5_metadata(writer: GGUFWriter, model: ModelView, preprocessor: Mapping[str, Any]) -> None:
+    period = _full_attention_period(model.architecture.required_vision)
+    _add_metadata(writer, model, preprocessor)
     writer.add_bool("clip.use_silu", True)
     writer.add_uint32("clip.vision.n_wa_pattern", period)
 
 
-QWEN2_VL = Tower(
-    projector="qwen2vl_merger",
+def _full_attention_period(shape: VisionShape) -> int:
+    """Return n where every nth layer has full attention; all others have window attention."""
+    layers = shape.full_attention_layers
+    period = layers[0] + 1 if layers else 0
+    if shape.window_size != WINDOW_SIDE or not period or layers != tuple(range(period - 1, shape.num_layers, period)):
+        raise FormatError(
+            f"windows have {shape.window_size}x{shape.window_size} patches and layers {list(layers)} have full"
+            f" attention; llama.cpp supports windows of {WINDOW_SIDE}x{WINDOW_SIDE} and full attention in every nth"
+            " layer"
+        )
+    return period
+
+
+QWEN2_VL = VisionTower(
+    projector_type="qwen2vl_merger",
     names=NAMES,
-    tokens=("<|vision_start|>", "<|vision_end|>"),
-    channels="image_{}",
+    required_tokens=("<|vision_start|>", "<|vision_end|>"),
+    normalization_key="image_{}",
     add_metadata=_add_metadata,
 )
-QWEN2_5_VL = replace(QWEN2_VL, projector="qwen2.5vl_merger", add_metadata=_add_metadata_of_2_5)
+QWEN2_5_VL = replace(QWEN2_VL, projector_type="qwen2.5vl_merger", add_metadata=_add_qwen2_5_metadata)
 
 
-NAMES_OF_3 = Names(
-    whole={
-        **NAMES.whole,
+QWEN3_VL_NAMES = TensorNames(
+    global_names={
+        **NAMES.global_names,
         "vision.patch_embedding.bias": "v.patch_embd.bias",
         "vision.position_embedding": "v.position_embd",
     },
-    layers={
-        "vision": ("v.blk", {**NAMES.layers["vision"][1], "attention.qkv": "attn_qkv"}),
+    layer_names={
+        "vision": ("v.blk", {**NAMES.layer_names["vision"][1], "attention.qkv": "attn_qkv"}),
         "projector": ("v.deepstack", {"norm": "norm", "up": "fc1", "down": "fc2"}),
     },
 )
 
 
-def _add_metadata_of_3(writer: GGUFWriter, quantized: Declared, preprocessor: Mapping[str, Any]) -> None:
-    shape = quantized.architecture.sees
-    _refuse_other_patches(shape)
+def _add_qwen3_metadata(writer: GGUFWriter, model: ModelView, preprocessor: Mapping[str, Any]) -> None:
+    shape = model.architecture.required_vision
+    _check_patches(shape)
     writer.add_bool("clip.use_gelu", True)
-    writer.add_uint32("clip.vision.image_size", shape.grid * shape.patch)
-    writer.add_uint32("clip.vision.projection_dim", quantized.architecture.language.hidden)
-    writer.add_uint32("clip.vision.spatial_merge_size", shape.merge)
-    deep = [layer in shape.deep_layers for layer in range(shape.layers)]
-    writer.add_array("clip.vision.is_deepstack_layers", deep)
+    writer.add_uint32("clip.vision.image_size", shape.position_grid_size * shape.patch_size)
+    writer.add_uint32("clip.vision.projection_dim", model.architecture.language.hidden_size)
+    writer.add_uint32("clip.vision.spatial_merge_size", shape.spatial_merge_size)
+    is_deepstack = [layer in shape.deepstack_layers for layer in range(shape.num_layers)]
+    writer.add_array("clip.vision.is_deepstack_layers", is_deepstack)
 
 
-QWEN3_VL = replace(QWEN2_VL, projector="qwen3vl_merger", names=NAMES_OF_3, add_metadata=_add_metadata_of_3)
+QWEN3_VL = replace(QWEN2_VL, projector_type="qwen3vl_merger", names=QWEN3_VL_NAMES, add_metadata=_add_qwen3_metadata)

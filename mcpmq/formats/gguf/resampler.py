@@ -1,4 +1,4 @@
-"""SigLIP and a resampler in llama.cpp's multimodal part: names, sizes, and what it refuses."""
+"""SigLIP with a resampler, the vision encoder of MiniCPM-V 2.5 and 2.6, in an mmproj file."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -8,15 +8,16 @@ from gguf import GGMLQuantizationType, GGUFWriter
 
 from mcpmq.errors import FormatError
 from mcpmq.families import family_named
+from mcpmq.families.family import VisionShape
 from mcpmq.formats.gguf import position_tables
-from mcpmq.formats.gguf.names import Names
-from mcpmq.formats.gguf.tensors import Slot
-from mcpmq.formats.gguf.vision_tower import Tower
-from mcpmq.formats.model_view import Declared
+from mcpmq.formats.gguf.names import TensorNames
+from mcpmq.formats.gguf.tensors import GgufTensor
+from mcpmq.formats.gguf.vision_tower import VisionTower
+from mcpmq.formats.model_view import ModelView
 
-GRID = 70  # side of the table of position embeddings that llama.cpp assumes
-UNREAD_TABLE = "resampler.pos_embed_k"
-SIGLIP_LAYER = {
+POSITION_TABLE_SIDE = 70  # llama.cpp indexes position embeddings on a grid of 70 x 70
+UNUSED_TABLE = "resampler.pos_embed_k"
+SIGLIP_LAYER_NAMES = {
     "norm1": "ln1",
     "attention.q": "attn_q",
     "attention.k": "attn_k",
@@ -26,8 +27,8 @@ SIGLIP_LAYER = {
     "mlp.up": "ffn_up",
     "mlp.down": "ffn_down",
 }
-NAMES = Names(
-    whole={
+NAMES = TensorNames(
+    global_names={
         "vision.patch_embedding": "v.patch_embd",
         "vision.position_embedding": "v.position_embd",
         "vision.post_norm": "v.post_ln",
@@ -40,62 +41,69 @@ NAMES = Names(
         "projector.attention.o": "resampler.attn.out",
         "projector.out": "resampler.proj",
     },
-    layers={"vision": ("v.blk", SIGLIP_LAYER)},
+    layer_names={"vision": ("v.blk", SIGLIP_LAYER_NAMES)},
 )
 
 
-def _unread_slots(quantized: Declared) -> list[Slot]:
-    """llama.cpp asks for a table of positions that it never reads: one row of it is enough."""
-    return [Slot(UNREAD_TABLE, None, (1, quantized.architecture.language.hidden), GGMLQuantizationType.F32)]
+def _unused_tensors(model: ModelView) -> list[GgufTensor]:
+    """Return a position table that llama.cpp requires but does not read; one row is enough."""
+    return [GgufTensor(UNUSED_TABLE, None, (1, model.architecture.language.hidden_size), GGMLQuantizationType.F32)]
 
 
-def _in_one_row(quantized: Declared, slot: Slot) -> Slot:
-    """Where patches count in one long row, the rows of the table stand where llama.cpp looks in two dimensions."""
-    shape = quantized.architecture.sees
-    if not shape.one_row or slot.source != "vision.position_embedding":
-        return slot
-    rows = position_tables.rows_along_one(GRID, shape.slice_side // shape.patch)
-    return replace(slot, rows=rows, reason="positions along one row stand at llama.cpp's places in two dimensions")
+def _reorder_flat_positions(model: ModelView, tensor: GgufTensor) -> GgufTensor:
+    """Reorder the position table of a model that numbers patches in one sequence for llama.cpp's 2D lookup."""
+    shape = model.architecture.required_vision
+    if not shape.flat_positions or tensor.source != "vision.position_embedding":
+        return tensor
+    rows = position_tables.flat_position_rows(POSITION_TABLE_SIDE, shape.slice_resolution // shape.patch_size)
+    return replace(tensor, source_rows=rows, reason="rows are reordered for llama.cpp's 2D position lookup")
 
 
-def _add_metadata(writer: GGUFWriter, quantized: Declared, preprocessor: Mapping[str, Any]) -> None:
-    """What only this kind of tower has.
-
-    Raises:
-        FormatError: llama.cpp assumes another table of positions, or other slices.
-    """
-    shape = quantized.architecture.sees
-    if shape.grid != GRID:
-        raise FormatError(f"the vision tower has {shape.grid} positions a side, llama.cpp assumes {GRID}")
-    add_slices(writer, quantized, preprocessor)
-
-
-def add_slices(writer: GGUFWriter, quantized: Declared, preprocessor: Mapping[str, Any]) -> None:
-    """How images are cut, and what a slice becomes.
+def check_position_table(shape: VisionShape) -> None:
+    """Check that the position grid is the one that llama.cpp indexes.
 
     Raises:
-        FormatError: slices have another size than the model was made for.
+        FormatError: it is not.
     """
-    shape = quantized.architecture.sees
-    resolution = preprocessor.get("scale_resolution", shape.slice_side)
-    if resolution != shape.slice_side:
+    if shape.position_grid_size != POSITION_TABLE_SIDE:
         raise FormatError(
-            f"preprocessor_config.json cuts slices of {resolution} pixels, config.json says {shape.slice_side}",
-            "compare both with the published ones",
+            f"the vision encoder has a position grid of side {shape.position_grid_size}, llama.cpp requires"
+            f" {POSITION_TABLE_SIDE}",
+            "export to another format: `onnx` supports any position grid",
         )
-    writer.add_int32("clip.minicpmv_version", family_named(quantized.artifact.manifest.family).llama_cpp_version)
-    writer.add_uint32("clip.minicpmv_query_num", shape.queries)
+
+
+def _add_metadata(writer: GGUFWriter, model: ModelView, preprocessor: Mapping[str, Any]) -> None:
+    check_position_table(model.architecture.required_vision)
+    add_slice_metadata(writer, model, preprocessor)
+
+
+def add_slice_metadata(writer: GGUFWriter, model: ModelView, preprocessor: Mapping[str, Any]) -> None:
+    """Write the slice resolution and the number of queries per slice.
+
+    Raises:
+        FormatError: the preprocessor and the model have different slice resolutions.
+    """
+    shape = model.architecture.required_vision
+    resolution = preprocessor.get("scale_resolution", shape.slice_resolution)
+    if resolution != shape.slice_resolution:
+        raise FormatError(
+            f"preprocessor_config.json has slices of {resolution} pixels, config.json of {shape.slice_resolution}",
+            "compare both files with the published checkpoint",
+        )
+    writer.add_int32("clip.minicpmv_version", family_named(model.artifact.manifest.family).minicpmv_version)
+    writer.add_uint32("clip.minicpmv_query_num", shape.num_queries)
     writer.add_bool("clip.use_gelu", True)
-    writer.add_uint32("clip.vision.image_size", shape.slice_side)
+    writer.add_uint32("clip.vision.image_size", shape.slice_resolution)
     writer.add_uint32("clip.vision.projection_dim", 0)
 
 
-SIGLIP_RESAMPLER = Tower(
-    projector="resampler",
+SIGLIP_RESAMPLER = VisionTower(
+    projector_type="resampler",
     names=NAMES,
-    tokens=("<image>", "</image>", "<slice>", "</slice>", "\n"),
-    channels="norm_{}",
+    required_tokens=("<image>", "</image>", "<slice>", "</slice>", "\n"),
+    normalization_key="norm_{}",
     add_metadata=_add_metadata,
-    unread_slots=_unread_slots,
-    computed=_in_one_row,
+    unused_tensors=_unused_tensors,
+    transform=_reorder_flat_positions,
 )

@@ -1,4 +1,4 @@
-"""The size of both files to the byte: headers are written for real, tensors are counted."""
+"""Exact sizes of GGUF files: headers are written to a temporary folder, tensors are only counted."""
 
 from contextlib import closing
 from math import prod
@@ -7,62 +7,75 @@ from tempfile import TemporaryDirectory
 
 from gguf import GGML_QUANT_SIZES, GGUFWriter
 
-from mcpmq.formats.format import FileForecast, LayoutForecast, Runtime, WeightForecast
-from mcpmq.formats.gguf.files import GgufFile, declare, files_of
-from mcpmq.formats.gguf.tensors import Slot
-from mcpmq.formats.model_view import Declared
+from mcpmq.formats.format import FileForecast, FilesForecast, RuntimeMemory, WeightForecast
+from mcpmq.formats.gguf.files import GgufFile, gguf_files, write_header
+from mcpmq.formats.gguf.tensors import GgufTensor
+from mcpmq.formats.model_view import ModelView
 from mcpmq.scheme import IntegerScheme
 
-# Keys and values are F16 unless told otherwise; the bytes of the file are computed with as they are.
-RUNTIME = Runtime(cache_nbytes=2, resident=1.0, pass_logits=512)
+# The KV cache is F16 by default; weights stay in memory as they are on disk.
+RUNTIME = RuntimeMemory(kv_cache_element_nbytes=2, resident_ratio=1.0, logits_per_pass=512)
 
 
-def sized(model: Declared) -> LayoutForecast:
-    """Both files, and how each weight lies in them."""
-    files = files_of(model)
-    weights = [slot for file in files for slot in file.slots]
+def forecast_files(model: ModelView) -> FilesForecast:
+    """Compute the size of every file and the stored type of every weight.
+
+    Raises:
+        FormatError: llama.cpp would not reproduce the tokenizer or the model.
+    """
+    files = gguf_files(model)
+    tensors = [tensor for file in files for tensor in file.tensors]
     with TemporaryDirectory(prefix="mcpmq-") as folder:
-        sizes = tuple(_size_of(model, file, Path(folder)) for file in files)
-    return LayoutForecast(sizes, tuple(_weights(model, weights)), RUNTIME)
+        sizes = tuple(_file_forecast(model, file, Path(folder)) for file in files)
+    return FilesForecast(sizes, tuple(_weight_forecasts(model, tensors)), RUNTIME)
 
 
-def _size_of(model: Declared, file: GgufFile, folder: Path) -> FileForecast:
-    path = folder / file.name(model)
+def _file_forecast(model: ModelView, file: GgufFile, folder: Path) -> FileForecast:
+    path = folder / file.file_name(model)
     with closing(GGUFWriter(path, file.architecture)) as writer:
-        declare(writer, file, model)
-        align = writer.data_alignment
+        write_header(writer, file, model)
+        alignment = writer.data_alignment
     end = path.stat().st_size
-    for nbytes in (0, *(prod(slot.byte_shape) for slot in file.slots)):  # 0: the data begins aligned
-        end = -(-(end + nbytes) // align) * align
+    for nbytes in (0, *(prod(tensor.byte_shape) for tensor in file.tensors)):  # 0: the data section is aligned
+        end = -(-(end + nbytes) // alignment) * alignment
     return FileForecast(path.name, file.component, end)
 
 
-def _weights(model: Declared, held: list[Slot]) -> list[WeightForecast]:
-    by_source: dict[str, list[Slot]] = {}
-    for slot in held:
-        if slot.source is not None:
-            by_source.setdefault(slot.source, []).append(slot)
+def _weight_forecasts(model: ModelView, tensors: list[GgufTensor]) -> list[WeightForecast]:
+    by_source: dict[str, list[GgufTensor]] = {}
+    for tensor in tensors:
+        if tensor.source is not None:
+            by_source.setdefault(tensor.source, []).append(tensor)
     return [
         WeightForecast(name, parts[0].type.name, sum(prod(part.byte_shape) for part in parts), _reason(model, parts[0]))
         for name, parts in by_source.items()
     ]
 
 
-def _reason(model: Declared, slot: Slot) -> str:
-    """Why the file holds something else than the plan says."""
-    assert slot.source is not None
-    if slot.reason:
-        return slot.reason
-    spec, scheme = model.specs[slot.source], model.scheme(slot.source)
-    if spec.role == "other":
-        return "" if model.records[spec.name].dtype == "float32" else "llama.cpp computes with it in F32"
-    block = GGML_QUANT_SIZES[slot.type][0]
-    reasons = []
-    if isinstance(scheme, IntegerScheme) and scheme.group_size != block:
-        reasons.append(f"blocks of {block} columns repeat the scale of their group")
-    width = spec.shape[0] if spec.transposed else spec.shape[-1]
-    if spec.may_grow == "columns" and slot.shape[-1] != width:
-        reasons.append(f"zeros widen its {width:,} columns to {slot.shape[-1]:,}, for whole blocks")
-    elif spec.may_grow == "rows" and slot.shape[0] != spec.shape[0]:
-        reasons.append(f"rows of zeros match the widened matrix after it, {slot.shape[0]:,} for {spec.shape[0]:,}")
-    return "; ".join(reasons)
+def _reason(model: ModelView, tensor: GgufTensor) -> str:
+    """Return why the stored type or shape differs from the plan; an empty string if it does not."""
+    assert tensor.source is not None
+    if tensor.reason:
+        return tensor.reason
+    if model.specs[tensor.source].role == "other":
+        return "" if model.records[tensor.source].dtype == "float32" else "llama.cpp computes with it in F32"
+    return "; ".join(reason for reason in (_scale_reason(model, tensor), _padding_reason(model, tensor)) if reason)
+
+
+def _scale_reason(model: ModelView, tensor: GgufTensor) -> str:
+    assert tensor.source is not None
+    scheme, block = model.scheme(tensor.source), GGML_QUANT_SIZES[tensor.type][0]
+    if not isinstance(scheme, IntegerScheme) or scheme.group_size == block:
+        return ""
+    return f"blocks of {block} columns repeat the scale of their group"
+
+
+def _padding_reason(model: ModelView, tensor: GgufTensor) -> str:
+    assert tensor.source is not None
+    spec = model.specs[tensor.source]
+    columns = spec.shape[0] if spec.transposed else spec.shape[-1]
+    if spec.paddable_axis == "columns" and tensor.shape[-1] != columns:
+        return f"{columns:,} columns are zero-padded to {tensor.shape[-1]:,}, a multiple of the block size"
+    if spec.paddable_axis == "rows" and tensor.shape[0] != spec.shape[0]:
+        return f"{spec.shape[0]:,} rows are zero-padded to {tensor.shape[0]:,}, the padded columns of the next matrix"
+    return ""

@@ -1,35 +1,38 @@
-"""A GGUF file in parts of a given size, as llama.cpp splits and loads them.
+"""Split GGUF files into parts of a maximum size that llama.cpp loads.
 
-Convention: `X-00001-of-00003.gguf`, the metadata in the first part, `split.no`, `split.count` and
-`split.tensors.count` in all (llama-gguf-split in the sources of llama.cpp). No byte of a tensor is changed.
+Convention: llama-gguf-split in the llama.cpp repository. Parts are named `X-00001-of-00003.gguf`; the first has the
+metadata, all have `split.no`, `split.count` and `split.tensors.count`. No byte of a tensor is changed.
 """
 
+import shutil
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from gguf import GGUF_MAGIC, GGUF_VERSION, GGUFReader, GGUFValueType
+from gguf import GGUF_MAGIC, GGUF_VERSION, GGUFReader, GGUFValueType, ReaderTensor
 
+from mcpmq.artifact import Artifact
 from mcpmq.errors import ReleaseError
 
-HEADER_NBYTES, COUNTED = 24, 3  # magic, version, two counts; keys that every part has
-COPIED_NBYTES = 1 << 24  # at a time
+HEADER_NBYTES = 24  # magic, version, number of tensors, number of keys
+SPLIT_KEY_COUNT = 3
+COPY_BUFFER_NBYTES = 1 << 24
 OFFSET_NBYTES = 8
 
 
 @dataclass(frozen=True, slots=True)
 class _Tensor:
     name: str
-    description: bytes  # up to the offset
+    info: bytes  # name, shape and type, without the offset
     begin: int
     nbytes: int
 
 
 @dataclass(frozen=True, slots=True)
-class _Whole:
-    """A file as it was written: its keys and values as they lie there, and its tensors."""
+class _Source:
+    """A file to split: its metadata bytes and its tensors."""
 
     path: Path
     alignment: int
@@ -41,85 +44,114 @@ class _Whole:
         return -(-nbytes // self.alignment) * self.alignment
 
 
-def split(file: Path, out: Path, largest_nbytes: int) -> list[str]:
-    """Write the parts of a file into `out`; their names.
+def split_files(artifact: Artifact, out: Path, max_nbytes: int) -> dict[str, list[str]]:
+    """Copy an artifact into `out` and split the language model if it is too large: component -> file names.
+
+    llama.cpp loads a split language model, but not parts of an mmproj file.
 
     Raises:
-        ReleaseError: one tensor, or the metadata, does not fit into a part.
+        ReleaseError: the mmproj file or one tensor is larger than a part.
     """
-    whole = _read(file)
-    parts = list(_parts(whole, largest_nbytes))
+    files: dict[str, list[str]] = {}
+    for record in artifact.manifest.files:
+        names = [record.path]
+        if record.nbytes <= max_nbytes:
+            shutil.copyfile(artifact.path / record.path, out / record.path)
+        elif record.component == "language":
+            names = split_gguf(artifact.path / record.path, out, max_nbytes)
+        else:
+            raise ReleaseError(
+                f"`{record.path}` has {record.nbytes:,} bytes, and llama.cpp cannot load an mmproj file in parts",
+                f"allow parts of {record.nbytes:,} bytes, or use fewer bits for `vision.*`",
+            )
+        files.setdefault(record.component, []).extend(names)
+    return files
+
+
+def split_gguf(file: Path, out: Path, max_nbytes: int) -> list[str]:
+    """Write the parts of a file into `out`; return their names.
+
+    Raises:
+        ReleaseError: one tensor with its metadata is larger than a part.
+    """
+    source = _read(file)
+    parts = list(_parts(source, max_nbytes))
     names = [f"{file.stem}-{number:05d}-of-{len(parts):05d}.gguf" for number in range(1, len(parts) + 1)]
-    with file.open("rb") as source:
-        for number, (name, tensors) in enumerate(zip(names, parts, strict=True)):
-            with (out / name).open("wb") as stream:
-                _write(stream, source, whole, number, len(parts), tensors)
+    with file.open("rb") as stream:
+        for index, (name, tensors) in enumerate(zip(names, parts, strict=True)):
+            with (out / name).open("wb") as part:
+                part.write(_header(source, index, len(parts), tensors))
+                _copy_tensors(part, stream, source, tensors)
     return names
 
 
-def _read(file: Path) -> _Whole:
+def _read(file: Path) -> _Source:
     reader = GGUFReader(file)
-    alignment, keys_end = int(reader.alignment), int(reader.tensors[0].field.offset)
-    tensors = []
-    for tensor in reader.tensors:
-        begin = int(tensor.field.offset)
-        length = sum(int(part.nbytes) for part in tensor.field.parts) - OFFSET_NBYTES
-        description = reader.data[begin : begin + length].tobytes()
-        tensors.append(_Tensor(tensor.name, description, int(tensor.data_offset), int(tensor.n_bytes)))
-    keys = reader.data[HEADER_NBYTES:keys_end].tobytes()
-    return _Whole(file, alignment, keys, int(reader.fields["GGUF.kv_count"].contents()), tuple(tensors))
+    keys_end = int(reader.tensors[0].field.offset)
+    keys, key_count = reader.data[HEADER_NBYTES:keys_end].tobytes(), int(reader.fields["GGUF.kv_count"].contents())
+    tensors = tuple(_tensor(reader, tensor) for tensor in reader.tensors)
+    return _Source(file, int(reader.alignment), keys, key_count, tensors)
 
 
-def _parts(whole: _Whole, largest_nbytes: int) -> Iterator[list[_Tensor]]:
-    """As many tensors in each part as fit, in their order."""
-    held: list[_Tensor] = []
-    first = True
-    for tensor in whole.tensors:
-        if held and _nbytes(whole, [*held, tensor], first) > largest_nbytes:
-            yield held
-            held, first = [], False
-        held.append(tensor)
-        if _nbytes(whole, held, first) > largest_nbytes:
+def _tensor(reader: GGUFReader, tensor: ReaderTensor) -> _Tensor:
+    begin = int(tensor.field.offset)
+    end = begin + sum(int(part.nbytes) for part in tensor.field.parts) - OFFSET_NBYTES
+    info = reader.data[begin:end].tobytes()
+    return _Tensor(tensor.name, info, int(tensor.data_offset), int(tensor.n_bytes))
+
+
+def _parts(source: _Source, max_nbytes: int) -> Iterator[list[_Tensor]]:
+    """Yield the tensors of each part: as many as fit, in their order."""
+    part: list[_Tensor] = []
+    is_first = True
+    for tensor in source.tensors:
+        if part and _part_nbytes(source, [*part, tensor], is_first) > max_nbytes:
+            yield part
+            part, is_first = [], False
+        part.append(tensor)
+        if (nbytes := _part_nbytes(source, part, is_first)) > max_nbytes:
             raise ReleaseError(
-                f"`{tensor.name}` of `{whole.path.name}` takes a part of {_nbytes(whole, held, first):,} bytes, which"
-                f" is more than {largest_nbytes:,}",
-                "allow larger parts: a tensor cannot be divided",
+                f"`{tensor.name}` of `{source.path.name}` needs a part of {nbytes:,} bytes, the maximum is"
+                f" {max_nbytes:,}",
+                "allow larger parts: a tensor cannot be split",
             )
-    yield held
+    yield part
 
 
-def _nbytes(whole: _Whole, tensors: list[_Tensor], first: bool) -> int:
-    head = HEADER_NBYTES + len(_numbers(whole, 0, 0)) + (len(whole.keys) if first else 0)
-    head += sum(len(tensor.description) + OFFSET_NBYTES for tensor in tensors)
-    return whole.padded(head) + sum(whole.padded(tensor.nbytes) for tensor in tensors)
+def _part_nbytes(source: _Source, tensors: list[_Tensor], is_first: bool) -> int:
+    header = HEADER_NBYTES + len(_split_keys(source, 0, 0)) + (len(source.keys) if is_first else 0)
+    header += sum(len(tensor.info) + OFFSET_NBYTES for tensor in tensors)
+    return source.padded(header) + sum(source.padded(tensor.nbytes) for tensor in tensors)
 
 
-def _head(whole: _Whole, number: int, count: int, tensors: list[_Tensor]) -> bytes:
-    keys, key_count = (whole.keys, whole.key_count) if number == 0 else (b"", 0)
-    counts = struct.pack("<IIQQ", GGUF_MAGIC, GGUF_VERSION, len(tensors), key_count + COUNTED)
-    described, offset = b"", 0
+def _header(source: _Source, index: int, count: int, tensors: list[_Tensor]) -> bytes:
+    keys, key_count = (source.keys, source.key_count) if index == 0 else (b"", 0)
+    counts = struct.pack("<IIQQ", GGUF_MAGIC, GGUF_VERSION, len(tensors), key_count + SPLIT_KEY_COUNT)
+    infos, offset = b"", 0
     for tensor in tensors:
-        described += tensor.description + struct.pack("<Q", offset)
-        offset += whole.padded(tensor.nbytes)
-    return counts + keys + _numbers(whole, number, count) + described
+        infos += tensor.info + struct.pack("<Q", offset)
+        offset += source.padded(tensor.nbytes)
+    return counts + keys + _split_keys(source, index, count) + infos
 
 
-def _numbers(whole: _Whole, number: int, count: int) -> bytes:
-    """Which part this is, of how many, and how many tensors there are in all."""
-    kinds = (("split.no", GGUFValueType.UINT16, "H", number), ("split.count", GGUFValueType.UINT16, "H", count))
-    tensors = "split.tensors.count", GGUFValueType.INT32, "i", len(whole.tensors)
-    return b"".join(_key(*one) for one in (*kinds, tensors))
+def _split_keys(source: _Source, index: int, count: int) -> bytes:
+    """Return the keys of a part: its index, the number of parts, and the number of tensors in all parts."""
+    entries = (
+        ("split.no", GGUFValueType.UINT16, "H", index),
+        ("split.count", GGUFValueType.UINT16, "H", count),
+        ("split.tensors.count", GGUFValueType.INT32, "i", len(source.tensors)),
+    )
+    return b"".join(_key(*entry) for entry in entries)
 
 
 def _key(name: str, kind: GGUFValueType, code: str, value: int) -> bytes:
     return struct.pack("<Q", len(name)) + name.encode() + struct.pack(f"<I{code}", kind, value)
 
 
-def _write(stream: BinaryIO, source: BinaryIO, whole: _Whole, number: int, count: int, tensors: list[_Tensor]) -> None:
-    stream.write(_head(whole, number, count, tensors))
+def _copy_tensors(part: BinaryIO, stream: BinaryIO, source: _Source, tensors: list[_Tensor]) -> None:
     for tensor in tensors:
-        stream.write(bytes(whole.padded(stream.tell()) - stream.tell()))
-        source.seek(tensor.begin)
-        for begin in range(0, tensor.nbytes, COPIED_NBYTES):
-            stream.write(source.read(min(COPIED_NBYTES, tensor.nbytes - begin)))
-    stream.write(bytes(whole.padded(stream.tell()) - stream.tell()))
+        part.write(bytes(source.padded(part.tell()) - part.tell()))
+        stream.seek(tensor.begin)
+        for begin in range(0, tensor.nbytes, COPY_BUFFER_NBYTES):
+            part.write(stream.read(min(COPY_BUFFER_NBYTES, tensor.nbytes - begin)))
+    part.write(bytes(source.padded(part.tell()) - part.tell()))

@@ -1,4 +1,4 @@
-"""Every tensor of a file, declared from shapes and schemes alone."""
+"""Descriptions of the tensors of a GGUF file, from shapes and schemes alone."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from mcpmq.families.family import LanguageShape, TensorSpec
 from mcpmq.formats.gguf import BLOCK_COLUMNS
-from mcpmq.formats.gguf.names import Names, names_of, part_of
-from mcpmq.formats.model_view import Declared
-from mcpmq.formats.shapes import stored_shape
+from mcpmq.formats.gguf.names import TensorNames, gguf_names, name_in_layer
+from mcpmq.formats.model_view import ModelView
+from mcpmq.formats.padding import stored_shape
 from mcpmq.scheme import FloatScheme, GgmlScheme, IntegerScheme, Scheme
 
-if TYPE_CHECKING:  # a forecast declares tensors without torch
+if TYPE_CHECKING:  # a forecast needs no torch
     from torch import Tensor
 
 INTEGER_TYPES = {4: GGMLQuantizationType.Q4_0, 8: GGMLQuantizationType.Q8_0}
@@ -28,21 +28,21 @@ FLOAT_TYPES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Slot:
-    """One tensor of a GGUF file and where it comes from; `first_row` counts in the source, not in the slot."""
+class GgufTensor:
+    """One tensor of a GGUF file and the weights that its values come from."""
 
     name: str
-    source: str | None  # common name; None: it holds `values`
-    shape: tuple[int, ...]  # rows first, as in torch; zeros fill what the source does not have
+    source: str | None  # common name; None: the tensor holds `values`
+    shape: tuple[int, ...]  # rows first, as in torch; zero-padded where it is larger than the source
     type: GGMLQuantizationType
-    first_row: int = 0
-    frame: int | None = None  # of a patch that covers several images, the one that this is for
-    heads: int = 0  # whose rows are reordered; 0: rows stay where they are
-    rows: tuple[int, ...] = ()  # of the source, where they are to stand otherwise; some may stand more than once
-    values: tuple[float, ...] = ()  # zeros if there are none
-    computed: "Callable[..., Tensor] | None" = None  # from the source and the others, which nothing quantizes
-    others: tuple[str, ...] = ()  # common names
-    reason: str = ""  # for what is computed, or stands otherwise
+    first_row: int = 0  # in the source
+    frame: int | None = None  # temporal index in a kernel that covers several frames
+    permuted_heads: int = 0  # heads whose rows are permuted for RoPE; 0: no permutation
+    source_rows: tuple[int, ...] = ()  # rows of the source in a different order, with repetitions; empty: in order
+    values: tuple[float, ...] = ()  # empty: zeros
+    transform: "Callable[..., Tensor] | None" = None  # of the source and the extra sources, which are all floats
+    extra_sources: tuple[str, ...] = ()  # common names
+    reason: str = ""  # why the values or their order differ from the source
 
     @property
     def row_nbytes(self) -> int:
@@ -54,55 +54,70 @@ class Slot:
         return (*self.shape[:-1], self.row_nbytes)
 
 
-def slots(quantized: Declared, components: set[str], names: Names, vision_ffn: int) -> Iterator[Slot]:
-    """The slots of a file, in the order of the forward pass."""
-    for spec in quantized.specs.values():
-        if spec.component not in components:
-            continue
-        shape = stored_shape(spec, vision_ffn)
-        kind = stored_type(spec, quantized.scheme(spec.name), quantized.records[spec.name].dtype)
-        parts, heads = names_of(spec.name, names), _reordered_heads(spec, quantized.architecture.language)
-        computed = names.computed.get(part_of(spec.name))
-        if len(shape) == 5:  # a kernel [out, 3, frames, height, width]
-            for frame, name in enumerate(parts):
-                yield Slot(name, spec.name, (*shape[:2], *shape[3:]), kind, frame=frame)
-            continue
-        if len(shape) == 3:  # a kernel [channels, 1, tokens]
-            shape = (shape[0], shape[2])
-        for number, name in enumerate(parts):
-            rows = shape[0] // len(parts)
-            yield Slot(name, spec.name, (rows, *shape[1:]), kind, number * rows, heads=heads, computed=computed)
+def gguf_tensors(
+    model: ModelView, components: set[str], names: TensorNames, vision_intermediate_size: int
+) -> Iterator[GgufTensor]:
+    """Yield the tensors of some components, in the order of the forward pass."""
+    for spec in model.specs.values():
+        if spec.component in components:
+            shape = stored_shape(spec, vision_intermediate_size)
+            kind = stored_type(spec, model.scheme(spec.name), model.records[spec.name].dtype)
+            if len(shape) == 5:
+                yield from _frames(spec, shape, kind, names)
+            else:
+                yield from _row_parts(spec, shape, kind, names, model.architecture.language)
 
 
-def _reordered_heads(spec: TensorSpec, shape: LanguageShape) -> int:
-    heads = {"q": shape.heads, "k": shape.kv_heads}
-    projects = spec.name.removesuffix(".bias").rpartition(".attention.")[2]
-    return heads.get(projects, 0) if shape.permuted_rope and spec.component == "language" else 0
+def _frames(
+    spec: TensorSpec, shape: tuple[int, ...], kind: GGMLQuantizationType, names: TensorNames
+) -> Iterator[GgufTensor]:
+    """Split a patch kernel [out, 3, frames, height, width] into one tensor per frame."""
+    for frame, name in enumerate(gguf_names(spec.name, names)):
+        yield GgufTensor(name, spec.name, (*shape[:2], *shape[3:]), kind, frame=frame)
+
+
+def _row_parts(
+    spec: TensorSpec, shape: tuple[int, ...], kind: GGMLQuantizationType, names: TensorNames, language: LanguageShape
+) -> Iterator[GgufTensor]:
+    """Split a weight into one tensor per name; a convolution kernel [channels, 1, tokens] becomes a matrix."""
+    if len(shape) == 3:
+        shape = (shape[0], shape[2])
+    parts, heads = gguf_names(spec.name, names), _permuted_heads(spec, language)
+    rows, transform = shape[0] // len(parts), names.transforms.get(name_in_layer(spec.name))
+    for number, name in enumerate(parts):
+        part_shape = (rows, *shape[1:])
+        yield GgufTensor(name, spec.name, part_shape, kind, number * rows, permuted_heads=heads, transform=transform)
+
+
+def _permuted_heads(spec: TensorSpec, shape: LanguageShape) -> int:
+    heads = {"q": shape.num_heads, "k": shape.num_kv_heads}
+    projection = spec.name.removesuffix(".bias").rpartition(".attention.")[2]
+    return heads.get(projection, 0) if shape.permuted_rope and spec.component == "language" else 0
 
 
 def stored_type(spec: TensorSpec, scheme: Scheme | None, dtype: str) -> GGMLQuantizationType:
-    """The type a weight has in the file; what is no matrix or table is F32, which holds any float exactly."""
+    """Return the ggml type of a weight in the file; norms and biases are F32, which represents every dtype exactly."""
     if spec.role == "other":
         return GGMLQuantizationType.F32
     if isinstance(scheme, IntegerScheme):
         return INTEGER_TYPES[scheme.bits]
     if isinstance(scheme, GgmlScheme):
-        return GGMLQuantizationType[scheme.type.upper()]
+        return GGMLQuantizationType[scheme.name.upper()]
     return FLOAT_TYPES[scheme.dtype if isinstance(scheme, FloatScheme) else dtype]
 
 
-def widened_ffn(quantized: Declared) -> int:
-    """The hidden width of the vision FFN in the file: whole blocks for the types that have blocks.
+def padded_intermediate_size(model: ModelView) -> int:
+    """Return the intermediate size of the vision FFN in the file: a multiple of the largest block size.
 
-    Rows of zeros in the matrix above make activations that are zero, whatever the columns below hold. A width that
-    equals the hidden size is avoided too: llama.cpp then takes the two matrices for each other.
+    Padded rows of the up matrix are zero, so the padded columns of the down matrix have no effect. An intermediate size
+    that equals the hidden size is also padded, because llama.cpp would swap the two matrices.
     """
-    shape, block = quantized.architecture.vision, 1
+    shape, block = model.architecture.vision, 1
     if shape is None:
         return 0
-    for layer in range(shape.layers):
+    for layer in range(shape.num_layers):
         name = f"vision.layers.{layer}.mlp.down"
-        kind = stored_type(quantized.specs[name], quantized.scheme(name), quantized.records[name].dtype)
+        kind = stored_type(model.specs[name], model.scheme(name), model.records[name].dtype)
         block = max(block, GGML_QUANT_SIZES[kind][0])  # 1, 32 or 256: the largest is a multiple of the others
-    width = -(-shape.ffn // block) * block
-    return width + max(block, BLOCK_COLUMNS) if width == shape.hidden else width
+    size = -(-shape.intermediate_size // block) * block
+    return size + max(block, BLOCK_COLUMNS) if size == shape.hidden_size else size

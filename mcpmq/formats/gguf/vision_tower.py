@@ -1,4 +1,4 @@
-"""What llama.cpp's multimodal part must know of one kind of vision tower."""
+"""Description of one kind of vision encoder and projector for llama.cpp's mmproj file."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -6,31 +6,36 @@ from typing import Any
 
 from gguf import GGUFWriter
 
-from mcpmq.formats.gguf.names import Names
-from mcpmq.formats.gguf.tensors import Slot
-from mcpmq.formats.model_view import Declared
+from mcpmq.formats.gguf.names import TensorNames
+from mcpmq.formats.gguf.tensors import GgufTensor
+from mcpmq.formats.model_view import ModelView
 
 
-def no_slots(quantized: Declared) -> list[Slot]:
-    """llama.cpp reads all that it asks for."""
+def no_unused_tensors(model: ModelView) -> list[GgufTensor]:
+    """Return no tensors: llama.cpp reads every tensor that it requires."""
     return []
 
 
-def as_it_is(quantized: Declared, slot: Slot) -> Slot:
-    """llama.cpp takes the values that we have."""
-    return slot
+def unchanged(model: ModelView, tensor: GgufTensor) -> GgufTensor:
+    """Return the tensor with the values of the checkpoint."""
+    return tensor
 
 
 @dataclass(frozen=True, slots=True)
-class Tower:
-    """Names, keys and tokens of a kind; `add_metadata` writes the keys that no other kind has, and refuses what
-    llama.cpp would take for something else."""
+class VisionTower:
+    """Tensor names, metadata keys and tokens of one projector type.
 
-    projector: str  # llama.cpp's name of the kind
-    names: Names
-    tokens: tuple[str, ...]  # what llama.cpp looks up in the vocabulary
-    channels: str  # keys of preprocessor_config.json for the mean and the spread of colours
-    add_metadata: Callable[[GGUFWriter, Declared, Mapping[str, Any]], None]
-    unread_slots: Callable[[Declared], list[Slot]] = no_slots  # what llama.cpp asks for and does not read
-    computed: Callable[[Declared, Slot], Slot] = as_it_is  # where llama.cpp wants other values than ours
-    preprocessor: tuple[str, ...] = ("preprocessor_config.json",)  # the first of these files says how images are cut
+    add_metadata: (writer, model, preprocessor config) -> None; writes the keys that are specific to the projector
+        type, and raises FormatError for a model that llama.cpp would compute differently
+    unused_tensors: (model) -> tensors that llama.cpp requires but does not read
+    transform: (model, tensor) -> the tensor with the values that llama.cpp needs, where they differ
+    """
+
+    projector_type: str  # value of `clip.projector_type`
+    names: TensorNames
+    required_tokens: tuple[str, ...]  # tokens that llama.cpp looks up in the vocabulary
+    normalization_key: str  # keys of preprocessor_config.json for the mean and standard deviation of pixels
+    add_metadata: Callable[[GGUFWriter, ModelView, Mapping[str, Any]], None]
+    unused_tensors: Callable[[ModelView], list[GgufTensor]] = no_unused_tensors
+    transform: Callable[[ModelView, GgufTensor], GgufTensor] = unchanged
+    preprocessor_files: tuple[str, ...] = ("preprocessor_config.json",)  # the first that exists has the image sizes

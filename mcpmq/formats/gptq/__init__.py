@@ -1,4 +1,4 @@
-"""GPTQ: integer codes in 32-bit words, as transformers (through gptqmodel), vLLM and SGLang load them.
+"""GPTQ: integer codes in 32-bit words, as loaded by transformers (through gptqmodel), vLLM and SGLang.
 
 A linear module of O outputs and I inputs, in groups of g inputs (G = I / g), b bits, becomes:
 
@@ -9,56 +9,38 @@ A linear module of O outputs and I inputs, in groups of g inputs (G = I / g), b 
     value = (code - zero) * scale
 
 Source: the linear modules of gptqmodel (`nn_modules/qlinear/torch.py`), and of AutoGPTQ before it. A zero of 0 has no
-`gptq` form (0 - 1 borrows from its neighbour), so asymmetric grids are written, and declared, as `gptq_v2`.
+`gptq` form (0 - 1 borrows from its neighbor), so asymmetric grids are written, and declared, as `gptq_v2`.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mcpmq.formats.format import LayoutForecast
-from mcpmq.formats.hf.constraints import grid_of, refusal
-from mcpmq.formats.hf.names import as_pattern, list_of_layers, packed_in_layers, wide_modules
-from mcpmq.formats.model_view import Declared
-from mcpmq.plan import Step
-from mcpmq.scheme import IntegerScheme, Scheme
-from mcpmq.system.progress import Progress
-
-if TYPE_CHECKING:  # `refuses` and `forecast` are asked without torch
-    from mcpmq.quantized_model import Quantized
-
-COMPONENTS = ("language",)  # gptqmodel replaces the layers of the language model, and vLLM leaves towers alone
-GROUP_SIZES = (32, 64, 128, None)  # those of vLLM's kernels and gptqmodel's both
-MULTIPLE = 32  # of inputs and outputs, which kernels take at a time
-GRIDS = "`int4` or `int8` with `-g32`, `-g64`, `-g128` or `-row`, and `-asym` or not,"
-OLD_LOADERS = "quantize_config.json"
-READERS = (
-    "GPTQ layout: transformers (with `optimum` and `gptqmodel`), vLLM and SGLang load it."
-    " The scales are float16, some of them negative; a reader that computes in bfloat16 rounds them once more."
+from mcpmq.errors import FormatError
+from mcpmq.formats.format import FLOAT_SCHEMES, integer_schemes
+from mcpmq.formats.hf.constraints import common_scheme
+from mcpmq.formats.hf.layout import FLOAT16_SCALES, HfLayout, packed_int32_nbytes
+from mcpmq.formats.hf.names import (
+    first_inconsistent,
+    layers_module,
+    module_pattern,
+    packed_modules_per_layer,
+    unquantized_modules,
 )
+from mcpmq.formats.model_view import ModelView
+from mcpmq.plan import TensorPlan
+from mcpmq.scheme import IntegerScheme
 
 
-def refuses(step: Step) -> str | None:
-    """Why GPTQ's readers cannot hold this weight on its scheme; None if they can."""
-    if (reason := refusal(step, COMPONENTS, _fits, GRIDS)) or not isinstance(step.scheme, IntegerScheme):
-        return reason
-    rows, columns = step.matrix_shape
-    if rows % MULTIPLE or columns % (step.scheme.group_size or MULTIPLE):
-        group = step.scheme.group_size or MULTIPLE
-        return f"{rows} x {columns} are no whole multiples of {MULTIPLE} x {group}; it can hold `keep`"
-    return None
+def quantization_config(model: ModelView) -> dict[str, Any]:
+    """Return `quantization_config` of config.json.
 
-
-def _fits(scheme: Scheme) -> bool:
-    return isinstance(scheme, IntegerScheme) and scheme.group_size in GROUP_SIZES
-
-
-def settings(steps: Sequence[Step], version: str) -> dict[str, Any]:
-    """What config.json says of the format. Which modules stay as they are is said in the words of every reader: vLLM
-    and gptqmodel go by `dynamic`, transformers by the list of layers and what in each is packed."""
-    scheme, wide, layers = grid_of(steps), wide_modules(steps), list_of_layers(steps)
+    It lists the unquantized modules for every loader: vLLM and gptqmodel read `dynamic`, transformers reads the layer
+    list and the modules that each layer packs.
+    """
+    tensors = model.tensors
+    scheme, kept, layers = common_scheme(tensors), unquantized_modules(tensors), layers_module(tensors)
     assert isinstance(scheme, IntegerScheme)
-    whole = not any(module.startswith(f"{layers}.") for module in wide)
+    all_packed = not any(module.startswith(f"{layers}.") for module in kept)
     return {
         "quant_method": "gptq",
         "bits": scheme.bits,
@@ -68,47 +50,58 @@ def settings(steps: Sequence[Step], version: str) -> dict[str, Any]:
         "checkpoint_format": checkpoint_format(scheme),
         "pack_dtype": "int32",
         "lm_head": False,
-        "dynamic": {f"-:{as_pattern(module)}": {} for module in wide},
+        "dynamic": {f"-:{module_pattern(module)}": {} for module in kept},
         "block_name_to_quantize": layers,
-        "modules_in_block_to_quantize": None if whole else [packed_in_layers(steps)],
-        "modules_to_not_convert": list(wide),
-        "meta": {"quantizer": [f"mcpmq:{version}"]},
+        "modules_in_block_to_quantize": None if all_packed else [packed_modules_per_layer(tensors)],
+        "modules_to_not_convert": list(kept),
+        "meta": {"quantizer": [f"mcpmq:{model.artifact.manifest.versions['mcpmq']}"]},
     }
 
 
 def checkpoint_format(scheme: IntegerScheme) -> str:
-    """The zero-point convention: what every reader knows where it can be, the one without a hole where it must."""
+    """Return the zero-point convention: `gptq`, which every loader supports, unless a zero point can be 0."""
     return "gptq" if scheme.symmetric else "gptq_v2"
 
 
-def write(quantized: "Quantized", out: Path, progress: Progress) -> dict[str, list[str]]:
-    """Write the folder, one weight in memory at a time: component -> names of its files."""
-    from mcpmq.formats.gptq.packing import pack
-    from mcpmq.formats.hf.writer import Layout, write_json, write_model
-
-    told = settings(quantized.steps, quantized.artifact.manifest.versions["mcpmq"])
-    files = write_model(quantized, out, Layout(told, pack, READERS), progress)
-    write_json(out / OLD_LOADERS, told)
-    return files | {"model": [*files["model"], OLD_LOADERS]}
-
-
-def forecast(model: Declared) -> LayoutForecast:
-    """Every file of the folder."""
-    from mcpmq.formats.hf.sizes import json_nbytes, sized
-
-    told = settings(model.steps, model.artifact.manifest.versions["mcpmq"])
-    return sized(model, told, _parts, READERS, {OLD_LOADERS: json_nbytes(told)})
-
-
-def _parts(step: Step) -> dict[str, int]:
-    from mcpmq.formats.hf.sizes import words_nbytes
-
-    (rows, columns), scheme = step.matrix_shape, step.scheme
+def _packed_nbytes(tensor: TensorPlan) -> dict[str, int]:
+    (rows, columns), scheme = tensor.matrix_shape, tensor.scheme
     assert isinstance(scheme, IntegerScheme)
-    groups = scheme.groups(columns)
+    groups = scheme.num_groups(columns)
     return {
-        "qweight": words_nbytes(rows, columns, scheme.bits),
-        "qzeros": words_nbytes(groups, rows, scheme.bits),
+        "qweight": packed_int32_nbytes(rows, columns, scheme.bits),
+        "qzeros": packed_int32_nbytes(groups, rows, scheme.bits),
         "scales": 2 * groups * rows,
         "g_idx": 4 * columns,
     }
+
+
+def _check_model(tensors: Sequence[TensorPlan]) -> None:
+    if tensor := first_inconsistent(tensors):
+        raise FormatError(
+            f"`gptq` cannot store `{tensor.name}` as `{tensor.scheme or tensor.dtype}`",
+            "transformers packs the same modules in every layer: use the scheme that this matrix has in other layers",
+        )
+
+
+LAYOUT = HfLayout(
+    components=("language",),  # gptqmodel and vLLM load vision encoders unquantized
+    row_multiple=32,  # of the kernels
+    column_multiple=32,
+    quantization_config=quantization_config,
+    packed_nbytes=_packed_nbytes,
+    packing="mcpmq.formats.gptq.packing",
+    usage=f"GPTQ layout: transformers (with `optimum` and `gptqmodel`), vLLM and SGLang load it. {FLOAT16_SCALES}",
+    legacy_config="quantize_config.json",
+)
+FORMAT = LAYOUT.declare(
+    name="gptq",
+    requires=(),
+    engine="dequantized",
+    min_runtime="transformers 5.23 with optimum and gptqmodel",
+    schemes=(
+        *integer_schemes((4, 8), (32, 64, 128, None), asymmetric=True),  # in the kernels of vLLM and of gptqmodel
+        *FLOAT_SCHEMES,
+    ),
+    limits="its loaders support integer schemes of some group sizes",
+    check_model=_check_model,
+)

@@ -1,1 +1,1 @@
-"""What all Hugging Face artifacts share: names, shards, config.json, model card."""
+"""Shared by all Hugging Face formats: module names, shards, config.json, model card."""

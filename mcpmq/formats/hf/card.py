@@ -1,94 +1,74 @@
-"""The model card: what an artifact is, from what and how it was made, and what that cost where it was measured."""
+"""The model card of a Hugging Face artifact: source, sizes, recipe, provenance and evaluation results."""
 
-import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from mcpmq.artifact import Manifest
-from mcpmq.plan import Step
-from mcpmq.system.table import Table, megabytes
+from mcpmq.plan import TensorPlan
+from mcpmq.recipe import to_toml
+from mcpmq.system.table import Row, Table, format_megabytes
 
-UNMEASURED = "Not measured yet: `mcpmq evaluate` measures it and writes the figures here."
-MEASURED = "## What it cost"  # the last heading; what follows is replaced when it is measured
+TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
+RESULTS_HEADING = "## Evaluation"  # the last heading; an evaluation replaces the text below it
+NOT_EVALUATED = "Not evaluated yet: `mcpmq evaluate` writes the results here."
 
 
-def card(manifest: Manifest, config: Mapping[str, Any], steps: Sequence[Step], method: str, readers: str) -> str:
-    """The text of README.md, with metadata as Hugging Face reads it: a block of YAML at the top.
+def render_card(
+    manifest: Manifest, config: Mapping[str, Any], tensors: Sequence[TensorPlan], format_name: str, usage: str
+) -> str:
+    """Render README.md: metadata of the Hugging Face hub in YAML, then the text.
 
-    `method` is how config.json calls the format; `readers` says what loads it, and what they must know.
+    `format_name` is `quant_method` of config.json; `usage` names the software that loads the artifact.
     """
-    source = manifest.source
-    parts = [
-        *_metadata(config, method, sees=any(step.spec.component == "vision" for step in steps)),
-        f"# {source.name}, {manifest.recipe['name']}, {method}",
-        "",
-        f"`{source.name}` ({megabytes(source.nbytes)}) with its weights quantized by mcpmq"
-        f" {manifest.versions['mcpmq']}. The licence of the original applies to it.",
-        "",
-        readers,
-        "",
-        _sizes(steps).markdown(),
-        "## Recipe",
-        "",
-        "```toml",
-        *_toml(manifest.recipe),
-        "```",
-        "",
-        *_provenance(manifest),
-        "",
-    ]
-    return with_figures("\n".join(parts) + f"\n{MEASURED}\n", UNMEASURED)
+    from huggingface_hub import ModelCard, ModelCardData  # slow to import
+
+    has_vision = any(tensor.spec.component == "vision" for tensor in tensors)
+    metadata = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-text-to-text" if has_vision else "text-generation",
+        tags=["mcpmq", "quantized", format_name],
+        **_base_model(config),
+    )
+    card = ModelCard.from_template(
+        metadata,
+        template_path=str(TEMPLATE),
+        manifest=manifest,
+        format_name=format_name,
+        usage=usage,
+        source_size=format_megabytes(manifest.source.nbytes),
+        sizes=_size_table(tensors).to_markdown(),
+        recipe=to_toml(manifest.recipe).rstrip(),
+        versions=", ".join(f"{name} {number}" for name, number in manifest.versions.items()),
+    )
+    return replace_results(f"{card}\n{RESULTS_HEADING}\n", NOT_EVALUATED)
 
 
-def with_figures(text: str, figures: str) -> str:
-    """The same card with other figures under its last heading."""
-    return f"{text.partition(MEASURED)[0]}{MEASURED}\n\n{figures.rstrip()}\n"
+def replace_results(text: str, results: str) -> str:
+    """Replace the text under the last heading of a card, the evaluation results."""
+    return f"{text.partition(RESULTS_HEADING)[0]}{RESULTS_HEADING}\n\n{results.rstrip()}\n"
 
 
-def _metadata(config: Mapping[str, Any], method: str, *, sees: bool) -> Iterator[str]:
-    """What `ModelCardData` of huggingface_hub knows, of which it is sure."""
-    task = "image-text-to-text" if sees else "text-generation"
-    yield from ("---", "library_name: transformers", f"pipeline_tag: {task}")
-    published = config.get("_name_or_path")
-    if isinstance(published, str) and published.count("/") == 1 and not published.startswith((".", "/")):
-        yield from (f"base_model: {json.dumps(published)}", "base_model_relation: quantized")
-    yield from ("tags:", "- mcpmq", "- quantized", f"- {method}", "---", "")
+def _base_model(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the hub id of the original, if its configuration contains one."""
+    name = config.get("_name_or_path")
+    if not isinstance(name, str) or name.count("/") != 1 or name.startswith((".", "/")):
+        return {}
+    return {"base_model": name, "base_model_relation": "quantized"}
 
 
-def _sizes(steps: Sequence[Step]) -> Table:
-    """Bytes of every component before and after, and what its weights became."""
-    components = dict.fromkeys(step.spec.component for step in steps)
-    rows = []
-    for component in components:
-        held = [step for step in steps if step.spec.component == component]
-        kinds: Counter[str] = Counter()
-        for step in held:
-            kinds[str(step.scheme) if step.scheme else f"kept {step.dtype}"] += step.source_nbytes
-        before, after = sum(step.source_nbytes for step in held), sum(step.nbytes for step in held)
-        told = ", ".join(kind for kind, _ in kinds.most_common())
-        rows.append((component, [megabytes(before), megabytes(after), told]))
-    return Table("What became of it", ["original", "now", "weights"], rows)
+def _size_table(tensors: Sequence[TensorPlan]) -> Table:
+    components = dict.fromkeys(tensor.spec.component for tensor in tensors)
+    rows = [_size_row(name, [one for one in tensors if one.spec.component == name]) for name in components]
+    return Table("Sizes", ["original", "quantized", "schemes"], rows)
 
 
-def _toml(recipe: Mapping[str, Any]) -> Iterator[str]:
-    plain = {key: value for key, value in recipe.items() if not isinstance(value, Mapping)}
-    yield from (f"{key} = {json.dumps(value)}" for key, value in plain.items())
-    tables = {key: value for key, value in recipe.items() if isinstance(value, Mapping)}
-    for key, table in tables.items():
-        yield from ("", f"[{key}]")
-        yield from (f"{json.dumps(name)} = {json.dumps(value)}" for name, value in table.items())
-
-
-def _provenance(manifest: Manifest) -> Iterator[str]:
-    yield f"- original: sha256 `{manifest.source.sha256}`"
-    if used := manifest.calibrated_on:
-        yield (
-            f"- calibrated on `{used.name}`: {used.samples:,} samples, {used.with_image:,} with an image,"
-            f" sha256 `{used.sha256}`"
-        )
-    else:
-        yield "- rounded to the nearest: no calibration sample decided a weight"
-    yield f"- made with {', '.join(f'{name} {number}' for name, number in manifest.versions.items())}"
-    yield from (f"- {note}" for note in manifest.notes)
-    yield "- `mcpmq.json` says what was done to every weight, and holds the hash of every file"
+def _size_row(component: str, tensors: Sequence[TensorPlan]) -> Row:
+    """Bytes before and after quantization, and the schemes by how much of the component they store."""
+    nbytes_by_scheme: Counter[str] = Counter()
+    for tensor in tensors:
+        nbytes_by_scheme[str(tensor.scheme) if tensor.scheme else f"kept {tensor.dtype}"] += tensor.source_nbytes
+    before, after = sum(one.source_nbytes for one in tensors), sum(one.nbytes for one in tensors)
+    schemes = ", ".join(scheme for scheme, _ in nbytes_by_scheme.most_common())
+    return component, [format_megabytes(before), format_megabytes(after), schemes]

@@ -1,38 +1,47 @@
-"""What readers of Hugging Face artifacts can hold, whatever the format: decided without torch."""
+"""Constraints on the quantized weights of all Hugging Face formats, checked without torch."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from typing import TypeGuard
 
+from mcpmq.errors import FormatError
 from mcpmq.families.family import TensorSpec
-from mcpmq.plan import Step
-from mcpmq.scheme import FloatScheme, Scheme
+from mcpmq.plan import TensorPlan
+from mcpmq.scheme import Scheme
 
 
 def is_linear(spec: TensorSpec) -> bool:
-    """Whether a weight is that of a linear module of a transformer layer: what readers replace by a packed one."""
+    """Return True for the weight of a linear module in a transformer layer: loaders replace these by packed modules."""
     in_layer = ".layers." in spec.name
     return spec.role == "matrix" and in_layer and not spec.transposed and spec.hub_name.endswith(".weight")
 
 
-def refusal(step: Step, components: tuple[str, ...], fits: Callable[[Scheme], bool], grids: str) -> str | None:
-    """Why readers that replace the linear layers of some components cannot hold a weight there; None if they can.
+def check_single_scheme(tensors: Iterable[TensorPlan], name: str) -> None:
+    """Check that all quantized tensors share one scheme, and that there is at least one.
 
-    `fits` says whether a grid is one of theirs, `grids` names those. Floats of any type are held: a reader converts
-    them to the one that it computes in.
+    Raises:
+        FormatError: no tensor is quantized, or two schemes are mixed.
     """
-    scheme = step.scheme
-    if scheme is None or isinstance(scheme, FloatScheme):
-        return None
-    if step.spec.component not in components or not is_linear(step.spec):
-        return f"its readers pack the linear layers of {' and '.join(components)} alone; it can hold `keep`"
-    return None if fits(scheme) else f"it can hold {grids} or `keep`"
+    packed = [tensor for tensor in tensors if is_packed(tensor.scheme)]
+    if not packed:
+        raise FormatError(
+            f"no weight is quantized, so `{name}` has nothing to store", "give linear layers an integer scheme"
+        )
+    first = packed[0]
+    for tensor in packed:
+        if tensor.scheme != first.scheme:
+            raise FormatError(
+                f"`{name}` cannot store `{tensor.name}` as `{tensor.scheme}`",
+                f"its config.json declares one scheme for all weights: use `{first.scheme}`, as `{first.name}` does,"
+                " or `keep`",
+            )
 
 
-def is_packed(scheme: Scheme | None) -> bool:
-    """Whether a weight on this scheme becomes codes, and not floats."""
-    return scheme is not None and not isinstance(scheme, FloatScheme)
+def is_packed(scheme: Scheme | None) -> TypeGuard[Scheme]:
+    """Return True if the scheme stores codes rather than floats."""
+    return scheme is not None and scheme.is_quantized
 
 
-def grid_of(steps: Iterable[Step]) -> Scheme:
-    """The one scheme of all packed weights."""
-    [scheme] = {step.scheme for step in steps if step.scheme is not None and is_packed(step.scheme)}
+def common_scheme(tensors: Iterable[TensorPlan]) -> Scheme:
+    """Return the scheme that all quantized weights share."""
+    [scheme] = {tensor.scheme for tensor in tensors if is_packed(tensor.scheme)}
     return scheme

@@ -1,29 +1,26 @@
-"""Codes in 32-bit words, the first in the lowest bits: what GPTQ, AWQ and compressed-tensors all pack into."""
+"""Pack codes into 32-bit words, the first code in the lowest bits, for GPTQ, AWQ and compressed-tensors."""
 
 import torch
 from torch import Tensor
 
-from mcpmq.qtensor import QTensor
+from mcpmq.qtensor import IntegerTensor
 from mcpmq.quantized_model import pack_codes, unpack_codes
-from mcpmq.scheme import IntegerScheme
 
 
-def pack_words(codes: Tensor, bits: int) -> Tensor:
-    """uint8 codes [rows, columns] of 4 or 8 bits -> int32 [rows, words]; zeros fill the last word."""
+def pack_int32(codes: Tensor, bits: int) -> Tensor:
+    """Pack uint8 codes [rows, columns] of 4 or 8 bits to int32 [rows, words]; the last word is padded with zeros."""
     padded = torch.nn.functional.pad(codes, (0, -codes.shape[1] % (32 // bits)))
     return pack_codes(padded, bits).flatten().view(torch.int32).reshape(len(codes), -1)
 
 
-def unpack_words(words: Tensor, bits: int, columns: int) -> Tensor:
-    """The inverse: uint8 [rows, columns]."""
+def unpack_int32(words: Tensor, bits: int, columns: int) -> Tensor:
+    """Unpack int32 [rows, words] to uint8 codes [rows, columns]."""
     packed = words.flatten().view(torch.uint8).reshape(len(words), -1)
     return unpack_codes(packed, bits, 32 // bits * words.shape[1])[:, :columns]
 
 
-def zeros_of(weight: QTensor) -> Tensor:
-    """The zero of every group: uint8 [groups, rows]."""
-    assert isinstance(weight.scheme, IntegerScheme)
-    assert weight.scale is not None
-    if weight.zero is not None:
-        return weight.zero.T.contiguous()
-    return torch.full(weight.scale.T.shape, 1 << (weight.scheme.bits - 1), dtype=torch.uint8)
+def zero_points(weight: IntegerTensor) -> Tensor:
+    """Return the zero point of every group: uint8 [groups, rows]."""
+    if weight.zero_point is not None:
+        return weight.zero_point.T.contiguous()
+    return torch.full(weight.scale.T.shape, weight.scheme.zero_point, dtype=torch.uint8)

@@ -1,68 +1,67 @@
-"""Modules as readers of Hugging Face artifacts name them."""
+"""Module names in the configuration of Hugging Face artifacts."""
 
 import re
 from collections.abc import Iterable
 
 from mcpmq.formats.hf.constraints import is_linear, is_packed
-from mcpmq.plan import Step
+from mcpmq.plan import TensorPlan
 
 
-def module_of(hub_name: str) -> str:
-    """The module that holds a weight."""
+def module_name(hub_name: str) -> str:
+    """Return the module of a weight."""
     return hub_name.rpartition(".")[0]
 
 
-def wide_modules(steps: Iterable[Step]) -> tuple[str, ...]:
-    """The outermost modules that may be linear, and hold nothing packed; in the order of the forward pass.
+def unquantized_modules(tensors: Iterable[TensorPlan]) -> tuple[str, ...]:
+    """Return the outermost modules with matrices, none of them packed, in the order of the forward pass.
 
-    These are what `modules_to_not_convert` and its like name: readers take the module itself and all inside of it.
+    `modules_to_not_convert` and similar lists contain these: loaders skip a module and all of its submodules.
     """
-    held = [step for step in steps if len(step.spec.shape) == 2]
-    packed = {path for step in held if is_packed(step.scheme) for name in _names(step) for path in _paths(name)}
-    kept = (name for step in held if not is_packed(step.scheme) for name in _names(step))
+    matrices = [one for one in tensors if len(one.spec.shape) == 2]
+    packed = {path for one in matrices if is_packed(one.scheme) for name in _modules(one) for path in _paths(name)}
+    kept = (name for one in matrices if not is_packed(one.scheme) for name in _modules(one))
     return tuple(dict.fromkeys(next(path for path in _paths(name) if path not in packed) for name in kept))
 
 
-def _names(step: Step) -> tuple[str, ...]:
-    """The modules of a weight, as the checkpoint calls them and as the native module does; an embedding that is the
-    head too has two."""
-    return tuple(dict.fromkeys(map(module_of, (step.spec.hub_name, *step.spec.parameters))))
+def _modules(tensor: TensorPlan) -> tuple[str, ...]:
+    """Return the modules of a weight in the checkpoint and in the torch model; a tied embedding has two."""
+    return tuple(dict.fromkeys(map(module_name, (tensor.spec.hub_name, *tensor.spec.parameter_names))))
 
 
-def list_of_layers(steps: Iterable[Step]) -> str:
-    """The module that lists the layers with packed matrices, once it is loaded: `llm.model.layers`."""
-    [found] = {_place(step)[0] for step in steps if is_packed(step.scheme)}
-    return found
+def layers_module(tensors: Iterable[TensorPlan]) -> str:
+    """Return the module list of the layers with packed matrices, as the torch model names it: `llm.model.layers`."""
+    [name] = {_split_layer(tensor)[0] for tensor in tensors if is_packed(tensor.scheme)}
+    return name
 
 
-def packed_in_layers(steps: Iterable[Step]) -> list[str]:
-    """What the layers pack, by its name in a layer, where all layers pack the same."""
-    return list(dict.fromkeys(_place(step)[2] for step in steps if is_packed(step.scheme)))
+def packed_modules_per_layer(tensors: Iterable[TensorPlan]) -> list[str]:
+    """Return the names in a layer of the packed modules, which are the same in every layer."""
+    return list(dict.fromkeys(_split_layer(tensor)[2] for tensor in tensors if is_packed(tensor.scheme)))
 
 
-def uneven(steps: Iterable[Step]) -> Step | None:
-    """The first matrix of the language model that is packed and its like in an earlier layer is not, or the reverse."""
-    fates: dict[str, bool] = {}
-    for step in steps:
-        if step.spec.component == "language" and is_linear(step.spec):
-            packed = is_packed(step.scheme)
-            if fates.setdefault(_place(step)[2], packed) != packed:
-                return step
+def first_inconsistent(tensors: Iterable[TensorPlan]) -> TensorPlan | None:
+    """Return the first matrix that is packed although an earlier layer does not pack it, or the reverse; else None."""
+    packed_by_name: dict[str, bool] = {}
+    for tensor in tensors:
+        if tensor.spec.component == "language" and is_linear(tensor.spec):
+            packed = is_packed(tensor.scheme)
+            if packed_by_name.setdefault(_split_layer(tensor)[2], packed) != packed:
+                return tensor
     return None
 
 
-def _place(step: Step) -> tuple[str, str, str]:
-    """`llm.model.layers.0.mlp.up_proj.weight` -> llm.model.layers, 0, mlp.up_proj."""
-    holder, layer, name = re.split(r"\.(\d+)\.", module_of(step.spec.parameters[0]), maxsplit=1)
-    return holder, layer, name
+def _split_layer(tensor: TensorPlan) -> tuple[str, str, str]:
+    """Split `llm.model.layers.0.mlp.up_proj.weight` into llm.model.layers, 0, mlp.up_proj."""
+    layers, number, name = re.split(r"\.(\d+)\.", module_name(tensor.spec.parameter_names[0]), maxsplit=1)
+    return layers, number, name
 
 
 def _paths(module: str) -> list[str]:
-    """`a.b.c` -> a, a.b, a.b.c."""
+    """Return the module and its parents: `a.b.c` -> a, a.b, a.b.c."""
     parts = module.split(".")
     return [".".join(parts[:count]) for count in range(1, len(parts) + 1)]
 
 
-def as_pattern(module: str) -> str:
-    """A regular expression that matches a module and all inside of it, wherever a reader puts the model itself."""
+def module_pattern(module: str) -> str:
+    """Return a regular expression for a module and its submodules, under any prefix that a loader adds."""
     return rf"(.*\.)?{re.escape(module)}(\..*)?$"

@@ -1,4 +1,4 @@
-"""A Hugging Face artifact read by mcpmq itself: the inverse of `writer`, for engines that cannot, and for proof."""
+"""Read a Hugging Face artifact without its engine: the inverse of `writer`, for the dequantized runner and tests."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,27 +10,28 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from mcpmq.artifact import Artifact
+from mcpmq.artifact import Artifact, Kind
 from mcpmq.errors import ArtifactError
 from mcpmq.families import family_named
 from mcpmq.families.family import TensorSpec
+from mcpmq.formats import FORMATS
 from mcpmq.formats.hf.constraints import is_packed
-from mcpmq.formats.hf.names import module_of
+from mcpmq.formats.hf.layout import HfLayout
+from mcpmq.formats.hf.names import module_name
 from mcpmq.qtensor import QTensor
 from mcpmq.scheme import parse_scheme
 from mcpmq.system.json_file import read_json
-from mcpmq.system.safetensors_file import PACKED_DTYPES, Entry, read_bytes, read_header
-
-KINDS = ("gptq", "awq", "bnb", "compressed-tensors")
+from mcpmq.system.safetensors_file import PACKED_DTYPES, TensorEntry, read_bytes, read_header
 
 
 @dataclass(frozen=True)
 class HuggingFaceArtifact:
-    """An artifact opened for reading: every weight by its common name, one at a time."""
+    """An artifact opened for reading: weights load one at a time, by common name."""
 
     artifact: Artifact
-    config: Mapping[str, Any]  # as the original had it
-    settings: Mapping[str, Any]  # its `quantization_config`
+    layout: HfLayout
+    config: Mapping[str, Any]  # of the original
+    quantization_config: Mapping[str, Any]  # of config.json
     specs: Mapping[str, TensorSpec]
 
     @classmethod
@@ -38,30 +39,34 @@ class HuggingFaceArtifact:
         """Open a folder that `export` wrote.
 
         Raises:
-            ArtifactError: it is another kind of artifact.
+            ArtifactError: the artifact has another format.
         """
         artifact = Artifact.open(path)
-        if artifact.manifest.kind not in KINDS:
-            raise ArtifactError(f"`{path}` is a {artifact.manifest.kind} artifact", f"this reads {', '.join(KINDS)}")
+        layout = layout_of(artifact.manifest.kind)
+        if layout is None:
+            supported = ", ".join(name for name in FORMATS if layout_of(name))
+            raise ArtifactError(f"`{path}` is a {artifact.manifest.kind} artifact", f"expected one of: {supported}")
         config = read_json(path / "config.json")
-        settings = config.pop("quantization_config", {})
+        quantization_config = config.pop("quantization_config", {})
         family = family_named(artifact.manifest.family)
         return cls(
-            artifact, config, settings, {spec.name: spec for spec in family.tensors(family.architecture(config))}
+            artifact,
+            layout,
+            config,
+            quantization_config,
+            {spec.name: spec for spec in family.tensor_specs(family.parse_architecture(config))},
         )
 
     def load(self, name: str) -> QTensor | Tensor:
-        """A weight as it was quantized; a kept one as a tensor [out, in] in its dtype."""
-        spec, written = self.specs[name], self._schemes[name]
-        scheme = parse_scheme(written) if written else None
+        """Load a quantized weight, or an unquantized one as a tensor [out, in] in its dtype."""
+        spec, scheme_name = self.specs[name], self._schemes[name]
+        scheme = parse_scheme(scheme_name) if scheme_name else None
         if not is_packed(scheme):
             tensor = _tensor(self._entries[spec.hub_name])
             return tensor.T.contiguous() if spec.transposed else tensor
-        unpack = import_module(f"mcpmq.formats.{self.artifact.manifest.kind.replace('-', '_')}.packing").unpack
-        weight: QTensor = unpack(self._parts(module_of(spec.hub_name)), scheme)
-        return weight
+        return self.layout.unpack(self._module_tensors(module_name(spec.hub_name)), scheme)
 
-    def _parts(self, module: str) -> dict[str, Tensor]:
+    def _module_tensors(self, module: str) -> dict[str, Tensor]:
         return {
             name.removeprefix(f"{module}."): _tensor(entry)
             for name, entry in self._entries.items()
@@ -73,10 +78,18 @@ class HuggingFaceArtifact:
         return {record.name: record.scheme for record in self.artifact.manifest.weights}
 
     @cached_property
-    def _entries(self) -> dict[str, Entry]:
+    def _entries(self) -> dict[str, TensorEntry]:
         files = sorted(self.artifact.path.glob("*.safetensors"))
         return {name: entry for file in files for name, entry in read_header(file, PACKED_DTYPES).items()}
 
 
-def _tensor(entry: Entry) -> Tensor:
+def layout_of(kind: Kind) -> HfLayout | None:
+    """Return the layout of a Hugging Face format; None for other kinds of artifacts."""
+    if kind not in FORMATS:
+        return None
+    layout: HfLayout | None = getattr(import_module(f"mcpmq.formats.{kind.replace('-', '_')}"), "LAYOUT", None)
+    return layout
+
+
+def _tensor(entry: TensorEntry) -> Tensor:
     return torch.frombuffer(read_bytes(entry), dtype=getattr(torch, entry.torch_dtype)).reshape(entry.shape)

@@ -1,122 +1,58 @@
-"""The size of a Hugging Face artifact: texts are written for real, tensors are counted."""
+"""Forecast the size of a Hugging Face artifact: text files are rendered, tensors are counted."""
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from math import prod
-from typing import Any
 
-from mcpmq.artifact import CARD
-from mcpmq.formats.format import FileForecast, LayoutForecast, Runtime, WeightForecast
-from mcpmq.formats.hf.card import card
+from mcpmq.formats.format import FileForecast, FilesForecast, RuntimeMemory, WeightForecast
 from mcpmq.formats.hf.constraints import is_packed
-from mcpmq.formats.hf.names import module_of
-from mcpmq.formats.hf.shards import SHARD_NBYTES, by_component, header_nbytes, shard_name
-from mcpmq.formats.model_view import Declared
-from mcpmq.plan import Step
+from mcpmq.formats.hf.layout import CONFIG, HfLayout
+from mcpmq.formats.hf.names import module_name
+from mcpmq.formats.hf.shards import ShardLayout, max_header_nbytes, specs_by_component
+from mcpmq.formats.model_view import ModelView
+from mcpmq.plan import TensorPlan
 from mcpmq.scheme import FLOAT_BYTES, FloatScheme
-from mcpmq.system.safetensors_file import ALIGNMENT, DTYPES
+from mcpmq.system.safetensors_file import DTYPES
 
-CONFIG, INDEX = "config.json", "model.safetensors.index.json"
-PREFIX_NBYTES = 8  # of a safetensors file: the length of its header
-RUNTIME = Runtime(cache_nbytes=2, resident=1.0, pass_logits=1)  # as transformers has it, in a type of two bytes
-Parts = Callable[[Step], Mapping[str, int]]
-"""From a packed weight to the bytes of its tensors, by their names in the module that holds it."""
+# transformers keeps the KV cache in 16 bits and computes the logits of the last position alone.
+RUNTIME = RuntimeMemory(kv_cache_element_nbytes=2, resident_ratio=1.0, logits_per_pass=1)
 
 
-def words_nbytes(rows: int, codes: int, bits: int) -> int:
-    """Bytes of rows of codes in 32-bit words."""
-    return 4 * rows * -(-codes * bits // 32)
-
-
-@dataclass(slots=True)
-class _Shards:
-    """Files as they would grow."""
-
-    sizes: list[int] = field(default_factory=list)
-    components: list[str] = field(default_factory=list)
-    placed: dict[str, int] = field(default_factory=dict)
-    nbytes: int = 0
-    aligned: int = 0  # of the last shard, what counts against the size of shards
-
-    def begin(self, component: str, room: int) -> None:
-        """A file with room for its header."""
-        self.sizes.append(PREFIX_NBYTES + room + -room % ALIGNMENT)
-        self.components.append(component)
-        self.aligned = 0
-
-    def add(self, tensors: Mapping[str, int], room: int) -> None:
-        """The tensors of one weight, which stay together."""
-        nbytes = sum(tensors.values())
-        if self.aligned and self.aligned + nbytes > SHARD_NBYTES:
-            self.begin(self.components[-1], room)
-        self.placed |= dict.fromkeys(tensors, len(self.sizes) - 1)
-        self.sizes[-1] += nbytes
-        self.aligned += sum(one for one in tensors.values() if one % ALIGNMENT == 0)
-        self.nbytes += nbytes
-
-    def name(self, number: int) -> str:
-        return shard_name(number, len(self.sizes))
-
-
-def sized(
-    model: Declared, settings: Mapping[str, Any], parts: Parts, readers: str, more: Mapping[str, int] | None = None
-) -> LayoutForecast:
-    """Every file of the folder; `more` are texts that only one format has."""
-    shards, weights, steps = _Shards(), [], {step.name: step for step in model.steps}
-    for component, specs in by_component(model).items():
-        room = header_nbytes(model, specs)
-        shards.begin(component, room)
+def forecast_files(model: ModelView, layout: HfLayout) -> FilesForecast:
+    """Forecast every file of an artifact and the storage of every weight."""
+    shards, weights = ShardLayout(), []
+    method = str(layout.quantization_config(model)["quant_method"])
+    tensors = {tensor.name: tensor for tensor in model.tensors}
+    for component, specs in specs_by_component(model).items():
+        shards.begin(component, max_header_nbytes(model, specs))
         for spec in specs:
-            tensors = _tensors(steps[spec.name], parts)
-            shards.add(tensors, room)
-            method = str(settings["quant_method"])
-            stored_as = method if is_packed(steps[spec.name].scheme) else _dtype(steps[spec.name])
-            weights.append(WeightForecast(spec.name, stored_as, sum(tensors.values()), ""))
-    files = [
-        FileForecast(shards.name(number), shards.components[number], nbytes)
-        for number, nbytes in enumerate(shards.sizes)
-    ]
-    texts = {
-        **{file.path: file.nbytes for file in model.artifact.manifest.files if file.path != CONFIG},
-        **_texts(model, settings, readers),
-        INDEX: _index_nbytes(shards),
-        **(more or {}),
-    }
-    kinds = {file.path: file.component for file in model.artifact.manifest.files}
-    files += [FileForecast(name, kinds.get(name, "model"), nbytes) for name, nbytes in texts.items()]
-    return LayoutForecast(tuple(files), tuple(weights), RUNTIME)
+            tensor = tensors[spec.name]
+            sizes = _stored_nbytes(tensor, layout)
+            shards.add(sizes)
+            stored_as = method if is_packed(tensor.scheme) else str(tensor.scheme or tensor.dtype)
+            weights.append(WeightForecast(spec.name, stored_as, sum(sizes.values()), ""))
+    return FilesForecast(tuple(_file_forecasts(model, layout, shards)), tuple(weights), RUNTIME)
 
 
-def json_nbytes(value: Mapping[str, Any]) -> int:
-    """Of a JSON file as it is written."""
-    return len((json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+def _file_forecasts(model: ModelView, layout: HfLayout, shards: ShardLayout) -> Iterator[FileForecast]:
+    for index, shard in enumerate(shards.shards):
+        yield FileForecast(shards.file_name(index), shard.component, shard.file_nbytes)
+    copied = {file.path: file for file in model.artifact.manifest.files if file.path != CONFIG}
+    texts = {name: len(text.encode()) for name, text in layout.text_files(model, shards).items()}
+    for file in copied.values():
+        if file.path not in texts:
+            yield FileForecast(file.path, file.component, file.nbytes)
+    yield from (FileForecast(name, "model", nbytes) for name, nbytes in texts.items())
 
 
-def _texts(model: Declared, settings: Mapping[str, Any], readers: str) -> dict[str, int]:
-    manifest, method = model.artifact.manifest, str(settings["quant_method"])
-    return {
-        CONFIG: json_nbytes({**model.config, "quantization_config": dict(settings)}),
-        CARD: len(card(manifest, model.config, model.steps, method, readers).encode()),
-    }
+def _stored_nbytes(tensor: TensorPlan, layout: HfLayout) -> dict[str, int]:
+    """Return the bytes of the tensors that store a weight, by hub name."""
+    if is_packed(tensor.scheme):
+        module = module_name(tensor.spec.hub_name)
+        return {f"{module}.{name}": nbytes for name, nbytes in layout.packed_nbytes(tensor).items()}
+    return {tensor.spec.hub_name: prod(tensor.spec.shape) * _element_nbytes(tensor)}
 
 
-def _index_nbytes(shards: _Shards) -> int:
-    weight_map = {name: shards.name(number) for name, number in sorted(shards.placed.items())}
-    return json_nbytes({"metadata": {"total_size": shards.nbytes}, "weight_map": weight_map})
-
-
-def _tensors(step: Step, parts: Parts) -> dict[str, int]:
-    if is_packed(step.scheme):
-        return {f"{module_of(step.spec.hub_name)}.{name}": nbytes for name, nbytes in parts(step).items()}
-    return {step.spec.hub_name: prod(step.spec.shape) * _width(step)}
-
-
-def _width(step: Step) -> int:
-    if isinstance(step.scheme, FloatScheme):
-        return FLOAT_BYTES[step.scheme.dtype]
-    return dict(DTYPES.values())[step.dtype]
-
-
-def _dtype(step: Step) -> str:
-    return str(step.scheme or step.dtype)
+def _element_nbytes(tensor: TensorPlan) -> int:
+    if isinstance(tensor.scheme, FloatScheme):
+        return FLOAT_BYTES[tensor.scheme.dtype]
+    return dict(DTYPES.values())[tensor.dtype]

@@ -1,73 +1,98 @@
-"""ONNX for phones and browsers: three graphs in transformers.js's layout, from the very codes that quantizing made.
+"""ONNX for phones and browsers: vision encoder, embedding and decoder graphs in the layout of transformers.js.
 
-`refuses` and `write` make this room a format; graphs are emitted directly, weights stream past.
+Graphs are emitted directly, weights are streamed and their codes are unchanged. This module imports without the ONNX
+packages.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mcpmq.formats.format import LayoutForecast
-from mcpmq.formats.model_view import Declared
-from mcpmq.formats.onnx.block_quant import table_refusal
-from mcpmq.formats.onnx.graph import ACCURACY_LEVEL
-from mcpmq.plan import Step
-from mcpmq.scheme import CodebookScheme, GgmlScheme, IntegerScheme
+from mcpmq.artifact import Artifact
+from mcpmq.formats.format import FLOAT_SCHEMES, FileProvenance, FilesForecast, Format, integer_schemes
+from mcpmq.formats.model_view import ModelView
+from mcpmq.formats.onnx.block_quant import ACCURACY_LEVEL, unsupported_table_reason
+from mcpmq.plan import TensorPlan
+from mcpmq.scheme import IntegerScheme
 from mcpmq.system.progress import Progress
 
-if TYPE_CHECKING:  # `refuses` and `forecast` work without torch
-    from mcpmq.dataset import CalibrationSet
-    from mcpmq.quantized_model import Quantized
-
-ALTERNATIVES = "`int8-g32`, `f16` or `keep`"
+if TYPE_CHECKING:  # a plan is checked and forecast without torch
+    from mcpmq.dataset import SampleSet
+    from mcpmq.quantized_model import QuantizedModel
 
 
-def refuses(step: Step) -> str | None:
-    """Why ONNX cannot hold this weight on its scheme, naming what it can; None if it can."""
-    if isinstance(step.scheme, GgmlScheme | CodebookScheme):
-        return f"`{step.scheme}` has no ONNX operator; give it `int4-g32`, {ALTERNATIVES} instead"
-    if not isinstance(step.scheme, IntegerScheme) or step.spec.role != "table":
+def _shape_limit(tensor: TensorPlan) -> str | None:
+    if not isinstance(tensor.scheme, IntegerScheme) or tensor.spec.role != "table":
         return None
-    reason = table_refusal(step.scheme, step.matrix_shape[1])
-    return f"{reason}; give it {ALTERNATIVES} instead" if reason else None
+    reason = unsupported_table_reason(tensor.scheme, tensor.matrix_shape[1])
+    return f"{reason}; use `int8-g32`, `f16` or `keep`" if reason else None
 
 
-def stored_shapes(quantized: "Quantized") -> dict[str, tuple[int, ...]]:
-    """[out, in] of every weight that zeros fill up to whole blocks, by common name."""
-    from mcpmq.formats.onnx.layout import widened_ffn
-    from mcpmq.formats.shapes import changed_shapes
+def _padded_shapes(quantized: "QuantizedModel") -> dict[str, tuple[int, ...]]:
+    from mcpmq.formats.onnx.layout import padded_intermediate_size
+    from mcpmq.formats.padding import padded_shapes
 
-    return changed_shapes(quantized.specs, widened_ffn(quantized))
+    return padded_shapes(quantized.specs, padded_intermediate_size(quantized))
 
 
 def write(
-    quantized: "Quantized",
+    quantized: "QuantizedModel",
     out: Path,
     progress: Progress,
     *,
     accuracy_level: int = ACCURACY_LEVEL,
-    npu: "CalibrationSet | None" = None,
+    npu: "SampleSet | None" = None,
 ) -> dict[str, list[str]]:
-    """Write the graphs, their weights and the texts into the empty folder `out`: component -> relative paths.
+    """Write the graphs, their weights and the configuration into the empty folder `out`: component -> relative paths.
 
-    `accuracy_level` 0 has activations computed in float32, as torch does: what comparing the two needs. With `npu` the
-    vision graph is one that NPUs take, its activations rounded over what images of this set give.
+    `accuracy_level` 0 computes activations in float32, for comparisons with torch. With `npu` the vision graph is
+    static and quantized for NPUs; the images of this set calibrate its activations.
     """
-    from mcpmq.formats.onnx.config_files import write_texts
-    from mcpmq.formats.onnx.layout import FOLDER, SIGHT, parts_of, write_part, write_static_vision
+    from mcpmq.formats.onnx.config_files import write_config_files
+    from mcpmq.formats.onnx.layout import FOLDER, VISION, graph_specs, write_graph, write_static_vision
 
     folder, written = out / FOLDER, {}
     folder.mkdir()
-    for part in parts_of(quantized.architecture):
-        if npu and part.component == SIGHT:
-            written[SIGHT] = write_static_vision(part, quantized, npu, folder, progress)
+    for spec in graph_specs(quantized.architecture):
+        if npu and spec.component == VISION:
+            written[VISION] = write_static_vision(spec, quantized, npu, folder, progress)
         else:
-            written[part.component] = write_part(part, quantized, folder, accuracy_level, progress)
-    files = {component: one.files for component, one in written.items()}
-    return files | {"model": write_texts(quantized, out, written)}
+            written[spec.component] = write_graph(spec, quantized, folder, accuracy_level, progress)
+    files = {component: graph.files for component, graph in written.items()}
+    return files | {"model": write_config_files(quantized, out, written)}
 
 
-def forecast(model: Declared) -> LayoutForecast:
-    """Three graphs, their weights and the texts, to the byte."""
-    from mcpmq.formats.onnx.sizes import sized
+def forecast(model: ModelView) -> FilesForecast:
+    """Forecast the graphs, their weights and the configuration files, to the byte."""
+    from mcpmq.formats.onnx.sizes import forecast_files
 
-    return sized(model)
+    return forecast_files(model)
+
+
+def _split(artifact: Artifact, out: Path, max_nbytes: int) -> dict[str, list[str]]:
+    from mcpmq.formats.onnx.splitting import split_files
+
+    return split_files(artifact, out, max_nbytes)
+
+
+def _provenance(artifact: Artifact) -> Iterator[FileProvenance]:
+    from mcpmq.formats.onnx.provenance import read_provenance
+
+    return read_provenance(artifact)
+
+
+FORMAT = Format(
+    name="onnx",
+    requires=("onnx", "onnx_ir", "onnxruntime"),
+    engine="onnx",
+    min_runtime="ONNX Runtime 1.24",
+    schemes=(*integer_schemes((4, 8), (16, 32, 64, 128, 256, None), asymmetric=True), *FLOAT_SCHEMES),
+    limits="ONNX Runtime has operators for integer schemes only",
+    activations=("u8",),
+    write=write,
+    forecast=forecast,
+    shape_limit=_shape_limit,
+    padded_shapes=_padded_shapes,
+    split=_split,
+    provenance=_provenance,
+)

@@ -1,4 +1,4 @@
-"""The texts beside the graphs: those of the checkpoint, with what transformers.js must be told to read them rightly."""
+"""Write the configuration files beside the graphs: those of the checkpoint, with the keys of transformers.js."""
 
 import json
 import shutil
@@ -6,50 +6,57 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mcpmq.formats.model_view import Declared
-from mcpmq.formats.onnx.layout import Written
+from mcpmq.formats.model_view import ModelView
+from mcpmq.formats.onnx.layout import GraphFiles
 from mcpmq.system.json_file import read_json
 
-# The class that puts an image's tokens into the text; where none is named transformers.js has no tokenizer.
-PROCESSORS = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor", "qwen3_vl": "Qwen3VLProcessor"}
-NOT_OF_TEXT = ("architectures", "vision_config", "text_config", "transformers_version")
-SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
-# What transformers does unless told otherwise, and transformers.js does if told.
-DONE = {"do_convert_rgb": True, "do_resize": True, "do_rescale": True, "do_normalize": True}
+# The class that inserts image tokens into the text; without its name transformers.js creates no tokenizer.
+PROCESSOR_CLASSES = {
+    "qwen2_vl": "Qwen2VLProcessor",
+    "qwen2_5_vl": "Qwen2_5_VLProcessor",
+    "qwen3_vl": "Qwen3VLProcessor",
+}
+NON_TEXT_KEYS = ("architectures", "vision_config", "text_config", "transformers_version")
+TEXT_SIZE_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
+# Defaults of transformers, which transformers.js applies only if they are written.
+DEFAULT_STEPS = {"do_convert_rgb": True, "do_resize": True, "do_rescale": True, "do_normalize": True}
 BICUBIC = 3
 
 
-def write_texts(quantized: Declared, out: Path, written: Mapping[str, Written]) -> list[str]:
-    """Copy tokenizer and preprocessor files, and write those in which transformers.js must find more; their names."""
-    files = quantized.artifact.files_of("model")
+def write_config_files(model: ModelView, out: Path, graphs: Mapping[str, GraphFiles]) -> list[str]:
+    """Copy tokenizer and preprocessor files and add the keys of transformers.js; return the file names."""
+    files = model.artifact.component_files("model")
     for file in files:
         shutil.copyfile(file, out / file.name)
-    config = dict(quantized.config)
-    if config.get("model_type") in PROCESSORS:
+    config = dict(model.config)
+    if config.get("model_type") in PROCESSOR_CLASSES:
         _write(out / "preprocessor_config.json", _preprocessor(out, config["model_type"]))
         _write(out / "tokenizer_config.json", _tokenizer(out))
-        config = _sizes_in_both_places(config)
-    _write(out / "config.json", {**config, "transformers.js_config": _session_settings(written)})
+        config = _with_text_sizes(config)
+    _write(out / "config.json", {**config, "transformers.js_config": _session_config(graphs)})
     return [file.name for file in files]
 
 
-def _session_settings(written: Mapping[str, Written]) -> dict[str, Any]:
+def _session_config(graphs: Mapping[str, GraphFiles]) -> dict[str, Any]:
     return {
-        "dtype": {one.stem: one.type_name for one in written.values()},
-        "use_external_data_format": {one.graph: len(one.chunks) for one in written.values()},
+        "dtype": {graph.stem: graph.dtype_name for graph in graphs.values()},
+        "use_external_data_format": {graph.graph_file: len(graph.data_files) for graph in graphs.values()},
     }
 
 
-def _sizes_in_both_places(config: dict[str, Any]) -> dict[str, Any]:
-    """transformers.js looks for the sizes of the language model beside the others for 2, for later ones in a table;
-    checkpoints of either kind have them in one of the places, by the version of transformers that wrote them."""
-    beside = {key: value for key, value in config.items() if key not in NOT_OF_TEXT}
-    text = {**beside, "model_type": f"{config['model_type']}_text", **(config.get("text_config") or {})}
-    return {**{key: text[key] for key in SIZES if key in text}, **config, "text_config": text}
+def _with_text_sizes(config: dict[str, Any]) -> dict[str, Any]:
+    """Write the sizes of the language model both at the top level and in `text_config`.
+
+    transformers.js reads the former for Qwen2-VL and the latter for its successors; a checkpoint has one of the two,
+    depending on the version of transformers that wrote it.
+    """
+    top_level = {key: value for key, value in config.items() if key not in NON_TEXT_KEYS}
+    text = {**top_level, "model_type": f"{config['model_type']}_text", **(config.get("text_config") or {})}
+    return {**{key: text[key] for key in TEXT_SIZE_KEYS if key in text}, **config, "text_config": text}
 
 
 def _preprocessor(folder: Path, model_type: str) -> dict[str, Any]:
-    """With the steps and bounds that transformers has by default, as the measured pixels were made."""
+    """Return the preprocessor configuration with the default steps and bounds of transformers written out."""
     from mcpmq.families.qwenvl_inputs import Resizing
 
     resizing = Resizing.open(folder)
@@ -57,14 +64,16 @@ def _preprocessor(folder: Path, model_type: str) -> dict[str, Any]:
         "min_pixels": resizing.min_pixels or resizing.size.shortest_edge,
         "max_pixels": resizing.max_pixels or resizing.size.longest_edge,
     }
-    told = {key: value for key, value in read_json(folder / "preprocessor_config.json").items() if value is not None}
+    explicit = {
+        key: value for key, value in read_json(folder / "preprocessor_config.json").items() if value is not None
+    }
     sizes = resizing.model_dump(mode="json", exclude={"size", *bounds})
-    classes = {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": PROCESSORS[model_type]}
-    return {**DONE, "resample": BICUBIC, "rescale_factor": 1 / 255, **sizes, **bounds, **told, **classes}
+    classes = {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": PROCESSOR_CLASSES[model_type]}
+    return {**DEFAULT_STEPS, "resample": BICUBIC, "rescale_factor": 1 / 255, **sizes, **bounds, **explicit, **classes}
 
 
 def _tokenizer(folder: Path) -> dict[str, Any]:
-    """With the chat template that counts: newer checkpoints have it in a file of its own, older ones in another."""
+    """Return the tokenizer configuration with the chat template, which checkpoints may have in a separate file."""
     settings = read_json(folder / "tokenizer_config.json")
     newer, older = folder / "chat_template.jinja", folder / "chat_template.json"
     if newer.is_file():

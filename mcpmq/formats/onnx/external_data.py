@@ -1,7 +1,7 @@
-"""Weights beside an ONNX graph: written as they come, so that no more than one is ever in memory.
+"""External data of ONNX graphs: written one weight at a time.
 
-Format: `X.onnx_data`, `X.onnx_data_1`, ... raw little-endian arrays that the graph refers to by file, offset and
-length (ExternalData.md of the ONNX specification); the chunks' names are those of transformers.js.
+Format: `X.onnx_data`, `X.onnx_data_1`, ... are raw little-endian arrays; the graph references them by file, offset and
+length (ExternalData.md of the ONNX specification). The names of the chunks are those of transformers.js.
 """
 
 from collections.abc import Iterable
@@ -15,12 +15,12 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 ALIGNMENT_NBYTES = 64
-LARGEST_CHUNK_NBYTES = (2 << 30) - (1 << 20)  # a browser's buffer ends at 2 GiB
+MAX_CHUNK_NBYTES = (2 << 30) - (1 << 20)  # browsers limit a buffer to 2 GiB
 
 
 @dataclass(frozen=True, slots=True)
 class StoredArray:
-    """An array that is produced while it is written: `parts` in order are its row-major values."""
+    """An array that is computed while it is written: the concatenated `parts` are its row-major values."""
 
     dtype: ir.DataType
     shape: tuple[int, ...]
@@ -30,37 +30,37 @@ class StoredArray:
     def nbytes(self) -> int:
         return prod(self.shape) * self.dtype.bitwidth // 8
 
-    def lying_in(self, folder: Path, file: str, offset: int, name: str) -> ir.ExternalTensor:
-        """What the graph knows of it."""
+    def to_external_tensor(self, folder: Path, file: str, offset: int, name: str) -> ir.ExternalTensor:
+        """Return the graph's reference to the array."""
         shape = ir.Shape(self.shape)
         return ir.ExternalTensor(file, offset, self.nbytes, self.dtype, shape=shape, name=name, base_dir=folder)
 
 
 @dataclass(slots=True)
-class Chunks:
-    """Where arrays lie, decided one after the other. An array larger than a chunk gets a chunk of its own."""
+class ChunkLayout:
+    """Assign arrays to chunks in the order in which they come; an array larger than a chunk has a chunk of its own."""
 
     name: str
-    largest_nbytes: int = LARGEST_CHUNK_NBYTES
-    sizes: dict[str, int] = field(default_factory=dict)  # of every file, in order
+    max_nbytes: int = MAX_CHUNK_NBYTES
+    sizes: dict[str, int] = field(default_factory=dict)  # bytes by file name, in order
 
-    def place(self, nbytes: int) -> tuple[str, int]:
-        """The file of the next array, and its aligned offset there."""
+    def allocate(self, nbytes: int) -> tuple[str, int]:
+        """Return the file and the aligned offset of the next array."""
         last = next(reversed(self.sizes), None)
         end = self.sizes[last] if last else 0
         offset = -(-end // ALIGNMENT_NBYTES) * ALIGNMENT_NBYTES
-        if last is None or (end and offset + nbytes > self.largest_nbytes):
+        if last is None or (end and offset + nbytes > self.max_nbytes):
             last, offset = f"{self.name}_{len(self.sizes)}" if self.sizes else self.name, 0
         self.sizes[last] = offset + nbytes
         return last, offset
 
 
 class ExternalData:
-    """The chunks of one graph as they are written, to be closed at the end."""
+    """Data sink that writes the chunks of one graph; the caller closes it."""
 
-    def __init__(self, folder: Path, name: str, largest_chunk_nbytes: int = LARGEST_CHUNK_NBYTES) -> None:
+    def __init__(self, folder: Path, name: str, max_chunk_nbytes: int = MAX_CHUNK_NBYTES) -> None:
         self.folder = folder
-        self.chunks = Chunks(name, largest_chunk_nbytes)
+        self.chunks = ChunkLayout(name, max_chunk_nbytes)
         self._stream: BinaryIO | None = None
 
     @property
@@ -68,17 +68,21 @@ class ExternalData:
         return list(self.chunks.sizes)
 
     def append(self, name: str, array: StoredArray) -> ir.ExternalTensor:
-        """Write an array; what comes back says where it lies."""
-        file, offset = self.chunks.place(array.nbytes)
-        stream = self._at(file, offset)
+        """Write an array and return its reference.
+
+        Raises:
+            ValueError: the parts do not have the size of the array's shape.
+        """
+        file, offset = self.chunks.allocate(array.nbytes)
+        stream = self._seek(file, offset)
         for part in array.parts:
             stream.write(np.ascontiguousarray(part).data)
         if stream.tell() - offset != array.nbytes:
-            raise ValueError(f"`{name}` gave {stream.tell() - offset:,} bytes, its shape asks for {array.nbytes:,}")
-        return array.lying_in(self.folder, file, offset, name)
+            raise ValueError(f"`{name}` has {stream.tell() - offset:,} bytes, its shape requires {array.nbytes:,}")
+        return array.to_external_tensor(self.folder, file, offset, name)
 
-    def _at(self, file: str, offset: int) -> BinaryIO:
-        """The stream to write into, padded to an offset."""
+    def _seek(self, file: str, offset: int) -> BinaryIO:
+        """Return the stream of a file, padded to an offset."""
         if self._stream is None or offset == 0:
             self.close()
             self._stream = (self.folder / file).open("wb")
@@ -86,34 +90,34 @@ class ExternalData:
         return self._stream
 
     def close(self) -> None:
-        """Close the chunk that is being written."""
+        """Close the last chunk."""
         if self._stream:
             self._stream.close()
 
 
-class CountedData:
-    """The same chunks with nothing written: what a graph's weights will take."""
+class CountingSink:
+    """Data sink that writes nothing and counts the bytes of a graph's weights."""
 
     def __init__(self, folder: Path, name: str) -> None:
         self.folder = folder
-        self.chunks = Chunks(name)
+        self.chunks = ChunkLayout(name)
         self.arrays: dict[str, int] = {}  # bytes, by name
 
     def append(self, name: str, array: StoredArray) -> ir.ExternalTensor:
-        """Count an array; what comes back says where it would lie."""
+        """Count an array and return its reference."""
         self.arrays[name] = array.nbytes
-        return array.lying_in(self.folder, *self.chunks.place(array.nbytes), name)
+        return array.to_external_tensor(self.folder, *self.chunks.allocate(array.nbytes), name)
 
     @property
     def files(self) -> list[str]:
         return list(self.chunks.sizes)
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Close nothing."""
 
 
-class Data(Protocol):
-    """Where a graph's weights go."""
+class DataSink(Protocol):
+    """Destination of a graph's weights."""
 
     @property
     def files(self) -> list[str]: ...

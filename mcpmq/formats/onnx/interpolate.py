@@ -1,51 +1,55 @@
-"""A learned table of positions, resized inside the vision graph to however many patches a slice has."""
+"""Resize a learned position table inside the vision graph, to the number of patches of each slice."""
 
 import numpy as np
 import onnx_ir as ir
 
 from mcpmq.families.family import VisionShape
-from mcpmq.families.timm_siglip import FAR, NEAR
+from mcpmq.families.timm_siglip import BICUBIC_INNER, BICUBIC_OUTER
 from mcpmq.formats.onnx.graph import Graph
-from mcpmq.formats.onnx.weight_source import Weights
+from mcpmq.formats.onnx.weight_emitter import WeightEmitter
 
 FLOAT = ir.DataType.FLOAT
-REACH = 2.0  # cells
+KERNEL_SUPPORT = 2.0  # cells
 
 
 def position_embedding(
-    graph: Graph, weights: Weights, shape: VisionShape, places: tuple[ir.Value, ir.Value], sizes: ir.Value
+    graph: Graph, weights: WeightEmitter, shape: VisionShape, coordinates: tuple[ir.Value, ir.Value], sizes: ir.Value
 ) -> ir.Value:
-    """What every patch is told of its place, by row and column int64 [slices, patches] and rows and columns of all
-    slices int64 [slices, 2]: bicubic and antialiased, float32 [slices, patches, hidden].
+    """Emit the position embedding of every patch: bicubic and antialiased, float32 [slices, patches, hidden].
 
-    One product for all: a patch is a row of shares that the cells of the table have in it.
+    `coordinates`: row and column of every patch, int64 [slices, patches] each; `sizes`: rows and columns of every
+    slice, int64 [slices, 2]. One matrix product serves all slices: a patch has one row of weights over the table cells.
     """
-    row, column = (_shares(graph, shape.grid, place, sizes, axis) for axis, place in enumerate(places))
-    both = graph.node("Mul", _unsqueezed(graph, row, 3), _unsqueezed(graph, column, 2))
-    shares = graph.node("Reshape", both, graph.constant([0, 0, shape.grid**2]))
+    row, column = (
+        _cell_weights(graph, shape.position_grid_size, index, sizes, axis) for axis, index in enumerate(coordinates)
+    )
+    product = graph.node("Mul", _unsqueezed(graph, row, 3), _unsqueezed(graph, column, 2))
+    cell_weights = graph.node("Reshape", product, graph.constant([0, 0, shape.position_grid_size**2]))
     table = weights.array("vision.position_embedding")
-    return graph.node("MatMul", shares, graph.node("Squeeze", table, graph.constant([0])))
+    return graph.node("MatMul", cell_weights, graph.node("Squeeze", table, graph.constant([0])))
 
 
-def _shares(graph: Graph, cells: int, place: ir.Value, sizes: ir.Value, axis: int) -> ir.Value:
-    """What every cell along an axis has in every patch: [slices, patches, cells]; where a slice has fewer patches than
-    the table has cells, a patch reaches further, so that no cell is passed over."""
+def _cell_weights(graph: Graph, cells: int, index: ir.Value, sizes: ir.Value, axis: int) -> ir.Value:
+    """Emit the weight of every table cell along an axis for every patch: [slices, patches, cells].
+
+    In a slice with fewer patches than the table has cells the kernel is wider, so that every cell contributes.
+    """
     length = graph.node("Cast", graph.node("Gather", sizes, graph.constant([axis]), axis=1), to=FLOAT)
     half, one = graph.constant(0.5, np.float32), graph.constant(1, np.float32)
     patch = graph.node("Div", graph.constant(cells, np.float32), length)
-    centre = graph.node("Mul", graph.node("Add", graph.node("Cast", place, to=FLOAT), half), patch)
-    centres = graph.constant(np.arange(cells) + 0.5, np.float32)
-    apart = graph.node("Abs", graph.node("Sub", _unsqueezed(graph, centre, 2), centres))
-    stretch = _unsqueezed(graph, graph.node("Max", patch, one), 2)
-    height = _cubic(graph, graph.node("Div", apart, stretch))
+    center = graph.node("Mul", graph.node("Add", graph.node("Cast", index, to=FLOAT), half), patch)
+    cell_centers = graph.constant(np.arange(cells) + 0.5, np.float32)
+    distance = graph.node("Abs", graph.node("Sub", _unsqueezed(graph, center, 2), cell_centers))
+    width = _unsqueezed(graph, graph.node("Max", patch, one), 2)
+    height = _cubic(graph, graph.node("Div", distance, width))
     return graph.node("Div", height, graph.node("ReduceSum", height, graph.constant([2])))
 
 
 def _cubic(graph: Graph, distance: ir.Value) -> ir.Value:
-    """Height of the cubic at distances that are not negative."""
-    distance = graph.node("Min", distance, graph.constant(REACH, np.float32))
-    near, far = (_polynomial(graph, distance, coefficients) for coefficients in (NEAR, FAR))
-    return graph.node("Where", graph.node("Less", distance, graph.constant(1, np.float32)), near, far)
+    """Emit the cubic kernel at non-negative distances."""
+    distance = graph.node("Min", distance, graph.constant(KERNEL_SUPPORT, np.float32))
+    inner, outer = (_polynomial(graph, distance, coefficients) for coefficients in (BICUBIC_INNER, BICUBIC_OUTER))
+    return graph.node("Where", graph.node("Less", distance, graph.constant(1, np.float32)), inner, outer)
 
 
 def _polynomial(graph: Graph, value: ir.Value, coefficients: tuple[float, ...]) -> ir.Value:

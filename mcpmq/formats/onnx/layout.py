@@ -1,4 +1,4 @@
-"""Which files a model becomes and what they are called: the layout that transformers.js loads."""
+"""The graphs of a model and their file names: the layout that transformers.js loads."""
 
 import json
 from collections import Counter
@@ -11,39 +11,45 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mcpmq.families.family import Architecture, VisionKind
-from mcpmq.formats.model_view import Declared
+from mcpmq.formats.model_view import ModelView
 from mcpmq.formats.onnx import decoder, embedding, linear_attention, vision, vision_merger, vision_qwenvl
-from mcpmq.formats.onnx.block_quant import block_columns
+from mcpmq.formats.onnx.block_quant import ACCURACY_LEVEL, block_size
 from mcpmq.formats.onnx.external_data import ExternalData
-from mcpmq.formats.onnx.graph import ACCURACY_LEVEL, Graph
-from mcpmq.formats.onnx.weight_source import Weights
-from mcpmq.plan import Step
+from mcpmq.formats.onnx.graph import Graph
+from mcpmq.formats.onnx.weight_emitter import WeightEmitter
+from mcpmq.plan import TensorPlan
 from mcpmq.scheme import IntegerScheme
 from mcpmq.system.progress import Progress
 
 if TYPE_CHECKING:  # a forecast emits graphs without torch
-    from mcpmq.dataset import CalibrationSet
-    from mcpmq.quantized_model import Quantized
+    from mcpmq.dataset import SampleSet
+    from mcpmq.quantized_model import QuantizedModel
 
 FOLDER = "onnx"
-SIGHT = "vision+projector"
-LEAST_RUNTIME = "1.24"  # the first ONNX Runtime that computes every operator used, 8-bit blocks among them
-# What transformers.js calls a type, and how the names of its files end; it has no word for bfloat16.
+VISION = "vision+projector"
+MIN_RUNTIME = "1.24"  # the first ONNX Runtime with every operator in use, 8-bit blocks among them
+# Dtype names and file name suffixes of transformers.js, which has none for bfloat16.
 FLOAT32 = ("fp32", "")
-NAMES = {"int4": ("q4", "_q4"), "int8": ("q8", "_quantized"), "f16": ("fp16", "_fp16"), "float16": ("fp16", "_fp16")}
+DTYPE_NAMES = {
+    "int4": ("q4", "_q4"),
+    "int8": ("q8", "_quantized"),
+    "f16": ("fp16", "_fp16"),
+    "float16": ("fp16", "_fp16"),
+}
+Emit = Callable[[Graph, WeightEmitter, Architecture, Progress], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
-    """One of the three graphs."""
+class GraphSpec:
+    """One of the graphs of a model."""
 
     component: str
     stem: str
-    holds: tuple[str, ...]  # components of the model
-    emit: Callable[[Graph, Weights, Architecture, Progress], None]
+    components: tuple[str, ...]  # of the model, in this graph
+    emit: Emit
 
 
-TOWERS: dict[VisionKind, Callable[[Graph, Weights, Architecture, Progress], None]] = {
+VISION_EMITTERS: dict[VisionKind, Emit] = {
     "siglip-resampler": vision.emit,
     "timm-resampler": vision.emit,
     "siglip-merger": vision_merger.emit,
@@ -53,112 +59,111 @@ TOWERS: dict[VisionKind, Callable[[Graph, Weights, Architecture, Progress], None
 }
 
 
-def parts_of(architecture: Architecture) -> tuple[Part, ...]:
-    """The graphs of a model; one that reads text only has no first."""
-    seeing = architecture.vision
-    tower = [Part(SIGHT, "vision_encoder", ("vision", "projector"), TOWERS[seeing.kind])] if seeing else []
+def graph_specs(architecture: Architecture) -> tuple[GraphSpec, ...]:
+    """Return the graphs of a model: vision encoder, embedding, decoder; a text-only model has no vision encoder."""
+    shape = architecture.vision
+    encoder = (
+        [GraphSpec(VISION, "vision_encoder", ("vision", "projector"), VISION_EMITTERS[shape.kind])] if shape else []
+    )
     return (
-        *tower,
-        Part("embedding", "embed_tokens", ("embedding",), embedding.emit),
-        Part("language", "decoder_model_merged", ("language", "head"), decoder.emit),
+        *encoder,
+        GraphSpec("embedding", "embed_tokens", ("embedding",), embedding.emit),
+        GraphSpec("language", "decoder_model_merged", ("language", "head"), decoder.emit),
     )
 
 
 @dataclass(frozen=True, slots=True)
-class Written:
-    """One graph on disk."""
+class GraphFiles:
+    """The files of one graph, named relative to `FOLDER`."""
 
     stem: str
-    graph: str  # file names in the folder of graphs
-    chunks: tuple[str, ...]
-    type_name: str  # of most numbers, in transformers.js's words
+    graph_file: str
+    data_files: tuple[str, ...]
+    dtype_name: str  # of most weights, in transformers.js's terms
 
     @property
     def files(self) -> list[str]:
-        return [f"{FOLDER}/{name}" for name in (self.graph, *self.chunks)]
+        return [f"{FOLDER}/{name}" for name in (self.graph_file, *self.data_files)]
 
 
-def write_part(part: Part, quantized: "Quantized", folder: Path, accuracy_level: int, progress: Progress) -> Written:
-    """Write one graph and its weights into the folder of graphs."""
-    from mcpmq.formats.onnx.weights import Weights as ReadWeights
+def write_graph(
+    spec: GraphSpec, quantized: "QuantizedModel", folder: Path, accuracy_level: int, progress: Progress
+) -> GraphFiles:
+    """Write one graph and its weights into `folder`."""
+    from mcpmq.formats.onnx.weight_values import LoadedValues
 
-    graph = Graph(part.stem, ExternalData(folder, data_name(part, quantized)))
-    weights = ReadWeights(quantized, graph, accuracy_level, widened_ffn(quantized))
-    return emit_part(part, quantized, folder, graph, weights, accuracy_level, progress)
+    graph = Graph(spec.stem, ExternalData(folder, data_file_name(spec, quantized)))
+    size = padded_intermediate_size(quantized)
+    weights = WeightEmitter(quantized, graph, LoadedValues(quantized), size, accuracy_level)
+    return emit_graph(spec, quantized, folder, weights, progress)
 
 
-def emit_part(
-    part: Part,
-    model: Declared,
-    folder: Path,
-    graph: Graph,
-    weights: Weights,
-    accuracy_level: int,
-    progress: Progress,
-) -> Written:
-    """Write one graph into the folder of graphs; its weights go where the graph has them."""
+def emit_graph(
+    spec: GraphSpec, model: ModelView, folder: Path, weights: WeightEmitter, progress: Progress
+) -> GraphFiles:
+    """Write one graph into `folder`, and its weights into its data sink."""
+    graph = weights.graph
     with closing(graph.data):
-        part.emit(graph, weights, model.architecture, progress)
-    name = data_name(part, model).removesuffix("_data")
-    graph.save(folder / name, version("mcpmq"), _properties(part, model, accuracy_level))
-    return Written(part.stem, name, tuple(graph.data.files), type_names(part, model)[0])
+        spec.emit(graph, weights, model.architecture, progress)
+    name = data_file_name(spec, model).removesuffix("_data")
+    graph.save(folder / name, version("mcpmq"), _properties(spec, model, weights.accuracy_level))
+    return GraphFiles(spec.stem, name, tuple(graph.data.files), dtype_names(spec, model)[0])
 
 
-def data_name(part: Part, model: Declared) -> str:
-    """The first file of a graph's weights."""
-    return f"{part.stem}{type_names(part, model)[1]}.onnx_data"
+def data_file_name(spec: GraphSpec, model: ModelView) -> str:
+    """Return the name of the first file of a graph's weights."""
+    return f"{spec.stem}{dtype_names(spec, model)[1]}.onnx_data"
 
 
 def write_static_vision(
-    part: Part, quantized: "Quantized", samples: "CalibrationSet", folder: Path, progress: Progress
-) -> Written:
-    """The same for the vision graph that NPUs take."""
+    spec: GraphSpec, quantized: "QuantizedModel", samples: "SampleSet", folder: Path, progress: Progress
+) -> GraphFiles:
+    """Write the vision graph for NPUs, calibrated on the images of `samples`."""
     from mcpmq.formats.onnx import qnn  # its quantizer takes a second to import
 
-    type_name, suffix = NAMES["int8"]
-    name = f"{part.stem}{suffix}.onnx"
+    dtype_name, suffix = DTYPE_NAMES["int8"]
+    name = f"{spec.stem}{suffix}.onnx"
     with closing(ExternalData(folder, f"{name}_data")) as data:
-        qnn.write(quantized, samples, folder / name, data, _properties(part, quantized, 0), progress)
-    return Written(part.stem, name, tuple(data.files), type_name)
+        qnn.write(quantized, samples, folder / name, data, _properties(spec, quantized, 0), progress)
+    return GraphFiles(spec.stem, name, tuple(data.files), dtype_name)
 
 
-def widened_ffn(quantized: Declared) -> int:
-    """The hidden width of the vision FFN in the file: whole blocks, for fast kernels (KleidiAI) take no ragged ones."""
-    shape = quantized.architecture.vision
+def padded_intermediate_size(model: ModelView) -> int:
+    """Return the vision FFN's intermediate size in the file: whole blocks, which fast kernels (KleidiAI) require."""
+    shape = model.architecture.vision
     if shape is None:
         return 0
-    blockwise = [step.scheme for step in quantized.steps if step.spec.may_grow == "columns" and not step.activation]
-    block = max((block_columns(scheme) for scheme in blockwise if isinstance(scheme, IntegerScheme)), default=1)
-    return -(-shape.ffn // block) * block
+    schemes = [one.scheme for one in model.tensors if one.spec.paddable_axis == "columns" and not one.activation]
+    block = max((block_size(scheme) for scheme in schemes if isinstance(scheme, IntegerScheme)), default=1)
+    return -(-shape.intermediate_size // block) * block
 
 
-def type_names(part: Part, quantized: Declared) -> tuple[str, str]:
-    """The type that most numbers of a graph have, in transformers.js's words: of the session, of the file."""
-    numbers: Counter[str] = Counter()
-    for step in _steps(part, quantized):
-        kind = f"int{step.scheme.bits}" if isinstance(step.scheme, IntegerScheme) else str(step.scheme or step.dtype)
-        numbers[kind] += prod(step.spec.shape)
-    return NAMES.get(numbers.most_common(1)[0][0], FLOAT32)
+def dtype_names(spec: GraphSpec, model: ModelView) -> tuple[str, str]:
+    """Return transformers.js's names of the dtype of most weights in a graph: of the session, of the file."""
+    counts: Counter[str] = Counter()
+    for tensor in _tensors(spec, model):
+        scheme = tensor.scheme
+        dtype = f"int{scheme.bits}" if isinstance(scheme, IntegerScheme) else str(scheme or tensor.dtype)
+        counts[dtype] += prod(tensor.spec.shape)
+    return DTYPE_NAMES.get(counts.most_common(1)[0][0], FLOAT32)
 
 
-def _steps(part: Part, quantized: Declared) -> list[Step]:
-    return [step for step in quantized.steps if step.spec.component in part.holds]
+def _tensors(spec: GraphSpec, model: ModelView) -> list[TensorPlan]:
+    return [tensor for tensor in model.tensors if tensor.spec.component in spec.components]
 
 
-def _properties(part: Part, quantized: Declared, accuracy_level: int) -> dict[str, str]:
-    manifest = quantized.artifact.manifest
-    integer = any(
-        isinstance(step.scheme, IntegerScheme) for step in _steps(part, quantized) if step.spec.role == "matrix"
-    )
+def _properties(spec: GraphSpec, model: ModelView, accuracy_level: int) -> dict[str, str]:
+    manifest, matrices = model.artifact.manifest, [one for one in _tensors(spec, model) if one.spec.role == "matrix"]
+    has_integers = any(isinstance(matrix.scheme, IntegerScheme) for matrix in matrices)
     return {
-        "component": part.component,
+        "component": spec.component,
         "source_sha256": manifest.source.sha256,
         "recipe": json.dumps(manifest.recipe, sort_keys=True),
-        "activations": "int8" if integer and accuracy_level == ACCURACY_LEVEL else "float32",
-        "min_onnxruntime": _least_runtime(part, quantized),
+        "activations": "int8" if has_integers and accuracy_level == ACCURACY_LEVEL else "float32",
+        "min_onnxruntime": _min_runtime(spec, model),
     }
 
 
-def _least_runtime(part: Part, quantized: Declared) -> str:
-    linear = part.component == "language" and quantized.architecture.language.linear
-    return linear_attention.LEAST_RUNTIME if linear else LEAST_RUNTIME
+def _min_runtime(spec: GraphSpec, model: ModelView) -> str:
+    has_linear_attention = spec.component == "language" and model.architecture.language.linear_attention
+    return linear_attention.MIN_RUNTIME if has_linear_attention else MIN_RUNTIME

@@ -1,68 +1,88 @@
-"""Codes as ONNX Runtime's MatMulNBits and GatherBlockQuantized lay them out; the codes stay as they are.
+"""Byte layouts of ONNX Runtime's MatMulNBits and GatherBlockQuantized; packing does not change a code.
 
-Layout: along the columns low bits first, in blocks of a power of two from 16; float32 scales [rows, blocks]; zero
-points packed as the codes are (ContribOperators.md of ONNX Runtime).
+Layout: codes along the columns, low bits first, in blocks of a power of two from 16; float32 scales [rows, blocks];
+zero points packed like the codes (ContribOperators.md of ONNX Runtime).
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from mcpmq.formats.onnx.block_quant import block_columns, blocks
+from mcpmq.formats.onnx.block_quant import block_size, blocks_per_row
 from mcpmq.formats.onnx.external_data import StoredArray
-from mcpmq.qtensor import QTensor
 from mcpmq.scheme import IntegerScheme
 
-STRIPE_CODES = 4 << 20  # codes that are laid out at a time
+if TYPE_CHECKING:  # a forecast computes the shapes without torch
+    from torch import Tensor
+
+    from mcpmq.qtensor import IntegerTensor
+
+CODES_PER_STRIPE = 4 << 20  # bounds the memory of packing
 Bytes = NDArray[np.uint8]
+Parts = Iterator[NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class PackedWeight:
-    """The three arrays of one weight; `zeros` is None where every zero point is 2^(bits-1)."""
+    """The three arrays of one weight; symmetric schemes have no `zeros`, the zero point is 2^(bits-1)."""
 
     bits: int
-    block_columns: int
+    block_size: int
     codes: StoredArray
     scales: StoredArray
     zeros: StoredArray | None
 
 
-def for_product(weight: QTensor) -> PackedWeight:
-    """A weight for MatMulNBits: codes uint8 [rows, blocks, bytes of a block], the last block filled up."""
-    scheme = _scheme(weight)
-    columns = block_columns(scheme)
-    shape = weight.rows, blocks(scheme, weight.columns), columns * scheme.bits // 8
-    filled = (fill_blocks(stripe, columns, 2 ** (scheme.bits - 1)) for stripe in _stripes(weight))
-    parts = (pack(stripe, scheme.bits).reshape(-1, *shape[1:]) for stripe in filled)
-    return _packed(weight, StoredArray(ir.DataType.UINT8, shape, parts))
+def pack_for_matmul(
+    scheme: IntegerScheme, shape: tuple[int, int], weight: "IntegerTensor | None" = None
+) -> PackedWeight:
+    """Pack a weight [rows, columns] for MatMulNBits: codes uint8 [rows, blocks, bytes per block].
+
+    The last block is padded with the code of zero. Without `weight` the arrays have their shapes and no values.
+    """
+    rows, columns = shape
+    block, blocks = block_size(scheme), blocks_per_row(scheme, columns)
+    code_shape = rows, blocks, block * scheme.bits // 8
+    padded = (pad_to_blocks(stripe, block, scheme.zero_point) for stripe in _row_stripes(weight))
+    parts = (pack_codes(stripe, scheme.bits).reshape(-1, *code_shape[1:]) for stripe in padded)
+    return _packed(scheme, shape, StoredArray(ir.DataType.UINT8, code_shape, parts), weight)
 
 
-def for_lookup(weight: QTensor) -> PackedWeight:
-    """A table for GatherBlockQuantized: codes uint8 [rows, bytes of a row]; nothing is filled up."""
-    bits = _scheme(weight).bits
-    parts = (pack(stripe, bits) for stripe in _stripes(weight))
-    return _packed(weight, StoredArray(ir.DataType.UINT8, (weight.rows, -(-weight.columns * bits // 8)), parts))
+def pack_for_gather(
+    scheme: IntegerScheme, shape: tuple[int, int], weight: "IntegerTensor | None" = None
+) -> PackedWeight:
+    """Pack a table [rows, columns] for GatherBlockQuantized: codes uint8 [rows, bytes per row], without padding.
+
+    Without `weight` the arrays have their shapes and no values.
+    """
+    rows, columns = shape
+    parts = (pack_codes(stripe, scheme.bits) for stripe in _row_stripes(weight))
+    codes = StoredArray(ir.DataType.UINT8, (rows, packed_length(columns, scheme.bits)), parts)
+    return _packed(scheme, shape, codes, weight)
 
 
-def for_integer_product(weight: QTensor) -> PackedWeight:
-    """A weight of one scale a row for DequantizeLinear and MatMul: codes int8 [columns, rows], zero at 0."""
-    assert _scheme(weight) == IntegerScheme(8, None)
-    assert weight.scale is not None
-    shape = weight.columns, weight.rows
-    step = max(1, STRIPE_CODES // weight.rows)
-    stripes = (weight.codes[:, start : start + step].numpy().T for start in range(0, weight.columns, step))
-    parts = ((stripe ^ np.uint8(128)).view(np.int8) for stripe in stripes)  # from zero at 128 to two's complement
-    scales = _stored(weight.scale.numpy()[:, 0].astype(np.float32))
-    return PackedWeight(8, weight.columns, StoredArray(ir.DataType.INT8, shape, parts), scales, None)
+def pack_for_int8_matmul(shape: tuple[int, int], weight: "IntegerTensor | None" = None) -> PackedWeight:
+    """Pack an `int8-row` weight for DequantizeLinear and MatMul: codes int8 [columns, rows], zero point 0.
+
+    Without `weight` the arrays have their shapes and no values.
+    """
+    rows, columns = shape
+    codes = StoredArray(ir.DataType.INT8, (columns, rows), _signed_column_stripes(weight))
+    scales = StoredArray(ir.DataType.FLOAT, (rows,), _row_scales(weight))
+    return PackedWeight(8, columns, codes, scales, None)
 
 
-def pack(codes: Bytes, bits: int) -> Bytes:
-    """Codes [rows, columns] -> [rows, bytes]; of 4 bits two share a byte, the even column in the low half."""
+def float_array(dtype: ir.DataType, shape: tuple[int, ...], values: "Tensor | None" = None) -> StoredArray:
+    """Return an array of floats; a transposed tensor is copied to row-major order stripe by stripe."""
+    return StoredArray(dtype, shape, _float_stripes(values))
+
+
+def pack_codes(codes: Bytes, bits: int) -> Bytes:
+    """Pack codes [rows, columns] to [rows, bytes]; two 4-bit codes share a byte, the even column in the low half."""
     if bits == 8:
         return codes
     if codes.shape[1] % 2:
@@ -70,37 +90,69 @@ def pack(codes: Bytes, bits: int) -> Bytes:
     return codes[:, 0::2] | codes[:, 1::2] << np.uint8(4)
 
 
-def fill_blocks(codes: Bytes, columns: int, filling: int) -> Bytes:
-    """Codes [rows, columns], filled up to whole blocks; what fills meets no activation."""
-    missing = -codes.shape[1] % columns
-    return np.pad(codes, ((0, 0), (0, missing)), constant_values=filling) if missing else codes
+def packed_length(codes: int, bits: int) -> int:
+    """Bytes of a row of packed codes."""
+    return -(-codes * bits // 8)
 
 
-def _scheme(weight: QTensor) -> IntegerScheme:
-    assert isinstance(weight.scheme, IntegerScheme)
-    return weight.scheme
+def pad_to_blocks(codes: Bytes, block_size: int, padding_code: int) -> Bytes:
+    """Pad codes [rows, columns] to whole blocks; no activation is multiplied by the padding."""
+    missing = -codes.shape[1] % block_size
+    return np.pad(codes, ((0, 0), (0, missing)), constant_values=padding_code) if missing else codes
 
 
-def _packed(weight: QTensor, codes: StoredArray) -> PackedWeight:
-    scheme = _scheme(weight)
-    assert weight.scale is not None
-    scales = _stored(_by_block(weight, weight.scale.numpy()).astype(np.float32))
-    zeros = _stored(pack(_by_block(weight, weight.zero.numpy()), scheme.bits)) if weight.zero is not None else None
-    return PackedWeight(scheme.bits, block_columns(scheme), codes, scales, zeros)
+def _packed(
+    scheme: IntegerScheme, shape: tuple[int, int], codes: StoredArray, weight: "IntegerTensor | None"
+) -> PackedWeight:
+    rows, columns = shape
+    blocks = blocks_per_row(scheme, columns)
+    scales = StoredArray(ir.DataType.FLOAT, (rows, blocks), _block_scales(weight, blocks))
+    zeros_shape = rows, packed_length(blocks, scheme.bits)
+    zeros = StoredArray(ir.DataType.UINT8, zeros_shape, _block_zero_points(weight, blocks, scheme.bits))
+    return PackedWeight(scheme.bits, block_size(scheme), codes, scales, None if scheme.symmetric else zeros)
 
 
-def _by_block(weight: QTensor, values: NDArray[Any]) -> NDArray[Any]:
-    """What a group has, [rows, groups], for every block of the file: [rows, blocks]."""
-    scheme = _scheme(weight)
-    return values if scheme.group_size else np.repeat(values, blocks(scheme, weight.columns), axis=1)
+def _block_scales(weight: "IntegerTensor | None", blocks: int) -> Parts:
+    if weight is not None:
+        yield _per_block(weight.scale.numpy(), blocks).astype(np.float32)
 
 
-def _stripes(weight: QTensor) -> Iterator[Bytes]:
-    """A few rows at a time, so that only the weight itself is whole in memory."""
-    codes: Bytes = weight.codes.numpy()
-    step = max(1, STRIPE_CODES // weight.columns)
-    yield from (codes[start : start + step] for start in range(0, weight.rows, step))
+def _block_zero_points(weight: "IntegerTensor | None", blocks: int, bits: int) -> Parts:
+    if weight is not None and weight.zero_point is not None:
+        yield pack_codes(_per_block(weight.zero_point.numpy(), blocks), bits)
 
 
-def _stored(array: NDArray[Any]) -> StoredArray:
-    return StoredArray(ir.DataType.from_numpy(array.dtype), array.shape, [array])
+def _per_block(values: NDArray[Any], blocks: int) -> NDArray[Any]:
+    """Values [rows, groups] -> [rows, blocks]; the one group of an `int-row` weight covers all blocks."""
+    return np.repeat(values, blocks, axis=1) if values.shape[1] == 1 else values
+
+
+def _row_stripes(weight: "IntegerTensor | None") -> Iterator[Bytes]:
+    """Codes of a few rows at a time, so that no copy of the whole weight is in memory."""
+    if weight is not None:
+        codes: Bytes = weight.codes.numpy()
+        step = max(1, CODES_PER_STRIPE // weight.columns)
+        yield from (codes[start : start + step] for start in range(0, weight.rows, step))
+
+
+def _signed_column_stripes(weight: "IntegerTensor | None") -> Parts:
+    """Two's complement codes of a few columns at a time; the zero point moves from 128 to 0."""
+    if weight is not None:
+        step = max(1, CODES_PER_STRIPE // weight.rows)
+        for start in range(0, weight.columns, step):
+            yield (weight.codes[:, start : start + step].numpy().T ^ np.uint8(128)).view(np.int8)
+
+
+def _row_scales(weight: "IntegerTensor | None") -> Parts:
+    if weight is not None:
+        yield weight.scale.numpy()[:, 0].astype(np.float32)
+
+
+def _float_stripes(values: "Tensor | None") -> Parts:
+    if values is not None:
+        import torch
+
+        step = max(1, CODES_PER_STRIPE // max(1, values[0].numel()))
+        for start in range(0, len(values), step):
+            stripe = values[start : start + step].contiguous()
+            yield (stripe.view(torch.uint16) if stripe.dtype is torch.bfloat16 else stripe).numpy()  # numpy lacks it

@@ -1,7 +1,7 @@
-"""The vision graph for NPUs: a slice of one size, standard operators, 16-bit activations and 8-bit weights throughout.
+"""Write the vision graph for NPUs: one slice size, standard operators, 16-bit activations and 8-bit weights (QDQ).
 
-Accelerators of phones take static shapes and whole graphs of integers. Which operator takes which types is ONNX
-Runtime's knowledge (its configuration for Qualcomm's QNN), and so is the rounding: weights are rounded once more.
+NPUs of phones require static shapes and fully quantized graphs. ONNX Runtime's configuration for Qualcomm's QNN selects
+the types of every operator, and ONNX Runtime quantizes: the weights are rounded once more.
 """
 
 import logging
@@ -18,77 +18,81 @@ from numpy.typing import NDArray
 from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize
 from onnxruntime.quantization.execution_providers.qnn import get_qnn_qdq_config
 
-from mcpmq.dataset import CalibrationSet, Sample
-from mcpmq.errors import CalibrationError
+from mcpmq.dataset import Sample, SampleSet
+from mcpmq.errors import DatasetError
 from mcpmq.families import family_named
-from mcpmq.families.slicing import stretched
+from mcpmq.families.slicing import resize_slice
 from mcpmq.formats.onnx import vision
 from mcpmq.formats.onnx.external_data import ExternalData, StoredArray
 from mcpmq.formats.onnx.graph import Graph
-from mcpmq.formats.onnx.weights import Weights
-from mcpmq.quantized_model import Quantized
+from mcpmq.formats.onnx.weight_emitter import WeightEmitter
+from mcpmq.formats.onnx.weight_values import LoadedValues
+from mcpmq.quantized_model import QuantizedModel
 from mcpmq.system.progress import Progress
 
-LEAST_EXTERNAL_NBYTES = 1024
-Pixels = NDArray[np.float32]
+MIN_EXTERNAL_NBYTES = 1024
+PixelValues = NDArray[np.float32]
 
 
-def static_size(quantized: Quantized) -> tuple[int, int]:
-    """Rows and columns of patches of the one slice that the graph takes: the square that slices come nearest to."""
-    shape = quantized.architecture.sees
-    side = shape.slice_side // shape.patch
+def static_patch_grid(quantized: QuantizedModel) -> tuple[int, int]:
+    """Return the rows and columns of patches of the one slice size: the square of the slice resolution."""
+    shape = quantized.architecture.required_vision
+    side = shape.slice_resolution // shape.patch_size
     return side, side
 
 
 def write(
-    quantized: Quantized,
-    samples: CalibrationSet,
+    quantized: QuantizedModel,
+    samples: SampleSet,
     file: Path,
     data: ExternalData,
     properties: Mapping[str, str],
     progress: Progress,
 ) -> None:
-    """Write the graph, which says `properties` of itself, and its external data.
+    """Write the graph with `properties` as its metadata, and its external data.
 
-    In memory: the tower in float32, several times.
+    Memory: several copies of the vision encoder in float32.
 
     Raises:
-        CalibrationError: no sample has an image.
+        DatasetError: no sample has an image.
     """
-    size = static_size(quantized)
-    shown = _slices(quantized, progress(samples.samples, "reading samples"), size)
-    if not shown:
-        raise CalibrationError(f"no sample of `{samples.path}` has an image", "name a set with images with `--npu`")
+    size = static_patch_grid(quantized)
+    pixels = _calibration_pixels(quantized, progress(samples.samples, "encoding samples"), size)
+    if not pixels:
+        raise DatasetError(f"no sample of `{samples.path}` has an image", "pass a set with images to `--npu`")
     with TemporaryDirectory(prefix="mcpmq-", dir=file.parent) as folder:
-        floats, rounded = Path(folder) / "floats.onnx", Path(folder) / "rounded.onnx"
+        floats, quantized_file = Path(folder) / "floats.onnx", Path(folder) / "quantized.onnx"
         _write_floats(quantized, size, floats, progress)
-        _round(_folded(floats), rounded, shown)
-        model = ir.load(rounded)
+        _quantize(_fold_constants(floats), quantized_file, pixels)
+        model = ir.load(quantized_file)
         _move_weights(model, data)
         model.producer_name, model.producer_version = "mcpmq", version("mcpmq")
         model.metadata_props.update({**properties, "activations": "uint16", "slice_patches": "x".join(map(str, size))})
         ir.save(model, file)
 
 
-def _slices(quantized: Quantized, samples: Iterable[Sample], size: tuple[int, int]) -> list[Pixels]:
-    family, patch = family_named(quantized.artifact.manifest.family), quantized.architecture.sees.patch
-    processor, pixels = family.processor(quantized.path), family.pixels(quantized.path)
+def _calibration_pixels(
+    quantized: QuantizedModel, samples: Iterable[Sample], size: tuple[int, int]
+) -> list[PixelValues]:
+    family, patch = family_named(quantized.artifact.manifest.family), quantized.architecture.required_vision.patch_size
+    processor, inputs = family.open_processor(quantized.path), family.open_vision_inputs(quantized.path)
     encoded = (processor.encode(sample.id, sample.image, sample.prompt, sample.answer) for sample in samples)
-    parts = (stretched(part, patch * size[0], patch * size[1]) for inputs in encoded for part in inputs.slices)
-    return [pixels.graph_inputs(part)["pixel_values"] for part in parts]
+    parts = (resize_slice(part, patch * size[0], patch * size[1]) for sample in encoded for part in sample.slices)
+    return [inputs.graph_inputs(part)["pixel_values"] for part in parts]
 
 
-def _write_floats(quantized: Quantized, size: tuple[int, int], file: Path, progress: Progress) -> None:
-    shape = quantized.architecture.sees
+def _write_floats(quantized: QuantizedModel, size: tuple[int, int], file: Path, progress: Progress) -> None:
+    shape = quantized.architecture.required_vision
     with closing(ExternalData(file.parent, f"{file.name}_data")) as data:
         graph = Graph("vision_encoder", data)
-        weights = Weights(quantized, graph, accuracy_level=0, ffn=shape.ffn, dequantized=True)
+        values, ffn = LoadedValues(quantized), shape.intermediate_size
+        weights = WeightEmitter(quantized, graph, values, ffn, accuracy_level=0, dequantize=True)
         vision.emit_static(graph, weights, quantized.architecture, size, progress)
     graph.save(file, "", {})
 
 
-def _folded(file: Path) -> Path:
-    """The same graph with everything computed that is the same for all pixels: positions, and the queries."""
+def _fold_constants(file: Path) -> Path:
+    """Let ONNX Runtime precompute all nodes that do not depend on pixels: position embeddings and queries."""
     folded = file.with_name("folded.onnx")
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -98,26 +102,26 @@ def _folded(file: Path) -> Path:
     return folded
 
 
-class _Feeds(CalibrationDataReader):  # type: ignore[misc]
-    """Slices for the quantizer, one after the other."""
+class _PixelReader(CalibrationDataReader):  # type: ignore[misc]
+    """Pixels of calibration slices, as the quantizer reads them."""
 
-    def __init__(self, shown: Sequence[Pixels]) -> None:
-        self._left = iter(shown)
+    def __init__(self, pixels: Sequence[PixelValues]) -> None:
+        self._remaining = iter(pixels)
 
-    def get_next(self) -> dict[str, Pixels] | None:
-        pixels = next(self._left, None)
+    def get_next(self) -> dict[str, PixelValues] | None:
+        pixels = next(self._remaining, None)
         return None if pixels is None else {"pixel_values": pixels}
 
 
-def _round(file: Path, rounded: Path, shown: Sequence[Pixels]) -> None:
+def _quantize(file: Path, out: Path, pixels: Sequence[PixelValues]) -> None:
     types = {"activation_type": QuantType.QUInt16, "weight_type": QuantType.QInt8, "per_channel": True}
-    with _without_warnings():
-        quantize(str(file), str(rounded), get_qnn_qdq_config(file, _Feeds(shown), **types))
+    with _warnings_disabled():
+        quantize(str(file), str(out), get_qnn_qdq_config(file, _PixelReader(pixels), **types))
 
 
 @contextmanager
-def _without_warnings() -> Iterator[None]:
-    """The quantizer warns of what is done here, and of norms, which have no rows."""
+def _warnings_disabled() -> Iterator[None]:
+    """Disable two warnings of the quantizer: unprocessed graphs, and per-channel quantization of norms."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -129,6 +133,6 @@ def _without_warnings() -> Iterator[None]:
 def _move_weights(model: ir.Model, data: ExternalData) -> None:
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
-        if tensor is not None and tensor.nbytes >= LEAST_EXTERNAL_NBYTES:
+        if tensor is not None and tensor.nbytes >= MIN_EXTERNAL_NBYTES:
             array = StoredArray(tensor.dtype, tuple(tensor.numpy().shape), [tensor.numpy()])
             value.const_value = data.append(name, array)

@@ -1,5 +1,7 @@
-"""An ONNX graph whose weights lie in chunks of a given size; no byte of a weight is changed."""
+"""Split the external data of ONNX graphs into chunks of a maximum size; the bytes of the weights do not change."""
 
+import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,40 +10,75 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from mcpmq.artifact import Artifact
 from mcpmq.errors import ReleaseError
 from mcpmq.formats.onnx.external_data import ExternalData, StoredArray
+from mcpmq.formats.onnx.layout import FOLDER
+from mcpmq.system.json_file import read_json
 
-COPIED_NBYTES = 1 << 24  # at a time
+COPY_BUFFER_NBYTES = 1 << 24
+SESSION_CONFIG_KEY = "transformers.js_config"
 
 
-def split(graph: Path, out: Path, largest_nbytes: int) -> list[str]:
-    """Write a graph and its chunks into `out`; the names of the chunks.
+def split_files(artifact: Artifact, out: Path, max_nbytes: int) -> dict[str, list[str]]:
+    """Copy an artifact into `out` with the weights of every graph in chunks: component -> paths.
+
+    transformers.js reads the number of chunks of each graph from config.json.
 
     Raises:
-        ReleaseError: one weight does not fit into a chunk.
+        ReleaseError: one weight is larger than a chunk.
+    """
+    (out / FOLDER).mkdir()
+    files: dict[str, list[str]] = {}
+    counts = {}
+    for record in artifact.manifest.files:
+        if record.component == "model":
+            shutil.copyfile(artifact.path / record.path, out / record.path)
+            files.setdefault("model", []).append(record.path)
+        elif record.path.endswith(".onnx"):
+            chunks = split_graph(artifact.path / record.path, out / FOLDER, max_nbytes)
+            names = [record.path, *(f"{FOLDER}/{chunk}" for chunk in chunks)]
+            files.setdefault(record.component, []).extend(names)
+            counts[Path(record.path).name] = len(chunks)
+    _write_chunk_counts(out / "config.json", counts)
+    return files
+
+
+def _write_chunk_counts(file: Path, counts: dict[str, int]) -> None:
+    config = read_json(file)
+    session = {**config[SESSION_CONFIG_KEY], "use_external_data_format": counts}
+    text = json.dumps({**config, SESSION_CONFIG_KEY: session}, indent=2, ensure_ascii=False)
+    file.write_text(text + "\n")
+
+
+def split_graph(graph: Path, out: Path, max_nbytes: int) -> list[str]:
+    """Write a graph and its chunks into `out`; return the names of the chunks.
+
+    Raises:
+        ReleaseError: one weight is larger than a chunk.
     """
     model = ir.load(graph)
-    data = ExternalData(out, f"{graph.name}_data", largest_nbytes)
+    data = ExternalData(out, f"{graph.name}_data", max_nbytes)
     for value in model.graph.initializers.values():
         if isinstance(value.const_value, ir.ExternalTensor):
-            value.const_value = _moved(value.const_value, graph.parent, data, largest_nbytes)
+            value.const_value = _copy_weight(value.const_value, graph.parent, data, max_nbytes)
     data.close()
     ir.save(model, out / graph.name)
     return data.files
 
 
-def _moved(tensor: ir.ExternalTensor, folder: Path, data: ExternalData, largest_nbytes: int) -> ir.ExternalTensor:
-    if tensor.nbytes > largest_nbytes:
+def _copy_weight(tensor: ir.ExternalTensor, folder: Path, data: ExternalData, max_nbytes: int) -> ir.ExternalTensor:
+    if tensor.nbytes > max_nbytes:
         raise ReleaseError(
-            f"`{tensor.name}` has {tensor.nbytes:,} bytes, more than the {largest_nbytes:,} of a part",
-            "allow larger parts: a weight cannot be divided",
+            f"`{tensor.name}` has {tensor.nbytes:,} bytes, more than the maximum of {max_nbytes:,}",
+            "allow larger files: a weight cannot be split",
         )
-    parts = _bytes_of(folder / tensor.location, tensor.offset or 0, tensor.nbytes)
+    parts = _read_parts(folder / tensor.location, tensor.offset or 0, tensor.nbytes)
     return data.append(str(tensor.name), StoredArray(tensor.dtype, tuple(tensor.shape.numpy()), parts))
 
 
-def _bytes_of(file: Path, offset: int, nbytes: int) -> Iterator[NDArray[Any]]:
+def _read_parts(file: Path, offset: int, nbytes: int) -> Iterator[NDArray[Any]]:
     with file.open("rb") as stream:
         stream.seek(offset)
-        for begin in range(0, nbytes, COPIED_NBYTES):
-            yield np.frombuffer(stream.read(min(COPIED_NBYTES, nbytes - begin)), np.uint8)
+        for begin in range(0, nbytes, COPY_BUFFER_NBYTES):
+            yield np.frombuffer(stream.read(min(COPY_BUFFER_NBYTES, nbytes - begin)), np.uint8)

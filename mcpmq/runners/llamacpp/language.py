@@ -1,4 +1,4 @@
-"""The language model's file in llama.cpp: tokens and embeddings in, logits out."""
+"""The language model in llama.cpp: decodes tokens and embeddings to logits."""
 
 import ctypes
 import weakref
@@ -11,68 +11,68 @@ from numpy.typing import NDArray
 
 from mcpmq.errors import EngineError
 from mcpmq.runners.llamacpp import (
-    CACHE_TYPES,
-    EVALUATED,
-    EVALUATION_CALLBACK,
+    CACHE_TYPES_OFFSET,
+    EVAL_CALLBACK,
+    EVAL_CALLBACK_OFFSET,
     FLAGS,
-    FLASH_ATTENTION,
+    FLASH_ATTENTION_OFFSET,
     FLOATS,
     INT,
     INTS,
-    ONLY,
     POINTER,
-    VOCABULARY_ALONE,
+    VOCAB_ONLY_FLAGS,
+    VOCAB_ONLY_OFFSET,
     Batch,
+    Chunk,
     LlamaCpp,
-    Piece,
+    OpaqueParams,
 )
 from mcpmq.system import ggml_library
 
-BATCH_TOKENS = 2048  # at most in one call; the engine's default
-METADATA_NBYTES = 256  # of a short value
-CONTEXT_MULTIPLE = 256  # the engine rounds its cache up to it
-SECTIONED = {8, 40}  # of llama_rope_type: M-RoPE, whose embeddings come with four positions each, and interleaved
-OUT_OF_LAYER = "l_out-"  # the engine's name for what a layer gives, before its number
+MAX_BATCH_TOKENS = 2048  # per call of llama_decode; the default of llama.cpp
+MAX_METADATA_NBYTES = 256  # of a metadata value
+CONTEXT_MULTIPLE = 256  # llama.cpp rounds the context length up to a multiple
+MROPE_TYPES = {8, 40}  # llama_rope_type: MROPE and IMROPE (interleaved); an embedding has four positions
+LAYER_OUTPUT_PREFIX = "l_out-"  # tensor name of a layer's output, before the layer number
 
-Watch = Callable[[int, NDArray[np.float32]], None]  # gets the number of every layer and all that it gives
+LayerObserver = Callable[[int, NDArray[np.float32]], None]  # receives a layer number and the layer's output
 
 
 class LanguageModel:
     """A loaded language model."""
 
-    def __init__(self, engine: LlamaCpp, file: Path, *, vocabulary_alone: bool = False) -> None:
-        """Load the file, or no more of it than a `mmproj` file needs to be loaded beside.
+    def __init__(self, engine: LlamaCpp, file: Path, *, vocab_only: bool = False) -> None:
+        """Load the file, or only its vocabulary, which is enough to load an mmproj file.
 
         Raises:
-            EngineError: llama.cpp does not load it.
+            EngineError: llama.cpp cannot load the file.
         """
         parameters = engine("llama_model_default_params")
-        if vocabulary_alone:
-            parameters.put(VOCABULARY_ALONE, ONLY)
+        if vocab_only:
+            parameters.write_uint32(VOCAB_ONLY_OFFSET, VOCAB_ONLY_FLAGS)
         pointer = engine("llama_model_load_from_file", str(file).encode(), parameters)
         if not pointer:
-            raise engine.error(f"llama.cpp does not load `{file}`", "make the artifact again")
+            raise engine.error(f"llama.cpp cannot load `{file}`", "export the artifact again")
         self.engine, self.pointer = engine, pointer
-        self.vocabulary: int = engine("llama_vocab_n_tokens", engine("llama_model_get_vocab", pointer))
-        self.sectioned = engine("llama_model_rope_type", pointer) in SECTIONED
+        self.vocab_size: int = engine("llama_vocab_n_tokens", engine("llama_model_get_vocab", pointer))
+        self.uses_mrope = engine("llama_model_rope_type", pointer) in MROPE_TYPES
         self._finalizer = weakref.finalize(self, engine, "llama_model_free", pointer)
-        # The width of embeddings of images, with what is added behind the first layers.
-        self.width_of_embeddings: int = engine("llama_model_n_embd_inp", pointer) or self._told_width()
+        # Includes the features that DeepStack adds to later layers; llama.cpp returns 0 for the vocabulary only.
+        self.input_embedding_size: int = engine("llama_model_n_embd_inp", pointer) or self._metadata_embedding_size()
 
-    def _told_width(self) -> int:
-        """The same where nothing but the vocabulary was loaded."""
-        architecture = self._said("general.architecture")
-        stacked = int(self._said(f"{architecture}.n_deepstack_layers", "0"))
-        return int(self._said(f"{architecture}.embedding_length")) * (1 + stacked)
+    def _metadata_embedding_size(self) -> int:
+        architecture = self._metadata("general.architecture")
+        deepstack_layers = int(self._metadata(f"{architecture}.n_deepstack_layers", "0"))
+        return int(self._metadata(f"{architecture}.embedding_length")) * (1 + deepstack_layers)
 
-    def _said(self, key: str, otherwise: str | None = None) -> str:
-        """A value of the file's metadata."""
-        text = ctypes.create_string_buffer(METADATA_NBYTES)
-        if self.engine("llama_model_meta_val_str", self.pointer, key.encode(), text, METADATA_NBYTES) >= 0:
+    def _metadata(self, key: str, default: str | None = None) -> str:
+        """Return a metadata value of the file."""
+        text = ctypes.create_string_buffer(MAX_METADATA_NBYTES)
+        if self.engine("llama_model_meta_val_str", self.pointer, key.encode(), text, MAX_METADATA_NBYTES) >= 0:
             return text.value.decode()
-        if otherwise is None:
-            raise EngineError(f"the language model's file does not say `{key}`", "make the artifact again")
-        return otherwise
+        if default is None:
+            raise EngineError(f"the language model file has no metadata `{key}`", "export the artifact again")
+        return default
 
     def close(self) -> None:
         """Free the memory."""
@@ -80,93 +80,109 @@ class LanguageModel:
 
 
 class Context:
-    """A language model's cache, for sequences of a bounded length; one sequence at a time."""
+    """A KV cache of a language model for one sequence at a time, of bounded length."""
 
     def __init__(
-        self, model: LanguageModel, tokens: int, threads: int, exact: bool, watch: Watch | None = None
+        self,
+        model: LanguageModel,
+        max_tokens: int,
+        threads: int,
+        f32_attention: bool,
+        layer_observer: LayerObserver | None = None,
     ) -> None:
-        """Make room for `tokens`; `exact` computes attention in F32 where the engine would take F16.
+        """Allocate a cache of `max_tokens`; `f32_attention` replaces the F16 cache and flash attention of llama.cpp.
 
         Raises:
-            EngineError: there is not enough memory, or the engine took the sizes for something else.
+            EngineError: the memory is not sufficient, or llama.cpp read other sizes than were set.
         """
-        engine, length = model.engine, -(-tokens // CONTEXT_MULTIPLE) * CONTEXT_MULTIPLE
-        parameters = engine("llama_context_default_params")
-        batch = min(length, BATCH_TOKENS)
-        parameters.put(0, length, batch)
-        if exact:
-            parameters.put(FLASH_ATTENTION, 0)
-            parameters.put(CACHE_TYPES, 0, 0)  # F32
-        if watch:
-            self._watching = _watching(engine, watch)  # the engine calls it as long as the context lives
-            parameters.put_pointer(EVALUATION_CALLBACK, ctypes.cast(self._watching, POINTER).value)
+        engine, length = model.engine, -(-max_tokens // CONTEXT_MULTIPLE) * CONTEXT_MULTIPLE
+        batch = min(length, MAX_BATCH_TOKENS)
+        parameters = _context_parameters(engine, length, batch, f32_attention)
+        if layer_observer:
+            self._callback = _eval_callback(engine, layer_observer)  # llama.cpp calls it until the context is freed
+            parameters.write_pointer(EVAL_CALLBACK_OFFSET, ctypes.cast(self._callback, POINTER).value)
         pointer = engine("llama_init_from_model", model.pointer, parameters)
         if not pointer:
-            raise engine.error(f"llama.cpp cannot make room for {length:,} tokens")
+            raise engine.error(f"llama.cpp cannot allocate a context of {length:,} tokens")
         self._engine, self._model, self._pointer, self._batch = engine, model, pointer, batch
         self._finalizer = weakref.finalize(self, engine, "llama_free", pointer)
         engine("llama_set_n_threads", pointer, threads, threads)
-        sizes = tuple(engine(name, pointer) for name in ("llama_n_ctx", "llama_n_batch", "llama_n_threads"))
-        if sizes != (length, batch, threads):
-            raise EngineError(f"llama.cpp took {(length, batch, threads)} for {sizes}", ggml_library.INSTALL)
+        self._check_sizes((length, batch, threads))
+
+    def _check_sizes(self, expected: tuple[int, int, int]) -> None:
+        names = ("llama_n_ctx", "llama_n_batch", "llama_n_threads")
+        found = tuple(self._engine(name, self._pointer) for name in names)
+        if found != expected:
+            raise EngineError(f"llama.cpp read the context sizes {expected} as {found}", ggml_library.INSTALL_HINT)
 
     def close(self) -> None:
         """Free the memory."""
         self._finalizer()
 
     def clear(self) -> None:
-        """Forget the sequence."""
+        """Clear the cache."""
         self._engine("llama_memory_clear", self._engine("llama_get_memory", self._pointer), True)
 
-    def read(
-        self, piece: Piece, positions: NDArray[np.int64], wanted: NDArray[np.bool_]
+    def decode(
+        self, chunk: Chunk, positions: NDArray[np.int64], logits_mask: NDArray[np.bool_]
     ) -> Iterator[NDArray[np.float32]]:
-        """Read a piece at positions [axes, length]; of several axes tokens of text need the first only.
+        """Decode a chunk at positions [axes, length]; text tokens use the first axis only.
 
-        Yields the logits float32 [vocabulary] after each wanted one; they are the engine's own memory.
+        Yields logits float32 [vocab_size] for each True in `logits_mask` [length]; the array is memory of llama.cpp
+        that the next call overwrites.
 
         Raises:
-            EngineError: the engine failed.
+            EngineError: llama.cpp failed.
         """
-        for first in range(0, len(piece), self._batch):
+        for first in range(0, len(chunk), self._batch):
             part = slice(first, first + self._batch)
-            yield from self._read_batch(np.ascontiguousarray(piece[part]), positions[:, part], wanted[part])
+            yield from self._decode_batch(np.ascontiguousarray(chunk[part]), positions[:, part], logits_mask[part])
 
-    def _read_batch(
-        self, piece: Piece, positions: NDArray[np.int64], wanted: NDArray[np.bool_]
+    def _decode_batch(
+        self, chunk: Chunk, positions: NDArray[np.int64], logits_mask: NDArray[np.bool_]
     ) -> Iterator[NDArray[np.float32]]:
-        count, start = len(piece), positions[0, 0]
+        count, start = len(chunk), positions[0, 0]
         sequence = INT(0)
         sequences = np.full(count, ctypes.addressof(sequence), np.uintp)
-        places = np.ascontiguousarray(positions[: 1 if piece.ndim == 1 else None], np.int32)
-        ones, flags = np.ones(count, np.int32), wanted.astype(np.int8)
+        axes = np.ascontiguousarray(positions[: 1 if chunk.ndim == 1 else None], np.int32)
+        ones, flags = np.ones(count, np.int32), logits_mask.astype(np.int8)
         batch = Batch(
             n_tokens=count,
-            token=piece.ctypes.data_as(INTS) if piece.ndim == 1 else None,
-            embd=piece.ctypes.data_as(FLOATS) if piece.ndim == 2 else None,
-            pos=places.ctypes.data_as(INTS),
+            token=chunk.ctypes.data_as(INTS) if chunk.ndim == 1 else None,
+            embd=chunk.ctypes.data_as(FLOATS) if chunk.ndim == 2 else None,
+            pos=axes.ctypes.data_as(INTS),
             n_seq_id=ones.ctypes.data_as(INTS),
             seq_id=sequences.ctypes.data_as(ctypes.POINTER(INTS)),
             logits=flags.ctypes.data_as(FLAGS),
         )
         if status := self._engine("llama_decode", self._pointer, batch):
             raise self._engine.error(f"llama.cpp failed with {status} at token {start:,}")
-        for index in np.flatnonzero(wanted):
+        for index in np.flatnonzero(logits_mask):
             logits = self._engine("llama_get_logits_ith", self._pointer, int(index))
             if not logits:
-                raise self._engine.error(f"llama.cpp gave no logits at token {start + index:,}")
-            yield np.ctypeslib.as_array(logits, shape=(self._model.vocabulary,))
+                raise self._engine.error(f"llama.cpp returned no logits at token {start + index:,}")
+            yield np.ctypeslib.as_array(logits, shape=(self._model.vocab_size,))
 
 
-def _watching(engine: LlamaCpp, watch: Watch) -> Any:
-    def evaluated(tensor: int, asking: bool, _: object) -> bool:
+def _context_parameters(engine: LlamaCpp, length: int, batch: int, f32_attention: bool) -> OpaqueParams:
+    parameters: OpaqueParams = engine("llama_context_default_params")
+    parameters.write_uint32(0, length, batch)
+    if f32_attention:
+        parameters.write_uint32(FLASH_ATTENTION_OFFSET, 0)
+        parameters.write_uint32(CACHE_TYPES_OFFSET, 0, 0)  # F32
+    return parameters
+
+
+def _eval_callback(engine: LlamaCpp, observe: LayerObserver) -> Any:
+    def evaluated(tensor: int, is_query: bool, _: object) -> bool:
+        """Request the value of a tensor (query), then receive it; only layer outputs are requested."""
         name: str = engine("ggml_get_name", tensor).decode(errors="replace")
-        if not name.startswith(OUT_OF_LAYER):
-            return not asking
-        if not asking:
+        if not name.startswith(LAYER_OUTPUT_PREFIX):
+            return not is_query
+        if not is_query:
             count = engine("ggml_nelements", tensor)
             values = np.ctypeslib.as_array(engine("ggml_get_data_f32", tensor), shape=(count,))
-            watch(int(name.removeprefix(OUT_OF_LAYER)), values)
+            observe(int(name.removeprefix(LAYER_OUTPUT_PREFIX)), values)
         return True
 
-    return EVALUATED(evaluated)
+    return EVAL_CALLBACK(evaluated)

@@ -1,4 +1,4 @@
-"""The `mmproj` file in llama.cpp: what a slice of an image becomes, and at which size the engine looked at it."""
+"""The mmproj file in llama.cpp: encodes slices, or whole images, and reports the size after resizing."""
 
 import ctypes
 import weakref
@@ -12,69 +12,76 @@ from numpy.typing import NDArray
 
 from mcpmq.errors import EngineError
 from mcpmq.runners.llamacpp import (
-    IMAGE_CHUNK,
-    IMAGE_FLASH_ATTENTION,
-    IMAGE_THREADS,
+    IMAGE_CHUNK_TYPE,
     INT,
+    MTMD_FLASH_ATTENTION_OFFSET,
+    MTMD_THREADS_OFFSET,
     POINTER,
     SIZE,
+    Chunk,
     InputText,
     LlamaCpp,
-    Piece,
-    chunk_size,
+    image_chunk_size,
 )
 from mcpmq.runners.llamacpp.language import LanguageModel
 from mcpmq.system import ggml_library
 
-CLIP_SIZES = "_Z16clip_get_hparamsPK8clip_ctx"  # returns the sizes of a vision tower; the first is a slice's side
+CLIP_HPARAMS_SYMBOL = "_Z16clip_get_hparamsPK8clip_ctx"  # returns clip_hparams; its first field is image_size
 Grid = tuple[int, int]  # rows and columns of tokens
-PROBE = np.zeros((8, 8, 3), np.uint8)  # smaller than any slice: the engine resizes it to a square of a slice's side
+PROBE_IMAGE = np.zeros((8, 8, 3), np.uint8)  # smaller than a slice: llama.cpp resizes it to the slice size
 
 
-def grid_of(size: tuple[int, int], tokens: int) -> Grid:
-    """Rows and columns of tokens of a slice of (height, width) pixels, each token a square of pixels; of what has no
-    such order, as the queries of a resampler have none, a row."""
-    side = round(sqrt(size[0] * size[1] / tokens))
+def token_grid(size: tuple[int, int], num_tokens: int) -> Grid:
+    """Return the rows and columns of tokens of a slice of (height, width) pixels, where a token is a square of pixels.
+
+    Tokens without a position, such as those of a resampler, are one row.
+    """
+    side = round(sqrt(size[0] * size[1] / num_tokens))
     rows, columns = size[0] // side, size[1] // side
-    return (rows, columns) if rows * columns == tokens else (1, tokens)
+    return (rows, columns) if rows * columns == num_tokens else (1, num_tokens)
 
 
-class Sight:
-    """A loaded `mmproj` file.
+class VisionEncoder:
+    """A loaded mmproj file.
 
-    The engine cuts every image into slices itself, and first takes a look at the whole. Given one slice, that look is
-    the slice as it is, if the engine's side of a slice lies between the root of the area and the longer side.
+    llama.cpp slices every image itself, and encodes an overview of the whole image first. Given one slice, the overview
+    is the unchanged slice if the slice size of llama.cpp lies between the square root of the area and the longer side.
+    `encode_slice` sets the size accordingly.
     """
 
-    def __init__(self, engine: LlamaCpp, file: Path, language: LanguageModel, threads: int, exact: bool) -> None:
-        """`language` is the model that it belongs to, or its vocabulary; `exact` computes attention in F32.
+    def __init__(
+        self, engine: LlamaCpp, file: Path, language: LanguageModel, threads: int, f32_attention: bool
+    ) -> None:
+        """Load the file for a language model, or its vocabulary; `f32_attention` computes attention in F32.
 
         Raises:
-            EngineError: llama.cpp does not load the file, or saves images in a way that is not known here.
+            EngineError: llama.cpp cannot load the file, or serializes image chunks in an unknown layout.
         """
         parameters = engine("mtmd_context_params_default")
-        parameters.put(IMAGE_THREADS, threads)
-        if exact:
-            parameters.put(IMAGE_FLASH_ATTENTION, 0)
+        parameters.write_uint32(MTMD_THREADS_OFFSET, threads)
+        if f32_attention:
+            parameters.write_uint32(MTMD_FLASH_ATTENTION_OFFSET, 0)
         context = engine("mtmd_init_from_file", str(file).encode(), language.pointer, parameters)
         if not context:
-            raise engine.error(f"llama.cpp does not load `{file}`", "make the artifact again")
-        self._engine, self._context, self._width = engine, context, language.width_of_embeddings
+            raise engine.error(f"llama.cpp cannot load `{file}`", "export the artifact again")
+        self._engine, self._context, self._width = engine, context, language.input_embedding_size
         self._finalizer = weakref.finalize(self, engine, "mtmd_free", context)
         if not engine("mtmd_support_vision", context):
-            raise EngineError(f"`{file}` holds nothing that sees", "make the artifact again")
-        self._usual_side = self._probed_side()
-        self._slice_side = self._find_slice_side(self._usual_side)
+            raise EngineError(f"`{file}` has no vision encoder", "export the artifact again")
+        self._default_side = self._probed_side()
+        self._slice_side = self._find_slice_side(self._default_side)
 
     def close(self) -> None:
         """Free the memory."""
         self._finalizer()
 
-    def encode(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], tuple[int, int]]:
-        """Embeddings float32 [tokens, hidden] of a slice uint8 RGB [height, width, 3], and the (height, width) seen.
+    def encode_slice(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], tuple[int, int]]:
+        """Convert a slice uint8 RGB [height, width, 3] to embeddings float32 [tokens, input size].
+
+        Returns the embeddings and the (height, width) of the slice after resizing by llama.cpp.
 
         Raises:
-            EngineError: llama.cpp refused the image.
+            EngineError: llama.cpp rejected the image.
         """
         if self._slice_side is not None:
             height, width, _ = pixels.shape
@@ -83,22 +90,23 @@ class Sight:
             first = self._first_image(chunks)
             return self._embeddings(first), self._size(first)
 
-    def cut(self, pixels: NDArray[np.uint8]) -> list[tuple[Piece, Grid | None]]:
-        """What an image uint8 RGB [height, width, 3] becomes when the engine cuts and resizes it as it always does:
-        tokens int32 [length] and embeddings float32 [tokens, hidden] by turns, these with their rows and columns.
+    def encode_image(self, pixels: NDArray[np.uint8]) -> list[tuple[Chunk, Grid | None]]:
+        """Convert an image uint8 RGB [height, width, 3] to chunks, sliced and resized by llama.cpp.
+
+        Returns marker tokens int32 [length], and embeddings float32 [tokens, input size] with their grid, alternating.
 
         Raises:
-            EngineError: llama.cpp refused the image.
+            EngineError: llama.cpp rejected the image.
         """
         if self._slice_side is not None:
-            self._slice_side.value = self._usual_side
+            self._slice_side.value = self._default_side
         with self._chunks(pixels) as chunks:
-            return [self._piece(chunk) for chunk in chunks]
+            return [self._read_chunk(chunk) for chunk in chunks]
 
-    def _piece(self, chunk: int) -> tuple[Piece, Grid | None]:
+    def _read_chunk(self, chunk: int) -> tuple[Chunk, Grid | None]:
         if self._is_image(chunk):
             embeddings = self._embeddings(chunk)
-            return embeddings, grid_of(self._size(chunk), len(embeddings))
+            return embeddings, token_grid(self._size(chunk), len(embeddings))
         count = SIZE()
         tokens = self._engine("mtmd_input_chunk_get_tokens_text", chunk, ctypes.byref(count))
         return np.ctypeslib.as_array(tokens, shape=(count.value,)).copy(), None
@@ -107,30 +115,29 @@ class Sight:
         if self._engine("mtmd_encode_chunk", self._context, chunk):
             raise self._engine.error("llama.cpp could not encode an image")
         shape = (self._engine("mtmd_input_chunk_get_n_tokens", chunk), self._width)
-        seen: NDArray[np.float32] = np.ctypeslib.as_array(
-            self._engine("mtmd_get_output_embd", self._context), shape=shape
-        )
-        return seen.copy()
+        output = self._engine("mtmd_get_output_embd", self._context)
+        embeddings: NDArray[np.float32] = np.ctypeslib.as_array(output, shape=shape)
+        return embeddings.copy()
 
-    def _find_slice_side(self, usual: int) -> ctypes.c_int32 | None:
-        """The engine's variable, proved by what it does; None where the wheel does not show it."""
+    def _find_slice_side(self, default: int) -> ctypes.c_int32 | None:
+        """Return the slice size variable of llama.cpp after a test of its effect; None if it is not exported."""
         clip = POINTER.from_address(self._context).value  # the first field of mtmd_context
-        address = self._engine.optional(CLIP_SIZES, POINTER, POINTER)(clip)
+        address = self._engine.optional(CLIP_HPARAMS_SYMBOL, POINTER, POINTER)(clip)
         if address is None:
             return None
         side = INT.from_address(address)
-        if side.value != usual:
+        if side.value != default:
             return None
-        side.value = 2 * usual
-        moved = self._probed_side() == 2 * usual
-        side.value = usual
+        side.value = 2 * default
+        moved = self._probed_side() == 2 * default
+        side.value = default
         return side if moved else None
 
     def _probed_side(self) -> int:
-        with self._chunks(PROBE) as chunks:
+        with self._chunks(PROBE_IMAGE) as chunks:
             height, width = self._size(self._first_image(chunks))
         if height != width:
-            raise EngineError(f"llama.cpp looks at a square as {width}x{height}", ggml_library.INSTALL)
+            raise EngineError(f"llama.cpp resized a square image to {width}x{height}", ggml_library.INSTALL_HINT)
         return height
 
     @contextmanager
@@ -153,19 +160,19 @@ class Sight:
     def _first_image(self, chunks: list[int]) -> int:
         found = next((chunk for chunk in chunks if self._is_image(chunk)), None)
         if found is None:
-            raise self._engine.error("llama.cpp made nothing of an image")
+            raise self._engine.error("llama.cpp returned no image chunk")
         return found
 
     def _is_image(self, chunk: int) -> bool:
         kind: int = self._engine("mtmd_input_chunk_get_type", chunk)
-        return kind == IMAGE_CHUNK
+        return kind == IMAGE_CHUNK_TYPE
 
     def _size(self, chunk: int) -> tuple[int, int]:
         nbytes = SIZE()
         self._engine("mtmd_input_chunk_save", chunk, None, 0, ctypes.byref(nbytes))
         saved = ctypes.create_string_buffer(nbytes.value)
         self._engine("mtmd_input_chunk_save", chunk, saved, nbytes.value, None)
-        size = chunk_size(saved.raw)
+        size = image_chunk_size(saved.raw)
         if size is None:
-            raise EngineError("llama.cpp saves images in a way that is not known here", ggml_library.INSTALL)
+            raise EngineError("the image chunks of llama.cpp have an unknown layout", ggml_library.INSTALL_HINT)
         return size[1], size[0]

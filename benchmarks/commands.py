@@ -1,0 +1,78 @@
+"""Folders, `mcpmq` commands in child processes, and results with their provenance, for the benchmark scripts."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mcpmq.report import Report
+from mcpmq.system.environment import describe_machine
+
+ROOT = Path(__file__).parent.parent
+WORK = ROOT / "build" / "benchmarks"
+RESULTS = ROOT / "benchmarks" / "results"
+REFERENCE, STARTER, HELDOUT = (ROOT / "calibration" / name for name in ("reference", "starter", "heldout"))
+PACKAGES = ("mcpmq", "torch", "numpy", "gguf", "xllamacpp", "onnx-ir")
+
+
+@dataclass(frozen=True, slots=True)
+class CommandResult:
+    """The cost of one command in a process of its own."""
+
+    command: str
+    seconds: float
+    peak_rss_bytes: int
+    written_bytes: int
+
+
+def run_command(*arguments: object, out: Path) -> CommandResult:
+    """Run `mcpmq` with these arguments; `out` is the folder whose files are counted as written.
+
+    Raises:
+        SystemExit: the command failed.
+    """
+    words = list(map(str, arguments))
+    start = time.monotonic()
+    process = subprocess.Popen([sys.executable, "-m", "mcpmq", "--quiet", *words], stdout=subprocess.DEVNULL, cwd=ROOT)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"mcpmq {' '.join(words)} failed")
+    written = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+    relative = [os.path.relpath(word, ROOT) if word.startswith("/") else word for word in words]
+    seconds, peak = round(time.monotonic() - start, 2), usage.ru_maxrss * 1024
+    return CommandResult("mcpmq " + " ".join(relative), seconds, peak, written)
+
+
+def evaluate(artifacts: Iterable[Path], out: Path, *options: str) -> Report:
+    """Evaluate artifacts against the reference checkpoint on the held-out set."""
+    sets = ("--against", REFERENCE, "--eval-set", HELDOUT)
+    run_command("evaluate", *artifacts, *sets, "--out", out, *options, out=out)
+    return Report.load(out)
+
+
+def commit() -> str:
+    """Return the abbreviated hash of the current commit."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout.strip()
+
+
+def provenance(module: str, *packages: str) -> dict[str, Any]:
+    """Return the command, commit, machine and versions to record with a result."""
+    return {
+        "command": f"python -m {module} {' '.join(sys.argv[1:])}".strip(),
+        "commit": commit(),
+        "machine": describe_machine(),
+        "versions": {package: version(package) for package in (*PACKAGES, *packages)},
+    }
+
+
+def write_result(name: str, result: Mapping[str, Any]) -> None:
+    """Write a result to benchmarks/results."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -1,0 +1,119 @@
+"""The layout that all Hugging Face formats share, and the data in which they differ."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mcpmq.artifact import MODEL_CARD
+from mcpmq.formats.format import FilesForecast, Format
+from mcpmq.formats.hf.card import render_card
+from mcpmq.formats.hf.constraints import is_linear, is_packed
+from mcpmq.formats.hf.shards import ShardLayout
+from mcpmq.formats.model_view import ModelView
+from mcpmq.plan import TensorPlan
+from mcpmq.scheme import IntegerScheme, Scheme
+from mcpmq.system.progress import Progress
+
+if TYPE_CHECKING:  # a plan is checked and forecast without torch
+    from torch import Tensor
+
+    from mcpmq.qtensor import QTensor
+    from mcpmq.quantized_model import QuantizedModel
+
+CONFIG, INDEX = "config.json", "model.safetensors.index.json"
+FLOAT16_SCALES = (
+    "Scales are float16, and some are negative; software that computes in bfloat16 rounds the scales once more."
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HfLayout:
+    """One Hugging Face format.
+
+    components: components whose linear layers can be quantized
+    row_multiple, column_multiple: required of a weight's shape; a group size takes the place of `column_multiple`
+    quantization_config: (model) -> `quantization_config` of config.json
+    packed_nbytes: (tensor) -> bytes of the tensors that store a quantized weight, by their names in its module
+    packing: module with `pack(weight, dtype) -> tensors by their names in the weight's module` and its inverse `unpack`
+    usage: software that loads the artifact, for the model card
+    legacy_config: a second file with `quantization_config`, for loaders that do not read config.json
+    """
+
+    components: tuple[str, ...]
+    row_multiple: int = 1
+    column_multiple: int = 1
+    quantization_config: Callable[[ModelView], dict[str, Any]]
+    packed_nbytes: Callable[[TensorPlan], Mapping[str, int]]
+    packing: str
+    usage: str
+    legacy_config: str | None = None
+
+    @property
+    def declare(self) -> partial[Format]:
+        """The format declaration with the functions of this layout; the caller adds name, schemes and requirements."""
+        return partial(
+            Format, single_scheme=True, write=self.write, forecast=self.forecast, shape_limit=self.shape_limit
+        )
+
+    def shape_limit(self, tensor: TensorPlan) -> str | None:
+        """Return why loaders cannot load a quantized tensor of this role and shape; None if they can.
+
+        Floating-point tensors of any type load: the loader converts them to its compute dtype.
+        """
+        if not is_packed(tensor.scheme):
+            return None
+        if tensor.spec.component not in self.components or not is_linear(tensor.spec):
+            return f"only linear layers of {' and '.join(self.components)} can be quantized in this format; use `keep`"
+        rows, columns = tensor.matrix_shape
+        group_size = tensor.scheme.group_size if isinstance(tensor.scheme, IntegerScheme) else None
+        multiple = group_size or self.column_multiple
+        if rows % self.row_multiple or columns % multiple:
+            return f"{rows} x {columns} is not a multiple of {self.row_multiple} x {multiple}; use `keep`"
+        return None
+
+    def pack(self, weight: "QTensor", dtype: str) -> "Mapping[str, Tensor]":
+        """Return the tensors that store a weight whose original has this dtype, by their names in its module."""
+        packed: Mapping[str, Tensor] = import_module(self.packing).pack(weight, dtype)
+        return packed
+
+    def unpack(self, tensors: "Mapping[str, Tensor]", scheme: Scheme) -> "QTensor":
+        """Return the weight that `pack` packed."""
+        weight: QTensor = import_module(self.packing).unpack(tensors, scheme)
+        return weight
+
+    def write(self, quantized: "QuantizedModel", out: Path, progress: Progress) -> dict[str, list[str]]:
+        """Write the artifact, one weight in memory at a time: component -> names of its files."""
+        from mcpmq.formats.hf.writer import write_model
+
+        return write_model(quantized, out, self, progress)
+
+    def forecast(self, model: ModelView) -> FilesForecast:
+        """Forecast every file of the artifact."""
+        from mcpmq.formats.hf.sizes import forecast_files
+
+        return forecast_files(model, self)
+
+    def text_files(self, model: ModelView, shards: ShardLayout) -> dict[str, str]:
+        """Return the content of the files that are not copied from the checkpoint: name -> text."""
+        quantization_config = self.quantization_config(model)
+        method = str(quantization_config["quant_method"])
+        texts = {
+            CONFIG: json_text({**model.config, "quantization_config": quantization_config}),
+            MODEL_CARD: render_card(model.artifact.manifest, model.config, model.tensors, method, self.usage),
+            INDEX: json_text(shards.index()),
+        }
+        return {**texts, self.legacy_config: json_text(quantization_config)} if self.legacy_config else texts
+
+
+def packed_int32_nbytes(rows: int, codes: int, bits: int) -> int:
+    """Return the bytes of rows of codes, packed into 32-bit words."""
+    return 4 * rows * -(-codes * bits // 32)
+
+
+def json_text(content: Mapping[str, Any]) -> str:
+    """Format JSON as transformers writes its configuration."""
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"

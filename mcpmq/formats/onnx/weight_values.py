@@ -1,0 +1,44 @@
+"""Load the values of weights and activation grids for an ONNX graph."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mcpmq.formats.padding import pad_weight
+from mcpmq.grids import dequantize
+from mcpmq.grids.activation import ActivationGrid
+from mcpmq.qtensor import IntegerTensor, QTensor
+from mcpmq.quantized_model import QuantizedModel
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedValues:
+    """Read the weights of a quantized model, one at a time."""
+
+    quantized: QuantizedModel
+
+    def codes(self, name: str, shape: tuple[int, int]) -> IntegerTensor:
+        """Load a quantized weight and pad it to `shape`."""
+        weight = pad_weight(self.quantized.load(name), shape)
+        assert isinstance(weight, IntegerTensor)
+        return weight
+
+    def floats(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        """Load an unquantized weight, or dequantize a quantized one, and pad it to `shape`."""
+        weight = self.quantized.load(name)
+        padded = pad_weight(dequantize(weight) if isinstance(weight, QTensor) else weight, shape)
+        assert isinstance(padded, Tensor)
+        return padded
+
+    def activation_grids(self, name: str, inputs: Sequence[ir.Value]) -> tuple[ActivationGrid, ...]:
+        """Return the grids that calibration chose for the inputs of a matrix."""
+        return self.quantized.activation_grids(name)
+
+    def constant(self, compute: Callable[[], Tensor], length: int) -> NDArray[np.float32]:
+        """Return float32 [length]."""
+        values: NDArray[np.float32] = compute().numpy()
+        return values

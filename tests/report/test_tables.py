@@ -1,0 +1,80 @@
+"""Numbers and signs in the tables of reports."""
+
+import pytest
+
+from mcpmq.evaluate import Estimate
+from mcpmq.report import changes_table, report_table
+from mcpmq.report.report import Report
+from tests.fake_reports import make_report
+
+
+def estimate(value: float, half_width: float) -> Estimate:
+    """Return an estimate with a symmetric interval."""
+    return Estimate(value=value, standard_error=half_width / 2, low=value - half_width, high=value + half_width)
+
+
+def rows_of(report: Report, first: str) -> dict[str, str]:
+    """Return the cells of the first artifact in a row and its detail rows."""
+    rows = list(report_table(report).rows)
+    start = next(number for number, (name, _) in enumerate(rows) if name == first)
+    details = [row for row in rows[start + 1 : start + 6] if row[0].startswith("  ")]
+    return {name.strip(): cells[1] for name, cells in [rows[start], *details]}
+
+
+def test_metrics_are_formatted_with_units_and_signs() -> None:
+    """Ratios are signed changes in percent, divergences are in nats with four decimals, shares are in percent."""
+    report = make_report(1)
+    [result] = report.artifacts
+    difference = result.differences["image"].model_copy(
+        update={
+            "perplexity_ratio": estimate(1.0123, 0.0045),
+            "kl_divergence": estimate(0.00512, 0.00138),
+            "top_1_agreement": estimate(0.9752, 0.006),
+        }
+    )
+    changed = result.model_copy(update={"differences": {**result.differences, "image": difference}})
+
+    rows = rows_of(report.model_copy(update={"artifacts": (changed,)}), "perplexity, images")
+
+    assert rows["change, %"] == "+1.23 ±0.45"
+    assert rows["mean KLD, nats"] == "0.0051 ±0.0014"
+    assert rows["same top-1, %"] == "97.5 ±0.6"
+
+
+@pytest.mark.parametrize(
+    ("ratio", "text"), [(0.98, "-2.00 ±1.00"), (1.234, "+23.4 ±1.0"), (3.0, "+200.0 ±1.0"), (1.0, "+0.00 ±1.00")]
+)
+def test_large_changes_have_one_decimal(ratio: float, text: str) -> None:
+    """A change below 10 % has two decimals, and every change has a sign."""
+    report = make_report(1)
+    [result] = report.artifacts
+    difference = result.differences["text"].model_copy(update={"perplexity_ratio": estimate(ratio, 0.01)})
+    changed = result.model_copy(update={"differences": {**result.differences, "text": difference}})
+
+    rows = rows_of(report.model_copy(update={"artifacts": (changed,)}), "perplexity, text")
+
+    assert rows["change, %"] == text
+
+
+def test_changes_are_later_minus_earlier() -> None:
+    """The total size of the second report is compared with that of the first."""
+    earlier = make_report(1)
+    [result] = earlier.artifacts
+    larger = {name: nbytes * 2 for name, nbytes in result.measurement.nbytes_by_component.items()}
+    measurement = result.measurement.model_copy(update={"nbytes_by_component": larger})
+    later = earlier.model_copy(update={"artifacts": (result.model_copy(update={"measurement": measurement}),)})
+
+    growing, shrinking = changes_table(earlier, later), changes_table(later, earlier)
+
+    assert growing is not None
+    assert shrinking is not None
+    assert dict(growing.rows)["total size, %"] == ["+100.00"]
+    assert dict(shrinking.rows)["total size, %"] == ["-50.00"]
+
+
+def test_reports_without_a_common_artifact_have_no_changes() -> None:
+    """Artifacts are matched by format and recipe."""
+    report = make_report(1)
+    other = report.model_copy(update={"artifacts": (report.artifacts[0].model_copy(update={"recipe": "other"}),)})
+
+    assert changes_table(report, other) is None

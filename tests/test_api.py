@@ -1,0 +1,58 @@
+"""The public Python API."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import mcpmq
+
+EXAMPLES = re.findall(r"```python\n(.*?)```", (Path(__file__).parent.parent / "docs" / "python.md").read_text(), re.S)
+
+
+def test_every_public_name_is_available() -> None:
+    """All names of `__all__` are sorted by case and name, resolve, and are listed by `dir`."""
+    assert mcpmq.__all__ == sorted(mcpmq.__all__)
+    assert set(mcpmq.__all__) <= set(dir(mcpmq))
+    assert all(getattr(mcpmq, name) is not None for name in mcpmq.__all__)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    """The message has the name."""
+    with pytest.raises(AttributeError, match="`frobnicate`"):
+        _ = mcpmq.frobnicate
+
+
+@pytest.mark.parametrize("first", ["import mcpmq.evaluate.measure", "import mcpmq.convert", "import mcpmq.quantize"])
+def test_functions_are_not_replaced_by_submodules_of_the_same_name(first: str) -> None:
+    """After the import of a submodule `mcpmq.convert` and the others are still functions."""
+    code = f"{first}, mcpmq\nfor name in ('convert', 'evaluate', 'export', 'quantize'):\n"
+    code += " assert type(getattr(mcpmq, name)).__name__ == 'function', name"
+
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_importing_the_package_imports_no_torch() -> None:
+    """Neither torch nor transformers is loaded before a public name is used."""
+    code = "import mcpmq, sys; assert not {'torch', 'transformers', 'pydantic'} & sys.modules.keys()"
+
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+@pytest.mark.parametrize("code", EXAMPLES, ids=range(len(EXAMPLES)))
+def test_the_examples_of_the_documentation_run(
+    code: str, tiny_checkpoint: Path, tiny_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every code block of docs/python.md runs, and leaves an artifact and a report."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "CHECKPOINT").symlink_to(tiny_checkpoint)
+    (tmp_path / "SAMPLES").symlink_to(tiny_set)
+
+    exec(compile(code, "docs/python.md", "exec"), {})
+
+    assert len(EXAMPLES) == 2
+    assert list((tmp_path / "OUT").glob("*/mcpmq.json"))
+    assert mcpmq.Report.load(tmp_path / "OUT").artifacts

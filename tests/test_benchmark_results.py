@@ -1,0 +1,87 @@
+"""Committed benchmark results: they load, record their provenance, and are rendered with correct rounding."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from benchmarks.commands import RESULTS
+from benchmarks.markdown import megabytes, percent, percent_change, provenance_line, table, thousandths
+from benchmarks.result_tables import peers_table
+from mcpmq.evaluate import Estimate
+from mcpmq.recipe import Recipe
+from mcpmq.report import Report
+from mcpmq.report.ablation import ComponentAblation
+
+REPORTS = ("reference", "calibrated", "engine-baseline", "hugging-face", "engine-preprocessing", "shuffled")
+ABLATIONS = ("ablation-rtn", "ablation-gptq")
+OTHERS = sorted(path.stem for path in RESULTS.glob("*.json") if path.stem not in (*REPORTS, *ABLATIONS))
+SEARCHED = sorted((RESULTS / "budgets").glob("*.toml"))
+
+
+@pytest.mark.parametrize("name", REPORTS)
+def test_reports_load_with_their_environment(name: str) -> None:
+    """Committed reports have the present schema, the held-out set, and the versions of the environment."""
+    report = Report.load(RESULTS / f"{name}.json")
+
+    assert report.eval_set.name == "heldout"
+    assert report.environment.versions["mcpmq"]
+    assert report.eval_set.engine_preprocessing is (name == "engine-preprocessing")
+    assert report.eval_set.images_shuffled is (name == "shuffled")
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_ablations_load_with_all_components(name: str) -> None:
+    """Committed ablations have the present schema and end with all components together."""
+    ablation = ComponentAblation.model_validate_json((RESULTS / f"{name}.json").read_bytes())
+
+    assert list(ablation.components) == ["vision", "projector", "embedding", "language", "head", "all"]
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_results_have_provenance(name: str) -> None:
+    """Other results have their command, machine, and commit with versions; the compatibility check has its date."""
+    result = json.loads((RESULTS / f"{name}.json").read_text())
+
+    assert re.match(r"python -m benchmarks\.\w+|make compat", result["command"])
+    assert result["machine"]["cores"] >= 1
+    assert "date" in result or (re.fullmatch(r"[0-9a-f]{7,}", result["commit"]) and result["versions"])
+
+
+@pytest.mark.parametrize("path", SEARCHED, ids=lambda path: path.stem)
+def test_searched_recipes_load(path: Path) -> None:
+    """The name of a searched recipe has the size of its file name."""
+    assert Recipe.load(str(path)).name == f"{path.stem}-bytes-gguf"
+
+
+def test_estimates_are_rendered_in_the_unit_of_the_column() -> None:
+    """Ratios become changes in percent, shares percent, nats thousandths; each with its standard error."""
+    estimate = Estimate(value=1.0123, standard_error=0.00456, low=1.0, high=1.02)
+
+    assert percent_change(estimate) == "+1.23 ± 0.46"
+    assert percent(estimate) == "101.2 ± 0.5"
+    assert percent(estimate, digits=2) == "101.23 ± 0.46"
+    assert thousandths(estimate, "+") == "+1012.30 ± 4.56"
+    assert megabytes(5_345_000_000) == "5,345"
+
+
+def test_tables_align_text_left_and_numbers_right() -> None:
+    """The first columns are text, the others numbers."""
+    assert table(["a", "b", "c"], [["x", "1", "2"]], 1) == "| a | b | c |\n|---|--:|--:|\n| x | 1 | 2 |"
+
+
+def test_provenance_names_command_commit_machine_and_versions() -> None:
+    """Memory is given in GiB."""
+    machine = {"processor": "CPU", "cores": 3, "memory_bytes": 5 * 2**30}
+    result = {"command": "run", "commit": "abc", "machine": machine, "versions": {"torch": "2", "numpy": "1"}}
+
+    assert provenance_line(result) == "`run` at abc; CPU, 3 cores, 5 GiB; torch 2, numpy 1."
+
+
+def test_the_first_row_of_a_peer_table_has_no_difference() -> None:
+    """Differences are those from the first row."""
+    rows = [line.split(" | ") for line in peers_table("reference", "text").splitlines()[2:]]
+
+    assert rows[0][3] == ""
+    assert all(re.fullmatch(r"[+-]\d+\.\d\d ± \d+\.\d\d", row[3]) for row in rows[1:])

@@ -1,0 +1,64 @@
+"""Errors, notices and progress in a terminal."""
+
+import subprocess
+import sys
+
+import pytest
+
+from mcpmq import ui
+from mcpmq.errors import CheckpointError, McpmqError
+from mcpmq.system.progress import silent
+from tests.terminal import run_in_terminal
+
+
+def test_an_error_has_a_message_and_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
+    """Both are on stderr without color; brackets are not markup; without a hint the line is missing."""
+    ui.print_error(CheckpointError("no `config.json` in `[a]`", "point at a folder"))
+    ui.print_error(McpmqError("short"))
+
+    printed = capsys.readouterr()
+    assert printed.err == "error: no `config.json` in `[a]`\n\nhint: point at a folder\nerror: short\n"
+    assert printed.out == ""
+
+
+def test_verbose_errors_have_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
+    """`verbose` adds the traceback."""
+    ui.set_verbosity(verbose=True)
+    try:
+        raise CheckpointError("broken")
+    except CheckpointError as error:
+        ui.print_error(error)
+
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
+
+
+def test_notices_are_on_stderr_unless_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    """`quiet` suppresses notices, and stdout has none."""
+    ui.print_notice("a word")
+    ui.set_verbosity(quiet=True)
+    ui.print_notice("another")
+
+    assert capsys.readouterr() == ("", "a word\n")
+
+
+def test_without_a_terminal_there_is_no_progress_bar() -> None:
+    """In a pipe the progress is silent."""
+    assert ui.progress_bars() is silent
+
+
+def test_no_color_disables_colors() -> None:
+    """An error has colors in a terminal, and none with NO_COLOR."""
+    code = "from mcpmq import ui; from mcpmq.errors import McpmqError; ui.print_error(McpmqError('x', 'y'))"
+
+    assert "\x1b[1;31m" in run_in_terminal(code)
+    assert "31m" not in run_in_terminal(code, NO_COLOR="1")
+
+
+def test_printing_imports_no_torch() -> None:
+    """Reports and plans are printed without torch and transformers."""
+    code = (
+        "import sys; from mcpmq import ui, report, plan; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert printed.stdout.split() == ["False", "False"]
