@@ -1,11 +1,12 @@
 # `make demo` quantizes and evaluates the reference checkpoint; `make test` runs the checks of a change; `make compat` loads
-# artifacts with packages that cannot be installed next to mcpmq, `make transformers-js` with transformers.js.
+# artifacts with packages that cannot be installed next to mcpmq, `make transformers-js` with transformers.js. `make campaign`
+# injects faults: kills, fuzzed files, full disks, concurrent runs.
 PYTHON ?= python3
 BIN := .venv/bin
 # Spinning threads of two busy processes slow each other down by a factor of eight.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: setup demo gate test lint types layers unit docs min-runtime transformers-js compat readme clean
+.PHONY: setup demo gate test lint types layers unit docs min-runtime transformers-js compat campaign readme clean
 
 setup: .venv/ready
 
@@ -70,6 +71,12 @@ build/compat/ready: benchmarks/compat/environment.txt
 	$(PYTHON) -m venv build/compat
 	build/compat/bin/pip install --quiet --disable-pip-version-check --requirement $<
 	touch $@
+
+SEED := 1
+COUNT := 50
+TIME_LIMIT := 3600
+campaign: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.campaign --seed $(SEED) --count $(COUNT) --time-limit $(TIME_LIMIT)
 
 readme: setup
 	$(BIN)/cog -r README.md benchmarks/README.md examples/README.md

@@ -7,7 +7,8 @@ python -m benchmarks.mutation --count 5 --only grids   prints the outcomes of fi
 Each mutant changes one expression of one module in a copy of the project. The tests of the module run, then those of
 its package. A mutant is killed if a test fails or the tests exceed the time limit. A survivor is either equivalent to
 the original or a gap in the tests. `--jobs` copies of the project run mutants side by side; `--minutes` is the time
-after which no further mutant starts.
+after which no further mutant starts. Before the first mutant, all tests must pass on the unchanged copies: a test that
+fails anyway, e.g. because a package is not installed, would kill every mutant.
 """
 
 import argparse
@@ -22,12 +23,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import SimpleQueue
+from typing import TypeVar
 
 from benchmarks.commands import ROOT, provenance, write_result
 
@@ -57,6 +60,10 @@ METHODS = {
     "floor": "ceil",
 }
 TIME_LIMIT_SECONDS = 600
+OUTPUT_LINES = 5  # of a test run that ended without the name of a failing test
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +151,7 @@ def _changed_constant(node: ast.expr) -> str | None:
     value = node.value if isinstance(node, ast.Constant) else None
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return repr(value + 1 if isinstance(value, int) else value * 2)
+    return repr(value + 1 if isinstance(value, int) else 2 * value or 1.0)
 
 
 def test_targets(module: str) -> list[str]:
@@ -171,41 +178,82 @@ def run_mutant(mutant: Mutant, copy: Path) -> Outcome:
 
 
 def _verdict(target: str, copy: Path) -> str:
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", target]
+    try:
+        return "killed" if _run_tests(target, copy, "-x").returncode else "survived"
+    except subprocess.TimeoutExpired:
+        return "timeout"
+
+
+def _run_tests(target: str, copy: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, target]
     environment = os.environ | {
-        "PYTHONPATH": _python_path(copy),
+        "PYTHONPATH": os.pathsep.join([str(copy), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "PYTHONDONTWRITEBYTECODE": "1",
         "OMP_NUM_THREADS": "1",
     }
+    return subprocess.run(
+        command, cwd=copy, env=environment, capture_output=True, text=True, timeout=TIME_LIMIT_SECONDS
+    )
+
+
+def check_baseline(targets: Iterable[str], copies: Sequence[Path]) -> None:
+    """Check that all tests of the targets pass without a mutation; each target runs once.
+
+    Raises:
+        SystemExit: tests fail or exceed the time limit; the message names them.
+    """
+    failures = {name for found in run_side_by_side(failing_tests, targets, copies) for name in found}
+    if failures:
+        raise SystemExit("\n".join(["tests fail without a mutation:", *sorted(failures)]))
+
+
+def failing_tests(target: str, copy: Path) -> list[str]:
+    """Run all tests of a target in a copy of the project and return the names of those that fail."""
     try:
-        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, timeout=TIME_LIMIT_SECONDS)
+        done = _run_tests(target, copy, "-rfE", "--tb=no")
     except subprocess.TimeoutExpired:
-        return "timeout"
-    return "killed" if done.returncode else "survived"
+        return [f"{target}: exceeds {TIME_LIMIT_SECONDS} s"]
+    lines = (done.stdout + done.stderr).splitlines()
+    names = [line.split()[1] for line in lines if line.startswith(("FAILED ", "ERROR "))]
+    if done.returncode and not names:  # e.g. a plugin failed
+        return [f"{target}: {' '.join(lines[-OUTPUT_LINES:])}"]
+    return names
 
 
-def _python_path(copy: Path) -> str:
-    return os.pathsep.join([str(copy), *filter(None, [os.environ.get("PYTHONPATH")])])
+def run_mutants(sample: Sequence[Mutant], copies: Sequence[Path], deadline: float) -> Iterator[Outcome]:
+    """Yield the outcome of every mutant that starts before the deadline, as it is found."""
+
+    def run(mutant: Mutant, copy: Path) -> Outcome | None:
+        return run_mutant(mutant, copy) if time.monotonic() < deadline else None
+
+    return filter(None, run_side_by_side(run, sample, copies))
 
 
-def run_mutants(sample: Sequence[Mutant], jobs: int, minutes: float) -> Iterator[Outcome]:
-    """Yield the outcome of every mutant that starts in time, as it is found; each job has a copy of the project."""
-    deadline = time.monotonic() + 60 * minutes
-    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(jobs) as pool:
-        folders: SimpleQueue[Path] = SimpleQueue()
-        for job in range(jobs):
-            folders.put(copy_project(Path(folder) / str(job)))
+def run_side_by_side(
+    function: Callable[[Item, Path], Result], items: Iterable[Item], copies: Sequence[Path]
+) -> Iterator[Result]:
+    """Call a function with every item and a copy of the project that no other call uses; yield results as found."""
+    idle: SimpleQueue[Path] = SimpleQueue()
+    for copy in copies:
+        idle.put(copy)
 
-        def run(mutant: Mutant) -> Outcome | None:
-            project = folders.get()
-            try:
-                return run_mutant(mutant, project) if time.monotonic() < deadline else None
-            finally:
-                folders.put(project)
+    def call(item: Item) -> Result:
+        copy = idle.get()
+        try:
+            return function(item, copy)
+        finally:
+            idle.put(copy)
 
-        for future in as_completed([pool.submit(run, mutant) for mutant in sample]):
-            if outcome := future.result():
-                yield outcome
+    with ThreadPoolExecutor(len(copies)) as pool:
+        for future in as_completed([pool.submit(call, item) for item in items]):
+            yield future.result()
+
+
+@contextmanager
+def project_copies(jobs: int) -> Iterator[list[Path]]:
+    """Yield a temporary copy of the project for every job."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield [copy_project(Path(folder) / str(job)) for job in range(jobs)]
 
 
 def copy_project(folder: Path) -> Path:
@@ -218,7 +266,7 @@ def copy_project(folder: Path) -> Path:
 
 
 def main() -> None:
-    """Sample mutants with a seed, run them, print each outcome and record all."""
+    """Check the tests, sample mutants with a seed, run them, print each outcome and record all."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=60)
     parser.add_argument("--jobs", type=int, default=1)
@@ -230,10 +278,12 @@ def main() -> None:
         mutant for package in ([options.only] if options.only else PACKAGES) for mutant in package_mutants(package)
     ]
     sample = random.Random(options.seed).sample(found, min(options.count, len(found)))
-    outcomes = []
-    for outcome in run_mutants(sample, options.jobs, options.minutes):
-        outcomes.append(outcome)
-        print(json.dumps(asdict(outcome)), flush=True)
+    deadline, outcomes = time.monotonic() + 60 * options.minutes, []
+    with project_copies(options.jobs) as copies:
+        check_baseline(sorted({target for mutant in sample for target in test_targets(mutant.module)}), copies)
+        for outcome in run_mutants(sample, copies, deadline):
+            outcomes.append(outcome)
+            print(json.dumps(asdict(outcome)), flush=True)
     outcomes.sort(key=lambda one: (one.module, one.line, one.original))
     counts = dict(Counter(outcome.verdict for outcome in outcomes))
     print(f"{len(found)} mutants, {len(outcomes)} run: {counts}")

@@ -7,6 +7,7 @@
     mcpmq.convert("CHECKPOINT", "OUT", bits=4, formats=["gguf"], calibration="calibration/starter")
 """
 
+import os
 import sys
 from importlib import import_module
 from types import ModuleType
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from mcpmq.quantized_model import QuantizedModel
     from mcpmq.recipe import Recipe
     from mcpmq.report import Report
+
+# Read by the libraries when they are imported. ONNX Runtime would contact a telemetry host and write to ~/.cache.
+os.environ.update(ORT_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_TELEMETRY="1")
 
 __version__ = "0.1.0"
 

@@ -1,11 +1,8 @@
 """Artifacts: directories that mcpmq wrote, with a manifest of origin, decisions and file hashes."""
 
-import errno
 import hashlib
 import os
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -14,13 +11,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import SampleSet
-from mcpmq.errors import ArtifactError, OutputError
+from mcpmq.errors import ArtifactError
+from mcpmq.system.durable_file import write_durably
+from mcpmq.system.input_file import check_file, check_files
+from mcpmq.system.inside import is_file_inside
+from mcpmq.system.output import output_errors
 
 MANIFEST, MODEL_CARD = "mcpmq.json", "README.md"
-DISK_FULL = (errno.ENOSPC, errno.EDQUOT, None)  # None: numpy raises an OSError without a number
+RELEASE_RECORD = "release.json"  # in the folder of a release
+RESULTS_HEADING = "## Evaluation"  # the last heading of a model card; evaluations replace the text below it
+NOT_EVALUATED = "Not evaluated yet: `mcpmq evaluate` writes the results here."
 FormatName = Literal["gguf", "onnx", "gptq", "awq", "bnb", "compressed-tensors"]
 Kind = Literal["quantized", "imatrix"] | FormatName
-REBUILD, FREE_SPACE = "build the artifact again", "free disk space"
+READ_PATTERNS = ("*.json", "*.jinja", "*.txt", "*.safetensors", "*/*.safetensors")  # read also if they are not listed
+REBUILD = "delete the artifact and build it again"
 OMIT_IF_NONE = Field(exclude_if=lambda value: value is None)  # keeps manifests without calibration short
 
 
@@ -29,7 +33,10 @@ class _Record(BaseModel):
 
 
 class FileRecord(_Record):
-    """One file of an artifact; `component` is `model` for a file of the whole model."""
+    """One file of an artifact; `component` is `model` for a file of the whole model.
+
+    Size and hash of the model card are those without results; evaluations write results into it.
+    """
 
     path: str
     component: str
@@ -69,7 +76,7 @@ class CalibrationRecord(_Record):
     def from_samples(cls, samples: SampleSet) -> Self:
         """Return the record of a sample set."""
         return cls(
-            name=samples.path.resolve().name,
+            name=samples.name,
             sha256=samples.sha256,
             samples=len(samples),
             with_image=sum(sample.image is not None for sample in samples),
@@ -87,7 +94,7 @@ class SourceRecord(_Record):
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
         """Return the record of a checkpoint."""
-        return cls(name=checkpoint.path.resolve().name, sha256=checkpoint.sha256, nbytes=checkpoint.nbytes)
+        return cls(name=checkpoint.name, sha256=checkpoint.sha256, nbytes=checkpoint.nbytes)
 
 
 class Manifest(_Record):
@@ -100,6 +107,8 @@ class Manifest(_Record):
     recipe: dict[str, Any]
     calibration_set: Annotated[CalibrationRecord | None, OMIT_IF_NONE] = None  # None: not calibrated
     device: Annotated[str | None, OMIT_IF_NONE] = None  # of calibration; None: CPU
+    instruction_set: Annotated[str | None, OMIT_IF_NONE] = None  # of calibration; another one gives other codes
+    quantized_sha256: Annotated[str | None, OMIT_IF_NONE] = None  # of the quantized model that was exported
     versions: dict[str, str]
     weights: tuple[WeightRecord, ...]
     # By block and method: relative squared error of the outputs on held-out samples.
@@ -120,17 +129,22 @@ class Artifact:
         """Read the manifest.
 
         Raises:
-            ArtifactError: the manifest is missing or invalid.
+            ArtifactError: the manifest is missing or invalid, or a file is a link out of the folder.
         """
         path = Path(path)
         if not (path / MANIFEST).is_file():
             raise ArtifactError(f"no `{MANIFEST}` in `{path}`", "point at a folder that mcpmq wrote")
+        check_files(path, READ_PATTERNS, ArtifactError)
         try:
-            return cls(path, Manifest.model_validate_json((path / MANIFEST).read_bytes()))
+            manifest = Manifest.model_validate_json((path / MANIFEST).read_bytes())
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
-            raise ArtifactError(f"`{path / MANIFEST}`: {where}: {first['msg']}") from error
+            raise ArtifactError(f"`{path / MANIFEST}`: {where}: {first['msg']}", REBUILD) from error
+        for record in manifest.files:
+            if os.path.lexists(path / record.path):
+                check_file(path / record.path, path, ArtifactError)
+        return cls(path, manifest)
 
     def verify(self) -> None:
         """Check the SHA-256 of every file.
@@ -140,16 +154,15 @@ class Artifact:
         """
         for record in self.manifest.files:
             file = self.path / record.path
-            if not file.resolve().is_relative_to(self.path.resolve()) or not file.is_file():
+            if not is_file_inside(self.path, record.path):
                 raise ArtifactError(f"`{record.path}` is missing from `{self.path}`", REBUILD)
-            if file_sha256(file) != record.sha256:
+            if _size_and_hash(self.path, record.path)["sha256"] != record.sha256:
                 raise ArtifactError(f"`{file}` differs from its SHA-256 in the manifest", REBUILD)
 
     @property
     def sha256(self) -> str:
-        """Return the SHA-256 of the manifest without the model card, which changes when results are written into it."""
-        files = tuple(record for record in self.manifest.files if record.path != MODEL_CARD)
-        return hashlib.sha256(self.manifest.model_copy(update={"files": files}).model_dump_json().encode()).hexdigest()
+        """Return the SHA-256 of the manifest."""
+        return hashlib.sha256(self.manifest.model_dump_json().encode()).hexdigest()
 
     def nbytes_by_component(self) -> dict[str, int]:
         """Return the bytes on disk of every component, in the order of the manifest."""
@@ -163,25 +176,27 @@ class Artifact:
         return [self.path / record.path for record in self.manifest.files if record.component == component]
 
 
-def rewrite_file(artifact: Artifact, name: str, text: str) -> None:
-    """Replace a text file of an artifact, and update its size and hash in the manifest."""
-    _replace(artifact.path / name, text)
-    files = [
-        record.model_copy(update=_size_and_hash(artifact.path / name)) if record.path == name else record
-        for record in artifact.manifest.files
-    ]
-    manifest = artifact.manifest.model_copy(update={"files": tuple(files)})
-    _replace(artifact.path / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
+def _size_and_hash(folder: Path, name: str) -> dict[str, int | str]:
+    if name == MODEL_CARD:
+        card = replace_results((folder / name).read_bytes(), NOT_EVALUATED)
+        return {"nbytes": len(card), "sha256": hashlib.sha256(card).hexdigest()}
+    return {"nbytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)}
 
 
-def _replace(file: Path, text: str) -> None:
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(file)
+def replace_results(card: bytes, results: str) -> bytes:
+    """Replace the text under the heading of results of a model card, its last heading."""
+    heading = f"\n{RESULTS_HEADING}\n".encode()
+    return b"%b%b\n%b\n" % (card.partition(heading)[0], heading, results.rstrip().encode())
 
 
-def _size_and_hash(file: Path) -> dict[str, int | str]:
-    return {"nbytes": file.stat().st_size, "sha256": file_sha256(file)}
+def has_manifest(folder: Path) -> bool:
+    """Return whether a folder is a complete artifact.
+
+    Raises:
+        OutputError: the folder cannot be read.
+    """
+    with output_errors(folder):
+        return (folder / MANIFEST).is_file()
 
 
 def file_sha256(file: Path) -> str:
@@ -190,75 +205,13 @@ def file_sha256(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-@contextmanager
-def atomic_dir(out: Path, *, resumable: bool = False) -> Iterator[Path]:
-    """Yield a temporary folder that is renamed to `out` if the block succeeds, and removed if it fails.
-
-    With `resumable` an unfinished folder is kept, and yielded again by the next call.
-
-    Raises:
-        OutputError: `out` exists and is not empty, it cannot be created, or the disk is full.
-    """
-    check_output(out)
-    partial = out.parent / f".{out.name}.partial"
-    if not resumable:
-        shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OutputError(f"`{out}` cannot be created: {error.strerror}", "give another folder") from error
-    try:
-        yield partial
-        _fsync(partial)
-        partial.replace(out)
-    except BaseException as error:
-        if not resumable:
-            shutil.rmtree(partial, ignore_errors=True)
-        if isinstance(error, OSError) and error.errno in DISK_FULL:
-            free = shutil.disk_usage(out.parent).free
-            raise OutputError(f"the disk is full ({free:,} bytes free) while writing `{out}`", FREE_SPACE) from error
-        raise
-
-
-def check_output(out: Path) -> None:
-    """Check that an output is missing or an empty folder, and remove the empty folder.
-
-    Raises:
-        OutputError: the output is a file, or a folder that is not empty.
-    """
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
-        raise OutputError(f"`{out}` exists and is not empty", "give another folder, or delete this one")
-    if out.is_dir():
-        out.rmdir()
-
-
-def check_disk_space(out: Path, needed_nbytes: int) -> None:
-    """Check that the disk of `out` has enough free space.
-
-    Raises:
-        OutputError: the free space is less than `needed_nbytes`.
-    """
-    existing = next(parent for parent in (out.absolute(), *out.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(existing).free
-    if free < needed_nbytes:
-        raise OutputError(
-            f"`{out}` needs {needed_nbytes:,} bytes, the disk has {free:,} free", f"{FREE_SPACE}, or use another disk"
-        )
-
-
-def _fsync(folder: Path) -> None:
-    for file in folder.rglob("*"):
-        if file.is_file():
-            with file.open("rb") as stream:
-                os.fsync(stream.fileno())
-
-
-def write_manifest(folder: Path, manifest: Manifest, files: Mapping[str, list[str]]) -> None:
-    """Write a manifest with the hashes of files, given by component as paths relative to `folder`."""
+def write_manifest(folder: Path, manifest: Manifest, files: Mapping[str, list[str]]) -> Manifest:
+    """Write a manifest with the hashes of files, given by component as paths relative to `folder`, and return it."""
     records = tuple(
-        FileRecord.model_validate({"path": name, "component": component, **_size_and_hash(folder / name)})
+        FileRecord.model_validate({"path": name, "component": component, **_size_and_hash(folder, name)})
         for component, names in files.items()
         for name in names
     )
     whole = manifest.model_copy(update={"files": records})
-    (folder / MANIFEST).write_text(whole.model_dump_json(indent=1) + "\n")
+    write_durably(folder / MANIFEST, whole.model_dump_json(indent=1) + "\n")
+    return whole

@@ -1,21 +1,28 @@
 """Convert a checkpoint to evaluated artifacts: quantize, export, evaluate. Start reading here."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
-from mcpmq.artifact import Artifact
+from mcpmq.artifact import Artifact, has_manifest
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import SampleSet
-from mcpmq.errors import FormatError, RecipeError
+from mcpmq.errors import FormatError, OutputError, RecipeError
 from mcpmq.evaluate import Settings
 from mcpmq.export import export
-from mcpmq.formats import FORMATS, FormatName, check_plan
+from mcpmq.families.encoding import check_samples
+from mcpmq.formats import FORMATS, FormatName, check_plan, format_named
+from mcpmq.formats.model_view import PlannedModel
 from mcpmq.mixed_precision import Budget, search_recipe
 from mcpmq.plan import make_plan
 from mcpmq.quantize import quantize
 from mcpmq.recipe import RECIPE_BY_BITS, Recipe
-from mcpmq.report import Report, compare, write_report
-from mcpmq.report.model_cards import update_model_cards
+from mcpmq.report import JSON_FILE, Report, check_report_folder, compare, report_folder, write_report
+from mcpmq.report.model_cards import card_files, update_model_cards
+from mcpmq.system.output import check_folder, check_output, lock_folder, lock_output
+
+QUANTIZED = "quantized"  # folder of the quantized model in that of a conversion
 
 
 def convert(
@@ -51,17 +58,28 @@ def convert(
     _check_formats(formats)
     calibration_set, evaluation_set = _open_sets(calibration, eval_set)
     if recipe.needs_calibration and eval_set:
-        evaluation_set.check_disjoint(calibration_set.path.name, calibration_set.fingerprints)
+        evaluation_set.check_disjoint(calibration_set.name, calibration_set.fingerprints)
+    inputs = {original.path: "checkpoint", evaluation_set.path: "evaluation set"}
+    _check_outputs(out, formats, inputs | {calibration_set.path: "calibration set"})
+    processor = original.family.open_processor(original.path)
     if budget:
+        check_samples(processor, evaluation_set.samples, settings.progress)
         recipe = _search(original, recipe, formats, budget, calibration_set, settings)
     plan = make_plan(original, recipe)
     for name in formats:
         check_plan(plan, name)
+        format_named(name).forecast(PlannedModel(plan))  # converts the tokenizer and the settings
+    if not budget:
+        check_samples(processor, evaluation_set.samples, settings.progress)
 
-    quantized = quantize(plan, out / "quantized", calibration_set, settings.progress, settings.device)
-    artifacts = [export(quantized, name, out / name, settings.progress) for name in formats]
+    with lock_folder(out):
+        quantized = quantize(plan, out / QUANTIZED, calibration_set, settings.progress, settings.device)
+        artifacts = [export(quantized, name, out / name, settings.progress) for name in formats]
 
-    return evaluate(artifacts, original, evaluation_set, settings, out=out, held_out_from_calibration=eval_set is None)
+        measure = partial(
+            compare, original, artifacts, evaluation_set, settings, held_out_from_calibration=not eval_set
+        )
+        return _write_results(measure, out, artifacts)
 
 
 def evaluate(
@@ -91,8 +109,10 @@ def evaluate(
         ArtifactError: an artifact was made from another checkpoint, or its files changed.
         DatasetError: an artifact was calibrated on a sample of `eval_set`.
         EngineError: an engine failed.
+        OutputError: the report or a model card cannot be written, or another process writes it.
     """
-    report = compare(
+    measure = partial(
+        compare,
         checkpoint,
         artifacts,
         eval_set,
@@ -100,9 +120,20 @@ def evaluate(
         engine_baselines=engine_baselines,
         held_out_from_calibration=held_out_from_calibration,
     )
-    if out:
-        write_report(report, Path(out))
-        update_model_cards(report, (*engine_baselines, *artifacts))
+    if out is None:
+        return measure()
+    with report_folder(Path(out), {checkpoint.path: "checkpoint", eval_set.path: "evaluation set"}):
+        return _write_results(measure, Path(out), (*engine_baselines, *artifacts))
+
+
+def _write_results(measure: Callable[[], Report], out: Path, artifacts: Sequence[Artifact]) -> Report:
+    """Measure, and write the report and the model cards; the caller holds the lock of the folder."""
+    with ExitStack() as stack:
+        for card in dict.fromkeys(card_files(artifacts)):
+            stack.enter_context(lock_output(card))
+        report = measure()
+        write_report(report, out)
+        update_model_cards(report, artifacts)
     return report
 
 
@@ -117,6 +148,19 @@ def _load_recipe(recipe: Recipe | str | None, bits: int | None) -> Recipe:
 def _check_formats(formats: Sequence[str]) -> None:
     if unknown := [name for name in formats if name not in FORMATS]:
         raise FormatError(f"`{unknown[0]}` is not a format", f"give one of: {', '.join(FORMATS)}")
+
+
+def _check_outputs(out: Path, formats: Sequence[str], inputs: Mapping[Path, str]) -> None:
+    """Check that the folder is missing, empty, or of an earlier conversion, and that every output can be written."""
+    if not check_folder(out, inputs):
+        return
+    names = {path.name for path in out.iterdir() if not path.name.startswith(".")}
+    if names and not names & {QUANTIZED, *FORMATS, JSON_FILE}:
+        raise OutputError(f"`{out}` is not empty and has no output of mcpmq: `{min(names)}`", "give another folder")
+    check_report_folder(out, inputs)
+    for name in (QUANTIZED, *formats):
+        if not has_manifest(out / name):
+            check_output(out / name)
 
 
 def _search(

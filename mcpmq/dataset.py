@@ -2,32 +2,50 @@
 
 import hashlib
 import json
-import warnings
-from collections.abc import Iterable, Iterator
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mcpmq.errors import DatasetError
+from mcpmq.system.hub_cache import folder_name, is_inside
+from mcpmq.system.text_file import decode_text, split_lines
 
 MANIFEST = "manifest.jsonl"
-MAX_IMAGE_PIXELS = 64_000_000  # of one image, checked in its header against decompression bombs
+MAX_MANIFEST_NBYTES = 64 << 20
 HOLDOUT_EVERY = 5
 FINGERPRINT_DIGITS = 16
+MANIFEST_HINT = "write one JSON object per line; `calibration/README.md` describes the keys"
+PERMISSION_HINT = "check the path and its permissions"
+KEYS_HINT = "use the keys {}; the image file is named in `image`"
 
 
 class _Line(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True)
 
     id: str = Field(min_length=1)
-    image: str | None = None
-    image_sha256: str | None = None
+    image: str | None = Field(default=None, min_length=1)
+    image_sha256: str | None = Field(default=None, pattern="^[0-9a-fA-F]{64}$")
     prompt: str = Field(min_length=1)
     answer: str = Field(min_length=1)
     tags: list[str] = []
+
+    @field_validator("id")
+    @classmethod
+    def _check_id(cls, value: str) -> str:
+        if any(unicodedata.category(character) == "Cc" for character in value):
+            raise ValueError("it has a control character")
+        return value
+
+    @model_validator(mode="after")
+    def _check_hash(self) -> Self:
+        if self.image_sha256 and not self.image:
+            raise ValueError("`image_sha256` without `image`")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,13 +74,10 @@ class SampleSet:
             DatasetError: the manifest is missing or empty, or a line or an image is invalid; the error has the line.
         """
         path = Path(path)
-        manifest = path / MANIFEST
-        if not manifest.is_file():
-            raise DatasetError(f"no `{MANIFEST}` in `{path}`", "see `calibration/README.md` for the format of a set")
-        lines = manifest.read_bytes().splitlines()
+        manifest, lines = path / MANIFEST, _manifest_lines(path)
         samples = tuple(_sample(path, number, line) for number, line in enumerate(lines, 1) if line.strip())
         if not samples:
-            raise DatasetError(f"`{manifest}` has no samples", "write one JSON object per line")
+            raise DatasetError(f"`{manifest}` has no samples", MANIFEST_HINT)
         _check_unique_ids(manifest, samples)
         return cls(path, samples)
 
@@ -72,12 +87,17 @@ class SampleSet:
     def __len__(self) -> int:
         return len(self.samples)
 
+    @property
+    def name(self) -> str:
+        """Return the name of the folder, or of its repository in a cache of the hub."""
+        return folder_name(self.path)
+
     @cached_property
     def sha256(self) -> str:
         """Return the SHA-256 of all samples and image bytes, in order."""
         digest = hashlib.sha256()
         for sample in self.samples:
-            image = hashlib.sha256(sample.image.read_bytes()).hexdigest() if sample.image else ""
+            image = _digest(sample.image) if sample.image else ""
             digest.update(json.dumps([sample.id, image, sample.prompt, sample.answer]).encode())
         return digest.hexdigest()
 
@@ -107,7 +127,7 @@ class SampleSet:
         """
         if len(self) < HOLDOUT_EVERY:
             raise DatasetError(
-                f"{len(self)} samples are too few to hold out a fifth", "name a evaluation set with `--eval-set`"
+                f"{len(self)} samples are too few to hold out a fifth", "name an evaluation set with `--eval-set`"
             )
         held_out = self.samples[HOLDOUT_EVERY - 1 :: HOLDOUT_EVERY]
         kept = tuple(sample for sample in self.samples if sample not in held_out)
@@ -115,55 +135,88 @@ class SampleSet:
 
 
 def _fingerprint(sample: Sample) -> str:
-    content = sample.image.read_bytes() if sample.image else json.dumps([sample.prompt, sample.answer]).encode()
-    return hashlib.sha256(content).hexdigest()[:FINGERPRINT_DIGITS]
+    text = json.dumps([sample.prompt, sample.answer]).encode()
+    digest = _digest(sample.image) if sample.image else hashlib.sha256(text).hexdigest()
+    return digest[:FINGERPRINT_DIGITS]
 
 
-def _sample(folder: Path, number: int, line: bytes) -> Sample:
+def _digest(image: Path) -> str:
+    try:
+        with image.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise DatasetError(
+            f"the image `{image}` cannot be read: {error}", "check the file and its permissions"
+        ) from error
+
+
+def _manifest_lines(folder: Path) -> list[str]:
+    manifest = folder / MANIFEST
+    try:
+        if not manifest.is_file():
+            raise DatasetError(f"no `{MANIFEST}` in `{folder}`", MANIFEST_HINT)
+        if not is_inside(manifest, folder):
+            raise DatasetError(f"`{manifest}` is a link out of the folder", "copy the file into the folder")
+        if (nbytes := manifest.stat().st_size) > MAX_MANIFEST_NBYTES:
+            raise DatasetError(f"`{manifest}` has {nbytes:,} bytes, more than {MAX_MANIFEST_NBYTES:,}", MANIFEST_HINT)
+        return split_lines(decode_text(content := manifest.read_bytes()))
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DatasetError(f"`{manifest}` line {line} is not UTF-8 text: {error.reason}", "save it as UTF-8") from error
+    except (OSError, ValueError, RuntimeError) as error:  # of the path
+        raise DatasetError(f"`{folder}` cannot be read: {error}", PERMISSION_HINT) from error
+
+
+def _sample(folder: Path, number: int, line: str) -> Sample:
     where = f"`{folder / MANIFEST}` line {number}"
     try:
-        checked = _Line.model_validate_json(line)
+        checked = _Line.model_validate(json.loads(line, object_pairs_hook=_unique_keys))
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        raise DatasetError(f"{where}: {field + ': ' if field else ''}{first['msg']}") from error
+        raise _line_error(where, error) from error
+    except (ValueError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else error
+        raise DatasetError(f"{where} is not a JSON object: {reason}", MANIFEST_HINT) from error
     image = _checked_image(folder, checked, where) if checked.image is not None else None
     return Sample(checked.id, image, checked.prompt, checked.answer, tuple(checked.tags))
 
 
+def _unique_keys(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
+    """Return the object of a JSON text; the standard parser would drop all but the last value of a key."""
+    if len(pairs) != len(found := dict(pairs)):
+        raise ValueError("a key is given twice")
+    return found
+
+
+def _line_error(where: str, error: ValidationError) -> DatasetError:
+    first = error.errors()[0]
+    key = ".".join(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(f"`{name}`" for name in _Line.model_fields)
+        return DatasetError(f"{where}: unknown key `{key}`", KEYS_HINT.format(known))
+    return DatasetError(f"{where}: {key + ': ' if key else ''}{first['msg']}", MANIFEST_HINT)
+
+
 def _checked_image(folder: Path, line: _Line, where: str) -> Path:
+    from mcpmq.system.image_file import read_image
+
     path = folder / str(line.image)
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise DatasetError(f"{where}: the image `{line.image}` is outside of the folder", "copy it into the folder")
-    if not path.is_file():
-        raise DatasetError(f"{where}: the image `{line.image}` is missing")
-    if line.image_sha256 and hashlib.sha256(path.read_bytes()).hexdigest() != line.image_sha256:
-        raise DatasetError(f"{where}: the image `{line.image}` differs from its SHA-256")
-    _check_pixels(path, where)
-    return path
-
-
-def _check_pixels(path: Path, where: str) -> None:
-    from PIL import Image, UnidentifiedImageError
-
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_IMAGE_PIXELS is the lower limit
-            with Image.open(path) as image:
-                _check_size(image.width * image.height, path, where)
-                image.load()
-    except Image.DecompressionBombError as error:
-        raise DatasetError(f"{where}: the image `{path.name}` is too large: {error}") from error
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise DatasetError(f"{where}: the image `{path.name}` cannot be read: {error}") from error
-
-
-def _check_size(pixels: int, path: Path, where: str) -> None:
-    if pixels > MAX_IMAGE_PIXELS:
+        if not is_inside(path, folder):
+            raise DatasetError(f"{where}: the image `{line.image}` is outside of the folder", "copy it into the folder")
+        if not path.is_file():
+            kind = "is not a regular file" if path.exists() else "is missing"
+            raise DatasetError(
+                f"{where}: the image `{line.image}` {kind}", "paths are relative to the folder of the set"
+            )
+    except (OSError, ValueError, RuntimeError) as error:  # a name that is too long or has a null, a loop of links
+        raise DatasetError(f"{where}: `image` is not a valid path: {error}", "name a file in the folder") from error
+    if line.image_sha256 and _digest(path) != line.image_sha256.lower():
         raise DatasetError(
-            f"{where}: the image `{path.name}` has {pixels:,} pixels, more than {MAX_IMAGE_PIXELS:,}",
-            "shrink the image",
+            f"{where}: the image `{line.image}` differs from its SHA-256",
+            "restore the image, or compute `image_sha256` again with `sha256sum`",
         )
+    read_image(path, where)
+    return path
 
 
 def _check_unique_ids(manifest: Path, samples: tuple[Sample, ...]) -> None:

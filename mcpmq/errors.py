@@ -18,7 +18,7 @@ McpmqError
 class McpmqError(Exception):
     """An error with a message for the user, and a hint for the next action."""
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
         self.hint = hint
 

@@ -1,15 +1,18 @@
 """Export a quantized model to one format; the codes do not change."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from mcpmq.artifact import MANIFEST, Artifact, Manifest, atomic_dir, check_disk_space, write_manifest
+from mcpmq.artifact import Artifact, Manifest, has_manifest, write_manifest
 from mcpmq.dataset import SampleSet
-from mcpmq.errors import FormatError
+from mcpmq.errors import DatasetError, FormatError
 from mcpmq.families import family_named
+from mcpmq.families.encoding import check_samples
 from mcpmq.formats import FormatName, check_tensors, format_named
 from mcpmq.formats.format import Format
 from mcpmq.quantized_model import QuantizedModel
+from mcpmq.system.output import atomic_dir, check_disk_space, check_folder, lock_output
 from mcpmq.system.progress import Progress, silent
 
 NPU_VISION_KINDS = ("siglip-resampler", "timm-resampler")
@@ -32,24 +35,29 @@ def export(
 
     Raises:
         FormatError: the format does not support the scheme of a weight, or has no vision graph for NPUs.
-        DatasetError: the set for the NPU has no image.
+        DatasetError: the set for the NPU has no image, or a sample that cannot be encoded.
         OutputError: `out` exists with other content, or the disk is full.
-        ArtifactError: a file of an earlier export has changed.
+        ArtifactError: a file of the quantized model, or of an earlier export, has changed.
     """
     target, options, out = format_named(name), _options(quantized, name, npu), Path(out)
     check_tensors(family_named(quantized.artifact.manifest.family), quantized.tensors, name)
     manifest = _manifest(quantized, target, name, npu)
-    if earlier := _earlier_export(out, manifest):
-        return earlier
-    check_disk_space(out, sum(tensor.nbytes for tensor in quantized.tensors))
-    with atomic_dir(out) as folder:
-        write_manifest(folder, manifest, target.write(quantized, folder, progress, **options))
+    check_folder(out, {quantized.path: "quantized model"} | ({npu.path: "set for the NPU"} if npu else {}))
+    with ExitStack() as stack:
+        if not has_manifest(out):
+            stack.enter_context(lock_output(out))
+            check_disk_space(out, sum(tensor.nbytes for tensor in quantized.tensors))
+        if has_manifest(out) and (earlier := _earlier_export(out, manifest)):
+            return earlier
+        if npu:
+            check_samples(family_named(manifest.family).open_processor(quantized.path), npu.samples, progress)
+        quantized.artifact.verify()
+        with atomic_dir(out) as folder:
+            write_manifest(folder, manifest, target.write(quantized, folder, progress, **options))
     return Artifact.open(out)
 
 
 def _earlier_export(out: Path, manifest: Manifest) -> Artifact | None:
-    if not (out / MANIFEST).is_file():
-        return None
     artifact = Artifact.open(out)
     if artifact.manifest.model_copy(update={"files": ()}) != manifest:
         return None
@@ -66,6 +74,8 @@ def _options(quantized: QuantizedModel, name: FormatName, npu: SampleSet | None)
             f"`{quantized.artifact.manifest.family}` has no vision graph for NPUs, which need a fixed slice size",
             "export it without `--npu`",
         )
+    if npu and not any(sample.image for sample in npu):
+        raise DatasetError(f"no sample of `{npu.path}` has an image", "pass a set with images to `--npu`")
     return {"npu": npu} if npu else {}
 
 
@@ -74,6 +84,6 @@ def _manifest(quantized: QuantizedModel, target: Format, name: FormatName, npu: 
     manifest = quantized.artifact.manifest
     shapes = target.padded_shapes(quantized)
     weights = tuple(one.model_copy(update={"padded_shape": shapes.get(one.name)}) for one in manifest.weights)
-    notes = (NPU_NOTE.format(npu.path.resolve().name, npu.sha256),) if npu else ()
+    notes = (NPU_NOTE.format(npu.name, npu.sha256),) if npu else ()
     changes = {"kind": name, "files": (), "weights": weights, "notes": (*manifest.notes, *notes)}
-    return manifest.model_copy(update=changes)
+    return manifest.model_copy(update={**changes, "quantized_sha256": quantized.artifact.sha256})

@@ -13,7 +13,7 @@ from mcpmq.errors import RecipeError
 from mcpmq.families.family import SmoothingMapping, TensorSpec
 from mcpmq.recipe import Activation, Recipe
 from mcpmq.scheme import CodebookScheme, FloatScheme, GgmlScheme, IntegerScheme, Scheme
-from mcpmq.system.safetensors_file import DTYPES
+from mcpmq.system.safetensors_file import PACKED_DTYPES
 
 INTEGER_MATMUL_SCHEME = IntegerScheme(8, None)
 COMPONENTS = {"vision", "projector", "embedding", "language", "head"}
@@ -45,7 +45,7 @@ class TensorPlan:
 
     @property
     def source_nbytes(self) -> int:
-        return prod(self.spec.shape) * dict(DTYPES.values())[self.dtype]
+        return prod(self.spec.shape) * dict(PACKED_DTYPES.values())[self.dtype]
 
     @property
     def nbytes(self) -> int:
@@ -132,7 +132,7 @@ def _recipe_names(spec: TensorSpec) -> list[str]:
 
 
 def _plan_tensor(checkpoint: Checkpoint, recipe: Recipe, spec: TensorSpec) -> TensorPlan:
-    dtype = checkpoint.entries[spec.name].torch_dtype
+    dtype = checkpoint.dtype(spec)
     if spec.role == "other":
         return TensorPlan(spec, dtype, None, "neither matrix nor table")
     activation_glob = _last_match(recipe.activations, spec) if spec.role == "matrix" else None

@@ -2,33 +2,38 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
+import torch
+
 from mcpmq.artifact import (
-    MANIFEST,
     Artifact,
     CalibrationRecord,
     Manifest,
     SourceRecord,
     WeightRecord,
-    atomic_dir,
-    check_disk_space,
+    file_sha256,
+    has_manifest,
     write_manifest,
 )
 from mcpmq.calibrate.sequential import calibrate_sequentially, needs_calibration, require_calibration
-from mcpmq.checkpoint import HUB_PATTERNS, Checkpoint
-from mcpmq.dataset import SampleSet
-from mcpmq.errors import OutputError
+from mcpmq.checkpoint import Checkpoint
+from mcpmq.dataset import Sample, SampleSet
 from mcpmq.execution.device import CPU, device_name, resolve_device
+from mcpmq.execution.instruction_set import instruction_set
+from mcpmq.families.encoding import check_samples
 from mcpmq.plan import Plan, TensorPlan
-from mcpmq.quantized_model import BLOCKS_DIRECTORY, QuantizedModel, read_calibration_result, write_block
+from mcpmq.quantized_model import BlockWriter, QuantizedModel, read_calibration_result
 from mcpmq.rounding.weight import quantize_weight
 from mcpmq.scheme import GgmlScheme
 from mcpmq.system.environment import ARTIFACT_PACKAGES, MODEL_PACKAGES, installed_versions
 from mcpmq.system.ggml_library import library_path
+from mcpmq.system.output import atomic_dir, check_disk_space, check_folder, lock_output
 from mcpmq.system.progress import Progress, silent
+from mcpmq.unfinished_run import REQUEST_FILE, RunRequest, UnfinishedRun
 
-REQUEST_FILE = "request.json"  # the manifest of an unfinished run, so that only the same request resumes it
+COPIED_COMPONENTS = ("model", "code")  # files that are copied from the checkpoint
 
 
 def quantize(
@@ -44,61 +49,87 @@ def quantize(
     through the model block by block on `device`, or on the best available one, and their activations are in its memory.
 
     Raises:
-        DatasetError: the recipe needs a calibration set and none is given, or a weight gets no input from it.
+        DatasetError: the recipe needs a calibration set and none is given, a sample cannot be encoded, or a weight gets
+            no input from the set.
         DeviceError: the device is not available.
         OutputError: `out` exists, has an unfinished run of another request, or the disk is full.
-        CheckpointError: a weight is not finite, or its file changed.
+        CheckpointError: a file of the tokenizer or preprocessor is missing, or a weight is not finite.
         MissingExtra: a scheme of ggml is used and xllamacpp is not installed.
     """
     samples, out = require_calibration(plan, calibration), Path(out)
-    calibration_device = resolve_device(device) if samples else CPU
-    manifest = _manifest(plan, calibration, device_name(calibration_device))
-    if (out / MANIFEST).is_file() and _same_request(Artifact.open(out).manifest, manifest):
-        return QuantizedModel.open(out)
-    check_disk_space(out, plan.nbytes)
-    if any(isinstance(tensor.scheme, GgmlScheme) for tensor in plan.tensors):
-        library_path()
-    with atomic_dir(out, resumable=True) as folder:
-        _write_request(folder, manifest)
-        files = _block_files(plan, folder)
-        _quantize_uncalibrated_blocks(plan, files, progress)
-        if not all(file.is_file() for file in files.values()):
-            calibrate_sequentially(plan, samples, files, progress, calibration_device)
-        (folder / REQUEST_FILE).unlink()
-        _finish(plan, folder, manifest, files)
+    check_folder(out, _inputs(plan, calibration))
+    torch_device = resolve_device(device) if samples else CPU
+    with ExitStack() as stack:
+        if not has_manifest(out):
+            stack.enter_context(lock_output(out))
+            check_disk_space(out, plan.nbytes)
+        request = _request(plan, calibration, torch_device)
+        if has_manifest(out) and (finished := _finished_run(out, request)):
+            return finished
+        check_samples(plan.checkpoint.family.open_processor(plan.checkpoint.path), samples, progress)
+        if any(isinstance(tensor.scheme, GgmlScheme) for tensor in plan.tensors):
+            library_path()
+        _run(plan, out, request, samples, progress, torch_device)
     return QuantizedModel.open(out)
 
 
-def _block_files(plan: Plan, folder: Path) -> dict[str, Path]:
-    (folder / BLOCKS_DIRECTORY).mkdir(exist_ok=True)
-    return {name: folder / BLOCKS_DIRECTORY / f"{name}.safetensors" for name in plan.blocks}
+def _inputs(plan: Plan, calibration: SampleSet | None) -> dict[Path, str]:
+    return {plan.checkpoint.path: "checkpoint"} | ({calibration.path: "calibration set"} if calibration else {})
 
 
-def _quantize_uncalibrated_blocks(plan: Plan, files: Mapping[str, Path], progress: Progress) -> None:
+def _run(
+    plan: Plan,
+    out: Path,
+    request: RunRequest,
+    samples: Sequence[Sample],
+    progress: Progress,
+    device: torch.device,
+) -> None:
+    with atomic_dir(out, resumable=True) as folder:
+        run = UnfinishedRun.resume(folder, request)
+        files = {name: run.block_file(name) for name in plan.blocks}
+        _quantize_uncalibrated_blocks(plan, files, progress, run.write_block)
+        if not all(file.is_file() for file in files.values()):
+            calibrate_sequentially(plan, samples, files, progress, device, run.write_block)
+        run.check_blocks(_finish(plan, folder, request.manifest, files).files)
+    (out / REQUEST_FILE).unlink()
+
+
+def _quantize_uncalibrated_blocks(
+    plan: Plan, files: Mapping[str, Path], progress: Progress, write: BlockWriter
+) -> None:
     uncalibrated = [name for name in files if not any(needs_calibration(plan, tensor) for tensor in plan.blocks[name])]
     for name in progress(uncalibrated, "quantizing"):
         if not files[name].is_file():
-            write_block(files[name], {tensor.name: quantize_weight(plan, tensor) for tensor in plan.blocks[name]})
+            write(files[name], {tensor.name: quantize_weight(plan, tensor) for tensor in plan.blocks[name]})
 
 
-def _same_request(finished: Manifest, requested: Manifest) -> bool:
+def _finished_run(out: Path, request: RunRequest) -> QuantizedModel | None:
+    """Return the quantized model in a folder if it is the verified result of this request.
+
+    Raises:
+        ArtifactError: its files changed.
+    """
+    artifact = Artifact.open(out)
+    if not _is_result(artifact.manifest, request):
+        return None
+    artifact.verify()
+    with suppress(OSError):  # of a run that was killed after it renamed the folder
+        (out / REQUEST_FILE).unlink(missing_ok=True)
+    return QuantizedModel.open(out)
+
+
+def _is_result(finished: Manifest, request: RunRequest) -> bool:
+    requested = request.manifest
     results = dict.fromkeys(("calibration_tokens", "method", "smoothing_exponent", "input_ranges"))
     weights = tuple(record.model_copy(update=results) for record in finished.weights)
-    without_results = {"files": (), "weights": weights, "held_out_errors": None, "device": requested.device}
-    return finished.model_copy(update=without_results) == requested
+    machine = {"device": requested.device, "instruction_set": requested.instruction_set}
+    without_results = {"files": (), "weights": weights, "held_out_errors": None, **machine}
+    copied = {record.path: record.sha256 for record in finished.files if record.component in COPIED_COMPONENTS}
+    return finished.model_copy(update=without_results) == requested and copied == request.copied_files
 
 
-def _write_request(folder: Path, manifest: Manifest) -> None:
-    file, request = folder / REQUEST_FILE, manifest.model_dump_json()
-    if file.is_file() and file.read_text() != request:
-        raise OutputError(
-            f"`{folder}` has an unfinished run of another recipe, checkpoint, calibration set or device",
-            "delete it to start over, or rerun with the original arguments to resume",
-        )
-    file.write_text(request)
-
-
-def _finish(plan: Plan, folder: Path, manifest: Manifest, files: Mapping[str, Path]) -> None:
+def _finish(plan: Plan, folder: Path, manifest: Manifest, files: Mapping[str, Path]) -> Manifest:
     """Copy the checkpoint's small files and write the manifest with the results of calibration."""
     components: dict[str, list[str]] = {"model": copy_text_files(plan.checkpoint, folder)}
     if plan.checkpoint.code_files:
@@ -111,13 +142,15 @@ def _finish(plan: Plan, folder: Path, manifest: Manifest, files: Mapping[str, Pa
         WeightRecord(**{**record.model_dump(), **fields.get(record.name, {})}) for record in manifest.weights
     )
     errors = {name: result.errors for name, result in results.items() if result.errors} or None
-    write_manifest(folder, manifest.model_copy(update={"weights": weights, "held_out_errors": errors}), components)
+    results_update = {"weights": weights, "held_out_errors": errors}
+    return write_manifest(folder, manifest.model_copy(update=results_update), components)
 
 
 def copy_text_files(checkpoint: Checkpoint, folder: Path) -> list[str]:
     """Copy configuration, tokenizer and processor files into a folder and return their names."""
-    texts = sorted({file for pattern in HUB_PATTERNS[1:] for file in checkpoint.path.glob(pattern)})
-    return copy_files([file for file in texts if not file.name.endswith(".index.json")], folder)
+    for file in checkpoint.text_files:
+        file.copy(folder)
+    return [file.name for file in checkpoint.text_files]
 
 
 def copy_files(files: Sequence[Path], folder: Path) -> list[str]:
@@ -125,6 +158,12 @@ def copy_files(files: Sequence[Path], folder: Path) -> list[str]:
     for file in files:
         shutil.copyfile(file, folder / file.name)
     return [file.name for file in files]
+
+
+def _request(plan: Plan, calibration: SampleSet | None, device: torch.device) -> RunRequest:
+    hashes = {file.name: file.sha256 for file in plan.checkpoint.text_files}
+    hashes |= {file.name: file_sha256(file) for file in plan.checkpoint.code_files}
+    return RunRequest(manifest=_manifest(plan, calibration, device_name(device)), copied_files=hashes)
 
 
 def _manifest(plan: Plan, calibration: SampleSet | None, device: str | None) -> Manifest:
@@ -136,6 +175,7 @@ def _manifest(plan: Plan, calibration: SampleSet | None, device: str | None) -> 
         recipe=plan.recipe.to_dict(),
         calibration_set=CalibrationRecord.from_samples(calibration) if calibration and calibrated else None,
         device=device,
+        instruction_set=instruction_set() if calibrated else None,
         versions=installed_versions((*ARTIFACT_PACKAGES, *(MODEL_PACKAGES if calibrated else ()))),
         weights=tuple(map(_record, plan.tensors)),
         notes=plan.notes,

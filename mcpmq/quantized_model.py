@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self, get_args
+from typing import Any, Protocol, Self, get_args
 
 import torch
 from safetensors.torch import save_file
@@ -28,8 +28,9 @@ from mcpmq.scheme import (
     Scheme,
     parse_scheme,
 )
+from mcpmq.system.durable_file import move_durably
 from mcpmq.system.json_file import read_json
-from mcpmq.system.safetensors_file import TensorEntry, read_bytes, read_header, read_metadata
+from mcpmq.system.safetensors_file import PACKED_DTYPES, TensorEntry, read_bytes, read_header, read_metadata
 
 BLOCKS_DIRECTORY = "blocks"
 
@@ -112,7 +113,7 @@ class QuantizedModel:
     @cached_property
     def _entries(self) -> dict[str, TensorEntry]:
         files = sorted((self.path / BLOCKS_DIRECTORY).glob("*.safetensors"))
-        return {key: entry for file in files for key, entry in read_header(file).items()}
+        return {key: entry for file in files for key, entry in read_header(file, PACKED_DTYPES).items()}
 
 
 def read_weight(entries: Mapping[str, TensorEntry], spec: TensorSpec, scheme: Scheme | None) -> QTensor | Tensor:
@@ -175,7 +176,15 @@ def write_block(file: Path, weights: Mapping[str, QTensor | Tensor], result: Cal
     parts = {key: part for name, weight in weights.items() for key, part in weight_parts(name, weight).items()}
     partial = file.with_suffix(".partial")
     save_file(parts, partial, {"findings": json.dumps(asdict(result))} if result else None)
-    partial.replace(file)
+    move_durably(partial, file)
+
+
+class BlockWriter(Protocol):
+    """A function with the interface of `write_block`."""
+
+    def __call__(
+        self, file: Path, weights: Mapping[str, QTensor | Tensor], result: CalibrationResult | None = None
+    ) -> None: ...
 
 
 def read_calibration_result(file: Path) -> CalibrationResult:

@@ -1,7 +1,7 @@
 """Recipes: the scheme of every weight and the method that quantizes it."""
 
 import json
-import tomllib
+import os
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -11,6 +11,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from mcpmq.errors import RecipeError
 from mcpmq.scheme import CodebookScheme, Scheme, parse_scheme
+from mcpmq.system.text_file import read_toml
 
 BUILTIN_DIRECTORY = Path(str(resources.files("mcpmq") / "recipes"))
 RECIPE_BY_BITS = {4: "calibrated-int4", 8: "phone-int8"}  # calibration changes little at 8 bits
@@ -96,13 +97,12 @@ class Recipe(BaseModel):
             RecipeError: the recipe does not exist or is not valid.
         """
         path = Path(name_or_path) if name_or_path.endswith(".toml") else BUILTIN_DIRECTORY / f"{name_or_path}.toml"
-        if not path.is_file():
+        if not os.path.isfile(path):  # noqa: PTH113 - False, not an error, for an invalid path
             known = ", ".join(builtin_recipes())
             raise RecipeError(f"recipe `{name_or_path}` not found", f"use one of: {known}; or the path of a .toml file")
+        content = read_toml(path, RecipeError, EXAMPLES_HINT)
         try:
-            return cls.model_validate(tomllib.loads(path.read_text()))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise RecipeError(f"`{path}` is not valid TOML: {error}", EXAMPLES_HINT) from error
+            return cls.model_validate(content)
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"])) or "the recipe"

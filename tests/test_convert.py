@@ -1,15 +1,23 @@
 """The conversion from paths: validation before work, held-out samples, shared codes."""
 
+import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from mcpmq.convert import convert
-from mcpmq.errors import DatasetError, FormatError, RecipeError
+from mcpmq.checkpoint import Checkpoint
+from mcpmq.convert import convert, evaluate
+from mcpmq.dataset import SampleSet
+from mcpmq.errors import CheckpointError, DatasetError, FormatError, OutputError, RecipeError
 from mcpmq.evaluate import Settings
+from mcpmq.mixed_precision import Budget
 from mcpmq.quantized_model import QuantizedModel
 from mcpmq.report import Report
+from mcpmq.system.output import lock_folder
 
 SETTINGS = Settings(threads=1)
 
@@ -69,3 +77,109 @@ def test_invalid_input_is_an_error_before_work(
         run(tiny_checkpoint, tmp_path / "out", tiny_set, **options)
 
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("budget", [None, Budget(file_nbytes=10**9)])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"image": "narrow.png"}, "aspect ratio"),
+        ({"prompt": "<image>\nWhat?"}, "special token `<image>`"),
+        ({"answer": "word " * 3000}, "more than the context length"),
+    ],
+)
+def test_samples_that_cannot_be_measured_are_found_before_work(
+    budget: Budget | None,
+    changes: dict[str, str],
+    message: str,
+    tiny_checkpoint: Path,
+    tiny_set: Path,
+    tmp_path: Path,
+) -> None:
+    """Every sample of the evaluation set is encoded before a weight is quantized or a recipe is searched."""
+    held_out = tmp_path / "held-out"
+    held_out.mkdir()
+    Image.new("RGB", (1000, 1)).save(held_out / "narrow.png")
+    line = {"id": "a", "prompt": "What?", "answer": "Red"} | changes
+    (held_out / "manifest.jsonl").write_text(json.dumps(line))
+
+    with pytest.raises(DatasetError, match=message):
+        run(tiny_checkpoint, tmp_path / "out", tiny_set, recipe="phone-int4", eval_set=held_out, budget=budget)
+
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["preprocessor_config.json", "tokenizer.json", "tokenizer_config.json"])
+def test_missing_text_files_are_found_before_work(
+    name: str, tiny_checkpoint: Path, tiny_set: Path, tmp_path: Path
+) -> None:
+    """The error names the checkpoint, not an output."""
+    copy = tmp_path / "checkpoint"
+    shutil.copytree(tiny_checkpoint, copy)
+    (copy / name).unlink()
+
+    with pytest.raises(CheckpointError, match=str(copy)):
+        run(copy, tmp_path / "out", tiny_set, recipe="phone-int4")
+
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_tokenizer_that_a_format_cannot_store_is_found_before_work(
+    tiny_checkpoint: Path, tiny_set: Path, tmp_path: Path
+) -> None:
+    """The tokenizer is converted for the forecast; llama.cpp does not have this pre-tokenizer."""
+    copy = tmp_path / "checkpoint"
+    shutil.copytree(tiny_checkpoint, copy)
+    tokenizer = json.loads((copy / "tokenizer.json").read_text())
+    tokenizer["pre_tokenizer"] = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    (copy / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+    with pytest.raises(FormatError, match="pre-tokenizer"):
+        run(copy, tmp_path / "out", tiny_set, recipe="phone-int4")
+
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("place", "message"),
+    [
+        ("checkpoint", "is the checkpoint"),
+        ("checkpoint/out", "is inside the checkpoint"),
+        ("set/out", "is inside the calibration set"),
+        ("foreign", "is not empty and has no output of mcpmq: `precious.txt`"),
+        ("codes", "quantized` exists and is not empty"),
+        ("texts", "report.md` is not a report that mcpmq wrote"),
+        ("link", "is a symbolic link"),
+        ("foreign/precious.txt", "is not a folder"),
+    ],
+)
+def test_outputs_that_are_not_of_mcpmq_are_errors_before_work(
+    place: str, message: str, tiny_checkpoint: Path, tiny_set: Path, tmp_path: Path
+) -> None:
+    """Neither an input nor a file of the user is written to."""
+    checkpoint, samples = tmp_path / "checkpoint", tmp_path / "set"
+    shutil.copytree(tiny_checkpoint, checkpoint)
+    shutil.copytree(tiny_set, samples)
+    for file in ("foreign/precious.txt", "codes/quantized/precious.txt", "texts/report.md", "texts/onnx/mcpmq.json"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / file).write_text("precious")
+    (tmp_path / "link").symlink_to(tmp_path / "foreign")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+    with pytest.raises(OutputError, match=message):
+        run(checkpoint, tmp_path / place, samples, recipe="phone-int4")
+
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_two_conversions_do_not_write_one_folder(tiny_checkpoint: Path, tiny_set: Path, tmp_path: Path) -> None:
+    """The second one, also an evaluation, is an error that names the process."""
+    with lock_folder(tmp_path / "out"):
+        for work in (
+            lambda: run(tiny_checkpoint, tmp_path / "out", tiny_set, recipe="phone-int4"),
+            lambda: evaluate(
+                [], Checkpoint.open(tiny_checkpoint), SampleSet.open(tiny_set), SETTINGS, out=tmp_path / "out"
+            ),
+        ):
+            with pytest.raises(OutputError, match=f"out` is being written by process {os.getpid()}"):
+                work()

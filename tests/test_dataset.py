@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from mcpmq import dataset
 from mcpmq.dataset import SampleSet
 from mcpmq.errors import DatasetError
 
@@ -64,12 +67,123 @@ def test_the_hash_depends_on_images_and_answers(folder: Path) -> None:
         (_line(image="/etc/passwd"), "outside"),
         (_line(image_sha256="0" * 64), "differs from its SHA-256"),
         ("\ud800".encode("utf-8", "surrogatepass").decode("latin-1"), "line 1"),
+        (_line(id="\ud800"), "line 1: id"),
+        (_line(id="a\x1b[31m"), "control character"),
+        (_line(id="a\0"), "control character"),
+        (_line(image=""), "image"),
+        (_line(image="a" * 300), "not a valid path"),
+        (_line(image="a\0.png"), "not a valid path"),
+        (_line(image="."), "not a regular file"),
+        (_line(image_sha256=""), "image_sha256"),
+        (_line(image=None, image_sha256="0" * 64), "`image_sha256` without `image`"),
+        ('{"id": "1", "prompt": "a", "answer": "b", "image": "red.png", "image": "blue.png"}', "a key is given twice"),
+        ("[" * 100_000, "not a JSON object"),
+        (_line(id=int("9" * 40)), "line 1: id"),
+        ("9" * 5000, "not a JSON object"),
     ],
 )
 def test_a_broken_line_is_named(folder: Path, line: str, message: str) -> None:
     """The error has the line and the field."""
-    with pytest.raises(DatasetError, match=message):
+    with pytest.raises(DatasetError, match=message) as caught:
         SampleSet.open(_write(folder, line))
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("key", ["images", "image_path", "img", "picture", "Image", "image ", "system", "question"])
+def test_unknown_keys_are_rejected(folder: Path, key: str) -> None:
+    """A sample whose image has another key must not become a text sample; the hint has the known keys."""
+    with pytest.raises(DatasetError, match=f"line 2: unknown key `{key}`") as caught:
+        SampleSet.open(_write(folder, _line(), _line(id="2", image=None, **{key: "red.png"})))
+    assert "`id`, `image`, `image_sha256`, `prompt`, `answer`, `tags`" in caught.value.hint
+    assert "the image file is named in `image`" in caught.value.hint
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_manifest_may_have_a_byte_order_mark(folder: Path, encoding: str) -> None:
+    """Windows editors and shells write them, with their line ends."""
+    lines = [_line(prompt="Où?"), _line(id="2", image=None, answer="a\u2028b")]
+    text = "\r\n".join([json.dumps(json.loads(line), ensure_ascii=False) for line in lines])
+    (folder / "manifest.jsonl").write_bytes(text.encode(encoding))
+
+    opened = SampleSet.open(folder)
+
+    assert [sample.prompt for sample in opened] == ["Où?", "What color?"]
+    assert opened.samples[1].answer == "a\u2028b"
+
+
+def test_a_manifest_in_another_encoding_is_rejected_with_the_line(folder: Path) -> None:
+    """Latin-1 is not guessed."""
+    (folder / "manifest.jsonl").write_bytes(_line().encode() + b'\n{"id": "caf\xe9"}')
+
+    with pytest.raises(DatasetError, match="line 2 is not UTF-8"):
+        SampleSet.open(folder)
+
+
+def test_a_set_in_the_cache_of_the_hub_opens(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Manifest and images are links into `blobs`; the name is that of the repository."""
+    _write(folder, _line(image="images/red.png"))
+    repository = tmp_path_factory.mktemp("cache") / "datasets--owner--photos"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    (snapshot / "images").mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    shutil.copyfile(folder / "red.png", repository / "blobs" / "aa")
+    shutil.copyfile(folder / "manifest.jsonl", repository / "blobs" / "bb")
+    (snapshot / "images" / "red.png").symlink_to("../../../blobs/aa")
+    (snapshot / "manifest.jsonl").symlink_to("../../blobs/bb")
+
+    opened = SampleSet.open(snapshot)
+
+    assert opened.name == "owner/photos"
+    assert opened.samples[0].image == snapshot / "images" / "red.png"
+
+
+def test_manifests_outside_of_the_folder_and_special_files_are_rejected(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A link, a folder, a FIFO and a device are errors, and none is waited for."""
+    outside = tmp_path_factory.mktemp("outside") / "manifest.jsonl"
+    outside.write_text(_line())
+    manifest = folder / "manifest.jsonl"
+    manifest.symlink_to(outside)
+    with pytest.raises(DatasetError, match="link out of the folder"):
+        SampleSet.open(folder)
+    for make in (lambda: manifest.symlink_to("/dev/zero"), manifest.mkdir, lambda: os.mkfifo(manifest)):
+        manifest.rmdir() if manifest.is_dir() else manifest.unlink()
+        make()
+        with pytest.raises(DatasetError, match="no `manifest.jsonl`"):
+            SampleSet.open(folder)
+
+
+def test_a_large_manifest_is_rejected(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The size is checked before the content is read."""
+    assert dataset.MAX_MANIFEST_NBYTES == 67_108_864
+    monkeypatch.setattr(dataset, "MAX_MANIFEST_NBYTES", 10)
+
+    with pytest.raises(DatasetError, match="bytes, more than 10"):
+        SampleSet.open(_write(folder, _line()))
+
+
+@pytest.mark.parametrize("path", ["a\0b", "a" * 5000])
+def test_invalid_paths_are_errors(path: str) -> None:
+    """No path raises another exception."""
+    with pytest.raises(DatasetError):
+        SampleSet.open(Path(path))
+
+
+def test_an_upper_case_hash_is_accepted(folder: Path) -> None:
+    """Hexadecimal digits have no case."""
+    digest = hashlib.sha256((folder / "red.png").read_bytes()).hexdigest().upper()
+
+    assert len(SampleSet.open(_write(folder, _line(image_sha256=digest)))) == 1
+
+
+def test_an_image_that_disappears_is_an_error(folder: Path) -> None:
+    """The hash is computed when it is needed."""
+    opened = SampleSet.open(_write(folder, _line()))
+    (folder / "red.png").unlink()
+
+    with pytest.raises(DatasetError, match=r"red\.png"):
+        _ = opened.sha256
 
 
 def test_a_link_out_of_the_folder_is_rejected(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:

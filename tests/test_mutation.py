@@ -1,8 +1,12 @@
 """Mutation testing: mutants are valid, change one expression, and leave annotations and messages unchanged."""
 
 import ast
+from pathlib import Path
+from threading import Barrier
 
-from benchmarks.mutation import module_mutants
+import pytest
+
+from benchmarks.mutation import check_baseline, module_mutants, run_side_by_side
 from benchmarks.mutation import test_targets as targets_of
 
 SOURCE = '''"""A module."""
@@ -14,7 +18,7 @@ def clip(values: "Tensor", low: float = -0.5) -> "Tensor":
     """Clip values; ü is two bytes."""
     if len("ü") < WIDTH and not values.any():
         raise ValueError(f"{WIDTH + 1} values")
-    return values.max() - low * 2
+    return values.max() - low * 2 + 0.0
 '''
 
 
@@ -31,6 +35,8 @@ def test_mutants_change_one_expression() -> None:
         ("len('ü') < WIDTH", "len('ü') <= WIDTH"),
         ("not values.any()", "values.any()"),
         ("values.max() - low * 2", "values.max() + low * 2"),
+        ("values.max() - low * 2 + 0.0", "values.max() - low * 2 - 0.0"),
+        ("0.0", "1.0"),
         ("values.max()", "values.min()"),
         ("low * 2", "low / 2"),
     }
@@ -50,3 +56,37 @@ def test_tests_of_a_module_run_before_those_of_its_package() -> None:
     """A module has its test file and the tests of its package; a module without a test file has the latter."""
     assert targets_of("mcpmq/grids/integer.py") == ["tests/grids/test_integer.py", "tests/grids"]
     assert targets_of("mcpmq/grids/absent.py") == ["tests/grids"]
+
+
+def test_tests_that_fail_without_a_mutation_are_an_error(tmp_path: Path) -> None:
+    """The error names failing tests, tests whose fixtures fail, and targets that pytest cannot run."""
+    copies = [tmp_path / "a", tmp_path / "b"]
+    for copy in copies:
+        copy.mkdir()
+        (copy / "test_passing.py").write_text("def test_passes(): pass\n")
+        (copy / "test_failing.py").write_text(
+            "def test_passes(): pass\ndef test_one(): assert False\ndef test_two(absent_fixture): pass\n"
+        )
+
+    with pytest.raises(SystemExit, match="without a mutation") as caught:
+        check_baseline(["test_passing.py", "test_failing.py", "absent.py"], copies)
+
+    absent, *failing = str(caught.value).splitlines()[1:]
+    assert absent.startswith("absent.py: ")
+    assert "file or directory not found" in absent
+    assert failing == ["test_failing.py::test_one", "test_failing.py::test_two"]
+
+
+def test_each_copy_runs_one_call_at_a_time() -> None:
+    """All items are processed, by all copies, and a copy is not shared."""
+    copies, both_run, used = [Path("a"), Path("b")], Barrier(2, timeout=30), list[Path]()
+
+    def call(item: int, copy: Path) -> int:
+        used.append(copy)
+        if both_run.wait() == 0:  # one of the two
+            assert sorted(used) == copies
+            used.clear()
+        both_run.wait()
+        return item * 3
+
+    assert sorted(run_side_by_side(call, range(1, 9), copies)) == [3 * item for item in range(1, 9)]

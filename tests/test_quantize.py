@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from mcpmq.artifact import MANIFEST
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.errors import CheckpointError, OutputError
+from mcpmq.dataset import SampleSet
+from mcpmq.errors import CheckpointError, DatasetError, OutputError
 from mcpmq.grids import dequantize
 from mcpmq.plan import Plan, make_plan
 from mcpmq.qtensor import QTensor
@@ -50,6 +51,24 @@ def test_every_weight_is_near_its_original(tiny_int4: QuantizedModel, tiny_check
             assert error < bounds[str(weight.scheme)], name
         else:
             assert torch.equal(weight, original), name
+
+
+def test_samples_and_text_files_are_checked_before_a_block_is_written(
+    tiny_checkpoint: Path, tiny_set: Path, tmp_path: Path
+) -> None:
+    """The last sample is too long, or the tokenizer is missing: nothing is written, also of uncalibrated blocks."""
+    samples, copy = shutil.copytree(tiny_set, tmp_path / "set"), shutil.copytree(tiny_checkpoint, tmp_path / "copy")
+    with (samples / "manifest.jsonl").open("a") as manifest:
+        manifest.write("\n" + json.dumps({"id": "long", "prompt": "word " * 3000, "answer": "Yes"}))
+    plan = make_plan(Checkpoint.open(copy), Recipe.load("calibrated-int4"))
+
+    with pytest.raises(DatasetError, match="`long` has .* tokens"):
+        quantize(plan, tmp_path / "out", SampleSet.open(samples))
+    (copy / "tokenizer.json").unlink()
+    with pytest.raises(CheckpointError, match="no `tokenizer.json`"):
+        quantize(make_plan(Checkpoint.open(copy), Recipe.load("phone-int4")), tmp_path / "out")
+
+    assert {path.name for path in tmp_path.iterdir()} == {"set", "copy"}
 
 
 def test_the_same_inputs_give_the_same_bytes(plan: Plan, tmp_path: Path) -> None:

@@ -80,6 +80,22 @@ def test_an_invalid_recipe_file_is_an_error(tmp_path: Path, text: str, message: 
         Recipe.load(str(path))
 
 
+def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
+    """Windows editors write one; text is read as UTF-8 in every locale."""
+    text = 'name = "größe"\n[weights]\n"language.*" = "int4-g32"\n'
+    (tmp_path / "mine.toml").write_text(text, encoding="utf-8-sig")
+
+    assert Recipe.load(str(tmp_path / "mine.toml")).name == "größe"
+
+
+def test_deep_nesting_is_an_error(tmp_path: Path) -> None:
+    """The parser has a limit."""
+    (tmp_path / "mine.toml").write_text("x = " + "[" * 100_000)
+
+    with pytest.raises(RecipeError, match="not valid TOML"):
+        Recipe.load(str(tmp_path / "mine.toml"))
+
+
 def test_an_unknown_name_is_an_error_with_the_known_names() -> None:
     """The hint lists the built-in recipes."""
     with pytest.raises(RecipeError, match="recipe `phone-int5` not found") as caught:

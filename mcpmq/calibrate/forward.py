@@ -19,6 +19,7 @@ from mcpmq.execution.chunked_matmul import ParallelMap, chunk_linears, determini
 from mcpmq.execution.device import CPU, progress_label
 from mcpmq.execution.layerwise import Replay, run_layerwise
 from mcpmq.execution.torch_model import TorchModel, build_model, to_float
+from mcpmq.families.encoding import encode_sample
 from mcpmq.families.family import Family, Inputs, Processor, TensorSpec
 from mcpmq.recipe import TokenWeights
 from mcpmq.rounding.stats import ANSWER, MODALITIES, TEXT, VISION, InputStats
@@ -141,10 +142,7 @@ def _forward(model: TorchModel, modalities: Tensor, tensors: Mapping[str, Any]) 
 
 def encode_samples(processor: Processor, samples: Sequence[Sample], progress: Progress) -> list[Inputs]:
     """Encode samples into model inputs."""
-    return [
-        processor.encode(sample.id, sample.image, sample.prompt, sample.answer)
-        for sample in progress(samples, "encoding samples")
-    ]
+    return [encode_sample(processor, sample) for sample in progress(samples, "encoding samples")]
 
 
 def is_head(model: TorchModel, block: nn.Module) -> bool:

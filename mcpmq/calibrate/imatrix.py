@@ -18,8 +18,6 @@ from mcpmq.artifact import (
     Manifest,
     SourceRecord,
     WeightRecord,
-    atomic_dir,
-    check_output,
     write_manifest,
 )
 from mcpmq.calibrate.forward import CalibrationRun, nonfinite_error, open_calibration, run_calibration
@@ -29,6 +27,7 @@ from mcpmq.dataset import SampleSet
 from mcpmq.errors import ArtifactError
 from mcpmq.execution.device import device_name, resolve_device
 from mcpmq.execution.hooks import capture_inputs
+from mcpmq.execution.instruction_set import instruction_set
 from mcpmq.execution.layerwise import Replay
 from mcpmq.families.family import TensorSpec
 from mcpmq.formats.gguf import language, mmproj
@@ -42,6 +41,7 @@ from mcpmq.formats.gguf.names import (
 )
 from mcpmq.rounding.stats import MODALITIES
 from mcpmq.system.environment import installed_versions
+from mcpmq.system.output import atomic_dir, check_output, lock_output
 from mcpmq.system.progress import Progress, silent
 
 LANGUAGE, MMPROJ = "language", "vision+projector"  # the two files, named as in the GGUF export
@@ -85,25 +85,27 @@ def write_imatrix(
         DeviceError: the device is not available.
         OutputError: `out` exists.
     """
-    check_output(out)
+    inputs = {checkpoint.path: "checkpoint", samples.path: "calibration set"}
+    check_output(out, inputs | dict.fromkeys(previous, "importance matrix"))
     torch_device = resolve_device(device)
     names = _tensor_names(checkpoint)
     columns = {part: _columns(checkpoint, part, names[part]) for part in names}
     if mmproj_file:
         columns[MMPROJ] = column_counts(mmproj_file, columns.get(MMPROJ, {}))
-    artifacts = [_open_previous(folder, checkpoint) for folder in previous]
-    added = {part: [matrix.padded(columns[part]) for matrix in _read(artifacts, part)] for part in names}
-    sums = _collect_sums(checkpoint, samples, progress, torch_device)
-    with atomic_dir(out) as folder:
-        files = {}
-        for part in names:
-            matrix = _importance_matrix(checkpoint, sums, part, names[part], samples).padded(columns[part])
-            matrices = [one for one in (matrix, *added[part]) if one.entries]
-            if matrices:
-                name = f"{PREFIXES[part]}{safe_file_name(checkpoint.path.resolve().name)}-imatrix.gguf"
-                reduce(add, matrices).write(folder / name)
-                files[part] = [name]
-        write_manifest(folder, _manifest(checkpoint, samples, sums, artifacts, device_name(torch_device)), files)
+    with lock_output(out):
+        artifacts = [_open_previous(folder, checkpoint) for folder in previous]
+        added = {part: [matrix.padded(columns[part]) for matrix in _read(artifacts, part)] for part in names}
+        sums = _collect_sums(checkpoint, samples, progress, torch_device)
+        with atomic_dir(out) as folder:
+            files = {}
+            for part in names:
+                matrix = _importance_matrix(checkpoint, sums, part, names[part], samples).padded(columns[part])
+                matrices = [one for one in (matrix, *added[part]) if one.entries]
+                if matrices:
+                    name = f"{PREFIXES[part]}{safe_file_name(checkpoint.name)}-imatrix.gguf"
+                    reduce(add, matrices).write(folder / name)
+                    files[part] = [name]
+            write_manifest(folder, _manifest(checkpoint, samples, sums, artifacts, device_name(torch_device)), files)
     return Artifact.open(out)
 
 
@@ -207,7 +209,7 @@ def _importance_matrix(
         if spec.name in sums
         for name, one in _split(gguf_names(spec.name, names), sums[spec.name])
     }
-    return ImportanceMatrix(entries, (samples.path.resolve().name,), len(samples))
+    return ImportanceMatrix(entries, (samples.name,), len(samples))
 
 
 def _split(names: Sequence[str], sums: Sequence[SquareSums]) -> Iterator[tuple[str, SquareSums]]:
@@ -252,6 +254,7 @@ def _manifest(
         recipe={"name": "none"},
         calibration_set=CalibrationRecord.from_samples(samples),
         device=device,
+        instruction_set=instruction_set(),
         versions=installed_versions(PACKAGES),
         weights=tuple(_record(checkpoint, spec, tokens[spec.name]) for spec in specs),
         notes=(*map(_added_note, previous), *_missing_note(missing)),
@@ -264,7 +267,7 @@ def _record(checkpoint: Checkpoint, spec: TensorSpec, tokens: Mapping[str, int])
         name=spec.name,
         hub_name=spec.hub_name,
         shape=spec.shape,
-        dtype=checkpoint.entries[spec.name].torch_dtype,
+        dtype=checkpoint.dtype(spec),
         scheme="imatrix",
         reason="squared inputs summed by column",
         nbytes=SUM_NBYTES * columns,

@@ -21,7 +21,7 @@ from mcpmq.execution.device import CPU
 from mcpmq.execution.layerwise import Replay
 from mcpmq.execution.torch_model import to_float
 from mcpmq.plan import Plan, TensorPlan, block_name
-from mcpmq.quantized_model import read_weight, write_block
+from mcpmq.quantized_model import BlockWriter, read_weight, write_block
 from mcpmq.recipe import TokenWeights
 from mcpmq.system.progress import Progress
 from mcpmq.system.safetensors_file import read_header
@@ -75,7 +75,12 @@ def _no_tokens_error(name: str, samples: int) -> DatasetError:
 
 
 def calibrate_sequentially(
-    plan: Plan, samples: Sequence[Sample], files: Mapping[str, Path], progress: Progress, device: torch.device = CPU
+    plan: Plan,
+    samples: Sequence[Sample],
+    files: Mapping[str, Path],
+    progress: Progress,
+    device: torch.device = CPU,
+    write: BlockWriter = write_block,
 ) -> None:
     """Write the files of all blocks that need calibration; a block whose file exists is loaded from it.
 
@@ -96,6 +101,7 @@ def calibrate_sequentially(
             {tensor.name: tensor for tensor in plan.tensors},
             files,
             held_out_samples([sample.modality for sample in run.inputs]),
+            write,
         )
         run_calibration(run, quantizer, "calibrating")
     quantizer.check_complete()
@@ -110,6 +116,7 @@ class _SequentialQuantizer:
     tensors: Mapping[str, TensorPlan]  # by common name
     files: Mapping[str, Path]  # by block
     held_out: frozenset[int]  # indices of the samples for method selection
+    write: BlockWriter
 
     def load(self, block: nn.Module) -> None:
         """Load the quantized weights of a block if its file exists, else the original weights."""
@@ -136,7 +143,7 @@ class _SequentialQuantizer:
             scales = smoothing_scales(plan, name, self._original_weights(block), stats, self.run.parallel_map)
         self.run.model.unload_block(block)  # frees the float weights for the quantizer
         methods = tuple(method for method in methods if scales or not method.smoothing)
-        write_block(file, *BlockQuantizer(plan, name, stats, scales, self.run.threads).quantize(methods, loss))
+        self.write(file, *BlockQuantizer(plan, name, stats, scales, self.run.threads).quantize(methods, loss))
         self._load_quantized(block)
 
     def _collect_stats(self, block: nn.Module, replay: Callable[[], None]) -> BlockStats:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from mcpmq.cli import inspect, pipeline, release
+from mcpmq.cli.system_errors import system_error
 from mcpmq.errors import McpmqError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
@@ -36,13 +37,13 @@ def mcpmq(
 
 
 def main() -> None:
-    """Run the command line; print a `McpmqError` as message and hint, and let other exceptions through."""
+    """Run the command line; print errors of the user and of the system as message and hint."""
     # OpenMP threads that spin while they wait make the work eight times slower beside another busy process.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         app(prog_name="mcpmq")
-    except McpmqError as error:
+    except (McpmqError, OSError, MemoryError) as error:
         from mcpmq import ui
 
-        ui.print_error(error)
+        ui.print_error(error if isinstance(error, McpmqError) else system_error(error))
         raise SystemExit(1) from None

@@ -1,20 +1,20 @@
 """Encoding of an evaluation set, once for all engines, with the processor of the original checkpoint."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from pathlib import Path
-from tempfile import TemporaryDirectory
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-from PIL import Image
 
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import Sample, SampleSet
 from mcpmq.evaluate.schema import NONSQUARE
 from mcpmq.evaluate.settings import Settings
+from mcpmq.families.encoding import encode_sample
 from mcpmq.families.family import Inputs
+from mcpmq.families.images import open_image
 from mcpmq.runners.inputs_store import InputsStore
+from mcpmq.system.temporary_folder import temporary_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +25,7 @@ class EncodedInputs:
     groups: tuple[str, ...]  # of each sample
     notes: tuple[str, ...] = ()  # modifications of the samples
     kv_values_per_token: int = 0  # keys and values of all layers
+    resources: ExitStack = field(default_factory=ExitStack)  # released with the inputs, e.g. a lock on a cache entry
 
 
 @contextmanager
@@ -36,24 +37,24 @@ def encode_samples(checkpoint: Checkpoint, samples: SampleSet, settings: Setting
         DatasetError: an image cannot be read, or a sample is too long.
     """
     processor = checkpoint.family.open_processor(checkpoint.path)
-    with TemporaryDirectory(prefix="mcpmq-") as folder:
-        store, groups, num_slices = InputsStore(Path(folder)), [], []
+    with temporary_folder() as folder:
+        store, groups, num_slices = InputsStore(folder), [], []
         for sample in settings.progress(samples.samples, "encoding samples"):
-            inputs = processor.encode(sample.id, sample.image, sample.prompt, sample.answer)
+            inputs = encode_sample(processor, sample)
             store.append(_with_uncut_image(sample, inputs) if settings.engine_preprocessing else inputs)
             groups.append(_group(sample, inputs))
             num_slices.append(len(inputs.slices))
         notes = _shuffle_images(store, num_slices) if settings.shuffle_images else ()
         language = checkpoint.architecture.language
         kv_values = 2 * language.num_layers * language.num_kv_heads * language.head_dim
-        yield EncodedInputs(store, tuple(groups), notes, kv_values)
+        with ExitStack() as resources:
+            yield EncodedInputs(store, tuple(groups), notes, kv_values, resources)
 
 
 def _with_uncut_image(sample: Sample, inputs: Inputs) -> Inputs:
     if sample.image is None:
         return inputs
-    with Image.open(sample.image) as image:
-        return replace(inputs, image=np.asarray(image.convert("RGB")))
+    return replace(inputs, image=np.asarray(open_image(sample.id, sample.image)))
 
 
 def _group(sample: Sample, inputs: Inputs) -> str:

@@ -3,15 +3,15 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from mcpmq.artifact import Artifact, check_disk_space
-from mcpmq.checkpoint import HUB_PATTERNS, Checkpoint
-from mcpmq.errors import ArtifactError
+from mcpmq.artifact import Artifact
+from mcpmq.checkpoint import Checkpoint
+from mcpmq.errors import ArtifactError, OutputError
 from mcpmq.evaluate import cache
 from mcpmq.evaluate.inputs import EncodedInputs
 from mcpmq.evaluate.metrics import group_results
@@ -24,6 +24,7 @@ from mcpmq.runners.launcher import ENGINES, NO_REFERENCES, RunResult, measure_se
 from mcpmq.runners.logprobs import logprobs_nbytes
 from mcpmq.runners.token_metrics import TokenResults
 from mcpmq.system.environment import describe_machine
+from mcpmq.system.output import check_disk_space
 
 DECIMALS = 8  # of losses and divergences, in nats
 MEASUREMENT_FILE, LOGPROBS_FILE = "measurement.json", "log_probabilities"
@@ -106,17 +107,34 @@ def measure_original(checkpoint: Checkpoint, inputs: EncodedInputs, settings: Se
     """
     tokens = sum(len(sample.tokens) - sample.answer_start for sample in inputs.store)
     needed = logprobs_nbytes(tokens, checkpoint.architecture.language.vocab_size)
-    if settings.cache_folder is None or needed > cache.MAX_CACHE_NBYTES:
-        check_disk_space(inputs.store.folder, needed)
-        return _run_original(checkpoint, inputs, settings, inputs.store.folder)
+    cache_folder = settings.cache_folder
+    if cache_folder is None or needed > cache.MAX_CACHE_NBYTES:
+        return _run_uncached(checkpoint, inputs, settings, needed)
     name = _cache_key(checkpoint, inputs, settings)
-    if cached := _read_cached(cache.find_entry(settings.cache_folder, name)):
+    if cached := _read_cached(cache_folder, name, inputs):
         return cached
-    check_disk_space(settings.cache_folder, needed)
-    with cache.new_entry(settings.cache_folder, name) as folder:
+    if error := cache.write_error(cache_folder):
+        return _run_uncached(checkpoint, inputs, settings, needed, error)
+    check_disk_space(cache_folder, needed)
+    with cache.new_entry(cache_folder, name) as folder:
         measurement = _run_original(checkpoint, inputs, settings, folder).measurement
         (folder / MEASUREMENT_FILE).write_text(measurement.model_dump_json())
-    return OriginalResult(measurement, settings.cache_folder / name / LOGPROBS_FILE)
+    if inputs.resources.enter_context(cache.open_entry(cache_folder, name)) is None:
+        raise OutputError(f"`{cache_folder / name}` changed after it was written", "measure again with `--no-cache`")
+    return OriginalResult(measurement, cache_folder / name / LOGPROBS_FILE)
+
+
+def _run_uncached(
+    checkpoint: Checkpoint, inputs: EncodedInputs, settings: Settings, needed_nbytes: int, error: str | None = None
+) -> OriginalResult:
+    check_disk_space(inputs.store.folder, needed_nbytes)
+    result = _run_original(checkpoint, inputs, settings, inputs.store.folder)
+    return replace(result, measurement=_with_machine_metrics(result.measurement, cache_error=error))
+
+
+def _with_machine_metrics(measurement: Measurement, **metrics: object) -> Measurement:
+    machine = measurement.machine_dependent.model_copy(update=metrics)
+    return measurement.model_copy(update={"machine_dependent": machine})
 
 
 def _run_original(checkpoint: Checkpoint, inputs: EncodedInputs, settings: Settings, folder: Path) -> OriginalResult:
@@ -126,28 +144,29 @@ def _run_original(checkpoint: Checkpoint, inputs: EncodedInputs, settings: Setti
 
 
 def _cache_key(checkpoint: Checkpoint, inputs: EncodedInputs, settings: Settings) -> str:
+    from mcpmq.execution.instruction_set import instruction_set  # imports torch, which reports do not need
+
     versions = [version(package) for package in ("mcpmq", "torch", "transformers")]
     key = [checkpoint.sha256, inputs.store.sha256, inputs.groups, inputs.notes, versions, settings.threads]
-    return hashlib.sha256(json.dumps([*key, describe_machine()]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([*key, describe_machine(), instruction_set()]).encode()).hexdigest()
 
 
-def _read_cached(folder: Path | None) -> OriginalResult | None:
+def _read_cached(cache_folder: Path, name: str, inputs: EncodedInputs) -> OriginalResult | None:
+    folder = inputs.resources.enter_context(cache.open_entry(cache_folder, name))
     if folder is None or not (folder / LOGPROBS_FILE).is_file():
         return None
     try:
         measurement = Measurement.model_validate_json((folder / MEASUREMENT_FILE).read_bytes())
-    except (OSError, ValidationError):  # a damaged entry is measured again
+    except (OSError, ValidationError):  # of another version
         return None
-    machine = measurement.machine_dependent.model_copy(update={"from_cache": True})
-    return OriginalResult(measurement.model_copy(update={"machine_dependent": machine}), folder / LOGPROBS_FILE)
+    return OriginalResult(_with_machine_metrics(measurement, from_cache=True), folder / LOGPROBS_FILE)
 
 
 def _original_nbytes(checkpoint: Checkpoint) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for spec in checkpoint.specs:
         sizes[spec.component] = sizes.get(spec.component, 0) + checkpoint.entries[spec.name].nbytes
-    texts = {file for pattern in HUB_PATTERNS[1:] for file in checkpoint.path.glob(pattern)}
-    return sizes | {"model": sum(file.stat().st_size for file in texts if not file.name.endswith(".index.json"))}
+    return sizes | {"model": sum(file.nbytes for file in checkpoint.text_files)}
 
 
 def _measurement(engine: str, result: RunResult, nbytes: Mapping[str, int], inputs: EncodedInputs) -> Measurement:

@@ -1,8 +1,9 @@
 """The records of a measurement, as stored in report.json."""
 
 import math
+from typing import Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from mcpmq.runners.runner import PhaseTimings
 
@@ -54,6 +55,18 @@ class SampleMetrics(Record):
     argmax_ids: tuple[int, ...]  # the most probable token at each position, given the correct answer before it
     compared: dict[str, ComparedTokens]  # by name of the reference model
 
+    @model_validator(mode="after")
+    def _check_values(self) -> Self:
+        if self.group not in GROUPS:
+            raise ValueError(f"the group `{self.group}` is not one of {', '.join(GROUPS)}")
+        compared = [values for one in self.compared.values() for values in (one.kl_divergences, one.top1_match)]
+        lengths = {len(values) for values in (self.losses, self.correct, *compared)}
+        if len(lengths) > 1 or 0 in lengths:
+            raise ValueError(f"the numbers of values per token differ, or are 0: {sorted(lengths)}")
+        if not all(abs(loss) < MAX_EXPONENT for loss in self.losses):
+            raise ValueError(f"a loss is not a number below {MAX_EXPONENT:g}")
+        return self
+
 
 class GroupResult(Record):
     """Results of all samples of a group."""
@@ -99,6 +112,7 @@ class MachineMetrics(Record):
     baseline_rss_bytes: int  # the engine without a model
     phases: PhaseTimings | None  # of the image sample of median length; None for PyTorch, which runs without a KV cache
     from_cache: bool = False  # measured by an earlier run on the same inputs with the same versions
+    cache_error: str | None = None  # reason why the measurement of the original could not be cached
     sequential_peak_rss_bytes: int | None = None  # if the vision encoder is freed before the language model is loaded
     vision_peak_rss_bytes: int | None = None  # of the same process, until the vision encoder is freed
 

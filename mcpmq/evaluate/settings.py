@@ -29,6 +29,13 @@ class Settings:
         device: str | None = None,
     ) -> "Settings":
         """Convert command-line options; None for `threads` uses all cores, the cache is in the user's cache folder."""
-        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        cache_folder = home / "mcpmq" if use_cache else None
+        cache_folder = _user_cache() if use_cache else None
         return cls(threads or os.cpu_count() or 1, cache_folder, progress, shuffle_images, engine_preprocessing, device)
+
+
+def _user_cache() -> Path | None:
+    """Return the cache folder of the user, or None for a user without a home folder."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mcpmq"
+    except RuntimeError:
+        return None

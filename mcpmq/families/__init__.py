@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from mcpmq.errors import CheckpointError
+from mcpmq.errors import ArtifactError, CheckpointError
 from mcpmq.families import (
     minicpm3,
     minicpmo,
@@ -75,5 +75,14 @@ def family_of(config: Mapping[str, Any]) -> Family:
 
 
 def family_named(name: str) -> Family:
-    """Return the family with a name from the manifest of an artifact."""
-    return next(family for family in FAMILIES if family.name == name)
+    """Return the family with a name from the manifest of an artifact.
+
+    Raises:
+        ArtifactError: the family is unknown.
+    """
+    found = next((family for family in FAMILIES if family.name == name), None)
+    if found is None:
+        raise ArtifactError(
+            f"the family `{name}` of the artifact is unknown", "update mcpmq, or build the artifact again"
+        )
+    return found

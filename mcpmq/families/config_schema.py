@@ -1,22 +1,17 @@
-"""Validated JSON settings of a checkpoint: config.json and preprocessor_config.json."""
+"""Validated JSON settings of a checkpoint."""
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from annotated_types import MaxLen, MinLen
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
 from mcpmq.errors import CheckpointError
-from mcpmq.system.json_file import read_json
 
 HiddenSize = Annotated[PositiveInt, Field(le=65536)]
 IntermediateSize = Annotated[PositiveInt, Field(le=1 << 20)]
 HeadCount = Annotated[PositiveInt, Field(le=1024)]
 LayerCount = Annotated[PositiveInt, Field(le=1000)]
 VocabSize = Annotated[PositiveInt, Field(le=1 << 22)]
-ChannelMeans = Annotated[tuple[float, ...], MinLen(3), MaxLen(3)]  # red, green, blue
-ChannelStds = Annotated[tuple[PositiveFloat, ...], MinLen(3), MaxLen(3)]
 Schema = TypeVar("Schema", bound=BaseModel)
 
 
@@ -36,8 +31,8 @@ def validate_config(schema: type[Schema], value: Mapping[str, Any], file: str = 
         return schema.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(map(str, first["loc"]))
-        raise CheckpointError(f"`{file}`: {key}: {first['msg']}", "compare it with the published file") from error
+        keys = "".join(f"{key}: " for key in [".".join(map(str, first["loc"]))] if key)
+        raise CheckpointError(f"`{file}`: {keys}{first['msg']}", "compare it with the published file") from error
 
 
 def check_unsupported_keys(config: Mapping[str, Any], name: str, *keys: str) -> None:
@@ -48,19 +43,7 @@ def check_unsupported_keys(config: Mapping[str, Any], name: str, *keys: str) -> 
     """
     for key in keys:
         if config.get(key):
-            raise CheckpointError(f"`config.json` sets `{key}`, which {name} does not support")
-
-
-class PreprocessorConfig(ConfigSchema):
-    """Keys of preprocessor_config.json that all families have."""
-
-    patch_size: PositiveInt = Field(default=14, le=256)
-
-    @classmethod
-    def open(cls, folder: Path) -> Self:
-        """Read the file of a checkpoint or an artifact.
-
-        Raises:
-            CheckpointError: the file is missing or invalid.
-        """
-        return validate_config(cls, read_json(folder / "preprocessor_config.json"), "preprocessor_config.json")
+            raise CheckpointError(
+                f"`config.json` sets `{key}`, which {name} does not support",
+                "use the published checkpoint of the family",
+            )

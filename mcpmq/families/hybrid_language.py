@@ -1,6 +1,6 @@
 """Qwen3.5, a language model with linear attention in most layers: its keys in a raw config.json."""
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
@@ -19,7 +19,6 @@ class HybridConfig(LanguageConfig):
 
     rope: _Rope = _Rope()
     head_dim: PositiveInt = Field(default=256, le=4096)
-    layer_types: tuple[Literal["linear_attention", "full_attention"], ...] = ()
     full_attention_interval: PositiveInt = 4
     linear_num_key_heads: HeadCount = 16
     linear_num_value_heads: HeadCount = 32
@@ -43,7 +42,8 @@ class HybridConfig(LanguageConfig):
         """
         if self.layer_types and len(self.layer_types) != self.num_hidden_layers:
             raise CheckpointError(
-                f"`config.json` has {self.num_hidden_layers} layers but {len(self.layer_types)} `layer_types`"
+                f"`config.json` has {self.num_hidden_layers} layers but {len(self.layer_types)} `layer_types`",
+                "compare it with the published file",
             )
         linear = LinearAttention(
             layers=self.linear_layers,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
@@ -41,6 +41,10 @@ class LanguageConfig(ConfigSchema):
     rms_norm_eps: PositiveFloat = 1e-6
     tie_word_embeddings: bool = False
     rope: RopeConfig = RopeConfig()
+    # Formats have only these: no other activation function, and no attention within a window.
+    hidden_act: Literal["silu"] = "silu"
+    use_sliding_window: Literal[False] | None = None
+    layer_types: tuple[Literal["linear_attention", "full_attention"], ...] = ()
 
     @property
     def effective_head_dim(self) -> int:
@@ -99,8 +103,8 @@ def normalize_text_config(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         CheckpointError: the rotary embedding type is not supported.
     """
-    text = {**config, **(config.get("text_config") or {})}
-    rope = dict(text.get("rope_parameters") or text.get("rope_scaling") or {})
+    text = {**config, **_table(config, "text_config")}
+    rope = dict(_table(text, "rope_parameters") or _table(text, "rope_scaling"))
     rope_type = rope.setdefault("rope_type", rope.get("type", "default"))
     if rope_type not in ROPE_TYPES:
         raise CheckpointError(
@@ -108,7 +112,15 @@ def normalize_text_config(config: Mapping[str, Any]) -> dict[str, Any]:
         )
     if rope_type == "longrope" and text.get("max_position_embeddings") != rope.get("original_max_position_embeddings"):
         raise CheckpointError(
-            "`config.json` extends the context beyond `original_max_position_embeddings`, which is not supported"
+            "`config.json` extends the context beyond `original_max_position_embeddings`, which is not supported",
+            "set `max_position_embeddings` to the original value",
         )
     tied = config.get("tie_word_embeddings", text.get("tie_word_embeddings"))
     return text | {"rope": rope, "tie_word_embeddings": bool(tied)}
+
+
+def _table(config: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = config.get(key) or {}
+    if not isinstance(value, Mapping):
+        raise CheckpointError(f"`{key}` of `config.json` is not an object", "compare it with the published file")
+    return value

@@ -36,7 +36,10 @@ def _parse_architecture(config: Mapping[str, Any]) -> Architecture:
     queries = sizes.qk_nope_head_dim + sizes.qk_rope_head_dim
     values = sizes.v_head_dim or sizes.hidden_size // sizes.num_attention_heads
     if values > queries:
-        raise CheckpointError(f"`config.json` has value heads of {values} channels, more than the {queries} of queries")
+        raise CheckpointError(
+            f"`config.json` has value heads of {values} channels, more than the {queries} of queries",
+            "compare it with the published file",
+        )
     language = sizes.to_shape(
         "minicpm3",
         num_kv_heads=sizes.num_attention_heads,

@@ -17,8 +17,7 @@ from mcpmq.families.tensors import decoder_specs
 from mcpmq.families.timm_siglip import SO400M, timm_siglip_specs
 
 NAME = "minicpm-v-2.0"
-# From the published code; the checkpoint has no template file.
-CHAT_TEMPLATE = (
+CHAT_TEMPLATE = (  # from the published code; the checkpoint has no template file
     "<s>{% for message in messages %}{{ '<用户>' if message['role'] == 'user' else '<AI>' }}{{ message['content'] }}"
     "{% endfor %}<AI>"
 )

@@ -15,8 +15,9 @@ from mcpmq.families.chat_template import ChatTemplate
 from mcpmq.families.config_schema import ConfigSchema, validate_config
 from mcpmq.families.family import Inputs
 from mcpmq.families.images import open_image
+from mcpmq.families.preprocessor import check_consistent
 from mcpmq.families.prompt_format import MINICPM_V_FORMAT, PromptFormat
-from mcpmq.families.slicing import SLICING_TYPES, Slicing, check_consistent, slice_image, target_sizes
+from mcpmq.families.slicing import SLICING_TYPES, Slicing, slice_image, target_sizes
 from mcpmq.families.tokenizer import check_special_tokens, check_tokens, open_tokenizer, token_ids
 from mcpmq.system.json_file import read_json
 
@@ -38,7 +39,7 @@ class MiniCpmVProcessor:
     num_queries: int  # image tokens per slice
     vocab_size: int
     context_length: int
-    special_tokens: Mapping[str, int]  # not allowed in prompts; token -> id
+    special_tokens: Mapping[str, int]  # control tokens, not allowed in texts; token -> id
     prompt_format: PromptFormat = MINICPM_V_FORMAT
 
     @classmethod

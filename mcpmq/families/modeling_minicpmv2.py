@@ -138,7 +138,7 @@ class MiniCPMV2ForConditionalGeneration(MiniCPMVForConditionalGeneration):  # ty
     @classmethod
     def from_pretrained(cls, *arguments: Any, **settings: Any) -> Self:
         """Load a checkpoint; its position embeddings are outside `patch_embed` and need a key mapping."""
-        key_mapping = {r"^vpm\.pos_embed$": "vpm.patch_embed.pos_embed"}
+        key_mapping = {r"^vpm\.pos_embed": "vpm.patch_embed.pos_embed"}
         model: Self = super().from_pretrained(*arguments, key_mapping=key_mapping, **settings)
         return model
 

@@ -8,7 +8,7 @@ IMAGE_TAGS, IMAGE_ID_TAGS = ("<image>", "</image>", "<slice>", "</slice>"), ("<i
 
 @dataclass(frozen=True, slots=True)
 class PromptFormat:
-    """Special tokens of a prompt. All fields after `image_token` apply to MiniCPM-V only."""
+    """Special tokens of a prompt. The fields from `slicing` to `image_span_input` apply to MiniCPM-V only."""
 
     end_of_turn: str = "<|im_end|>"
     image_token: str = "<unk>"  # placeholder, one per image embedding
@@ -18,6 +18,7 @@ class PromptFormat:
     image_tags_for_slices: bool = False  # slices have `<image>` tags; one `<slice>` pair encloses all of them
     image_span_input: Literal["bounds", "types", "none"] = "bounds"  # forward argument that locates the image tokens
     default_chat_template: str | None = None  # for checkpoints without a template file
+    default_special_tokens: tuple[tuple[str, str], ...] = ()  # (name, text) of the tokenizer class in transformers
 
     @property
     def opening_tags(self) -> tuple[str, ...]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
@@ -16,6 +16,7 @@ FFN_NAMES = {"mlp.gate": "mlp.gate_proj", "mlp.up": "mlp.up_proj", "mlp.down": "
 
 
 class _Vision(QwenVisionConfig):
+    hidden_act: Literal["silu"] = "silu"
     hidden_size: HiddenSize = 1280
     intermediate_size: IntermediateSize = 3420
     window_size: PositiveInt = Field(default=112, le=16384)

@@ -1,7 +1,7 @@
 """Qwen2-VL: a vision encoder for any resolution with rotary embeddings, a merger, and Qwen2 with M-RoPE."""
 
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
@@ -20,6 +20,7 @@ DEFAULT_MROPE_SECTIONS = (
 )  # frequencies for time, row and column
 # Hub name prefix -> prefix in the torch module.
 MODULE_PREFIXES = {"model.": "model.language_model.", "visual.": "model.visual."}
+DEFAULT_SPECIAL_TOKENS = tuple((name, "<|endoftext|>") for name in ("eos_token", "pad_token", "unk_token"))
 FFN_NAMES = {"mlp.up": "mlp.fc1", "mlp.down": "mlp.fc2"}
 MERGER_NAMES = ("ln_q", "mlp.0", "mlp.2")
 
@@ -30,6 +31,7 @@ class _Language(LanguageConfig):
 
 
 class _Vision(QwenVisionConfig):
+    hidden_act: Literal["quick_gelu"] = "quick_gelu"
     embed_dim: HiddenSize = 1280
     mlp_ratio: PositiveInt = Field(default=4, le=16)
 
@@ -77,7 +79,7 @@ QWEN2_VL = Family(
     parse_architecture=_parse_architecture,
     tensor_specs=tensor_specs,
     inputs_module="mcpmq.families.qwenvl_inputs",
-    prompt_format=PromptFormat(image_token="<|image_pad|>"),
+    prompt_format=PromptFormat(image_token="<|image_pad|>", default_special_tokens=DEFAULT_SPECIAL_TOKENS),
     torch_builder="mcpmq.families.modeling_transformers:qwen2_vl",
     uses_mrope=True,
     caveats=(("gguf", "llama.cpp uses a norm epsilon of 0 for this model and ignores the value in the file"),),

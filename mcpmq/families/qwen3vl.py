@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from math import isqrt
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, NonNegativeInt, PositiveInt
 
@@ -15,11 +15,7 @@ from mcpmq.families.qwen_vision import QwenVisionConfig, patch_embedding_spec, q
 from mcpmq.families.smoothing_mappings import DECODER, QWEN_VISION
 from mcpmq.families.tensors import decoder_specs
 
-DEFAULT_MROPE_SECTIONS = (
-    24,
-    20,
-    20,
-)  # frequencies for time, row and column
+DEFAULT_MROPE_SECTIONS = (24, 20, 20)  # frequencies for time, row and column
 FFN_NAMES = {"mlp.up": "mlp.linear_fc1", "mlp.down": "mlp.linear_fc2"}
 MERGER_NAMES = ("norm", "linear_fc1", "linear_fc2")
 
@@ -30,6 +26,7 @@ class _Language(LanguageConfig):
 
 
 class _Vision(QwenVisionConfig):
+    hidden_act: Literal["gelu_pytorch_tanh"] = "gelu_pytorch_tanh"
     hidden_size: HiddenSize = 1152
     intermediate_size: IntermediateSize = 4304
     depth: PositiveInt = Field(default=27, le=1000)

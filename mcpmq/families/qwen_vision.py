@@ -16,8 +16,14 @@ LAYER_NAMES = {"norm1": "norm1", "attention.qkv": "attn.qkv", "attention.o": "at
 PADDABLE_AXES: dict[str, PaddableAxis] = {"mlp.gate": "rows", "mlp.up": "rows", "mlp.down": "columns"}
 
 
+class _Rope(ConfigSchema):
+    rope_theta: float = Field(default=10000.0, ge=10000, le=10000)  # constant in all formats
+
+
 class QwenVisionConfig(ConfigSchema):
     """Shared keys of `vision_config`."""
+
+    rope_parameters: _Rope = _Rope()
 
     depth: LayerCount = 32
     num_heads: HeadCount = 16

@@ -9,15 +9,17 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import Field, PositiveInt
+from pydantic import Field, PositiveInt, model_validator
 from tokenizers import Tokenizer
 
 from mcpmq.errors import CheckpointError
+from mcpmq.families import family_of
 from mcpmq.families.chat_template import ChatTemplate
-from mcpmq.families.config_schema import ChannelMeans, ChannelStds, ConfigSchema, PreprocessorConfig, validate_config
+from mcpmq.families.config_schema import ConfigSchema, validate_config
 from mcpmq.families.family import Inputs
 from mcpmq.families.images import open_image
 from mcpmq.families.position_ids import mrope_position_ids
+from mcpmq.families.preprocessor import ChannelMeans, ChannelStds, PreprocessorConfig, check_consistent
 from mcpmq.families.prompt_format import PromptFormat
 from mcpmq.families.tokenizer import check_special_tokens, check_tokens, open_tokenizer, token_ids
 from mcpmq.system.json_file import read_json
@@ -27,20 +29,39 @@ ImagePixels = NDArray[np.uint8]
 
 
 class _Size(ConfigSchema):
-    shortest_edge: PositiveInt = 56 * 56  # despite the names, these are areas in pixels
-    longest_edge: PositiveInt = 28 * 28 * 1280
+    shortest_edge: PositiveInt  # despite the names, these are areas in pixels
+    longest_edge: PositiveInt
+
+
+DEFAULT_SIZE = _Size(shortest_edge=56 * 56, longest_edge=28 * 28 * 1280)
 
 
 class Resizing(PreprocessorConfig):
-    """Resizing and normalization settings of preprocessor_config.json."""
+    """Resizing and normalization settings of the image processor."""
 
+    image_processor_type: str = Field(default="Qwen2VLImageProcessor", pattern=r"^Qwen\w*ImageProcessor(Fast|Pil)?$")
     merge_size: PositiveInt = Field(default=2, le=8)
     temporal_patch_size: PositiveInt = Field(default=2, le=8)
     image_mean: ChannelMeans = (0.48145466, 0.4578275, 0.40821073)
     image_std: ChannelStds = (0.26862954, 0.26130258, 0.27577711)
     min_pixels: PositiveInt | None = None
     max_pixels: PositiveInt | None = None
-    size: _Size = _Size()
+    size: _Size = DEFAULT_SIZE
+
+    @model_validator(mode="before")
+    @classmethod
+    def _merge_bounds(cls, settings: Any) -> Any:
+        """As in transformers, `min_pixels` and `max_pixels` take precedence over `size`."""
+        size = settings.get("size", DEFAULT_SIZE.model_dump()) if isinstance(settings, Mapping) else None
+        if not isinstance(size, Mapping):
+            return settings
+        bounds = {"shortest_edge": settings.get("min_pixels"), "longest_edge": settings.get("max_pixels")}
+        return {**settings, "size": {**size, **{key: value for key, value in bounds.items() if value is not None}}}
+
+    @property
+    def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return `image_mean` and `image_std`."""
+        return self.image_mean, self.image_std
 
     @property
     def size_factor(self) -> int:
@@ -65,13 +86,12 @@ class Resizing(PreprocessorConfig):
         return mrope_position_ids(len(inputs.tokens), inputs.image_bounds.tolist(), map(self.token_grid, inputs.slices))
 
     def resize(self, image: Image.Image) -> ImagePixels:
-        """Resize an image bicubically to the size of `best_size`: uint8 [height, width, 3]."""
-        width, height = self.best_size(image.width, image.height)
-        return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+        """Resize an image to the size of `best_size`: uint8 [height, width, 3]."""
+        return self.resize_image(image, *self.best_size(image.width, image.height))
 
     def best_size(self, width: int, height: int) -> tuple[int, int]:
         """Compute width and height: multiples of `size_factor`, area within the bounds, nearly the aspect ratio."""
-        smallest, largest = self.min_pixels or self.size.shortest_edge, self.max_pixels or self.size.longest_edge
+        smallest, largest = self.size.shortest_edge, self.size.longest_edge
         sides = [round(side / self.size_factor) * self.size_factor for side in (width, height)]
         if math.prod(sides) > largest:
             shrink = math.sqrt(width * height / largest)
@@ -85,8 +105,8 @@ class Resizing(PreprocessorConfig):
 
     def _patches(self, part: ImagePixels) -> NDArray[np.float32]:
         """Return normalized patches grouped by image token, each repeated for all frames."""
-        scaled = part.astype(np.float32) * np.float32(1 / 255) - np.array(self.image_mean, np.float32)
-        pixels = scaled / np.array(self.image_std, np.float32)
+        mean, std = (np.array(values, np.float32) for values in self.enabled_mean_and_std)
+        pixels = (part.astype(np.float32) * np.float32(self.scale) - mean) / std
         (rows, columns), merge, patch = self.token_grid(part), self.merge_size, self.patch_size
         split = pixels.reshape(rows, merge, patch, columns, merge, patch, 3).transpose(0, 3, 1, 4, 6, 2, 5)
         frames = np.repeat(split[:, :, :, :, :, None], self.temporal_patch_size, axis=5)
@@ -107,7 +127,7 @@ class QwenVlProcessor:
     template: ChatTemplate
     vocab_size: int
     context_length: int
-    special_tokens: Mapping[str, int]  # not allowed in prompts; token -> id
+    special_tokens: Mapping[str, int]  # control tokens, not allowed in texts; token -> id
     prompt_format: PromptFormat
 
     @classmethod
@@ -121,7 +141,9 @@ class QwenVlProcessor:
         config = validate_config(_Config, {**raw, **(raw.get("text_config") or {})})
         needed = VISION_START, prompt_format.image_token, VISION_END, prompt_format.end_of_turn
         tokenizer, special = open_tokenizer(checkpoint, needed, config.vocab_size)
-        template, resizing = ChatTemplate.open(checkpoint), Resizing.open(checkpoint)
+        template = ChatTemplate.open(checkpoint, default_tokens=prompt_format.default_special_tokens)
+        resizing = Resizing.open(checkpoint)
+        _check_vision(raw, resizing)
         return cls(
             resizing, tokenizer, template, config.vocab_size, config.max_position_embeddings, special, prompt_format
         )
@@ -174,6 +196,14 @@ class QwenVlProcessor:
                 "compare `chat_template` with the published template",
             )
         return np.stack([starts, ends], axis=1)
+
+
+def _check_vision(config: Mapping[str, Any], resizing: Resizing) -> None:
+    """Check that the patches of the image processor are those of the vision encoder."""
+    shape = family_of(config).parse_architecture(config).required_vision
+    check_consistent("patch_size", shape.patch_size, resizing.patch_size)
+    check_consistent("spatial_merge_size", shape.spatial_merge_size, resizing.merge_size)
+    check_consistent("temporal_patch_size", shape.temporal_patch_size, resizing.temporal_patch_size)
 
 
 open_processor = QwenVlProcessor.open

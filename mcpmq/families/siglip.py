@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
@@ -35,6 +35,7 @@ class SiglipConfig(ConfigSchema):
     patch_size: PositiveInt = Field(le=256)
     image_size: PositiveInt = Field(le=16384)
     layer_norm_eps: PositiveFloat = 1e-6
+    hidden_act: Literal["gelu_pytorch_tanh"] = "gelu_pytorch_tanh"
 
     def to_shape(self, kind: VisionKind, **settings: Any) -> VisionShape:
         """Return the hyperparameters; `settings` are further fields of `VisionShape`."""

@@ -3,25 +3,44 @@
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import Field, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
-from mcpmq.errors import CheckpointError
-from mcpmq.families.config_schema import ChannelMeans, ChannelStds, ConfigSchema, PreprocessorConfig, validate_config
+from mcpmq.families.config_schema import ConfigSchema, validate_config
 from mcpmq.families.family import Inputs
 from mcpmq.families.position_ids import canvas_position_ids
+from mcpmq.families.preprocessor import (
+    BICUBIC,
+    RESCALE_FACTOR,
+    ChannelMeans,
+    ChannelStds,
+    PreprocessorConfig,
+    check_consistent,
+    has_preprocessor,
+)
 from mcpmq.system.json_file import read_json
 
 Slice = NDArray[np.uint8]
 
 
 class Slicing(PreprocessorConfig):
-    """Slicing and normalization settings of preprocessor_config.json."""
+    """Slicing and normalization settings of the image processor."""
 
+    applies_pixel_settings: ClassVar[bool] = False  # the published code of 2.0 to 4.5 ignores resample and do_rescale
+    image_processor_type: str = Field(
+        default="MiniCPMVImageProcessor", pattern=r"^MiniCPM\w*ImageProcessor(Fast|Pil)?$"
+    )
+    im_start: Literal["<image>"] = "<image>"
+    im_end: Literal["</image>"] = "</image>"
+    slice_start: Literal["<slice>"] = "<slice>"
+    slice_end: Literal["</slice>"] = "</slice>"
+    im_id_start: Literal["<image_id>"] = "<image_id>"
+    im_id_end: Literal["</image_id>"] = "</image_id>"
+    unk: Literal["<unk>"] = "<unk>"
     scale_resolution: PositiveInt = Field(default=448, le=4096)  # a slice has about the area of a square with this side
     max_slice_nums: PositiveInt = Field(default=9, le=64)
     slice_mode: bool = True
@@ -29,6 +48,18 @@ class Slicing(PreprocessorConfig):
     image_feature_size: PositiveInt | None = None
     norm_mean: ChannelMeans = (0.5, 0.5, 0.5)
     norm_std: ChannelStds = (0.5, 0.5, 0.5)
+
+    @model_validator(mode="after")
+    def _check_pixel_settings(self) -> Self:
+        given = self.resample, self.do_rescale, self.rescale_factor, self.do_normalize
+        if not self.applies_pixel_settings and given != (BICUBIC, True, RESCALE_FACTOR, True):
+            raise ValueError("`resample`, `do_rescale`, `rescale_factor` and `do_normalize` do not apply to this model")
+        return self
+
+    @property
+    def slice_resolution(self) -> int:
+        """Return `scale_resolution`."""
+        return self.scale_resolution
 
     @property
     def size_factor(self) -> int:
@@ -48,10 +79,13 @@ class Slicing(PreprocessorConfig):
 
     def pack_slices(self, slices: Sequence[Slice]) -> NDArray[np.float32]:
         """Concatenate the patches of all slices: float32 [3, patch, patch * patches]."""
-        mean, std = self._mean_and_std()
-        return np.concatenate([pack_patches(part, mean, std, self.patch_size) for part in slices], axis=-1)
+        mean, std = self.enabled_mean_and_std
+        packed = [pack_patches(part, mean, std, self.patch_size, self.scale) for part in slices]
+        return np.concatenate(packed, axis=-1)
 
-    def _mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    @property
+    def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return `norm_mean` and `norm_std`."""
         return self.norm_mean, self.norm_std
 
     def position_ids(self, inputs: Inputs) -> NDArray[np.int64]:
@@ -60,7 +94,7 @@ class Slicing(PreprocessorConfig):
 
 
 class ConfiguredSlicing(Slicing):
-    """Slicing of 2.0, with the settings in config.json; preprocessor_config.json is optional."""
+    """Slicing of 2.0, with the settings in config.json; those of the image processor are optional."""
 
     @classmethod
     def open(cls, folder: Path) -> Self:
@@ -70,7 +104,7 @@ class ConfiguredSlicing(Slicing):
             CheckpointError: a file is invalid, or the two files contradict each other.
         """
         config = validate_config(cls, read_json(folder / "config.json"))
-        if not (folder / "preprocessor_config.json").is_file():
+        if not has_preprocessor(folder):
             return config
         slicing = super().open(folder)
         for name in ("scale_resolution", "max_slice_nums", "slice_mode"):
@@ -81,6 +115,7 @@ class ConfiguredSlicing(Slicing):
 class MergedSlicing(Slicing):
     """Slicing of 4.6, where the number of image tokens is proportional to the area of a slice."""
 
+    applies_pixel_settings: ClassVar[bool] = True
     image_mean: ChannelMeans = (0.5, 0.5, 0.5)
     image_std: ChannelStds = (0.5, 0.5, 0.5)
     downsample_mode: Literal["16x", "4x"] = "16x"
@@ -106,7 +141,9 @@ class MergedSlicing(Slicing):
         height, width, _ = pixels.shape
         return int(height * width // self.size_factor**2)
 
-    def _mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    @property
+    def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return `image_mean` and `image_std`."""
         return self.image_mean, self.image_std
 
 
@@ -147,29 +184,16 @@ SLICING_TYPES: Mapping[str, type[Slicing]] = {
 }
 
 
-def check_consistent(name: str, config: object, preprocessor: object) -> None:
-    """Check that two files have the same value of a key.
-
-    Raises:
-        CheckpointError: the values differ.
-    """
-    if config != preprocessor:
-        raise CheckpointError(
-            f"`{name}` is {config} in config.json but {preprocessor} in preprocessor_config.json",
-            "compare both files with the published files",
-        )
-
-
 def slice_image(image: Image.Image, slicing: Slicing) -> tuple[tuple[int, int] | None, tuple[Slice, ...]]:
     """Slice an image; return the grid and the slices.
 
     The grid is (columns, rows), or None for an image without slices. The slices are uint8 [height, width, 3]: first the
-    overview, then the slices row by row. Resizing is bicubic on the 8-bit image, as in the published code.
+    overview, then the slices row by row. The 8-bit image is resized, as in the published code.
     Source: adaptive visual encoding, section 3.1 of arXiv 2408.01800.
     """
     grid = choose_grid(image.width, image.height, slicing) if slicing.slice_mode else None
     overview = best_size(image.width, image.height, slicing, upscale=grid is None)
-    return grid, (_resize(image, *overview), *(_cut(image, grid, slicing) if grid else ()))
+    return grid, (slicing.resize_image(image, *overview), *(_cut(image, grid, slicing) if grid else ()))
 
 
 def choose_grid(width: int, height: int, slicing: Slicing) -> tuple[int, int] | None:
@@ -202,26 +226,25 @@ def _round_to_multiple(length: float, factor: int) -> int:
     return max(round(length / factor) * factor, factor)
 
 
-def _resize(image: Image.Image, width: int, height: int) -> Slice:
-    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
-
-
 def _cut(image: Image.Image, grid: tuple[int, int], slicing: Slicing) -> list[Slice]:
     columns, rows = grid
     refined = _round_to_multiple(image.width, columns) / columns, _round_to_multiple(image.height, rows) / rows
     width, height = best_size(*refined, slicing, upscale=True)
-    whole = _resize(image, width * columns, height * rows)
+    whole = slicing.resize_image(image, width * columns, height * rows)
     by_row = [np.hsplit(row, columns) for row in np.vsplit(whole, rows)]
     return [np.ascontiguousarray(cell) for row in by_row for cell in row]
 
 
-def pack_patches(pixels: Slice, mean: Sequence[float], std: Sequence[float], patch_size: int) -> NDArray[np.float32]:
-    """Normalize a slice and pack its patches row by row.
+def pack_patches(
+    pixels: Slice, mean: Sequence[float], std: Sequence[float], patch_size: int, scale: float = RESCALE_FACTOR
+) -> NDArray[np.float32]:
+    """Rescale and normalize a slice and pack its patches row by row.
 
     `pixels` are uint8 [height, width, 3], the result is float32 [3, patch, patch * patches].
     Source: patch packing of NaViT, arXiv 2307.06304.
     """
-    scaled = (pixels.astype(np.float32) / np.float32(255) - np.array(mean, np.float32)) / np.array(std, np.float32)
+    rescaled = pixels.astype(np.float32) / np.float32(1 / scale)
+    scaled = (rescaled - np.array(mean, np.float32)) / np.array(std, np.float32)
     rows, columns = pixels.shape[0] // patch_size, pixels.shape[1] // patch_size
     patches = scaled.reshape(rows, patch_size, columns, patch_size, 3)
     return np.ascontiguousarray(patches.transpose(4, 1, 0, 2, 3).reshape(3, patch_size, -1))
@@ -234,4 +257,6 @@ def target_sizes(slices: Sequence[Slice], patch_size: int) -> NDArray[np.int64]:
 
 def resize_slice(pixels: Slice, height: int, width: int) -> Slice:
     """Resize a slice bicubically, for engines with a fixed input size."""
-    return pixels if pixels.shape[:2] == (height, width) else _resize(Image.fromarray(pixels), width, height)
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))

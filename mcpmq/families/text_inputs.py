@@ -44,7 +44,7 @@ class TextProcessor:
     template: ChatTemplate
     vocab_size: int
     context_length: int
-    special_tokens: Mapping[str, int]  # not allowed in prompts; token -> id
+    special_tokens: Mapping[str, int]  # control tokens, not allowed in texts; token -> id
     end_of_turn: str
 
     @classmethod

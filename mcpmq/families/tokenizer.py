@@ -1,31 +1,81 @@
 """Tokenizer of a checkpoint, and checks of its tokens."""
 
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, normalizers
 
 from mcpmq.errors import CheckpointError, DatasetError
+from mcpmq.families.chat_template import read_chat_template
+from mcpmq.families.special_tokens import (
+    add_configured_tokens,
+    end_token_ids,
+    is_rebuilt,
+    named_special_tokens,
+    read_tokenizer_config,
+)
+from mcpmq.system.json_file import read_json, read_text
+
+UNNAMED_CONTROL_TOKENS = ("<s>", "</s>", "<unk>", "<pad>")  # conventional texts that older files do not name
+LARGE_ID = re.compile(r'"(?!max_length|stride)[^"\\]*"\s*:\s*\d{9,}')
 
 
 def open_tokenizer(
     checkpoint: Path, required_tokens: tuple[str, ...], vocab_size: int
 ) -> tuple[Tokenizer, dict[str, int]]:
-    """Open tokenizer.json; return the tokenizer and the ids of all special and all required tokens.
+    """Open the tokenizer; return it and the ids of its control tokens, which include the required tokens.
 
     Raises:
-        CheckpointError: the file is missing or invalid, or has no id below `vocab_size` for a required token.
+        CheckpointError: a file is missing or invalid, or has no id below `vocab_size` for a required token.
     """
-    file = checkpoint / "tokenizer.json"
-    if not file.is_file():
-        raise CheckpointError(f"no `{file.name}` in `{file.parent}`", "download the tokenizer files")
+    tokenizer = read_tokenizer(checkpoint)
+    required = _required_ids(tokenizer, required_tokens, vocab_size)
+    return tokenizer, required | _control_tokens(tokenizer, checkpoint)
+
+
+def read_tokenizer(checkpoint: Path) -> Tokenizer:
+    """Read tokenizer.json, with the tokens that other files add, and without truncation and padding.
+
+    Raises:
+        CheckpointError: a file is missing or invalid, or two files contradict each other.
+    """
+    tokenizer = _parse(checkpoint / "tokenizer.json")
+    tokenizer.no_truncation()  # settings of the last training run; transformers does not use them either
+    tokenizer.no_padding()
+    config = read_tokenizer_config(checkpoint)
+    if is_rebuilt(checkpoint, config):
+        tokenizer.normalizer = normalizers.NFC()
+    add_configured_tokens(tokenizer, checkpoint, config)
+    return tokenizer
+
+
+def complete_tokenizer(checkpoint: Path) -> dict[str, Any] | None:
+    """Return tokenizer.json with the tokens that other files add; None if they add none.
+
+    Raises:
+        CheckpointError: a file is missing or invalid, or two files contradict each other.
+    """
+    tokenizer = _parse(checkpoint / "tokenizer.json")
+    before = tokenizer.to_str()
+    add_configured_tokens(tokenizer, checkpoint, read_tokenizer_config(checkpoint))
+    after = tokenizer.to_str()
+    completed: dict[str, Any] = json.loads(after)
+    return completed if before != after else None
+
+
+def _parse(file: Path) -> Tokenizer:
+    content = read_text(file, "download the tokenizer files, or save them with `AutoTokenizer` of transformers")
+    if found := LARGE_ID.search(content):  # the library would allocate memory for all ids below
+        raise CheckpointError(f"`{file}` has the token id `{found[0]}`, more than 8 digits", "download it again")
     try:
-        tokenizer = Tokenizer.from_file(str(file))
+        return Tokenizer.from_str(content)
     except Exception as error:  # the library has no specific exception
         raise CheckpointError(f"`{file}` is not a valid tokenizer: {error}", "download it again") from error
-    return tokenizer, _special_tokens(tokenizer, required_tokens, vocab_size)
 
 
 def token_ids(tokenizer: Tokenizer, text: str) -> list[int]:
@@ -34,27 +84,44 @@ def token_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     return ids
 
 
-def _special_tokens(tokenizer: Tokenizer, required: tuple[str, ...], vocab_size: int) -> dict[str, int]:
+def _required_ids(tokenizer: Tokenizer, required: tuple[str, ...], vocab_size: int) -> dict[str, int]:
     ids = {token: number for token in required if (number := tokenizer.token_to_id(token)) is not None}
     if missing := [token for token in required if ids.get(token, vocab_size) >= vocab_size]:
         raise CheckpointError(
             f"the tokenizer has no token `{missing[0]}`, or its id is not below the vocab_size of {vocab_size}",
             "compare tokenizer.json with the published file",
         )
-    added = tokenizer.get_added_tokens_decoder()
-    return ids | {token.content: number for number, token in added.items() if token.special}
+    return ids
 
 
-def check_special_tokens(sample_id: str, special_tokens: Mapping[str, int], *texts: str) -> None:
-    """Check that no text contains a special token.
+def _control_tokens(tokenizer: Tokenizer, checkpoint: Path) -> dict[str, int]:
+    """Return the special tokens that structure a prompt: named ones, and those of the chat template and config.json.
+
+    The other special tokens mark content, for example `<box>`: they may be part of a prompt or an answer.
+    """
+    config, template = read_json(checkpoint / "config.json"), read_chat_template(checkpoint) or ""
+    named = {*named_special_tokens(read_tokenizer_config(checkpoint)).values(), *UNNAMED_CONTROL_TOKENS}
+    text = config.get("text_config")
+    ids = {*_token_ids_in(config), *_token_ids_in(text if isinstance(text, dict) else {}), *end_token_ids(checkpoint)}
+    special = ((number, one.content) for number, one in tokenizer.get_added_tokens_decoder().items() if one.special)
+    return {text: number for number, text in special if text in named or text in template or number in ids}
+
+
+def _token_ids_in(config: Mapping[str, Any]) -> Iterator[int]:
+    """Yield the values of keys such as `image_token_id` and `slice_start_id`."""
+    return (value for key, value in config.items() if key.endswith("_id") and type(value) is int)
+
+
+def check_special_tokens(sample_id: str, control_tokens: Mapping[str, int], *texts: str) -> None:
+    """Check that no text contains a control token.
 
     Raises:
         DatasetError: a text contains one.
     """
     for text in texts:
-        if found := [token for token in special_tokens if token in text]:
+        if found := [token for token in control_tokens if token in text]:
             raise DatasetError(
-                f"sample `{sample_id}` contains the special token `{found[0]}`",
+                f"sample `{sample_id}` contains the special token `{found[0]}`, which structures prompts",
                 "remove the token; an image is given in the field `image`, not in the prompt",
             )
 

@@ -84,7 +84,7 @@ class PlannedModel:
         """The manifest that quantization will write, with the text files that it will copy."""
         checkpoint, recipe = self.plan.checkpoint, self.plan.recipe
         calibrated = recipe.needs_calibration
-        source = SourceRecord(name=checkpoint.path.resolve().name, sha256=PLACEHOLDER_SHA256, nbytes=checkpoint.nbytes)
+        source = SourceRecord(name=checkpoint.name, sha256=PLACEHOLDER_SHA256, nbytes=checkpoint.nbytes)
         samples = CalibrationRecord(name="", sha256=PLACEHOLDER_SHA256, samples=0, with_image=0, fingerprints=())
         manifest = Manifest(
             kind="quantized",
@@ -99,9 +99,9 @@ class PlannedModel:
         return Artifact(checkpoint.path, manifest)
 
     def _text_records(self) -> tuple[FileRecord, ...]:
-        components = (("model", self.plan.checkpoint.text_files), ("code", self.plan.checkpoint.code_files))
+        sizes = [("model", file.name, file.nbytes) for file in self.plan.checkpoint.text_files]
+        sizes += [("code", file.name, file.stat().st_size) for file in self.plan.checkpoint.code_files]
         return tuple(
-            FileRecord(path=file.name, component=component, nbytes=file.stat().st_size, sha256=PLACEHOLDER_SHA256)
-            for component, files in components
-            for file in files
+            FileRecord(path=name, component=component, nbytes=nbytes, sha256=PLACEHOLDER_SHA256)
+            for component, name, nbytes in sizes
         )

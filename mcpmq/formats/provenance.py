@@ -26,10 +26,10 @@ def check_provenance(artifact: Artifact) -> int:
                 f" `{artifact.path}` records {manifest.source.sha256[:12]}",
                 SAME_RELEASE_HINT,
             )
-        if file.recipe_name != manifest.recipe["name"]:
+        if file.recipe_name != manifest.recipe.get("name", ""):
             raise ArtifactError(
                 f"`{file.file}` records recipe `{file.recipe_name}`, the manifest of `{artifact.path}` records"
-                f" `{manifest.recipe['name']}`",
+                f" `{manifest.recipe.get('name', '')}`",
                 SAME_RELEASE_HINT,
             )
     return len(files)

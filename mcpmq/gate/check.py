@@ -1,5 +1,6 @@
 """Check a report against a gate: one verdict for every bound; a bound that cannot be checked is violated."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -89,14 +90,21 @@ def _format(value: Estimate | float) -> str:
 
 def _original_metrics(report: Report, result: ArtifactResult) -> dict[str, Metrics]:
     metrics: dict[str, Metrics] = {group: dict(difference) for group, difference in result.differences.items()}
-    return metrics | {ARTIFACT: _sizes(result) | {"nbytes_ratio": result.measurement.nbytes / report.original.nbytes}}
+    return metrics | {
+        ARTIFACT: _sizes(result) | {"nbytes_ratio": _ratio(result.measurement.nbytes, report.original.nbytes)}
+    }
 
 
 def _baseline_metrics(result: ArtifactResult, earlier: ArtifactResult) -> dict[str, Metrics]:
     by_group = changes(earlier.measurement.samples, result.measurement.samples, ORIGINAL)
     metrics: dict[str, Metrics] = {group: dict(change) for group, change in by_group.items()}
     before, after = _sizes(earlier), _sizes(result)
-    return metrics | {ARTIFACT: {f"{name}_ratio": after[name] / before[name] for name in after}}
+    return metrics | {ARTIFACT: {f"{name}_ratio": _ratio(after[name], before[name]) for name in after}}
+
+
+def _ratio(after: float, before: float) -> float:
+    """Return the ratio; NaN, which no bound allows, if a damaged report has a size of 0."""
+    return after / before if before else math.nan
 
 
 def _sizes(result: ArtifactResult) -> dict[str, float]:

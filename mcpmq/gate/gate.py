@@ -1,12 +1,12 @@
 """Gate files: bounds on the metrics of a report, in TOML."""
 
-import tomllib
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from mcpmq.errors import GateError
+from mcpmq.system.text_file import read_toml
 
 GATE_HINT = "see `examples/README.md` for the format of a gate"
 ARTIFACT = "artifact"  # the group of sizes and memory, which no samples have
@@ -60,10 +60,9 @@ class Gate(BaseModel):
         Raises:
             GateError: the file is missing, is not valid TOML, or has an invalid bound or none.
         """
+        content = read_toml(file, GateError, GATE_HINT)
         try:
-            gate = cls.model_validate(tomllib.loads(file.read_text(encoding="utf-8")))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise GateError(f"`{file}` cannot be read: {error}", GATE_HINT) from error
+            gate = cls.model_validate(content)
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"]))

@@ -100,7 +100,10 @@ def _quantize_rows(
         ggml_type(scheme.name), values.ctypes.data, blocks.ctypes.data, 0, rows, columns, importance_address
     )
     if written != blocks.nbytes:
-        raise EngineError(f"ggml wrote {written:,} bytes of `{scheme}`, expected {blocks.nbytes:,}")
+        raise EngineError(
+            f"ggml wrote {written:,} bytes of `{scheme}`, expected {blocks.nbytes:,}",
+            "install the pinned version with `pip install 'mcpmq[gguf]'`",
+        )
 
 
 def choose_grid(weight: Tensor, scheme: GgmlScheme, importance: Tensor | None = None) -> Tensor:

@@ -6,6 +6,7 @@ from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import Sample, SampleSet
 from mcpmq.errors import RecipeError
 from mcpmq.execution.device import resolve_device
+from mcpmq.families.encoding import check_samples
 from mcpmq.families.family import TensorSpec
 from mcpmq.formats import FormatName
 from mcpmq.mixed_precision.budget import Budget, SearchResult
@@ -41,7 +42,7 @@ def search_recipe(
     Raises:
         FormatError: the format stores all weights on one scheme.
         RecipeError: `base` quantizes activations, or the smallest possible result exceeds the budget.
-        DatasetError: a weight receives no token of the calibration set.
+        DatasetError: a sample cannot be encoded, or a weight receives no token of the calibration set.
         DeviceError: the device is not available.
     """
     check_mixed_format(format_name)
@@ -56,12 +57,13 @@ def search_recipe(
     search = RecipeSearch(checkpoint, base, format_name, budget)
     sizes = search.sizes(schemes)
     smallest = search.check_budget(sizes)
+    check_samples(checkpoint.family.open_processor(checkpoint.path), calibration.samples, progress)
     losses = estimate_losses(checkpoint, schemes, base, calibration, threads, progress, device)
     options = {
         weight: [Option(scheme, nbytes, losses[weight][scheme]) for scheme, nbytes in by_scheme.items()]
         for weight, by_scheme in sizes.items()
     }
-    source = f"{calibration.path.resolve().name}, SHA-256 {calibration.sha256}"
+    source = f"{calibration.name}, SHA-256 {calibration.sha256}"
     return search.solve(options, smallest, source)
 
 

@@ -29,7 +29,7 @@ def check_mixed_format(name: FormatName) -> None:
 
 def candidate_schemes(checkpoint: Checkpoint, spec: TensorSpec, name: FormatName) -> list[Scheme | None]:
     """Return the schemes that a format supports for a weight; the last, None, keeps the dtype."""
-    target, dtype, schemes = format_named(name), checkpoint.entries[spec.name].torch_dtype, []
+    target, dtype, schemes = format_named(name), checkpoint.dtype(spec), []
     for text in CANDIDATE_SCHEMES[name]:
         tensor = TensorPlan(spec, dtype, parse_scheme(text), "")
         if scheme_fits(tensor) and not target.unsupported_reason(tensor) and not _pads_other_weights(tensor):

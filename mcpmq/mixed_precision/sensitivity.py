@@ -3,8 +3,6 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from math import exp, log
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from torch import Tensor
 
@@ -18,6 +16,7 @@ from mcpmq.rounding import ROUNDING_FUNCTIONS
 from mcpmq.runners.token_metrics import TokenMetrics
 from mcpmq.runners.torch import TorchRunner, open_runner
 from mcpmq.system.progress import Progress
+from mcpmq.system.temporary_folder import temporary_folder
 
 MAX_MEASURED_LAYERS = 10  # per component; other layers are interpolated
 DIVERGENCE_EPSILON = 1e-12  # nats; smaller values are rounding errors
@@ -39,8 +38,8 @@ def block_sensitivities(
     processor = checkpoint.family.open_processor(checkpoint.path)
     inputs = encode_samples(processor, samples, progress)
     runner = open_runner(checkpoint.path, threads)
-    with TemporaryDirectory(prefix="mcpmq-") as folder:
-        original = Path(folder) / ORIGINAL
+    with temporary_folder() as folder:
+        original = folder / ORIGINAL
         _mean_kld(runner, inputs, TokenMetrics(inputs, original, {}))
         measured = {}
         for name in progress(_measured_blocks(list(blocks)), "measuring block sensitivity"):

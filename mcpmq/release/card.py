@@ -1,5 +1,7 @@
 """The model card of a release: evaluation, files, usage, origin and license."""
 
+import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +10,7 @@ from mcpmq.artifact import Artifact
 from mcpmq.release.license import MODEL_CARD, License
 from mcpmq.release.record import CHECKSUMS, RECORD, ReleaseRecord
 from mcpmq.report import Report, report_table
+from mcpmq.system.escaping import code_span, escape_controls, escape_markdown
 from mcpmq.system.table import format_megabytes
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
@@ -30,6 +33,10 @@ def render_card(
     card = ModelCard.from_template(
         ModelCardData(**metadata),
         template_path=str(TEMPLATE),
+        code=code_span,
+        plain=escape_markdown,
+        quote=json.dumps,
+        shell=lambda text: shlex.quote(escape_controls(text)),
         record=record,
         record_file=RECORD,
         checksums=CHECKSUMS,

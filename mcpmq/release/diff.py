@@ -91,7 +91,7 @@ def _origin(artifact: Artifact) -> dict[str, str]:
     manifest, used = artifact.manifest, artifact.manifest.calibration_set
     return {
         "original": f"{manifest.source.name}, {manifest.source.sha256[:12]}",
-        "recipe": str(manifest.recipe["name"]),
+        "recipe": str(manifest.recipe.get("name", "")),
         "calibration set": f"{used.name}, {used.sha256[:12]}" if used else "none",
         **{f"version of {package}": version for package, version in manifest.versions.items()},
     }

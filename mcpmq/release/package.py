@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mcpmq.artifact import Artifact, atomic_dir, write_manifest
+from mcpmq.artifact import Artifact, write_manifest
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import ReleaseError
 from mcpmq.formats import format_of
@@ -24,6 +24,7 @@ from mcpmq.release.record import (
     write_checksums,
 )
 from mcpmq.report import ArtifactResult, Report, write_report
+from mcpmq.system.output import atomic_dir, check_output, lock_output
 
 PROCESSOR, RECIPES = "processor", "recipes"
 
@@ -52,13 +53,29 @@ def package(
         ArtifactError: files of an artifact changed.
         OutputError: `out` exists and is not empty, or the disk is full.
     """
+    inputs = {checkpoint.path: "checkpoint"} | {artifact.path: "artifact" for artifact in artifacts}
+    check_output(out, inputs)
     license = license_of(checkpoint, options.license)
     _check_artifacts(artifacts, checkpoint)
     report = _select_results(report, artifacts)
     _check_gates(report, options)
     for artifact in artifacts:
         _check_size(artifact, options.max_artifact_nbytes)
-        artifact.verify()
+    with lock_output(out):
+        for artifact in artifacts:
+            artifact.verify()
+        _write(artifacts, checkpoint, report, license, out, options)
+    return Release.open(out)
+
+
+def _write(
+    artifacts: Sequence[Artifact],
+    checkpoint: Checkpoint,
+    report: Report,
+    license: License,
+    out: Path,
+    options: ReleaseOptions,
+) -> None:
     with atomic_dir(out) as folder:
         _copy_gates(options.gates, folder)
         packaged = [_copy_artifact(artifact, folder, options.max_file_nbytes) for artifact in artifacts]
@@ -69,7 +86,6 @@ def package(
         record = record.model_copy(update={"files": file_records(folder, list_files(folder))})
         (folder / RECORD).write_text(record.model_dump_json(indent=1) + "\n")
         write_checksums(folder)
-    return Release.open(out)
 
 
 def _check_artifacts(artifacts: Sequence[Artifact], checkpoint: Checkpoint) -> None:
@@ -128,8 +144,8 @@ def _copy_artifact(artifact: Artifact, folder: Path, max_file_nbytes: int | None
 def _copy_texts(checkpoint: Checkpoint, license: License, artifacts: Sequence[Artifact], folder: Path) -> None:
     for name in (PROCESSOR, RECIPES):
         (folder / name).mkdir()
-    for file in checkpoint.text_files:
-        shutil.copyfile(file, folder / PROCESSOR / file.name)
+    for text in checkpoint.text_files:
+        text.copy(folder / PROCESSOR)
     for file in license.files:
         shutil.copyfile(file, folder / (ORIGINAL_CARD if file.name == MODEL_CARD else file.name))
     for artifact in artifacts:
@@ -160,7 +176,7 @@ def _packaged_artifact(artifact: Artifact, result: ArtifactResult) -> PackagedAr
     return PackagedArtifact(
         kind=artifact.manifest.kind,
         folder=artifact.path.name,
-        recipe=str(artifact.manifest.recipe["name"]),
+        recipe=str(artifact.manifest.recipe.get("name", "")),
         measured_sha256=result.sha256,
         calibration_set=artifact.manifest.calibration_set,
         nbytes=sum(artifact.nbytes_by_component().values()),

@@ -6,11 +6,12 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mcpmq.artifact import Artifact, CalibrationRecord, FileRecord, SourceRecord, file_sha256
+from mcpmq.artifact import RELEASE_RECORD, Artifact, CalibrationRecord, FileRecord, SourceRecord, file_sha256
 from mcpmq.errors import ReleaseError
+from mcpmq.system.hub_cache import is_inside
 from mcpmq.system.table import Row, Table, format_megabytes
 
-RECORD, CHECKSUMS = "release.json", "SHA256SUMS"
+RECORD, CHECKSUMS = RELEASE_RECORD, "SHA256SUMS"
 REFETCH_HINT = "download the release again, or package it again"
 
 
@@ -99,7 +100,11 @@ def safe_join(folder: Path, name: str) -> Path:
     """
     pure = PurePosixPath(name)
     path = folder / pure
-    if pure.is_absolute() or ".." in pure.parts or not path.resolve().is_relative_to(folder.resolve()):
+    try:
+        inside = not pure.is_absolute() and ".." not in pure.parts and is_inside(path, folder)
+    except (OSError, ValueError, RuntimeError):  # not a valid path, or a loop of links
+        inside = False
+    if not inside:
         raise ReleaseError(f"`{folder}` lists `{name}`, which is outside of the folder", "do not use this release")
     return path
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from mcpmq.artifact import MANIFEST, Artifact, file_sha256
@@ -16,6 +15,7 @@ from mcpmq.runners.inputs_store import InputsStore
 from mcpmq.runners.launcher import run_engine
 from mcpmq.system.progress import Progress, silent
 from mcpmq.system.table import Table
+from mcpmq.system.temporary_folder import temporary_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +98,6 @@ def _load(folder: Path, threads: int) -> Iterator[str]:
     if kind == "imatrix":  # no engine loads it
         return
     engine = engine_of(kind)
-    with TemporaryDirectory(prefix="mcpmq-") as no_samples:
-        run_engine(engine, folder, InputsStore(Path(no_samples)), threads)
+    with temporary_folder() as no_samples:
+        run_engine(engine, folder, InputsStore(no_samples), threads)
     yield f"{folder.name}: {engine_name(engine)} loads it"

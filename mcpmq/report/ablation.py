@@ -30,6 +30,7 @@ from mcpmq.report.report import DatasetInfo, Environment, SourceInfo
 from mcpmq.report.tables import GROUP_LABELS, INTERVAL_NOTE
 from mcpmq.runners.token_metrics import TokenMetrics
 from mcpmq.runners.torch import TorchRunner, WeightStore, build_runner
+from mcpmq.system.durable_file import write_durably
 from mcpmq.system.table import Row, Table, format_megabytes
 
 ABLATION_FILE = "components.json"
@@ -63,9 +64,11 @@ class ComponentAblation(Record):
         """
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / ABLATION_FILE).write_text(self.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            write_durably(folder / ABLATION_FILE, self.model_dump_json(indent=1) + "\n")
         except OSError as error:
-            raise OutputError(f"`{ABLATION_FILE}` cannot be written to `{folder}`: {error}") from error
+            raise OutputError(
+                f"`{ABLATION_FILE}` cannot be written to `{folder}`: {error}", "give another folder"
+            ) from error
 
 
 def ablate_components(
@@ -91,8 +94,8 @@ def ablate_components(
             for name, subset in subsets.items()
         }
     return ComponentAblation(
-        checkpoint=SourceInfo(name=checkpoint.path.resolve().name, sha256=checkpoint.sha256),
-        recipe=str(quantized.artifact.manifest.recipe["name"]),
+        checkpoint=SourceInfo(name=checkpoint.name, sha256=checkpoint.sha256),
+        recipe=str(quantized.artifact.manifest.recipe.get("name", "")),
         eval_set=dataset_info(samples, settings),
         components=results,
         environment=describe_environment(settings),

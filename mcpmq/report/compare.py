@@ -83,7 +83,7 @@ def compare(
     by_kind = {kind: baseline.measurement for kind, baseline in baselines.items()}
     context = ComparisonContext(checkpoint, samples, answers, original.measurement, by_kind)
     return Report(
-        checkpoint=SourceInfo(name=checkpoint.path.resolve().name, sha256=checkpoint.sha256),
+        checkpoint=SourceInfo(name=checkpoint.name, sha256=checkpoint.sha256),
         eval_set=dataset_info(samples, settings, held_out_from_calibration=held_out_from_calibration),
         original=original.measurement,
         artifacts=tuple(artifact_result(context, *pair) for pair in measured),
@@ -168,7 +168,7 @@ def artifact_result(context: ComparisonContext, artifact: Artifact, measurement:
     return ArtifactResult(
         name=artifact.path.resolve().name,
         kind=artifact.manifest.kind,
-        recipe=str(artifact.manifest.recipe["name"]),
+        recipe=str(artifact.manifest.recipe.get("name", "")),
         sha256=artifact.sha256,
         calibration_set=CalibrationInfo(name=used.name, sha256=used.sha256) if used else None,
         weights=_weight_info(artifact),
@@ -193,7 +193,7 @@ def _weight_info(artifact: Artifact) -> WeightInfo:
 def dataset_info(samples: SampleSet, settings: Settings, *, held_out_from_calibration: bool = False) -> DatasetInfo:
     """Return name, hash and controls of an evaluation set."""
     return DatasetInfo(
-        name=samples.path.resolve().name,
+        name=samples.name,
         sha256=samples.sha256,
         samples=len(samples),
         held_out_from_calibration=held_out_from_calibration,

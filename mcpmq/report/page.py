@@ -9,6 +9,7 @@ from mcpmq.evaluate import Estimate
 from mcpmq.report.charts import layer_charts
 from mcpmq.report.report import ArtifactResult, Report, WorstSample
 from mcpmq.report.tables import GROUP_LABELS, KV_CACHE_TOKENS, report_table, report_title
+from mcpmq.system.escaping import escape_controls
 from mcpmq.system.table import format_megabytes
 
 
@@ -17,7 +18,7 @@ def render_html(report: Report, violated: Sequence[str] | None = None) -> str:
 
     `violated` are the violated bounds of a gate, empty if it passed; without a gate the verdict is a summary.
     """
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(autoescape=True, finalize=_finalize, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files("mcpmq.report").joinpath("page.html").read_text(encoding="utf-8"))
     return template.render(
         report=report,
@@ -33,6 +34,10 @@ def render_html(report: Report, violated: Sequence[str] | None = None) -> str:
         interval=_interval,
         max_change=_max_perplexity_change(report),
     )
+
+
+def _finalize(value: object) -> object:
+    return escape_controls(value) if type(value) is str else value  # not markup that is already escaped
 
 
 def _summary(report: Report, result: ArtifactResult) -> str:

@@ -1,16 +1,21 @@
 """The schema of report.json, reading and merging."""
 
+import codecs
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ValidationError, field_validator
 
 from mcpmq.errors import ArtifactError
 from mcpmq.evaluate import Difference, Measurement, Record
 
 JSON_FILE = "report.json"
+MAX_REPORT_NBYTES = 1 << 30
+IMAGE_URI = re.compile(r"data:image/(gif|jpeg|png);base64,[A-Za-z0-9+/]*=*")
+EVALUATE_AGAIN = "evaluate again with `mcpmq evaluate`"
 SCHEMA_VERSION: Literal[2] = 2  # changes are listed in CHANGELOG.md
 
 
@@ -85,6 +90,14 @@ class WorstSample(Record):
     loss_increase: float  # of the whole answer, in nats
     image: str | None  # thumbnail as a data URI
 
+    @field_validator("image")
+    @classmethod
+    def _check_image(cls, value: str | None) -> str | None:
+        """Pages display the image, so it is neither a link nor an SVG image."""
+        if value is not None and not IMAGE_URI.fullmatch(value):
+            raise ValueError("it is not a data URI of a GIF, JPEG or PNG image")
+        return value
+
 
 class ArtifactResult(Record):
     """The results of one artifact."""
@@ -127,7 +140,9 @@ class Report(Record):
         file = path / JSON_FILE if path.is_dir() else path
         if not file.is_file():
             raise ArtifactError(f"no `{JSON_FILE}` at `{path}`", "`mcpmq evaluate` writes one")
-        content = file.read_bytes()
+        if (nbytes := file.stat().st_size) > MAX_REPORT_NBYTES:
+            raise ArtifactError(f"`{file}` has {nbytes:,} bytes, more than {MAX_REPORT_NBYTES:,}", EVALUATE_AGAIN)
+        content = file.read_bytes().removeprefix(codecs.BOM_UTF8)
         try:
             return cls.model_validate_json(content)
         except ValidationError as error:
@@ -135,7 +150,7 @@ class Report(Record):
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"]))
             message = f"`{file}` is not a valid report: {field + ': ' if field else ''}{first['msg']}"
-            raise ArtifactError(message, "evaluate again with `mcpmq evaluate`") from error
+            raise ArtifactError(message, EVALUATE_AGAIN) from error
 
     @classmethod
     def merge(cls, reports: Sequence["Report"]) -> "Report":

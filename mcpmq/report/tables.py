@@ -14,6 +14,11 @@ COMPONENT_GROUPS = {
 OTHER_FILES = "other files"
 GROUP_LABELS = {"image": "images", NONSQUARE: "engine-resized images", "text": "text"}
 INTERVAL_NOTE = "±: half of the 95 % interval; 10,000 bootstrap resamples of the samples, differences paired by token"
+ACCURACY_NOTES = (
+    "accuracy: of answer tokens, given the same pixels and tokens; mean KLD: KL(original || artifact) per token",
+    "exact match: answers that greedy decoding reproduces exactly",
+    INTERVAL_NOTE,
+)
 
 
 def report_table(report: Report) -> Table:
@@ -22,6 +27,14 @@ def report_table(report: Report) -> Table:
     accuracy = [row for group in report.original.groups for row in _accuracy_rows(group, report)]
     rows = [*_size_rows(report), *_memory_rows(report), *accuracy, *_speed_rows(report)]
     return Table(report_title(report), names, rows, _notes(report, names))
+
+
+def accuracy_table(report: Report) -> Table:
+    """Return sizes and accuracy of the original and all artifacts, without metrics that vary between runs."""
+    names = ["original", *(result.label for result in report.artifacts)]
+    accuracy = [row for group in report.original.groups for row in _accuracy_rows(group, report)]
+    notes = [*ACCURACY_NOTES, *_resizing_note(report), *_engine_notes(report, names)]
+    return Table(report_title(report), names, [*_size_rows(report), *accuracy], notes)
 
 
 def changes_table(earlier: Report, later: Report) -> Table | None:
@@ -132,20 +145,28 @@ def _speed_rows(report: Report) -> list[Row]:
 
 
 def _notes(report: Report, columns: Sequence[str]) -> list[str]:
-    environment = report.environment
+    environment, original = report.environment, report.original.machine_dependent
     notes = [
-        "accuracy: of answer tokens, given the same pixels and tokens; mean KLD: KL(original || artifact) per token",
-        "exact match: answers that greedy decoding reproduces exactly",
-        INTERVAL_NOTE,
+        *ACCURACY_NOTES,
         "KV cache: computed from the configuration",
         f"*: depends on the machine, here {environment.machine['processor']}, threads: {environment.threads}",
+        *_resizing_note(report),
     ]
-    if NONSQUARE in report.original.groups:
-        notes.append(f"{GROUP_LABELS[NONSQUARE]}: images that llama.cpp would slice or resize differently by itself")
-    if report.original.machine_dependent.from_cache:
+    if original.from_cache:
         notes.append("original: measured earlier with the same versions and inputs, and read from the cache")
+    if original.cache_error:
+        notes.append(f"original: the measurement is not cached: {original.cache_error}")
+    return [*notes, *_engine_notes(report, columns)]
+
+
+def _resizing_note(report: Report) -> list[str]:
+    note = f"{GROUP_LABELS[NONSQUARE]}: images that llama.cpp would slice or resize differently by itself"
+    return [note] if NONSQUARE in report.original.groups else []
+
+
+def _engine_notes(report: Report, columns: Sequence[str]) -> list[str]:
     measured = zip(columns, _measurements(report), strict=True)
-    return notes + [f"{name}: {'; '.join([one.engine, *one.notes])}" for name, one in measured]
+    return [f"{name}: {'; '.join([one.engine, *one.notes])}" for name, one in measured]
 
 
 def _megabytes(nbytes: int) -> str:

@@ -3,15 +3,15 @@
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from io import BytesIO
-from pathlib import Path
 
-from PIL import Image
 from tokenizers import Tokenizer
 
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.dataset import SampleSet
+from mcpmq.dataset import Sample, SampleSet
 from mcpmq.evaluate import Measurement
 from mcpmq.evaluate.schema import SampleMetrics
+from mcpmq.families.images import open_image
+from mcpmq.families.tokenizer import read_tokenizer
 from mcpmq.report.report import WorstSample
 
 MAX_SAMPLES, THUMBNAIL_PIXELS, JPEG_QUALITY = 6, 192, 80
@@ -25,7 +25,7 @@ def worst_samples(
     measurement: Measurement,
 ) -> tuple[WorstSample, ...]:
     """Return the samples whose answer loss increased most; `answers` are token ids by sample id."""
-    tokenizer = Tokenizer.from_file(str(checkpoint.path / "tokenizer.json"))
+    tokenizer = read_tokenizer(checkpoint.path)
     by_id = {sample.id: sample for sample in samples}
     pairs = sorted(zip(original.samples, measurement.samples, strict=True), key=_loss_increase, reverse=True)
     return tuple(
@@ -37,7 +37,7 @@ def worst_samples(
             original_argmax=_decode(tokenizer, before.argmax_ids),
             artifact_argmax=_decode(tokenizer, after.argmax_ids),
             loss_increase=round(_loss_increase((before, after)), 6),
-            image=_thumbnail(by_id[after.id].image),
+            image=_thumbnail(by_id[after.id]),
         )
         for before, after in pairs[:MAX_SAMPLES]
         if _loss_increase((before, after)) > 0
@@ -52,12 +52,11 @@ def _decode(tokenizer: Tokenizer, tokens: Sequence[int]) -> tuple[str, ...]:
     return tuple(tokenizer.decode([token], skip_special_tokens=False) for token in tokens)
 
 
-def _thumbnail(path: Path | None) -> str | None:
-    """Return a small copy of an image as a data URI."""
-    if path is None:
+def _thumbnail(sample: Sample) -> str | None:
+    """Return a small copy of the image of a sample as a data URI."""
+    if sample.image is None:
         return None
-    with Image.open(path) as image:
-        thumbnail = image.convert("RGB")
+    thumbnail = open_image(sample.id, sample.image)
     thumbnail.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
     stream = BytesIO()
     thumbnail.save(stream, "JPEG", quality=JPEG_QUALITY)

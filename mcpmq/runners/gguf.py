@@ -163,7 +163,7 @@ class GgufRunner:
             )
         if embeddings.shape != (num_tokens, self._language.input_embedding_size):
             found = f"llama.cpp encoded a slice to {len(embeddings)} tokens; expected {num_tokens}"
-            raise EngineError(f"sample `{sample.id}`: {found}")
+            raise EngineError(f"sample `{sample.id}`: {found}", "export the artifact again")
         return embeddings, token_grid(size, num_tokens)
 
 

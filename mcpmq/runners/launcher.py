@@ -4,14 +4,12 @@ import json
 import os
 import signal
 import subprocess
-import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from types import MappingProxyType
-from typing import IO
+from typing import IO, Any
 
 from pydantic import BaseModel, ConfigDict
 
@@ -21,7 +19,10 @@ from mcpmq.runners.inputs_store import InputsStore
 from mcpmq.runners.runner import PhaseTimings
 from mcpmq.runners.token_metrics import TokenResults
 from mcpmq.runners.worker import RESULT_FILE, SAMPLE_DONE, Mode, Task
+from mcpmq.system.child_output import UnresponsiveError, output_lines
+from mcpmq.system.child_process import child_process
 from mcpmq.system.progress import Progress, silent
+from mcpmq.system.temporary_folder import temporary_folder
 
 ENGINES: dict[Engine, tuple[str, str]] = {  # display name, and the package whose version is reported
     "torch": ("PyTorch", "torch"),
@@ -31,6 +32,7 @@ ENGINES: dict[Engine, tuple[str, str]] = {  # display name, and the package whos
     "transformers": ("transformers", "transformers"),
 }
 MAX_STDERR_LINES = 20
+MAX_IDLE_SECONDS = 60  # without output and processor time, before a worker is ended
 NO_REFERENCES: Mapping[str, Path] = MappingProxyType({})
 
 
@@ -81,7 +83,8 @@ def run_engine(
     `references`, by model name.
 
     Raises:
-        EngineError: the engine failed, was killed, returned non-finite losses, or has another vocabulary.
+        EngineError: the engine failed, was killed or did not respond, returned non-finite losses, or has another
+            vocabulary.
     """
     files = {name: str(file) for name, file in references.items()}
     saved = str(save_logprobs) if save_logprobs else None
@@ -93,7 +96,7 @@ def measure_sequential_peak(engine: Engine, model: Path, samples: InputsStore, t
     """Run the samples that need the most memory, with the vision encoder freed before the language model is loaded.
 
     Raises:
-        EngineError: the engine failed.
+        EngineError: the engine failed or did not respond.
     """
     task = Task("sequential-memory", engine, str(model), str(samples.folder), threads)
     return PeakMemory.model_validate_json(_run_worker(task, ENGINES[engine][0], 0, silent))
@@ -101,49 +104,45 @@ def measure_sequential_peak(engine: Engine, model: Path, samples: InputsStore, t
 
 def _run_worker(task: Task, label: str, samples: int, progress: Progress) -> bytes:
     """Return the JSON result of a task whose worker reports `samples` finished samples."""
-    with TemporaryDirectory(prefix="mcpmq-") as folder:
-        task_file, result, errors = (Path(folder) / name for name in ("task.json", RESULT_FILE, "stderr"))
+    with temporary_folder() as folder:
+        task_file, result, errors = (folder / name for name in ("task.json", RESULT_FILE, "stderr"))
         task_file.write_text(json.dumps(asdict(task)))
-        command = ["-P", "-m", "mcpmq.runners.worker", str(task_file)]
-        with errors.open("wb") as stderr, _started(command, task.threads, stderr) as process:
-            done = _count_done(process, progress, samples, f"measuring in {label}")
-            code = process.wait()
+        with errors.open("wb") as stderr, _started(task_file, task.threads, stderr) as process:
+            done, responsive = _count_done(process, progress, samples, f"measuring in {label}")
+            code = process.wait() if responsive else None
         if code == 0:
             return result.read_bytes()
-        if result.is_file():
+        if code is not None and result.is_file():
             failure = _Failure.model_validate_json(result.read_bytes())
             raise EngineError(f"{label}: {failure.error}", failure.hint)
         stage = _stage(task.mode, done, samples)
+        if code is None:
+            raise _unresponsive(f"{label} did not respond {stage}")
         raise _crash(f"{label} {_exit(code)} {stage}", code, errors.read_text(errors="replace"))
 
 
-@contextmanager
-def _started(command: list[str], threads: int, stderr: IO[bytes]) -> Iterator[subprocess.Popen[str]]:
+def _started(task_file: Path, threads: int, stderr: IO[bytes]) -> "AbstractContextManager[subprocess.Popen[str]]":
     # Threads that spin while they wait would add to the measured time.
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive"}
-    process = subprocess.Popen(
-        [sys.executable, *command], stdout=subprocess.PIPE, stderr=stderr, text=True, errors="replace", env=environment
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-        if process.stdout:
-            process.stdout.close()
+    settings = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1"}
+    streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": stderr}
+    text: dict[str, Any] = {"text": True, "errors": "replace"}
+    return child_process("mcpmq.runners.worker", str(task_file), env=os.environ | settings, **streams, **text)
 
 
-def _count_done(process: "subprocess.Popen[str]", progress: Progress, count: int, description: str) -> int:
-    assert process.stdout is not None
-    lines = (line for line in process.stdout if line.rstrip() == SAMPLE_DONE)
+def _count_done(process: "subprocess.Popen[str]", progress: Progress, count: int, description: str) -> tuple[int, bool]:
+    """Return the number of finished samples, and whether the process ended by itself."""
+    lines = (line for line in output_lines(process, MAX_IDLE_SECONDS) if line.rstrip() == SAMPLE_DONE)
     done = 0
-    for _ in progress(range(count), description):
-        if next(lines, None) is None:
-            break
-        done += 1
-    for _ in lines:  # drain the pipe until the worker closes it
-        pass
-    return done
+    try:
+        for _ in progress(range(count), description):
+            if next(lines, None) is None:
+                break
+            done += 1
+        for _ in lines:  # drain the pipe until the worker closes it
+            pass
+    except UnresponsiveError:
+        return done, False
+    return done, True
 
 
 def _exit(code: int) -> str:
@@ -152,6 +151,13 @@ def _exit(code: int) -> str:
 
 def _stage(mode: Mode, done: int, samples: int) -> str:
     return f"after {done} of {samples} samples" if mode == "measure" else "in the sequential memory measurement"
+
+
+def _unresponsive(message: str) -> EngineError:
+    return EngineError(
+        f"{message}: the worker process used no processor time for {MAX_IDLE_SECONDS} seconds and was ended",
+        "the process was stopped, or it waited for a file that the system cannot read; measure again",
+    )
 
 
 def _crash(message: str, code: int, stderr: str) -> EngineError:

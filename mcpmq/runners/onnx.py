@@ -220,7 +220,9 @@ def _session(artifact: Artifact, component: str, threads: int) -> Any:
         raise MissingExtra("onnx", "onnxruntime") from error
     graphs = [file for file in artifact.component_files(component) if file.suffix == ".onnx"]
     if len(graphs) != 1:
-        raise ArtifactError(f"`{artifact.path}` has {len(graphs)} graphs of `{component}`; expected 1")
+        raise ArtifactError(
+            f"`{artifact.path}` has {len(graphs)} graphs of `{component}`; expected 1", "export the artifact again"
+        )
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     # Each of the three sessions has a thread pool; without this, idle pools spin while another one works.

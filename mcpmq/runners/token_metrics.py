@@ -58,7 +58,9 @@ class TokenMetrics:
             self.seconds += time.perf_counter() - start
         if (found := len(results.losses)) != len(answer):
             tokens = f"{found} token{'' if found == 1 else 's'}"
-            raise EngineError(f"sample `{sample.id}`: logits of {tokens} for an answer of {len(answer)}")
+            raise EngineError(
+                f"sample `{sample.id}`: logits of {tokens} for an answer of {len(answer)}", "export the artifact again"
+            )
         return results
 
     def _add_token(self, results: TokenResults, sample_id: str, index: int, logits: Logits, token: int) -> None:

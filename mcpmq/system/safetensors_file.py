@@ -11,16 +11,33 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from mcpmq.errors import CheckpointError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
 DTYPES = {"BF16": ("bfloat16", 2), "F16": ("float16", 2), "F32": ("float32", 4), "U8": ("uint8", 1)}
 PACKED_DTYPES = DTYPES | {"I8": ("int8", 1), "I32": ("int32", 4), "I64": ("int64", 8)}  # also of packed weights
+FLOAT_DTYPES = frozenset({"BF16", "F16", "F32", "F64"})
+STORED_DTYPES = PACKED_DTYPES | {  # every dtype of whole bytes; a checkpoint may store tensors that are not its weights
+    "F64": ("float64", 8),
+    "C64": ("complex64", 8),
+    "BOOL": ("bool", 1),
+    "I16": ("int16", 2),
+    "U16": ("uint16", 2),
+    "U32": ("uint32", 4),
+    "U64": ("uint64", 8),
+    "F8_E4M3": ("float8_e4m3fn", 1),
+    "F8_E5M2": ("float8_e5m2", 1),
+    "F8_E8M0": ("float8_e8m0fnu", 1),
+}
 METADATA = "__metadata__"
+COMPARED_VALUES = 1 << 22  # values in memory at a time
 ALIGNMENT = 8
 REFETCH = "fetch it again"
 MAX_HEADER_NBYTES = 100 << 20  # the limit of the reference implementation
@@ -38,7 +55,7 @@ class TensorEntry:
 
     @property
     def torch_dtype(self) -> str:
-        return PACKED_DTYPES[self.dtype][0]
+        return STORED_DTYPES[self.dtype][0]
 
 
 def read_header(file: Path, dtypes: "Mapping[str, tuple[str, int]]" = DTYPES) -> dict[str, TensorEntry]:
@@ -95,7 +112,7 @@ def _entry(
         raise CheckpointError(f"`{file}` has a broken header entry for `{name}`", REFETCH) from error
     if dtype not in dtypes:
         raise CheckpointError(
-            f"`{name}` has dtype {dtype}, which is not supported", f"supported dtypes: {', '.join(dtypes)}"
+            f"`{name}` has dtype {dtype}, which is not supported", "dtypes of full precision: BF16, F16, F32, F64"
         )
     if not valid_sizes or end - begin != prod(shape) * dtypes[dtype][1]:
         raise CheckpointError(f"`{file}` has inconsistent sizes for `{name}`", REFETCH)
@@ -127,6 +144,28 @@ def read_bytes(entry: TensorEntry, begin: int = 0, end: int | None = None) -> by
     if done < len(buffer):
         raise CheckpointError(f"`{entry.file}` ended {len(buffer) - done:,} bytes early", REFETCH)
     return buffer
+
+
+def have_equal_values(first: TensorEntry, second: TensorEntry) -> bool:
+    """Compare two tensors of the same shape, a part at a time; the dtypes may be different floating-point dtypes."""
+    if first.dtype != second.dtype and not {first.dtype, second.dtype} <= FLOAT_DTYPES:
+        return False
+    count = prod(first.shape)
+    for begin in range(0, count, COMPARED_VALUES):
+        end = min(begin + COMPARED_VALUES, count)
+        values = _read_values(first, begin, end)
+        if not np.array_equal(values, _read_values(second, begin, end), equal_nan=values.dtype == np.float64):
+            return False
+    return True
+
+
+def _read_values(entry: TensorEntry, begin: int, end: int) -> "NDArray[Any]":
+    """Read values `begin` to `end` of a flat tensor: floats as float64, others as bytes."""
+    nbytes = STORED_DTYPES[entry.dtype][1]
+    values = np.frombuffer(read_bytes(entry, begin * nbytes, end * nbytes), np.uint8)
+    if entry.dtype == "BF16":  # the upper half of a float32
+        return (values.view("<u2").astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    return values.view(f"<f{nbytes}").astype(np.float64) if entry.dtype in FLOAT_DTYPES else values
 
 
 class SafetensorsWriter:

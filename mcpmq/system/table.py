@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from mcpmq.system.escaping import escape_cell, escape_markdown
+
 Row: TypeAlias = tuple[str, Sequence[str]]  # name of the row, and one cell for every column
 
 
@@ -17,20 +19,16 @@ class Table:
     notes: Sequence[str] = ()
 
     def to_markdown(self) -> str:
-        """Return a heading, a table and a list of notes."""
-        head = [["", *self.columns], ["---", *["---:"] * len(self.columns)]]
-        lines = [*head, *([_indent(name), *cells] for name, cells in self.rows)]
-        table = [f"| {' | '.join(_escape(cell) for cell in line)} |" for line in lines]
-        notes = [f"- {note}" for note in self.notes]
-        return "\n".join([f"## {self.title}", "", *table, *([""] if notes else []), *notes]) + "\n"
+        """Return a heading, a table and a list of notes; no text becomes Markdown syntax."""
+        head = [["", *map(escape_cell, self.columns)], ["---", *["---:"] * len(self.columns)]]
+        lines = [*head, *([_row_name(name), *map(escape_cell, cells)] for name, cells in self.rows)]
+        table = [f"| {' | '.join(line)} |" for line in lines]
+        notes = [f"- {escape_markdown(note)}" for note in self.notes]
+        return "\n".join([f"## {escape_markdown(self.title)}", "", *table, *([""] if notes else []), *notes]) + "\n"
 
 
-def _indent(name: str) -> str:
-    return f"&nbsp;&nbsp;{name.strip()}" if name.startswith(" ") else name
-
-
-def _escape(cell: str) -> str:
-    return cell.replace("|", "\\|").replace("\n", " ")
+def _row_name(name: str) -> str:
+    return "&nbsp;&nbsp;" * name.startswith(" ") + escape_cell(name.strip())
 
 
 def format_megabytes(nbytes: int) -> str:

@@ -4,8 +4,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeVar
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Display
+
+from mcpmq.system.escaping import escape_controls
 
 Item = TypeVar("Item")
 
@@ -34,7 +37,7 @@ class ProgressBars:
         if self._running == 0:
             self._display.start()
         self._running += 1
-        return self._display.add_task(label, total=count)
+        return self._display.add_task(escape(escape_controls(label)), total=count)
 
     def _end(self, task: TaskID) -> None:
         self._display.remove_task(task)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from mcpmq.system.escaping import escape_controls
 from mcpmq.ui.terminal import print_table
 
 if TYPE_CHECKING:  # --help and errors import no library
@@ -49,4 +50,4 @@ def print_verdicts(verdicts: Sequence["Verdict"], *, as_json: bool = False) -> N
         lines = [json.dumps([asdict(verdict) for verdict in verdicts], indent=1, ensure_ascii=False)]
     else:
         lines = [str(verdict) for verdict in verdicts if not verdict.passed] or [f"all {len(verdicts)} bounds hold"]
-    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.write(escape_controls("\n".join(lines)) + "\n")

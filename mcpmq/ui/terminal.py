@@ -12,6 +12,7 @@ from rich.table import Table as TerminalTable
 from rich.text import Text
 
 from mcpmq.errors import McpmqError
+from mcpmq.system.escaping import escape_controls
 from mcpmq.system.progress import Progress, silent
 from mcpmq.system.table import Table, format_megabytes
 from mcpmq.ui.progress_bars import ProgressBars
@@ -43,16 +44,17 @@ def print_error(error: McpmqError) -> None:
     """Print the message and the hint of an error to stderr."""
     console = _console(stderr=True)
     if _verbosity.verbose:
-        console.print("".join(traceback.format_exception(error)), soft_wrap=True)
-    console.print(Text("error: ", "bold red").append(str(error), "default not bold"), soft_wrap=True)
-    if error.hint:
-        console.print(Text("\nhint: ", "bold cyan").append(error.hint, "default not bold"), soft_wrap=True)
+        console.print(escape_controls("".join(traceback.format_exception(error))), soft_wrap=True)
+    message, hint = escape_controls(str(error)), escape_controls(error.hint)
+    console.print(Text("error: ", "bold red").append(message, "default not bold"), soft_wrap=True)
+    if hint:
+        console.print(Text("\nhint: ", "bold cyan").append(hint, "default not bold"), soft_wrap=True)
 
 
 def print_notice(text: str) -> None:
     """Print a line to stderr, unless quiet."""
     if not _verbosity.quiet:
-        _console(stderr=True).print(text, soft_wrap=True)
+        _console(stderr=True).print(escape_controls(text), soft_wrap=True)
 
 
 def progress_bars() -> Progress:
@@ -64,7 +66,7 @@ def progress_bars() -> Progress:
 def print_table(table: Table, data: Any, *, as_json: bool = False, as_markdown: bool = False) -> None:
     """Print a result to stdout: as a table, its data as JSON, or the table as Markdown."""
     if as_json:
-        sys.stdout.write(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+        sys.stdout.write(escape_controls(json.dumps(data, indent=1, ensure_ascii=False)) + "\n")
     elif as_markdown:
         sys.stdout.write(table.to_markdown())
     else:
@@ -86,7 +88,7 @@ def _format_value(name: str, value: Any) -> str:
 
 
 def _print_terminal_table(table: Table) -> None:
-    console = _console()
+    console, table = _console(), _without_controls(table)
     terminal_table = _terminal_table(table, console.width)
     for name, cells in table.rows:
         style = "dim" if name.startswith(" ") else ""
@@ -95,6 +97,12 @@ def _print_terminal_table(table: Table) -> None:
     console.print(terminal_table)
     for note in table.notes:
         console.print(Text(note, "dim"))
+
+
+def _without_controls(table: Table) -> Table:
+    rows = [(escape_controls(name), [*map(escape_controls, cells)]) for name, cells in table.rows]
+    columns, notes = (list(map(escape_controls, texts)) for texts in (table.columns, table.notes))
+    return Table(escape_controls(table.title), columns, rows, notes)
 
 
 def _terminal_table(table: Table, console_width: int) -> TerminalTable:

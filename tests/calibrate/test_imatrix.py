@@ -14,8 +14,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mcpmq.artifact import Artifact
+from mcpmq.calibrate import imatrix
 from mcpmq.calibrate.forward import encode_samples, token_modalities
-from mcpmq.calibrate.imatrix import LANGUAGE, MMPROJ, write_imatrix
+from mcpmq.calibrate.imatrix import LANGUAGE, MMPROJ, SquareSums, write_imatrix
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import SampleSet
 from mcpmq.errors import ArtifactError, DatasetError, FormatError, OutputError
@@ -132,6 +133,9 @@ def test_files_record_their_calibration_set(whole: Artifact, mixed_set: SampleSe
     assert gate is not None
     assert sum(gate.values()) == matrix_of(whole, LANGUAGE).entries["blk.1.ffn_gate.weight"].count
     assert tokens["head"] == {**gate, "vision": 0}
+    nbytes = {record.name: record.nbytes for record in whole.manifest.weights}
+    assert nbytes["language.layers.1.mlp.down"] == 4 * 512
+    assert nbytes["vision.layers.0.mlp.down"] == 4 * 144
     whole.verify()
 
 
@@ -146,6 +150,14 @@ def test_bytes_are_equal_on_any_number_of_threads(
             made.append(write_imatrix(checkpoint, mixed_set, tmp_path / str(threads)))
 
     assert made[0].manifest == made[1].manifest  # it has the hashes of the files
+
+
+def test_tensors_that_share_their_inputs_have_the_same_sums() -> None:
+    """One matrix that becomes two GGUF tensors has its sums in both; three parts with sums of their own keep them."""
+    one, two, three = (SquareSums(torch.full((2,), value), {}) for value in (1.0, 2.0, 3.0))
+
+    assert list(imatrix._split(("gate", "up"), (one,))) == [("gate", one), ("up", one)]
+    assert list(imatrix._split(("q", "k", "v"), (one, two, three))) == [("q", one), ("k", two), ("v", three)]
 
 
 # --- addition ---------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Samples that do not fit into memory are an error, with the numbers, before a weight is read."""
 
+from dataclasses import replace
 from pathlib import Path
 from re import search
 
@@ -10,12 +11,12 @@ from benchmarks.real_size import PUBLISHED_CONFIG
 from mcpmq.calibrate import memory
 from mcpmq.calibrate.forward import encode_samples
 from mcpmq.calibrate.imatrix import write_imatrix
-from mcpmq.calibrate.memory import check_memory, estimate_memory
+from mcpmq.calibrate.memory import MemoryEstimate, check_memory, estimate_memory
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import SampleSet
 from mcpmq.errors import DatasetError
 from mcpmq.families import family_of
-from mcpmq.families.family import Inputs
+from mcpmq.families.family import Inputs, TensorSpec
 from mcpmq.system.progress import silent
 
 
@@ -38,7 +39,33 @@ def test_the_estimate_counts_pixels_and_hidden_states(checkpoint: Checkpoint, in
     pixels = sum(part.nbytes // 3 for one in inputs for part in one.slices)
     tokens = sum(len(one.tokens) for one in inputs)
     assert estimate.pixel_nbytes == pixels * 3 * (1 + 4)
-    assert estimate.state_nbytes == 2 * 4 * max(pixels // 14**2 * 64, tokens * 256)
+    assert pixels // 14**2 * 64 < tokens * 256
+    assert estimate.state_nbytes == 2 * 4 * tokens * 256
+
+    wide = replace(checkpoint.architecture, vision=replace(checkpoint.architecture.required_vision, hidden_size=6400))
+    assert estimate_memory(checkpoint.specs, wide, inputs, ()).state_nbytes == 2 * 4 * (pixels // 14**2) * 6400
+
+
+def test_the_total_is_the_sum_of_pixels_states_and_block() -> None:
+    """All three are in memory at once."""
+    assert MemoryEstimate(30, 5, 700, "head").total_nbytes == 735
+
+
+def test_a_block_has_one_hessian_for_each_width() -> None:
+    """Widths of 7 (transposed) and 5: two Hessians and all weights, or two Hessians, a factor and one weight."""
+    specs = [
+        TensorSpec("a.one", "one", (7, 3), "matrix", transposed=True),
+        TensorSpec("a.two", "two", (11, 5), "matrix"),
+        TensorSpec("a.three", "three", (2, 5), "matrix"),
+    ]
+    family = family_of(PUBLISHED_CONFIG)
+    architecture = family.parse_architecture(PUBLISHED_CONFIG)
+
+    both = estimate_memory(specs, architecture, [], {"a.one", "a.two", "a.three"})
+    none = estimate_memory(specs, architecture, [], ())
+
+    assert both.block_nbytes == 4 * (7**2 + 5**2) + 4 * (7**2 + 11 * 5)
+    assert none.block_nbytes == 4 * (7 * 3 + 11 * 5 + 2 * 5)
 
 
 def test_the_largest_block_of_the_published_model(inputs: list[Inputs]) -> None:
@@ -55,7 +82,7 @@ def test_the_largest_block_of_the_published_model(inputs: list[Inputs]) -> None:
     assert forward_only.block_nbytes == 4 * 151666 * 3584
 
 
-@pytest.mark.parametrize(("share", "hint"), [(0.6, r"use about [1-8] samples"), (0.0, "more memory")])
+@pytest.mark.parametrize(("share", "hint"), [(0.6, r"use about 5 samples"), (0.0, "more memory")])
 def test_too_many_samples_are_an_error(
     checkpoint: Checkpoint, inputs: list[Inputs], monkeypatch: pytest.MonkeyPatch, share: float, hint: str
 ) -> None:
@@ -68,6 +95,19 @@ def test_too_many_samples_are_an_error(
         check_memory(checkpoint, inputs)
 
     assert search(hint, caught.value.hint)
+
+
+def test_samples_may_need_all_of_the_memory(
+    checkpoint: Checkpoint, inputs: list[Inputs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that needs exactly the available memory passes, one byte less is an error."""
+    total = estimate_memory(checkpoint.specs, checkpoint.architecture, inputs, ()).total_nbytes
+    monkeypatch.setattr(memory, "available_nbytes", lambda _: total)
+    check_memory(checkpoint, inputs)
+
+    monkeypatch.setattr(memory, "available_nbytes", lambda _: total - 1)
+    with pytest.raises(DatasetError, match="samples need about"):
+        check_memory(checkpoint, inputs)
 
 
 def test_samples_that_fit_pass_the_check(checkpoint: Checkpoint, inputs: list[Inputs]) -> None:

@@ -93,7 +93,7 @@ def _specs() -> dict[str, TensorSpec]:
     return {f"{name}.weight": TensorSpec(f"a.{name}", name, (8, 8), "matrix") for name in ("one", "two")}
 
 
-@pytest.mark.parametrize("input_abs_max", [{}, {"a.two": 2.0}])
+@pytest.mark.parametrize("input_abs_max", [{}, {"a.one": 0.7}, {"a.two": 2.0}, {"a.one": 0.7, "a.two": 2.0}])
 def test_the_loss_is_the_weighted_relative_error(block: _Two, input_abs_max: dict[str, float]) -> None:
     """The squared error over the square of the outputs, weighted by token, with 8-bit inputs where requested."""
     one, two = block.one.weight.detach().clone(), block.two.weight.detach().clone()
@@ -108,15 +108,18 @@ def test_the_loss_is_the_weighted_relative_error(block: _Two, input_abs_max: dic
 
     error = total = 0.0
     for rows in SAMPLES:
-        inner = torch.relu(rows @ one.round(decimals=1).T)
-        if input_abs_max:
-            inner = (inner * 127 / 2).round().clamp(-127, 127) / 127 * 2
+        inner = torch.relu(_rounded(rows, input_abs_max.get("a.one")) @ one.round(decimals=1).T)
+        inner = _rounded(inner, input_abs_max.get("a.two"))
         expected = rows + torch.relu(rows @ one.T) @ two.T
         weights = WEIGHTS[_modality_ids(len(rows)).long()][:, None]
         error += float((weights * (rows + inner @ two.T - expected).square()).sum())
         total += float((weights * expected.square()).sum())
     assert found == pytest.approx(error / total, rel=1e-4)
     assert all(parameter.detach().isnan().all() for parameter in block.parameters())  # unloaded
+
+
+def _rounded(inputs: Tensor, abs_max: float | None) -> Tensor:
+    return inputs if abs_max is None else (inputs / abs_max * 127).round().clamp(-127, 127) / 127 * abs_max
 
 
 def test_held_out_samples_without_weight_are_an_error(block: _Two) -> None:

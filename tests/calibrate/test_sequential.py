@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -221,8 +222,14 @@ def test_a_run_interrupted_before_its_manifest_builds_no_model(
     plan: Plan, mixed_set: SampleSet, whole: QuantizedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No sample runs again when all block files exist."""
-    partial_folder = Path(shutil.copytree(whole.path, tmp_path / ".out.partial"))
-    (partial_folder / MANIFEST).unlink()
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["mcpmq.quantize"], "write_manifest", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            quantize(plan, tmp_path / "out", mixed_set)
     monkeypatch.setattr(forward, "build_model", None)
 
     assert _bytes(quantize(plan, tmp_path / "out", mixed_set).path) == _bytes(whole.path)

@@ -166,9 +166,10 @@ def test_completion_is_offered(mcpmq: Command) -> None:
 def test_an_imatrix_without_images_has_a_notice(mcpmq: Command, tiny_checkpoint: Path, tmp_path: Path) -> None:
     """The notice is on stderr, the files are on stdout, and `inspect` prints the same."""
     line = {"id": "0", "prompt": "How many?", "answer": "Three."}
-    (tmp_path / "manifest.jsonl").write_text(json.dumps(line))
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "manifest.jsonl").write_text(json.dumps(line))
 
-    ran = mcpmq("imatrix", tiny_checkpoint, tmp_path / "out", "--calibration", tmp_path, "--json")
+    ran = mcpmq("imatrix", tiny_checkpoint, tmp_path / "out", "--calibration", tmp_path / "set", "--json")
 
     assert ran.exit_code == 0
     assert "no mmproj file" in ran.stderr

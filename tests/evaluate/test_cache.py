@@ -18,13 +18,64 @@ def add_entry(folder: Path, name: str, nbytes: int, age_seconds: float = 0) -> N
 
 
 def test_an_entry_is_found_by_its_name(tmp_path: Path) -> None:
-    """A second entry of the same name replaces the first; a missing name returns None."""
+    """An intact entry of the same name is kept; a missing name yields None."""
     add_entry(tmp_path / "cache", "a", 3)
     add_entry(tmp_path / "cache", "a", 5)
-    found = cache.find_entry(tmp_path / "cache", "a")
-    assert found is not None
-    assert cache.folder_nbytes(found) == 5
-    assert cache.find_entry(tmp_path / "cache", "b") is None
+    with cache.open_entry(tmp_path / "cache", "a") as found:
+        assert found is not None
+        assert cache.folder_nbytes(found) == 3
+    with cache.open_entry(tmp_path / "cache", "b") as found:
+        assert found is None
+
+
+CORRUPTIONS = {
+    "zeros": lambda entry: (entry / "file").write_bytes(bytes(5)),
+    "a short file": lambda entry: (entry / "file").write_bytes(b"abc"),
+    "a missing file": lambda entry: (entry / "file").unlink(),
+    "another file": lambda entry: (entry / "other").touch(),
+    "no checksums": lambda entry: (entry / "SHA256SUMS").unlink(),
+    "empty checksums": lambda entry: (entry / "SHA256SUMS").write_bytes(b""),
+    "checksums of zeros": lambda entry: (entry / "SHA256SUMS").write_bytes(bytes(70)),
+    "a link": lambda entry: ((entry / "file").unlink(), (entry / "file").symlink_to("/dev/zero")),
+}
+
+
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
+def test_a_corrupt_entry_is_removed(tmp_path: Path, corruption: str) -> None:
+    """An entry that differs from its checksums is not used, and can be added again."""
+    with cache.new_entry(tmp_path, "a") as entry:
+        (entry / "file").write_bytes(b"abcde")
+    CORRUPTIONS[corruption](tmp_path / "a")
+
+    with cache.open_entry(tmp_path, "a") as found:
+        assert found is None
+    assert list(tmp_path.iterdir()) == []
+
+    add_entry(tmp_path, "a", 4)
+    with cache.open_entry(tmp_path, "a") as found:
+        assert found == tmp_path / "a"
+
+
+def test_an_entry_in_use_is_not_evicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process can fill the cache while log-probabilities are read; afterwards the entry can be evicted."""
+    monkeypatch.setattr(cache, "MAX_CACHE_NBYTES", 100)
+    add_entry(tmp_path, "a", 60, age_seconds=30)
+    with cache.open_entry(tmp_path, "a") as found:
+        assert found
+        os.utime(found, (0, 0))
+        add_entry(tmp_path, "b", 60, age_seconds=20)
+        assert (found / "file").exists()
+    add_entry(tmp_path, "c", 60)
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["c"]
+
+
+def test_the_reason_of_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
+    """A file in place of the folder, or a parent that does not exist and cannot be created, is a reason."""
+    (tmp_path / "file").touch()
+    assert cache.write_error(tmp_path / "cache") is None
+    assert "File exists" in str(cache.write_error(tmp_path / "file"))
+    assert "Not a directory" in str(cache.write_error(tmp_path / "file" / "cache"))
+    assert cache.write_error(Path("/proc/cache"))
 
 
 def test_a_failed_block_adds_no_entry(tmp_path: Path) -> None:
@@ -45,22 +96,22 @@ def test_the_least_recently_used_entry_is_evicted_first(tmp_path: Path, monkeypa
     monkeypatch.setattr(cache, "MAX_CACHE_NBYTES", 100)
     for name, age_seconds in (("a", 30), ("b", 20), ("c", 10)):
         add_entry(tmp_path, name, 30, age_seconds)
-    cache.find_entry(tmp_path, "a")
+    with cache.open_entry(tmp_path, "a"):
+        pass
     add_entry(tmp_path, "d", 30)
     assert sorted(one.name for one in tmp_path.iterdir()) == ["a", "c", "d"]
     add_entry(tmp_path, "e", 200)
     assert [one.name for one in tmp_path.iterdir()] == ["e"]
 
 
-def test_unfinished_entries_are_evicted_after_a_day(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The folder of a killed process is removed after 24 hours; younger ones may still be written."""
-    monkeypatch.setattr(cache, "MAX_CACHE_NBYTES", 10)
-    for name, age_seconds in ((".old", 86_500), (".new", 86_300)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "file").write_bytes(bytes(50))
-        os.utime(tmp_path / name, (time.time() - age_seconds, time.time() - age_seconds))
-    add_entry(tmp_path, "a", 5)
-    assert sorted(one.name for one in tmp_path.iterdir()) == [".new", "a"]
+def test_unfinished_entries_of_killed_processes_are_removed(tmp_path: Path) -> None:
+    """An entry that another process still writes is kept, also if the cache is full."""
+    (tmp_path / "mcpmq-1-abcdefgh").mkdir()
+    with cache.new_entry(tmp_path, "a") as entry:
+        unfinished = entry.parent
+        add_entry(tmp_path, "b", 5)
+        assert sorted(tmp_path.iterdir()) == sorted([tmp_path / "b", unfinished])
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["a", "b"]
 
 
 def test_the_limit_is_eight_gibibytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

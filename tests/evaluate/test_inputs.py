@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from mcpmq.checkpoint import Checkpoint
@@ -17,6 +18,33 @@ def test_images_are_permuted_among_those_with_equally_many_slices() -> None:
     assert sorted(sources) == list(range(8))
     assert [num_slices[source] for source in sources] == num_slices
     assert [number for number, source in enumerate(sources) if number == source] == [1, 5, 7]
+
+
+@pytest.mark.parametrize(
+    ("ids", "note"),
+    [
+        (["i0", "i1", "i2", "i3", "t0"], "images shuffled among the questions"),
+        (
+            ["i0", "i1", "i2", "t0"],
+            "images shuffled among the questions; 1 kept their own: no other image has as many slices",
+        ),
+    ],
+)
+def test_a_note_counts_the_images_that_stay(
+    tiny_checkpoint: Path, mixed_set: SampleSet, ids: list[str], note: str
+) -> None:
+    """Two images have one slice each, two have several; one of them alone keeps its question."""
+    samples = SampleSet(mixed_set.path, tuple(one for one in mixed_set if one.id in ids))
+    settings = Settings(threads=1, shuffle_images=True)
+    with encode_samples(Checkpoint.open(tiny_checkpoint), samples, settings) as inputs:
+        assert inputs.notes == (note,)
+
+
+def test_keys_and_values_of_all_layers_are_counted(tiny_checkpoint: Path, mixed_set: SampleSet) -> None:
+    """The tiny model has a key and a value of 64 numbers for 2 heads in 2 layers; unshuffled images have no note."""
+    with encode_samples(Checkpoint.open(tiny_checkpoint), mixed_set, Settings(threads=1)) as inputs:
+        assert inputs.kv_values_per_token == 2 * 64 * 2 * 2
+        assert inputs.notes == ()
 
 
 def test_uncut_images_are_stored_for_engine_preprocessing_only(tiny_checkpoint: Path, mixed_set: SampleSet) -> None:

@@ -2,11 +2,13 @@
 
 import math
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from mcpmq.artifact import Artifact
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import SampleSet
 from mcpmq.errors import ArtifactError, EngineError
@@ -21,10 +23,129 @@ from mcpmq.evaluate import (
     measure,
     measure_original,
 )
+from mcpmq.evaluate.inputs import EncodedInputs
+from mcpmq.evaluate.measure import sample_metrics
+from mcpmq.families.family import Inputs
 from mcpmq.quantized_model import QuantizedModel
 from mcpmq.runners import launcher
+from mcpmq.runners.inputs_store import InputsStore
+from mcpmq.runners.launcher import PeakMemory, RunResult
+from mcpmq.runners.token_metrics import TokenComparison, TokenResults
 
 ONE_THREAD = Settings(threads=1)
+MODULE = sys.modules["mcpmq.evaluate.measure"]  # the package has a function of the same name
+
+
+# --- without an engine ------------------------------------------------------------------------------------------------
+
+
+def run_result(store: InputsStore) -> RunResult:
+    """Return a result of 302 tokens in 7 seconds, with a loss of 0.5 for every answer token."""
+    lengths = [len(sample.tokens) - sample.answer_start for sample in store]
+    answers = tuple(TokenResults([0.5] * length, [0] * length, {}) for length in lengths)
+    return RunResult(
+        answers=answers,
+        tokens=302,
+        seconds=7.0,
+        load_seconds=1.23456,
+        baseline_rss_bytes=5,
+        peak_rss_bytes=9,
+        phases=None,
+        notes=(),
+    )
+
+
+@pytest.fixture
+def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace every engine by `run_result`."""
+    monkeypatch.setattr(MODULE, "run_engine", lambda _, __, store, *___, **____: run_result(store))
+    monkeypatch.setattr(
+        MODULE, "measure_sequential_peak", lambda *_: PeakMemory(vision_rss_bytes=11, total_rss_bytes=22)
+    )
+
+
+def encoded(folder: Path, *, with_image: bool = False) -> EncodedInputs:
+    """Return two samples with answers of three tokens and one; a token has 100 keys and values."""
+    store, pixels = InputsStore(folder), (np.zeros((14, 14, 3), np.uint8),) if with_image else ()
+    bounds = np.array([[0, 1]] if with_image else np.empty((0, 2)), np.int64)
+    store.append(Inputs("a", np.arange(10), 7, pixels, bounds))
+    store.append(Inputs("b", np.arange(5), 4, (), np.empty((0, 2), np.int64)))
+    return EncodedInputs(store, ("image" if with_image else "text", "text"), kv_values_per_token=100)
+
+
+def test_losses_and_divergences_are_rounded_to_eight_decimals() -> None:
+    """Further digits depend on the machine; tokens are compared with those of the answer."""
+    sample = Inputs("a", np.array([3, 4, 5]), 1, (), np.empty((0, 2), np.int64))
+    compared = {"m": TokenComparison([0.000000014, 1.000000026], [True, False])}
+    metrics = sample_metrics(sample, "text", TokenResults([0.123456789012, 2.0], [4, 6], compared))
+    assert metrics.losses == (0.12345679, 2.0)
+    assert metrics.compared["m"].kl_divergences == (0.00000001, 1.00000003)
+    assert metrics.compared["m"].top1_match == (True, False)
+    assert metrics.correct == (True, False)
+    assert metrics.argmax_ids == (4, 6)
+
+
+@pytest.mark.usefixtures("no_engine")
+def test_the_speed_counts_all_tokens(tiny_int4: QuantizedModel, tmp_path: Path) -> None:
+    """302 tokens in 7 seconds are 43.1 tokens per second; a model in PyTorch has no KV cache."""
+    measurement = measure(tiny_int4.artifact, encoded(tmp_path), ONE_THREAD)
+    assert measurement.machine_dependent.tokens_per_second == 43.1
+    assert measurement.machine_dependent.load_seconds == 1.235
+    assert measurement.kv_cache_bytes_per_token is None
+
+
+@pytest.mark.usefixtures("no_engine")
+def test_the_kv_cache_has_the_dtype_of_the_engine(tiny_exports: list[Artifact], tmp_path: Path) -> None:
+    """llama.cpp stores 2 bytes per value, the ONNX graphs 4."""
+    inputs = encoded(tmp_path)
+    found = [measure(artifact, inputs, ONE_THREAD).kv_cache_bytes_per_token for artifact in tiny_exports]
+    assert found == [200, 400]
+
+
+@pytest.mark.usefixtures("no_engine")
+@pytest.mark.parametrize(
+    ("with_image", "engine_preprocessing", "peaks"),
+    [(True, False, (22, 11)), (False, False, (None, None)), (True, True, (None, None))],
+)
+def test_sequential_memory_is_measured_on_encoded_images(
+    tiny_exports: list[Artifact],
+    tmp_path: Path,
+    with_image: bool,
+    engine_preprocessing: bool,
+    peaks: tuple[int | None, int | None],
+) -> None:
+    """Without an image, or with the preprocessing of the engine, sequential loading is not measured."""
+    settings = Settings(threads=1, engine_preprocessing=engine_preprocessing)
+    machine = measure(tiny_exports[0], encoded(tmp_path, with_image=with_image), settings).machine_dependent
+    assert (machine.sequential_peak_rss_bytes, machine.vision_peak_rss_bytes) == peaks
+
+
+@pytest.mark.usefixtures("no_engine")
+@pytest.mark.parametrize(("limit", "is_cached"), [(4 * 2688, True), (4 * 2688 - 1, False)])
+def test_disk_space_and_cache_limit_count_answer_tokens(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int, is_cached: bool
+) -> None:
+    """Four answer tokens take 4 rows of 256 exact values (8 bytes each) and 320 values of 2 bytes."""
+    needed: list[tuple[Path, int]] = []
+    monkeypatch.setattr(MODULE, "check_disk_space", lambda *arguments: needed.append(arguments))
+    monkeypatch.setattr(cache, "MAX_CACHE_NBYTES", limit)
+    inputs, folder = encoded(tmp_path), tmp_path / "cache"
+    measure_original(Checkpoint.open(tiny_checkpoint), inputs, Settings(threads=1, cache_folder=folder))
+    assert needed == [(folder if is_cached else tmp_path, 4 * 2688)]
+    assert folder.exists() == is_cached
+
+
+@pytest.mark.usefixtures("no_engine")
+def test_a_cache_that_cannot_be_written_is_reported(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """On a read-only home folder the original is measured without the cache, and the result has the reason."""
+    (tmp_path / "file").touch()
+    settings = Settings(threads=1, cache_folder=tmp_path / "file" / "cache")
+    result = measure_original(Checkpoint.open(tiny_checkpoint), encoded(tmp_path), settings)
+    assert "Not a directory" in str(result.measurement.machine_dependent.cache_error)
+    assert result.logprobs.parent == tmp_path
+
+
+# --- with an engine ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

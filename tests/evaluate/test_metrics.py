@@ -101,3 +101,10 @@ def test_different_samples_cannot_be_paired() -> None:
         differences(BEFORE, AFTER, "n")
     with pytest.raises(ArtifactError, match="not compared with `n`"):
         changes(BEFORE, AFTER, "n")
+
+
+def test_groups_are_those_of_the_reference_model() -> None:
+    """A sample that is tagged differently in the later measurement stays in its group."""
+    moved = [AFTER[0], AFTER[1].model_copy(update={"group": "image"}), AFTER[2]]
+    assert str(differences(BEFORE, moved, "m")) == str(differences(BEFORE, AFTER, "m"))  # NaN is not equal to itself
+    assert str(changes(BEFORE, moved, "m")) == str(changes(BEFORE, AFTER, "m"))

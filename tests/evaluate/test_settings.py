@@ -15,3 +15,9 @@ def test_settings_follow_the_command_line(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert Settings.from_options(None, use_cache=False).threads == 12
     assert Settings.from_options(None, use_cache=True).cache_folder == tmp_path / "mcpmq"
     assert Settings.from_options(None, use_cache=False).cache_folder is None
+
+
+def test_one_thread_is_used_if_the_number_of_cores_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`os.cpu_count` returns None on some systems."""
+    monkeypatch.setattr("os.cpu_count", lambda: None)
+    assert Settings.from_options().threads == 1

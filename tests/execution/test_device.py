@@ -138,7 +138,7 @@ def test_an_interrupted_run_does_not_resume_on_another_device(
 
     with monkeypatch.context() as patched:
         patched.setattr(import_module("mcpmq.quantize"), "device_name", lambda _: "a GPU")
-        with pytest.raises(OutputError, match="or device"):
+        with pytest.raises(OutputError, match="of another device"):
             quantize(plan, tmp_path / "out", mixed_set, device="cpu")
 
     assert quantize(plan, tmp_path / "out", mixed_set, device="cpu").artifact.manifest.device is None

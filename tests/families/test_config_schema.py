@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from mcpmq.errors import CheckpointError
-from mcpmq.families.config_schema import PreprocessorConfig
+from mcpmq.families.preprocessor import PreprocessorConfig
 from mcpmq.families.qwenvl_inputs import Resizing
 from mcpmq.families.slicing import Slicing
 

@@ -1,13 +1,16 @@
 """Derived fields of the family description."""
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from mcpmq.families import FAMILIES, family_of
+from mcpmq.errors import CheckpointError
+from mcpmq.families import FAMILIES, family_named, family_of
 from mcpmq.families.family import LatentAttention, LinearAttention, SmoothingMapping, TensorSpec
 from tests.families.published import PUBLISHED
 from tests.tiny import CONFIG
+from tests.tiny_families import TINY_FAMILIES
 
 
 def test_a_smoothing_mapping_has_full_names_in_a_block() -> None:
@@ -88,3 +91,26 @@ def test_family_names_are_unique() -> None:
     names = [family.name for family in FAMILIES]
 
     assert len(set(names)) == len(names)
+
+
+TEXT_CHANGES = (
+    {"hidden_act": "gelu"},
+    {"use_sliding_window": True},
+    {"layer_types": ["full_attention", "sliding_attention"]},
+)
+QWEN_VL = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl")
+UNSUPPORTED: list[tuple[str, str, dict[str, Any]]] = [
+    *((name, "text_config", changes) for name in (*QWEN_VL, "minicpm-v-2.6", "minicpm3") for changes in TEXT_CHANGES),
+    *((name, "vision_config", {"hidden_act": "relu"}) for name in (*QWEN_VL, "minicpm-v-2.6", "minicpm-v-4.6")),
+    *((name, "vision_config", {"rope_parameters": {"rope_theta": 5000.0}}) for name in QWEN_VL),
+]
+
+
+@pytest.mark.parametrize(("name", "key", "changes"), UNSUPPORTED)
+def test_functions_that_formats_do_not_have_are_rejected(name: str, key: str, changes: dict[str, Any]) -> None:
+    """torch would compute another activation function or attention than the exported files; the key is named."""
+    config = dict(next(family for family in TINY_FAMILIES if family.name == name).config)
+    config |= {key: {**config[key], **changes}} if key in config else changes
+
+    with pytest.raises(CheckpointError, match=next(iter(changes))):
+        family_named(name).parse_architecture(config)

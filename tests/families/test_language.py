@@ -19,6 +19,14 @@ SIZES: dict[str, Any] = {
 }
 
 
+@pytest.mark.parametrize("key", ["text_config", "rope_parameters", "rope_scaling"])
+@pytest.mark.parametrize("value", ["mrope", [1], 5])
+def test_tables_must_be_objects(key: str, value: object) -> None:
+    """The error names the key."""
+    with pytest.raises(CheckpointError, match=f"`{key}` of .* is not an object"):
+        normalize_text_config({**SIZES, key: value})
+
+
 def test_a_shape_has_the_configured_sizes_and_the_overrides() -> None:
     """Overrides have precedence over keys; other fields have the values of Llama."""
     shape = validate_config(LanguageConfig, SIZES | {"rms_norm_eps": 1e-5}).to_shape(

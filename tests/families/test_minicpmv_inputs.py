@@ -200,6 +200,24 @@ def test_special_tokens_in_a_text_are_rejected(tiny_checkpoint: Path, text: str)
             processor.encode("sign-7", None, prompt, answer)
 
 
+@pytest.mark.parametrize("part", ["prompt", "answer"])
+def test_special_tokens_of_content_are_encoded(texts: Path, part: str) -> None:
+    """Tokens such as `<box>`, which no template and no configuration uses, have their ids in prompts and answers."""
+    tokenizer = Tokenizer.from_file(str(texts / "tokenizer.json"))
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in ("<box>", "</box>", "<|video|>")])
+    tokenizer.save(str(texts / "tokenizer.json"))
+    edit_json(texts / "config.json", vocab_size=330, video_token_id=tokenizer.token_to_id("<|video|>"))
+    processor = MiniCpmVProcessor.open(texts)
+    sample = {"prompt": "Where?", "answer": "Here"} | {part: "<box>1 2 3 4</box>"}
+
+    tokens = processor.encode("a", None, **sample).tokens.tolist()
+
+    assert [tokens.count(tokenizer.token_to_id(token)) for token in ("<box>", "</box>")] == [1, 1]
+    for control in ("<image>", "<|im_start|>", "<|endoftext|>", "<|video|>"):
+        with pytest.raises(DatasetError, match="special token"):
+            processor.encode("a", None, **sample | {part: f"<box>{control}</box>"})
+
+
 def test_a_sample_longer_than_the_context_is_rejected(tiny_checkpoint: Path) -> None:
     """The error has the number of tokens and the context length."""
     with pytest.raises(DatasetError, match=r"4\d\d\d tokens, more than the context length of 2048"):

@@ -1,5 +1,6 @@
 """Pixels, tokens and position ids of Qwen-VL, compared with transformers."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from mcpmq.families.position_ids import mrope_position_ids
 from mcpmq.families.qwen2vl import QWEN2_VL
 from mcpmq.families.qwenvl_inputs import QwenVlProcessor, Resizing
 from mcpmq.system.json_file import read_json
+from tests.checkpoint_tools import edit_json
 from tests.tiny_families import QWEN_VL_PREPROCESSOR, TINY_FAMILIES
 
 
@@ -99,6 +101,17 @@ def test_an_image_prompt_is_as_published(processor: QwenVlProcessor, tmp_path: P
         "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n"
         f"<|vision_start|>{'<|image_pad|>' * 9}<|vision_end|>What does it say?<|im_end|>\n<|im_start|>assistant\n"
     )
+
+
+@pytest.mark.parametrize("key", ["patch_size", "merge_size", "temporal_patch_size"])
+def test_patches_of_the_image_processor_must_be_those_of_the_model(key: str, checkpoint: Path, tmp_path: Path) -> None:
+    """The error has both values."""
+    for file in checkpoint.glob("*.json"):
+        shutil.copyfile(file, tmp_path / file.name)
+    given = edit_json(tmp_path / "preprocessor_config.json", **{key: 4})[key]
+
+    with pytest.raises(CheckpointError, match=f"{key}` is {given} in config.json but 4"):
+        QwenVlProcessor.open(tmp_path, QWEN2_VL.prompt_format)
 
 
 def test_special_tokens_and_dropped_images_are_rejected(

@@ -1,10 +1,13 @@
 """Checks of token ids and texts."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from mcpmq.errors import CheckpointError, DatasetError
-from mcpmq.families.tokenizer import check_special_tokens, check_tokens
+from mcpmq.families.tokenizer import check_special_tokens, check_tokens, read_tokenizer
 
 
 def test_token_ids_below_the_vocabulary_size_are_accepted() -> None:
@@ -31,3 +34,13 @@ def test_all_texts_are_checked_for_special_tokens() -> None:
 
     with pytest.raises(DatasetError, match="`<image>`"):
         check_special_tokens("a", special_tokens, "an image", "see<image>")
+
+
+def test_a_large_token_id_is_an_error(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """The tokenizers library would allocate gigabytes for an id of nine digits."""
+    content = json.loads((tiny_checkpoint / "tokenizer.json").read_text())
+    content["added_tokens"][-1]["id"] = 2_147_483_647
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+
+    with pytest.raises(CheckpointError, match="more than 8 digits"):
+        read_tokenizer(tmp_path)

@@ -1,5 +1,6 @@
 """GGUF files: names, metadata, tokenizer, and rejected models."""
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -11,7 +12,7 @@ from tokenizers import Tokenizer
 
 from mcpmq.artifact import Artifact, CalibrationRecord
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.errors import FormatError
+from mcpmq.errors import CheckpointError, FormatError
 from mcpmq.formats import check_plan
 from mcpmq.formats.gguf.tensors import padded_intermediate_size
 from mcpmq.plan import make_plan
@@ -200,12 +201,18 @@ def test_the_ffn_is_padded_to_whole_blocks_and_never_square(
 
 
 def modified_copy(quantized: QuantizedModel, folder: Path, file: str, old: str, new: str) -> QuantizedModel:
-    """Return a copy of a quantized model with one text file changed."""
-    shutil.copytree(quantized.path, folder / "changed")
-    text = (folder / "changed" / file).read_text()
+    """Return a copy of a quantized model with one text file changed, and its hash in the manifest."""
+    changed = folder / "changed"
+    shutil.copytree(quantized.path, changed)
+    text = (changed / file).read_text()
     assert old in text
-    (folder / "changed" / file).write_text(text.replace(old, new))
-    return QuantizedModel.open(folder / "changed")
+    data = text.replace(old, new).encode()
+    (changed / file).write_bytes(data)
+    manifest = json.loads((changed / "mcpmq.json").read_text())
+    [record] = [record for record in manifest["files"] if record["path"] == file]
+    record |= {"nbytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (changed / "mcpmq.json").write_text(json.dumps(manifest))
+    return QuantizedModel.open(changed)
 
 
 @pytest.mark.parametrize(
@@ -213,9 +220,9 @@ def modified_copy(quantized: QuantizedModel, folder: Path, file: str, old: str, 
     [
         ("tokenizer.json", r"(?i:'s|'t", r"(?i:'t|'s", "the pre-tokenizer of"),
         ("tokenizer.json", '"<image>"', '"<picture>"', "no token `<image>`"),
-        ("tokenizer_config.json", "<|endoftext|>", "<|nothing|>", "`pad_token`"),
+        ("tokenizer_config.json", "<|endoftext|>", "<|nothing|>", r"`<\|nothing\|>` has the index 320"),
         ("preprocessor_config.json", '"scale_resolution": 56', '"scale_resolution": 70', "slices of 70 pixels"),
-        ("preprocessor_config.json", '"norm_mean": [', '"norm_mean": [1, ', "not three numbers"),
+        ("preprocessor_config.json", '"norm_mean": [', '"norm_mean": [1, ', "norm_mean"),
         ("config.json", '"image_size": 980', '"image_size": 700', "position grid of side 50"),
     ],
 )
@@ -223,7 +230,7 @@ def test_a_model_that_llama_cpp_would_not_reproduce_is_rejected_and_leaves_no_fi
     tiny_full: QuantizedModel, tmp_path: Path, file: str, old: str, new: str, message: str
 ) -> None:
     """Different tokenizers, slice resolutions and position grids are errors."""
-    with pytest.raises(FormatError, match=message):
+    with pytest.raises((CheckpointError, FormatError), match=message):
         export_gguf(modified_copy(tiny_full, tmp_path, file, old, new), tmp_path)
 
     assert [path.name for path in tmp_path.iterdir()] == ["changed"]

@@ -1,5 +1,6 @@
 """Importance-matrix files round-trip, add up, and are rejected if they are not valid."""
 
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -136,3 +137,10 @@ def test_a_gguf_file_without_statistics_is_rejected(tmp_path: Path) -> None:
 
     with pytest.raises(FormatError, match="is not a valid importance-matrix file: KeyError"):
         ImportanceMatrix.read(tmp_path / "a.gguf")
+
+
+def test_a_fifo_is_not_read(tmp_path: Path) -> None:
+    """A FIFO as mmproj file is an error; reading it would block."""
+    os.mkfifo(tmp_path / "mmproj.gguf")
+    with pytest.raises(FormatError, match="not a regular file"):
+        column_counts(tmp_path / "mmproj.gguf", {})

@@ -276,6 +276,15 @@ def test_export_is_reproducible(quantized: QuantizedModel, tmp_path: Path) -> No
     assert first.manifest == second.manifest
 
 
+def test_the_model_card_names_the_repository_of_a_hub_cache(quantized: QuantizedModel) -> None:
+    """The name of the source is `owner/name` then."""
+    source = quantized.artifact.manifest.source.model_copy(update={"name": "owner/model"})
+    manifest = quantized.artifact.manifest.model_copy(update={"source": source})
+    data: Any = ModelCard(render_card(manifest, quantized.config, quantized.tensors, "gptq", "")).data
+
+    assert data.base_model == "owner/model"
+
+
 @pytest.mark.parametrize(
     ("name", "base_model"),
     [("openbmb/MiniCPM-V-2_6", "openbmb/MiniCPM-V-2_6"), ("./openbmb/MiniCPM", None), ("a/b/c", None), (None, None)],

@@ -17,7 +17,7 @@ from tests.tiny_families import TINY_FAMILIES, TinyFamily
 FAMILIES = [one for one in TINY_FAMILIES if one.name.startswith("qwen")]
 MINIMAL_PREPROCESSOR = {
     "image_processor_type": "Qwen2VLImageProcessorFast",
-    "do_normalize": None,
+    "do_convert_rgb": None,
     "image_std": [0.5, 0.25, 0.125],
 }
 

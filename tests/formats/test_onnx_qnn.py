@@ -1,11 +1,13 @@
 """The vision graph for NPUs: static shapes, standard operators, and close to the unquantized model."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 
 from mcpmq.artifact import Artifact
 from mcpmq.dataset import SampleSet
@@ -104,6 +106,12 @@ def test_unsupported_npu_exports_are_errors(tiny_int4: QuantizedModel, mixed_set
     (tmp_path / "text").mkdir()
     (tmp_path / "text" / "manifest.jsonl").write_text('{"id": "t", "prompt": "How many?", "answer": "Two."}\n')
     with pytest.raises(DatasetError, match="has an image"):
+        export(tiny_int4, "onnx", tmp_path / "onnx", npu=SampleSet.open(tmp_path / "text"))
+    long = {"id": "t", "prompt": "word " * 3000, "answer": "Two."}
+    Image.new("RGB", (60, 60)).save(tmp_path / "text" / "a.png")
+    lines = [{"id": "i", "image": "a.png", "prompt": "Where?", "answer": "Here."}, long]
+    (tmp_path / "text" / "manifest.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    with pytest.raises(DatasetError, match="`t` has .* tokens"):
         export(tiny_int4, "onnx", tmp_path / "onnx", npu=SampleSet.open(tmp_path / "text"))
 
     assert static_patch_grid(tiny_int4) == (4, 4)

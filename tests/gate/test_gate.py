@@ -21,6 +21,19 @@ def test_a_gate_is_read_from_toml(tmp_path: Path) -> None:
     assert str(gate.baseline["artifact"]["nbytes_ratio"]) == "at least 0.9 and at most 1.1"
 
 
+def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
+    """Windows editors write one."""
+    (tmp_path / "gate.toml").write_text("[original.image]\nkl_divergence = { at_most = 1 }", encoding="utf-8-sig")
+    assert Gate.load(tmp_path / "gate.toml").original["image"]["kl_divergence"] == Bound(at_most=1)
+
+
+def test_deep_nesting_is_rejected(tmp_path: Path) -> None:
+    """The parser has a limit."""
+    (tmp_path / "gate.toml").write_text("x = " + "[" * 100_000)
+    with pytest.raises(GateError, match="cannot be read"):
+        Gate.load(tmp_path / "gate.toml")
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -25,7 +25,7 @@ def test_junit_has_a_case_for_every_bound() -> None:
 
 def test_sarif_has_a_result_for_every_violated_bound() -> None:
     """A result has the metric as rule, the text of the verdict, and the report as location."""
-    log = json.loads(sarif_json([PASSED, VIOLATED], "out/report.json"))
+    log = json.loads(sarif_json([PASSED, VIOLATED], Path("out/report.json")))
     [run] = log["runs"]
     [result] = run["results"]
     assert log["version"] == "2.1.0"
@@ -40,8 +40,27 @@ def test_a_summary_begins_with_the_verdict() -> None:
     assert summary_markdown([PASSED, VIOLATED]).splitlines() == [
         "**Gate: failed.** 1 of 2 bounds violated:",
         "",
-        f"- {VIOLATED}",
+        '- gguf a, text, perplexity_ratio against the baseline: is &lt;2&gt; &amp; "more"',
     ]
+
+
+def test_names_in_verdicts_are_escaped() -> None:
+    """Control characters, HTML and links of names have no effect in any file."""
+    verdict = Verdict("gguf \x1b[31m[a](https://b.example)<img>", "original", "image", "kl\x00", "is \u202e2")
+    suite = ElementTree.fromstring(junit_xml([verdict]))
+    assert suite[0].get("classname") == "gguf \\u001b[31m[a](https://b.example)<img>"
+    [result] = json.loads(sarif_json([verdict], Path("report.json")))["runs"][0]["results"]
+    assert result["ruleId"] == "kl\\u0000"
+    assert "[a] (https" in result["message"]["text"]
+    assert "\\[a\\](https&#58;//b.example)&lt;img&gt;, image, kl" in summary_markdown([verdict])
+
+
+def test_sarif_paths_are_relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A location in the working directory is relative to it and quoted; of another one only the name is written."""
+    monkeypatch.chdir(tmp_path)
+    for path, expected in ((tmp_path / "a b" / "report.json", "a%20b/report.json"), (Path("/else/x.json"), "x.json")):
+        [result] = json.loads(sarif_json([VIOLATED], path))["runs"][0]["results"]
+        assert result["locations"][0]["physicalLocation"]["artifactLocation"]["uri"] == expected
 
 
 def test_only_given_files_are_written(tmp_path: Path) -> None:

@@ -52,3 +52,8 @@ def _onnx_runtime_fake_quantize(grid: ActivationGrid, values: np.ndarray) -> np.
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     found: np.ndarray = session.run(None, {"x": values})[0]
     return found
+
+
+def test_the_grid_of_zeros_has_a_scale_of_one() -> None:
+    """A matrix whose inputs were all zero divides by 1."""
+    assert ActivationGrid.from_range((0.0, 0.0), "u8") == ActivationGrid(1.0, 0, 255)

@@ -98,3 +98,23 @@ def test_columns_without_importance_get_scales(name: str, columns: int) -> None:
     for weights in (importance, torch.zeros(columns)):
         values = ggml.dequantize(ggml.quantize(weight, GgmlScheme(name), weights))
         assert (values - weight).norm() < 0.3 * weight.norm()
+
+
+@pytest.mark.parametrize("name", GGML_BLOCKS)
+def test_blocks_of_consecutive_columns_are_assembled(name: str) -> None:
+    """Scales chosen for 256 columns each and the codes of all columns give the blocks of the whole weight."""
+    weight, scheme = _weight(3, 512), GgmlScheme(name)
+    expected = ggml.quantize(weight, scheme)
+    grids = [ggml.choose_grid(part, scheme) for part in weight.split(256, 1)]
+
+    assembled = ggml.assemble(grids, ggml.unpack_codes(expected.blocks, scheme), 512, scheme)
+
+    assert assembled.columns == 512
+    assert torch.equal(assembled.blocks, expected.blocks)
+
+
+def test_importance_is_scaled_by_a_power_of_two_and_clamped() -> None:
+    """The mean is between 1/2 and 1; columns without importance and padding have a millionth."""
+    scaled = ggml._positive_importance(torch.tensor([0.0, 40.0, 8.0]), 5)
+
+    np.testing.assert_array_equal(scaled, np.array([1e-6, 1.25, 0.25, 1e-6, 1e-6], np.float32))

@@ -155,3 +155,51 @@ def test_clipped_8_bit_values_get_the_code_1_at_least() -> None:
 
     assert codes[:, 3].tolist() == [1, 1, 1, 1]
     assert int(codes.min()) == 1
+
+
+@pytest.mark.parametrize("scheme", [IntegerScheme(4, 32), IntegerScheme(4, 32, False), IntegerScheme(8, 32)])
+def test_the_search_covers_clip_ratios_from_1_to_0_3(scheme: IntegerScheme) -> None:
+    """Each group has the grid of least weighted error among eight ratios, and each ratio is best for a group."""
+    weight, importance = _weight(400, 32, seed=3), torch.ones(32)
+    outliers = weight.abs().amax(1) * torch.linspace(1, 4, 400)
+    weight[:, 5], weight[:, 6], importance[5:7] = outliers, -outliers, 1e-9
+    grids = [integer.choose_grid(weight * ratio, scheme) for ratio in (1, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)]
+    values = [integer.dequantize(integer.round_to_grid(weight, grid, scheme)) for grid in grids]
+    errors = torch.stack([((found - weight).square() * importance).sum(1) for found in values])
+
+    chosen = integer.choose_grid(weight, scheme, importance)
+
+    best = errors.argmin(0)
+    assert set(best.tolist()) == set(range(8))
+    assert torch.equal(chosen.scale, torch.stack([grid.scale for grid in grids])[best, range(400)])
+    assert torch.equal(chosen.zero_point, torch.stack([grid.zero_point for grid in grids])[best, range(400)])
+
+
+def test_the_error_has_the_largest_scale() -> None:
+    """The scale of the second group, of two million, is reported, not that of the first, of one million."""
+    weight = torch.cat([torch.full((1, 32), 1e6), torch.full((1, 32), -2e6)], 1)
+
+    with pytest.raises(RecipeError, match=r"a scale of 2\.5e\+05 is too large"):
+        integer.choose_grid(weight, IntegerScheme(4, 32))
+
+
+@pytest.mark.parametrize("scheme", [IntegerScheme(4, 16), IntegerScheme(4, 16, False), IntegerScheme(8, None)])
+def test_columns_and_groups_can_be_rounded_alone(scheme: IntegerScheme) -> None:
+    """Rounding column by column, on grids chosen for 32 columns each, gives the tensor of the whole weight."""
+    weight = _weight(3, 64 if scheme.group_size else 32, seed=4)
+    grids = [integer.choose_grid(part, scheme) for part in weight.split(32, 1)]
+    parts = zip(weight.split(32, 1), [integer.levels(grid, 32, scheme) for grid in grids], strict=True)
+    codes = torch.cat(
+        [
+            torch.stack([levels.nearest(column, part[:, column])[0] for column in range(32)], 1)
+            for part, levels in parts
+        ],
+        1,
+    )
+
+    assembled = integer.assemble(grids, codes.to(torch.uint8), weight.shape[1], scheme)
+
+    expected = _quantize(weight, scheme)
+    assert torch.equal(assembled.codes, expected.codes)
+    assert torch.equal(assembled.scale, expected.scale)
+    assert torch.equal(integer.dequantize(assembled), integer.dequantize(expected))

@@ -1,6 +1,7 @@
 """The HTML page: content, self-containment, and the layout in a browser."""
 
 import html
+import json
 import re
 import shutil
 import subprocess
@@ -9,7 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from mcpmq.errors import ArtifactError
+from mcpmq.report import Report
 from mcpmq.report.page import render_html
+from mcpmq.report.report import SourceInfo
 from tests.fake_reports import make_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -51,6 +55,38 @@ def test_the_page_is_well_formed_and_self_contained() -> None:
     assert not re.search(r"https?://|@import|url\(", page)
     assert " &lt;b&gt;" in page
     assert "<mark> &lt;i&gt;</mark>" in page
+
+
+def test_the_page_has_a_content_security_policy() -> None:
+    """Browsers load nothing and run nothing."""
+    policies = [
+        attributes["content"]
+        for tag, attributes in Elements(render_html(make_report(1))).found
+        if tag == "meta" and attributes.get("http-equiv") == "Content-Security-Policy"
+    ]
+    assert policies == [
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
+    ]
+
+
+def test_names_on_the_page_are_escaped() -> None:
+    """HTML of a name is text, and control characters are displayed as escapes."""
+    source = SourceInfo(name='<img src="x">\x1b\u202e', sha256="0" * 64)
+    page = render_html(make_report(1).model_copy(update={"checkpoint": source}))
+    assert "&lt;img src=&#34;x&#34;&gt;\\u001b\\u202e" in page
+    assert "\x1b" not in page
+
+
+@pytest.mark.parametrize(
+    "image", ["https://a.example/b.png", "data:image/svg+xml;base64,AA==", "data:text/html,x", "javascript:x"]
+)
+def test_a_report_with_another_image_is_rejected(image: str, tmp_path: Path) -> None:
+    """A page displays only raster images that are in the report."""
+    report = make_report(1).model_dump(mode="json")
+    report["artifacts"][0]["worst_samples"][0]["image"] = image
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    with pytest.raises(ArtifactError, match="worst_samples.0.image"):
+        Report.load(tmp_path)
 
 
 def test_the_verdict_comes_first() -> None:

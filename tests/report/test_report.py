@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -168,3 +169,14 @@ def test_held_out_samples_controls_and_cache_are_reported() -> None:
     text = report_table(report.model_copy(update={"eval_set": on, "original": original})).to_markdown()
     assert "30 samples held out from heldout, images shuffled" in text
     assert "measured earlier" in text
+
+
+def test_a_report_that_is_too_large_or_not_a_file_is_rejected(tmp_path: Path) -> None:
+    """A FIFO does not block; the limit is 1 GiB."""
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(ArtifactError, match="no `report.json`"):
+        Report.load(tmp_path / "fifo")
+    with (tmp_path / "report.json").open("wb") as file:
+        file.truncate((1 << 30) + 1)
+    with pytest.raises(ArtifactError, match="has 1,073,741,825 bytes, more than 1,073,741,824"):
+        Report.load(tmp_path)

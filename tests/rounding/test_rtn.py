@@ -5,6 +5,7 @@ import torch
 
 from mcpmq.grids import dequantize
 from mcpmq.rounding import ROUNDING_FUNCTIONS
+from mcpmq.rounding.rtn import split_rows
 from tests.rounding.oracle import grid_scheme, same_bytes
 
 
@@ -31,3 +32,9 @@ def test_the_chunk_size_changes_no_byte(text: str, monkeypatch: pytest.MonkeyPat
     chunked = ROUNDING_FUNCTIONS["rtn"](weight, scheme, None)
 
     assert same_bytes(chunked, whole)
+
+
+def test_chunks_have_at_most_half_a_million_weights() -> None:
+    """2^19 weights of 1000 columns are 524 rows; a longer row is a chunk of its own."""
+    assert [len(rows) for rows in split_rows(torch.empty(1000, 1000, device="meta"))] == [524, 476]
+    assert [len(rows) for rows in split_rows(torch.empty(2, 600_000, device="meta"))] == [1, 1]

@@ -1,6 +1,7 @@
 """Smoothing scales change no output, and the search finds the best of them, checked by brute force."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -221,6 +222,16 @@ def test_large_matrices_are_searched_on_evenly_spaced_rows(monkeypatch: pytest.M
     layer = BalanceLayer(weight, grid_scheme("int8-row"), input_stats(torch.ones(2, 64)))
 
     assert layer.sample_rows().weight[:, 0].tolist() == [0, 10, 20, 30, 40, 50, 60, 70, 80, 90]
+
+
+def test_at_most_512_rows_are_searched() -> None:
+    """About every second of 1030 rows is sampled, and all of fewer rows."""
+    tall = BalanceLayer(
+        torch.arange(1030.0)[:, None].expand(1030, 64), grid_scheme("int8-row"), input_stats(torch.ones(2, 64))
+    )
+
+    assert tall.sample_rows().weight[:, 0].tolist() == [1030 * index // 512 for index in range(512)]
+    assert len(replace(tall, weight=tall.weight[:300]).sample_rows().weight) == 300
 
 
 # --- applying scales -------------------------------------------------------------------------------------------------

@@ -6,14 +6,16 @@ import pytest
 import torch
 
 from mcpmq.checkpoint import Checkpoint
+from mcpmq.grids import codebook
 from mcpmq.plan import Plan, TensorPlan, make_plan
-from mcpmq.qtensor import IntegerTensor
+from mcpmq.qtensor import CodebookTensor, IntegerTensor
 from mcpmq.recipe import Recipe
 from mcpmq.rounding import gptq, rtn
 from mcpmq.rounding import weight as weight_module
+from mcpmq.rounding.smoothing import WeightScaling
 from mcpmq.rounding.stats import InputStats
 from mcpmq.rounding.weight import quantize_weight
-from mcpmq.scheme import IntegerScheme
+from mcpmq.scheme import CodebookScheme, IntegerScheme
 from tests.rounding.oracle import input_stats, same_bytes
 
 
@@ -67,3 +69,31 @@ def test_a_weight_without_statistics_is_rounded_to_nearest(plan: Plan) -> None:
 
     assert isinstance(quantized, IntegerTensor)
     assert same_bytes(quantized, rtn.quantize(weight, scheme))
+
+
+def test_a_tall_weight_is_rounded_to_a_codebook(tiny_checkpoint: Path) -> None:
+    """All rows of a weight with more rows than columns are quantized."""
+    plan = make_plan(
+        Checkpoint.open(tiny_checkpoint), Recipe.model_validate({"name": "nf4", "weights": {"language.*": "nf4"}})
+    )
+    tensor = next(one for one in plan.tensors if one.name == "language.layers.0.mlp.up")
+
+    quantized = quantize_weight(plan, tensor)
+
+    assert isinstance(quantized, CodebookTensor)
+    assert quantized.codes.shape == (512, 256)
+    expected = codebook.quantize([plan.checkpoint.load(tensor.spec)], 512, CodebookScheme("nf4"))
+    assert same_bytes(quantized, expected)
+
+
+@pytest.mark.parametrize("chunk_weights", [1 << 24, 256 * 100])
+def test_rows_are_scaled_from_the_first_row(plan: Plan, chunk_weights: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each chunk of rows is divided by the scales of its own rows."""
+    monkeypatch.setattr(weight_module, "CHUNK_WEIGHTS", chunk_weights)
+    tensor, weight, scheme = _planned(plan, "head")
+    scaling = WeightScaling(row_scale=torch.arange(1.0, 321.0), column_scale=torch.arange(2.0, 258.0))
+
+    quantized = quantize_weight(plan, tensor, scaling=scaling)
+
+    assert isinstance(quantized, IntegerTensor)
+    assert same_bytes(quantized, rtn.quantize(scaling.apply(weight), scheme))

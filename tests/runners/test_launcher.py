@@ -16,6 +16,7 @@ from mcpmq.errors import EngineError
 from mcpmq.families.family import Inputs
 from mcpmq.formats.format import Engine
 from mcpmq.quantized_model import QuantizedModel
+from mcpmq.runners import launcher
 from mcpmq.runners.inputs_store import InputsStore
 from mcpmq.runners.launcher import measure_sequential_peak, run_engine
 from mcpmq.runners.torch import open_runner
@@ -129,6 +130,20 @@ def test_crash_is_reported_with_signal_progress_and_stderr(
         run_engine("onnx", tmp_path, store, 1)
     assert "last line" in str(caught.value)
     assert hint in caught.value.hint
+
+
+def test_an_engine_that_does_not_respond_is_ended(
+    tmp_path: Path, store: InputsStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stopped worker is ended; the error has the time, which the documents give as 60 seconds, and the progress."""
+    assert launcher.MAX_IDLE_SECONDS == 60
+    monkeypatch.setattr(launcher, "MAX_IDLE_SECONDS", 2)
+    fake_engine(tmp_path, monkeypatch, after="os.kill(os.getpid(), 19)")
+    with pytest.raises(
+        EngineError, match="ONNX Runtime did not respond after 1 of 4 samples: .* for 2 seconds"
+    ) as caught:
+        run_engine("onnx", tmp_path, store, 1)
+    assert "measure again" in caught.value.hint
 
 
 def test_crash_in_the_sequential_measurement_is_reported(

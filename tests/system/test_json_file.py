@@ -6,7 +6,7 @@ import pytest
 
 from mcpmq.errors import CheckpointError
 from mcpmq.system import json_file
-from mcpmq.system.json_file import read_json
+from mcpmq.system.json_file import read_json, read_text
 
 
 def test_an_object_is_read(tmp_path: Path) -> None:
@@ -20,9 +20,11 @@ def test_an_object_is_read(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b"{", "not valid JSON"),
-        (b"\xff\x00", "not valid JSON"),
+        (b"\xff\x00\xff", "not Unicode text"),
+        (b'{"a": "\xff"}', "not Unicode text"),
         (b"[" * 100_000, "not valid JSON"),
         (b"[1]", "is not a JSON object"),
+        (b'{"a": "\\ud800"}', "not valid JSON"),
         (b"", "not valid JSON"),
     ],
 )
@@ -33,6 +35,15 @@ def test_other_content_is_an_error_with_the_file_name(content: bytes, message: s
     with pytest.raises(CheckpointError, match=message) as caught:
         read_json(tmp_path / "a.json")
     assert "a.json" in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_byte_order_marks_are_skipped(encoding: str, tmp_path: Path) -> None:
+    """Windows editors write them."""
+    (tmp_path / "a.json").write_text('{"a": "é"}', encoding=encoding)
+
+    assert read_json(tmp_path / "a.json") == {"a": "é"}
+    assert read_text(tmp_path / "a.json") == '{"a": "é"}'
 
 
 def test_a_missing_file_and_a_large_file_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

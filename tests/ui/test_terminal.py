@@ -6,26 +6,42 @@ import sys
 import pytest
 
 from mcpmq import ui
-from mcpmq.errors import CheckpointError, McpmqError
+from mcpmq.errors import CheckpointError
 from mcpmq.system.progress import silent
+from mcpmq.system.table import Table
 from tests.terminal import run_in_terminal
 
 
 def test_an_error_has_a_message_and_a_hint(capsys: pytest.CaptureFixture[str]) -> None:
-    """Both are on stderr without color; brackets are not markup; without a hint the line is missing."""
+    """Both are on stderr without color; brackets are not markup."""
     ui.print_error(CheckpointError("no `config.json` in `[a]`", "point at a folder"))
-    ui.print_error(McpmqError("short"))
 
     printed = capsys.readouterr()
-    assert printed.err == "error: no `config.json` in `[a]`\n\nhint: point at a folder\nerror: short\n"
+    assert printed.err == "error: no `config.json` in `[a]`\n\nhint: point at a folder\n"
     assert printed.out == ""
+
+
+def test_control_characters_do_not_reach_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    """Names in errors, notices, tables and JSON are displayed with escapes."""
+    name = "\x1b[2J\x9b\u202e"
+    ui.print_error(CheckpointError(name, name))
+    ui.print_notice(name)
+    table = Table(name, [name], [(name, [name])], [name])
+    ui.print_table(table, {name: name})
+    ui.print_table(table, {name: name}, as_json=True)
+    ui.print_table(table, {name: name}, as_markdown=True)
+
+    printed = capsys.readouterr()
+    for text in printed:
+        assert not {"\x1b", "\x9b", "\u202e"} & set(text)
+        assert "\\u001b" in text
 
 
 def test_verbose_errors_have_a_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     """`verbose` adds the traceback."""
     ui.set_verbosity(verbose=True)
     try:
-        raise CheckpointError("broken")
+        raise CheckpointError("broken", "correct it")
     except CheckpointError as error:
         ui.print_error(error)
 

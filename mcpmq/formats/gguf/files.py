@@ -95,8 +95,8 @@ def _add_provenance(writer: GGUFWriter, model: ModelView) -> None:
     writer.add_name(manifest.source.name)
     writer.add_quantized_by("mcpmq")
     writer.add_quantization_version(QUANTIZATION_VERSION)
-    writer.add_string("mcpmq.version", manifest.versions["mcpmq"])
-    writer.add_string("mcpmq.recipe", str(manifest.recipe["name"]))
+    writer.add_string("mcpmq.version", manifest.versions.get("mcpmq", ""))
+    writer.add_string("mcpmq.recipe", str(manifest.recipe.get("name", "")))
     writer.add_string("mcpmq.source.sha256", manifest.source.sha256)
     if manifest.calibration_set:
         writer.add_string("mcpmq.calibration.sha256", manifest.calibration_set.sha256)
@@ -112,7 +112,7 @@ def read_provenance(artifact: Artifact) -> Iterator[FileProvenance]:
         for file in artifact.component_files(component)[:1]:
             try:
                 reader = GGUFReader(file)
-            except (ValueError, IndexError) as error:
+            except (OSError, ValueError, LookupError, MemoryError, OverflowError) as error:
                 raise ArtifactError(f"`{file}` is not a GGUF file: {error}", "download it again") from error
             yield FileProvenance(file.name, _text(reader, "mcpmq.source.sha256"), _text(reader, "mcpmq.recipe"))
 

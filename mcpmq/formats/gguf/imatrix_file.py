@@ -131,6 +131,8 @@ def column_counts(file: Path, min_columns: Mapping[str, int]) -> dict[str, int]:
 def _opened(file: Path, kind: str) -> Iterator[GGUFReader]:
     """Open a file and turn the exceptions of reading it into a FormatError; gguf-py validates little."""
     try:
+        if file.exists() and not file.is_file():
+            raise ValueError("it is not a regular file")
         yield GGUFReader(file)
     except (OSError, ValueError, TypeError, LookupError) as error:
         raise FormatError(

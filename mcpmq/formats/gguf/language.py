@@ -47,8 +47,8 @@ def add_metadata(writer: GGUFWriter, model: ModelView, required_tokens: tuple[st
         _add_latent_attention(writer, shape, shape.latent_attention)
     if shape.linear_attention:
         _add_linear_attention(writer, shape, shape.linear_attention)
-    template = family_named(model.artifact.manifest.family).prompt_format.default_chat_template
-    add_tokenizer(writer, model.path, shape.vocab_size, required_tokens, template)
+    prompt_format = family_named(model.artifact.manifest.family).prompt_format
+    add_tokenizer(writer, model.path, shape.vocab_size, prompt_format, required_tokens)
 
 
 def _add_sizes(writer: GGUFWriter, shape: LanguageShape) -> None:
@@ -83,7 +83,10 @@ def _add_latent_attention(writer: GGUFWriter, shape: LanguageShape, latent: Late
     constants = (embedding, depth / shape.num_layers**0.5, shape.hidden_size / base)
     scales = (shape.embedding_scale, shape.residual_scale, shape.logits_divisor)
     if not np.allclose(scales, constants, rtol=1e-6):
-        raise FormatError(f"the model has embedding, residual and logit scales {scales}, llama.cpp uses {constants}")
+        raise FormatError(
+            f"the model has embedding, residual and logit scales {scales}, llama.cpp uses {constants}",
+            "export to another format, for example `onnx`",
+        )
     writer.add_q_lora_rank(latent.q_lora_rank)
     writer.add_kv_lora_rank(latent.kv_lora_rank)
     writer.add_rope_dimension_count(shape.rotary_dim)
@@ -98,7 +101,8 @@ def _add_linear_attention(writer: GGUFWriter, shape: LanguageShape, linear: Line
     if (linear.num_value_heads, linear.value_head_dim) != (linear.num_key_heads, linear.key_head_dim):
         raise FormatError(
             f"linear attention has {linear.num_key_heads} key heads of {linear.key_head_dim} and"
-            f" {linear.num_value_heads} value heads of {linear.value_head_dim}; only equal heads can be exported"
+            f" {linear.num_value_heads} value heads of {linear.value_head_dim}; only equal heads can be exported",
+            "export to another format, for example `onnx`",
         )
     frequencies = shape.rotary_dim // 2
     writer.add_rope_dimension_count(shape.rotary_dim)

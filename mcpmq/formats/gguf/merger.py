@@ -1,11 +1,10 @@
 """SigLIP with two mergers, the vision encoder of MiniCPM-V 4.6, in an mmproj file."""
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from gguf import GGUFWriter
 
+from mcpmq.families.preprocessor import PreprocessorConfig
 from mcpmq.formats.gguf.names import TensorNames
 from mcpmq.formats.gguf.resampler import SIGLIP_LAYER_NAMES, SIGLIP_RESAMPLER, check_position_table
 from mcpmq.formats.model_view import ModelView
@@ -31,11 +30,11 @@ NAMES = TensorNames(
 )
 
 
-def _add_metadata(writer: GGUFWriter, model: ModelView, preprocessor: Mapping[str, Any]) -> None:
+def _add_metadata(writer: GGUFWriter, model: ModelView, preprocessor: PreprocessorConfig) -> None:
     shape = model.architecture.required_vision
     check_position_table(shape)
     writer.add_bool("clip.use_gelu", True)
-    writer.add_uint32("clip.vision.image_size", int(preprocessor.get("scale_resolution", 448)))
+    writer.add_uint32("clip.vision.image_size", preprocessor.slice_resolution)
     writer.add_uint32("clip.vision.projection_dim", model.architecture.language.hidden_size)
     writer.add_uint32("clip.vision.projector.scale_factor", shape.spatial_merge_size)
     writer.add_array("clip.vision.wa_layer_indexes", [shape.merger_layer])
@@ -45,7 +44,6 @@ SIGLIP_MERGER = replace(
     SIGLIP_RESAMPLER,
     projector_type="minicpmv4_6",
     names=NAMES,
-    normalization_key="image_{}",
     add_metadata=_add_metadata,
     unused_tensors=lambda _: [],
 )

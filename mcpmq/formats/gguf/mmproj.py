@@ -1,16 +1,14 @@
 """Metadata of the mmproj file: vision encoder and projector."""
 
-from collections.abc import Mapping
-from typing import Any
-
 from gguf import GGUFWriter
 
 from mcpmq.errors import FormatError
+from mcpmq.families import family_named
 from mcpmq.families.family import VisionKind
+from mcpmq.families.preprocessor import BICUBIC, PreprocessorConfig
 from mcpmq.formats.gguf import merger, qwenvl, resampler, resampler_2_0
 from mcpmq.formats.gguf.vision_tower import VisionTower
 from mcpmq.formats.model_view import ModelView
-from mcpmq.system.json_file import read_json
 
 COMPONENTS = {"vision", "projector"}
 TOWERS: dict[VisionKind, VisionTower] = {
@@ -28,6 +26,23 @@ def tower_of(model: ModelView) -> VisionTower:
     return TOWERS[model.architecture.required_vision.kind]
 
 
+def open_preprocessor(model: ModelView) -> PreprocessorConfig:
+    """Return the settings of the image processor.
+
+    Raises:
+        CheckpointError: no file has them, or they are invalid.
+        FormatError: llama.cpp resizes images with another filter.
+    """
+    settings = family_named(model.artifact.manifest.family).open_vision_inputs(model.path)
+    assert isinstance(settings, PreprocessorConfig)
+    if settings.resample != BICUBIC:
+        raise FormatError(
+            f"images are resized with the filter {settings.resample} of Pillow (`resample`), llama.cpp uses {BICUBIC}",
+            "export to another format: `onnx` supports any filter",
+        )
+    return settings
+
+
 def add_metadata(writer: GGUFWriter, model: ModelView, intermediate_size: int) -> None:
     """Write the sizes of the vision encoder and the projector; `intermediate_size` is the padded one.
 
@@ -35,8 +50,7 @@ def add_metadata(writer: GGUFWriter, model: ModelView, intermediate_size: int) -
         FormatError: llama.cpp would compute a different function.
     """
     shape, tower = model.architecture.required_vision, tower_of(model)
-    files = [model.path / name for name in tower.preprocessor_files]
-    preprocessor = read_json(next((file for file in files if file.is_file()), files[0]))
+    preprocessor = open_preprocessor(model)
     writer.add_bool("clip.has_vision_encoder", True)
     writer.add_string("clip.projector_type", tower.projector_type)
     tower.add_metadata(writer, model, preprocessor)
@@ -46,14 +60,8 @@ def add_metadata(writer: GGUFWriter, model: ModelView, intermediate_size: int) -
     writer.add_uint32("clip.vision.block_count", shape.num_layers)
     writer.add_uint32("clip.vision.attention.head_count", shape.num_heads)
     writer.add_float32("clip.vision.attention.layer_norm_epsilon", shape.norm_epsilon)
-    for key in ("mean", "std"):
-        writer.add_array(f"clip.vision.image_{key}", _three_numbers(preprocessor, tower.normalization_key.format(key)))
+    means, stds = preprocessor.normalization
+    writer.add_array("clip.vision.image_mean", list(means))
+    writer.add_array("clip.vision.image_std", list(stds))
     if intermediate_size != shape.intermediate_size:
         writer.add_uint32("mcpmq.vision.feed_forward_length", shape.intermediate_size)  # before padding
-
-
-def _three_numbers(preprocessor: Mapping[str, Any], key: str) -> list[float]:
-    values = preprocessor.get(key, [0.5] * 3)
-    if not isinstance(values, list) or len(values) != 3 or not all(isinstance(value, int | float) for value in values):
-        raise FormatError(f"`{key}` of `preprocessor_config.json` is not three numbers")
-    return [float(value) for value in values]

@@ -117,8 +117,8 @@ def name_in_layer(common_name: str) -> str:
 
 
 def safe_file_name(name: str) -> str:
-    """Replace characters that are not portable in file names."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", name)
+    """Return a name, or the last part of `owner/name`, without characters that are not portable in file names."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", name.rpartition("/")[2])
 
 
 def mixture_name(weights: Iterable[tuple[GGMLQuantizationType, int]]) -> str:

@@ -1,13 +1,12 @@
 """The vision encoders of Qwen2-VL, Qwen2.5-VL and Qwen3-VL in an mmproj file."""
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from gguf import GGUFWriter
 
 from mcpmq.errors import FormatError
 from mcpmq.families.family import VisionShape
+from mcpmq.families.preprocessor import PreprocessorConfig
 from mcpmq.formats.gguf.names import TensorNames
 from mcpmq.formats.gguf.vision_tower import VisionTower
 from mcpmq.formats.model_view import ModelView
@@ -39,7 +38,7 @@ NAMES = TensorNames(
 )
 
 
-def _add_metadata(writer: GGUFWriter, model: ModelView, preprocessor: Mapping[str, Any]) -> None:
+def _add_metadata(writer: GGUFWriter, model: ModelView, preprocessor: PreprocessorConfig) -> None:
     _check_patches(model.architecture.required_vision)
     writer.add_uint32("clip.vision.image_size", IMAGE_SIDE)
     writer.add_uint32("clip.vision.projection_dim", model.architecture.language.hidden_size)
@@ -49,11 +48,12 @@ def _check_patches(shape: VisionShape) -> None:
     if (shape.temporal_patch_size, shape.spatial_merge_size) != (TEMPORAL_PATCH_SIZE, SPATIAL_MERGE_SIZE):
         raise FormatError(
             f"the model has temporal patch size {shape.temporal_patch_size} and spatial merge size"
-            f" {shape.spatial_merge_size}, llama.cpp supports {TEMPORAL_PATCH_SIZE} and {SPATIAL_MERGE_SIZE}"
+            f" {shape.spatial_merge_size}, llama.cpp supports {TEMPORAL_PATCH_SIZE} and {SPATIAL_MERGE_SIZE}",
+            "export to another format, for example `onnx`",
         )
 
 
-def _add_qwen2_5_metadata(writer: GGUFWriter, model: ModelView, preprocessor: Mapping[str, Any]) -> None:
+def _add_qwen2_5_metadata(writer: GGUFWriter, model: ModelView, preprocessor: PreprocessorConfig) -> None:
     period = _full_attention_period(model.architecture.required_vision)
     _add_metadata(writer, model, preprocessor)
     writer.add_bool("clip.use_silu", True)
@@ -68,7 +68,8 @@ def _full_attention_period(shape: VisionShape) -> int:
         raise FormatError(
             f"windows have {shape.window_size}x{shape.window_size} patches and layers {list(layers)} have full"
             f" attention; llama.cpp supports windows of {WINDOW_SIDE}x{WINDOW_SIDE} and full attention in every nth"
-            " layer"
+            " layer",
+            "export to another format, for example `onnx`",
         )
     return period
 
@@ -77,7 +78,6 @@ QWEN2_VL = VisionTower(
     projector_type="qwen2vl_merger",
     names=NAMES,
     required_tokens=("<|vision_start|>", "<|vision_end|>"),
-    normalization_key="image_{}",
     add_metadata=_add_metadata,
 )
 QWEN2_5_VL = replace(QWEN2_VL, projector_type="qwen2.5vl_merger", add_metadata=_add_qwen2_5_metadata)
@@ -96,7 +96,7 @@ QWEN3_VL_NAMES = TensorNames(
 )
 
 
-def _add_qwen3_metadata(writer: GGUFWriter, model: ModelView, preprocessor: Mapping[str, Any]) -> None:
+def _add_qwen3_metadata(writer: GGUFWriter, model: ModelView, preprocessor: PreprocessorConfig) -> None:
     shape = model.architecture.required_vision
     _check_patches(shape)
     writer.add_bool("clip.use_gelu", True)

@@ -1,14 +1,13 @@
 """SigLIP with a resampler, the vision encoder of MiniCPM-V 2.5 and 2.6, in an mmproj file."""
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from gguf import GGMLQuantizationType, GGUFWriter
 
 from mcpmq.errors import FormatError
 from mcpmq.families import family_named
 from mcpmq.families.family import VisionShape
+from mcpmq.families.preprocessor import PreprocessorConfig
 from mcpmq.formats.gguf import position_tables
 from mcpmq.formats.gguf.names import TensorNames
 from mcpmq.formats.gguf.tensors import GgufTensor
@@ -73,19 +72,19 @@ def check_position_table(shape: VisionShape) -> None:
         )
 
 
-def _add_metadata(writer: GGUFWriter, model: ModelView, preprocessor: Mapping[str, Any]) -> None:
+def _add_metadata(writer: GGUFWriter, model: ModelView, preprocessor: PreprocessorConfig) -> None:
     check_position_table(model.architecture.required_vision)
     add_slice_metadata(writer, model, preprocessor)
 
 
-def add_slice_metadata(writer: GGUFWriter, model: ModelView, preprocessor: Mapping[str, Any]) -> None:
+def add_slice_metadata(writer: GGUFWriter, model: ModelView, preprocessor: PreprocessorConfig) -> None:
     """Write the slice resolution and the number of queries per slice.
 
     Raises:
         FormatError: the preprocessor and the model have different slice resolutions.
     """
     shape = model.architecture.required_vision
-    resolution = preprocessor.get("scale_resolution", shape.slice_resolution)
+    resolution = preprocessor.slice_resolution
     if resolution != shape.slice_resolution:
         raise FormatError(
             f"preprocessor_config.json has slices of {resolution} pixels, config.json of {shape.slice_resolution}",
@@ -102,7 +101,6 @@ SIGLIP_RESAMPLER = VisionTower(
     projector_type="resampler",
     names=NAMES,
     required_tokens=("<image>", "</image>", "<slice>", "</slice>", "\n"),
-    normalization_key="norm_{}",
     add_metadata=_add_metadata,
     unused_tensors=_unused_tensors,
     transform=_reorder_flat_positions,

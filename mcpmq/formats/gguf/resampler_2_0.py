@@ -65,5 +65,4 @@ TIMM_RESAMPLER = replace(
     add_metadata=add_slice_metadata,
     unused_tensors=lambda _: [],
     transform=_transform,
-    preprocessor_files=("preprocessor_config.json", "config.json"),
 )

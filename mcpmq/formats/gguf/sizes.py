@@ -3,7 +3,6 @@
 from contextlib import closing
 from math import prod
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from gguf import GGML_QUANT_SIZES, GGUFWriter
 
@@ -12,6 +11,7 @@ from mcpmq.formats.gguf.files import GgufFile, gguf_files, write_header
 from mcpmq.formats.gguf.tensors import GgufTensor
 from mcpmq.formats.model_view import ModelView
 from mcpmq.scheme import IntegerScheme
+from mcpmq.system.temporary_folder import temporary_folder
 
 # The KV cache is F16 by default; weights stay in memory as they are on disk.
 RUNTIME = RuntimeMemory(kv_cache_element_nbytes=2, resident_ratio=1.0, logits_per_pass=512)
@@ -25,8 +25,8 @@ def forecast_files(model: ModelView) -> FilesForecast:
     """
     files = gguf_files(model)
     tensors = [tensor for file in files for tensor in file.tensors]
-    with TemporaryDirectory(prefix="mcpmq-") as folder:
-        sizes = tuple(_file_forecast(model, file, Path(folder)) for file in files)
+    with temporary_folder() as folder:
+        sizes = tuple(_file_forecast(model, file, folder) for file in files)
     return FilesForecast(sizes, tuple(_weight_forecasts(model, tensors)), RUNTIME)
 
 

@@ -1,5 +1,6 @@
 """The tokenizer of a checkpoint as GGUF metadata: byte-level BPE, or BPE with SentencePiece conventions."""
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,7 +9,10 @@ from typing import Any
 from gguf import GGUFWriter, TokenType
 
 from mcpmq.errors import FormatError
-from mcpmq.system.json_file import read_json
+from mcpmq.families.chat_template import read_chat_template
+from mcpmq.families.prompt_format import PromptFormat
+from mcpmq.families.special_tokens import end_token, named_special_tokens, read_tokenizer_config
+from mcpmq.families.tokenizer import read_tokenizer
 
 # Regular expressions of byte-level pre-tokenizers, and llama.cpp's names of them (`tokenizer.ggml.pre`).
 PRE_TOKENIZERS = {
@@ -31,17 +35,39 @@ def add_tokenizer(
     writer: GGUFWriter,
     folder: Path,
     vocab_size: int,
+    prompt_format: PromptFormat,
     required_tokens: tuple[str, ...] = (),
-    default_template: str | None = None,
 ) -> None:
-    """Write vocabulary, merges, special tokens and the chat template; `default_template` is used if no file has one.
+    """Write vocabulary, merges, special tokens and the chat template.
 
-    Embedding rows without a token get an unused token.
+    Embedding rows without a token get an unused token. The end of sequence is always written: llama.cpp would assume
+    token 11, which is a comma.
+
+    Raises:
+        CheckpointError: a tokenizer file is missing or invalid.
+        FormatError: llama.cpp would not reproduce the tokenizer, or it lacks a required token.
+    """
+    tokenizer, config = read_tokenizer(folder), read_tokenizer_config(folder)
+    end = end_token(folder, config, tokenizer, prompt_format.end_of_turn)
+    special = named_special_tokens(config) | {"eos_token": end}
+    add_vocabulary(writer, json.loads(tokenizer.to_str()), special, vocab_size, required_tokens)
+    writer.add_add_bos_token(bool(config.get("add_bos_token")))
+    if template := read_chat_template(folder) or prompt_format.default_chat_template:
+        writer.add_chat_template(template)
+
+
+def add_vocabulary(
+    writer: GGUFWriter,
+    tokenizer: Mapping[str, Any],
+    special: Mapping[str, str],
+    vocab_size: int,
+    required_tokens: tuple[str, ...] = (),
+) -> None:
+    """Write vocabulary, merges and special tokens of the content of a tokenizer.json.
 
     Raises:
         FormatError: llama.cpp would not reproduce the tokenizer, or it lacks a required token.
     """
-    tokenizer, config = read_json(folder / "tokenizer.json"), read_json(folder / "tokenizer_config.json")
     kind = _kind(tokenizer)
     added = {token["id"]: token for token in tokenizer.get("added_tokens", [])}
     vocabulary = {**tokenizer["model"]["vocab"], **{token["content"]: index for index, token in added.items()}}
@@ -52,9 +78,7 @@ def add_tokenizer(
     writer.add_token_list(tokens)
     writer.add_token_types([_token_type(index, texts, added, kind) for index in range(vocab_size)])
     _add_merges(writer, tokenizer, tokens, kind)
-    _add_special_tokens(writer, config, vocabulary)
-    if template := _chat_template(folder, config) or default_template:
-        writer.add_chat_template(template)
+    _add_special_tokens(writer, special, vocabulary)
 
 
 def _add_merges(writer: GGUFWriter, tokenizer: Mapping[str, Any], tokens: list[str], kind: str) -> None:
@@ -105,10 +129,11 @@ def _check_vocabulary(vocabulary: Mapping[str, int], vocab_size: int, required: 
             f"the tokenizer has no token `{missing[0]}`, which llama.cpp inserts around images",
             "use the tokenizer of the published checkpoint",
         )
-    if (largest := max(vocabulary.values())) >= vocab_size:
+    if outside := [text for text, index in vocabulary.items() if index >= vocab_size]:
+        index = vocabulary[outside[0]]
         raise FormatError(
-            f"the tokenizer has a token with index {largest:,}, the embedding only {vocab_size:,} rows",
-            "use the tokenizer of the published checkpoint",
+            f"the token `{outside[0]}` has the index {index:,}, the embedding only {vocab_size:,} rows",
+            "use the tokenizer files of the published checkpoint",
         )
 
 
@@ -122,7 +147,7 @@ def _token_type(index: int, texts: Mapping[int, str], added: Mapping[int, Mappin
     return TokenType.NORMAL if index in texts else TokenType.UNUSED
 
 
-def _add_special_tokens(writer: GGUFWriter, config: Mapping[str, Any], vocabulary: Mapping[str, int]) -> None:
+def _add_special_tokens(writer: GGUFWriter, special: Mapping[str, str], vocabulary: Mapping[str, int]) -> None:
     adders = {
         "bos_token": writer.add_bos_token_id,
         "eos_token": writer.add_eos_token_id,
@@ -130,21 +155,10 @@ def _add_special_tokens(writer: GGUFWriter, config: Mapping[str, Any], vocabular
         "unk_token": writer.add_unk_token_id,
     }
     for key, add in adders.items():
-        token = config.get(key)
-        text = token.get("content") if isinstance(token, dict) else token
-        if text is None:
+        if (text := special.get(key)) is None:
             continue
         if text not in vocabulary:
             raise FormatError(
-                f"`{key}` of `tokenizer_config.json` is `{text}`, which is not in the vocabulary",
-                "use the tokenizer of the published checkpoint",
+                f"`{key}` is `{text}`, which is not in the vocabulary", "use the tokenizer of the published checkpoint"
             )
         add(vocabulary[text])
-    writer.add_add_bos_token(bool(config.get("add_bos_token")))
-
-
-def _chat_template(folder: Path, config: Mapping[str, Any]) -> str | None:
-    if (file := folder / "chat_template.jinja").is_file():
-        return file.read_text()
-    template = config.get("chat_template")
-    return template if isinstance(template, str) else None

@@ -1,11 +1,11 @@
 """Description of one kind of vision encoder and projector for llama.cpp's mmproj file."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 from gguf import GGUFWriter
 
+from mcpmq.families.preprocessor import PreprocessorConfig
 from mcpmq.formats.gguf.names import TensorNames
 from mcpmq.formats.gguf.tensors import GgufTensor
 from mcpmq.formats.model_view import ModelView
@@ -25,7 +25,7 @@ def unchanged(model: ModelView, tensor: GgufTensor) -> GgufTensor:
 class VisionTower:
     """Tensor names, metadata keys and tokens of one projector type.
 
-    add_metadata: (writer, model, preprocessor config) -> None; writes the keys that are specific to the projector
+    add_metadata: (writer, model, preprocessor settings) -> None; writes the keys that are specific to the projector
         type, and raises FormatError for a model that llama.cpp would compute differently
     unused_tensors: (model) -> tensors that llama.cpp requires but does not read
     transform: (model, tensor) -> the tensor with the values that llama.cpp needs, where they differ
@@ -34,8 +34,6 @@ class VisionTower:
     projector_type: str  # value of `clip.projector_type`
     names: TensorNames
     required_tokens: tuple[str, ...]  # tokens that llama.cpp looks up in the vocabulary
-    normalization_key: str  # keys of preprocessor_config.json for the mean and standard deviation of pixels
-    add_metadata: Callable[[GGUFWriter, ModelView, Mapping[str, Any]], None]
+    add_metadata: Callable[[GGUFWriter, ModelView, PreprocessorConfig], None]
     unused_tensors: Callable[[ModelView], list[GgufTensor]] = no_unused_tensors
     transform: Callable[[ModelView, GgufTensor], GgufTensor] = unchanged
-    preprocessor_files: tuple[str, ...] = ("preprocessor_config.json",)  # the first that exists has the image sizes

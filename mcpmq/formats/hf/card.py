@@ -5,14 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mcpmq.artifact import Manifest
+from mcpmq.artifact import NOT_EVALUATED, Manifest, replace_results
 from mcpmq.plan import TensorPlan
 from mcpmq.recipe import to_toml
+from mcpmq.system.escaping import code_span, escape_markdown
 from mcpmq.system.table import Row, Table, format_megabytes
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
-RESULTS_HEADING = "## Evaluation"  # the last heading; an evaluation replaces the text below it
-NOT_EVALUATED = "Not evaluated yet: `mcpmq evaluate` writes the results here."
 
 
 def render_card(
@@ -29,11 +28,13 @@ def render_card(
         library_name="transformers",
         pipeline_tag="image-text-to-text" if has_vision else "text-generation",
         tags=["mcpmq", "quantized", format_name],
-        **_base_model(config),
+        **_base_model(manifest.source.name, config),
     )
     card = ModelCard.from_template(
         metadata,
         template_path=str(TEMPLATE),
+        code=code_span,
+        plain=escape_markdown,
         manifest=manifest,
         format_name=format_name,
         usage=usage,
@@ -42,20 +43,15 @@ def render_card(
         recipe=to_toml(manifest.recipe).rstrip(),
         versions=", ".join(f"{name} {number}" for name, number in manifest.versions.items()),
     )
-    return replace_results(f"{card}\n{RESULTS_HEADING}\n", NOT_EVALUATED)
+    return replace_results(str(card).encode(), NOT_EVALUATED).decode()
 
 
-def replace_results(text: str, results: str) -> str:
-    """Replace the text under the last heading of a card, the evaluation results."""
-    return f"{text.partition(RESULTS_HEADING)[0]}{RESULTS_HEADING}\n\n{results.rstrip()}\n"
-
-
-def _base_model(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the hub id of the original, if its configuration contains one."""
-    name = config.get("_name_or_path")
-    if not isinstance(name, str) or name.count("/") != 1 or name.startswith((".", "/")):
-        return {}
-    return {"base_model": name, "base_model_relation": "quantized"}
+def _base_model(source_name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the hub id of the original, if it is in a cache of the hub or its configuration contains one."""
+    for name in (source_name, config.get("_name_or_path")):
+        if isinstance(name, str) and name.count("/") == 1 and not name.startswith((".", "/")):
+            return {"base_model": name, "base_model_relation": "quantized"}
+    return {}
 
 
 def _size_table(tensors: Sequence[TensorPlan]) -> Table:

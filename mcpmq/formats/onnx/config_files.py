@@ -6,9 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mcpmq.families import family_named
+from mcpmq.families.chat_template import read_chat_template
+from mcpmq.families.preprocessor import read_preprocessor
+from mcpmq.families.prompt_format import PromptFormat
+from mcpmq.families.special_tokens import NAMES, end_token, end_token_ids, named_special_tokens, read_tokenizer_config
+from mcpmq.families.tokenizer import complete_tokenizer, read_tokenizer
 from mcpmq.formats.model_view import ModelView
 from mcpmq.formats.onnx.layout import GraphFiles
-from mcpmq.system.json_file import read_json
+from mcpmq.system.json_file import read_optional_json
 
 # The class that inserts image tokens into the text; without its name transformers.js creates no tokenizer.
 PROCESSOR_CLASSES = {
@@ -24,17 +30,43 @@ BICUBIC = 3
 
 
 def write_config_files(model: ModelView, out: Path, graphs: Mapping[str, GraphFiles]) -> list[str]:
-    """Copy tokenizer and preprocessor files and add the keys of transformers.js; return the file names."""
+    """Copy tokenizer and preprocessor files and add the keys of transformers.js; return the file names.
+
+    The readers of ONNX artifacts read one file for each fact, so tokenizer.json gets all added tokens,
+    tokenizer_config.json the chat template and the special tokens, and generation_config.json the end of sequence.
+    """
     files = model.artifact.component_files("model")
     for file in files:
         shutil.copyfile(file, out / file.name)
-    config = dict(model.config)
+    config, format_ = dict(model.config), family_named(model.artifact.manifest.family).prompt_format
+    added = _tokenizer_files(out, format_)
     if config.get("model_type") in PROCESSOR_CLASSES:
-        _write(out / "preprocessor_config.json", _preprocessor(out, config["model_type"]))
-        _write(out / "tokenizer_config.json", _tokenizer(out))
+        added["preprocessor_config.json"] = _preprocessor(out, config["model_type"])
+        added.setdefault("tokenizer_config.json", read_optional_json(out / "tokenizer_config.json"))
         config = _with_text_sizes(config)
-    _write(out / "config.json", {**config, "transformers.js_config": _session_config(graphs)})
-    return [file.name for file in files]
+    added["config.json"] = {**config, "transformers.js_config": _session_config(graphs)}
+    for name, content in added.items():
+        _write(out / name, content)
+    return list(dict.fromkeys((*(file.name for file in files), *added)))
+
+
+def _tokenizer_files(folder: Path, prompt_format: PromptFormat) -> dict[str, dict[str, Any]]:
+    """Return the tokenizer files that lack a fact which another file or the family has."""
+    config, merged = read_optional_json(folder / "tokenizer_config.json"), read_tokenizer_config(folder)
+    written: dict[str, dict[str, Any]] = {}
+    if tokenizer := complete_tokenizer(folder):
+        written["tokenizer.json"] = tokenizer
+    facts = {name: text for name, text in named_special_tokens(merged).items() if name in NAMES and name not in config}
+    if template := read_chat_template(folder) or prompt_format.default_chat_template:
+        facts["chat_template"] = template
+    if any(config.get(key) != value for key, value in facts.items()):
+        written["tokenizer_config.json"] = {**config, **facts}
+    if not end_token_ids(folder):
+        opened = read_tokenizer(folder)
+        end = opened.token_to_id(end_token(folder, merged, opened, prompt_format.end_of_turn))
+        generation = read_optional_json(folder / "generation_config.json")
+        written["generation_config.json"] = {**generation, "eos_token_id": end}
+    return written
 
 
 def _session_config(graphs: Mapping[str, GraphFiles]) -> dict[str, Any]:
@@ -60,25 +92,11 @@ def _preprocessor(folder: Path, model_type: str) -> dict[str, Any]:
     from mcpmq.families.qwenvl_inputs import Resizing
 
     resizing = Resizing.open(folder)
-    bounds = {
-        "min_pixels": resizing.min_pixels or resizing.size.shortest_edge,
-        "max_pixels": resizing.max_pixels or resizing.size.longest_edge,
-    }
-    explicit = {
-        key: value for key, value in read_json(folder / "preprocessor_config.json").items() if value is not None
-    }
-    sizes = resizing.model_dump(mode="json", exclude={"size", *bounds})
+    bounds = {"min_pixels": resizing.size.shortest_edge, "max_pixels": resizing.size.longest_edge}
+    explicit, _ = read_preprocessor(folder)
+    sizes = resizing.model_dump(mode="json", exclude={"size", "image_processor_type", *bounds})
     classes = {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": PROCESSOR_CLASSES[model_type]}
     return {**DEFAULT_STEPS, "resample": BICUBIC, "rescale_factor": 1 / 255, **sizes, **bounds, **explicit, **classes}
-
-
-def _tokenizer(folder: Path) -> dict[str, Any]:
-    """Return the tokenizer configuration with the chat template, which checkpoints may have in a separate file."""
-    settings = read_json(folder / "tokenizer_config.json")
-    newer, older = folder / "chat_template.jinja", folder / "chat_template.json"
-    if newer.is_file():
-        return {**settings, "chat_template": newer.read_text(encoding="utf-8")}
-    return settings | (read_json(older) if older.is_file() else {})
 
 
 def _write(file: Path, content: Mapping[str, Any]) -> None:

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 import onnx_ir as ir
@@ -21,6 +20,7 @@ from onnxruntime.quantization.execution_providers.qnn import get_qnn_qdq_config
 from mcpmq.dataset import Sample, SampleSet
 from mcpmq.errors import DatasetError
 from mcpmq.families import family_named
+from mcpmq.families.encoding import encode_sample
 from mcpmq.families.slicing import resize_slice
 from mcpmq.formats.onnx import vision
 from mcpmq.formats.onnx.external_data import ExternalData, StoredArray
@@ -29,6 +29,7 @@ from mcpmq.formats.onnx.weight_emitter import WeightEmitter
 from mcpmq.formats.onnx.weight_values import LoadedValues
 from mcpmq.quantized_model import QuantizedModel
 from mcpmq.system.progress import Progress
+from mcpmq.system.temporary_folder import temporary_folder
 
 MIN_EXTERNAL_NBYTES = 1024
 PixelValues = NDArray[np.float32]
@@ -60,8 +61,8 @@ def write(
     pixels = _calibration_pixels(quantized, progress(samples.samples, "encoding samples"), size)
     if not pixels:
         raise DatasetError(f"no sample of `{samples.path}` has an image", "pass a set with images to `--npu`")
-    with TemporaryDirectory(prefix="mcpmq-", dir=file.parent) as folder:
-        floats, quantized_file = Path(folder) / "floats.onnx", Path(folder) / "quantized.onnx"
+    with temporary_folder(file.parent) as folder:
+        floats, quantized_file = folder / "floats.onnx", folder / "quantized.onnx"
         _write_floats(quantized, size, floats, progress)
         _quantize(_fold_constants(floats), quantized_file, pixels)
         model = ir.load(quantized_file)
@@ -76,7 +77,7 @@ def _calibration_pixels(
 ) -> list[PixelValues]:
     family, patch = family_named(quantized.artifact.manifest.family), quantized.architecture.required_vision.patch_size
     processor, inputs = family.open_processor(quantized.path), family.open_vision_inputs(quantized.path)
-    encoded = (processor.encode(sample.id, sample.image, sample.prompt, sample.answer) for sample in samples)
+    encoded = (encode_sample(processor, sample) for sample in samples)
     parts = (resize_slice(part, patch * size[0], patch * size[1]) for sample in encoded for part in sample.slices)
     return [inputs.graph_inputs(part)["pixel_values"] for part in parts]
 

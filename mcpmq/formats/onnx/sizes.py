@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -32,6 +31,7 @@ from mcpmq.formats.onnx.weight_emitter import FLOAT_DTYPES, WeightEmitter
 from mcpmq.formats.padding import stored_shape
 from mcpmq.scheme import IntegerScheme
 from mcpmq.system.progress import silent
+from mcpmq.system.temporary_folder import temporary_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -79,8 +79,7 @@ def forecast_files(model: ModelView) -> FilesForecast:
     files: list[FileForecast] = []
     arrays: list[Mapping[str, int]] = []
     written: dict[str, GraphFiles] = {}
-    with TemporaryDirectory(prefix="mcpmq-") as name:
-        folder = Path(name)
+    with temporary_folder() as folder:
         (folder / FOLDER).mkdir()
         for spec in graph_specs(model.architecture):
             graph_files, sink = _emit_counting(spec, model, folder / FOLDER)

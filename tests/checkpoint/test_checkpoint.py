@@ -1,6 +1,7 @@
 """Checkpoints: reading, validation of configuration and weights."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -231,3 +232,29 @@ def test_a_hub_id_without_network_has_a_hint(monkeypatch: pytest.MonkeyPatch) ->
         Checkpoint.open("somebody/something")
 
     assert "folder" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["notes.txt", "config.json", "model.safetensors", "LICENSE", "NOTICE.md", "x.jinja"])
+@pytest.mark.parametrize("kind", ["link", "FIFO", "device"])
+def test_no_file_outside_of_the_checkpoint_is_read(name: str, kind: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """A link out of the folder, a FIFO and a device are rejected before anything is read."""
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(tiny_checkpoint, folder)
+    (folder / name).unlink(missing_ok=True)
+    if kind == "FIFO":
+        os.mkfifo(folder / name)
+    else:
+        (folder / name).symlink_to("/dev/zero" if kind == "device" else Path(__file__))
+
+    with pytest.raises(CheckpointError, match=f"{name}` is (outside of the folder|not a regular file)"):
+        Checkpoint.open(folder)
+
+
+def test_a_huge_text_file_is_rejected(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """Texts are copied into artifacts, so their size is limited to 256 MiB."""
+    shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
+    with (tmp_path / "checkpoint" / "corpus.txt").open("wb") as file:
+        file.truncate((256 << 20) + 1)
+
+    with pytest.raises(CheckpointError, match="corpus.txt` has 268,435,457 bytes, more than 268,435,456"):
+        Checkpoint.open(tmp_path / "checkpoint")

@@ -8,19 +8,27 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from mcpmq.checkpoint.tensor_names import check_dtypes, match_tensors, passthrough_specs, untie_head, unwrap_names
+from mcpmq.checkpoint.text_files import TextFile, text_file
+from mcpmq.checkpoint.weight_files import INDEX, check_not_adapter, check_not_quantized, read_entries
 from mcpmq.errors import CheckpointError
 from mcpmq.families import family_of
 from mcpmq.families.family import Architecture, Family, TensorSpec
+from mcpmq.system.hub_cache import folder_name
+from mcpmq.system.input_file import check_file, check_files
 from mcpmq.system.json_file import read_json
-from mcpmq.system.safetensors_file import TensorEntry, read_bytes, read_header
+from mcpmq.system.safetensors_file import FLOAT_DTYPES, PACKED_DTYPES, TensorEntry, read_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-INDEX = "model.safetensors.index.json"
+__all__ = ["CODE_PATTERN", "HUB_PATTERNS", "INDEX", "LICENSE_PATTERNS", "Checkpoint"]
+CONFIG = "config.json"
 # Files that are downloaded from a hub: weights and texts, never pickle. Code is copied to artifacts and never run.
 HUB_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
 CODE_PATTERN = "*.py"
+TEMPLATE_PATTERN = "chat_templates/*.jinja"
+MAX_TEXT_NBYTES = 256 << 20
 LICENSE_PATTERNS = ["README.md", "LICEN[CS]E*", "NOTICE*"]  # terms of use of the model
 
 
@@ -43,12 +51,41 @@ class Checkpoint:
             CheckpointError: files are missing or inconsistent, or the family is not supported.
         """
         path = _resolve(source)
-        config = read_json(path / "config.json")
+        _check_files(path)
+        check_not_adapter(path)
+        config: Mapping[str, Any] = read_json(path / CONFIG)
+        check_not_quantized(path, config)
         family = _family(config)
+        stored = unwrap_names(read_entries(path, config))
+        opened = cls._match(path, config, family, stored)
+        if opened is None:  # the head is declared tied, and another one is stored
+            opened = cls._match(path, untie_head(config), family, stored)
+        assert opened is not None
+        return opened
+
+    @classmethod
+    def _match(
+        cls, path: Path, config: Mapping[str, Any], family: Family, stored: Mapping[str, TensorEntry]
+    ) -> Self | None:
+        """Match the tensors with the configuration; None if a head of its own is stored that the configuration ties."""
         architecture = family.parse_architecture(config)
-        entries = _entries(path)
-        specs = (*family.tensor_specs(architecture), *_passthrough_specs(family, entries))
-        return cls(path, config, family, architecture, specs, _match(specs, entries))
+        computed, copied = family.tensor_specs(architecture), tuple(passthrough_specs(family, stored))
+        matched = match_tensors((*computed, *copied), stored)
+        check_dtypes(computed, matched.entries, FLOAT_DTYPES)
+        check_dtypes(copied, matched.entries, FLOAT_DTYPES | PACKED_DTYPES.keys())
+        if matched.own_head:
+            return None
+        return cls(path, config, family, architecture, (*computed, *copied), matched.entries)
+
+    @property
+    def name(self) -> str:
+        """Return the name of the model: `owner/name` in a cache of the hub, else the name of the folder."""
+        return folder_name(self.path)
+
+    def dtype(self, spec: TensorSpec) -> str:
+        """Return the dtype of a loaded tensor, as torch names it; float64 is loaded as float32."""
+        stored = self.entries[spec.name].torch_dtype
+        return "float32" if stored == "float64" else stored
 
     def load(self, spec: TensorSpec) -> "Tensor":
         """Return a tensor in its stored dtype; a matrix stored as [in, out] is transposed to [out, in]."""
@@ -56,7 +93,7 @@ class Checkpoint:
         return tensor.T.contiguous() if spec.transposed else tensor
 
     def load_stored(self, spec: TensorSpec) -> "Tensor":
-        """Return a tensor with the dtype and shape of the file."""
+        """Return a tensor with the shape of the file, and its dtype if that is not float64."""
         entry = self.entries[spec.name]
         return _tensor(read_bytes(entry), entry).reshape(entry.shape)
 
@@ -81,22 +118,24 @@ class Checkpoint:
         """Return the Python files if config.json refers to them; mcpmq copies them and never runs them."""
         return sorted(self.path.glob(CODE_PATTERN)) if "auto_map" in self.config else []
 
-    @property
-    def text_files(self) -> list[Path]:
-        """Return the configuration, tokenizer and processor files, sorted."""
+    @cached_property
+    def text_files(self) -> tuple[TextFile, ...]:
+        """Return the configuration, tokenizer and processor files, sorted by name."""
         found = {file for pattern in HUB_PATTERNS[1:] for file in self.path.glob(pattern)}
-        return sorted(file for file in found if not file.name.endswith(".index.json"))
+        names = sorted(file for file in found if not file.name.endswith(".index.json"))
+        return tuple(text_file(file, self.config if file.name == CONFIG else None) for file in names)
 
     @property
     def license_files(self) -> list[Path]:
         """Return the model card, license and notice files, sorted."""
-        return sorted({file for pattern in LICENSE_PATTERNS for file in self.path.glob(pattern)})
+        found = {file for pattern in LICENSE_PATTERNS for file in self.path.glob(pattern)}
+        return sorted(file for file in found if not file.is_dir())
 
     @cached_property
     def sha256(self) -> str:
         """Return the SHA-256 of the configuration and all weight files, in the order of their names."""
         digest = hashlib.sha256()
-        for file in [self.path / "config.json", *sorted({entry.file for entry in self.entries.values()})]:
+        for file in [self.path / CONFIG, *sorted({entry.file for entry in self.entries.values()})]:
             digest.update(file.name.encode())
             with file.open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
@@ -121,7 +160,8 @@ class Checkpoint:
 def _tensor(values: bytearray, entry: TensorEntry) -> "Tensor":
     import torch
 
-    return torch.frombuffer(values, dtype=getattr(torch, entry.torch_dtype))
+    tensor = torch.frombuffer(values, dtype=getattr(torch, entry.torch_dtype))
+    return tensor.float() if tensor.dtype == torch.float64 else tensor
 
 
 def _resolve(source: str | Path) -> Path:
@@ -131,8 +171,21 @@ def _resolve(source: str | Path) -> Path:
     if path.exists():
         raise CheckpointError(f"`{path}` is a file", "point at the folder that holds `config.json`")
     if isinstance(source, str) and source.count("/") == 1 and not source.startswith((".", "/")):
+        if path.parent.is_dir():  # a mistyped name of a local folder is not sent to the hub
+            hint = f"give the path of an existing folder; `{source}` of the hub can be downloaded from another folder"
+            raise CheckpointError(f"`{path}` does not exist, but the local folder `{path.parent}` does", hint)
         return _download(source)
     raise CheckpointError(f"`{path}` does not exist", "point at a Hugging Face checkpoint folder")
+
+
+def _check_files(path: Path) -> None:
+    """Check all files that are read or copied: no links out of the folder, no devices, and texts of bounded size."""
+    weights, *texts = HUB_PATTERNS
+    check_files(path, [weights], CheckpointError)
+    check_files(path, [*texts, CODE_PATTERN, TEMPLATE_PATTERN], CheckpointError, MAX_TEXT_NBYTES)
+    names = [file.name for pattern in LICENSE_PATTERNS for file in path.glob(pattern) if not file.is_dir()]
+    for name in names:
+        check_file(path / name, path, CheckpointError, MAX_TEXT_NBYTES)
 
 
 def _download(hub_id: str) -> Path:
@@ -157,56 +210,3 @@ def _family(config: Mapping[str, Any]) -> Family:
             raise
         hint = f"mcpmq never runs the code that config.json refers to; {error.hint}"
         raise CheckpointError(str(error), hint) from error
-
-
-def _entries(path: Path) -> dict[str, TensorEntry]:
-    if (path / INDEX).is_file():
-        return _indexed_entries(path, read_json(path / INDEX))
-    shards = sorted(path.glob("*.safetensors"))
-    if not shards:
-        pickles = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth", "*.ckpt") for file in path.glob(pattern))
-        if pickles:
-            raise CheckpointError(
-                f"`{path}` holds pickled weights (`{pickles[0]}`), which can run code when opened",
-                "convert them to safetensors in an environment where you trust them",
-            )
-        raise CheckpointError(f"no `.safetensors` file in `{path}`")
-    return {name: entry for shard in shards for name, entry in read_header(shard).items()}
-
-
-def _indexed_entries(path: Path, index: Mapping[str, Any]) -> dict[str, TensorEntry]:
-    weight_map = index.get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-        raise CheckpointError(f"`{path / INDEX}` has no `weight_map` from tensor to file")
-    entries: dict[str, TensorEntry] = {}
-    for file in sorted(set(weight_map.values())):
-        if Path(file).name != file or not (path / file).is_file():
-            raise CheckpointError(f"`{INDEX}` names `{file}`, which is not in `{path}`", "fetch the missing shard")
-        entries |= read_header(path / file)
-    if missing := sorted(weight_map.keys() - entries.keys()):
-        raise CheckpointError(f"`{weight_map[missing[0]]}` has no `{missing[0]}`, which `{INDEX}` lists there")
-    return entries
-
-
-def _passthrough_specs(family: Family, entries: Mapping[str, TensorEntry]) -> Iterator[TensorSpec]:
-    """Yield the tensors of components that pass through unchanged."""
-    for component, prefix in family.passthrough:
-        for name in sorted(entries):
-            if name.startswith(f"{prefix}."):
-                yield TensorSpec(f"{component}.{name}", name, entries[name].shape)
-
-
-def _match(specs: tuple[TensorSpec, ...], entries: dict[str, TensorEntry]) -> dict[str, TensorEntry]:
-    known = {spec.hub_name for spec in specs}
-    if missing := [spec.hub_name for spec in specs if spec.hub_name not in entries]:
-        raise CheckpointError(f"{len(missing)} tensors are missing, first `{missing[0]}`", "fetch every shard")
-    if unknown := sorted(entries.keys() - known):
-        raise CheckpointError(f"{len(unknown)} tensors are unknown to the family, first `{unknown[0]}`")
-    for spec in specs:
-        if entries[spec.hub_name].shape != spec.shape:
-            raise CheckpointError(
-                f"`{spec.hub_name}` has shape {list(entries[spec.hub_name].shape)},"
-                f" config.json requires {list(spec.shape)}",
-                "the weights and the configuration belong to different models",
-            )
-    return {spec.name: entries[spec.hub_name] for spec in specs}
