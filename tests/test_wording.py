@@ -41,7 +41,7 @@ DISALLOWED = {
     r"\b(organis|recognis|normalis)\w*": "US spelling",
     r"(?m)^(?-i:Of) (?!course)": "write a sentence, not a fragment",
     r"\bby sight\b|\bin turn\b": "`sequential`",
-    r"/work/|\bthis workplace\b": "the product describes only itself",
+    r"(?<![\w.])/(home|root|work\w*)/": "a path of one machine; use a relative path",
 }
 QUESTION_WORDS = ("what ", "how ", "which ", "where ", "whether ", "why ", "who ")
 DISALLOWED_IN_NAMES = re.compile(
