@@ -102,7 +102,7 @@ def _memory_rows(report: Report) -> list[Row]:
     rows = [
         ("peak RSS, MB", [_megabytes(one.peak_rss_bytes) for one in machine]),
         ("  baseline RSS, MB", [_megabytes(one.baseline_rss_bytes) for one in machine]),
-        ("  peak, vision freed before LM, MB", [_megabytes(one) if one else "" for one in sequential]),
+        ("  vision freed before LM, MB", [_megabytes(one) if one else "" for one in sequential]),
         (
             f"KV cache of {KV_CACHE_TOKENS:,} tokens, MB",
             [_megabytes(one * KV_CACHE_TOKENS) if one else "" for one in kv_cache],

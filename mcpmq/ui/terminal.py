@@ -18,6 +18,7 @@ from mcpmq.system.table import Table, format_megabytes
 from mcpmq.ui.progress_bars import ProgressBars
 
 UNWRAPPED_COLUMNS = ("weights", "scheme", "size")
+COLUMN_GAP, TABLE_EDGES = 2, 3  # spaces between two columns, and around the table
 LEFT_COLUMNS = ("weights", "scheme", "reason")  # text; numbers are right-aligned
 
 
@@ -106,19 +107,17 @@ def _without_controls(table: Table) -> Table:
 
 
 def _terminal_table(table: Table, console_width: int) -> TerminalTable:
-    """Return the table with its columns and without rows; headings break between words if all words fit."""
+    """Return the table with its columns and without rows; a narrow terminal breaks headings before numbers."""
     one_column = list(table.columns) == [""]
     terminal_table = TerminalTable(
         box=box.SIMPLE_HEAD, show_header=not one_column, pad_edge=False, padding=(0, 1, 0, 0)
     )
     terminal_table.add_column("", no_wrap=True)
-    words_fit = _min_width(table) <= console_width
-    for column in table.columns:
+    for column, width in zip(table.columns, _min_widths(table, console_width), strict=True):
         justify: Literal["left", "right"] = "left" if one_column or column in LEFT_COLUMNS else "right"
-        heading = _heading(column)
-        width = max(map(len, heading.split()), default=0) if words_fit else None
         no_wrap = column in UNWRAPPED_COLUMNS
-        terminal_table.add_column(Text(heading), justify=justify, overflow="fold", no_wrap=no_wrap, min_width=width)
+        heading = Text(_heading(column))
+        terminal_table.add_column(heading, justify=justify, overflow="fold", no_wrap=no_wrap, min_width=width)
     return terminal_table
 
 
@@ -127,9 +126,20 @@ def _heading(column: str) -> str:
     return column.replace("-", "-\n").replace(" ", "\n")
 
 
-def _min_width(table: Table) -> int:
-    """Return the characters of a line if headings break between words and nothing else breaks."""
-    cells = zip(*(cells for _, cells in table.rows), strict=True)
+def _min_widths(table: Table, console_width: int) -> list[int]:
+    """Return the minimum characters of every column but the first: the first of these that fits the console.
+
+    Headings break between words and cells do not break; headings and cells break between words; cells break between
+    words and headings anywhere. If none fits, the minimum is 0, and everything can break.
+    """
+    cells = [list(column) for column in zip(*(cells for _, cells in table.rows), strict=True)]
     headings = [_heading(column).split() for column in table.columns]
-    widths = [max(map(len, [*heading, *column])) for heading, column in zip(headings, cells, strict=True)]
-    return max(len(name) for name, _ in table.rows) + sum(widths) + 2 * len(widths) + 3
+    words = [[word for cell in column for word in cell.split()] for column in cells]
+    both = [[*heading, *column] for heading, column in zip(headings, words, strict=True)]
+    whole = [[*heading, *column] for heading, column in zip(headings, cells, strict=True)]
+    for parts in (whole, both, words):
+        widths = [max(map(len, column), default=0) for column in parts]
+        label_width = max(len(name) for name, _ in table.rows)
+        if label_width + sum(widths) + COLUMN_GAP * len(widths) + TABLE_EDGES <= console_width:
+            return widths
+    return [0] * len(headings)

@@ -1,9 +1,11 @@
 """Reports in a terminal, as JSON and as Markdown."""
 
+from pathlib import Path
+
 import pytest
 
 from mcpmq import ui
-from mcpmq.report import Report
+from mcpmq.report import Report, report_table
 from tests.fake_reports import make_report
 
 
@@ -18,6 +20,18 @@ def test_a_report_of_four_artifacts_fits_80_columns(artifacts: int, capsys: pyte
     assert row == ["total", "size,", "MB", "16.1", *["16.1"] * artifacts]
     assert "phone-int4" in "\n".join(lines)
     assert "model [v2] on 30 samples of heldout" in lines[0]
+
+
+def test_80_columns_break_no_number(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every word of every cell of a measured report with four artifacts is complete on its line."""
+    report = Report.load(Path(__file__).parents[2] / "benchmarks" / "results" / "reference.json")
+    ui.print_report(report)
+    printed = capsys.readouterr().out
+
+    assert max(map(len, printed.splitlines())) <= 80
+    words = {word for _, cells in report_table(report).rows for cell in cells for word in cell.split()}
+    assert len(words) > 100
+    assert words <= set(printed.split())
 
 
 def test_a_narrow_terminal_truncates_no_number(
