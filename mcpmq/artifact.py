@@ -27,6 +27,8 @@ READ_PATTERNS = ("*.json", "*.jinja", "*.txt", "*.safetensors", "*/*.safetensors
 REBUILD = "delete the artifact and build it again"
 OMIT_IF_NONE = Field(exclude_if=lambda value: value is None)  # keeps manifests without calibration short
 
+Nbytes = Annotated[int, Field(ge=0, lt=1 << 63)]
+
 
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -40,7 +42,7 @@ class FileRecord(_Record):
 
     path: str
     component: str
-    nbytes: int
+    nbytes: Nbytes
     sha256: str
 
 
@@ -53,7 +55,7 @@ class WeightRecord(_Record):
     dtype: str
     scheme: str | None
     reason: str
-    nbytes: int
+    nbytes: Nbytes
     calibration_tokens: Annotated[dict[str, int] | None, OMIT_IF_NONE] = None  # by modality
     method: Annotated[str | None, OMIT_IF_NONE] = None  # of a calibrated weight
     smoothing_exponent: Annotated[float | None, OMIT_IF_NONE] = None  # alpha of the scales on its columns
@@ -89,7 +91,7 @@ class SourceRecord(_Record):
 
     name: str
     sha256: str
-    nbytes: int
+    nbytes: Nbytes
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:

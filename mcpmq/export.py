@@ -12,7 +12,7 @@ from mcpmq.families.encoding import check_samples
 from mcpmq.formats import FormatName, check_tensors, format_named
 from mcpmq.formats.format import Format
 from mcpmq.quantized_model import QuantizedModel
-from mcpmq.system.output import atomic_dir, check_disk_space, check_folder, lock_output
+from mcpmq.system.output import atomic_dir, check_disk_space, check_folder, lock_output, remove_stale_lock
 from mcpmq.system.progress import Progress, silent
 
 NPU_VISION_KINDS = ("siglip-resampler", "timm-resampler")
@@ -48,6 +48,7 @@ def export(
             stack.enter_context(lock_output(out))
             check_disk_space(out, sum(tensor.nbytes for tensor in quantized.tensors))
         if has_manifest(out) and (earlier := _earlier_export(out, manifest)):
+            remove_stale_lock(out)
             return earlier
         if npu:
             check_samples(family_named(manifest.family).open_processor(quantized.path), npu.samples, progress)

@@ -29,7 +29,7 @@ from mcpmq.rounding.weight import quantize_weight
 from mcpmq.scheme import GgmlScheme
 from mcpmq.system.environment import ARTIFACT_PACKAGES, MODEL_PACKAGES, installed_versions
 from mcpmq.system.ggml_library import library_path
-from mcpmq.system.output import atomic_dir, check_disk_space, check_folder, lock_output
+from mcpmq.system.output import atomic_dir, check_disk_space, check_folder, lock_output, remove_stale_lock
 from mcpmq.system.progress import Progress, silent
 from mcpmq.unfinished_run import REQUEST_FILE, RunRequest, UnfinishedRun
 
@@ -65,6 +65,7 @@ def quantize(
             check_disk_space(out, plan.nbytes)
         request = _request(plan, calibration, torch_device)
         if has_manifest(out) and (finished := _finished_run(out, request)):
+            remove_stale_lock(out)
             return finished
         check_samples(plan.checkpoint.family.open_processor(plan.checkpoint.path), samples, progress)
         if any(isinstance(tensor.scheme, GgmlScheme) for tensor in plan.tensors):

@@ -105,6 +105,15 @@ def lock_output(out: Path) -> Iterator[None]:
         yield
 
 
+def remove_stale_lock(out: Path) -> None:
+    """Remove the lock file that a killed run left beside a complete output; a lock that is held stays."""
+    lock = beside(out, "lock")
+    with suppress(OSError, LockHeldError):
+        lock.lstat()
+        with exclusive_lock(lock):
+            pass
+
+
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
     """Hold the lock of a folder that gets several outputs, the file `.mcpmq.lock` in it.

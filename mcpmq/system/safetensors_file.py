@@ -110,7 +110,7 @@ def _entry(
         valid_sizes = all(type(size) is int and size >= 0 for size in (*shape, begin, end))
     except (TypeError, KeyError, ValueError) as error:
         raise CheckpointError(f"`{file}` has a broken header entry for `{name}`", REFETCH) from error
-    if dtype not in dtypes:
+    if not isinstance(dtype, str) or dtype not in dtypes:
         raise CheckpointError(
             f"`{name}` has dtype {dtype}, which is not supported", "dtypes of full precision: BF16, F16, F32, F64"
         )

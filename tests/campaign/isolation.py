@@ -184,7 +184,7 @@ def _run_child(arguments: list[str], folder: Path, log: Path, limits: Limits, ho
         os.chdir(folder)
         home, temporary = folder / "home", folder / "tmp"
         os.environ.update(HOME=str(home), XDG_CACHE_HOME=str(home / ".cache"), TMPDIR=str(temporary), COLUMNS="200")
-        tempfile.tempdir = None
+        tempfile.tempdir = str(temporary)  # without the file that Python writes to test the folder
         _limit(limits)
         if hook:
             sys.addaudithook(_Changes(str(folder), hook))

@@ -116,8 +116,6 @@ def snapshot(folder: Path) -> dict[str, bytes | str]:
     found: dict[str, bytes | str] = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.name.endswith(".lock") and not path.stat().st_size:
-            continue  # of a killed run: no process holds it, and the next writer uses it
         if path.is_symlink():
             found[name] = f"link to {path.readlink()}"
         elif path.is_file():

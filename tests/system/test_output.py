@@ -18,6 +18,7 @@ from mcpmq.system.output import (
     lock_folder,
     lock_output,
     output_errors,
+    remove_stale_lock,
 )
 
 
@@ -236,3 +237,16 @@ def test_errors_of_paths_become_output_errors(tmp_path: Path) -> None:
         Path("a\0b").lstat()
     with pytest.raises(OutputError, match="cannot be written"):
         check_output(tmp_path / "loop" / "out")
+
+
+def test_only_a_lock_without_a_holder_is_removed(tmp_path: Path) -> None:
+    """The file of a killed run is removed; a lock that is held stays."""
+    lock = tmp_path / ".out.lock"
+    with lock_output(tmp_path / "out"):
+        remove_stale_lock(tmp_path / "out")
+        assert lock.exists()
+
+    lock.write_text("4242 host\n")
+    remove_stale_lock(tmp_path / "out")
+    assert not lock.exists()
+    remove_stale_lock(tmp_path / "out")

@@ -145,3 +145,12 @@ def test_a_header_longer_than_its_reserved_bytes_is_an_error(tmp_path: Path) -> 
     with pytest.raises(ValueError, match="16 are reserved"):
         writer.finish()
     writer.close()
+
+
+def test_a_dtype_that_is_a_list_is_an_error(tmp_path: Path) -> None:
+    """The error has the name of the tensor and the value."""
+    header = json.dumps({"weight": {"dtype": ["F32"], "shape": [1], "data_offsets": [0, 4]}}).encode()
+    (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
+
+    with pytest.raises(CheckpointError, match=r"`weight` has dtype \['F32'\]"):
+        read_header(tmp_path / "a.safetensors")

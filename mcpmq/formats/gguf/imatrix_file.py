@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from mcpmq.errors import FormatError
 
 SUMS_SUFFIX, COUNTS_SUFFIX = ".in_sum2", ".counts"
+MAX_COUNT = 2**31 - 1
 DATASETS, CHUNK_COUNT, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "imatrix.chunk_size"
 
 
@@ -107,6 +108,8 @@ class ImportanceMatrix:
                 for name in names
             }
             datasets, samples = (reader.fields[key].contents() for key in (DATASETS, CHUNK_COUNT))
+            if not 0 < samples <= MAX_COUNT or not all(0 <= entry.count <= MAX_COUNT for entry in entries.values()):
+                raise ValueError(f"a count of samples or tokens is not between 0 and {MAX_COUNT:,}")
             return cls(entries, tuple(map(str, datasets)), int(samples))
 
 
@@ -134,7 +137,7 @@ def _opened(file: Path, kind: str) -> Iterator[GGUFReader]:
         if file.exists() and not file.is_file():
             raise ValueError("it is not a regular file")
         yield GGUFReader(file)
-    except (OSError, ValueError, TypeError, LookupError) as error:
+    except (OSError, ValueError, TypeError, LookupError, MemoryError, OverflowError) as error:
         raise FormatError(
             f"`{file}` is not a valid {kind} file: {type(error).__name__}: {error}", "create or download it again"
         ) from error
