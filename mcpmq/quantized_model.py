@@ -1,6 +1,8 @@
 """The quantized model on disk: one safetensors file per block, with codes in no particular format's layout."""
 
 import json
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -8,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, Self, get_args
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -175,8 +178,17 @@ def write_block(file: Path, weights: Mapping[str, QTensor | Tensor], result: Cal
     """Write the file of one block atomically, with the results of its calibration in the metadata."""
     parts = {key: part for name, weight in weights.items() for key, part in weight_parts(name, weight).items()}
     partial = file.with_suffix(".partial")
-    save_file(parts, partial, {"findings": json.dumps(asdict(result))} if result else None)
+    try:
+        save_file(parts, partial, {"findings": json.dumps(asdict(result))} if result else None)
+    except SafetensorError as error:
+        raise _system_error(error, partial) from error
     move_durably(partial, file)
+
+
+def _system_error(error: SafetensorError, file: Path) -> Exception:
+    """Return the OSError that safetensors reports as text, `File too large (os error 27)`, or the error itself."""
+    found = re.search(r"os error (\d+)", str(error))
+    return OSError(int(found[1]), os.strerror(int(found[1])), str(file)) if found else error
 
 
 class BlockWriter(Protocol):

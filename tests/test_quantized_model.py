@@ -1,5 +1,7 @@
 """Quantized models on disk: stored codes are loaded bit for bit."""
 
+import errno
+import resource
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcpmq.errors import ArtifactError
-from mcpmq.quantized_model import QuantizedModel, pack_codes, unpack_codes
+from mcpmq.quantized_model import QuantizedModel, pack_codes, unpack_codes, write_block
 
 
 @settings(max_examples=50, deadline=None)
@@ -38,3 +40,16 @@ def test_an_exported_artifact_is_not_a_quantized_model(tiny_int4: QuantizedModel
 
     with pytest.raises(ArtifactError, match="is a gguf artifact"):
         QuantizedModel.open(tmp_path)
+
+
+def test_a_file_that_is_too_large_is_an_error_of_the_system(tmp_path: Path) -> None:
+    """safetensors reports a full disk or a file limit as text; the error has the number of the system."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            write_block(tmp_path / "head.safetensors", {"head.weight": torch.ones(5000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert caught.value.errno == errno.EFBIG

@@ -226,11 +226,14 @@ def _ablate(
     from mcpmq.dataset import SampleSet
     from mcpmq.evaluate import Settings
     from mcpmq.quantized_model import QuantizedModel
+    from mcpmq.report import report_folder
     from mcpmq.report.ablation import ablate_components
 
     settings, samples = Settings.from_options(threads, cache, ui.progress_bars()), SampleSet.open(eval_set)
-    ablation = ablate_components(Checkpoint.open(against), QuantizedModel.open(artifact), samples, settings)
-    ablation.write(out or artifact.absolute().parent)
+    original, folder = Checkpoint.open(against), out or artifact.absolute().parent
+    with report_folder(folder, {original.path: "checkpoint", samples.path: "evaluation set"}):
+        ablation = ablate_components(original, QuantizedModel.open(artifact), samples, settings)
+        ablation.write(folder)
     ui.print_ablation(ablation, as_json=json)
 
 

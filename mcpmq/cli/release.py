@@ -51,15 +51,17 @@ def search(
     from mcpmq import ui
     from mcpmq.checkpoint import Checkpoint
     from mcpmq.dataset import SampleSet
-    from mcpmq.mixed_precision import search_recipe
+    from mcpmq.mixed_precision import recipe_file, search_recipe
     from mcpmq.recipe import Recipe
 
     budget, name = make_budget(max_size, max_memory, context, sequential), parse_format(format)
     if budget is None:
         raise typer.BadParameter("give --max-size, --max-memory, or both", param_hint="--max-size")
     cores, base, samples = threads or os.cpu_count() or 1, Recipe.load(recipe), SampleSet.open(calibration)
-    result = search_recipe(Checkpoint.open(source), base, name, budget, samples, cores, ui.progress_bars(), device)
-    result.write(out)
+    original = Checkpoint.open(source)
+    with recipe_file(out, {original.path: "checkpoint", samples.path: "calibration set"}):
+        result = search_recipe(original, base, name, budget, samples, cores, ui.progress_bars(), device)
+        result.write(out)
     ui.print_table(result.to_table(), result.to_dict(), as_json=json)
 
 

@@ -1,6 +1,8 @@
 """Search the scheme of every weight that minimizes the estimated loss under a size or memory limit."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import Sample, SampleSet
@@ -13,16 +15,29 @@ from mcpmq.mixed_precision.budget import Budget, SearchResult
 from mcpmq.mixed_precision.candidates import candidate_schemes, check_mixed_format
 from mcpmq.mixed_precision.knapsack import Option
 from mcpmq.mixed_precision.layer_error import no_inputs_error, quantization_errors
-from mcpmq.mixed_precision.search import RecipeSearch
+from mcpmq.mixed_precision.search import HEADER, RecipeSearch
 from mcpmq.mixed_precision.sensitivity import block_sensitivities
 from mcpmq.recipe import Recipe
 from mcpmq.rounding import RoundingMethod
 from mcpmq.scheme import Scheme
+from mcpmq.system.output import check_file, lock_output
 from mcpmq.system.progress import Progress
 
-__all__ = ["Budget", "SearchResult", "search_recipe"]
+__all__ = ["Budget", "SearchResult", "recipe_file", "search_recipe"]
 
 ERROR_SAMPLES, SENSITIVITY_SAMPLES = 48, 24  # evenly spread over the calibration set
+
+
+@contextmanager
+def recipe_file(out: Path, inputs: Mapping[Path, str]) -> Iterator[None]:
+    """Hold the lock of a recipe file, which may be missing or of an earlier search.
+
+    Raises:
+        OutputError: the file is another one or inside of an input, or another process writes it.
+    """
+    check_file(out, inputs, f"# {HEADER}")
+    with lock_output(out):
+        yield
 
 
 def search_recipe(

@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mcpmq.errors import OutputError
 from mcpmq.estimate.forecast import FormatEstimate
 from mcpmq.mixed_precision.knapsack import Option
 from mcpmq.recipe import Recipe, to_toml
+from mcpmq.system.durable_file import write_durably
+from mcpmq.system.output import output_errors
 from mcpmq.system.table import Row, Table, format_megabytes
 
 
@@ -74,10 +75,8 @@ class SearchResult:
         Raises:
             OutputError: the file cannot be written.
         """
-        try:
-            out.write_text(self.to_toml())
-        except OSError as error:
-            raise OutputError(f"`{out}` cannot be written: {error.strerror}", "choose another file") from error
+        with output_errors(out):
+            write_durably(out, self.to_toml())
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON object of the result."""

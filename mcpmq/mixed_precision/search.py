@@ -18,6 +18,7 @@ from mcpmq.scheme import Scheme, parse_scheme
 from mcpmq.system.table import format_megabytes
 
 VISION_COMPONENTS = ("vision", "projector")  # all others are in the language model
+HEADER = "Recipe of least estimated loss"  # beginning of the first comment of a recipe file
 MAX_ITERATIONS = 8  # header sizes depend on the recipe, so the excess of a solution lowers the limit of the next
 
 
@@ -96,7 +97,7 @@ class RecipeSearch:
     def _summary(self, estimate: FormatEstimate, assignment: Mapping[str, Option], source: str) -> list[str]:
         loss = sum(option.loss for option in assignment.values())
         return [
-            f"Recipe of least estimated loss as {self.format_name} within {self.budget}.",
+            f"{HEADER} as {self.format_name} within {self.budget}.",
             f"Files: {estimate.nbytes:,} bytes. Estimated mean KLD: {loss:.2g} nats, from {source}.",
             f"At most {LOSS_TOLERANCE:.1%} of the loss was accepted to have fewer lines.",
             "Edit freely: the last line that matches a weight wins.",

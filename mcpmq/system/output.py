@@ -6,6 +6,7 @@ import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
 
@@ -90,6 +91,23 @@ def check_output(out: Path, inputs: Mapping[Path, str] = NO_INPUTS) -> None:
         raise OutputError(f"`{out}` exists and is not empty", "give another folder, or delete this one")
     if is_mount:
         raise OutputError(f"`{out}` is a mount point and cannot be replaced", f"give a folder in it: `{out / 'out'}`")
+
+
+def check_file(out: Path, inputs: Mapping[Path, str], beginning: str) -> None:
+    """Check that a file can be written: missing, empty, or with this beginning, and outside of all inputs.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    check_outside(out, inputs)
+    with output_errors(out):
+        mode = _mode(out)
+        if mode is not None and not stat.S_ISREG(mode):
+            raise OutputError(f"`{out}` exists and is not a regular file", "give another file")
+        with out.open("rb") if mode is not None else nullcontext(BytesIO()) as stream:
+            content = stream.read(len(beginning.encode()))
+    if content not in (b"", beginning.encode()):
+        raise OutputError(f"`{out}` exists and was not written by this command", "give another file, or delete it")
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from mcpmq.errors import OutputError
 from mcpmq.system.output import (
     atomic_dir,
     check_disk_space,
+    check_file,
     check_folder,
     check_output,
     check_outside,
@@ -250,3 +251,20 @@ def test_only_a_lock_without_a_holder_is_removed(tmp_path: Path) -> None:
     remove_stale_lock(tmp_path / "out")
     assert not lock.exists()
     remove_stale_lock(tmp_path / "out")
+
+
+def test_a_file_of_the_same_command_is_replaced(tmp_path: Path) -> None:
+    """Missing and empty files, and files with the beginning, are valid; others, links and folders are errors."""
+    for name, content in (("own", "# Recipe\nx"), ("empty", ""), ("foreign", "# Rec"), ("other", "precious")):
+        (tmp_path / name).write_text(content)
+    (tmp_path / "link").symlink_to("own")
+    for name in ("own", "empty", "missing"):
+        check_file(tmp_path / name, {}, "# Recipe")
+    for name in ("foreign", "other"):
+        with pytest.raises(OutputError, match="was not written by this command"):
+            check_file(tmp_path / name, {}, "# Recipe")
+    for path in (tmp_path / "link", tmp_path):
+        with pytest.raises(OutputError, match="is not a regular file"):
+            check_file(path, {}, "# Recipe")
+    with pytest.raises(OutputError, match="is inside the checkpoint"):
+        check_file(tmp_path / "own", {tmp_path: "checkpoint"}, "# Recipe")
