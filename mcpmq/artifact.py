@@ -59,10 +59,25 @@ class WeightRecord(_Record):
     calibration_tokens: Annotated[dict[str, int] | None, OMIT_IF_NONE] = None  # by modality
     method: Annotated[str | None, OMIT_IF_NONE] = None  # of a calibrated weight
     smoothing_exponent: Annotated[float | None, OMIT_IF_NONE] = None  # alpha of the scales on its columns
+    # Powers of two that rows and columns were multiplied by, which cancel in neighboring layers: channels by exponent.
+    row_exponents: Annotated[dict[int, int] | None, OMIT_IF_NONE] = None
+    column_exponents: Annotated[dict[int, int] | None, OMIT_IF_NONE] = None
+    deviation: Annotated[str | None, OMIT_IF_NONE] = None  # from the plan or from exact scales, and its reason
     activation: Annotated[str | None, OMIT_IF_NONE] = None  # quantization of its inputs, `u8`
     # Minimum and maximum calibration input; one pair for every equal share of the rows with an input of its own.
     input_ranges: Annotated[tuple[tuple[float, float], ...] | None, OMIT_IF_NONE] = None
     padded_shape: Annotated[tuple[int, ...] | None, OMIT_IF_NONE] = None  # [out, in] in the file
+
+
+RESULT_FIELDS = (  # of a weight's record, known after quantization
+    "calibration_tokens",
+    "method",
+    "smoothing_exponent",
+    "row_exponents",
+    "column_exponents",
+    "deviation",
+    "input_ranges",
+)
 
 
 class CalibrationRecord(_Record):
@@ -117,6 +132,10 @@ class Manifest(_Record):
     held_out_errors: Annotated[dict[str, dict[str, float]] | None, OMIT_IF_NONE] = None
     notes: tuple[str, ...] = ()
     files: tuple[FileRecord, ...] = ()
+
+    def deviations(self) -> dict[str, str]:
+        """Return the deviations from the plan or from exact scales, and their reasons, by weight."""
+        return {record.name: record.deviation for record in self.weights if record.deviation}
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ McpmqError
 ├── DatasetError       a calibration or evaluation set is invalid
 ├── DeviceError        the device for calibration is not available
 ├── RecipeError        the recipe is invalid, or does not fit the checkpoint
+│   └── ScaleError     a weight is too small or too large for the scales of its scheme
 ├── FormatError        the format does not support the plan
 ├── ArtifactError      the artifact or report is missing, invalid or changed
 ├── GateError          the gate file is invalid
@@ -13,6 +14,9 @@ McpmqError
 └── EngineError        the engine failed
     └── MissingExtra   a package of the engine or format is not installed
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class McpmqError(Exception):
@@ -37,6 +41,10 @@ class DeviceError(McpmqError):
 
 class RecipeError(McpmqError):
     """The recipe is invalid, or does not fit the checkpoint."""
+
+
+class ScaleError(RecipeError):
+    """The magnitudes of a weight are too small or too large for the scales of its scheme."""
 
 
 class FormatError(McpmqError):
@@ -68,3 +76,14 @@ class MissingExtra(EngineError):
 
     def __init__(self, extra: str, module: str) -> None:
         super().__init__(f"`{module}` is not installed", f"run `pip install 'mcpmq[{extra}]'`")
+
+
+@contextmanager
+def prefix_errors(prefix: str) -> Iterator[None]:
+    """Put a prefix, such as the name of a weight, before the message of every error that does not contain it."""
+    try:
+        yield
+    except McpmqError as error:
+        if prefix not in str(error):
+            error.args = (f"{prefix}: {error}", *error.args[1:])
+        raise

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from mcpmq.artifact import (
+    RESULT_FIELDS,
     Artifact,
     CalibrationRecord,
     Manifest,
@@ -24,8 +25,8 @@ from mcpmq.execution.device import CPU, device_name, resolve_device
 from mcpmq.execution.instruction_set import instruction_set
 from mcpmq.families.encoding import check_samples
 from mcpmq.plan import Plan, TensorPlan
-from mcpmq.quantized_model import BlockWriter, QuantizedModel, read_calibration_result
-from mcpmq.rounding.weight import quantize_weight
+from mcpmq.quantized_model import BlockWriter, CalibrationResult, QuantizedModel, read_calibration_result
+from mcpmq.rounding.block import quantize_to_nearest
 from mcpmq.scheme import GgmlScheme
 from mcpmq.system.environment import ARTIFACT_PACKAGES, MODEL_PACKAGES, installed_versions
 from mcpmq.system.ggml_library import library_path
@@ -54,6 +55,7 @@ def quantize(
         DeviceError: the device is not available.
         OutputError: `out` exists, has an unfinished run of another request, or the disk is full.
         CheckpointError: a file of the tokenizer or preprocessor is missing, or a weight is not finite.
+        ScaleError: the scales of a scheme do not represent a weight.
         MissingExtra: a scheme of ggml is used and xllamacpp is not installed.
     """
     samples, out = require_calibration(plan, calibration), Path(out)
@@ -102,7 +104,8 @@ def _quantize_uncalibrated_blocks(
     uncalibrated = [name for name in files if not any(needs_calibration(plan, tensor) for tensor in plan.blocks[name])]
     for name in progress(uncalibrated, "quantizing"):
         if not files[name].is_file():
-            write(files[name], {tensor.name: quantize_weight(plan, tensor) for tensor in plan.blocks[name]})
+            weights, records = quantize_to_nearest(plan, name)
+            write(files[name], weights, CalibrationResult(records) if records else None)
 
 
 def _finished_run(out: Path, request: RunRequest) -> QuantizedModel | None:
@@ -122,7 +125,7 @@ def _finished_run(out: Path, request: RunRequest) -> QuantizedModel | None:
 
 def _is_result(finished: Manifest, request: RunRequest) -> bool:
     requested = request.manifest
-    results = dict.fromkeys(("calibration_tokens", "method", "smoothing_exponent", "input_ranges"))
+    results = dict.fromkeys(RESULT_FIELDS)
     weights = tuple(record.model_copy(update=results) for record in finished.weights)
     machine = {"device": requested.device, "instruction_set": requested.instruction_set}
     without_results = {"files": (), "weights": weights, "held_out_errors": None, **machine}

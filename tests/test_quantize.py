@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from mcpmq.artifact import MANIFEST
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import SampleSet
-from mcpmq.errors import CheckpointError, DatasetError, OutputError
+from mcpmq.errors import CheckpointError, DatasetError, OutputError, ScaleError
 from mcpmq.grids import dequantize
 from mcpmq.plan import Plan, make_plan
 from mcpmq.qtensor import QTensor
@@ -135,7 +135,7 @@ def test_a_weight_that_is_not_finite_is_an_error(tiny_checkpoint: Path, tmp_path
     tensors["llm.lm_head.weight"][3, 5] = float("nan")
     save_file(tensors, shard)
 
-    with pytest.raises(CheckpointError, match=r"llm\.lm_head\.weight.*not finite"):
+    with pytest.raises(CheckpointError, match=r"`head` \(`llm\.lm_head\.weight`\) has values that are not finite"):
         quantize(make_plan(Checkpoint.open(copy), Recipe.load("phone-int4")), tmp_path / "out")
 
     assert not (tmp_path / "out").exists()
@@ -150,7 +150,7 @@ def test_overflow_in_f16_is_an_error(tiny_checkpoint: Path, tmp_path: Path) -> N
     save_file(tensors, shard)
     recipe = Recipe.model_validate({"name": "half", "weights": {"head": "f16"}})
 
-    with pytest.raises(CheckpointError, match="too large for f16"):
+    with pytest.raises(ScaleError, match=r"`head` has a value of 9.99e.05, too large for `f16`"):
         quantize(make_plan(Checkpoint.open(copy), recipe), tmp_path / "out")
 
 

@@ -1,7 +1,7 @@
 """Tiny random checkpoints in the published layouts for tests; MiniCPM-V 2.6 by default."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from torch import Tensor
 
+from mcpmq.checkpoint import Checkpoint
 from mcpmq.families import family_of
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<unk>", "<image>", "</image>", "<slice>", "</slice>"]
@@ -159,6 +160,26 @@ def make_uneven(path: Path, seed: int = 7) -> Path:
                 tensors[name] = (value * torch.randn(len(value), generator=generator).exp()).bfloat16()
         save_file(tensors, shard, metadata={"format": "pt"})
     return path
+
+
+def change_weights(path: Path, change: Callable[[str, Tensor], Tensor]) -> Path:
+    """Replace every weight of a checkpoint, by its common name, by the result of `change` in bfloat16."""
+    names = {spec.hub_name: spec.name for spec in Checkpoint.open(path).specs}
+    for shard in sorted(path.glob("*.safetensors")):
+        tensors = {name: change(names[name], value).bfloat16().contiguous() for name, value in load_file(shard).items()}
+        save_file(tensors, shard, metadata={"format": "pt"})
+    return path
+
+
+def multiply(**exponents: int) -> Callable[[str, Tensor], Tensor]:
+    """Return a change that multiplies language weights and their biases by powers of two; names have __ for dots."""
+    suffixes = {f".{name.replace('__', '.')}": exponent for name, exponent in exponents.items()}
+
+    def change(name: str, value: Tensor) -> Tensor:
+        found = [exponent for suffix, exponent in suffixes.items() if name.removesuffix(".bias").endswith(suffix)]
+        return value.float() * 2.0 ** found[0] if found and name.startswith("language") else value
+
+    return change
 
 
 def write_shards(path: Path, tensors: Mapping[str, Tensor]) -> None:

@@ -1,17 +1,20 @@
 """Quantize one block with every candidate of its recipe and keep the one of least loss on held-out samples."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from mcpmq.calibrate.selection import BlockLoss, Candidate
+from mcpmq.errors import prefix_errors
 from mcpmq.execution.chunked_matmul import ParallelMap, torch_threads
 from mcpmq.execution.torch_model import StoredWeight
+from mcpmq.grids.activation import check_range
 from mcpmq.plan import Plan, TensorPlan
 from mcpmq.quantized_model import CalibrationResult
 from mcpmq.rounding import RoundingMethod
+from mcpmq.rounding.block import deviation_records
 from mcpmq.rounding.smoothing import (
     BalanceLayer,
     Channels,
@@ -22,7 +25,7 @@ from mcpmq.rounding.smoothing import (
     weight_scalings,
 )
 from mcpmq.rounding.stats import InputStats
-from mcpmq.rounding.weight import NO_SCALING, quantize_weight
+from mcpmq.rounding.weight import NO_SCALING, RoundedWeight, quantize_weight
 from mcpmq.scheme import GgmlScheme, IntegerScheme
 
 BlockStats = dict[str, tuple[InputStats, ...]]
@@ -34,7 +37,7 @@ def smoothing_scales(
 ) -> list[SmoothingScales]:
     """Return the smoothing scales that lower the error of a block.
 
-    `weights` are the original weights by common name, float32 [out, in].
+    `weights` are by common name, float32 [out, in].
     """
     tensors, found = {tensor.name: tensor for tensor in plan.blocks[block]}, []
     for mapping in plan.smoothing_mappings.get(block, ()):
@@ -43,10 +46,12 @@ def smoothing_scales(
             for name in mapping.balance_layers
             if tensors[name].is_quantized
         ]
-        count = len(weights[mapping.smooth_layer]) // mapping.row_chunk[1]
-        channels = Channels(count, plan.checkpoint.architecture.language.head_dim)  # only language heads share channels
+        rows = len(weights[mapping.smooth_layer])
+        channels = Channels.of_mapping(mapping, rows, plan.checkpoint.architecture.language.head_dim)
         assert plan.recipe.smooth != "none"
-        scales = search_scales(mapping, plan.recipe.smooth, layers, channels, plan.recipe.method != "rtn", parallel_map)
+        weighted = plan.recipe.method != "rtn"
+        with prefix_errors(", ".join(f"`{name}`" for name in mapping.balance_layers)):
+            scales = search_scales(mapping, plan.recipe.smooth, layers, channels, weighted, parallel_map)
         if scales:
             found.append(scales)
     return found
@@ -64,9 +69,10 @@ class BlockQuantizer:
 
     plan: Plan
     block: str
-    stats: BlockStats  # changed in place and emptied during quantization: Hessians are large
+    stats: BlockStats  # of folded weights; changed in place and emptied during quantization: Hessians are large
     scales: list[SmoothingScales]
     threads: int  # for rounding
+    folds: Sequence[SmoothingScales] = ()
 
     def quantize(
         self, candidates: tuple[Candidate, ...], loss: BlockLoss | None
@@ -78,25 +84,26 @@ class BlockQuantizer:
         records: dict[str, dict[str, Any]] = {
             name: {"calibration_tokens": _fewest_tokens(parts)} for name, parts in self.stats.items()
         }
-        scaling: Mapping[str, WeightScaling] = {}
+        scaling, smoothed = weight_scalings(self.folds), False
         errors: dict[str, float] = {}
         for candidate in candidates:
-            if candidate.smoothing and not scaling:
+            if candidate.smoothing and not smoothed:
                 self.stats.update(scale_stats(self.stats, self.scales))
-                scaling = weight_scalings(self.scales)
+                scaling, smoothed = weight_scalings([*self.folds, *self.scales]), True
             input_abs_max, input_ranges = self._input_abs_max(), self._input_ranges()
-            weights = self._quantize_weights(candidate.method, scaling, last=candidate == candidates[-1])
+            rounded = self._quantize_weights(candidate.method, scaling, last=candidate == candidates[-1])
+            weights = {name: weight.stored for name, weight in rounded.items()}
             error = loss(weights, input_abs_max) if loss else 0.0
             if not errors or error < min(errors.values()):
-                best, best_weights, best_ranges = candidate, weights, input_ranges
+                best, best_rounded, best_weights, best_ranges = candidate, rounded, weights, input_ranges
             errors[str(candidate)] = error
-        self._record(records, best, best_ranges)
-        rounded = {name: float(f"{error:.4g}") for name, error in errors.items()} if loss else {}
-        return best_weights, CalibrationResult(records, rounded)
+        self._record(records, best, best_rounded, best_ranges)
+        digits = {name: float(f"{error:.4g}") for name, error in errors.items()} if loss else {}
+        return best_weights, CalibrationResult(records, digits)
 
     def _quantize_weights(
         self, method: RoundingMethod, scaling: Mapping[str, WeightScaling], last: bool
-    ) -> dict[str, StoredWeight]:
+    ) -> dict[str, RoundedWeight]:
         take = self.stats.pop if last else self.stats.get  # the last candidate frees the Hessians
         with torch_threads(self.threads):
             return {
@@ -114,26 +121,34 @@ class BlockQuantizer:
 
     def _input_ranges(self) -> dict[str, list[tuple[float, float]]]:
         """Return the input ranges of every matrix with quantized activations, one for each equal share of its rows."""
-        names = [tensor.name for tensor in self.plan.blocks[self.block] if tensor.activation]
-        return {
-            name: [(float(part.minimum.min()), float(part.maximum.max())) for part in self.stats[name]]
-            for name in names
+        ranges = {
+            tensor.name: [(float(part.minimum.min()), float(part.maximum.max())) for part in self.stats[tensor.name]]
+            for tensor in self.plan.blocks[self.block]
+            if tensor.activation
         }
+        for name, observed in ranges.items():
+            for one in observed:
+                check_range(name, one)
+        return ranges
 
     def _record(
         self,
         records: dict[str, dict[str, Any]],
         best: Candidate,
+        weights: Mapping[str, RoundedWeight],
         input_ranges: Mapping[str, list[tuple[float, float]]],
     ) -> None:
-        for fields in records.values():
-            fields["method"] = best.method
+        for name, fields in records.items():
+            fields["method"] = weights[name].method
         for name, ranges in input_ranges.items():
             records[name]["input_ranges"] = ranges
         for scales in self.scales if best.smoothing else ():
             for name in scales.mapping.balance_layers:
                 if name in records:
                     records[name]["smoothing_exponent"] = scales.exponent
+        deviations = {name: weight.deviations for name, weight in weights.items()}
+        for name, fields in deviation_records(deviations, self.folds).items():
+            records.setdefault(name, {}).update(fields)
 
 
 def _fewest_tokens(parts: tuple[InputStats, ...]) -> dict[str, int]:

@@ -17,6 +17,7 @@ from mcpmq.execution.chunked_matmul import ParallelMap
 from mcpmq.execution.torch_model import StoredWeight, TorchModel
 from mcpmq.families.family import TensorSpec
 from mcpmq.grids import dequantize
+from mcpmq.plan import block_name
 from mcpmq.qtensor import QTensor
 from mcpmq.recipe import Recipe
 from mcpmq.rounding import RoundingMethod
@@ -82,7 +83,9 @@ def output_mse(
 
     with _on_output(block, record):
         replay()
-    total = _check_weight(sum(_weighted_square(rows, weights) for rows, weights in originals))
+    name = block_name(next(iter(model.blocks[block].values())).name)
+    _check_weight(name, float(sum(weights.double().sum() for _, weights in originals)))
+    total = sum(_weighted_square(rows, weights) for rows, weights in originals) or 1.0  # outputs may be all zero
 
     def loss(weights: Mapping[str, StoredWeight], input_abs_max: Mapping[str, float]) -> float:
         model.load_block(block, lambda spec: torch_model.to_float(weights[spec.name], spec))
@@ -124,7 +127,8 @@ def hessian_mse(checkpoint: Checkpoint, spec: TensorSpec, stats: InputStats, par
             squares.append(_trace(matrix.to(stats.gram.device), stats.gram, parallel_map))
         return sum(squares)
 
-    total = _check_weight(squared_outputs(None))
+    _check_weight(spec.name, stats.total_weight)
+    total = squared_outputs(None) or 1.0  # outputs may be all zero
 
     def loss(weights: Mapping[str, StoredWeight], _: Mapping[str, float]) -> float:
         quantized = weights[spec.name]
@@ -134,12 +138,12 @@ def hessian_mse(checkpoint: Checkpoint, spec: TensorSpec, stats: InputStats, par
     return loss
 
 
-def _check_weight(total: float) -> float:
+def _check_weight(name: str, total: float) -> None:
     if total == 0:
         raise DatasetError(
-            "the held-out calibration samples have zero total weight", "add samples, or raise their token weights"
+            f"`{name}`: the held-out calibration samples have zero total weight",
+            "add samples, or raise their token weights",
         )
-    return total
 
 
 def _weighted_square(rows: Tensor, weights: Tensor) -> float:

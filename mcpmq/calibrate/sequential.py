@@ -23,6 +23,8 @@ from mcpmq.execution.torch_model import to_float
 from mcpmq.plan import Plan, TensorPlan, block_name
 from mcpmq.quantized_model import BlockWriter, read_weight, write_block
 from mcpmq.recipe import TokenWeights
+from mcpmq.rounding.fold import find_folds
+from mcpmq.rounding.smoothing import SmoothingScales, scale_stats, weight_scalings
 from mcpmq.system.progress import Progress
 from mcpmq.system.safetensors_file import read_header
 
@@ -138,12 +140,17 @@ class _SequentialQuantizer:
             calibrating = frozenset(range(len(self.run.inputs))) - self.held_out
             stats = self._collect_stats(block, partial(replay, calibrating))
             loss = self._block_loss(block, partial(replay, self.held_out))
-        scales = []
+        weights = self._original_weights(block)
+        folds, scales = find_folds(plan, name, weights), []
+        if folds:
+            stats |= scale_stats(stats, folds)
+            weights = _apply(folds, weights)
         if methods[-1].smoothing:
-            scales = smoothing_scales(plan, name, self._original_weights(block), stats, self.run.parallel_map)
+            scales = smoothing_scales(plan, name, weights, stats, self.run.parallel_map)
+        del weights
         self.run.model.unload_block(block)  # frees the float weights for the quantizer
         methods = tuple(method for method in methods if scales or not method.smoothing)
-        self.write(file, *BlockQuantizer(plan, name, stats, scales, self.run.threads).quantize(methods, loss))
+        self.write(file, *BlockQuantizer(plan, name, stats, scales, self.run.threads, folds).quantize(methods, loss))
         self._load_quantized(block)
 
     def _collect_stats(self, block: nn.Module, replay: Callable[[], None]) -> BlockStats:
@@ -193,6 +200,14 @@ class _SequentialQuantizer:
         self.run.model.load_block(
             block, lambda spec: to_float(read_weight(entries, spec, self.tensors[spec.name].scheme), spec)
         )
+
+
+def _apply(folds: Sequence[SmoothingScales], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    scaling = weight_scalings(folds)
+    return {
+        name: scaling[name].apply(weight.cpu()).to(weight.device) if name in scaling else weight
+        for name, weight in weights.items()
+    }
 
 
 def _name(run: CalibrationRun, block: nn.Module) -> str:

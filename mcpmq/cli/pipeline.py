@@ -55,6 +55,7 @@ def convert(
     budget, names = make_budget(max_size, max_memory, context), [parse_format(name) for name in formats]
     loaded = _load_recipe(recipe or (DEFAULT_SEARCH_RECIPE if budget and not bits else None), bits)
     from mcpmq import ui
+    from mcpmq.artifact import Artifact
     from mcpmq.convert import convert
     from mcpmq.evaluate import Settings
 
@@ -70,6 +71,7 @@ def convert(
         budget=budget,
         settings=settings,
     )
+    ui.print_deviations(Artifact.open(out / "quantized"))
     ui.print_report(report, as_json=json)
 
 
@@ -115,6 +117,7 @@ def quantize(
     if samples:
         _print_if_uncalibrated(loaded)
     quantized = quantize(make_plan(Checkpoint.open(source), loaded), out, samples, ui.progress_bars(), device)
+    ui.print_deviations(quantized.artifact)
     ui.print_artifact(quantized.artifact, as_json=json)
 
 

@@ -42,7 +42,7 @@ def quantize(weight: Tensor, scheme: GridScheme, importance: Tensor | None = Non
     """Round a weight [rows, columns] to nearest; `importance` float32 [columns] weights the errors of the grid search.
 
     Raises:
-        RecipeError: a scale is too large for fp16.
+        ScaleError: a scale is too large for fp16.
     """
     quantized: QTensor = GRIDS[type(scheme)].quantize(weight, scheme, importance)
     return quantized

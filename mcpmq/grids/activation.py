@@ -9,10 +9,26 @@ from typing import Self
 import numpy as np
 from torch import Tensor
 
+from mcpmq.errors import ScaleError
 from mcpmq.recipe import Activation
 
 ACTIVATION_QMAX: dict[Activation, int] = {"u8": 255}
 Range = tuple[float, float]  # minimum and maximum
+MIN_WIDTH = max(ACTIVATION_QMAX.values()) * float(np.finfo(np.float32).tiny)  # a smaller one has subnormal scales
+
+
+def check_range(name: str, observed: Range) -> None:
+    """Check that a scale in float32 represents the range of the inputs of a matrix; zero alone needs no scale.
+
+    Raises:
+        ScaleError: the range is too small.
+    """
+    width = max(observed[1], 0.0) - min(observed[0], 0.0)
+    if 0 < width < MIN_WIDTH:
+        raise ScaleError(
+            f"the inputs of `{name}` have a range of {width:.2g}, too small for a float32 scale",
+            f"remove `{name}` from [activations] in the recipe",
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,12 +32,21 @@ def quantize(chunks: Iterable[Tensor], rows: int, scheme: CodebookScheme) -> Cod
 
     As in bitsandbytes, codes are chosen for the exact scales, and the scales are rounded to 8 bits afterwards.
     """
-    weight = concat_rows((_round_to_nearest(chunk, scheme) for chunk in chunks), rows)
+    return double_quantize(round_to_nearest(chunks, rows, scheme))
+
+
+def round_to_nearest(chunks: Iterable[Tensor], rows: int, scheme: CodebookScheme) -> CodebookTensor:
+    """Round a weight [rows, columns], given in chunks of rows, to nearest, with scales that are exact in float32."""
+    return concat_rows((_round_rows(chunk, scheme) for chunk in chunks), rows)
+
+
+def double_quantize(weight: CodebookTensor) -> CodebookTensor:
+    """Round the scales of a whole weight to 8 bits."""
     double_quant = quantize_scale(weight.scale)
-    return CodebookTensor(scheme, weight.codes, dequantize_scale(double_quant), double_quant)
+    return CodebookTensor(weight.scheme, weight.codes, dequantize_scale(double_quant), double_quant)
 
 
-def _round_to_nearest(weight: Tensor, scheme: CodebookScheme) -> CodebookTensor:
+def _round_rows(weight: Tensor, scheme: CodebookScheme) -> CodebookTensor:
     groups = weight.float().reshape(len(weight), -1, CODEBOOK_GROUP_SIZE)
     scale = groups.abs().amax(-1)
     normalized = (groups * (1 / scale.clamp(min=ABSMAX_EPSILON))[..., None]).flatten(1).clamp_(-1, 1)

@@ -13,9 +13,10 @@ from gguf.quants import dequantize as gguf_dequantize
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mcpmq.errors import EngineError
+from mcpmq.errors import EngineError, ScaleError
 from mcpmq.grids.ggml_blocks import BLOCK_LAYOUTS
 from mcpmq.grids.levels import Levels
+from mcpmq.grids.limits import scale_limits
 from mcpmq.qtensor import GgmlTensor
 from mcpmq.scheme import GGML_BLOCKS, GgmlScheme
 from mcpmq.system import ggml_library
@@ -67,9 +68,11 @@ def quantize(weight: Tensor, scheme: GgmlScheme, importance: Tensor | None = Non
     the least weighted error. `q8_0` ignores it.
 
     Raises:
+        ScaleError: a value is too large for the scales.
         EngineError: ggml wrote another number of bytes than the scheme has.
     """
     columns = weight.shape[1]
+    _check_largest(weight, scheme)
     padding = scheme.padded_columns(columns) - columns
     values = torch.nn.functional.pad(weight.float(), (0, padding)).contiguous().cpu().numpy()
     blocks = np.empty((len(values), scheme.row_nbytes(columns)), np.uint8)
@@ -79,6 +82,17 @@ def quantize(weight: Tensor, scheme: GgmlScheme, importance: Tensor | None = Non
         parts = np.array_split(values, threads), np.array_split(blocks, threads)
         list(pool.map(_quantize_rows, *parts, repeat(scheme), repeat(weights)))
     return GgmlTensor(scheme, columns, torch.from_numpy(blocks))
+
+
+def _check_largest(weight: Tensor, scheme: GgmlScheme) -> None:
+    limits = scale_limits(scheme, weight.shape[1])
+    assert limits
+    if (largest := float(torch.stack(weight.aminmax()).abs().max())) > limits.max_magnitude:
+        raise ScaleError(
+            f"a value of {largest:.3g} is too large for `{scheme}`, which represents values up to"
+            f" {limits.max_magnitude:.3g}",
+            'use `"keep"` for this weight',
+        )
 
 
 def _positive_importance(importance: Tensor, columns: int) -> NDArray[np.float32]:

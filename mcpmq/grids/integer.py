@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mcpmq.errors import RecipeError
+from mcpmq.errors import ScaleError
 from mcpmq.grids.levels import Levels
+from mcpmq.grids.limits import range_factor
 from mcpmq.qtensor import IntegerTensor
 from mcpmq.scheme import IntegerScheme
 
@@ -34,12 +35,12 @@ def choose_grid(weight: Tensor, scheme: IntegerScheme, importance: Tensor | None
     square of the input of each column; the range is then clipped by the ratio with the least weighted square error.
 
     Raises:
-        RecipeError: a scale is too large for fp16.
+        ScaleError: a scale is too large for fp16.
     """
     groups = _to_groups(weight.float(), scheme)
     if importance is None:
         return _grid_for_range(_full_range(groups, scheme), scheme)
-    grouped_importance = _to_groups(importance.float()[None], scheme)
+    grouped_importance = _to_groups(importance.float()[None] * range_factor(importance), scheme)
     chunks = torch.split(groups, max(1, SEARCH_CHUNK_WEIGHTS // weight.shape[1]))
     grids = [_search_clipping(chunk, grouped_importance, scheme) for chunk in chunks]
     return IntegerGrid(torch.cat([grid.scale for grid in grids]), torch.cat([grid.zero_point for grid in grids]))
@@ -154,5 +155,5 @@ def _to_fp16(scale: Tensor) -> Tensor:
     rounded = scale.half().float()
     if rounded.isinf().any():
         largest = float(scale.abs().max())
-        raise RecipeError(f"a scale of {largest:.3g} is too large for fp16", 'use `"bf16"` for this weight')
+        raise ScaleError(f"a scale of {largest:.3g} is too large for fp16", 'use `"keep"` for this weight')
     return torch.where(rounded == 0, torch.ones_like(rounded), rounded)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from mcpmq.calibrate.forward import CalibrationRun, open_calibration, run_calibration
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import Sample
-from mcpmq.errors import DatasetError
+from mcpmq.errors import DatasetError, ScaleError, prefix_errors
 from mcpmq.execution.chunked_matmul import torch_threads
 from mcpmq.execution.device import CPU
 from mcpmq.execution.layerwise import Replay
@@ -26,7 +26,7 @@ from mcpmq.plan import block_name
 from mcpmq.recipe import TokenWeights
 from mcpmq.rounding import ROUNDING_FUNCTIONS, RoundingMethod
 from mcpmq.rounding.stats import InputStats
-from mcpmq.scheme import FloatScheme, GgmlScheme, IntegerScheme, Scheme
+from mcpmq.scheme import CodebookScheme, FloatScheme, GridScheme, IntegerScheme, Scheme
 from mcpmq.system.progress import Progress
 
 PROBE_SCHEME = IntegerScheme(4, 32)  # the reference error, by rounding to nearest
@@ -99,11 +99,12 @@ class _ErrorCollector:
 
     def _scheme_errors(self, spec: TensorSpec, stats: Sequence[InputStats]) -> dict[str, float]:
         weight = self.run.checkpoint.load(spec)
-        reference = _output_error(weight, PROBE_SCHEME, "rtn", stats)
-        errors = {}
+        errors, method = {}, self.method if stats and all(part.has_inputs for part in stats) else "rtn"
+        with prefix_errors(f"`{spec.name}`"):
+            reference = _output_error(weight, PROBE_SCHEME, "rtn", stats)
         for scheme in self.schemes[spec.name]:
-            method = self.method if stats else "rtn"
-            error = 0.0 if scheme is None else _output_error(weight, scheme, method, stats)
+            with prefix_errors(f"`{spec.name}`"):
+                error = 0.0 if scheme is None else _output_error(weight, scheme, method, stats)
             errors[str(scheme or "keep")] = error / reference if reference else 0.0
         return errors
 
@@ -157,7 +158,7 @@ def _set_parameter(block: nn.Module, name: str, value: Tensor) -> None:
 def _quantize_parameter(parameter: Tensor, spec: TensorSpec) -> Tensor:
     """Return a parameter rounded to PROBE_SCHEME, in the orientation of its module."""
     weight = parameter.T if spec.transposed else parameter
-    rounded = dequantize(ROUNDING_FUNCTIONS["rtn"](weight.contiguous(), PROBE_SCHEME, None))
+    rounded = _round(weight.contiguous(), PROBE_SCHEME, "rtn", None)
     return (rounded.T.contiguous() if spec.transposed else rounded).to(parameter.device)
 
 
@@ -174,13 +175,21 @@ def _output_error(weight: Tensor, scheme: Scheme, method: RoundingMethod, stats:
 def _share_error(scheme: Scheme, method: RoundingMethod, weight: Tensor, stats: InputStats | None) -> float:
     step = -(-len(weight) // SAMPLED_ROWS)
     rows = weight[::step].float()
-    if isinstance(scheme, FloatScheme):
-        rounded = rows.to(FLOAT_DTYPES[scheme.dtype]).float()
-    else:
-        assert isinstance(scheme, IntegerScheme | GgmlScheme), "formats with a single scheme have no candidates"
-        rounded = dequantize(ROUNDING_FUNCTIONS[method](rows, scheme, stats))
+    assert not isinstance(scheme, CodebookScheme), "formats with a single scheme have no candidates"
+    rounded = _round(rows, scheme, method, stats)
     errors = (rounded - rows).double()
     if stats is not None:
         errors = errors.to(stats.gram.device)
     squares = errors.square() if stats is None else (errors @ stats.gram.double()) * errors
     return float(squares.sum()) * len(weight) / len(rows)
+
+
+def _round(rows: Tensor, scheme: GridScheme | FloatScheme, method: RoundingMethod, stats: InputStats | None) -> Tensor:
+    """Return rounded rows, or zeros if a value is too large for the scheme, which then has the largest error."""
+    if isinstance(scheme, FloatScheme):
+        rounded = rows.to(FLOAT_DTYPES[scheme.dtype]).float()
+        return rounded if rounded.isfinite().all() else torch.zeros_like(rows)
+    try:
+        return dequantize(ROUNDING_FUNCTIONS[method](rows, scheme, stats))
+    except ScaleError:
+        return torch.zeros_like(rows)

@@ -41,7 +41,7 @@ def _bits(records: list[WeightRecord]) -> float:
 
 
 def _find_quantized_model(artifact: Artifact) -> "QuantizedModel | None":
-    """Return the quantized model of an artifact, unless smoothing changed its weights."""
+    """Return the quantized model of an artifact, unless scales changed its weights."""
     from mcpmq.quantized_model import QuantizedModel
 
     is_quantized_model = artifact.manifest.kind == "quantized"
@@ -51,9 +51,12 @@ def _find_quantized_model(artifact: Artifact) -> "QuantizedModel | None":
     quantized = QuantizedModel.open(folder)
     ours, theirs = quantized.artifact.manifest, artifact.manifest
     same = (ours.source, ours.recipe) == (theirs.source, theirs.recipe)
-    # Smoothed weights differ from the original, although their outputs are equal.
-    smoothed = any(record.smoothing_exponent is not None for record in ours.weights)
-    return quantized if same and not smoothed else None
+    # Scaled weights differ from the original, although their outputs are equal.
+    scaled = any(
+        (record.smoothing_exponent, record.row_exponents, record.column_exponents) != (None, None, None)
+        for record in ours.weights
+    )
+    return quantized if same and not scaled else None
 
 
 def _weight_errors(

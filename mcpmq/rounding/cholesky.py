@@ -9,9 +9,14 @@ import torch
 from torch import Tensor
 
 from mcpmq.errors import DatasetError
+from mcpmq.grids.limits import range_factor
 
 TILE_COLUMNS = 512  # of any number of threads: the same products give the same factor
 DAMPING_FRACTIONS = (0.01, 0.1, 1.0)  # of the mean diagonal: GPTQ's, and larger ones if the factorization fails
+
+
+class DampingWarning(UserWarning):
+    """A Hessian needed more damping than GPTQ adds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +25,7 @@ class LdlFactor:
 
     unit_upper: float32 [columns, columns] with a unit diagonal; entries below the diagonal are undefined.
     pivots: float32 [columns], the loss of a unit error in a column if all later columns compensate it.
+    Both are of the Hessian times a power of two if its diagonal is far from 1.
     """
 
     unit_upper: Tensor
@@ -43,7 +49,8 @@ def damped_cholesky(gram: Tensor, order: Tensor, pool: Executor) -> LdlFactor:
         if not _factor_in_place(matrix, pool):
             continue
         if damping != DAMPING_FRACTIONS[0]:
-            warnings.warn(f"a Hessian of {len(gram):,} columns needed damping by {damping}", stacklevel=2)
+            text = f"a Hessian of {len(gram):,} columns needed damping by {damping}"
+            warnings.warn(text, DampingWarning, stacklevel=2)
         roots = matrix.diagonal().clone()
         return LdlFactor(matrix.div_(roots), roots.square_())
     raise DatasetError(
@@ -57,6 +64,8 @@ def _damped(gram: Tensor, order: Tensor, damping: float) -> Tensor:
     tiles = torch.split(matrix[: len(gram)], TILE_COLUMNS), torch.split(columns, TILE_COLUMNS)
     for rows, tile in zip(*tiles, strict=True):  # by tiles: indexing the whole matrix needs the memory of another copy
         rows[:, : len(gram)] = gram[tile].index_select(1, columns)
+    if (factor := range_factor(gram.diagonal())) != 1:
+        matrix.mul_(factor)
     diagonal = matrix.diagonal()
     mean = diagonal[diagonal > 0].mean()
     diagonal[diagonal == 0] = mean

@@ -36,7 +36,7 @@ def quantize(weight: Tensor, scheme: GridScheme, stats: InputStats | None, act_o
 
     Raises:
         DatasetError: the statistics are missing or of another layer, or all inputs are zero.
-        RecipeError: a scale is too large for fp16.
+        ScaleError: a scale is too large for fp16.
     """
     rows, columns = weight.shape
     stats = require_stats(stats, columns, "gptq")

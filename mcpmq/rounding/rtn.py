@@ -19,7 +19,7 @@ def quantize(weight: Tensor, scheme: GridScheme, stats: InputStats | None = None
     """Quantize a weight [rows, columns]; `stats` are not used.
 
     Raises:
-        RecipeError: a scale is too large for fp16.
+        ScaleError: a scale is too large for fp16.
     """
     with thread_pool() as pool:
         return concat_rows(pool.map(partial(quantize_rows, scheme=scheme), split_rows(weight)), len(weight))

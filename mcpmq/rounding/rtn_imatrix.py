@@ -22,7 +22,7 @@ def quantize(weight: Tensor, scheme: GridScheme, stats: InputStats | None) -> QT
 
     Raises:
         DatasetError: the statistics are missing, or of a layer with other columns.
-        RecipeError: a scale is too large for fp16.
+        ScaleError: a scale is too large for fp16.
     """
     rows, columns = weight.shape
     importance = require_stats(stats, columns, "rtn-imatrix").gram.diagonal().cpu().clone()

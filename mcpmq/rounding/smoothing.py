@@ -9,7 +9,7 @@ input statistics of the calibration samples.
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -42,6 +42,10 @@ class WeightScaling:
     column_scale: Tensor | None = None
     norm_offset: float = 0.0
 
+    @property
+    def is_identity(self) -> bool:
+        return self.row_scale is None and self.column_scale is None
+
     def apply(self, weight: Tensor, first_row: int = 0) -> Tensor:
         """Scale the rows [rows, ...] of a weight from `first_row` on, in float32; without scales nothing changes."""
         if self.column_scale is not None:
@@ -58,7 +62,7 @@ class SmoothingScales:
     """The scales of one smoothing mapping: float32 [channels], and float32 [columns] of the balance layers."""
 
     mapping: SmoothingMapping
-    exponent: float
+    exponent: float  # of the method; 0 for powers of two that make fp16 scales exact
     channel_scale: Tensor
     column_scale: Tensor
 
@@ -85,6 +89,11 @@ class Channels:
 
     count: int
     head_dim: int
+
+    @classmethod
+    def of_mapping(cls, mapping: SmoothingMapping, rows: int, head_dim: int) -> Self:
+        """Return the channels of a mapping whose smooth layer has `rows` rows; only language heads share channels."""
+        return cls(rows // mapping.row_chunk[1], head_dim)
 
     def reduce(self, columns: Tensor, use_max: bool = False) -> Tensor:
         """Reduce values [columns] to [channels]: the mean, or the maximum, over the columns of a channel."""
@@ -205,13 +214,17 @@ def scale_stats(
 
 
 def _divide_inputs(stats: InputStats, column_scale: Tensor) -> InputStats:
+    column_scale = column_scale.to(stats.gram.device)
     stats.gram.div_(column_scale).div_(column_scale[:, None])
     abs_sum, minimum, maximum = (value / column_scale for value in (stats.abs_sum, stats.minimum, stats.maximum))
     return replace(stats, abs_sum=abs_sum, minimum=minimum, maximum=maximum)
 
 
 def weight_scalings(scales: Sequence[SmoothingScales]) -> Mapping[str, WeightScaling]:
-    """Return the scaling of every weight of a block, by common name, on the CPU; other weights are not scaled."""
+    """Return the scaling of every weight of a block, by common name, on the CPU; other weights are not scaled.
+
+    Scales of the same weight are multiplied.
+    """
     scaling: defaultdict[str, WeightScaling] = defaultdict(WeightScaling)
     for one in scales:
         chunk, chunks = one.mapping.row_chunk
@@ -219,7 +232,13 @@ def weight_scalings(scales: Sequence[SmoothingScales]) -> Mapping[str, WeightSca
         rows[chunk] = one.channel_scale
         offset = float(one.mapping.offset_norm)
         for name in (one.mapping.smooth_layer, f"{one.mapping.smooth_layer}.bias"):
-            scaling[name] = replace(scaling[name], row_scale=rows.flatten(), norm_offset=offset)
+            row_scale = _multiply(scaling[name].row_scale, rows.flatten())
+            scaling[name] = replace(scaling[name], row_scale=row_scale, norm_offset=offset)
         for name in one.mapping.balance_layers:
-            scaling[name] = replace(scaling[name], column_scale=one.column_scale.cpu())
+            column_scale = _multiply(scaling[name].column_scale, one.column_scale.cpu())
+            scaling[name] = replace(scaling[name], column_scale=column_scale)
     return scaling
+
+
+def _multiply(scale: Tensor | None, other: Tensor) -> Tensor:
+    return other if scale is None else scale * other

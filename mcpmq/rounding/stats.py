@@ -10,6 +10,7 @@ from mcpmq.errors import DatasetError
 
 MODALITIES = ("vision", "text", "answer")
 VISION, TEXT, ANSWER = range(3)
+MIN_SQUARE = 2.0**-100  # of all inputs of a column: below it products of inputs are rounded to zero
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,11 @@ class InputStats:
     maximum: Tensor
     token_counts: Mapping[str, int]
     total_weight: float
+
+    @property
+    def has_inputs(self) -> bool:
+        """True if an input is large enough for a Hessian in float32; after a norm of zeros all inputs are zero."""
+        return bool(self.gram.diagonal().max() > MIN_SQUARE)
 
     @property
     def abs_max(self) -> Tensor:

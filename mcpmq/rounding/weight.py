@@ -1,16 +1,22 @@
 """Quantize, convert or keep one weight of a plan, read from the checkpoint in chunks of rows."""
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import repeat
+from math import prod
 
 import torch
 from torch import Tensor
 
-from mcpmq.errors import CheckpointError
+from mcpmq.errors import CheckpointError, ScaleError, prefix_errors
 from mcpmq.grids import codebook
 from mcpmq.plan import Plan, TensorPlan
-from mcpmq.qtensor import QTensor, concat_rows
+from mcpmq.qtensor import CodebookTensor, QTensor, concat_rows
 from mcpmq.rounding import ROUNDING_FUNCTIONS, RoundingMethod
+from mcpmq.rounding.cholesky import DampingWarning
+from mcpmq.rounding.magnitudes import GroupMagnitudes, check_double_quant
 from mcpmq.rounding.smoothing import WeightScaling
 from mcpmq.rounding.stats import InputStats
 from mcpmq.scheme import CodebookScheme, FloatScheme, GridScheme
@@ -21,70 +27,166 @@ GPTQ_CHUNK_WEIGHTS = 1 << 27  # larger, because the Hessian is factored again fo
 FLOAT_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
 
+@dataclass(frozen=True, slots=True)
+class RoundedWeight:
+    """A weight as it is stored, and deviations from the plan.
+
+    method: the rounding method of at least a part of the rows; None without statistics.
+    has_inexact_scales: whether a scale has an error of more than one step of the grid.
+    """
+
+    stored: QTensor | Tensor
+    method: RoundingMethod | None = None
+    deviations: tuple[str, ...] = ()
+    has_inexact_scales: bool = False
+
+
 def quantize_weight(
     plan: Plan,
     tensor: TensorPlan,
     stats: Sequence[InputStats] = (),
     method: RoundingMethod = "rtn",
     scaling: WeightScaling = NO_SCALING,
-) -> QTensor | Tensor:
-    """Quantize, convert or keep a weight [out, in] as planned, after smoothing scales are applied.
+) -> RoundedWeight:
+    """Quantize, convert or keep a weight [out, in] as planned, after scales are applied.
 
     `stats` are the input statistics for the rounding method: one for all rows, or several for equal parts of the rows.
-    Without statistics the weight is rounded to nearest.
+    Without statistics, and where all inputs are zero, the weight is rounded to nearest.
 
     Raises:
-        CheckpointError: a value is not finite, or too large for f16.
+        CheckpointError: a value is not finite.
+        ScaleError: the scales of the scheme do not represent the magnitudes of the weight.
+        McpmqError: another error of the rounding method. All errors name the weight.
     """
-    match tensor.scheme:
+    with prefix_errors(f"`{tensor.name}`"), _collect_warnings() as deviations:
+        magnitudes = GroupMagnitudes.create(tensor.name, tensor.scheme, _row_weights(tensor))
+        source = _WeightSource(plan, tensor, scaling, magnitudes, deviations)
+        stored = _round(source, stats, method)
+        if magnitudes and (deviation := magnitudes.deviation()):
+            deviations.append(deviation)
+    dead = [not part.has_inputs for part in stats]
+    if any(dead):
+        rows = "" if all(dead) else f"{sum(dead)} of {len(dead)} equal parts of its rows "
+        deviations.append(f"{rows}rounded to nearest: the calibration inputs are all zero")
+    used = ("rtn" if all(dead) else method) if stats else None
+    return RoundedWeight(stored, used, tuple(deviations), bool(magnitudes and magnitudes.are_limited))
+
+
+def _row_weights(tensor: TensorPlan) -> int:
+    return tensor.matrix_shape[1] if tensor.is_quantized else prod(tensor.spec.shape[1:])
+
+
+@contextmanager
+def _collect_warnings() -> Iterator[list[str]]:
+    """Yield a list that gets the text of damping warnings at the end; other warnings are issued again."""
+    texts: list[str] = []
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", DampingWarning)
+        yield texts
+    for warning in caught:
+        if issubclass(warning.category, DampingWarning):
+            texts.append(str(warning.message))
+        else:
+            warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
+
+
+@dataclass(frozen=True, slots=True)
+class _WeightSource:
+    """Reads a weight, scaled and checked."""
+
+    plan: Plan
+    tensor: TensorPlan
+    scaling: WeightScaling
+    magnitudes: GroupMagnitudes | None
+    deviations: list[str]
+
+    def load(self) -> Tensor:
+        """Return the whole weight in its dtype; scales must not change its dtype."""
+        weight = self.plan.checkpoint.load(self.tensor.spec)
+        return self._prepare(weight, 0)
+
+    def chunks(self, stats: int, method: RoundingMethod) -> Iterator[Tensor]:
+        """Yield chunks of rows: equal ones for several statistics."""
+        first_row = 0
+        for rows in self._load_chunks(stats, method):
+            yield self._prepare(rows, first_row)
+            first_row += len(rows)
+
+    def _load_chunks(self, stats: int, method: RoundingMethod) -> Iterable[Tensor]:
+        checkpoint, spec = self.plan.checkpoint, self.tensor.spec
+        if stats > 1:
+            return checkpoint.load(spec).chunk(stats)
+        return checkpoint.load_rows(spec, GPTQ_CHUNK_WEIGHTS if method == "gptq" else CHUNK_WEIGHTS)
+
+    def _prepare(self, rows: Tensor, first_row: int) -> Tensor:
+        scaled = self.scaling.apply(rows, first_row)
+        if self.magnitudes is None:
+            _check_finite(_is_finite(scaled), self.tensor)
+        else:
+            self.magnitudes.add(scaled.reshape(len(scaled), -1))
+            _check_finite(self.magnitudes.are_finite, self.tensor)
+            self.magnitudes.check_largest()
+        return scaled
+
+
+def _round(source: _WeightSource, stats: Sequence[InputStats], method: RoundingMethod) -> QTensor | Tensor:
+    match source.tensor.scheme:
         case None:
-            return scaling.apply(_check_finite(plan.checkpoint.load(tensor.spec), tensor))
+            return source.load() if source.scaling.is_identity else _keep_dtype(source.load(), source.tensor)
         case FloatScheme() as scheme:
-            return _convert(scaling.apply(_check_finite(plan.checkpoint.load(tensor.spec), tensor)), tensor, scheme)
+            return _convert(source.load(), source.tensor, scheme)
         case CodebookScheme() as scheme:
-            chunks = plan.checkpoint.load_rows(tensor.spec, CHUNK_WEIGHTS)
-            return codebook.quantize(_scale_chunks(chunks, tensor, scaling), tensor.matrix_shape[0], scheme)
+            chunks, rows = source.chunks(0, "rtn"), source.tensor.matrix_shape[0]
+            return _double_quantize(codebook.round_to_nearest(chunks, rows, scheme), source)
         case scheme:
-            return _quantize_on_grid(plan, tensor, scheme, stats, method if stats else "rtn", scaling)
+            return _round_on_grid(source, scheme, stats, method)
 
 
-def _quantize_on_grid(
-    plan: Plan,
-    tensor: TensorPlan,
-    scheme: GridScheme,
-    stats: Sequence[InputStats],
-    method: RoundingMethod,
-    scaling: WeightScaling,
+def _round_on_grid(
+    source: _WeightSource, scheme: GridScheme, stats: Sequence[InputStats], method: RoundingMethod
 ) -> QTensor:
-    quantize = ROUNDING_FUNCTIONS[method]
-    chunks = _scale_chunks(_load_chunks(plan, tensor, len(stats), method), tensor, scaling)
+    def round_rows(rows: Tensor, inputs: InputStats | None) -> QTensor:
+        usable = inputs if inputs and inputs.has_inputs else None
+        return ROUNDING_FUNCTIONS[method if usable else "rtn"](rows, scheme, usable)
+
     chunk_stats = stats if len(stats) > 1 else repeat(stats[0] if stats else None)
-    parts = (quantize(rows, scheme, inputs) for rows, inputs in zip(chunks, chunk_stats, strict=False))
-    return concat_rows(parts, tensor.matrix_shape[0])
+    chunks = source.chunks(len(stats), method if stats else "rtn")
+    parts = (round_rows(rows, inputs) for rows, inputs in zip(chunks, chunk_stats, strict=False))
+    return concat_rows(parts, source.tensor.matrix_shape[0])
 
 
-def _load_chunks(plan: Plan, tensor: TensorPlan, stats: int, method: RoundingMethod) -> Iterable[Tensor]:
-    if stats > 1:
-        return plan.checkpoint.load(tensor.spec).chunk(stats)
-    return plan.checkpoint.load_rows(tensor.spec, GPTQ_CHUNK_WEIGHTS if method == "gptq" else CHUNK_WEIGHTS)
+def _double_quantize(weight: CodebookTensor, source: _WeightSource) -> CodebookTensor:
+    stored = codebook.double_quantize(weight)
+    if deviation := check_double_quant(source.tensor.name, weight.scale, stored.scale):
+        source.deviations.append(deviation)
+    return stored
 
 
-def _scale_chunks(chunks: Iterable[Tensor], tensor: TensorPlan, scaling: WeightScaling) -> Iterator[Tensor]:
-    first_row = 0
-    for rows in chunks:
-        yield scaling.apply(_check_finite(rows, tensor), first_row)
-        first_row += len(rows)
-
-
-def _check_finite(weight: Tensor, tensor: TensorPlan) -> Tensor:
+def _is_finite(weight: Tensor) -> bool:
     # In chunks, because the check needs several times the memory of its input.
-    if not all(chunk.isfinite().all() for chunk in torch.split(weight.flatten(), CHUNK_WEIGHTS)):
-        raise CheckpointError(f"`{tensor.spec.hub_name}` has values that are not finite", "download it again")
-    return weight
+    return all(chunk.isfinite().all() for chunk in torch.split(weight.flatten(), CHUNK_WEIGHTS))
+
+
+def _check_finite(is_finite: bool, tensor: TensorPlan) -> None:
+    if not is_finite:
+        raise CheckpointError(
+            f"`{tensor.name}` (`{tensor.spec.hub_name}`) has values that are not finite", "download it again"
+        )
+
+
+def _keep_dtype(scaled: Tensor, tensor: TensorPlan) -> Tensor:
+    """Return a scaled weight in the dtype of the checkpoint; scales of kept weights are powers of two."""
+    assert is_exact(scaled, tensor), tensor.name
+    return scaled.to(getattr(torch, tensor.dtype))
+
+
+def is_exact(scaled: Tensor, tensor: TensorPlan) -> bool:
+    """Return whether the dtype of the checkpoint represents a scaled weight exactly."""
+    return torch.equal(scaled.to(getattr(torch, tensor.dtype)).to(scaled.dtype), scaled)
 
 
 def _convert(weight: Tensor, tensor: TensorPlan, scheme: FloatScheme) -> Tensor:
     converted = weight.to(FLOAT_DTYPES[scheme.dtype])
     if not converted.isfinite().all():
-        raise CheckpointError(f"`{tensor.name}` has values too large for f16", 'use `"bf16"` for it in the recipe')
+        raise ScaleError(f"`{tensor.name}` has values too large for {scheme}", f'use `"{tensor.name}" = "f32"`')
     return converted

@@ -1,6 +1,13 @@
 """Print plans, artifacts, reports, verdicts and errors as tables, JSON or Markdown."""
 
-from mcpmq.ui.inspect import inspect_path, print_artifact, print_checkpoint, print_families, print_sample_set
+from mcpmq.ui.inspect import (
+    inspect_path,
+    print_artifact,
+    print_checkpoint,
+    print_deviations,
+    print_families,
+    print_sample_set,
+)
 from mcpmq.ui.plans import print_plan
 from mcpmq.ui.reports import print_ablation, print_report, print_reports, print_verdicts
 from mcpmq.ui.terminal import print_error, print_notice, print_table, progress_bars, set_verbosity
@@ -10,6 +17,7 @@ __all__ = [
     "print_ablation",
     "print_artifact",
     "print_checkpoint",
+    "print_deviations",
     "print_error",
     "print_families",
     "print_notice",

@@ -6,17 +6,32 @@ from typing import TYPE_CHECKING
 
 from mcpmq.system.table import Row, Table, format_megabytes
 from mcpmq.ui.reports import print_report
-from mcpmq.ui.terminal import print_properties, print_table
+from mcpmq.ui.terminal import print_notice, print_properties, print_table
 
 if TYPE_CHECKING:  # --help and errors import no library
-    from mcpmq.artifact import Artifact
+    from mcpmq.artifact import Artifact, Manifest
     from mcpmq.checkpoint import Checkpoint
     from mcpmq.dataset import SampleSet
+
+MAX_DEVIATIONS = 5  # printed
 
 
 def print_artifact(artifact: "Artifact", *, as_json: bool = False) -> None:
     """Print origin, recipe, calibration set, schemes and sizes of an artifact."""
     print_table(_artifact_table(artifact), artifact.manifest.model_dump(mode="json"), as_json=as_json)
+
+
+def print_deviations(artifact: "Artifact") -> None:
+    """Print deviations from the plan to stderr, unless quiet."""
+    deviations = artifact.manifest.deviations()
+    for name, text in list(deviations.items())[:MAX_DEVIATIONS]:
+        print_notice(f"`{name}`: {text}")
+    if len(deviations) > MAX_DEVIATIONS:
+        print_notice(f"all deviations: {_deviation_count(artifact.manifest)}")
+
+
+def _deviation_count(manifest: "Manifest") -> str:
+    return f"{len(manifest.deviations())} weights, in the field `deviation` of mcpmq.json"
 
 
 def print_checkpoint(checkpoint: "Checkpoint", *, as_json: bool = False) -> None:
@@ -76,6 +91,7 @@ def _artifact_table(artifact: "Artifact") -> Table:
         ("calibration set", [_calibration_set(artifact)]),
         *((f"calibration tokens, {component}", [tokens]) for component, tokens in _token_counts(artifact).items()),
         ("weights", [", ".join(f"{count} {scheme}" for scheme, count in _scheme_counts(artifact).most_common())]),
+        *([("deviations", [_deviation_count(manifest)])] if manifest.deviations() else []),
         *((f"size, {component}", [format_megabytes(nbytes)]) for component, nbytes in sizes.items()),
         ("total size", [f"{format_megabytes(sum(sizes.values()))} in {len(manifest.files)} files"]),
         ("versions", [", ".join(f"{package} {version}" for package, version in manifest.versions.items())]),

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from mcpmq.grids.activation import ActivationGrid
 
-NUMBERS = st.floats(-1e4, 1e4, width=32)
+# Ranges with subnormal scales are rejected by `check_range`.
+NUMBERS = st.floats(-1e4, 1e4, width=32).filter(lambda value: value == 0 or abs(value) > 1e-35)
 
 
 @given(NUMBERS, NUMBERS)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from mcpmq.errors import RecipeError
+from mcpmq.errors import ScaleError
 from mcpmq.grids import integer
 from mcpmq.qtensor import IntegerTensor
 from mcpmq.scheme import GROUP_SIZES, IntegerScheme
@@ -104,7 +104,7 @@ def test_more_bits_and_smaller_groups_have_less_error() -> None:
 
 def test_a_scale_too_large_for_fp16_is_an_error() -> None:
     """A weight of a million has a scale beyond the range of fp16."""
-    with pytest.raises(RecipeError, match="too large for fp16"):
+    with pytest.raises(ScaleError, match="too large for fp16"):
         integer.choose_grid(torch.full((1, 32), 1e6), IntegerScheme(4, 32))
 
 
@@ -179,7 +179,7 @@ def test_the_error_has_the_largest_scale() -> None:
     """The scale of the second group, of two million, is reported, not that of the first, of one million."""
     weight = torch.cat([torch.full((1, 32), 1e6), torch.full((1, 32), -2e6)], 1)
 
-    with pytest.raises(RecipeError, match=r"a scale of 2\.5e\+05 is too large"):
+    with pytest.raises(ScaleError, match=r"a scale of 2\.5e\+05 is too large"):
         integer.choose_grid(weight, IntegerScheme(4, 32))
 
 

@@ -19,6 +19,7 @@ from mcpmq.mixed_precision.layer_error import PROBE_SCHEME, QuantError, quantiza
 from mcpmq.rounding import ROUNDING_FUNCTIONS
 from mcpmq.scheme import IntegerScheme, parse_scheme
 from mcpmq.system.progress import silent
+from tests.tiny import build_checkpoint, change_weights
 
 KEY, DOWN, OUT = "language.layers.0.attention.k", "language.layers.0.mlp.down", "projector.out"
 SCHEMES = {name: [parse_scheme(text) for text in ("int4-g32", "int8-g32", "f16", "keep")] for name in (KEY, DOWN, OUT)}
@@ -138,3 +139,29 @@ def test_errors_of_tall_matrices_are_sampled() -> None:
 
     rounded = dequantize(ROUNDING_FUNCTIONS["rtn"](weight, scheme, None))
     assert error == pytest.approx(3 * float((rounded - weight)[::3].square().sum()), rel=1e-5)
+
+
+def test_inputs_of_zero_give_no_error(tiny_checkpoint: Path, tiny_set: Path, tmp_path: Path) -> None:
+    """GPTQ has no Hessian for matrices after a norm of zeros; any scheme gives the same outputs."""
+
+    def change(name: str, value: Tensor) -> Tensor:
+        return torch.zeros_like(value) if name == "language.layers.0.input_norm" else value
+
+    checkpoint = Checkpoint.open(change_weights(build_checkpoint(tmp_path / "changed"), change))
+    samples = SampleSet.open(tiny_set).samples
+
+    errors = quantization_errors(checkpoint, {KEY: SCHEMES[KEY], DOWN: SCHEMES[DOWN]}, "gptq", samples, silent)
+
+    assert set(errors[KEY].errors.values()) == {0.0}
+    assert errors[DOWN].errors["int4-g32"] > 0
+
+
+@pytest.mark.parametrize("text", ["int4-g32", "q4_k", "f16"])
+def test_a_value_too_large_for_a_scheme_is_its_largest_error(text: str) -> None:
+    """The error is that of a weight of zeros, so the search avoids the scheme."""
+    weight = torch.ones(2, 256)
+    weight[0, 0] = 1e9
+    scheme = parse_scheme(text)
+    assert scheme is not None
+
+    assert layer_error._output_error(weight, scheme, "rtn", ()) == pytest.approx(1e18)

@@ -1,11 +1,13 @@
 """One weight of a plan is quantized with one or several statistics for its rows."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from mcpmq.checkpoint import Checkpoint
+from mcpmq.errors import DatasetError
 from mcpmq.grids import codebook
 from mcpmq.plan import Plan, TensorPlan, make_plan
 from mcpmq.qtensor import CodebookTensor, IntegerTensor
@@ -42,7 +44,7 @@ def test_one_statistic_applies_to_all_rows(plan: Plan, chunk_weights: int, monke
     monkeypatch.setattr(weight_module, "GPTQ_CHUNK_WEIGHTS", chunk_weights)
     (tensor, weight, scheme), stats = _planned(plan, "head"), _random_stats(256, 0)
 
-    quantized = quantize_weight(plan, tensor, (stats,), "gptq")
+    quantized = quantize_weight(plan, tensor, (stats,), "gptq").stored
 
     assert isinstance(quantized, IntegerTensor)
     assert same_bytes(quantized, gptq.quantize(weight, scheme, stats))
@@ -53,7 +55,7 @@ def test_three_statistics_apply_to_a_third_of_the_rows_each(plan: Plan) -> None:
     tensor, weight, scheme = _planned(plan, "projector.attention.qkv")
     stats = [_random_stats(256, seed) for seed in range(3)]
 
-    quantized = quantize_weight(plan, tensor, stats, "gptq")
+    quantized = quantize_weight(plan, tensor, stats, "gptq").stored
 
     assert isinstance(quantized, IntegerTensor)
     for number, one in enumerate(stats):
@@ -65,7 +67,7 @@ def test_a_weight_without_statistics_is_rounded_to_nearest(plan: Plan) -> None:
     """Tables have no statistics under any recipe."""
     tensor, weight, scheme = _planned(plan, "embedding")
 
-    quantized = quantize_weight(plan, tensor)
+    quantized = quantize_weight(plan, tensor).stored
 
     assert isinstance(quantized, IntegerTensor)
     assert same_bytes(quantized, rtn.quantize(weight, scheme))
@@ -78,7 +80,7 @@ def test_a_tall_weight_is_rounded_to_a_codebook(tiny_checkpoint: Path) -> None:
     )
     tensor = next(one for one in plan.tensors if one.name == "language.layers.0.mlp.up")
 
-    quantized = quantize_weight(plan, tensor)
+    quantized = quantize_weight(plan, tensor).stored
 
     assert isinstance(quantized, CodebookTensor)
     assert quantized.codes.shape == (512, 256)
@@ -93,7 +95,58 @@ def test_rows_are_scaled_from_the_first_row(plan: Plan, chunk_weights: int, monk
     tensor, weight, scheme = _planned(plan, "head")
     scaling = WeightScaling(row_scale=torch.arange(1.0, 321.0), column_scale=torch.arange(2.0, 258.0))
 
-    quantized = quantize_weight(plan, tensor, scaling=scaling)
+    quantized = quantize_weight(plan, tensor, scaling=scaling).stored
 
     assert isinstance(quantized, IntegerTensor)
     assert same_bytes(quantized, rtn.quantize(scaling.apply(weight), scheme))
+
+
+def test_parts_of_the_rows_with_inputs_of_zero_are_rounded_to_nearest(plan: Plan) -> None:
+    """The other parts are quantized by the method; the note has the number of parts."""
+    tensor, weight, scheme = _planned(plan, "projector.attention.qkv")
+    stats = [_random_stats(256, 0), input_stats(torch.zeros(3, 256)), _random_stats(256, 2)]
+
+    rounded = quantize_weight(plan, tensor, stats, "gptq")
+
+    assert isinstance(rounded.stored, IntegerTensor)
+    assert same_bytes(rounded.stored.slice_rows(slice(256, 512)), rtn.quantize(weight[256:512], scheme))
+    assert same_bytes(rounded.stored.slice_rows(slice(512, 768)), gptq.quantize(weight[512:], scheme, stats[2]))
+    assert rounded.method == "gptq"
+    assert rounded.deviations == (
+        "1 of 3 equal parts of its rows rounded to nearest: the calibration inputs are all zero",
+    )
+
+
+def test_errors_of_a_method_name_the_weight(plan: Plan) -> None:
+    """A Hessian that cannot be factored, and statistics of another layer."""
+    tensor, _, _ = _planned(plan, "head")
+    indefinite = torch.full((256, 256), -100.0) + 200 * torch.eye(256)
+    stats = replace(_random_stats(256, 0), gram=indefinite)
+
+    with pytest.raises(DatasetError, match="`head`: a Hessian of 256 columns is not positive definite"):
+        quantize_weight(plan, tensor, (stats,), "gptq")
+    with pytest.raises(DatasetError, match="`head`: `gptq` needs input statistics of 256 columns, got 64 columns"):
+        quantize_weight(plan, tensor, (_random_stats(64, 0),), "gptq")
+
+
+def test_more_damping_is_a_deviation(plan: Plan) -> None:
+    """A slightly indefinite Hessian is damped by more than 1 % of its mean."""
+    tensor, _, _ = _planned(plan, "head")
+    gram = torch.full((256, 256), 100.0) - 5 * torch.eye(256)
+
+    rounded = quantize_weight(plan, tensor, (replace(_random_stats(256, 0), gram=gram),), "gptq")
+
+    assert rounded.deviations == ("a Hessian of 256 columns needed damping by 0.1",)
+
+
+@pytest.mark.parametrize("exponent", [-90, 70])
+def test_hessians_of_any_magnitude_give_the_same_codes(plan: Plan, exponent: int) -> None:
+    """Products of squared inputs would be 0 or infinite in float32."""
+    (tensor, _, _), stats = _planned(plan, "head"), _random_stats(256, 0)
+    scaled = replace(stats, gram=stats.gram * 2.0**exponent)
+
+    for method in ("gptq", "rtn-imatrix"):
+        one, other = (quantize_weight(plan, tensor, (part,), method).stored for part in (stats, scaled))
+        assert isinstance(one, IntegerTensor)
+        assert isinstance(other, IntegerTensor)
+        assert same_bytes(one, other)
