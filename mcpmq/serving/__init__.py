@@ -1,0 +1,1 @@
+"""Generate answers of an artifact in its engine, token by token, and serve them."""
