@@ -44,18 +44,18 @@ def estimates(metrics: Mapping[str, Any]) -> dict[str, Estimate]:
 
 
 def percent_change(ratio: Estimate) -> str:
-    """Return a ratio as a change in percent, with its standard error."""
-    return f"{(ratio.value - 1) * 100:+.2f} ± {ratio.standard_error * 100:.2f}"
+    """Return a ratio as a change in percent, with half of its 95 % interval."""
+    return f"{(ratio.value - 1) * 100:+.2f} ± {ratio.half_width * 100:.2f}"
 
 
 def percent(share: Estimate, digits: int = 1) -> str:
-    """Return a share in percent, with its standard error."""
-    return f"{share.value * 100:.{digits}f} ± {share.standard_error * 100:.{digits}f}"
+    """Return a share in percent, with half of its 95 % interval."""
+    return f"{share.value * 100:.{digits}f} ± {share.half_width * 100:.{digits}f}"
 
 
 def thousandths(estimate: Estimate, sign: str = "") -> str:
-    """Return an estimate in thousandths, with its standard error."""
-    return f"{estimate.value * 1000:{sign}.2f} ± {estimate.standard_error * 1000:.2f}"
+    """Return an estimate in thousandths, with half of its 95 % interval."""
+    return f"{estimate.value * 1000:{sign}.2f} ± {estimate.half_width * 1000:.2f}"
 
 
 def megabytes(nbytes: int) -> str:

@@ -96,8 +96,8 @@ def image_shuffle_table() -> str:
     reports_by_name = (load_report(name) for name in ("reference", "shuffled"))
     right, wrong = (report.original.groups["image"].perplexity for report in reports_by_name)
     rows = [
-        ["the sample's image", f"{right.value:.3f} ± {right.standard_error:.3f}"],
-        ["the image of another sample", f"{wrong.value:.3f} ± {wrong.standard_error:.3f}"],
+        ["the sample's image", f"{right.value:.3f} ± {right.half_width:.3f}"],
+        ["the image of another sample", f"{wrong.value:.3f} ± {wrong.half_width:.3f}"],
         ["ratio", f"{wrong.value / right.value:.2f}"],
     ]
     return table(["input", "perplexity of image answers"], rows, 1)

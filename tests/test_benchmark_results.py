@@ -56,13 +56,13 @@ def test_searched_recipes_load(path: Path) -> None:
 
 
 def test_estimates_are_rendered_in_the_unit_of_the_column() -> None:
-    """Ratios become changes in percent, shares percent, nats thousandths; each with its standard error."""
-    estimate = Estimate(value=1.0123, standard_error=0.00456, low=1.0, high=1.02)
+    """Ratios become changes in percent, shares percent, nats thousandths; each with half of its 95 % interval."""
+    estimate = Estimate(value=1.0123, standard_error=0.00456, low=1.0, high=1.021)
 
-    assert percent_change(estimate) == "+1.23 ± 0.46"
-    assert percent(estimate) == "101.2 ± 0.5"
-    assert percent(estimate, digits=2) == "101.23 ± 0.46"
-    assert thousandths(estimate, "+") == "+1012.30 ± 4.56"
+    assert percent_change(estimate) == "+1.23 ± 1.05"
+    assert percent(estimate) == "101.2 ± 1.0"
+    assert percent(estimate, digits=2) == "101.23 ± 1.05"
+    assert thousandths(estimate, "+") == "+1012.30 ± 10.50"
     assert megabytes(5_345_000_000) == "5,345"
 
 

@@ -193,15 +193,15 @@ def run_quantized(
 
 
 def compare(original: AnswerLogprobs, rounded: AnswerLogprobs, kinds: set[str]) -> tuple[float, float, float, float]:
-    """Return perplexity change in percent, its standard error, mean KL divergence, and top-1 agreement."""
+    """Return perplexity change in percent, half of its 95 % interval, mean KL divergence, and top-1 agreement."""
     kept = torch.tensor([kind in kinds for kind in original.skills])
     before, after = original.logprobs[kept], rounded.logprobs[kept]
     divergence = (before.exp() * (before - after)).sum(dim=-1).mean()
     agreement = (before.argmax(dim=-1) == after.argmax(dim=-1)).double().mean()
     differences = (rounded.losses() - original.losses())[kept]
     change = 100 * math.expm1(differences.mean())
-    error = 100 * math.exp(differences.mean()) * float(differences.std()) / math.sqrt(len(differences))
-    return change, error, float(divergence), float(agreement)
+    half_width = 1.96 * 100 * math.exp(differences.mean()) * float(differences.std()) / math.sqrt(len(differences))
+    return change, half_width, float(divergence), float(agreement)
 
 
 TEXT_SKILLS = {"question", "continuation"}
@@ -233,8 +233,8 @@ def sensitivity_table(
         rounded = run_quantized(model, groups, rounding())
         cells = []
         for kinds in (image_skills, TEXT_SKILLS):
-            change, error, divergence, agreement = compare(original, rounded, kinds)
-            cells += [f"{change:+.2f} ± {error:.2f} %", f"{divergence:.4f}", f"{100 * agreement:.1f} %"]
+            change, half_width, divergence, agreement = compare(original, rounded, kinds)
+            cells += [f"{change:+.2f} ± {half_width:.2f} %", f"{divergence:.4f}", f"{100 * agreement:.1f} %"]
         rows.append(f"| {name} | {' | '.join(cells)} |")
     return rows
 

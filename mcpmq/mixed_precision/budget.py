@@ -12,6 +12,10 @@ from mcpmq.system.durable_file import write_durably
 from mcpmq.system.output import output_errors
 from mcpmq.system.table import Row, Table, format_megabytes
 
+SCORE_NOTE = (
+    "The rank score orders recipes of one model and one calibration set; it is not a forecast of the KL divergence."
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Budget:
@@ -53,7 +57,7 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """The recipe of a search with its size and estimated loss; `options` and `comments` are by weight and by glob."""
+    """The recipe of a search with its size and score; `options` and `comments` are by weight and by glob."""
 
     recipe: Recipe
     estimate: FormatEstimate
@@ -61,8 +65,12 @@ class SearchResult:
     comments: Mapping[str, Sequence[str]]
 
     @property
-    def estimated_loss(self) -> float:
-        """The estimated mean KLD in nats."""
+    def rank_score(self) -> float:
+        """The sum of the estimated losses of all weights: a smaller score predicts a smaller mean KLD.
+
+        Scores order the recipes of one model and one calibration set. The measured KLD is larger, by factors of 2 to
+        20 on the reference checkpoint, because errors of different weights add up and engines add their own.
+        """
         return sum(option.loss for option in self.options.values())
 
     def to_toml(self) -> str:
@@ -83,8 +91,8 @@ class SearchResult:
         return {
             "recipe": self.recipe.to_dict(),
             "nbytes": self.estimate.nbytes,
-            "estimated_kl_divergence": self.estimated_loss,
-            "weights": {name: {"scheme": one.scheme, "estimated_loss": one.loss} for name, one in self.options.items()},
+            "rank_score": self.rank_score,
+            "weights": {name: {"scheme": one.scheme, "rank_score": one.loss} for name, one in self.options.items()},
         }
 
     def to_table(self) -> Table:
@@ -92,9 +100,9 @@ class SearchResult:
         rows: list[Row] = []
         for part in self.estimate.components:
             loss = sum(one.loss for name, one in self.options.items() if name.partition(".")[0] == part.component)
-            share = loss / self.estimated_loss if self.estimated_loss else 0.0
+            share = loss / self.rank_score if self.rank_score else 0.0
             cells = [format_megabytes(part.nbytes), f"{part.bits_per_weight:.2f}", f"{share:.0%}"]
             rows.append((part.component, cells))
         rows.append(("all files", [format_megabytes(self.estimate.nbytes), "", ""]))
-        notes = [f"estimated mean KLD: {self.estimated_loss:.2g} nats"]
-        return Table(f"recipe {self.recipe.name}", ["size", "bits per weight", "share of loss"], rows, notes)
+        notes = [f"rank score, predicted: {self.rank_score:.2g}. {SCORE_NOTE}"]
+        return Table(f"recipe {self.recipe.name}", ["size", "bits per weight", "share of score"], rows, notes)

@@ -9,7 +9,7 @@ from mcpmq.estimate.forecast import FormatEstimate, forecast
 from mcpmq.formats import FormatName
 from mcpmq.mixed_precision.annotate import annotate
 from mcpmq.mixed_precision.assignment import LOSS_TOLERANCE, merge_globs, to_globs
-from mcpmq.mixed_precision.budget import Budget, SearchResult
+from mcpmq.mixed_precision.budget import SCORE_NOTE, Budget, SearchResult
 from mcpmq.mixed_precision.candidates import CANDIDATE_SCHEMES
 from mcpmq.mixed_precision.knapsack import Limit, Option, min_nbytes, solve
 from mcpmq.plan import make_plan
@@ -98,7 +98,8 @@ class RecipeSearch:
         loss = sum(option.loss for option in assignment.values())
         return [
             f"{HEADER} as {self.format_name} within {self.budget}.",
-            f"Files: {estimate.nbytes:,} bytes. Estimated mean KLD: {loss:.2g} nats, from {source}.",
+            f"Files: {estimate.nbytes:,} bytes. Rank score: {loss:.2g}, predicted from {source}.",
+            SCORE_NOTE,
             f"At most {LOSS_TOLERANCE:.1%} of the loss was accepted to have fewer lines.",
             "Edit freely: the last line that matches a weight wins.",
         ]

@@ -11,7 +11,7 @@ from mcpmq.artifact import Artifact
 from mcpmq.errors import ArtifactError
 from mcpmq.evaluate import Estimate
 from mcpmq.release.record import RECORD, Release
-from mcpmq.report import JSON_FILE, ArtifactResult, Report
+from mcpmq.report import JSON_FILE, ArtifactResult, Report, report_title
 from mcpmq.system.table import Row, Table, format_megabytes
 
 
@@ -46,6 +46,8 @@ class ReleaseDiff:
 
 def diff(before: Path, after: Path) -> ReleaseDiff:
     """Compare the manifests and reports of two releases or artifacts; weights are not read.
+
+    Measurements are compared only if both reports have the same original, evaluation set and controls.
 
     Raises:
         ArtifactError: a path is neither a release nor an artifact, or they have no format in common.
@@ -123,12 +125,17 @@ def _measurement_changes(before: Path, after: Path, kinds: Sequence[str]) -> Ite
     old, new = _report(before), _report(after)
     if old is None or new is None:
         return
-    if old.eval_set.sha256 != new.eval_set.sha256:
-        yield FieldChange("evaluation set", old.eval_set.name, new.eval_set.name)
+    if (old.checkpoint.sha256, old.eval_set) != (new.checkpoint.sha256, new.eval_set):
+        yield FieldChange("measurements (not compared: different sets)", _measured_on(old), _measured_on(new))
+        return
     for kind in kinds:
         results = [[result for result in report.artifacts if result.kind == kind] for report in (old, new)]
         if all(results):
             yield from _changed(f"{kind}, measured", *(_metrics(found[0]) for found in results))
+
+
+def _measured_on(report: Report) -> str:
+    return f"{report_title(report)}, sha256 {report.eval_set.sha256[:12]}"
 
 
 def _report(path: Path) -> Report | None:
@@ -138,10 +145,10 @@ def _report(path: Path) -> Report | None:
 
 
 def _metrics(result: ArtifactResult) -> dict[str, str]:
-    """Return every difference from the original with its standard error."""
+    """Return every difference from the original with half of its 95 % interval."""
     metrics = {}
     for group, difference in result.differences.items():
         for name, value in difference:
             if isinstance(value, Estimate):
-                metrics[f"{group} {name.replace('_', ' ')}"] = f"{value.value:.4g} ± {value.standard_error:.2g}"
+                metrics[f"{group} {name.replace('_', ' ')}"] = f"{value.value:.4g} ±{value.half_width:.2g}"
     return metrics

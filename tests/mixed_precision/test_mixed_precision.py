@@ -74,7 +74,7 @@ def test_the_artifact_of_a_searched_recipe_is_within_the_limit(
 def test_a_larger_limit_never_has_a_larger_loss(tiny_checkpoint: Path) -> None:
     """The loss falls from the smallest possible limit to one above the size of the original."""
     losses = [
-        _best(tiny_checkpoint, "gguf", Budget(file_nbytes=nbytes)).estimated_loss
+        _best(tiny_checkpoint, "gguf", Budget(file_nbytes=nbytes)).rank_score
         for nbytes in (1_500_000, 1_700_000, 2_000_000, 4_000_000)
     ]
 
@@ -133,7 +133,7 @@ def test_the_recipe_has_comments(tiny_checkpoint: Path) -> None:
 
     assert text.startswith("# ")
     assert "% of the loss" in text
-    assert "nats, from nothing." in text
+    assert "predicted from nothing." in text
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +158,7 @@ def test_a_search_is_deterministic(tiny_checkpoint: Path, few: Path) -> None:
         second = search_recipe(checkpoint, BASE, "gguf", budget, samples, 1, silent)
 
     assert 1_600_000 < first.estimate.nbytes <= 1_700_000
-    assert 0 < first.estimated_loss < 10
+    assert 0 < first.rank_score < 10
     assert first.to_toml() == second.to_toml()
 
 
@@ -267,8 +267,8 @@ def test_a_result_has_a_row_for_every_component(tiny_checkpoint: Path) -> None:
     assert [name for name, _ in table.rows][-1] == "all files"
     assert sum(int(cells[2].rstrip("%")) for _, cells in table.rows[:-1]) == pytest.approx(100, abs=2)
     assert record["nbytes"] == result.estimate.nbytes
-    losses = sum(weight["estimated_loss"] for weight in record["weights"].values())
-    assert record["estimated_kl_divergence"] == pytest.approx(losses)
+    losses = sum(weight["rank_score"] for weight in record["weights"].values())
+    assert record["rank_score"] == pytest.approx(losses)
     assert {name: weight["scheme"] for name, weight in record["weights"].items()} == {
         name: option.scheme for name, option in result.options.items()
     }

@@ -58,7 +58,7 @@ def test_schemes_sizes_and_files_that_changed_are_listed(tiny_exports: list[Arti
 def test_measurements_that_changed_are_listed(
     tiny_checkpoint: Path, tiny_exports: list[Artifact], tiny_release: Release, better: Artifact, tmp_path: Path
 ) -> None:
-    """Every changed metric has its standard error; a missing format is a change."""
+    """Every changed metric has half of its 95 % interval; a missing format is a change."""
     source = Checkpoint.open(with_license(tiny_checkpoint, tmp_path))
     facts = json.loads(report_for([better]).model_dump_json())
     facts["artifacts"][0]["differences"]["image"]["loss_increase"]["value"] += 1
@@ -69,7 +69,23 @@ def test_measurements_that_changed_are_listed(
 
     assert changes["format onnx"] == ("present", "")
     assert [what for what in changes if "measured" in what] == ["gguf, measured image loss increase"]
-    assert "±" in changes["gguf, measured image loss increase"][0]
+    loss = report.artifacts[0].differences["image"].loss_increase
+    assert changes["gguf, measured image loss increase"][1] == f"{loss.value:.4g} ±{loss.half_width:.2g}"
+
+
+def test_measurements_on_different_sets_are_not_compared(
+    tiny_checkpoint: Path, tiny_release: Release, better: Artifact, tmp_path: Path
+) -> None:
+    """Another set, or a control in one of the reports, is one change without metrics."""
+    source, report = Checkpoint.open(with_license(tiny_checkpoint, tmp_path)), report_for([better])
+    controls: list[dict[str, object]] = [{"sha256": "77" * 32}, {"images_shuffled": True}]
+    for number, changed in enumerate(controls):
+        other = report.model_copy(update={"eval_set": report.eval_set.model_copy(update=changed)})
+        new = package([better], source, other, tmp_path / f"new{number}", ReleaseOptions())
+
+        names = [one.name for one in diff(tiny_release.path, new.path).changes if "measure" in one.name]
+
+        assert names == ["measurements (not compared: different sets)"]
 
 
 def test_different_formats_are_an_error(tiny_exports: list[Artifact]) -> None:
