@@ -5,18 +5,18 @@ from typing import Annotated
 
 import typer
 
-from mcpmq.cli.options import INSPECT_PANEL, Json
+from mcpmq.cli.options import INSPECT_PANEL, All, Json
 
 commands = typer.Typer()
 GATE_FAILED = 3  # exit code
 
 
 @commands.command(rich_help_panel=INSPECT_PANEL)
-def inspect(path: Annotated[Path, typer.Argument(metavar="PATH")], json: Json = False) -> None:
+def inspect(path: Annotated[Path, typer.Argument(metavar="PATH")], show_all: All = False, json: Json = False) -> None:
     """Describe a checkpoint, a sample set, an artifact, a report or a release"""
     from mcpmq import ui
 
-    ui.inspect_path(path, as_json=json)
+    ui.inspect_path(path, as_json=json, all_rows=show_all)
 
 
 @commands.command(rich_help_panel=INSPECT_PANEL)
@@ -35,13 +35,15 @@ def report(
     reports: Annotated[list[Path], typer.Argument(metavar="REPORT...", help="report.json files, or their folders")],
     markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown")] = False,
     html: Annotated[bool, typer.Option("--html", help="Print a self-contained HTML page")] = False,
+    show_all: All = False,
     json: Json = False,
 ) -> None:
     """Show one or more reports in one table, and the change between two"""
     from mcpmq import ui
     from mcpmq.report import Report
 
-    ui.print_reports([Report.load(path) for path in reports], as_json=json, as_markdown=markdown, as_html=html)
+    loaded = [Report.load(path) for path in reports]
+    ui.print_reports(loaded, as_json=json, as_markdown=markdown, as_html=html, all_rows=show_all)
 
 
 @commands.command(rich_help_panel=INSPECT_PANEL)

@@ -19,6 +19,7 @@ Device = Annotated[
     typer.Option("--device", metavar="NAME", help="Device for calibration: cpu, cuda, cuda:1; default: a GPU if any"),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table")]
+All = Annotated[bool, typer.Option("--all", help="Print all rows of a report")]
 Context = Annotated[int, typer.Option("--context", metavar="TOKENS", min=1, help="Context length on the device")]
 MaxSize = Annotated[
     str | None, typer.Option("--max-size", metavar="SIZE", help="Maximum total size of one artifact, e.g. 4.6GB")

@@ -9,6 +9,7 @@ from mcpmq.cli.options import (
     DEFAULT_SEARCH_RECIPE,
     FORMAT_NAMES,
     PIPELINE_PANEL,
+    All,
     Bits,
     Cache,
     Calibration,
@@ -49,6 +50,7 @@ def convert(
     device: Device = None,
     threads: Threads = None,
     cache: Cache = True,
+    show_all: All = False,
     json: Json = False,
 ) -> None:
     """Quantize, export and evaluate a checkpoint; resumes an interrupted run"""
@@ -72,7 +74,7 @@ def convert(
         settings=settings,
     )
     ui.print_deviations(Artifact.open(out / "quantized"))
-    ui.print_report(report, as_json=json)
+    ui.print_report(report, as_json=json, all_rows=show_all)
 
 
 @commands.command(rich_help_panel=PIPELINE_PANEL)
@@ -195,6 +197,7 @@ def evaluate(
     ] = False,
     threads: Threads = None,
     cache: Cache = True,
+    show_all: All = False,
     json: Json = False,
 ) -> None:
     """Measure artifacts in their engines against the original, on the same pixels and tokens"""
@@ -218,7 +221,7 @@ def evaluate(
         out or artifacts[0].absolute().parent,
     )
     report = evaluate(opened, original, samples, settings, out=folder, engine_baselines=baselines)
-    ui.print_report(report, as_json=json)
+    ui.print_report(report, as_json=json, all_rows=show_all)
 
 
 def _ablate(

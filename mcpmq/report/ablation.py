@@ -26,6 +26,7 @@ from mcpmq.execution.torch_model import StoredWeight
 from mcpmq.families.family import TensorSpec
 from mcpmq.quantized_model import QuantizedModel
 from mcpmq.report.compare import check_source, dataset_info, describe_environment
+from mcpmq.report.numbers import nats_cells, ratio_cells
 from mcpmq.report.report import DatasetInfo, Environment, SourceInfo
 from mcpmq.report.tables import GROUP_LABELS, INTERVAL_NOTE
 from mcpmq.runners.token_metrics import TokenMetrics
@@ -169,11 +170,8 @@ def _group_rows(group: str, components: Mapping[str, ComponentResult]) -> list[R
     single = [one.kl_divergence.value for name, one in found.items() if name != ALL_COMPONENTS]
     total = sum(single) or math.nan
     return [
-        (
-            f"perplexity, {GROUP_LABELS[group]}, change, %",
-            [f"{(one.value - 1) * 100:+.2f} ±{one.half_width * 100:.2f}" for one in ratios],
-        ),
-        ("  mean KLD, nats", [f"{one.value:.5f} ±{one.half_width:.5f}" for one in divergences]),
+        (f"perplexity, {GROUP_LABELS[group]}, change, %", ratio_cells(ratios)),
+        ("  mean KLD, nats", nats_cells(divergences)),
         ("  share, %", [*(f"{value / total * 100:.1f}" for value in single), ""]),
     ]
 

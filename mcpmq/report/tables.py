@@ -2,9 +2,18 @@
 
 from collections.abc import Sequence
 
-from mcpmq.evaluate import NONSQUARE, ORIGINAL, Change, Estimate, Measurement, changes
+from mcpmq.evaluate import NONSQUARE, ORIGINAL, Change, Measurement, changes
+from mcpmq.report.numbers import (
+    megabyte_cells,
+    nats_cells,
+    nats_change_cells,
+    perplexity_cells,
+    ratio_cells,
+    share_cells,
+    share_change_cells,
+)
 from mcpmq.report.report import Report
-from mcpmq.system.table import Row, Table, format_megabytes
+from mcpmq.system.table import Row, Table
 
 KV_CACHE_TOKENS = 4096  # context of the computed KV cache size
 COMPONENT_GROUPS = {
@@ -14,6 +23,9 @@ COMPONENT_GROUPS = {
 OTHER_FILES = "other files"
 GROUP_LABELS = {"image": "images", NONSQUARE: "engine-resized images", "text": "text"}
 INTERVAL_NOTE = "±: half of the 95 % interval; 10,000 bootstrap resamples of the samples, differences paired by token"
+SUMMARY_ROWS = ("total size, MB", "  bits per weight", "peak RSS, MB", "  decode *, tok/s")
+DETAIL_ROWS = ("  exact match, %",)
+SUMMARY_NOTE = "±: half of the 95 % interval; mean KLD: KL(original || artifact) per answer token"
 ACCURACY_NOTES = (
     "accuracy: of answer tokens, given the same pixels and tokens; mean KLD: KL(original || artifact) per token",
     "exact match: answers that greedy decoding reproduces exactly",
@@ -27,6 +39,20 @@ def report_table(report: Report) -> Table:
     accuracy = [row for group in report.original.groups for row in _accuracy_rows(group, report)]
     rows = [*_size_rows(report), *_memory_rows(report), *accuracy, *_speed_rows(report)]
     return Table(report_title(report), names, rows, _notes(report, names))
+
+
+def summary_table(report: Report) -> Table:
+    """Return the most important rows of `report_table`."""
+    table, group, rows = report_table(report), "", list[Row]()
+    for row in table.rows:
+        name = row[0]
+        group = group if name.startswith(" ") else name
+        minor_group = NONSQUARE in report.original.groups and group.endswith(GROUP_LABELS[NONSQUARE])
+        if name in SUMMARY_ROWS or (group.startswith("perplexity") and name not in DETAIL_ROWS and not minor_group):
+            rows.append((name.strip() if name in SUMMARY_ROWS[3:] else name, row[1]))
+    hidden = len(table.rows) - len(rows)
+    notes = [SUMMARY_NOTE, *_machine_notes(report), f"--all: {hidden} more rows, and notes"]
+    return Table(table.title, table.columns, rows, notes)
 
 
 def accuracy_table(report: Report) -> Table:
@@ -55,10 +81,10 @@ def changes_table(earlier: Report, later: Report) -> Table | None:
 
 def _change_rows(group: str, changed: Sequence[Change]) -> list[Row]:
     return [
-        (f"perplexity, {GROUP_LABELS[group]}, %", [_percent(one.perplexity_ratio, -1) for one in changed]),
-        ("  mean KLD, nats", [_nats(one.kl_divergence_increase, "+") for one in changed]),
-        ("  same top-1, %", [_percent(one.top_1_agreement_change, 0, "+") for one in changed]),
-        ("  exact match, %", [_percent(one.exact_match_change, 0, "+") for one in changed]),
+        (f"perplexity, {GROUP_LABELS[group]}, %", ratio_cells([one.perplexity_ratio for one in changed])),
+        ("  mean KLD, nats", nats_change_cells([one.kl_divergence_increase for one in changed])),
+        ("  same top-1, %", share_change_cells([one.top_1_agreement_change for one in changed])),
+        ("  exact match, %", share_change_cells([one.exact_match_change for one in changed])),
     ]
 
 
@@ -76,11 +102,11 @@ def _measurements(report: Report) -> list[Measurement]:
 
 def _size_rows(report: Report) -> list[Row]:
     sizes = [_group_sizes(one.nbytes_by_component) for one in _measurements(report)]
-    rows = [(f"{name}, MB", [_megabytes(size[name]) for size in sizes]) for name in sizes[0]]
+    rows = [(f"{name}, MB", megabyte_cells([size[name] for size in sizes])) for name in sizes[0]]
     totals = [one.nbytes for one in _measurements(report)]
     shares = [f"{total / totals[0] * 100:.1f}" for total in totals]
     bits = ["", *(f"{result.weights.bits_per_weight:.2f}" for result in report.artifacts)]
-    total = ("total size, MB", [_megabytes(total) for total in totals])
+    total = ("total size, MB", megabyte_cells(totals))
     return [*rows, total, ("  % of the original", shares), ("  bits per weight", bits)]
 
 
@@ -100,12 +126,12 @@ def _memory_rows(report: Report) -> list[Row]:
     sequential = [one.sequential_peak_rss_bytes for one in machine]
     kv_cache = [one.kv_cache_bytes_per_token for one in measurements]
     rows = [
-        ("peak RSS, MB", [_megabytes(one.peak_rss_bytes) for one in machine]),
-        ("  baseline RSS, MB", [_megabytes(one.baseline_rss_bytes) for one in machine]),
-        ("  vision freed before LM, MB", [_megabytes(one) if one else "" for one in sequential]),
+        ("peak RSS, MB", megabyte_cells([one.peak_rss_bytes for one in machine])),
+        ("  baseline RSS, MB", megabyte_cells([one.baseline_rss_bytes for one in machine])),
+        ("  vision freed before LM, MB", megabyte_cells(sequential)),
         (
             f"KV cache of {KV_CACHE_TOKENS:,} tokens, MB",
-            [_megabytes(one * KV_CACHE_TOKENS) if one else "" for one in kv_cache],
+            megabyte_cells([one * KV_CACHE_TOKENS if one else None for one in kv_cache]),
         ),
     ]
     return [row for row in rows if any(row[1])]
@@ -115,12 +141,12 @@ def _accuracy_rows(group: str, report: Report) -> list[Row]:
     results = [one.groups[group] for one in _measurements(report)]
     found = [None, *(result.differences[group] for result in report.artifacts)]
     return [
-        (f"perplexity, {GROUP_LABELS[group]}", [_perplexity(one.perplexity) for one in results]),
-        ("  change, %", [_percent(one.perplexity_ratio, -1) if one else "" for one in found]),
+        (f"perplexity, {GROUP_LABELS[group]}", perplexity_cells([one.perplexity for one in results])),
+        ("  change, %", ratio_cells([one.perplexity_ratio if one else None for one in found])),
         *_engine_baseline_rows(group, report),
-        ("  mean KLD, nats", [_nats(one.kl_divergence) if one else "" for one in found]),
-        ("  same top-1, %", [_percent(one.top_1_agreement) if one else "" for one in found]),
-        ("  exact match, %", [_percent(one.exact_match) for one in results]),
+        ("  mean KLD, nats", nats_cells([one.kl_divergence if one else None for one in found])),
+        ("  same top-1, %", share_cells([one.top_1_agreement if one else None for one in found])),
+        ("  exact match, %", share_cells([one.exact_match for one in results])),
     ]
 
 
@@ -129,7 +155,7 @@ def _engine_baseline_rows(group: str, report: Report) -> list[Row]:
     found = [None, *((result.engine_baseline_differences or {}).get(group) for result in report.artifacts)]
     if not any(found):
         return []
-    return [("  change from engine baseline, %", [_percent(one.perplexity_ratio, -1) if one else "" for one in found])]
+    return [("  change from engine baseline, %", ratio_cells([one.perplexity_ratio if one else None for one in found]))]
 
 
 def _speed_rows(report: Report) -> list[Row]:
@@ -145,11 +171,11 @@ def _speed_rows(report: Report) -> list[Row]:
 
 
 def _notes(report: Report, columns: Sequence[str]) -> list[str]:
-    environment, original = report.environment, report.original.machine_dependent
+    original = report.original.machine_dependent
     notes = [
         *ACCURACY_NOTES,
         "KV cache: computed from the configuration",
-        f"*: depends on the machine, here {environment.machine['processor']}, threads: {environment.threads}",
+        *_machine_notes(report),
         *_resizing_note(report),
     ]
     if original.from_cache:
@@ -157,6 +183,11 @@ def _notes(report: Report, columns: Sequence[str]) -> list[str]:
     if original.cache_error:
         notes.append(f"original: the measurement is not cached: {original.cache_error}")
     return [*notes, *_engine_notes(report, columns)]
+
+
+def _machine_notes(report: Report) -> list[str]:
+    environment = report.environment
+    return [f"*: depends on the machine, here {environment.machine['processor']}, threads: {environment.threads}"]
 
 
 def _resizing_note(report: Report) -> list[str]:
@@ -167,23 +198,3 @@ def _resizing_note(report: Report) -> list[str]:
 def _engine_notes(report: Report, columns: Sequence[str]) -> list[str]:
     measured = zip(columns, _measurements(report), strict=True)
     return [f"{name}: {'; '.join([one.engine, *one.notes])}" for name, one in measured]
-
-
-def _megabytes(nbytes: int) -> str:
-    return format_megabytes(nbytes).removesuffix(" MB")
-
-
-def _perplexity(estimate: Estimate) -> str:
-    digits = 0 if estimate.value >= 10_000 else 1 if estimate.value >= 100 else 3
-    return f"{estimate.value:,.{digits}f} ±{estimate.half_width:,.{digits}f}"
-
-
-def _percent(estimate: Estimate, offset: int = 0, sign: str = "") -> str:
-    """Format a share or, with an offset of -1, a ratio as a signed change."""
-    value, half_width, sign = (estimate.value + offset) * 100, estimate.half_width * 100, "+" if offset else sign
-    digits = 2 if offset and abs(value) < 10 and half_width < 10 else 1
-    return f"{value:{sign}.{digits}f} ±{half_width:.{digits}f}"
-
-
-def _nats(estimate: Estimate, sign: str = "") -> str:
-    return f"{estimate.value:{sign}.4f} ±{estimate.half_width:.4f}"

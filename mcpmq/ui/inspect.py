@@ -57,7 +57,7 @@ def print_families(*, as_json: bool = False, as_markdown: bool = False) -> None:
     print_table(support_table(), support_matrix(), as_json=as_json, as_markdown=as_markdown)
 
 
-def inspect_path(path: Path, *, as_json: bool = False) -> None:
+def inspect_path(path: Path, *, as_json: bool = False, all_rows: bool = False) -> None:
     """Print the object at a path: a release, a report, an artifact, a sample set or a checkpoint.
 
     Raises:
@@ -72,7 +72,7 @@ def inspect_path(path: Path, *, as_json: bool = False) -> None:
         release = Release.open(path)
         print_table(release.to_table(), release.record.model_dump(mode="json"), as_json=as_json)
     elif path.name == JSON_FILE or (path / JSON_FILE).is_file():
-        print_report(Report.load(path), as_json=as_json)
+        print_report(Report.load(path), as_json=as_json, all_rows=all_rows)
     elif (path / artifact.MANIFEST).is_file():
         print_artifact(artifact.Artifact.open(path), as_json=as_json)
     elif (path / dataset.MANIFEST).is_file():

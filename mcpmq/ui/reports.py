@@ -15,15 +15,21 @@ if TYPE_CHECKING:  # --help and errors import no library
     from mcpmq.report.ablation import ComponentAblation
 
 
-def print_report(report: "Report", *, as_json: bool = False, as_markdown: bool = False) -> None:
-    """Print the original and its artifacts in one table."""
-    from mcpmq.report import report_table
+def print_report(report: "Report", *, as_json: bool = False, as_markdown: bool = False, all_rows: bool = False) -> None:
+    """Print the original and its artifacts in one table, with the most important rows or all; Markdown has all."""
+    from mcpmq.report import report_table, summary_table
 
-    print_table(report_table(report), report.model_dump(mode="json"), as_json=as_json, as_markdown=as_markdown)
+    table = report_table(report) if all_rows or as_markdown else summary_table(report)
+    print_table(table, report.model_dump(mode="json"), as_json=as_json, as_markdown=as_markdown)
 
 
 def print_reports(
-    reports: Sequence["Report"], *, as_json: bool = False, as_markdown: bool = False, as_html: bool = False
+    reports: Sequence["Report"],
+    *,
+    as_json: bool = False,
+    as_markdown: bool = False,
+    as_html: bool = False,
+    all_rows: bool = False,
 ) -> None:
     """Print the artifacts of all reports in one table, and for two reports also the change between them."""
     from mcpmq.report import Report, changes_table, render_html
@@ -32,7 +38,7 @@ def print_reports(
     if as_html:
         sys.stdout.write(render_html(merged))
         return
-    print_report(merged, as_json=as_json, as_markdown=as_markdown)
+    print_report(merged, as_json=as_json, as_markdown=as_markdown, all_rows=all_rows)
     if len(reports) == 2 and not as_json and (table := changes_table(*reports)):
         print_table(table, None, as_markdown=as_markdown)
 

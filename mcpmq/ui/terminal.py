@@ -4,22 +4,19 @@ import json
 import sys
 import traceback
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table as TerminalTable
 from rich.text import Text
 
 from mcpmq.errors import McpmqError
 from mcpmq.system.escaping import escape_controls
 from mcpmq.system.progress import Progress, silent
 from mcpmq.system.table import Table, format_megabytes
+from mcpmq.ui.layout import lay_out
 from mcpmq.ui.progress_bars import ProgressBars
 
-UNWRAPPED_COLUMNS = ("weights", "scheme", "size")
-COLUMN_GAP, TABLE_EDGES = 2, 3  # spaces between two columns, and around the table
-LEFT_COLUMNS = ("weights", "scheme", "reason")  # text; numbers are right-aligned
+STYLES = {"title": "bold", "plain": "", "dim": "dim"}
 
 
 @dataclass(slots=True)
@@ -89,57 +86,13 @@ def _format_value(name: str, value: Any) -> str:
 
 
 def _print_terminal_table(table: Table) -> None:
-    console, table = _console(), _without_controls(table)
-    terminal_table = _terminal_table(table, console.width)
-    for name, cells in table.rows:
-        style = "dim" if name.startswith(" ") else ""
-        terminal_table.add_row(Text(name), *[Text(cell) for cell in cells], style=style)
-    console.print(Text(table.title, "bold"))
-    console.print(terminal_table)
-    for note in table.notes:
-        console.print(Text(note, "dim"))
+    console = _console()
+    width = console.width if console.is_terminal else None  # a file or a pipe has no width
+    for line in lay_out(_without_controls(table), width):
+        console.print(Text(line.text, STYLES[line.style]), soft_wrap=True)
 
 
 def _without_controls(table: Table) -> Table:
     rows = [(escape_controls(name), [*map(escape_controls, cells)]) for name, cells in table.rows]
     columns, notes = (list(map(escape_controls, texts)) for texts in (table.columns, table.notes))
     return Table(escape_controls(table.title), columns, rows, notes)
-
-
-def _terminal_table(table: Table, console_width: int) -> TerminalTable:
-    """Return the table with its columns and without rows; a narrow terminal breaks headings before numbers."""
-    one_column = list(table.columns) == [""]
-    terminal_table = TerminalTable(
-        box=box.SIMPLE_HEAD, show_header=not one_column, pad_edge=False, padding=(0, 1, 0, 0)
-    )
-    terminal_table.add_column("", no_wrap=True)
-    for column, width in zip(table.columns, _min_widths(table, console_width), strict=True):
-        justify: Literal["left", "right"] = "left" if one_column or column in LEFT_COLUMNS else "right"
-        no_wrap = column in UNWRAPPED_COLUMNS
-        heading = Text(_heading(column))
-        terminal_table.add_column(heading, justify=justify, overflow="fold", no_wrap=no_wrap, min_width=width)
-    return terminal_table
-
-
-def _heading(column: str) -> str:
-    """Return a heading with one word per line, so that the width of a column is that of its numbers."""
-    return column.replace("-", "-\n").replace(" ", "\n")
-
-
-def _min_widths(table: Table, console_width: int) -> list[int]:
-    """Return the minimum characters of every column but the first: the first of these that fits the console.
-
-    Headings break between words and cells do not break; headings and cells break between words; cells break between
-    words and headings anywhere. If none fits, the minimum is 0, and everything can break.
-    """
-    cells = [list(column) for column in zip(*(cells for _, cells in table.rows), strict=True)]
-    headings = [_heading(column).split() for column in table.columns]
-    words = [[word for cell in column for word in cell.split()] for column in cells]
-    both = [[*heading, *column] for heading, column in zip(headings, words, strict=True)]
-    whole = [[*heading, *column] for heading, column in zip(headings, cells, strict=True)]
-    for parts in (whole, both, words):
-        widths = [max(map(len, column), default=0) for column in parts]
-        label_width = max(len(name) for name, _ in table.rows)
-        if label_width + sum(widths) + COLUMN_GAP * len(widths) + TABLE_EDGES <= console_width:
-            return widths
-    return [0] * len(headings)

@@ -146,7 +146,7 @@ def test_the_table_has_all_measurements() -> None:
     assert rows["  % of the original"][0] == "100.0"
     measured = make_measurement(1, 0.01).groups["image"].perplexity
     divergence = make_report().artifacts[0].differences["image"].kl_divergence
-    assert rows["perplexity, images"][1] == f"{measured.value:.3f} ±{measured.half_width:.3f}"
+    assert rows["perplexity, images"][1] == f"{measured.value:.2f} ±{measured.half_width:.2f}"
     assert next(cells for name, cells in table.rows if name == "  mean KLD, nats")[1] == (
         f"{divergence.value:.4f} ±{divergence.half_width:.4f}"
     )

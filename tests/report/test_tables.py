@@ -4,6 +4,7 @@ import pytest
 
 from mcpmq.evaluate import Estimate
 from mcpmq.report import changes_table, report_table
+from mcpmq.report.numbers import megabyte_cells, nats_cells, perplexity_cells, share_cells
 from mcpmq.report.report import Report
 from tests.fake_reports import make_report
 
@@ -42,18 +43,38 @@ def test_metrics_are_formatted_with_units_and_signs() -> None:
 
 
 @pytest.mark.parametrize(
-    ("ratio", "text"), [(0.98, "-2.00 ±1.00"), (1.234, "+23.4 ±1.0"), (3.0, "+200.0 ±1.0"), (1.0, "+0.00 ±1.00")]
+    ("ratio", "half_width", "text"),
+    [
+        (0.98, 0.0045, "-2.00 ±0.45"),
+        (1.234, 0.0112, "+23.4 ±1.1"),
+        (3.0, 0.152, "+200.0 ±15.2"),
+        (1.0, 0.0, "+0.00 ±0.00"),
+        (0.98, float("nan"), "-2.00 ±n/a"),
+        (float("nan"), float("nan"), "n/a"),
+    ],
 )
-def test_large_changes_have_one_decimal(ratio: float, text: str) -> None:
-    """A change below 10 % has two decimals, and every change has a sign."""
+def test_decimals_follow_the_interval(ratio: float, half_width: float, text: str) -> None:
+    """A change has a sign and two significant digits of its half interval, with one or two decimals; no NaN."""
     report = make_report(1)
     [result] = report.artifacts
-    difference = result.differences["text"].model_copy(update={"perplexity_ratio": estimate(ratio, 0.01)})
+    difference = result.differences["text"].model_copy(update={"perplexity_ratio": estimate(ratio, half_width)})
     changed = result.model_copy(update={"differences": {**result.differences, "text": difference}})
 
     rows = rows_of(report.model_copy(update={"artifacts": (changed,)}), "perplexity, text")
 
     assert rows["change, %"] == text
+
+
+def test_all_cells_of_a_row_have_the_same_decimals() -> None:
+    """The smallest half interval and the smallest size set the decimals of a row."""
+    estimates = [estimate(0.0051, 0.0014), None, estimate(0.00046, 0.000105)]
+
+    assert nats_cells(estimates) == ["0.00510 ±0.00140", "", "0.00046 ±0.00010"]
+    assert share_cells([estimate(0.975, 0.006), estimate(0.9992, 0.0002)]) == ["97.50 ±0.60", "99.92 ±0.02"]
+    assert perplexity_cells([estimate(12345.6, 789.0)]) == ["12,346 ±789"]
+    assert megabyte_cells([20_420_000, 9_050_000, None]) == ["20.42", "9.05", ""]
+    assert megabyte_cells([16_234_567_890, 4_567_890_000]) == ["16,235", "4,568"]
+    assert megabyte_cells([60_000, 0]) == ["0.06", "0.00"]
 
 
 def test_changes_are_later_minus_earlier() -> None:

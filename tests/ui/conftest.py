@@ -1,4 +1,4 @@
-"""A terminal of 80 columns for the tests of `ui`."""
+"""Verbosity and terminals for the tests of `ui`."""
 
 import pytest
 
@@ -6,7 +6,14 @@ from mcpmq import ui
 
 
 @pytest.fixture(autouse=True)
-def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Set 80 columns and the default verbosity."""
-    monkeypatch.setenv("COLUMNS", "80")
+def default_verbosity() -> None:
+    """Set the default verbosity."""
     ui.set_verbosity()
+
+
+@pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Print to a terminal of 80 columns without colors."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("TERM", "dumb")

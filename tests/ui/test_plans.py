@@ -11,6 +11,7 @@ from mcpmq.plan import make_plan
 from mcpmq.recipe import Recipe
 
 
+@pytest.mark.usefixtures("terminal")
 def test_equal_layers_share_a_row(tiny_checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The table has one row for the same weight of all layers; JSON has every tensor with its size."""
     plan = make_plan(Checkpoint.open(tiny_checkpoint), Recipe.load("phone-int4"))

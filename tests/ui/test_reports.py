@@ -9,42 +9,42 @@ from mcpmq.report import Report, report_table
 from tests.fake_reports import make_report
 
 
+@pytest.mark.usefixtures("terminal")
 @pytest.mark.parametrize("artifacts", [1, 2, 3, 4])
-def test_a_report_of_four_artifacts_fits_80_columns(artifacts: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """Every number is complete on its line, and headings break between words only."""
-    ui.print_report(make_report(artifacts))
+def test_a_report_fits_80_columns(artifacts: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """No line is wider than the terminal, and all cells of all artifacts are printed."""
+    ui.print_report(make_report(artifacts), all_rows=True)
 
-    lines = capsys.readouterr().out.splitlines()
+    printed = capsys.readouterr().out
+    lines = printed.splitlines()
     assert max(map(len, lines)) <= 80
-    row = next(line.split() for line in lines if "total size" in line)
-    assert row == ["total", "size,", "MB", "16.1", *["16.1"] * artifacts]
-    assert "phone-int4" in "\n".join(lines)
+    assert " ".join(lines).count("16.1") == 1 + artifacts
+    assert all(cell in printed for _, cells in report_table(make_report(artifacts)).rows for cell in cells)
+    assert "phone-int4" in printed
     assert "model [v2] on 30 samples of heldout" in lines[0]
 
 
-def test_80_columns_break_no_number(capsys: pytest.CaptureFixture[str]) -> None:
-    """Every word of every cell of a measured report with four artifacts is complete on its line."""
+def test_a_pipe_has_one_line_per_row(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a terminal every row and every note is one line, also if COLUMNS is set."""
+    monkeypatch.setenv("COLUMNS", "80")
     report = Report.load(Path(__file__).parents[2] / "benchmarks" / "results" / "reference.json")
-    ui.print_report(report)
-    printed = capsys.readouterr().out
+    ui.print_report(report, all_rows=True)
+    lines = capsys.readouterr().out.splitlines()
 
-    assert max(map(len, printed.splitlines())) <= 80
-    words = {word for _, cells in report_table(report).rows for cell in cells for word in cell.split()}
-    assert len(words) > 100
-    assert words <= set(printed.split())
+    table = report_table(report)
+    assert len(lines) == 1 + 1 + 2 + len(table.rows) + 1 + len(table.notes)
+    assert list(table.notes) == lines[-len(table.notes) :]
 
 
-def test_a_narrow_terminal_truncates_no_number(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """In 50 columns cells wrap."""
-    monkeypatch.setenv("COLUMNS", "50")
-    ui.print_report(make_report(4))
+def test_the_most_important_rows_are_the_default(capsys: pytest.CaptureFixture[str]) -> None:
+    """Without `all_rows` the table has size, bits, memory, accuracy by group and speed, and names the option."""
+    ui.print_report(make_report(1))
+    names = [line[: line.find("  ", 3)].strip() for line in capsys.readouterr().out.splitlines()]
 
-    printed = capsys.readouterr().out
-    assert max(map(len, printed.splitlines())) <= 50
-    assert "…" not in printed
-    assert printed.count("phon") >= 4
+    assert {"total size, MB", "bits per weight", "peak RSS, MB", "decode *, tok/s"} <= set(names)
+    assert [name for name in names if name.startswith("perplexity")] == ["perplexity, images", "perplexity, text"]
+    assert not {"exact match, %", "load time *, s"} & set(names)
+    assert any(name.startswith("--all: ") for name in names)
 
 
 def test_json_is_the_report(capsys: pytest.CaptureFixture[str]) -> None:
@@ -58,7 +58,7 @@ def test_markdown_has_the_numbers_of_the_terminal(capsys: pytest.CaptureFixture[
     """Every number of the Markdown table is in the terminal table."""
     ui.print_report(make_report(2), as_markdown=True)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    ui.print_report(make_report(2))
+    ui.print_report(make_report(2), all_rows=True)
     printed = capsys.readouterr().out
 
     cells = [cell.strip() for line in lines for cell in line.strip("|").split("|")]
