@@ -5,12 +5,12 @@ from typing import Annotated
 
 import typer
 
-from mcpmq.cli import inspect, pipeline, release
+from mcpmq.cli import inspect, pipeline, release, serve
 from mcpmq.cli.system_errors import system_error
 from mcpmq.errors import McpmqError
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
-for module in (pipeline, inspect, release):
+for module in (pipeline, inspect, release, serve):
     app.add_typer(module.commands)
 
 

@@ -1,7 +1,9 @@
 """Read image files as image viewers show them: upright, 8 bits, sRGB, on a white background, the first frame."""
 
 import warnings
+from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +38,10 @@ ORIENTATIONS = {
 Mask = NDArray[np.uint8]  # [height, width], 0 for transparent and 255 for opaque
 
 
+class OversizedImage(DatasetError):
+    """An image has more pixels or bytes than permitted."""
+
+
 def read_image(path: Path, label: str) -> Image.Image:
     """Return the image of a file as 8-bit sRGB; `label` names its sample in errors.
 
@@ -53,17 +59,33 @@ def read_image(path: Path, label: str) -> Image.Image:
     except DatasetError as error:
         raise DatasetError(f"{label}: the image `{path.name}` {error}", error.hint) from error
     except Exception as error:  # Pillow has no common exception
-        raise _unreadable(path, label, error) from error
+        raise _unreadable(f"{label}: the image `{path.name}`", error, _is_heic(path)) from error
 
 
-def _unreadable(path: Path, label: str, error: Exception) -> DatasetError:
+def decode_image(content: bytes, label: str, max_pixels: int = MAX_IMAGE_PIXELS) -> Image.Image:
+    """Return the image of the bytes of a file, as `read_image` does; `label` names it in errors.
+
+    Raises:
+        OversizedImage: its header declares more than `max_pixels`.
+        DatasetError: it is not an image in one of `FORMATS`, is damaged, or would lose its content.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return _decode(BytesIO(content), max_pixels)
+    except DatasetError as error:
+        raise type(error)(f"{label} {error}", error.hint) from error
+    except Exception as error:
+        raise _unreadable(label, error, is_heic=_has_heic_brand(content[:64])) from error
+
+
+def _unreadable(name: str, error: Exception, is_heic: bool) -> DatasetError:
     if isinstance(error, Image.DecompressionBombError):
-        return DatasetError(f"{label}: the image `{path.name}` is too large: {error}", "shrink the image")
+        return OversizedImage(f"{name} is too large: {error}", "shrink the image")
     reason = str(error) or type(error).__name__
     if isinstance(error, UnidentifiedImageError):
         reason = f"its content is not of the formats {', '.join(FORMATS)}"
-    hint = HEIC_HINT if _is_heic(path) else CONVERT_HINT
-    return DatasetError(f"{label}: the image `{path.name}` cannot be read: {reason}", hint)
+    return DatasetError(f"{name} cannot be read: {reason}", HEIC_HINT if is_heic else CONVERT_HINT)
 
 
 def _is_heic(path: Path) -> bool:
@@ -72,6 +94,10 @@ def _is_heic(path: Path) -> bool:
             header = stream.read(64)
     except OSError:
         return False
+    return _has_heic_brand(header)
+
+
+def _has_heic_brand(header: bytes) -> bool:
     return header[4:8] == b"ftyp" and b"avif" not in header and any(brand in header for brand in HEIC_BRANDS)
 
 
@@ -79,19 +105,23 @@ def _read(path: Path) -> Image.Image:
     if not path.is_file():
         raise DatasetError("is not a regular file", "give the path of an image file")
     if (nbytes := path.stat().st_size) > MAX_IMAGE_NBYTES:
-        raise DatasetError(f"has {nbytes:,} bytes, more than {MAX_IMAGE_NBYTES:,}", "shrink the image")
+        raise OversizedImage(f"has {nbytes:,} bytes, more than {MAX_IMAGE_NBYTES:,}", "shrink the image")
+    with path.open("rb") as stream:
+        return _decode(stream, MAX_IMAGE_PIXELS)
+
+
+def _decode(stream: BinaryIO, max_pixels: int) -> Image.Image:
     Image.init()
     formats = [name for name in FORMATS if name in Image.OPEN]
-    with path.open("rb") as stream:
-        check_color_space(stream.read(HEADER_NBYTES))
-        with Image.open(stream, formats=formats) as image:
-            _check_header(image)
-            return _convert(image)
+    check_color_space(stream.read(HEADER_NBYTES))
+    with Image.open(stream, formats=formats) as image:
+        _check_header(image, max_pixels)
+        return _convert(image)
 
 
-def _check_header(image: Image.Image) -> None:
-    if (pixels := image.width * image.height) > MAX_IMAGE_PIXELS:
-        raise DatasetError(f"has {pixels:,} pixels, more than {MAX_IMAGE_PIXELS:,}", "shrink the image")
+def _check_header(image: Image.Image, max_pixels: int) -> None:
+    if (pixels := image.width * image.height) > max_pixels:
+        raise OversizedImage(f"has {pixels:,} pixels, more than {max_pixels:,}", "shrink the image")
     shorter, longer = sorted(image.size)
     if longer > MAX_ASPECT_RATIO * shorter:
         size = f"{image.width}x{image.height}"

@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from threading import RLock, Thread
+from threading import RLock, Thread, current_thread, main_thread
 from types import FrameType
 from typing import NoReturn
 
@@ -62,6 +62,28 @@ def cleanup_on_exit(cleanup: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         _cleanups.remove(cleanup)
+
+
+@contextmanager
+def call_on_signal(stop: Callable[[], None]) -> Iterator[None]:
+    """Call `stop` for every signal inside of the block, which ends by itself; for servers, whose end is not an error.
+
+    Threads other than the main one receive no signals; for them this has no effect.
+    """
+    if current_thread() is not main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    handled = [number for number, handler in handlers.items() if handler != signal.SIG_IGN]
+    wakeup = signal.set_wakeup_fd(-1)
+    for number in handled:
+        signal.signal(number, lambda *_: stop())
+    try:
+        yield
+    finally:
+        for number in handled:
+            signal.signal(number, handlers[number])
+        signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
 
 
 def _interrupt(number: int, _: FrameType | None) -> None:

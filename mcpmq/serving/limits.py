@@ -1,0 +1,29 @@
+"""Limits of the server against requests that would exhaust memory, processor time or connections."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Limits of one request, and of all requests at a time."""
+
+    body_nbytes: int = 20 << 20
+    body_seconds: float = 30.0  # to receive a body
+    header_seconds: float = 10.0  # to receive the headers of the first request of a connection
+    connections: int = 256
+    bodies: int = 16  # received and parsed at a time
+    json_items: int = 100_000  # brackets, colons and commas of a JSON body
+    images: int = 8  # in all messages
+    pixels: int = 24_000_000  # in all images: as PNG in base64 they fit into the 100 MB that llama.cpp accepts
+    messages: int = 100
+    text_characters: int = 200_000  # in all messages
+    schema_depth: int = 32
+    schema_number: int = 1000  # of repetitions in a JSON schema; llama.cpp expands them
+    tokens: int = 512  # of an answer
+    queue: int = 8  # requests that wait for the engine
+    seconds: float = 600.0  # of the engine for one answer
+    write_seconds: float = 30.0  # without progress of a client that reads an answer
+    probe_seconds: float = 10.0  # for a reply of the engine after an answer that took too long
+
+
+LIMITS = Limits()
