@@ -79,6 +79,7 @@ campaign: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.campaign --seed $(SEED) --count $(COUNT) --time-limit $(TIME_LIMIT)
 
 readme: setup
+	$(BIN)/python -m benchmarks.recipe_results
 	$(BIN)/cog -r README.md benchmarks/README.md examples/README.md
 
 clean:

@@ -8,16 +8,17 @@ from pathlib import Path
 from mcpmq.artifact import Artifact, has_manifest
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import SampleSet
-from mcpmq.errors import FormatError, OutputError, RecipeError
+from mcpmq.errors import DatasetError, FormatError, OutputError
 from mcpmq.evaluate import Settings
 from mcpmq.export import export
 from mcpmq.families.encoding import check_samples
 from mcpmq.formats import FORMATS, FormatName, check_plan, format_named
 from mcpmq.formats.model_view import PlannedModel
+from mcpmq.formats.recipes import FormatsByRecipe, load_recipes
 from mcpmq.mixed_precision import Budget, search_recipe
-from mcpmq.plan import make_plan
+from mcpmq.plan import Plan, make_plan
 from mcpmq.quantize import quantize
-from mcpmq.recipe import RECIPE_BY_BITS, Recipe
+from mcpmq.recipe import Recipe
 from mcpmq.report import JSON_FILE, Report, check_report_folder, compare, report_folder, write_report
 from mcpmq.report.model_cards import card_files, update_model_cards
 from mcpmq.system.output import check_folder, check_output, lock_folder, lock_output
@@ -30,7 +31,7 @@ def convert(
     out: str | Path,
     *,
     formats: Sequence[FormatName],
-    calibration: str | Path,
+    calibration: str | Path | None = None,
     recipe: Recipe | str | None = None,
     bits: int | None = None,
     eval_set: str | Path | None = None,
@@ -41,11 +42,12 @@ def convert(
 
     Args:
         checkpoint: Folder of a Hugging Face checkpoint, or a hub id.
-        out: Folder for `quantized/`, one folder for every format, and the report as JSON, Markdown and HTML.
+        out: Folder for `quantized/`, one folder for every format, and the report as JSON, Markdown and HTML. If formats
+            have different recipes, the folder of each quantized model is `quantized-RECIPE`.
         formats: Formats to write.
-        calibration: Folder of the calibration set.
+        calibration: Folder of the calibration set; optional with an evaluation set, if no recipe needs calibration.
         recipe: A recipe, its name, or the path of its TOML file.
-        bits: 4 or 8, short for the recipe `calibrated-int4` or `phone-int8`.
+        bits: 4 or 8, short for the recommended recipe of each format.
         eval_set: Folder of the evaluation set; by default every fifth sample of the calibration set is held out.
         budget: Limit of size or memory; the scheme of every weight is then searched, and the recipe sets the method.
         settings: Threads, device, cache and progress; by default all cores, a GPU if there is one, no progress.
@@ -54,32 +56,48 @@ def convert(
         McpmqError: an input is invalid, or a format does not support the recipe; raised before weights are read.
     """
     original, out, settings = Checkpoint.open(checkpoint), Path(out), settings or Settings.from_options()
-    recipe = _load_recipe(recipe, bits)
     _check_formats(formats)
-    calibration_set, evaluation_set = _open_sets(calibration, eval_set)
-    if recipe.needs_calibration and eval_set:
-        evaluation_set.check_disjoint(calibration_set.name, calibration_set.fingerprints)
+    recipes = load_recipes(recipe, bits, formats)
+    calibration_set, evaluation_set = _open_sets(calibration, eval_set, recipes, budget)
     inputs = {original.path: "checkpoint", evaluation_set.path: "evaluation set"}
-    _check_outputs(out, formats, inputs | {calibration_set.path: "calibration set"})
+    if calibration_set:
+        inputs[calibration_set.path] = "calibration set"
+    _check_outputs(out, formats, inputs)
     processor = original.family.open_processor(original.path)
-    if budget:
+    if budget and calibration_set:
         check_samples(processor, evaluation_set.samples, settings.progress)
-        recipe = _search(original, recipe, formats, budget, calibration_set, settings)
-    plan = make_plan(original, recipe)
-    for name in formats:
-        check_plan(plan, name)
-        format_named(name).forecast(PlannedModel(plan))  # converts the tokenizer and the settings
+        searched = _search(original, recipes[0][0], formats, budget, calibration_set, settings)
+        recipes = [(searched, list(formats))]
+    plans = [_checked_plan(original, recipe, names) for recipe, names in recipes]
     if not budget:
         check_samples(processor, evaluation_set.samples, settings.progress)
 
     with lock_folder(out):
-        quantized = quantize(plan, out / QUANTIZED, calibration_set, settings.progress, settings.device)
-        artifacts = [export(quantized, name, out / name, settings.progress) for name in formats]
+        exported: dict[FormatName, Artifact] = {}
+        for plan, (_, names) in zip(plans, recipes, strict=True):
+            folder = out / (QUANTIZED if len(plans) == 1 else f"{QUANTIZED}-{plan.recipe.name}")
+            quantized = quantize(plan, folder, calibration_set, settings.progress, settings.device)
+            exported |= {name: export(quantized, name, out / name, settings.progress) for name in names}
+        artifacts = [exported[name] for name in dict.fromkeys(formats)]
 
         measure = partial(
             compare, original, artifacts, evaluation_set, settings, held_out_from_calibration=not eval_set
         )
         return _write_results(measure, out, artifacts)
+
+
+def _checked_plan(checkpoint: Checkpoint, recipe: Recipe, formats: Sequence[FormatName]) -> Plan:
+    """Return a plan that all formats can store, with a tokenizer and settings that they can convert."""
+    plan = make_plan(checkpoint, recipe)
+    for name in formats:
+        check_plan(plan, name)
+        format_named(name).forecast(PlannedModel(plan))
+    return plan
+
+
+def quantized_artifacts(out: Path) -> list[Artifact]:
+    """Return the quantized models in the folder of a conversion."""
+    return [Artifact.open(folder) for folder in sorted(out.glob(f"{QUANTIZED}*")) if has_manifest(folder)]
 
 
 def evaluate(
@@ -137,14 +155,6 @@ def _write_results(measure: Callable[[], Report], out: Path, artifacts: Sequence
     return report
 
 
-def _load_recipe(recipe: Recipe | str | None, bits: int | None) -> Recipe:
-    if (recipe is None) == (bits is None):
-        raise RecipeError("both or none of `recipe` and `bits` are given", "give one of them")
-    if bits is not None and bits not in RECIPE_BY_BITS:
-        raise RecipeError(f"{bits} bits have no recipe", "give 4 or 8, or a recipe")
-    return recipe if isinstance(recipe, Recipe) else Recipe.load(recipe or RECIPE_BY_BITS[bits or 4])
-
-
 def _check_formats(formats: Sequence[str]) -> None:
     if unknown := [name for name in formats if name not in FORMATS]:
         raise FormatError(f"`{unknown[0]}` is not a format", f"give one of: {', '.join(FORMATS)}")
@@ -155,7 +165,8 @@ def _check_outputs(out: Path, formats: Sequence[str], inputs: Mapping[Path, str]
     if not check_folder(out, inputs):
         return
     names = {path.name for path in out.iterdir() if not path.name.startswith(".")}
-    if names and not names & {QUANTIZED, *FORMATS, JSON_FILE}:
+    is_quantized = any(name.startswith(QUANTIZED) for name in names)
+    if names and not is_quantized and not names & {*FORMATS, JSON_FILE}:
         raise OutputError(f"`{out}` is not empty and has no output of mcpmq: `{min(names)}`", "give another folder")
     check_report_folder(out, inputs)
     for name in (QUANTIZED, *formats):
@@ -180,6 +191,21 @@ def _search(
     return search_recipe(checkpoint, recipe, formats[0], budget, samples, *options).recipe
 
 
-def _open_sets(calibration: str | Path, eval_set: str | Path | None) -> tuple[SampleSet, SampleSet]:
+def _open_sets(
+    calibration: str | Path | None, eval_set: str | Path | None, recipes: FormatsByRecipe, budget: Budget | None
+) -> tuple[SampleSet | None, SampleSet]:
+    calibrated = [recipe.name for recipe, _ in recipes if recipe.needs_calibration]
+    if calibration is None:
+        if calibrated or budget:
+            reason = "a search" if budget else f"the recipe `{calibrated[0]}`"
+            raise DatasetError(f"{reason} needs a calibration set", "give one with `--calibration`")
+        if eval_set is None:
+            raise DatasetError("neither a calibration set nor an evaluation set is given", "give `--eval-set`")
+        return None, SampleSet.open(eval_set)
     calibration_set = SampleSet.open(calibration)
-    return (calibration_set, SampleSet.open(eval_set)) if eval_set else calibration_set.split_holdout()
+    if eval_set is None:
+        return calibration_set.split_holdout()
+    evaluation_set = SampleSet.open(eval_set)
+    if calibrated:
+        evaluation_set.check_disjoint(calibration_set.name, calibration_set.fingerprints)
+    return calibration_set, evaluation_set

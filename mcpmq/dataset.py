@@ -19,7 +19,9 @@ MANIFEST = "manifest.jsonl"
 MAX_MANIFEST_NBYTES = 64 << 20
 HOLDOUT_EVERY = 5
 FINGERPRINT_DIGITS = 16
-MANIFEST_HINT = "write one JSON object per line; `calibration/README.md` describes the keys"
+MANIFEST_HINT = (
+    'write one JSON object per line: {"id": "1", "image": "images/1.jpg", "prompt": "How many?", "answer": "Three."}'
+)
 PERMISSION_HINT = "check the path and its permissions"
 KEYS_HINT = "use the keys {}; the image file is named in `image`"
 

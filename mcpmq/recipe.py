@@ -14,8 +14,8 @@ from mcpmq.scheme import CodebookScheme, Scheme, parse_scheme
 from mcpmq.system.text_file import read_toml
 
 BUILTIN_DIRECTORY = Path(str(resources.files("mcpmq") / "recipes"))
-RECIPE_BY_BITS = {4: "calibrated-int4", 8: "phone-int8"}  # calibration changes little at 8 bits
-EXAMPLES_HINT = "see `mcpmq/recipes/` for complete recipes"
+RECIPE_BY_BITS = {4: "calibrated-int4", 8: "phone-int8"}  # without a format; calibration changes little at 8 bits
+EXAMPLES_HINT = "`mcpmq recipes phone-int4` prints a complete recipe"
 Activation = Literal["u8"]
 
 
@@ -96,7 +96,7 @@ class Recipe(BaseModel):
         Raises:
             RecipeError: the recipe does not exist or is not valid.
         """
-        path = Path(name_or_path) if name_or_path.endswith(".toml") else BUILTIN_DIRECTORY / f"{name_or_path}.toml"
+        path = recipe_path(name_or_path)
         if not os.path.isfile(path):  # noqa: PTH113 - False, not an error, for an invalid path
             known = ", ".join(builtin_recipes())
             raise RecipeError(f"recipe `{name_or_path}` not found", f"use one of: {known}; or the path of a .toml file")
@@ -115,6 +115,11 @@ class Recipe(BaseModel):
         activations = {"activations": self.activations} if self.activations else {}
         methods = {"name": self.name, "smooth": self.smooth, "method": self.method}
         return {**methods, **token_weights, **activations, "weights": weights}
+
+
+def recipe_path(name_or_path: str) -> Path:
+    """Return the path of a recipe file, given itself or the name of a built-in recipe; it may not exist."""
+    return Path(name_or_path) if name_or_path.endswith(".toml") else BUILTIN_DIRECTORY / f"{name_or_path}.toml"
 
 
 def builtin_recipes() -> list[str]:

@@ -3,14 +3,16 @@
 import json
 import os
 import shutil
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from mcpmq.artifact import Artifact
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.convert import convert, evaluate
+from mcpmq.convert import convert, evaluate, quantized_artifacts
 from mcpmq.dataset import SampleSet
 from mcpmq.errors import CheckpointError, DatasetError, FormatError, OutputError, RecipeError
 from mcpmq.evaluate import Settings
@@ -45,6 +47,26 @@ def test_without_an_evaluation_set_a_fifth_is_held_out(tiny_checkpoint: Path, ti
     assert report.eval_set.held_out_from_calibration
 
 
+def test_every_format_gets_its_recipe(
+    tiny_checkpoint: Path, tiny_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """8 bits as GGUF and GPTQ have two quantized models; no calibration set is required by either."""
+
+    class ReachedEvaluation(Exception):
+        pass
+
+    def compare(_: object, artifacts: list[Artifact], *__: object, **___: object) -> None:
+        raise ReachedEvaluation(*[artifact.manifest.recipe["name"] for artifact in artifacts])
+
+    monkeypatch.setattr(import_module("mcpmq.convert"), "compare", compare)
+    with pytest.raises(ReachedEvaluation) as reached:
+        run(tiny_checkpoint, tmp_path / "out", tiny_set, bits=8, formats=["gptq", "gguf"], calibration=None)
+
+    assert reached.value.args == ("language-int8", "phone-int8")
+    names = [artifact.path.name for artifact in quantized_artifacts(tmp_path / "out")]
+    assert names == ["quantized-language-int8", "quantized-phone-int8"]
+
+
 def test_codes_are_shared_between_formats(tiny_checkpoint: Path, tiny_set: Path, tmp_path: Path) -> None:
     """A second format uses the codes of the first; `rtn` records no calibration set."""
     codes = tmp_path / "out" / "quantized"
@@ -67,6 +89,9 @@ def test_codes_are_shared_between_formats(tiny_checkpoint: Path, tiny_set: Path,
         ({"recipe": "phone-int4", "bits": 4}, RecipeError, "both or none"),
         ({}, RecipeError, "both or none"),
         ({"bits": 5}, RecipeError, "5 bits have no recipe"),
+        ({"bits": 8, "formats": ["awq"]}, RecipeError, "`awq` has no recipe with 8 bits"),
+        ({"bits": 4, "calibration": None}, DatasetError, "recipe `calibrated-int4` needs a calibration set"),
+        ({"bits": 8, "calibration": None, "eval_set": None}, DatasetError, "neither a calibration set nor an"),
     ],
 )
 def test_invalid_input_is_an_error_before_work(

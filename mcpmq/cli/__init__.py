@@ -1,15 +1,35 @@
 """The command line: one module for every kind of command, and their shared options."""
 
 import os
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from mcpmq.cli import inspect, pipeline, release, serve
 from mcpmq.cli.system_errors import system_error
 from mcpmq.errors import McpmqError
 
-app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode="rich")
+VERBOSITY_OPTIONS = ("-q", "--quiet", "-v", "--verbose")
+
+
+class _Group(TyperGroup):
+    """The command line; options of the verbosity are accepted before and after the name of a command."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        end = args.index("--") if "--" in args else len(args)
+        moved = [word for word in args[:end] if word in VERBOSITY_OPTIONS]
+        kept = [word for word in args[:end] if word not in VERBOSITY_OPTIONS]
+        return super().parse_args(ctx, [*moved, *kept, *args[end:]])
+
+
+app = typer.Typer(
+    cls=_Group,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 for module in (pipeline, inspect, release, serve):
     app.add_typer(module.commands)
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mcpmq.cli.options import INSPECT_PANEL, All, Json
+from mcpmq.cli.options import INSPECT_PANEL, All, Json, complete_recipe
 
 commands = typer.Typer()
 GATE_FAILED = 3  # exit code
@@ -28,6 +28,22 @@ def families(
     from mcpmq import ui
 
     ui.print_families(as_json=json, as_markdown=markdown)
+
+
+@commands.command(rich_help_panel=INSPECT_PANEL)
+def recipes(
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME|FILE]", help="Recipe to print", autocompletion=complete_recipe)
+    ] = None,
+    json: Json = False,
+) -> None:
+    """List the recipes with their formats, size and measured quality, or print one"""
+    from mcpmq import ui
+
+    if name is None:
+        ui.print_recipes(as_json=json)
+    else:
+        ui.print_recipe(name, as_json=json)
 
 
 @commands.command(rich_help_panel=INSPECT_PANEL)

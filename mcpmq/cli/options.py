@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,26 @@ PIPELINE_PANEL, INSPECT_PANEL = "Pipeline steps", "Inspect and verify"
 FORMAT_NAMES = "gguf, onnx, gptq, awq, bnb or compressed-tensors"
 DEFAULT_SEARCH_RECIPE = "calibrated-int4"
 
+
+def complete_recipe(incomplete: str) -> Iterator[str]:
+    """Yield the names of built-in recipes for the completion of a shell."""
+    from mcpmq.recipe import builtin_recipes
+
+    yield from (name for name in builtin_recipes() if name.startswith(incomplete))
+
+
+def complete_format(incomplete: str) -> Iterator[str]:
+    """Yield the names of formats for the completion of a shell."""
+    from mcpmq.formats import FORMATS
+
+    yield from (name for name in FORMATS if name.startswith(incomplete))
+
+
+def complete_device(incomplete: str) -> Iterator[str]:
+    """Yield device names for the completion of a shell; which of them exist is not known without torch."""
+    yield from (name for name in ("cpu", "cuda", "cuda:0", "cuda:1", "mps") if name.startswith(incomplete))
+
+
 Source = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Folder of a Hugging Face checkpoint, or a hub id")]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; must be empty or missing")]
 Threads = Annotated[
@@ -16,7 +37,12 @@ Threads = Annotated[
 ]
 Device = Annotated[
     str | None,
-    typer.Option("--device", metavar="NAME", help="Device for calibration: cpu, cuda, cuda:1; default: a GPU if any"),
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        help="Device for calibration: cpu, cuda, cuda:1; default: a GPU if any",
+        autocompletion=complete_device,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table")]
 All = Annotated[bool, typer.Option("--all", help="Print all rows of a report")]
@@ -29,21 +55,44 @@ MaxMemory = Annotated[
     typer.Option("--max-memory", metavar="SIZE", help="Maximum memory on the device with a full context, e.g. 6GB"),
 ]
 RecipeName = Annotated[
-    str | None, typer.Option("--recipe", "-r", metavar="NAME|FILE", help="Name of a recipe, or a TOML file")
+    str | None,
+    typer.Option(
+        "--recipe",
+        "-r",
+        metavar="NAME|FILE",
+        help="Name of a recipe (see `mcpmq recipes`), or a TOML file",
+        autocompletion=complete_recipe,
+    ),
 ]
 Bits = Annotated[
-    int | None, typer.Option("--bits", metavar="4|8", help="Short for the recipe calibrated-int4 or phone-int8")
+    int | None, typer.Option("--bits", metavar="4|8", help="Short for the recommended recipe of each format")
 ]
 Formats = Annotated[
-    list[str], typer.Option("--format", "-f", metavar="FORMAT", help=f"Format: {FORMAT_NAMES}; may be repeated")
+    list[str],
+    typer.Option(
+        "--format",
+        "-f",
+        metavar="FORMAT",
+        help=f"Format: {FORMAT_NAMES}; may be repeated",
+        autocompletion=complete_format,
+    ),
 ]
 ForecastFormats = Annotated[
     list[str] | None,
-    typer.Option("--format", "-f", metavar="FORMAT", help=f"Format to forecast: {FORMAT_NAMES}; may be repeated"),
+    typer.Option(
+        "--format",
+        "-f",
+        metavar="FORMAT",
+        help=f"Format to forecast: {FORMAT_NAMES}; may be repeated",
+        autocompletion=complete_format,
+    ),
 ]
 Calibration = Annotated[Path, typer.Option("--calibration", metavar="DIR", help="Calibration set: images and prompts")]
 OptionalCalibration = Annotated[
-    Path | None, typer.Option("--calibration", metavar="DIR", help="Calibration set: images and prompts")
+    Path | None,
+    typer.Option(
+        "--calibration", metavar="DIR", help="Calibration set: images and prompts; optional if the recipe needs none"
+    ),
 ]
 EvalSet = Annotated[
     Path | None,

@@ -26,10 +26,15 @@ from mcpmq.cli.options import (
     RecipeName,
     Source,
     Threads,
+    complete_format,
 )
 from mcpmq.cli.release import make_budget, parse_format
 
 if TYPE_CHECKING:  # --help imports no library
+    from collections.abc import Iterable, Sequence
+
+    from mcpmq.formats import FormatName
+    from mcpmq.formats.recipes import FormatsByRecipe
     from mcpmq.recipe import Recipe
 
 commands = typer.Typer()
@@ -40,7 +45,7 @@ def convert(
     source: Source,
     out: Out,
     formats: Formats,
-    calibration: Calibration,
+    calibration: OptionalCalibration = None,
     recipe: RecipeName = None,
     bits: Bits = None,
     max_size: MaxSize = None,
@@ -55,25 +60,28 @@ def convert(
 ) -> None:
     """Quantize, export and evaluate a checkpoint; resumes an interrupted run"""
     budget, names = make_budget(max_size, max_memory, context), [parse_format(name) for name in formats]
-    loaded = _load_recipe(recipe or (DEFAULT_SEARCH_RECIPE if budget and not bits else None), bits)
+    recipe = recipe or (DEFAULT_SEARCH_RECIPE if budget and not bits else None)
+    recipes = _load_recipes(recipe, bits, names)
     from mcpmq import ui
-    from mcpmq.artifact import Artifact
-    from mcpmq.convert import convert
+    from mcpmq.convert import convert, quantized_artifacts
     from mcpmq.evaluate import Settings
 
-    _print_if_uncalibrated(loaded)
+    if calibration:
+        _print_if_uncalibrated([loaded for loaded, _ in recipes])
     settings = Settings.from_options(threads, cache, ui.progress_bars(), device=device)
     report = convert(
         source,
         out,
         formats=names,
         calibration=calibration,
-        recipe=loaded,
+        recipe=recipe,
+        bits=bits,
         eval_set=eval_set,
         budget=budget,
         settings=settings,
     )
-    ui.print_deviations(Artifact.open(out / "quantized"))
+    for artifact in quantized_artifacts(out):
+        ui.print_deviations(artifact)
     ui.print_report(report, as_json=json, all_rows=show_all)
 
 
@@ -92,9 +100,10 @@ def plan(
     from mcpmq.estimate.forecast import forecast
     from mcpmq.plan import make_plan
 
-    loaded, names = _load_recipe(recipe, bits), [parse_format(name) for name in formats or ()]
-    made = make_plan(Checkpoint.open(source), loaded)
-    ui.print_plan(made, forecast(made, names, context), as_json=json)
+    recipes = _load_recipes(recipe, bits, [parse_format(name) for name in formats or ()])
+    checkpoint = Checkpoint.open(source)
+    plans = [(make_plan(checkpoint, loaded), names) for loaded, names in recipes]
+    ui.print_plans([(made, forecast(made, names, context)) for made, names in plans], as_json=json)
 
 
 @commands.command(rich_help_panel=PIPELINE_PANEL)
@@ -108,7 +117,7 @@ def quantize(
     json: Json = False,
 ) -> None:
     """Quantize every weight, block by block; the result can be exported to several formats"""
-    loaded = _load_recipe(recipe, bits)
+    [(loaded, _)] = _load_recipes(recipe, bits, ())
     from mcpmq import ui
     from mcpmq.checkpoint import Checkpoint
     from mcpmq.dataset import SampleSet
@@ -117,7 +126,7 @@ def quantize(
 
     samples = SampleSet.open(calibration) if calibration else None
     if samples:
-        _print_if_uncalibrated(loaded)
+        _print_if_uncalibrated([loaded])
     quantized = quantize(make_plan(Checkpoint.open(source), loaded), out, samples, ui.progress_bars(), device)
     ui.print_deviations(quantized.artifact)
     ui.print_artifact(quantized.artifact, as_json=json)
@@ -127,7 +136,12 @@ def quantize(
 def export(
     quantized: Annotated[Path, typer.Argument(metavar="QUANTIZED", help="Folder that `mcpmq quantize` wrote")],
     out: Out,
-    format: Annotated[str, typer.Option("--format", "-f", metavar="FORMAT", help=f"Format: {FORMAT_NAMES}")],
+    format: Annotated[
+        str,
+        typer.Option(
+            "--format", "-f", metavar="FORMAT", help=f"Format: {FORMAT_NAMES}", autocompletion=complete_format
+        ),
+    ],
     npu: Annotated[
         Path | None,
         typer.Option("--npu", metavar="DIR", help="ONNX vision graph for NPUs: 16-bit activations over these images"),
@@ -243,18 +257,19 @@ def _ablate(
     ui.print_ablation(ablation, as_json=json)
 
 
-def _print_if_uncalibrated(recipe: "Recipe") -> None:
-    if not recipe.needs_calibration:
-        from mcpmq import ui
+def _print_if_uncalibrated(recipes: "Iterable[Recipe]") -> None:
+    from mcpmq import ui
 
+    for recipe in (recipe for recipe in recipes if not recipe.needs_calibration):
         ui.print_notice(f"recipe `{recipe.name}` rounds to nearest: it does not use the calibration set")
 
 
-def _load_recipe(name: str | None, bits: int | None) -> "Recipe":
-    from mcpmq.recipe import RECIPE_BY_BITS, Recipe
+def _load_recipes(name: str | None, bits: int | None, formats: "Sequence[FormatName]") -> "FormatsByRecipe":
+    from mcpmq.formats.recipes import load_recipes
+    from mcpmq.recipe import RECIPE_BY_BITS
 
     if (name is None) == (bits is None):
         raise typer.BadParameter("give either --recipe or --bits", param_hint="--recipe")
     if bits not in (None, *RECIPE_BY_BITS):
         raise typer.BadParameter(f"{bits} is neither 4 nor 8", param_hint="--bits")
-    return Recipe.load(RECIPE_BY_BITS[bits] if bits else name or "")
+    return load_recipes(name, bits, formats)

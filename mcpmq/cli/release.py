@@ -19,6 +19,8 @@ from mcpmq.cli.options import (
     Out,
     Source,
     Threads,
+    complete_format,
+    complete_recipe,
 )
 
 if TYPE_CHECKING:  # --help imports no library
@@ -32,7 +34,12 @@ commands = typer.Typer()
 def search(
     source: Source,
     out: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="Recipe file to write")],
-    format: Annotated[str, typer.Option("--format", "-f", metavar="gguf|onnx", help="Format of the artifact")],
+    format: Annotated[
+        str,
+        typer.Option(
+            "--format", "-f", metavar="gguf|onnx", help="Format of the artifact", autocompletion=complete_format
+        ),
+    ],
     calibration: Calibration,
     max_size: MaxSize = None,
     max_memory: MaxMemory = None,
@@ -41,7 +48,14 @@ def search(
         bool, typer.Option("--sequential", help="The device frees the vision encoder before the language model loads")
     ] = False,
     recipe: Annotated[
-        str, typer.Option("--recipe", "-r", metavar="NAME|FILE", help="Recipe for method and smoothing, not schemes")
+        str,
+        typer.Option(
+            "--recipe",
+            "-r",
+            metavar="NAME|FILE",
+            help="Recipe for method and smoothing, not schemes",
+            autocompletion=complete_recipe,
+        ),
     ] = DEFAULT_SEARCH_RECIPE,
     device: Device = None,
     threads: Threads = None,

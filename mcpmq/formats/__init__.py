@@ -89,4 +89,6 @@ def _check_tensor(tensor: TensorPlan, target: Format) -> None:
             f"remove [activations] from the recipe, or export to: {', '.join(supporting)}",
         )
     if reason := target.unsupported_reason(tensor):
-        raise FormatError(f"`{target.name}` cannot store `{tensor.name}` as `{tensor.scheme or tensor.dtype}`", reason)
+        message = f"`{target.name}` cannot store `{tensor.name}` as `{tensor.scheme or tensor.dtype}`"
+        recipes = ", ".join(f"`{name}`" for name in target.recipes.values())
+        raise FormatError(message, f"{reason}; recipes for `{target.name}`: {recipes}")

@@ -1,7 +1,7 @@
 """The description that every format package declares as `FORMAT`, and the forecast of the files it writes."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -97,6 +97,7 @@ class Format:
     min_runtime: str  # the oldest version that loads it, or the oldest that was tested
     schemes: tuple[str, ...]
     limits: str  # constraints on schemes, for hints
+    recipes: Mapping[int, str] = field(default_factory=dict)  # recommended built-in recipes, by bits
     single_scheme: bool = False  # one scheme for all quantized weights of an artifact
     activations: tuple[str, ...] = ()  # schemes of quantized activations
     write: Callable[..., dict[str, list[str]]]

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from mcpmq.errors import GateError
 from mcpmq.system.text_file import read_toml
 
-GATE_HINT = "see `examples/README.md` for the format of a gate"
+GATE_HINT = "an example of a gate: [original.image] and, on the next line, kl_divergence = { at_most = 0.01 }"
 ARTIFACT = "artifact"  # the group of sizes and memory, which no samples have
 
 

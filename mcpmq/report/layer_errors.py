@@ -44,12 +44,14 @@ def _find_quantized_model(artifact: Artifact) -> "QuantizedModel | None":
     """Return the quantized model of an artifact, unless scales changed its weights."""
     from mcpmq.quantized_model import QuantizedModel
 
-    is_quantized_model = artifact.manifest.kind == "quantized"
-    folder = artifact.path if is_quantized_model else artifact.path.absolute().parent / QUANTIZED_FOLDER
-    if not (folder / MANIFEST).is_file():
+    parent, theirs = artifact.path.absolute().parent, artifact.manifest
+    names = (QUANTIZED_FOLDER, f"{QUANTIZED_FOLDER}-{theirs.recipe.get('name')}")
+    folders = [artifact.path] if theirs.kind == "quantized" else [parent / name for name in names]
+    folder = next((folder for folder in folders if (folder / MANIFEST).is_file()), None)
+    if folder is None:
         return None
     quantized = QuantizedModel.open(folder)
-    ours, theirs = quantized.artifact.manifest, artifact.manifest
+    ours = quantized.artifact.manifest
     same = (ours.source, ours.recipe) == (theirs.source, theirs.recipe)
     # Scaled weights differ from the original, although their outputs are equal.
     scaled = any(

@@ -6,9 +6,11 @@ from mcpmq.ui.inspect import (
     print_checkpoint,
     print_deviations,
     print_families,
+    print_recipe,
+    print_recipes,
     print_sample_set,
 )
-from mcpmq.ui.plans import print_plan
+from mcpmq.ui.plans import print_plan, print_plans
 from mcpmq.ui.reports import print_ablation, print_report, print_reports, print_verdicts
 from mcpmq.ui.terminal import print_error, print_notice, print_table, progress_bars, set_verbosity
 
@@ -22,6 +24,9 @@ __all__ = [
     "print_families",
     "print_notice",
     "print_plan",
+    "print_plans",
+    "print_recipe",
+    "print_recipes",
     "print_report",
     "print_reports",
     "print_sample_set",

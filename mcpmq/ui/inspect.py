@@ -1,12 +1,14 @@
 """Print artifacts, checkpoints, sample sets and supported families."""
 
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mcpmq.system.escaping import escape_controls
 from mcpmq.system.table import Row, Table, format_megabytes
 from mcpmq.ui.reports import print_report
-from mcpmq.ui.terminal import print_notice, print_properties, print_table
+from mcpmq.ui.terminal import print_json, print_notice, print_properties, print_table
 
 if TYPE_CHECKING:  # --help and errors import no library
     from mcpmq.artifact import Artifact, Manifest
@@ -55,6 +57,24 @@ def print_families(*, as_json: bool = False, as_markdown: bool = False) -> None:
     from mcpmq.formats.support import support_matrix, support_table
 
     print_table(support_table(), support_matrix(), as_json=as_json, as_markdown=as_markdown)
+
+
+def print_recipes(*, as_json: bool = False) -> None:
+    """Print the built-in recipes with their formats and measured results."""
+    from mcpmq.formats.recipes import recipe_list, recipes_table
+
+    print_table(recipes_table(), recipe_list(), as_json=as_json)
+
+
+def print_recipe(name: str, *, as_json: bool = False) -> None:
+    """Print one recipe as the text of its file."""
+    from mcpmq.recipe import Recipe, recipe_path
+
+    recipe = Recipe.load(name)
+    if as_json:
+        print_json(recipe.to_dict())
+    else:
+        sys.stdout.write(escape_controls(recipe_path(name).read_text(encoding="utf-8")))
 
 
 def inspect_path(path: Path, *, as_json: bool = False, all_rows: bool = False) -> None:

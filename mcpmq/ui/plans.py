@@ -1,14 +1,24 @@
 """Print a plan and its forecast: equal layers share a row; JSON lists every tensor."""
 
+from collections.abc import Sequence
 from re import sub
 from typing import TYPE_CHECKING, Any
 
 from mcpmq.system.table import Row, Table, format_megabytes
-from mcpmq.ui.terminal import print_table
+from mcpmq.ui.terminal import print_json, print_table
 
 if TYPE_CHECKING:  # --help and errors import no library
     from mcpmq.estimate.forecast import Forecast
     from mcpmq.plan import Plan, TensorPlan
+
+
+def print_plans(plans: "Sequence[tuple[Plan, Forecast]]", *, as_json: bool = False) -> None:
+    """Print one plan after the other; several plans are one JSON array."""
+    if as_json and len(plans) > 1:
+        print_json([_plan_to_dict(plan) | forecast.to_dict() for plan, forecast in plans])
+        return
+    for plan, forecast in plans:
+        print_plan(plan, forecast, as_json=as_json)
 
 
 def print_plan(plan: "Plan", forecast: "Forecast | None" = None, *, as_json: bool = False) -> None:

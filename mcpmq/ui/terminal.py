@@ -64,11 +64,16 @@ def progress_bars() -> Progress:
 def print_table(table: Table, data: Any, *, as_json: bool = False, as_markdown: bool = False) -> None:
     """Print a result to stdout: as a table, its data as JSON, or the table as Markdown."""
     if as_json:
-        sys.stdout.write(escape_controls(json.dumps(data, indent=1, ensure_ascii=False)) + "\n")
+        print_json(data)
     elif as_markdown:
         sys.stdout.write(table.to_markdown())
     else:
         _print_terminal_table(table)
+
+
+def print_json(data: Any) -> None:
+    """Print data to stdout as JSON."""
+    sys.stdout.write(escape_controls(json.dumps(data, indent=1, ensure_ascii=False)) + "\n")
 
 
 def print_properties(kind: str, path: str, properties: dict[str, Any], *, as_json: bool) -> None:

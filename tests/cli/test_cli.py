@@ -45,7 +45,6 @@ def test_plan_lists_every_weight_and_the_total(mcpmq: Command, tiny_checkpoint: 
         ["plan", "{checkpoint}", "--bits", "4", "--recipe", "phone-int4"],
         ["plan", "{checkpoint}", "--bits", "4", "--format", "exe"],
         ["convert", "{checkpoint}", "{out}", "--bits", "4", "--calibration", "x"],
-        ["convert", "{checkpoint}", "{out}", "--bits", "4", "--format", "gguf"],
         ["frobnicate"],
     ],
 )
@@ -161,6 +160,73 @@ def test_inspect_describes_a_path(
 def test_completion_is_offered(mcpmq: Command) -> None:
     """Help lists the completion option of the shell."""
     assert "--show-completion" in mcpmq("--help").stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("mcpmq plan x --recipe phone", {"phone-int4", "phone-int8"}),
+        ("mcpmq convert x y --format g", {"gguf", "gptq"}),
+        ("mcpmq export x y -f comp", {"compressed-tensors"}),
+        ("mcpmq quantize x y --device cuda:", {"cuda:0", "cuda:1"}),
+        ("mcpmq recipes language-", {"language-int4", "language-int8", "language-nf4"}),
+    ],
+)
+def test_values_are_completed(line: str, expected: set[str], mcpmq: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A shell gets the names of recipes, formats and devices that begin with the typed letters."""
+    monkeypatch.setenv("_MCPMQ_COMPLETE", "complete_fish")
+    monkeypatch.setenv("_TYPER_COMPLETE_ARGS", line)
+    monkeypatch.setenv("_TYPER_COMPLETE_FISH_ACTION", "get-args")
+
+    assert set(mcpmq().stdout.split()) == expected
+
+
+@pytest.mark.parametrize("command", [["-h"], ["plan", "-h"], ["recipes", "--help"]])
+def test_every_command_has_help(mcpmq: Command, command: list[str]) -> None:
+    """`-h` and `--help` are equal."""
+    ran = mcpmq(*command)
+
+    assert ran.exit_code == 0
+    assert "--help" in ran.stdout
+    assert "-h" in ran.stdout
+
+
+@pytest.mark.parametrize("place", ["before", "after", "last"])
+@pytest.mark.parametrize(("option", "traceback"), [("-v", True), ("--verbose", True), ("-q", False)])
+def test_verbosity_is_accepted_anywhere(
+    mcpmq: Command, tmp_path: Path, place: str, option: str, traceback: bool
+) -> None:
+    """`-v` before and after the command prints the traceback of an error."""
+    words = ["plan", str(tmp_path / "none"), "--bits", "4"]
+    words.insert({"before": 0, "after": 1, "last": 4}[place], option)
+
+    assert ("Traceback" in mcpmq(*words).stderr) is traceback
+
+
+def test_recipes_are_listed_and_printed(mcpmq: Command) -> None:
+    """The list has formats and results of every recipe; a name prints the file."""
+    listed, data = mcpmq("recipes").stdout, json.loads(mcpmq("recipes", "--json").stdout)
+
+    assert "calibrated-int4" in listed
+    assert "not measured" in listed
+    by_name = {entry["recipe"]: entry for entry in data}
+    assert by_name["language-nf4"]["formats"] == ["bnb"]
+    assert {one["format"] for one in by_name["calibrated-int4"]["measured"]} == {"gguf", "onnx"}
+    printed = mcpmq("recipes", "phone-int8")
+    assert '"*" = "int8-g32"' in printed.stdout
+    assert json.loads(mcpmq("recipes", "phone-int8", "--json").stdout)["weights"] == {"*": "int8-g32"}
+    assert mcpmq("recipes", "nothing").exit_code == 1
+
+
+def test_bits_select_the_recipe_of_each_format(mcpmq: Command, tiny_checkpoint: Path) -> None:
+    """A plan for several formats has one table for each recipe; a format without a recipe is an error."""
+    plans = json.loads(mcpmq("plan", tiny_checkpoint, "--bits", 4, "-f", "gguf", "-f", "bnb", "--json").stdout)
+
+    assert [one["recipe"]["name"] for one in plans] == ["calibrated-int4", "language-nf4"]
+    assert [list(one["formats"]) for one in plans] == [["gguf"], ["bnb"]]
+    failed = mcpmq("plan", tiny_checkpoint, "--bits", 8, "-f", "awq")
+    assert "`awq` has no recipe with 8 bits" in failed.stderr
+    assert "give --bits 4" in failed.stderr
 
 
 def test_an_imatrix_without_images_has_a_notice(mcpmq: Command, tiny_checkpoint: Path, tmp_path: Path) -> None:

@@ -64,4 +64,5 @@ FORMAT = LAYOUT.declare(
         *FLOAT_SCHEMES,
     ),
     limits="its loaders support 4-bit integers of some group sizes",
+    recipes={4: "calibrated-language-int4"},
 )

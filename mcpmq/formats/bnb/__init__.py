@@ -84,4 +84,5 @@ FORMAT = LAYOUT.declare(
     min_runtime="transformers 5.23 with bitsandbytes and accelerate",
     schemes=("nf4", "fp4", "int8-row", *FLOAT_SCHEMES),
     limits="bitsandbytes has two 4-bit codebooks, and 8-bit integers with one scale per row",
+    recipes={4: "language-nf4", 8: "language-int8"},
 )

@@ -69,4 +69,5 @@ FORMAT = LAYOUT.declare(
     min_runtime="transformers 5.23 with compressed-tensors and accelerate",
     schemes=(*integer_schemes((4, 8), (16, 32, 64, 128, 256, None)), *FLOAT_SCHEMES),
     limits="its loaders support symmetric integer schemes",
+    recipes={4: "calibrated-language-int4", 8: "language-int8"},
 )

@@ -69,6 +69,7 @@ FORMAT = Format(
     min_runtime=f"llama.cpp b{PINNED_VERSION.rpartition('.')[2]}",
     schemes=(*integer_schemes((4, 8), (32, 64, 128, 256, None)), *GGML_TYPES, *FLOAT_SCHEMES),
     limits=f"ggml's integer types have no zero point, and one scale for each block of {BLOCK_COLUMNS} columns",
+    recipes={4: "calibrated-int4", 8: "phone-int8"},
     write=_write,
     forecast=_forecast,
     shape_limit=_shape_limit,

@@ -103,5 +103,6 @@ FORMAT = LAYOUT.declare(
         *FLOAT_SCHEMES,
     ),
     limits="its loaders support integer schemes of some group sizes",
+    recipes={4: "calibrated-language-int4", 8: "language-int8"},
     check_model=_check_model,
 )

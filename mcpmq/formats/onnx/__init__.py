@@ -88,6 +88,7 @@ FORMAT = Format(
     min_runtime="ONNX Runtime 1.24",
     schemes=(*integer_schemes((4, 8), (16, 32, 64, 128, 256, None), asymmetric=True), *FLOAT_SCHEMES),
     limits="ONNX Runtime has operators for integer schemes only",
+    recipes={4: "calibrated-int4", 8: "phone-int8"},
     activations=("u8",),
     write=write,
     forecast=forecast,
