@@ -1,7 +1,9 @@
 """The command line: one module for every kind of command, and their shared options."""
 
 import os
-from typing import Annotated, Any
+import sys
+from pathlib import Path
+from typing import Annotated, Any, TextIO
 
 import typer
 from typer.core import TyperGroup
@@ -60,10 +62,30 @@ def main() -> None:
     """Run the command line; print errors of the user and of the system as message and hint."""
     # OpenMP threads that spin while they wait make the work eight times slower beside another busy process.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    if sys.stdout is None:  # closed by the parent process
+        sys.stdout = _null_output()
     try:
-        app(prog_name="mcpmq")
+        try:
+            app(prog_name="mcpmq")
+        finally:
+            sys.stdout.flush()  # here, because the interpreter would print a traceback
     except (McpmqError, OSError, MemoryError) as error:
+        _discard_output()
+        if isinstance(error, BrokenPipeError):  # the reader has the lines that it needs
+            raise SystemExit(1) from None
         from mcpmq import ui
 
         ui.print_error(error if isinstance(error, McpmqError) else system_error(error))
         raise SystemExit(1) from None
+
+
+def _discard_output() -> None:
+    """Discard the output that could not be written, before the interpreter tries to write it again."""
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        sys.stdout = _null_output()
+
+
+def _null_output() -> TextIO:
+    return Path(os.devnull).open("w")  # until the process ends

@@ -92,4 +92,4 @@ def check(
     verdicts = [verdict for file in gates for verdict in gate.check(loaded, gate.Gate.load(file), earlier)]
     gate.VerdictFiles(junit, sarif, html, summary).write(verdicts, loaded, report)
     ui.print_verdicts(verdicts, as_json=json)
-    raise typer.Exit(0 if all(verdict.passed for verdict in verdicts) else GATE_FAILED)
+    raise typer.Exit(GATE_FAILED if any(verdict.status == "failed" for verdict in verdicts) else 0)

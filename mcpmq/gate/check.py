@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import TypeAlias
 
 from mcpmq.artifact import Artifact
 from mcpmq.errors import ArtifactError
 from mcpmq.evaluate import ORIGINAL, Estimate, changes
-from mcpmq.gate.gate import ARTIFACT, Bound, Bounds, Gate
+from mcpmq.gate.gate import ARTIFACT, Bound, Gate, Reference
+from mcpmq.gate.verdict import Verdict
 from mcpmq.report import ArtifactResult, Report
 from mcpmq.report.report import CalibrationInfo, DatasetInfo, SourceInfo
 
@@ -18,51 +18,38 @@ Metrics: TypeAlias = Mapping[str, Estimate | float]  # by name
 Info: TypeAlias = SourceInfo | DatasetInfo | CalibrationInfo | None
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """The result of one bound for one artifact; `problem` is empty if the bound holds."""
-
-    artifact: str
-    reference: str  # "original" or "baseline"
-    group: str  # of samples, or "artifact"
-    metric: str
-    problem: str = ""
-
-    @property
-    def passed(self) -> bool:
-        return not self.problem
-
-    def __str__(self) -> str:
-        result = self.problem or "passed"
-        return f"{self.artifact}, {self.group}, {self.metric} against the {self.reference}: {result}"
-
-
 def check(report: Report, gate: Gate, baseline: Report | None = None) -> tuple[Verdict, ...]:
     """Check the artifacts that the gate selects, against the original and a baseline report."""
     results = [result for result in report.artifacts if fnmatchcase(result.label, gate.artifacts)]
     if not results:
         problem = f"the report has no such artifact; it has {_quote(result.label for result in report.artifacts)}"
-        return (Verdict(gate.artifacts, "original", ARTIFACT, "name", problem),)
+        return (Verdict(gate.artifacts, "original", ARTIFACT, "name", problem, gate=gate.file),)
     return tuple(verdict for result in results for verdict in _verdicts(report, result, gate, baseline))
 
 
 def _verdicts(report: Report, result: ArtifactResult, gate: Gate, baseline: Report | None) -> Iterator[Verdict]:
-    yield from _check_bounds(result, "original", gate.original, _original_metrics(report, result))
+    yield from _check_bounds(result, "original", gate, _original_metrics(report, result))
     if not gate.baseline and baseline is None:
         return
     earlier, problems = _find_baseline(report, result, baseline)
     for name, problem in problems.items():
-        yield Verdict(result.label, "baseline", ARTIFACT, name, problem)
+        yield Verdict(result.label, "baseline", ARTIFACT, name, problem, gate=gate.file)
     if earlier and not problems:
-        yield from _check_bounds(result, "baseline", gate.baseline, _baseline_metrics(result, earlier))
+        yield from _check_bounds(result, "baseline", gate, _baseline_metrics(result, earlier))
+    else:
+        for group, metric, bound in gate.bounds("baseline"):
+            line = gate.line("baseline", group, metric)
+            reason = f"the baseline cannot be compared: {', '.join(problems)}"
+            yield Verdict(result.label, "baseline", group, metric, "", reason, bound, None, gate.file, line)
 
 
 def _check_bounds(
-    result: ArtifactResult, reference: str, bounds: Bounds, metrics: Mapping[str, Metrics]
+    result: ArtifactResult, reference: Reference, gate: Gate, metrics: Mapping[str, Metrics]
 ) -> Iterator[Verdict]:
-    for group, by_metric in bounds.items():
-        for metric, bound in by_metric.items():
-            yield Verdict(result.label, reference, group, metric, _problem(group, metric, bound, metrics))
+    for group, metric, bound in gate.bounds(reference):
+        problem, value = _problem(group, metric, bound, metrics), metrics.get(group, {}).get(metric)
+        line = gate.line(reference, group, metric)
+        yield Verdict(result.label, reference, group, metric, problem, "", bound, value, gate.file, line)
 
 
 def _problem(group: str, metric: str, bound: Bound, metrics: Mapping[str, Metrics]) -> str:

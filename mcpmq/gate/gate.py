@@ -1,14 +1,17 @@
 """Gate files: bounds on the metrics of a report, in TOML."""
 
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, model_validator
 
 from mcpmq.errors import GateError
 from mcpmq.system.text_file import read_toml
 
 GATE_HINT = "an example of a gate: [original.image] and, on the next line, kl_divergence = { at_most = 0.01 }"
+TABLE_HEADER, KEY = re.compile(r"\s*\[\s*([^\[\]]+?)\s*\]"), re.compile(r"\s*([\w.\"'-]+(?:\s*\.\s*[\w\"'-]+)*)\s*=")
 ARTIFACT = "artifact"  # the group of sizes and memory, which no samples have
 
 
@@ -41,6 +44,7 @@ class Bound(BaseModel):
         return (self.at_most is None or value <= self.at_most) and (self.at_least is None or value >= self.at_least)
 
 
+Reference: TypeAlias = Literal["original", "baseline"]
 Bounds = dict[str, dict[str, Bound]]  # by group of samples, or ARTIFACT, and metric
 
 
@@ -52,6 +56,8 @@ class Gate(BaseModel):
     artifacts: str = "*"  # glob over names such as `gguf phone-int4`
     original: Bounds = {}
     baseline: Bounds = {}
+    _file: Path | None = PrivateAttr(None)
+    _lines: dict[tuple[str, ...], int] = PrivateAttr(default_factory=dict)  # by keys from the root
 
     @classmethod
     def load(cls, file: Path) -> Self:
@@ -69,4 +75,38 @@ class Gate(BaseModel):
             raise GateError(f"`{file}`: {field}: {first['msg']}", GATE_HINT) from error
         if not any(bounds for groups in (gate.original, gate.baseline) for bounds in groups.values()):
             raise GateError(f"`{file}` has no bounds", "add at least one bound")
+        gate._file, gate._lines = file, _key_lines(file.read_text(encoding="utf-8-sig"))
         return gate
+
+    @property
+    def file(self) -> Path | None:
+        """The file that the gate was read from."""
+        return self._file
+
+    def bounds(self, reference: Reference) -> Iterator[tuple[str, str, Bound]]:
+        """Yield group, metric and bound of all bounds against a reference, in the order of the file."""
+        for group, by_metric in (self.original if reference == "original" else self.baseline).items():
+            yield from ((group, metric, bound) for metric, bound in by_metric.items())
+
+    def line(self, reference: Reference, group: str, metric: str) -> int:
+        """Return the line of a bound in the file, or of the innermost table around it."""
+        keys = (reference, group, metric)
+        return next((self._lines[keys[:end]] for end in (3, 2, 1) if keys[:end] in self._lines), 1)
+
+
+def _key_lines(text: str) -> dict[tuple[str, ...], int]:
+    """Return the first line of every key of a valid TOML file; keys inside of inline tables have none."""
+    lines: dict[tuple[str, ...], int] = {}
+    table: tuple[str, ...] = ()
+    for number, line in enumerate(text.splitlines(), 1):
+        header, key = TABLE_HEADER.match(line), KEY.match(line)
+        if header:
+            table = _keys(header[1])
+        found = table if header else (*table, *_keys(key[1])) if key else ()
+        for end in range(1, len(found) + 1):
+            lines.setdefault(found[:end], number)
+    return lines
+
+
+def _keys(dotted: str) -> tuple[str, ...]:
+    return tuple(part.strip().strip("\"'") for part in dotted.split("."))

@@ -116,7 +116,7 @@ def _select_results(report: Report, artifacts: Sequence[Artifact]) -> Report:
 def _check_gates(report: Report, options: ReleaseOptions) -> None:
     gates = [Gate.load(file) for file in options.gates]
     verdicts = [verdict for gate in gates for verdict in check(report, gate, options.baseline)]
-    if violated := [str(verdict) for verdict in verdicts if not verdict.passed]:
+    if violated := [str(verdict) for verdict in verdicts if verdict.status == "failed"]:
         raise ReleaseError(
             "\n".join([f"{len(violated)} of {len(verdicts)} bounds of the gate are violated", *violated]),
             "use a more accurate recipe, or correct the gate",

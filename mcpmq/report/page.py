@@ -10,20 +10,21 @@ from mcpmq.report.charts import layer_charts
 from mcpmq.report.report import ArtifactResult, Report, WorstSample
 from mcpmq.report.tables import GROUP_LABELS, KV_CACHE_TOKENS, report_table, report_title
 from mcpmq.system.escaping import escape_controls
-from mcpmq.system.table import format_megabytes
+from mcpmq.system.table import Table, format_megabytes
 
 
-def render_html(report: Report, violated: Sequence[str] | None = None) -> str:
+def render_html(report: Report, gate: Table | None = None, *, failed: bool = False) -> str:
     """Render verdict, sizes, memory, accuracy, layers and worst samples as HTML.
 
-    `violated` are the violated bounds of a gate, empty if it passed; without a gate the verdict is a summary.
+    `gate` has a row for every bound of a gate; without a gate the verdict is a summary.
     """
     environment = Environment(autoescape=True, finalize=_finalize, trim_blocks=True, lstrip_blocks=True)
     template = environment.from_string(files("mcpmq.report").joinpath("page.html").read_text(encoding="utf-8"))
     return template.render(
         report=report,
         title=report_title(report),
-        violated=violated,
+        gate=gate,
+        failed=failed,
         summaries=[_summary(report, result) for result in report.artifacts],
         table=report_table(report),
         megabytes=format_megabytes,

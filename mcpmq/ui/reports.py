@@ -1,12 +1,9 @@
 """Print reports, the change between two reports, component ablations, and the verdicts of a gate."""
 
-import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from mcpmq.system.escaping import escape_controls
 from mcpmq.ui.terminal import print_table
 
 if TYPE_CHECKING:  # --help and errors import no library
@@ -51,9 +48,9 @@ def print_ablation(ablation: "ComponentAblation", *, as_json: bool = False) -> N
 
 
 def print_verdicts(verdicts: Sequence["Verdict"], *, as_json: bool = False) -> None:
-    """Print a line for every violated bound, or one line if all bounds hold."""
-    if as_json:
-        lines = [json.dumps([asdict(verdict) for verdict in verdicts], indent=1, ensure_ascii=False)]
-    else:
-        lines = [str(verdict) for verdict in verdicts if not verdict.passed] or [f"all {len(verdicts)} bounds hold"]
-    sys.stdout.write(escape_controls("\n".join(lines)) + "\n")
+    """Print value, interval, limits and margin of every bound, then a line for every bound that does not hold."""
+    from mcpmq.gate import verdict_table
+
+    failed = any(verdict.status == "failed" for verdict in verdicts)
+    data = {"passed": not failed, "bounds": [verdict.to_dict() for verdict in verdicts]}
+    print_table(verdict_table(verdicts), data, as_json=as_json)

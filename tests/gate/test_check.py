@@ -10,8 +10,8 @@ import pytest
 
 from mcpmq.artifact import MANIFEST, Artifact
 from mcpmq.errors import ArtifactError
-from mcpmq.evaluate import ORIGINAL, changes
-from mcpmq.gate import Gate, Verdict, check, check_artifacts
+from mcpmq.evaluate import ORIGINAL, Estimate, changes
+from mcpmq.gate import Bound, Gate, Verdict, check, check_artifacts
 from mcpmq.quantized_model import QuantizedModel
 from mcpmq.report import Report
 from tests.fake_reports import make_report
@@ -24,7 +24,7 @@ def gate(**parts: Any) -> Gate:
 
 def violated(report: Report, gate: Gate, baseline: Report | None = None) -> list[str]:
     """Return the violated bounds as text."""
-    return [str(one) for one in check(report, gate, baseline) if not one.passed]
+    return [str(one) for one in check(report, gate, baseline) if one.status == "failed"]
 
 
 def with_result(report: Report, **changed: Any) -> Report:
@@ -151,3 +151,23 @@ def test_a_changed_artifact_is_rejected(tiny_int4: QuantizedModel, tmp_path: Pat
 def test_the_text_of_a_passed_verdict() -> None:
     """The text has artifact, group, metric and reference."""
     assert str(Verdict("a", "original", "image", "m")) == "a, image, m against the original: passed"
+
+
+@pytest.mark.parametrize(
+    ("bound", "margin"),
+    [
+        ({"at_most": 1.5}, 0.25),
+        ({"at_least": 1.5}, -0.25),
+        ({"at_least": 1.0, "at_most": 2.0}, 0.25),
+        ({"at_most": 1.5, "on": "high"}, -0.5),
+        ({"at_least": 1.0, "on": "low"}, 0.0),
+    ],
+)
+def test_the_margin_is_the_distance_to_the_nearest_limit(bound: dict[str, Any], margin: float) -> None:
+    """It applies to the value or the end that is bounded, and is negative outside of the limits."""
+    value = Estimate(value=1.25, standard_error=0.1, low=1.0, high=2.0)
+    verdict = Verdict("a", "original", "image", "m", bound=Bound(**bound), value=value)
+
+    assert verdict.margin == pytest.approx(margin)
+    assert Verdict("a", "original", "image", "m", bound=Bound(at_most=2.0), value=float("nan")).margin is None
+    assert Verdict("a", "original", "image", "m", bound=Bound(at_most=2.0), value=0.5).margin == 1.5

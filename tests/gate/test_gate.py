@@ -54,6 +54,34 @@ def test_an_invalid_gate_is_rejected(text: str, message: str, tmp_path: Path) ->
         Gate.load(tmp_path / "gate.toml")
 
 
+def test_bounds_have_the_line_of_their_file(tmp_path: Path) -> None:
+    """Tables, dotted and quoted keys have lines; a bound inside of an inline table has that of the table."""
+    lines = [
+        "# a comment with a = sign",
+        "original.text.kl_divergence.at_most = 0.5",
+        "[original.image]",
+        "kl_divergence = { at_most = 0.01 }",
+        '"perplexity_ratio" = { at_most = 1.02 }',
+        "[original.artifact.nbytes]",
+        "at_most = 100",
+        "[baseline]",
+        "image = { kl_divergence_increase = { at_most = 0.1 } }",
+    ]
+    (tmp_path / "gate.toml").write_text("\n".join(lines))
+    gate = Gate.load(tmp_path / "gate.toml")
+
+    found = {(group, metric): gate.line("original", group, metric) for group, metric, _ in gate.bounds("original")}
+    assert found == {
+        ("text", "kl_divergence"): 2,
+        ("image", "kl_divergence"): 4,
+        ("image", "perplexity_ratio"): 5,
+        ("artifact", "nbytes"): 6,
+    }
+    assert gate.line("baseline", "image", "kl_divergence_increase") == 9
+    assert gate.file == tmp_path / "gate.toml"
+    assert Gate().line("original", "image", "kl_divergence") == 1
+
+
 @pytest.mark.parametrize("content", [None, b"\xff"])
 def test_a_file_that_cannot_be_read_is_rejected(content: bytes | None, tmp_path: Path) -> None:
     """A missing file and a file that is not UTF-8 are errors."""

@@ -1,6 +1,7 @@
 """The commands `check` and `report`."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -24,10 +25,14 @@ def gate_of(tmp_path: Path, at_most: float) -> Path:
 
 
 def test_a_passed_gate_exits_with_zero(mcpmq: Command, released: Path, tmp_path: Path) -> None:
-    """One line is on stdout."""
+    """Every bound is printed with value, interval, limits and margin."""
     ran = mcpmq("check", released, "--gate", gate_of(tmp_path, 1))
 
-    assert (ran.exit_code, ran.stdout) == (0, "all 2 bounds hold\n")
+    assert ran.exit_code == 0
+    assert ran.stdout.startswith("Gate passed: 2 of 2 bounds hold\n")
+    rows = [line for line in ran.stdout.splitlines() if line.startswith("   image kl_divergence")]
+    assert len(rows) == 2
+    assert all(re.search(r"0\.\d+ \[0\.\d+, 0\.\d+\]  at most 1  \+0\.\d+  passed$", row) for row in rows)
 
 
 def test_a_violated_gate_exits_with_three(mcpmq: Command, released: Path, tmp_path: Path) -> None:
@@ -37,10 +42,31 @@ def test_a_violated_gate_exits_with_three(mcpmq: Command, released: Path, tmp_pa
     ran = mcpmq("check", released, "--gate", gate_of(tmp_path, 0), *options)
 
     assert ran.exit_code == 3
-    assert [line.partition(",")[0] for line in ran.stdout.splitlines()] == ["gguf phone-int4", "onnx phone-int4"]
+    assert [line.partition(",")[0] for line in ran.stdout.splitlines()[-2:]] == ["gguf phone-int4", "onnx phone-int4"]
+    assert ran.stdout.startswith("Gate failed: 2 of 2 bounds violated\n")
     assert all(file.is_file() for file in files)
-    verdicts = json.loads(mcpmq("check", released, "--gate", tmp_path / "gate.toml", "--json").stdout)
-    assert [verdict["metric"] for verdict in verdicts] == ["kl_divergence", "kl_divergence"]
+    result = json.loads(mcpmq("check", released, "--gate", tmp_path / "gate.toml", "--json").stdout)
+    assert result["passed"] is False
+    [first, _] = result["bounds"]
+    assert (first["metric"], first["status"], first["line"]) == ("kl_divergence", "failed", 2)
+    assert first["low"] < first["value"] < first["high"]
+    assert first["margin"] == -first["value"] == -first["checked_value"]
+    assert first["bound"] == {"at_most": 0.0, "at_least": None, "on": "value"}
+    assert first["gate"] == str(tmp_path / "gate.toml")
+
+
+def test_bounds_of_a_baseline_that_cannot_be_compared_are_skipped(
+    mcpmq: Command, released: Path, tmp_path: Path
+) -> None:
+    """The reason is a violation, the bounds are listed as skipped, and the bounds on the original are checked."""
+    gate = gate_of(tmp_path, 1)
+    gate.write_text(gate.read_text() + "[baseline.text]\nperplexity_ratio = { at_most = 1.01 }\n")
+    ran = mcpmq("check", released, "--gate", gate)
+
+    assert ran.exit_code == 3
+    assert "Gate failed: 2 of 6 bounds violated, 2 skipped" in ran.stdout
+    assert ran.stdout.count("SKIPPED") == 2
+    assert "perplexity_ratio against the baseline: skipped: the baseline cannot be compared: report" in ran.stdout
 
 
 @pytest.mark.parametrize("invalid", ["gate", "report", "baseline", "artifact"])

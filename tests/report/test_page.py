@@ -14,6 +14,7 @@ from mcpmq.errors import ArtifactError
 from mcpmq.report import Report
 from mcpmq.report.page import render_html
 from mcpmq.report.report import SourceInfo
+from mcpmq.system.table import Table
 from tests.fake_reports import make_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -92,8 +93,11 @@ def test_a_report_with_another_image_is_rejected(image: str, tmp_path: Path) -> 
 def test_the_verdict_comes_first() -> None:
     """The page begins with a summary, a passed gate, or a failed gate with its violated bounds."""
     report = make_report(2)
-    for violated, words in ((None, "Measured"), ([], "The gate passed"), (["a is < b"], "The gate failed: 1 violated")):
-        page = render_html(report, violated)
+    failed = Table("Gate failed: 1 of 1 bound violated", ["margin"], [("  kl", ["-1"])], ["a is < b"])
+    passed = Table("Gate passed: 1 of 1 bound holds", ["margin"], [("  kl", ["+0.25"])])
+    for gate, words in ((None, "Measured"), (passed, "Gate passed: 1 of 1"), (failed, "Gate failed: 1 of 1")):
+        page = render_html(report, gate, failed=gate is failed)
+        assert ("+0.25" in page) is (gate is passed)
         assert page.index(words) < page.index("Size on disk") < page.index("Accuracy") < page.index("Worst samples")
     assert "a is &lt; b" in page
 
