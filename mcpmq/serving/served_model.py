@@ -12,6 +12,7 @@ from mcpmq.evaluate import Difference
 from mcpmq.evaluate.schema import GroupResult
 from mcpmq.report import Report
 from mcpmq.report.report import ArtifactResult
+from mcpmq.serving.limits import Limits
 from mcpmq.system.escaping import escape_controls
 
 
@@ -30,8 +31,10 @@ class ServedModel:
         return {**model, "meta": self.facts}
 
 
-def describe(artifact: Artifact, engine: str, *, has_vision: bool, context: int) -> ServedModel:
-    """Return the facts about an artifact; `context` is in tokens."""
+def describe(
+    artifact: Artifact, engine: str, *, has_vision: bool, context: int, notes: tuple[str, ...], limits: Limits
+) -> ServedModel:
+    """Return the facts about an artifact; `context` is in tokens, `notes` are differences from the measured quality."""
     manifest = artifact.manifest
     facts = {
         "original": escape_controls(manifest.source.name),
@@ -42,6 +45,8 @@ def describe(artifact: Artifact, engine: str, *, has_vision: bool, context: int)
         "context_tokens": context,
         "vision": has_vision,
         "quality": _quality(artifact),
+        "notes": notes,
+        "limits": {"images": limits.images, "pixels": limits.pixels, "body_nbytes": limits.body_nbytes},
     }
     return ServedModel(model_name(artifact), int((artifact.path / MANIFEST).stat().st_mtime), has_vision, facts)
 

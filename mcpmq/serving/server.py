@@ -15,12 +15,16 @@ from mcpmq.runners.launcher import ENGINES
 from mcpmq.serving.api import Api, make_app
 from mcpmq.serving.engine_process import EngineProcess, running_engine
 from mcpmq.serving.http_server import make_server, open_socket
-from mcpmq.serving.limits import LIMITS
+from mcpmq.serving.limits import LIMITS, Limits
 from mcpmq.serving.served_model import describe, model_name
 
 LLAMA_SERVER = "mcpmq.serving.llama_server"
 VISION_COMPONENT = "vision+projector"
 SPARE_HTTP_THREADS = 4  # of llama.cpp, beside one for every slot
+PREPROCESSING_NOTE = (
+    "llama.cpp slices and resizes images itself: answers about images that are not square can differ from the measured"
+    " ones"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +62,16 @@ def serve(artifact: Artifact, options: ServerOptions, show_url: Callable[[str], 
 
 
 @contextmanager
-def running_model(artifact: Artifact, options: ServerOptions) -> Iterator[Any]:
+def running_model(artifact: Artifact, options: ServerOptions, limits: Limits = LIMITS) -> Iterator[Any]:
     """Yield the running engine of an artifact, and the model that it serves."""
     if artifact.manifest.kind != "gguf":
         raise EngineError(f"artifacts of format `{artifact.manifest.kind}` cannot be served", "export it as gguf")
     with running_engine(LLAMA_SERVER, _llama_settings(artifact, options)) as engine:
         context = min(options.context, _trained_context(engine))
         has_vision = bool(artifact.component_files(VISION_COMPONENT))
-        yield engine, describe(artifact, ENGINES["gguf"][0], has_vision=has_vision, context=context)
+        notes = (PREPROCESSING_NOTE,) if has_vision else ()
+        name, _ = ENGINES["gguf"]
+        yield engine, describe(artifact, name, has_vision=has_vision, context=context, notes=notes, limits=limits)
 
 
 def _trained_context(engine: EngineProcess) -> int:

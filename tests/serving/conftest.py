@@ -23,7 +23,10 @@ CONTEXT = 512
 def serving(artifact: Artifact, limits: Limits = LIMITS, key: str | None = None) -> Iterator[Served]:
     """Serve an artifact on a free port until the end of the block."""
     options = ServerOptions(port=0, context=CONTEXT, threads=1, key=key)
-    with open_socket(options.host, options.port) as listening, running_model(artifact, options) as (engine, model):
+    with (
+        open_socket(options.host, options.port) as listening,
+        running_model(artifact, options, limits) as (engine, model),
+    ):
         server = make_server(make_app(Api(model, engine, options.slots, limits), key=key, local=True))
         thread = Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
