@@ -6,7 +6,7 @@ BIN := .venv/bin
 # Spinning threads of two busy processes slow each other down by a factor of eight.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: setup demo gate test lint types layers unit docs min-runtime transformers-js compat campaign readme clean
+.PHONY: setup demo gate test lint types layers unit docs site min-runtime transformers-js compat campaign readme clean
 
 setup: .venv/ready
 
@@ -28,7 +28,7 @@ gate: setup
 	$(CONVERT) build/gate --recipe calibrated-quality-int4 --format gguf $(SETS) > /dev/null
 	$(BIN)/mcpmq check build/gate $(GATE) --artifact build/gate/gguf --html build/gate/report.html
 
-test: lint types layers unit docs
+test: lint types layers unit docs site
 
 lint: setup
 	$(BIN)/ruff check .
@@ -60,8 +60,14 @@ $(JAVASCRIPT)/ready: tests/transformers_js/package.json
 	npm install --prefix $(JAVASCRIPT) --ignore-scripts --no-package-lock --no-audit --no-fund
 	touch $@
 
+# The generated parts of the documents are up to date.
+GENERATED := README.md ARCHITECTURE.md benchmarks/README.md $(wildcard docs/*.md)
 docs: setup
-	$(BIN)/cog --check README.md benchmarks/README.md examples/README.md
+	$(BIN)/cog --check $(GENERATED)
+
+# The documentation as a site in build/site; links to missing pages, headings and files are errors.
+site: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # Load every Hugging Face format with its own packages; gptqmodel has an environment of its own and takes minutes to build.
 compat: setup build/compat/ready
@@ -80,7 +86,8 @@ campaign: setup
 
 readme: setup
 	$(BIN)/python -m benchmarks.recipe_results
-	$(BIN)/cog -r README.md benchmarks/README.md examples/README.md
+	$(BIN)/python -m benchmarks.size_plot
+	$(BIN)/cog -r $(GENERATED)
 
 clean:
 	rm -rf build .venv

@@ -1,6 +1,7 @@
-"""Parts of README.md that are generated from the code: commands, families, schemes, file tree."""
+"""Parts of README.md and docs/ that are generated from the code: commands, families, schemes, recipes, file tree."""
 
 import ast
+import itertools
 import json
 import os
 import re
@@ -9,16 +10,21 @@ import sys
 from pathlib import Path
 
 from benchmarks.commands import ROOT
-from mcpmq.formats import support
+from benchmarks.markdown import table
+from benchmarks.result_tables import load_report
+from mcpmq.formats import FORMATS, recipes, support
+from mcpmq.recipe import BUILTIN_DIRECTORY, Recipe
+from mcpmq.report import summary_table
+from mcpmq.ui.layout import lay_out
 
 FOLDER_DESCRIPTIONS = {
     "calibration": "calibration and evaluation sets, the reference checkpoint, and the scripts that generate them",
     "benchmarks": "benchmark scripts and committed results",
-    "docs": "glossary and Python API",
-    "examples": "release workflow, gates, report schema",
+    "docs": "the documentation; `make site` builds its site",
+    "examples": "release workflow",
     "tests": "mirrors mcpmq/",
 }
-MAX_SENTENCE_LENGTH = 95
+MAX_SENTENCE_LENGTH, QUICK_START_COLUMNS = 95, 100
 
 
 def command_help() -> str:
@@ -27,6 +33,23 @@ def command_help() -> str:
     command = [sys.executable, "-m", "mcpmq", "--help"]
     text = subprocess.run(command, capture_output=True, text=True, check=True, env=terminal).stdout
     return "```\n" + "\n".join(line.rstrip() for line in text.strip().splitlines()) + "\n```"
+
+
+def quick_start_output() -> str:
+    """Return the last output of `mcpmq convert` for the first artifact of a committed report, at 100 columns."""
+    report = load_report("reference")
+    summary = summary_table(report.model_copy(update={"artifacts": report.artifacts[:1]}))
+    return "```\n" + "\n".join(line.text for line in lay_out(summary, QUICK_START_COLUMNS)).strip() + "\n```"
+
+
+def short_family_table() -> str:
+    """Return the formats of every family."""
+    rows = []
+    for family in support.support_matrix():
+        notes = (family[name] != "yes" or name in family["caveats"] for name in FORMATS)
+        cells = [family[name].partition(":")[0] + "\\*" * note for name, note in zip(FORMATS, notes, strict=True)]
+        rows.append([family["family"] + " (text only)" * (not family["has_vision"]), *cells])
+    return table(["", *FORMATS], rows, 1 + len(FORMATS))
 
 
 def family_table() -> str:
@@ -66,3 +89,19 @@ def _sentence(path: Path) -> str:
     if len(sentence) > MAX_SENTENCE_LENGTH:
         sentence = re.split(r"[:;] |\. ", sentence)[0]
     return sentence.rstrip(".")
+
+
+def recipe_table() -> str:
+    """Return every built-in recipe with its method and the comment at its top."""
+    rows = []
+    for path in sorted(BUILTIN_DIRECTORY.glob("*.toml")):
+        comment = itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
+        recipe = Recipe.load(path.stem)
+        method = f"{recipe.method}, {recipe.smooth}" if recipe.smooth != "none" else recipe.method
+        rows.append([f"`{path.stem}`", method, " ".join(line.removeprefix("# ") for line in comment).rstrip(".")])
+    return table(["recipe", "method", "content"], rows, 3)
+
+
+def measured_recipes_table() -> str:
+    """Return the table of `mcpmq recipes` without its title."""
+    return recipes.recipes_table().to_markdown().partition("\n\n")[2].strip()

@@ -1,15 +1,11 @@
 """The public Python API."""
 
-import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 import mcpmq
-
-EXAMPLES = re.findall(r"```python\n(.*?)```", (Path(__file__).parent.parent / "docs" / "python.md").read_text(), re.S)
 
 
 def test_every_public_name_is_available() -> None:
@@ -39,20 +35,3 @@ def test_importing_the_package_imports_no_torch() -> None:
     code = "import mcpmq, sys; assert not {'torch', 'transformers', 'pydantic'} & sys.modules.keys()"
 
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
-
-
-@pytest.mark.parametrize("code", EXAMPLES, ids=range(len(EXAMPLES)))
-def test_the_examples_of_the_documentation_run(
-    code: str, tiny_checkpoint: Path, tiny_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every code block of docs/python.md runs, and leaves an artifact and a report."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    (tmp_path / "CHECKPOINT").symlink_to(tiny_checkpoint)
-    (tmp_path / "SAMPLES").symlink_to(tiny_set)
-
-    exec(compile(code, "docs/python.md", "exec"), {})
-
-    assert len(EXAMPLES) == 2
-    assert list((tmp_path / "OUT").glob("*/mcpmq.json"))
-    assert mcpmq.Report.load(tmp_path / "OUT").artifacts

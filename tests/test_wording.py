@@ -139,12 +139,12 @@ def test_recipe_comments_use_plain_terms(path: Path) -> None:
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_documents_use_plain_terms(path: Path) -> None:
-    """Text outside of code blocks and inline code contains no disallowed word."""
+    """Text outside of code blocks, inline code and tags contains no disallowed word."""
     if path.relative_to(ROOT).as_posix() not in EXEMPT:
         text = re.sub(
             r"(?ms)^```.*?^```|<!--.*?-->", lambda found: "\n" * found[0].count("\n"), path.read_text(encoding="utf-8")
         )
-        text = re.sub(r"`[^`\n]*`|\]\([^)]*\)", "", text)
+        text = re.sub(r"`[^`\n]*`|\]\([^)]*\)|<[^<>\n]*>", "", text)
 
         assert list(_wrong_words(enumerate(text.splitlines(), start=1))) == []
 

@@ -1,0 +1,101 @@
+"""The comparison with other tools in README.md: mean KLD at 4.5 bits per weight, from committed results."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from benchmarks.commands import RESULTS
+from benchmarks.markdown import estimates, load_result, percent_change, table, thousandths
+from mcpmq.evaluate import Estimate
+
+# Rows of peers.json: tool, method, calibration data.
+PEERS = {
+    ("mcpmq", "awq-gptq", "images"): "**mcpmq, AWQ + GPTQ**",
+    ("gptqmodel", "gptq-desc-act", "images"): "GPTQModel, GPTQ with `desc_act`",
+    ("mcpmq", "gptq", "images"): "**mcpmq, GPTQ**",
+    ("autoround", "200-steps", "images"): "AutoRound, 200 steps",
+    ("gptqmodel", "awq", "images"): "GPTQModel, AWQ",
+    ("gptqmodel", "gptq", "images"): "GPTQModel, GPTQ",
+    ("mcpmq", "rtn", "nothing"): "round to nearest",
+}
+# Rows of methods.json whose blocks are those of llama-quantize: method, calibration data.
+LLAMA_QUANTIZE = {
+    ("rtn-imatrix", "text"): "llama-quantize, Q4_K with imatrix",
+    ("rtn", "nothing"): "llama-quantize, Q4_K",
+}
+PEERS_NOTE = """\
+Mean KL divergence from the original on held-out answers, 10⁻³ nats ± half of the 95 % interval; the matrices of the
+language model have 4.5 bits per weight (`desc_act`: 4.59), all other weights are unchanged. The last column has the
+same model without the random channel scales of the reference checkpoint, which smoothing and `desc_act` undo: there all
+methods are close. AutoRound takes ten times the processor time, and `llama-imatrix` calibrates on text only
+([conditions, costs and limits](benchmarks/README.md#comparison-with-other-tools))."""
+REAL_WEIGHTS_NOTE = """\
+The matrices of the language model of a pretrained checkpoint, SmolLM2 with 135 million weights: mean KL divergence from
+the original on {tokens:,} held-out tokens of text, 10⁻³ nats ± half of the 95 % interval
+([conditions](benchmarks/README.md))."""
+# Rows of real-weights.json by name.
+REAL_WEIGHTS = {
+    "awq-gptq-int4": "**mcpmq, AWQ + GPTQ** `int4-g32`",
+    "gptq-int4": "**mcpmq, GPTQ** `int4-g32`",
+    "gptq-iq4_nl": "**mcpmq, GPTQ** `iq4_nl`",
+    "gptq-q4_k": "**mcpmq, GPTQ** `q4_k`",
+    "gptqmodel-gptq-desc-act": "GPTQModel, GPTQ with `desc_act`",
+    "gptqmodel-gptq-act-group-aware": "GPTQModel, GPTQ with `act_group_aware`",
+    "gptqmodel-gptq": "GPTQModel, GPTQ",
+    "autoround-200-steps": "AutoRound, 200 steps",
+    "imatrix-iq4_nl": "llama-quantize, IQ4_NL with imatrix",
+    "imatrix-q4_k": "llama-quantize, Q4_K with imatrix",
+    "imatrix-q4_0": "llama-quantize, Q4_0 with imatrix",
+    "rtn-int4": "round to nearest `int4-g32`",
+}
+
+
+def quality_table() -> str:
+    """Return the comparison on pretrained weights if it is committed, otherwise on the reference checkpoint."""
+    if (RESULTS / "real-weights.json").is_file():
+        result = load_result("real-weights")
+        return f"{real_weights_table(result)}\n\n{REAL_WEIGHTS_NOTE.format(**result['test'])}"
+    return f"{reference_table()}\n\n{PEERS_NOTE}"
+
+
+def reference_table() -> str:
+    """Return the mean KLD of every tool on image and text answers, and on image answers without channel scales."""
+    rows = sorted([*_peer_rows(), *_llama_quantize_rows()], key=lambda row: row[0])
+    return table(["", "calibration", "images", "text", "images, unscaled"], [row for _, row in rows], 2)
+
+
+def _peer_rows() -> Iterator[tuple[float, list[str]]]:
+    """Yield the mean KLD of image answers, and the cells."""
+    variants = {
+        (one["model"], one["tool"], one["method"], one["calibration_data"]): one
+        for one in load_result("peers")["variants"]
+    }
+    for key, label in PEERS.items():
+        reference, unscaled = (variants.get((model, *key)) for model in ("reference", "unscaled"))
+        if reference:
+            image, text = (_divergence(reference, group) for group in ("image", "text"))
+            last = thousandths(_divergence(unscaled, "image")) if unscaled else ""
+            yield image.value, [label, key[2], thousandths(image), thousandths(text), last]
+
+
+def _llama_quantize_rows() -> Iterator[tuple[float, list[str]]]:
+    for one in load_result("methods")["rows"]:
+        key = one["method"], one["calibration_data"]
+        if one["scheme"] == "q4_k" and one["smooth"] == "none" and key in LLAMA_QUANTIZE:
+            image, text = (_divergence(one, group) for group in ("image", "text"))
+            yield image.value, [LLAMA_QUANTIZE[key], key[1], thousandths(image), thousandths(text), ""]
+
+
+def _divergence(result: Mapping[str, Any], group: str) -> Estimate:
+    return estimates(result["groups"][group])["kl_divergence"]
+
+
+def real_weights_table(result: Mapping[str, Any]) -> str:
+    """Return mean KLD and change of perplexity of every tool on pretrained weights."""
+    rows = []
+    for one in result["rows"]:
+        if one["name"] in REAL_WEIGHTS and one["format"] == "gguf":
+            divergence, ratio = (Estimate.model_validate(one[key]) for key in ("kl_divergence", "perplexity_ratio"))
+            cells = [REAL_WEIGHTS[one["name"]], f"{one['calibration_tokens']:,}", thousandths(divergence)]
+            rows.append((divergence.value, [*cells, f"{percent_change(ratio)} %"]))
+    ordered = [cells for _, cells in sorted(rows, key=lambda row: row[0])]
+    return table(["", "calibration tokens", "mean KLD", "perplexity change"], ordered, 1)

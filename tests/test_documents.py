@@ -1,0 +1,101 @@
+"""Documents: code blocks run, command lines have options that mcpmq has, drawings are those of the results."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import typer
+
+import mcpmq
+from benchmarks import size_plot
+from benchmarks.markdown import load_result
+from mcpmq.cli import app
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = sorted({*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("*/README.md")})
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+GENERATED = re.compile(r"<!-- \[\[\[cog.*?\[\[\[end\]\]\] -->", re.DOTALL)
+# Blocks whose code needs a package that is not part of the development environment, or a model of another family.
+NOT_RUN = {"libraries.md", "running.md"}
+
+
+def blocks(path: Path, *languages: str) -> list[str]:
+    """Return the code blocks of a document in these languages, without generated ones."""
+    return [text for language, text in BLOCK.findall(GENERATED.sub("", path.read_text())) if language in languages]
+
+
+def commands() -> Iterator[str]:
+    """Yield every line of a document that runs mcpmq, without the rest of a pipeline."""
+    for path in DOCUMENTS:
+        for block in blocks(path, "", "bash", "sh", "yaml"):
+            for line in block.replace("\\\n", " ").splitlines():
+                found = re.match(r"(?:- )?(?:run: )?(mcpmq .*)", line.strip())
+                if found:
+                    yield re.split(r" [|>] ", found[1])[0]
+
+
+PYTHON = {  # code -> name; a block in two documents runs once
+    code: f"{path.name}-{number}"
+    for path in DOCUMENTS
+    if path.name not in NOT_RUN
+    for number, code in enumerate(blocks(path, "python"))
+}
+
+
+@pytest.mark.parametrize("line", sorted(set(commands())))
+def test_command_lines_are_valid(line: str) -> None:
+    """The parser of mcpmq accepts every command line: the command, its options and the number of its arguments."""
+    _, verb, *words = shlex.split(line, comments=True)
+    command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
+
+    assert command.make_context(verb, words).params is not None
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_commands_in_sentences_exist(path: Path) -> None:
+    """Commands in inline code have a name and options that mcpmq has."""
+    known = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for line in re.findall(r"`mcpmq ([a-z][^`]*)`", path.read_text()):
+        verb, *words = line.split()
+        options = {option for parameter in known[verb].params for option in (*parameter.opts, "--help")}
+
+        assert {word for word in words if word.startswith("--")} <= options, line
+
+
+def test_documents_have_command_lines() -> None:
+    """The pattern for command lines finds those of the README and of the guides."""
+    assert {line.split()[1] for line in commands()} >= {
+        "plan",
+        "convert",
+        "evaluate",
+        "check",
+        "report",
+        "package",
+        "serve",
+    }
+
+
+@pytest.mark.parametrize("code", PYTHON, ids=PYTHON.values())
+def test_the_examples_run(
+    code: str, tiny_checkpoint: Path, tiny_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every Python block runs, and leaves an artifact and a report."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "CHECKPOINT").symlink_to(tiny_checkpoint)
+    (tmp_path / "SAMPLES").symlink_to(tiny_set)
+
+    exec(compile(code, "document", "exec"), {})
+
+    assert list((tmp_path / "OUT").glob("*/mcpmq.json"))
+    assert mcpmq.Report.load(tmp_path / "OUT").artifacts
+
+
+@pytest.mark.parametrize("theme", size_plot.THEMES)
+def test_the_plot_is_that_of_the_results(theme: str) -> None:
+    """The committed drawings are those of the committed results."""
+    drawing = size_plot.draw(load_result("budgets"), size_plot.THEMES[theme])
+
+    assert (size_plot.IMAGES / f"size-{theme}.svg").read_text() == drawing
