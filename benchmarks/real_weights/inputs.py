@@ -1,0 +1,49 @@
+"""Write the checkpoints, the sample sets and the token ids for other tools, once."""
+
+import json
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from benchmarks.real_weights import checkpoint, smollm2, texts
+from benchmarks.real_weights.packages import WORK
+from benchmarks.real_weights.variants import CALIBRATION_SAMPLES, CURVE_SAMPLES, QUICK_TEST_SAMPLES, TEST_SAMPLES
+from mcpmq.checkpoint import Checkpoint
+from mcpmq.dataset import SampleSet
+
+CHECKPOINTS, SETS, TOKEN_COUNTS = (WORK / name for name in ("checkpoints", "sets", "token-counts.json"))
+MODEL, PADDED_MODEL, LLAMA = (CHECKPOINTS / name for name in ("smollm2", "smollm2-padded", "llama"))
+
+
+def calibration_set(samples: int) -> Path:
+    """Return the folder of a calibration set."""
+    return SETS / f"calibration-{samples}"
+
+
+def test_set(samples: int) -> Path:
+    """Return the folder of a test set."""
+    return SETS / f"test-{samples}"
+
+
+def write_inputs() -> dict[int, int]:
+    """Write all inputs unless that is done; return the tokens of every calibration set by its number of samples."""
+    if not TOKEN_COUNTS.is_file():
+        reader = smollm2.open_gguf()
+        weights = smollm2.read_weights(reader)
+        checkpoint.write_qwen2vl(weights, reader, MODEL)
+        checkpoint.write_qwen2vl(checkpoint.padded(weights), reader, PADDED_MODEL, checkpoint.PADDED)
+        checkpoint.write_llama(weights, reader, LLAMA)
+        tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
+        sizes = sorted({CALIBRATION_SAMPLES, *CURVE_SAMPLES})
+        texts.write_sets(tokenizer, sizes, (TEST_SAMPLES, QUICK_TEST_SAMPLES), SETS)
+        (LLAMA / "tokens.json").write_text(json.dumps(encode_set(calibration_set(CALIBRATION_SAMPLES))))
+        counts = {size: sum(map(len, encode_set(calibration_set(size)))) for size in sizes}
+        TOKEN_COUNTS.write_text(json.dumps({0: 0} | counts))
+    return {int(size): count for size, count in json.loads(TOKEN_COUNTS.read_text()).items()}
+
+
+def encode_set(folder: Path) -> list[list[int]]:
+    """Return the tokens of every sample as mcpmq encodes them."""
+    encode = Checkpoint.open(MODEL).family.open_processor(MODEL).encode
+    samples = SampleSet.open(folder).samples
+    return [encode(one.id, None, one.prompt, one.answer).tokens.tolist() for one in samples]

@@ -1,0 +1,255 @@
+"""The benchmark on real weights: dithered and padded weights, disjoint text sets, paired ratios, tables."""
+
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks import real_weights_tables
+from benchmarks.real_weights import checkpoint, smollm2, texts
+from benchmarks.real_weights.measure import mean_ratio
+from benchmarks.real_weights.texts import Document
+from benchmarks.real_weights.variants import EARLIER, VARIANTS, WHISPER_VARIANTS, Variant
+from benchmarks.real_weights.whisper import parse_file
+from mcpmq.dataset import SampleSet
+from mcpmq.recipe import Recipe, to_toml
+from mcpmq.rounding import ROUNDING_FUNCTIONS
+from mcpmq.scheme import parse_scheme
+
+
+def test_dithered_weights_stay_in_their_quantization_interval() -> None:
+    """Every value moves by at most half a step of its own block, the values are new, and their mean is kept."""
+    values = np.random.default_rng(1).normal(size=(64, 96)).astype(np.float32)
+    blocks = gguf.quantize(values, gguf.GGMLQuantizationType.Q4_1)
+    levels = gguf.dequantize(blocks, gguf.GGMLQuantizationType.Q4_1)
+
+    moved = smollm2.dithered(levels, blocks, np.random.default_rng(0)) - levels
+
+    steps = np.sort(levels.reshape(-1, 32))[:, [0, -1]]
+    step = (steps[:, 1] - steps[:, 0]) / 15
+    relative = moved.reshape(-1, 32) / step[:, None]
+    assert np.abs(relative).max() <= 0.5 + 1e-3
+    assert relative.std() == pytest.approx(12**-0.5, abs=0.01)
+    assert abs(relative.mean()) < 0.02
+
+
+def test_rows_of_rotated_heads_return_to_halves() -> None:
+    """Row 2i of a head is row i, and row 2i + 1 is row i + half, as the converter of llama.cpp interleaves them."""
+    halves = np.arange(24, dtype=np.float32).reshape(12, 2)
+    interleaved = halves.reshape(2, 2, 3, 2).swapaxes(1, 2).reshape(12, 2)
+
+    assert interleaved[:3, 0].tolist() == [0, 6, 2]
+    assert np.array_equal(smollm2.half_rotated(interleaved, 2), halves)
+
+
+@pytest.mark.parametrize(
+    ("name", "hub"),
+    [
+        ("token_embd.weight", "model.embed_tokens.weight"),
+        ("blk.12.ffn_down.weight", "model.layers.12.mlp.down_proj.weight"),
+        ("blk.0.attn_norm.weight", "model.layers.0.input_layernorm.weight"),
+    ],
+)
+def test_names_of_gguf_become_names_of_llama(name: str, hub: str) -> None:
+    """Every tensor has the name that transformers gives it."""
+    assert smollm2.hub_name(name) == hub
+
+
+def _llama(hidden: int, heads: int, kv_heads: int, epsilon: float) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=50,
+        hidden_size=hidden,
+        intermediate_size=1536,
+        num_hidden_layers=1,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        rms_norm_eps=epsilon,
+        tie_word_embeddings=True,
+    )
+    model: LlamaForCausalLM = LlamaForCausalLM(config).eval()
+    return model
+
+
+@torch.inference_mode()
+def test_padded_weights_compute_the_same_function() -> None:
+    """Zeros in the residual stream and heads of zeros change no logit beyond the error of float32."""
+    torch.manual_seed(0)
+    original, larger = _llama(576, 9, 3, 1e-5), _llama(768, 12, 4, 7.5e-6)
+    weights = {name: value.clone() for name, value in original.state_dict().items() if name != "lm_head.weight"}
+    for name in weights:
+        if name.endswith("norm.weight"):
+            weights[name] = torch.rand(576) + 0.5
+    original.load_state_dict(weights, strict=False)
+    larger.load_state_dict(checkpoint.padded(weights), strict=False)
+    ids = torch.tensor([[1, 7, 3, 49, 20]])
+
+    expected = original(ids).logits
+
+    assert expected.std() > 0.01
+    torch.testing.assert_close(larger(ids).logits, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def byte_tokenizer() -> Tokenizer:
+    """A tokenizer with one token for each byte."""
+    tokenizer = Tokenizer(models.BPE({token: n for n, token in enumerate(pre_tokenizers.ByteLevel.alphabet())}, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def _documents(kind: str) -> Iterator[Document]:
+    for number in range(6):
+        yield Document(f"{kind} {number}", f"{kind} {number}. " * 900)
+    yield Document(f"{kind} short", "Too short. " * 100)
+
+
+def test_sets_are_nested_and_share_no_document(
+    byte_tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two kinds of text alternate; no document is in calibration and test; small sets begin large ones."""
+    monkeypatch.setattr(texts, "documentation", lambda: _documents("page"))
+    monkeypatch.setattr(texts, "narrative", lambda: _documents("tale"))
+
+    texts.write_sets(byte_tokenizer, (2, 8), (4,), tmp_path)
+
+    sets = {folder.name: SampleSet.open(folder).samples for folder in tmp_path.iterdir()}
+    assert {name: len(samples) for name, samples in sets.items()} == {
+        "calibration-2": 2,
+        "calibration-8": 8,
+        "test-4": 4,
+    }
+    assert sets["calibration-8"][:2] == sets["calibration-2"]
+    assert [one.tags for one in sets["test-4"]] == [("documentation",), ("narrative",)] * 2
+    words = {name: {one.answer.split(".")[-2].strip() for one in samples} for name, samples in sets.items()}
+    assert not words["calibration-8"] & words["test-4"]
+    first = sets["test-4"][0]
+    assert len(first.prompt) == len(texts.PROMPT) + 32
+    assert len(first.answer) == 224
+
+
+def test_too_few_texts_are_an_error(byte_tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error has both numbers."""
+    monkeypatch.setattr(texts, "documentation", lambda: _documents("page"))
+    monkeypatch.setattr(texts, "narrative", lambda: _documents("tale"))
+
+    with pytest.raises(SystemExit, match=r"have \d+ samples, 500 were requested"):
+        texts.write_sets(byte_tokenizer, (500,), (4,), tmp_path)
+
+
+def test_ratios_are_paired_by_sample() -> None:
+    """A constant factor has no uncertainty, however much the samples differ; unequal tokens are an error."""
+    base = [[1.0, 2.0], [30.0], [4.0, 5.0, 6.0]]
+
+    ratio = mean_ratio([[0.7 * value for value in sample] for sample in base], base)
+
+    assert ratio.value == pytest.approx(0.7)
+    assert ratio.high - ratio.low < 1e-9
+    with pytest.raises(ValueError, match="different tokens"):
+        mean_ratio([[1.0], [2.0], [3.0]], base)
+
+
+def test_files_of_ctranslate2_are_parsed() -> None:
+    """A scalar and a matrix in fp16, with their names."""
+
+    def named(text: str) -> bytes:
+        encoded = text.encode() + b"\0"
+        return struct.pack("<H", len(encoded)) + encoded
+
+    matrix = np.arange(6, dtype=np.float16).reshape(2, 3)
+    scalar = named("a/b") + struct.pack("<BIBI", 1, 1, 2, 2) + struct.pack("<h", -5)
+    body = named("w") + struct.pack("<BIIBI", 2, 2, 3, 4, 12) + matrix.tobytes()
+    content = struct.pack("<I", 6) + named("WhisperSpec") + struct.pack("<II", 3, 2) + scalar + body
+
+    found = dict(parse_file(content))
+
+    assert found["a/b"].tolist() == [-5.0]
+    assert torch.equal(found["w"], torch.arange(6.0).reshape(2, 3))
+
+
+def test_variants_have_unique_names_and_valid_recipes(tmp_path: Path) -> None:
+    """The first variant, the base of the ratios, is of the earlier commit; every recipe of mcpmq loads."""
+    assert len({variant.name for variant in VARIANTS}) == len(VARIANTS)
+    assert VARIANTS[0].commit == WHISPER_VARIANTS[0][0] == EARLIER
+    for variant in VARIANTS:
+        if variant.tool == "mcpmq":
+            fields = {key: asdict(variant)[key] for key in ("name", "method", "smooth", "weights")}
+            (tmp_path / "recipe.toml").write_text(to_toml(fields))
+            assert Recipe.load(str(tmp_path / "recipe.toml")).needs_calibration is (variant.samples > 0)
+    for _, scheme, method in WHISPER_VARIANTS:
+        assert method in ROUNDING_FUNCTIONS
+        assert parse_scheme(scheme)
+
+
+def test_q4_k_m_has_more_bits_in_14_layers() -> None:
+    """A bit less than 5 bits per weight: 28 of 210 matrices have 6.5625 bits."""
+    [variant] = [one for one in VARIANTS if one.name == "imatrix-q4_k_m"]
+
+    assert variant.scheme == "q4_k_m"
+    assert sorted(variant.weights.values()).count("q6_k") == 28
+    assert isinstance(variant, Variant)
+
+
+def _estimate(value: float) -> dict[str, float]:
+    return {"value": value, "standard_error": value / 20, "low": value * 0.9, "high": value * 1.1}
+
+
+def _result_row(tokens: int, **changes: object) -> dict[str, Any]:
+    names = ("kl_divergence", "kl_divergence_ratio", "perplexity_ratio", "top_1_agreement")
+    row = {"tool": "mcpmq", "commit": "", "scheme": "int4-g32", "method": "gptq", "smooth": "none", "format": "gguf"}
+    cost = {"processor_seconds": 1234.4}
+    return {**row, "calibration_tokens": tokens, "cost": cost, **{name: _estimate(0.8) for name in names}, **changes}
+
+
+def test_tables_separate_methods_and_calibration_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first table has the usual size and uncalibrated rows; the second the same method with all sizes."""
+    rows = [
+        _result_row(8653, commit="abc"),
+        _result_row(0, method="rtn"),
+        _result_row(8653, tool="gptqmodel", method="gptq-desc-act"),
+        _result_row(34597, commit="abc"),
+        _result_row(1081, commit="abc"),
+    ]
+    monkeypatch.setattr(real_weights_tables, "load_result", lambda _: {"rows": rows})
+
+    methods, sizes = real_weights_tables.real_weights_table(), real_weights_tables.calibration_size_table()
+
+    assert [line.split(" | ")[1] for line in methods.splitlines()[2:]] == [
+        "GPTQ at abc",
+        "RTN",
+        "GPTQModel GPTQ, `desc_act`",
+    ]
+    assert [line.split(" | ")[3] for line in sizes.splitlines()[2:]] == ["1,081", "8,653", "34,597"]
+    assert "| 800.00 ± 80.00 | 0.800 [0.720, 0.880] | -20.00 ± 8.00 | 80.0 ± 8.0 | 1,234 |" in methods
+
+
+def test_llama_checkpoint_has_all_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The padded norm keeps its name; biases and vision tensors complete the Qwen2-VL checkpoint."""
+    monkeypatch.setattr(smollm2, "NUM_LAYERS", 1)
+    written: dict[str, Tensor] = {}
+    monkeypatch.setattr(checkpoint, "save_file", lambda tensors, *_: written.update(tensors))
+    vocabulary = {
+        "tokens": [*checkpoint.RENAMED_TOKENS, "a", "b", "ab"],
+        "token_type": [3] * 4 + [1] * 3,
+        "merges": ["a b"],
+    }
+    monkeypatch.setattr(smollm2, "vocabulary", lambda _: vocabulary)
+
+    checkpoint.write_qwen2vl({"model.norm.weight": torch.ones(576)}, None, tmp_path)
+
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["image_token_id"] == 2
+    assert written["model.layers.0.self_attn.k_proj.bias"].shape == (192,)
+    assert written["visual.merger.mlp.2.weight"].shape == (576, 256)
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert tokenizer.encode("ab<|image_pad|>").ids == [6, 2]
