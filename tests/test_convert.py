@@ -169,8 +169,7 @@ def test_a_tokenizer_that_a_format_cannot_store_is_found_before_work(
     ("place", "message"),
     [
         ("checkpoint", "is the checkpoint"),
-        ("checkpoint/out", "is inside the checkpoint"),
-        ("set/out", "is inside the calibration set"),
+        ("set", "is the calibration set"),
         ("foreign", "is not empty and has no output of mcpmq: `precious.txt`"),
         ("codes", "quantized` exists and is not empty"),
         ("texts", "report.md` is not a report that mcpmq wrote"),
@@ -195,6 +194,23 @@ def test_outputs_that_are_not_of_mcpmq_are_errors_before_work(
         run(checkpoint, tmp_path / place, samples, recipe="phone-int4")
 
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_an_output_inside_of_the_checkpoint_is_like_any_other(
+    tiny_checkpoint: Path, tiny_set: Path, tmp_path: Path
+) -> None:
+    """The checkpoint keeps its files and hash, and a second run does not repeat anything."""
+    checkpoint = tmp_path / "checkpoint"
+    shutil.copytree(tiny_checkpoint, checkpoint)
+    files = {path: path.read_bytes() for path in checkpoint.iterdir()}
+
+    for _ in range(2):
+        run(checkpoint, checkpoint / "out", tiny_set, recipe="phone-int4")
+    run(checkpoint, tmp_path / "out", tiny_set, recipe="phone-int4")
+
+    assert {path: path.read_bytes() for path in checkpoint.iterdir() if path.is_file()} == files
+    for file in (tmp_path / "out" / "gguf").iterdir():
+        assert (checkpoint / "out" / "gguf" / file.name).read_bytes() == file.read_bytes()
 
 
 def test_two_conversions_do_not_write_one_folder(tiny_checkpoint: Path, tiny_set: Path, tmp_path: Path) -> None:

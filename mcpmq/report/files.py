@@ -12,7 +12,7 @@ from mcpmq.report.report import JSON_FILE, Report
 from mcpmq.report.tables import report_table
 from mcpmq.system.durable_file import write_durably
 from mcpmq.system.json_file import read_json
-from mcpmq.system.output import check_outside, lock_folder, output_errors
+from mcpmq.system.output import check_distinct, lock_folder, output_errors
 
 MARKDOWN_FILE, HTML_FILE = "report.md", "report.html"
 
@@ -36,7 +36,7 @@ def check_report_folder(folder: Path, inputs: Mapping[Path, str]) -> None:
     Raises:
         OutputError: it cannot.
     """
-    check_outside(folder, inputs)
+    check_distinct(folder, inputs)
     with output_errors(folder):
         is_release = (folder / RELEASE_RECORD).is_file()
         present = [name for name in (JSON_FILE, MARKDOWN_FILE, HTML_FILE) if os.path.lexists(folder / name)]

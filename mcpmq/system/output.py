@@ -48,22 +48,36 @@ def check_outside(out: Path, inputs: Mapping[Path, str]) -> None:
     Raises:
         OutputError: it is.
     """
+    check_distinct(out, inputs)
+    with output_errors(out):
+        for parent in _located(out).resolve().parents:
+            for folder, name in inputs.items():
+                if folder.exists() and parent.exists() and parent.samefile(folder):
+                    raise OutputError(f"`{out}` is inside the {name} `{folder}`", "give an output outside of it")
+
+
+def check_distinct(out: Path, inputs: Mapping[Path, str]) -> None:
+    """Check that an output is not an input.
+
+    Raises:
+        OutputError: it is.
+    """
     with output_errors(out):
         resolved = _located(out).resolve()
-        parents = [path for path in (resolved, *resolved.parents) if path.exists()]
         for folder, name in inputs.items():
-            if folder.exists() and any(path.samefile(folder) for path in parents):
-                place = "is" if parents[0] == resolved and resolved.samefile(folder) else "is inside"
-                raise OutputError(f"`{out}` {place} the {name} `{folder}`", "give an output outside of it")
+            if folder.exists() and resolved.exists() and resolved.samefile(folder):
+                raise OutputError(f"`{out}` is the {name} `{folder}`", "give an output outside of it")
 
 
 def check_folder(out: Path, inputs: Mapping[Path, str] = NO_INPUTS) -> bool:
-    """Check that an output is missing or a folder, outside of all inputs; return whether it exists.
+    """Check that an output is missing or a folder, and not an input; return whether it exists.
+
+    A folder inside of an input is valid, because the files of inputs are read by their names.
 
     Raises:
-        OutputError: it is a link, a file or inside of an input, or its path is not valid.
+        OutputError: it is a link, a file or an input, or its path is not valid.
     """
-    check_outside(out, inputs)
+    check_distinct(out, inputs)
     with output_errors(out):
         located = _located(out)
         _mode(beside(out, "partial"))  # raises if the name is too long

@@ -186,17 +186,20 @@ def test_a_planted_link_is_not_followed(tmp_path: Path) -> None:
 
 
 def test_an_input_is_not_an_output(tmp_path: Path) -> None:
-    """The output is not an input folder, not inside of one, and not so through links or `..`."""
+    """No output is an input folder, also through links or `..`; only folders may be inside of one."""
     given = tmp_path / "given"
     (given / "nested").mkdir(parents=True)
     (tmp_path / "link").symlink_to(given / "nested")
     inputs = {given: "checkpoint", tmp_path / "missing": "calibration set"}
 
-    with pytest.raises(OutputError, match=f"given` is the checkpoint `{given}`"):
-        check_outside(given, inputs)
+    for same in (given, given / ".", tmp_path / "link" / ".."):
+        for check in (check_outside, check_folder):
+            with pytest.raises(OutputError, match=f"is the checkpoint `{given}`"):
+                check(same, inputs)
     for inside in (given / "out", given / "a" / "b", tmp_path / "link" / "out", tmp_path / "x" / ".." / "given" / "y"):
         with pytest.raises(OutputError, match=f"{re.escape(inside.name)}` is inside the checkpoint `{given}`"):
-            check_folder(inside, inputs)
+            check_outside(inside, inputs)
+    assert not check_folder(given / "out", inputs)
     check_outside(tmp_path / "given-2", inputs)
     check_outside(tmp_path, inputs)
 
