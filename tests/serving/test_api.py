@@ -223,6 +223,7 @@ def test_an_engine_that_crashes_is_started_again(client: httpx2.Client, engine: 
     while engine.starts == starts:
         statuses.append(client.post(CHAT, json=chat("Hi")).status_code)
 
-    assert set(statuses) == {503}
+    assert statuses[0] == 503
+    assert set(statuses) <= {503, 200}  # 200 for a request that arrived with the new engine
     assert client.get("/ping").status_code == 200
     assert client.post(CHAT, json=chat("Hi")).status_code == 200
