@@ -21,7 +21,7 @@ FOLDER_DESCRIPTIONS = {
     "calibration": "calibration and evaluation sets, the reference checkpoint, and the scripts that generate them",
     "benchmarks": "benchmark scripts and committed results",
     "docs": "the documentation; `make site` builds its site",
-    "examples": "release workflow",
+    "examples": "workflows for Python and for GitHub",
     "tests": "mirrors mcpmq/",
 }
 MAX_SENTENCE_LENGTH, QUICK_START_COLUMNS = 95, 100

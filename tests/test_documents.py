@@ -3,7 +3,9 @@
 import re
 import shlex
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
+from typing import cast
 
 import pytest
 import typer
@@ -12,13 +14,14 @@ import mcpmq
 from benchmarks import size_plot
 from benchmarks.markdown import load_result
 from mcpmq.cli import app
+from mcpmq.formats import FormatName
+from tests.tiny_families import TINY_FAMILIES
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted({*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("*/README.md")})
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 GENERATED = re.compile(r"<!-- \[\[\[cog.*?\[\[\[end\]\]\] -->", re.DOTALL)
-# Blocks whose code needs a package that is not part of the development environment, or a model of another family.
-NOT_RUN = {"libraries.md", "running.md"}
+LOADERS = {"libraries.md", "running.md"}  # their code loads artifacts in other libraries
 
 
 def blocks(path: Path, *languages: str) -> list[str]:
@@ -39,8 +42,11 @@ def commands() -> Iterator[str]:
 PYTHON = {  # code -> name; a block in two documents runs once
     code: f"{path.name}-{number}"
     for path in DOCUMENTS
-    if path.name not in NOT_RUN
+    if path.name not in LOADERS
     for number, code in enumerate(blocks(path, "python"))
+}
+LOADING = {
+    code: f"{name}-{number}" for name in LOADERS for number, code in enumerate(blocks(ROOT / "docs" / name, "python"))
 }
 
 
@@ -91,6 +97,35 @@ def test_the_examples_run(
 
     assert list((tmp_path / "OUT").glob("*/mcpmq.json"))
     assert mcpmq.Report.load(tmp_path / "OUT").artifacts
+
+
+@pytest.fixture(scope="module")
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with OUT/FORMAT of a tiny Qwen2-VL checkpoint, for the formats whose packages are installed."""
+    folder = tmp_path_factory.mktemp("artifacts")
+    [family] = [one for one in TINY_FAMILIES if one.name == "qwen2-vl" and not one.variant]
+    checkpoint = mcpmq.Checkpoint.open(family.build(folder / "NAME"))
+    for recipe, formats in {
+        "phone-int4": ["gguf", "onnx"],
+        "language-int4": ["compressed-tensors"],
+        "language-nf4": ["bnb"],
+    }.items():
+        quantized = mcpmq.quantize(mcpmq.make_plan(checkpoint, mcpmq.Recipe.load(recipe)), folder / recipe)
+        for name in formats:
+            mcpmq.export(quantized, cast(FormatName, name), folder / "OUT" / name)
+    return folder
+
+
+@pytest.mark.filterwarnings("ignore")  # of the other libraries
+@pytest.mark.parametrize("code", LOADING, ids=LOADING.values())
+def test_other_libraries_load_the_artifacts(code: str, artifacts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Code that loads an artifact in another library runs, if the library is installed."""
+    imported = re.findall(r"^(?:import|from) (\w+)", code, re.MULTILINE)
+    if missing := [name for name in imported if find_spec(name) is None]:
+        pytest.skip(f"{missing[0]} is not installed")
+    monkeypatch.chdir(artifacts)
+
+    exec(compile(code, "document", "exec"), {})
 
 
 @pytest.mark.parametrize("theme", size_plot.THEMES)

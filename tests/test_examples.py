@@ -1,6 +1,7 @@
-"""The example workflow: pinned actions, and commands with options that mcpmq has."""
+"""The examples: the workflow for GitHub has pinned actions and existing options; the script runs."""
 
 import re
+import runpy
 import shlex
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,10 @@ import typer
 import yaml
 
 from mcpmq.cli import app
+from mcpmq.dataset import SampleSet
 
-WORKFLOW = Path(__file__).parent.parent / "examples" / "release.yml"
+EXAMPLES = Path(__file__).parent.parent / "examples"
+WORKFLOW = EXAMPLES / "release.yml"
 
 
 @pytest.fixture(scope="module")
@@ -37,3 +40,17 @@ def test_every_command_exists_with_all_its_options(steps: list[dict[str, Any]]) 
     for _, verb, *words in lines:
         known = {option for parameter in commands[verb].params for option in parameter.opts}
         assert {word for word in words if word.startswith("--")} <= known
+
+
+def test_the_python_workflow_runs(
+    tiny_checkpoint: Path, tiny_set: Path, mixed_set: SampleSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """examples/workflow.py quantizes with three recipes, and writes a report and a plot with a point for each."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    out = tmp_path / "out"
+
+    report = runpy.run_path(str(EXAMPLES / "workflow.py"))["main"](tiny_checkpoint, tiny_set, mixed_set.path, out)
+
+    assert [one.recipe for one in report.artifacts] == ["phone-int4", "calibrated-int4", "phone-int8"]
+    assert (out / "report.html").is_file()
+    assert (out / "plot.svg").read_text().count("<circle") == 3

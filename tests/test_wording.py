@@ -11,7 +11,9 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 CODE = sorted(
-    path for folder in ("mcpmq", "benchmarks", "calibration", "tests") for path in (ROOT / folder).rglob("*.py")
+    path
+    for folder in ("mcpmq", "benchmarks", "calibration", "docs", "examples", "tests")
+    for path in (ROOT / folder).rglob("*.py")
 )
 RECIPES = sorted((ROOT / "mcpmq").rglob("*.toml")) + sorted((ROOT / "benchmarks").rglob("*.toml"))
 DOCUMENTS = sorted(
