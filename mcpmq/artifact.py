@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import SampleSet
@@ -16,6 +16,7 @@ from mcpmq.system.durable_file import write_durably
 from mcpmq.system.input_file import check_file, check_files
 from mcpmq.system.inside import is_file_inside
 from mcpmq.system.output import output_errors
+from mcpmq.system.safetensors_file import PACKED_DTYPES
 
 MANIFEST, MODEL_CARD = "mcpmq.json", "README.md"
 RELEASE_RECORD = "release.json"  # in the folder of a release
@@ -46,13 +47,19 @@ class FileRecord(_Record):
     sha256: str
 
 
+def _check_dtype(dtype: str) -> str:
+    if dtype not in dict(PACKED_DTYPES.values()):
+        raise ValueError(f"`{dtype}` is not a dtype of a weight")
+    return dtype
+
+
 class WeightRecord(_Record):
     """The decision about one weight, and its reason."""
 
     name: str
     hub_name: str
     shape: tuple[int, ...]
-    dtype: str
+    dtype: Annotated[str, AfterValidator(_check_dtype)]
     scheme: str | None
     reason: str
     nbytes: Nbytes

@@ -1,6 +1,7 @@
 """Artifacts: file hashes and manifests."""
 
 import hashlib
+import re
 import shutil
 from pathlib import Path
 
@@ -48,6 +49,16 @@ def test_a_broken_manifest_is_rejected(tmp_path: Path, text: str) -> None:
     (tmp_path / MANIFEST).write_text(text)
 
     with pytest.raises(ArtifactError, match=r"mcpmq\.json"):
+        Artifact.open(tmp_path)
+
+
+def test_an_unknown_dtype_is_rejected(tiny_int4: QuantizedModel, tmp_path: Path) -> None:
+    """The size of a weight follows from its dtype."""
+    content = (tiny_int4.path / MANIFEST).read_text()
+    assert '"dtype": "float32"' in content or '"dtype": "bfloat16"' in content
+    (tmp_path / MANIFEST).write_text(re.sub(r'"dtype": "\w+"', '"dtype": "text"', content, count=1))
+
+    with pytest.raises(ArtifactError, match=r"mcpmq\.json.*`text` is not a dtype"):
         Artifact.open(tmp_path)
 
 

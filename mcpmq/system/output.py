@@ -92,7 +92,9 @@ def check_folder(out: Path, inputs: Mapping[Path, str] = NO_INPUTS) -> bool:
 
 
 def check_output(out: Path, inputs: Mapping[Path, str] = NO_INPUTS) -> None:
-    """Check that a folder can be created at `out`: missing or empty, not a mount point, outside of all inputs.
+    """Check that a folder can be created at `out`: missing or empty, not a mount point, not an input.
+
+    The lock file that a killed run left beside a complete output is removed.
 
     Raises:
         OutputError: it cannot.
@@ -102,6 +104,7 @@ def check_output(out: Path, inputs: Mapping[Path, str] = NO_INPUTS) -> None:
     with output_errors(out):
         is_empty, is_mount = not any(out.iterdir()), os.path.ismount(out)
     if not is_empty:
+        remove_stale_lock(out)
         raise OutputError(f"`{out}` exists and is not empty", "give another folder, or delete this one")
     if is_mount:
         raise OutputError(f"`{out}` is a mount point and cannot be replaced", f"give a folder in it: `{out / 'out'}`")

@@ -1,5 +1,6 @@
 """Metadata of models that llama.cpp would compute differently is rejected, before a file is written."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -81,6 +82,19 @@ def test_a_model_that_llama_cpp_would_compute_differently_is_rejected(
 
     with pytest.raises(FormatError, match=message):
         _add_all_metadata(changed, tmp_path)
+
+
+@pytest.mark.parametrize(("key", "value"), [("rms_norm_eps", 1e39), ("max_position_embeddings", 1 << 32)])
+def test_a_value_of_more_than_32_bits_is_an_error(key: str, value: float, tmp_path: Path) -> None:
+    """GGUF has 32 bits for the numbers of config.json; the forecast rejects others before work."""
+    path = next(family for family in TINY_FAMILIES if family.name == "minicpm-v-2.6").build(tmp_path)
+    config = json.loads((path / "config.json").read_text())
+    assert key in config
+    (path / "config.json").write_text(json.dumps(config | {key: value}))
+    model = PlannedModel(make_plan(Checkpoint.open(path), Recipe.load("phone-int4")))
+
+    with pytest.raises(FormatError, match="GGUF does not represent a value of the model"):
+        forecast_files(model)
 
 
 def test_memory_parameters_are_those_of_llama_cpp(tmp_path: Path) -> None:

@@ -256,6 +256,18 @@ def test_only_a_lock_without_a_holder_is_removed(tmp_path: Path) -> None:
     remove_stale_lock(tmp_path / "out")
 
 
+def test_a_complete_output_has_no_lock_after_the_next_run(tmp_path: Path) -> None:
+    """The next run of a command that does not resume rejects the output and removes the lock file of the killed run."""
+    (tmp_path / "out").mkdir()
+    for path in (tmp_path / "out" / "file", tmp_path / ".out.lock"):
+        path.touch()
+
+    with pytest.raises(OutputError, match="exists and is not empty"):
+        check_output(tmp_path / "out")
+
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 def test_a_file_of_the_same_command_is_replaced(tmp_path: Path) -> None:
     """Missing and empty files, and files with the beginning, are valid; others, links and folders are errors."""
     for name, content in (("own", "# Recipe\nx"), ("empty", ""), ("foreign", "# Rec"), ("other", "precious")):

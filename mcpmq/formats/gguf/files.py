@@ -1,5 +1,6 @@
 """GGUF files of a model, described from shapes and schemes before a weight is read."""
 
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -9,7 +10,7 @@ import numpy as np
 from gguf import GGUFReader, GGUFType, GGUFWriter
 
 from mcpmq.artifact import Artifact
-from mcpmq.errors import ArtifactError
+from mcpmq.errors import ArtifactError, FormatError
 from mcpmq.formats.format import FileProvenance
 from mcpmq.formats.gguf import language, mmproj
 from mcpmq.formats.gguf.names import FILE_TYPES, HYBRID_LANGUAGE_NAMES, LANGUAGE_NAMES, mixture_name, safe_file_name
@@ -86,7 +87,10 @@ def write_header(writer: GGUFWriter, file: GgufFile, model: ModelView) -> None:
         nbytes = prod(tensor.byte_shape)
         writer.add_tensor_info(tensor.name, tensor.byte_shape, np.dtype(np.uint8), nbytes, raw_dtype=tensor.type)
     writer.write_header_to_file()
-    writer.write_kv_data_to_file()
+    try:
+        writer.write_kv_data_to_file()
+    except (OverflowError, struct.error) as error:  # the writer converts values to 32 bits
+        raise FormatError(f"GGUF does not represent a value of the model: {error}", "check config.json") from error
     writer.write_ti_data_to_file()
 
 
