@@ -12,6 +12,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import SampleSet
 from mcpmq.errors import ArtifactError
+from mcpmq.families import family_named
 from mcpmq.system.durable_file import write_durably
 from mcpmq.system.input_file import check_file, check_files
 from mcpmq.system.inside import is_file_inside
@@ -186,6 +187,11 @@ class Artifact:
                 raise ArtifactError(f"`{record.path}` is missing from `{self.path}`", REBUILD)
             if _size_and_hash(self.path, record.path)["sha256"] != record.sha256:
                 raise ArtifactError(f"`{file}` differs from its SHA-256 in the manifest", REBUILD)
+
+    @property
+    def has_vision(self) -> bool:
+        """Return whether the family of the artifact has a vision encoder."""
+        return family_named(self.manifest.family).has_vision
 
     @property
     def sha256(self) -> str:

@@ -85,7 +85,10 @@ def test_families_import_no_torch_and_no_processors() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["plan", "--help"], ["convert", "--help"], ["report", "--help"]])
+HELP_ARGUMENTS = [["--help"], *([name, "--help"] for name in ("plan", "run", "convert", "report"))]
+
+
+@pytest.mark.parametrize("arguments", HELP_ARGUMENTS)
 def test_help_imports_no_torch(arguments: list[str]) -> None:
     """Help texts are printed without an import of torch."""
     code = f"import sys; sys.argv = ['mcpmq', *{arguments!r}]\ntry:\n from mcpmq.cli import main; main()\n"

@@ -16,13 +16,15 @@ from torch import Tensor
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import FormatError
 from mcpmq.families import family_named
-from mcpmq.families.family import Inputs, TensorSpec
+from mcpmq.families.family import Family, Inputs, Processor, TensorSpec
+from mcpmq.families.messages import Message
 from mcpmq.families.modeling_minicpmv import MiniCPMVForConditionalGeneration
 from mcpmq.families.modeling_minicpmv2 import PatchEmbedding
 from mcpmq.plan import make_plan
 from mcpmq.quantize import quantize
 from mcpmq.quantized_model import QuantizedModel
 from mcpmq.recipe import Recipe
+from mcpmq.runners.generation import generate
 from mcpmq.runners.gguf import open_runner as open_gguf
 from mcpmq.runners.llamacpp import llamacpp
 from mcpmq.runners.llamacpp.language import LanguageModel
@@ -141,14 +143,30 @@ def test_llama_cpp_tokenizes_as_the_checkpoint(tiny_family: TinyFamily, full: Qu
         assert llama_cpp_tokens(model, text) == tokenizer.encode(text, add_special_tokens=False).ids
 
 
-def test_onnx_generates_the_tokens_of_torch(full: QuantizedModel, samples: list[Inputs], onnx: OnnxRunner) -> None:
-    """Greedy decoding with the KV cache gives the same tokens after text and after an image."""
+def test_all_engines_generate_with_a_cache(
+    full: QuantizedModel, samples: list[Inputs], onnx: OnnxRunner, tmp_path: Path
+) -> None:
+    """After a text, an image and a chat with two images, greedy tokens are those of torch without a cache."""
     module, family = reference_model(full), family_named(full.artifact.manifest.family)
-    arguments = family.open_processor(full.path).model_inputs
-    for sample, count in zip(
-        samples[:2], (12, 6), strict=False
-    ):  # later tokens of the random model include the image token
-        assert onnx.generate(sample, count) == greedy_tokens(module, arguments, sample, count)
+    processor, cached = family.open_processor(full.path), open_torch(full.path, 1)
+    cached.load_all()
+    prompts = [*samples[:2], *_two_images(processor, family)]
+    expected = [greedy_tokens(module, processor.model_inputs, prompt, 6) for prompt in prompts]
+    assert [list(generate(cached.predict(prompt), 6)) for prompt in prompts] == expected
+    assert [list(onnx.generate(prompt, 6)) for prompt in prompts] == expected
+    if "gguf" not in dict(family.unsupported_formats):
+        runner = open_gguf(export_gguf(full, tmp_path).path, 1, f32_attention=True)
+        assert [list(generate(runner.predict(prompt, 6), 6)) for prompt in prompts] == expected
+
+
+def _two_images(processor: Processor, family: Family) -> list[Inputs]:
+    """Return a chat with images of different sizes in two turns, if the family accepts it."""
+    if not family.has_vision or family.prompt_format.slicing == "canvas":
+        return []
+    noise = np.random.default_rng(9)
+    first, second = (Image.fromarray(noise.integers(0, 256, (*size, 3), np.uint8)) for size in ((56, 56), (84, 140)))
+    turns = [Message("user", (first, "How many?")), Message("assistant", ("three",)), Message("user", (second, "And?"))]
+    return [processor.encode_chat(turns)]
 
 
 def test_quantized_losses_agree_between_engines(

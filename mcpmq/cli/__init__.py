@@ -8,7 +8,7 @@ from typing import Annotated, Any, TextIO
 import typer
 from typer.core import TyperGroup
 
-from mcpmq.cli import inspect, pipeline, release, serve
+from mcpmq.cli import inspect, pipeline, release, run, serve
 from mcpmq.cli.system_errors import system_error
 from mcpmq.errors import McpmqError
 
@@ -32,7 +32,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (pipeline, inspect, release, serve):
+for module in (pipeline, inspect, release, run, serve):
     app.add_typer(module.commands)
 
 

@@ -5,10 +5,9 @@ from typing import Annotated
 
 import typer
 
-from mcpmq.cli.options import Threads
+from mcpmq.cli.options import SERVING_PANEL, Threads
 
 commands = typer.Typer()
-SERVING_PANEL = "Run and serve"
 MAX_PORT = (1 << 16) - 1
 
 

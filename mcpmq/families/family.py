@@ -1,15 +1,19 @@
 """Description of a model family: its tensors, hyperparameters, inputs and torch class, as data and three functions."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mcpmq.families.messages import Message
 from mcpmq.families.prompt_format import MINICPM_V_FORMAT, PromptFormat
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 Role = Literal["matrix", "table", "other"]
 
@@ -217,9 +221,18 @@ class Inputs:
 
 
 class Processor(Protocol):
-    """Converts samples to model inputs with the tokenizer and preprocessor files of a checkpoint."""
+    """Converts samples and chats to model inputs with the text files of a checkpoint."""
 
+    @property
+    def tokenizer(self) -> "Tokenizer": ...
+    @property
+    def special_tokens(self) -> Mapping[str, int]: ...
+    @property
+    def context_length(self) -> int: ...
     def encode(self, sample_id: str, image: Path | None, prompt: str, answer: str) -> Inputs: ...
+
+    def encode_chat(self, messages: Sequence[Message]) -> Inputs:
+        """Encode the prompt for the next message of a chat; `answer_start` is the number of its tokens."""
 
     def model_inputs(self, inputs: Inputs) -> dict[str, NDArray[Any]]:
         """Return the keyword arguments of the torch module's forward, with a batch dimension of 1."""

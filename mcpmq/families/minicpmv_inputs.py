@@ -1,20 +1,23 @@
 """Model inputs of MiniCPM-V: image slices, tokens, and the image token spans."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 from pydantic import Field, PositiveInt
 from tokenizers import Tokenizer
 
-from mcpmq.errors import CheckpointError
+from mcpmq.errors import CheckpointError, DatasetError
 from mcpmq.families.chat_template import ChatTemplate
 from mcpmq.families.config_schema import ConfigSchema, validate_config
 from mcpmq.families.family import Inputs
 from mcpmq.families.images import open_image
+from mcpmq.families.messages import Message, template_messages
 from mcpmq.families.preprocessor import check_consistent
 from mcpmq.families.prompt_format import MINICPM_V_FORMAT, PromptFormat
 from mcpmq.families.slicing import SLICING_TYPES, Slicing, slice_image, target_sizes
@@ -72,16 +75,42 @@ class MiniCpmVProcessor:
             DatasetError: the image is not valid, a text contains a special token, or the sample is too long.
             CheckpointError: a token id is not below the vocabulary size, or the chat template drops image tokens.
         """
-        check_special_tokens(sample_id, self.special_tokens, prompt, answer)
-        grid, slices = slice_image(open_image(sample_id, image), self.slicing) if image else (None, ())
-        counts = [self.slicing.num_tokens(part, self.num_queries) for part in slices]
-        content = f"{self.image_text(grid, counts)}\n{prompt}" if slices else prompt
-        question = token_ids(self.tokenizer, self.template.render([{"role": "user", "content": content}]))
-        tokens = np.array(
-            [*question, *token_ids(self.tokenizer, answer + self.prompt_format.end_of_turn)], dtype=np.int64
-        )
-        check_tokens(sample_id, tokens, self.vocab_size, self.context_length)
-        return Inputs(sample_id, tokens, len(question), slices, self._image_bounds(tokens, counts))
+        label = f"sample `{sample_id}`"
+        check_special_tokens(label, self.special_tokens, prompt, answer)
+        content = (open_image(sample_id, image), prompt) if image else (prompt,)
+        answer += self.prompt_format.end_of_turn
+        return replace(self._encode(label, [Message("user", content)], answer), id=sample_id)
+
+    def encode_chat(self, messages: Sequence[Message]) -> Inputs:
+        """Encode the prompt for the next message of a chat.
+
+        Raises:
+            DatasetError: a text contains a special token, there are more images than the model accepts, or the chat is
+                too long.
+            CheckpointError: a token id is not below the vocabulary size, or the chat template drops image tokens.
+        """
+        check_special_tokens("the chat", self.special_tokens, *(text for one in messages for text in one.texts))
+        if (images := sum(len(one.images) for one in messages)) > 1 and self.prompt_format.slicing == "canvas":
+            raise DatasetError(f"the chat has {images} images; the model accepts one", "start a new chat")
+        return self._encode("the chat", messages, "")
+
+    def _encode(self, label: str, messages: Sequence[Message], answer: str) -> Inputs:
+        slices: list[NDArray[np.uint8]] = []
+        counts: list[int] = []
+        numbers = count(0)
+
+        def _image_text(image: Image.Image) -> str:
+            grid, parts = slice_image(image, self.slicing)
+            of_image = [self.slicing.num_tokens(part, self.num_queries) for part in parts]
+            slices.extend(parts)
+            counts.extend(of_image)
+            return self.image_text(grid, of_image, next(numbers))
+
+        prompt = self.template.render(template_messages(messages, _image_text, self.prompt_format.content_separator))
+        question = token_ids(self.tokenizer, prompt)
+        tokens = np.array([*question, *token_ids(self.tokenizer, answer)], dtype=np.int64)
+        check_tokens(label, tokens, self.vocab_size, self.context_length)
+        return Inputs(label, tokens, len(question), tuple(slices), self._image_bounds(tokens, counts))
 
     def model_inputs(self, inputs: Inputs) -> dict[str, NDArray[Any]]:
         """Return the forward arguments of the torch module.
@@ -104,15 +133,19 @@ class MiniCpmVProcessor:
             images["mm_token_type_ids"] = of_image.astype(np.int32)
         return tokens | images
 
-    def image_text(self, grid: tuple[int, int] | None, counts: Sequence[int]) -> str:
-        """Return tags with `counts` image tokens for the overview and each slice of `grid` (columns, rows)."""
+    def image_text(self, grid: tuple[int, int] | None, counts: Sequence[int], number: int = 0) -> str:
+        """Return tags with `counts` image tokens for the overview and each slice of `grid` (columns, rows).
+
+        `number` is the index of the image in the chat.
+        """
         overview, *parts = (self.prompt_format.image_token * count for count in counts)
         columns, _ = grid or (1, 0)
         if self.prompt_format.image_tags_for_slices:
             slices = _join_rows([f"<image>{part}</image>" for part in parts], columns)
             return f"<image>{overview}</image>" + (f"<slice>{slices}</slice>" if grid else "")
-        number = "<image_id>0</image_id>" if self.prompt_format.uses_image_id and self.slicing.use_image_id else ""
-        return f"{number}<image>{overview}</image>" + _join_rows([f"<slice>{part}</slice>" for part in parts], columns)
+        uses_id = self.prompt_format.uses_image_id and self.slicing.use_image_id
+        tag = f"<image_id>{number}</image_id>" if uses_id else ""
+        return f"{tag}<image>{overview}</image>" + _join_rows([f"<slice>{part}</slice>" for part in parts], columns)
 
     def _image_bounds(self, tokens: NDArray[np.int64], counts: Sequence[int]) -> NDArray[np.int64]:
         opened = (

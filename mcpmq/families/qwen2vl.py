@@ -79,7 +79,12 @@ QWEN2_VL = Family(
     parse_architecture=_parse_architecture,
     tensor_specs=tensor_specs,
     inputs_module="mcpmq.families.qwenvl_inputs",
-    prompt_format=PromptFormat(image_token="<|image_pad|>", default_special_tokens=DEFAULT_SPECIAL_TOKENS),
+    prompt_format=PromptFormat(
+        image_token="<|image_pad|>",
+        content_separator="",
+        uses_image_id=False,
+        default_special_tokens=DEFAULT_SPECIAL_TOKENS,
+    ),
     torch_builder="mcpmq.families.modeling_transformers:qwen2_vl",
     uses_mrope=True,
     caveats=(("gguf", "llama.cpp uses a norm epsilon of 0 for this model and ignores the value in the file"),),

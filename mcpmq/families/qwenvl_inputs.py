@@ -1,8 +1,8 @@
 """Model inputs of Qwen-VL: one image of any size, and tokens."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -18,6 +18,7 @@ from mcpmq.families.chat_template import ChatTemplate
 from mcpmq.families.config_schema import ConfigSchema, validate_config
 from mcpmq.families.family import Inputs
 from mcpmq.families.images import open_image
+from mcpmq.families.messages import Message, template_messages
 from mcpmq.families.position_ids import mrope_position_ids
 from mcpmq.families.preprocessor import ChannelMeans, ChannelStds, PreprocessorConfig, check_consistent
 from mcpmq.families.prompt_format import PromptFormat
@@ -155,29 +156,48 @@ class QwenVlProcessor:
             DatasetError: the image is not valid, a text contains a special token, or the sample is too long.
             CheckpointError: a token id is not below the vocabulary size, or the chat template drops image tokens.
         """
-        check_special_tokens(sample_id, self.special_tokens, prompt, answer)
-        slices = (self.resizing.resize(open_image(sample_id, image)),) if image else ()
-        content = "".join(map(self._image_tags, slices)) + prompt
-        question = token_ids(self.tokenizer, self.template.render([{"role": "user", "content": content}]))
-        tokens = np.array(
-            [*question, *token_ids(self.tokenizer, answer + self.prompt_format.end_of_turn)], dtype=np.int64
-        )
-        check_tokens(sample_id, tokens, self.vocab_size, self.context_length)
-        return Inputs(sample_id, tokens, len(question), slices, self._image_bounds(tokens, len(slices)))
+        label = f"sample `{sample_id}`"
+        check_special_tokens(label, self.special_tokens, prompt, answer)
+        content = (open_image(sample_id, image), prompt) if image else (prompt,)
+        answer += self.prompt_format.end_of_turn
+        return replace(self._encode(label, [Message("user", content)], answer), id=sample_id)
+
+    def encode_chat(self, messages: Sequence[Message]) -> Inputs:
+        """Encode the prompt for the next message of a chat.
+
+        Raises:
+            DatasetError: a text contains a special token, or the chat is too long.
+            CheckpointError: a token id is not below the vocabulary size, or the chat template drops image tokens.
+        """
+        check_special_tokens("the chat", self.special_tokens, *(text for one in messages for text in one.texts))
+        return self._encode("the chat", messages, "")
+
+    def _encode(self, label: str, messages: Sequence[Message], answer: str) -> Inputs:
+        slices: list[ImagePixels] = []
+
+        def image_tags(image: Image.Image) -> str:
+            slices.append(self.resizing.resize(image))
+            return self._image_tags(slices[-1])
+
+        prompt = self.template.render(template_messages(messages, image_tags, self.prompt_format.content_separator))
+        question = token_ids(self.tokenizer, prompt)
+        tokens = np.array([*question, *token_ids(self.tokenizer, answer)], dtype=np.int64)
+        check_tokens(label, tokens, self.vocab_size, self.context_length)
+        return Inputs(label, tokens, len(question), tuple(slices), self._image_bounds(tokens, len(slices)))
 
     def model_inputs(self, inputs: Inputs) -> dict[str, NDArray[Any]]:
         """Return the forward arguments of the torch module.
 
-        `input_ids` int64 [1, tokens]; with an image `pixel_values` and `image_grid_thw` as in `Resizing.graph_inputs`,
-        and `mm_token_type_ids` int32 [1, tokens], 1 for image tokens.
+        `input_ids` int64 [1, tokens]; with images `pixel_values` and `image_grid_thw`, those of
+        `Resizing.graph_inputs` for all images, and `mm_token_type_ids` int32 [1, tokens], 1 for image tokens.
         """
         tokens: dict[str, NDArray[Any]] = {"input_ids": inputs.tokens[None]}
         if not inputs.slices:
             return tokens
-        patches = self.resizing.graph_inputs(inputs.slices[0])
+        images = [self.resizing.graph_inputs(pixels) for pixels in inputs.slices]
         return tokens | {
-            "pixel_values": patches["pixel_values"],
-            "image_grid_thw": patches["grid_thw"],
+            "pixel_values": np.concatenate([image["pixel_values"] for image in images]),
+            "image_grid_thw": np.concatenate([image["grid_thw"] for image in images]),
             "mm_token_type_ids": (tokens["input_ids"] == self.special_tokens[self.prompt_format.image_token]).astype(
                 np.int32
             ),

@@ -1,7 +1,7 @@
 """Model inputs of a text-only model."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn, Self
 
@@ -14,6 +14,7 @@ from mcpmq.errors import DatasetError
 from mcpmq.families.chat_template import ChatTemplate
 from mcpmq.families.config_schema import ConfigSchema, validate_config
 from mcpmq.families.family import Inputs
+from mcpmq.families.messages import Message
 from mcpmq.families.prompt_format import PromptFormat
 from mcpmq.families.tokenizer import check_special_tokens, check_tokens, open_tokenizer, token_ids
 from mcpmq.system.json_file import read_json
@@ -70,11 +71,28 @@ class TextProcessor:
             raise DatasetError(
                 f"sample `{sample_id}` has an image, but the model is text-only", "use a text-only dataset"
             )
-        check_special_tokens(sample_id, self.special_tokens, prompt, answer)
-        question = token_ids(self.tokenizer, self.template.render([{"role": "user", "content": prompt}]))
-        tokens = np.array([*question, *token_ids(self.tokenizer, answer + self.end_of_turn)], dtype=np.int64)
-        check_tokens(sample_id, tokens, self.vocab_size, self.context_length)
-        return Inputs(sample_id, tokens, len(question), (), np.empty((0, 2), np.int64))
+        label = f"sample `{sample_id}`"
+        check_special_tokens(label, self.special_tokens, prompt, answer)
+        return replace(self._encode(label, [Message("user", (prompt,))], answer + self.end_of_turn), id=sample_id)
+
+    def encode_chat(self, messages: Sequence[Message]) -> Inputs:
+        """Encode the prompt for the next message of a chat.
+
+        Raises:
+            DatasetError: the chat has an image, contains a special token, or is too long.
+            CheckpointError: a token id is not below the vocabulary size.
+        """
+        if any(message.images for message in messages):
+            raise DatasetError("the chat has an image, but the model is text-only", "ask without an image")
+        check_special_tokens("the chat", self.special_tokens, *(text for one in messages for text in one.texts))
+        return self._encode("the chat", messages, "")
+
+    def _encode(self, label: str, messages: Sequence[Message], answer: str) -> Inputs:
+        prompt = self.template.render([{"role": one.role, "content": "".join(one.texts)} for one in messages])
+        question = token_ids(self.tokenizer, prompt)
+        tokens = np.array([*question, *token_ids(self.tokenizer, answer)], dtype=np.int64)
+        check_tokens(label, tokens, self.vocab_size, self.context_length)
+        return Inputs(label, tokens, len(question), (), np.empty((0, 2), np.int64))
 
     def model_inputs(self, inputs: Inputs) -> dict[str, NDArray[Any]]:
         """Return the forward arguments of the torch module: `input_ids`, int64 [1, tokens]."""

@@ -112,8 +112,8 @@ def _token_ids_in(config: Mapping[str, Any]) -> Iterator[int]:
     return (value for key, value in config.items() if key.endswith("_id") and type(value) is int)
 
 
-def check_special_tokens(sample_id: str, control_tokens: Mapping[str, int], *texts: str) -> None:
-    """Check that no text contains a control token.
+def check_special_tokens(label: str, control_tokens: Mapping[str, int], *texts: str) -> None:
+    """Check that no text of a sample or chat contains a control token.
 
     Raises:
         DatasetError: a text contains one.
@@ -121,25 +121,25 @@ def check_special_tokens(sample_id: str, control_tokens: Mapping[str, int], *tex
     for text in texts:
         if found := [token for token in control_tokens if token in text]:
             raise DatasetError(
-                f"sample `{sample_id}` contains the special token `{found[0]}`, which structures prompts",
-                "remove the token; an image is given in the field `image`, not in the prompt",
+                f"{label} contains the special token `{found[0]}`, which structures prompts",
+                "remove the token; images are given beside the text",
             )
 
 
-def check_tokens(sample_id: str, tokens: NDArray[np.int64], vocab_size: int, context_length: int) -> None:
+def check_tokens(label: str, tokens: NDArray[np.int64], vocab_size: int, context_length: int) -> None:
     """Check token ids against the vocabulary size, and their number against the context length.
 
     Raises:
         CheckpointError: a token id is not below `vocab_size`.
-        DatasetError: the sample is longer than `context_length`.
+        DatasetError: there are more tokens than `context_length`.
     """
     if tokens.max() >= vocab_size:
         raise CheckpointError(
-            f"sample `{sample_id}`: token id {tokens.max()} is not below the vocab_size of {vocab_size}",
+            f"{label}: token id {tokens.max()} is not below the vocab_size of {vocab_size}",
             "tokenizer.json and config.json belong to different models",
         )
     if len(tokens) > context_length:
         raise DatasetError(
-            f"sample `{sample_id}` has {len(tokens)} tokens, more than the context length of {context_length}",
-            "shorten the sample",
+            f"{label} has {len(tokens)} tokens, more than the context length of {context_length}",
+            "shorten the text, or give fewer or smaller images",
         )

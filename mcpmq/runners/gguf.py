@@ -13,6 +13,7 @@ from mcpmq.errors import ArtifactError, EngineError
 from mcpmq.families import family_named
 from mcpmq.families.family import Inputs
 from mcpmq.families.position_ids import mrope_position_ids
+from mcpmq.runners.generation import Predictions, without_answer
 from mcpmq.runners.llamacpp import Chunk, llamacpp
 from mcpmq.runners.llamacpp.language import Context, LanguageModel, LayerObserver
 from mcpmq.runners.llamacpp.vision import Grid, VisionEncoder, token_grid
@@ -92,6 +93,23 @@ class GgufRunner:
         decode_seconds, _ = _timed(lambda: _decode_chunks(context, tokens, positions[:, starts[len(chunks)] :]))
         context.close()
         return phase_timings(sample, encode_seconds, prefill_seconds, decode_seconds)
+
+    def predict(self, sample: Inputs, max_tokens: int) -> Predictions:
+        """Yield the logits after the prompt, then those after every token that is sent, at most `max_tokens`."""
+        prompt = without_answer(sample)
+        context = self._context(_max_tokens(prompt) + max_tokens)
+        try:
+            chunks, grids = zip(*self._chunks(prompt), strict=True)
+            starts = np.cumsum([0, *map(len, chunks)]).tolist()
+            positions = self._positions(starts, grids)
+            logits = _decode_chunks(context, chunks, positions)
+            position = positions[:1, -1:]
+            while True:
+                token = yield logits
+                position = position + 1  # a text token has the same position on all M-RoPE axes
+                logits = _decode_chunks(context, [np.array([token], np.int32)], position)
+        finally:
+            context.close()
 
     def close(self) -> None:
         """Free the memory of both models."""
@@ -173,15 +191,16 @@ def _timed(action: Callable[[], Result]) -> tuple[float, Result]:
     return time.perf_counter() - start, result
 
 
-def _decode_chunks(context: Context, chunks: Sequence[Chunk], positions: NDArray[np.int64]) -> None:
-    """Decode chunks one after the other, with the logits of the last token of each."""
-    start = 0
+def _decode_chunks(context: Context, chunks: Sequence[Chunk], positions: NDArray[np.int64]) -> Logits:
+    """Decode chunks one after the other, and return the logits after the last one, which the next call overwrites."""
+    start, logits = 0, np.empty(0, np.float32)
     for chunk in chunks:
         logits_mask = np.zeros(len(chunk), np.bool_)
         logits_mask[-1:] = True
-        for _ in context.decode(chunk, positions[:, start : start + len(chunk)], logits_mask):
-            pass
+        for row in context.decode(chunk, positions[:, start : start + len(chunk)], logits_mask):
+            logits = row
         start += len(chunk)
+    return logits
 
 
 def _max_tokens(sample: Inputs) -> int:
@@ -203,20 +222,27 @@ def open_runner(path: Path, threads: int, *, f32_attention: bool = False) -> Ggu
         EngineError: llama.cpp cannot load a file.
         MissingExtra: llama.cpp is not installed.
     """
-    files = _artifact_files(path)
+    files = artifact_files(path)
     language = LanguageModel(llamacpp(), files.language)
     vision = VisionEncoder(llamacpp(), files.mmproj, language, threads, f32_attention) if files.mmproj else None
     return GgufRunner(language, vision, threads, f32_attention, files.uses_mrope)
 
 
 @dataclass(frozen=True, slots=True)
-class _ArtifactFiles:
+class ArtifactFiles:
+    """The files of a GGUF artifact; the first one of each split model."""
+
     language: Path
     mmproj: Path | None  # None for a text-only model
     uses_mrope: bool
 
 
-def _artifact_files(path: Path) -> _ArtifactFiles:
+def artifact_files(path: Path) -> ArtifactFiles:
+    """Return the files of a GGUF artifact.
+
+    Raises:
+        ArtifactError: the folder is not a GGUF artifact.
+    """
     artifact = Artifact.open(path)
     family = family_named(artifact.manifest.family)
     language, mmproj = (artifact.component_files(component) for component in ("language", "vision+projector"))
@@ -224,7 +250,7 @@ def _artifact_files(path: Path) -> _ArtifactFiles:
         expected = "a language model file and an mmproj file" if family.has_vision else "a language model file"
         raise ArtifactError(f"`{path}` is not a GGUF artifact with {expected}", "export one with `--format gguf`")
     # llama.cpp finds the other files of a split model by the name of the first.
-    return _ArtifactFiles(language[0], mmproj[0] if family.has_vision else None, family.uses_mrope)
+    return ArtifactFiles(language[0], mmproj[0] if family.has_vision else None, family.uses_mrope)
 
 
 class PrecomputedImages:
@@ -243,7 +269,7 @@ class PrecomputedImages:
 
 def encode_images(path: Path, threads: int, samples: Sequence[Inputs]) -> SliceEmbeddings:
     """Return the embeddings of every slice, in order, without the language model's weights in memory."""
-    files = _artifact_files(path)
+    files = artifact_files(path)
     if files.mmproj is None:
         return []
     language = LanguageModel(llamacpp(), files.language, vocab_only=True)
@@ -256,7 +282,7 @@ def encode_images(path: Path, threads: int, samples: Sequence[Inputs]) -> SliceE
 
 def open_language_model(path: Path, threads: int, embeddings: SliceEmbeddings) -> GgufRunner:
     """Load the language model alone; the embeddings of slices are taken from `embeddings`, in order."""
-    files = _artifact_files(path)
+    files = artifact_files(path)
     language = LanguageModel(llamacpp(), files.language)
     return GgufRunner(
         language, PrecomputedImages(embeddings), threads, f32_attention=False, uses_mrope=files.uses_mrope

@@ -1,7 +1,7 @@
 """Run the three graphs of an `onnx` artifact in ONNX Runtime, without torch."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from mcpmq.errors import ArtifactError, EngineError, MissingExtra
 from mcpmq.families import family_named
 from mcpmq.families.family import Family, Inputs, VisionInputs
 from mcpmq.families.slicing import resize_slice
+from mcpmq.runners.generation import Choose, Predictions, generate, greedy
 from mcpmq.runners.runner import Logits, Metric, PhaseTimings, Result, SliceEmbeddings, phase_timings
 
 INT8_ACTIVATIONS_NOTE = (
@@ -68,17 +69,20 @@ class OnnxRunner:
             _, cache = self.decode(self.embed_tokens(sample.tokens[token]), cache, 1, positions[..., token])
         return phase_timings(sample, encoded - start, prefilled - encoded, time.perf_counter() - prefilled)
 
-    def generate(self, sample: Inputs, num_tokens: int) -> list[int]:
-        """Generate `num_tokens` tokens after the prompt by greedy decoding; end tokens do not stop it."""
+    def generate(
+        self, sample: Inputs, max_tokens: int, choose: Choose = greedy, stop: Collection[int] = ()
+    ) -> Generator[int, None, None]:
+        """Yield at most `max_tokens` tokens after the prompt; a token of `stop` ends the answer."""
+        return generate(self.predict(sample), max_tokens, choose, stop)
+
+    def predict(self, sample: Inputs) -> Predictions:
+        """Yield the logits after the prompt, then those after every token that is sent."""
         positions = self.vision_inputs.position_ids(sample)[..., : sample.answer_start]
         logits, cache = self.decode(self.embed(sample, sample.answer_start), self.empty_cache(), 1, positions)
-        tokens = [int(logits[-1].argmax())]
-        while len(tokens) < num_tokens:
+        while True:
+            token = yield logits[-1]
             positions = positions[..., -1:] + 1  # a text token has the same position on all M-RoPE axes
-            embeddings = self.embed_tokens(np.array([tokens[-1]], np.int64))
-            logits, cache = self.decode(embeddings, cache, 1, positions)
-            tokens.append(int(logits[-1].argmax()))
-        return tokens
+            logits, cache = self.decode(self.embed_tokens(np.array([token], np.int64)), cache, 1, positions)
 
     def embed(self, sample: Inputs, length: int) -> Floats:
         """Return the embeddings [length, input size] of the first tokens of a sample, with image features inserted.

@@ -25,7 +25,9 @@ from mcpmq.grids.activation import ActivationGrid
 from mcpmq.plan import block_name
 from mcpmq.quantized_model import QuantizedModel
 from mcpmq.runners.fake_quant import fake_quantize_activations
+from mcpmq.runners.generation import Predictions, without_answer
 from mcpmq.runners.runner import Logits, Metric, Result
+from mcpmq.runners.torch_generation import predict
 
 # Tokens that pass through a block together. The number bounds the memory for activations: it is small where a block is
 # loaded from memory, and large where it is read from disk again for every batch.
@@ -100,6 +102,28 @@ class TorchRunner:
         logits = self.model.module(**tensors, logits_to_keep=positions, use_cache=False).logits[0]
         assert len(logits) == len(positions), "the module must return the requested logits only"
         yield from logits.float().numpy()
+
+    def predict(self, sample: Inputs) -> Predictions:
+        """Yield the logits after the prompt, then those after every token that is sent; needs `load_all`."""
+        _sample_id.set(sample.id)
+        return predict(self.model.module, self.arguments(without_answer(sample)))
+
+    def load_all(self) -> None:
+        """Load all blocks in float32.
+
+        Raises:
+            EngineError: they need more memory than is available.
+        """
+        needed = FLOAT32_NBYTES * sum(prod(spec.shape) for spec in self.weights.specs)
+        available = psutil.virtual_memory().available
+        if needed > RESIDENT_MEMORY_FRACTION * available:
+            raise EngineError(
+                f"the model needs {needed:,} bytes of memory in float32; {available:,} bytes are available",
+                "export it to GGUF: llama.cpp computes with quantized weights",
+            )
+        for block in self.model.blocks:
+            self._load(block)
+        self.weights.resident.clear()
 
     def _load(self, block: nn.Module) -> None:
         self.model.load_block(block, self.weights.load_float32)

@@ -15,7 +15,9 @@ from mcpmq.execution.torch_model import build_module
 from mcpmq.families import family_named
 from mcpmq.families.family import Family, Inputs
 from mcpmq.formats.hf.reader import HuggingFaceArtifact
+from mcpmq.runners.generation import Predictions, without_answer
 from mcpmq.runners.runner import Metric, Result
+from mcpmq.runners.torch_generation import predict
 
 LOADERS = {"bnb": "bitsandbytes", "compressed-tensors": "compressed-tensors"}
 CPU_KERNEL_BLOCK = (32, 64)  # out_features and in_features must be multiples for the bfloat16 kernel of bitsandbytes
@@ -37,6 +39,10 @@ class TransformersRunner:
             with torch.inference_mode():
                 logits = self.model(**tensors, logits_to_keep=positions, use_cache=False).logits[0]
             yield metric(sample, logits.float().numpy())
+
+    def predict(self, sample: Inputs) -> Predictions:
+        """Yield the logits after the prompt, then those after every token that is sent."""
+        return predict(self.model, self.arguments(without_answer(sample)))
 
 
 def open_runner(path: Path, threads: int) -> TransformersRunner:

@@ -2,26 +2,24 @@
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import Literal, Protocol
 
-if TYPE_CHECKING:
-    from PIL import Image
+from mcpmq.families.messages import Message
 
+__all__ = [
+    "MAX_TOKENS",
+    "Answer",
+    "ChatEngine",
+    "Completion",
+    "FinishReason",
+    "Message",
+    "Piece",
+    "Sampling",
+    "TokenLogprob",
+    "gather",
+]
 MAX_TOKENS = 512  # of an answer, unless others are requested
 FinishReason = Literal["stop", "length"]
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a chat: texts and RGB images in their order."""
-
-    role: Literal["system", "user", "assistant"]
-    content: "tuple[str | Image.Image, ...]"
-
-    @property
-    def images(self) -> "tuple[Image.Image, ...]":
-        """Return the images in their order."""
-        return tuple(part for part in self.content if not isinstance(part, str))
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +62,7 @@ class Completion:
 
     finish_reason: FinishReason
     prompt_tokens: int  # including image tokens
-    completion_tokens: int
+    completion_tokens: int  # including an end-of-turn token
     prompt_ms: float
     predicted_ms: float
     notes: tuple[str, ...] = ()  # differences from the original, e.g. image preprocessing of the engine

@@ -20,6 +20,7 @@ GRACE_SECONDS = 1.0  # for context managers, before the second thread ends the p
 HINT = "run the same command again to resume; finished steps are not repeated"
 SHOW_CURSOR = "\r\x1b[K\x1b[?25h"  # the progress display hides it
 
+_suspended: set[int] = set()  # signals that do not end the process
 _received: list[int] = []  # the first signal
 _cleanups: list[Callable[[], None]] = []
 _ending = RLock()
@@ -86,6 +87,18 @@ def call_on_signal(stop: Callable[[], None]) -> Iterator[None]:
         signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
 
 
+@contextmanager
+def keyboard_interrupts() -> Iterator[None]:
+    """Raise KeyboardInterrupt for Ctrl-C inside of the block, instead of ending the process."""
+    earlier = signal.signal(signal.SIGINT, signal.default_int_handler)
+    _suspended.add(signal.SIGINT)
+    try:
+        yield
+    finally:
+        _suspended.discard(signal.SIGINT)
+        signal.signal(signal.SIGINT, earlier)
+
+
 def _interrupt(number: int, _: FrameType | None) -> None:
     if _received:
         return
@@ -97,7 +110,7 @@ def _interrupt(number: int, _: FrameType | None) -> None:
 def _end_after_signal(read: int, handled: list[signal.Signals]) -> None:
     while True:
         number = os.read(read, 1)[0]
-        if number in handled:
+        if number in handled and number not in _suspended:
             time.sleep(GRACE_SECONDS)
             _end(number)
 

@@ -25,6 +25,6 @@ def test_a_sample_ends_with_the_end_of_turn_token(tiny: TinyFamily, tmp_path: Pa
 
     inputs = processor.encode("text", None, "How many?", "three")
 
-    tokenizer = processor.tokenizer  # type: ignore[attr-defined]
+    tokenizer = processor.tokenizer
     assert tokenizer.id_to_token(inputs.tokens[-1]) == family.prompt_format.end_of_turn
     assert (family.open_vision_inputs(folder).position_ids(inputs) == range(len(inputs.tokens))).all()

@@ -119,7 +119,7 @@ def run_onnx(artifact: Path, sample: Inputs, generated: list[int]) -> tuple[list
         runner.vision_inputs.position_ids(sample_with_answer),
     )
     logits, _ = runner.decode(embeddings, runner.empty_cache(), len(generated), positions)
-    return runner.generate(sample, COUNT)[: len(generated)], logits
+    return list(runner.generate(sample, COUNT))[: len(generated)], logits
 
 
 def test_generation_equals_that_of_the_onnx_runner_and_of_torch(

@@ -65,6 +65,11 @@ class LanguageModel:
         deepstack_layers = int(self._metadata(f"{architecture}.n_deepstack_layers", "0"))
         return int(self._metadata(f"{architecture}.embedding_length")) * (1 + deepstack_layers)
 
+    @property
+    def context_length(self) -> int:
+        """Return the number of tokens that the model was trained with."""
+        return int(self._metadata(f"{self._metadata('general.architecture')}.context_length"))
+
     def _metadata(self, key: str, default: str | None = None) -> str:
         """Return a metadata value of the file."""
         text = ctypes.create_string_buffer(MAX_METADATA_NBYTES)

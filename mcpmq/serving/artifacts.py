@@ -1,0 +1,151 @@
+"""Choice of the artifact and of its engine for a folder: an artifact, a conversion, a release or a checkpoint."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from mcpmq.artifact import MANIFEST, RELEASE_RECORD, Artifact
+from mcpmq.checkpoint import Checkpoint
+from mcpmq.errors import ArtifactError, CheckpointError
+from mcpmq.families import family_named
+from mcpmq.formats import FORMATS, engine_of, format_named, format_of
+from mcpmq.release.record import Release
+from mcpmq.serving.engine import ChatEngine
+from mcpmq.system.inside import is_file_inside
+
+QUANTIZED = "quantized"  # kind of an artifact, and its folder in a conversion
+CONTEXT = 8192  # tokens, unless another length is requested
+PREFERRED = ("gguf", "onnx", QUANTIZED, *(name for name in FORMATS if name not in ("gguf", "onnx")))
+CONFIG = "config.json"
+
+
+def open_engine(
+    path: Path,
+    threads: int | None = None,
+    context: int = CONTEXT,
+    *,
+    exact: bool = False,
+    source: Path | None = None,
+) -> ChatEngine:
+    """Load the model of a folder into its engine.
+
+    Args:
+        path: An artifact, the folder of a conversion, a release, or a checkpoint, which runs in PyTorch.
+        threads: Threads of the engine; by default all cores.
+        context: Maximum tokens of a chat and its answer; at most those of the model.
+        exact: Give llama.cpp the image slices and tokens of the original. The other engines always get them.
+        source: Folder with the text files of the original, for `exact`; by default they are found beside the artifact.
+
+    Raises:
+        McpmqError: the folder has no model, a file is missing or damaged, or the engine is not installed.
+    """
+    threads = threads or os.cpu_count() or 1
+    if is_checkpoint(path):
+        from mcpmq.serving import torch
+
+        checkpoint = Checkpoint.open(path)
+        return torch.open_engine(checkpoint.path, checkpoint.family, "torch", threads, context)
+    return _open_artifact(find_artifact(path), threads, context, source if exact else None, exact=exact)
+
+
+def _open_artifact(artifact: Artifact, threads: int, context: int, source: Path | None, *, exact: bool) -> ChatEngine:
+    kind, family = artifact.manifest.kind, family_named(artifact.manifest.family)
+    _check_files(artifact)
+    if (target := format_of(kind)) is not None:
+        format_named(target.name)
+    if kind == "gguf":
+        from mcpmq.serving import exact_gguf, gguf
+
+        if exact:
+            source = source or text_files(artifact)
+            check_source(artifact, source)
+            return exact_gguf.open_engine(artifact, source, threads, context)
+        return gguf.open_engine(artifact, threads, context)
+    if kind == "onnx":
+        from mcpmq.serving import onnx
+
+        return onnx.open_engine(artifact, threads, context)
+    from mcpmq.serving import torch
+
+    return torch.open_engine(artifact.path, family, engine_of(kind), threads, context)
+
+
+def _check_files(artifact: Artifact) -> None:
+    """Check that the files of an artifact exist; their hashes are those of `mcpmq verify`."""
+    if missing := [one.path for one in artifact.manifest.files if not is_file_inside(artifact.path, one.path)]:
+        raise ArtifactError(f"`{missing[0]}` is missing from `{artifact.path}`", "copy or export the artifact again")
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Return whether a folder is a checkpoint and not an artifact."""
+    return (path / CONFIG).is_file() and not (path / MANIFEST).is_file()
+
+
+def find_artifact(path: Path) -> Artifact:
+    """Return the artifact of a folder: itself, or of several the first of gguf, onnx, quantized and other formats.
+
+    Raises:
+        ArtifactError: the folder has no artifact that is a model.
+    """
+    if (path / MANIFEST).is_file():
+        found = [Artifact.open(path)]
+    elif (path / RELEASE_RECORD).is_file():
+        found = Release.open(path).artifacts
+    else:
+        found = [Artifact.open(folder) for folder in _conversion_folders(path)]
+    models = [artifact for artifact in found if artifact.manifest.kind in PREFERRED]
+    if not models:
+        raise ArtifactError(f"`{path}` has no model: {_content(path, found)}", HINT)
+    return min(models, key=lambda artifact: PREFERRED.index(artifact.manifest.kind))
+
+
+def _conversion_folders(path: Path) -> list[Path]:
+    """Return the folders of artifacts in that of a conversion, which has one quantized model for every recipe."""
+    folders = [*sorted(path.glob(f"{QUANTIZED}*")), *(path / name for name in FORMATS)]
+    return [folder for folder in folders if (folder / MANIFEST).is_file()]
+
+
+HINT = "give an artifact, the folder of `mcpmq convert`, a release, or a checkpoint"
+
+
+def _content(path: Path, found: Sequence[Artifact]) -> str:
+    if found:
+        return f"it is an artifact of the kind {found[0].manifest.kind}"
+    if not path.is_dir():
+        return "it is not a folder" if path.exists() else "it does not exist"
+    names = sorted(entry.name for entry in path.iterdir())
+    return f"it contains {', '.join(names[:5])}{' and others' if len(names) > 5 else ''}" if names else "it is empty"
+
+
+def text_files(artifact: Artifact) -> Path:
+    """Return a folder beside a GGUF artifact with the tokenizer and preprocessor files of its original.
+
+    Raises:
+        ArtifactError: no folder has them.
+    """
+    for folder in _conversion_folders(artifact.path.absolute().parent):
+        if (folder / CONFIG).is_file() and Artifact.open(folder).manifest.source == artifact.manifest.source:
+            return folder
+    raise ArtifactError(
+        f"no artifact beside `{artifact.path}` has the tokenizer and preprocessor files of the original",
+        "give the original with `--source CHECKPOINT`",
+    )
+
+
+def check_source(artifact: Artifact, source: Path) -> None:
+    """Check that the text files of a folder are of the family of an artifact.
+
+    Raises:
+        CheckpointError: they are of another family.
+    """
+    manifest = artifact.manifest
+    family = Artifact.open(source).manifest.family if (source / MANIFEST).is_file() else _family(source)
+    if family != manifest.family:
+        raise CheckpointError(
+            f"`{source}` is of the family `{family}`, the artifact of `{manifest.family}`",
+            f"give the original of the artifact, {manifest.source.name}",
+        )
+
+
+def _family(source: Path) -> str:
+    return Checkpoint.open(source).family.name
