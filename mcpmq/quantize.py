@@ -56,7 +56,7 @@ def quantize(
         OutputError: `out` exists, has an unfinished run of another request, or the disk is full.
         CheckpointError: a file of the tokenizer or preprocessor is missing, or a weight is not finite.
         ScaleError: the scales of a scheme do not represent a weight.
-        MissingExtra: a scheme of ggml is used and xllamacpp is not installed.
+        MissingExtra: the recipe uses ggml's own search of scales, and xllamacpp is not installed.
     """
     samples, out = require_calibration(plan, calibration), Path(out)
     check_folder(out, _inputs(plan, calibration))
@@ -70,7 +70,7 @@ def quantize(
             remove_stale_lock(out)
             return finished
         check_samples(plan.checkpoint.family.open_processor(plan.checkpoint.path), samples, progress)
-        if any(isinstance(tensor.scheme, GgmlScheme) for tensor in plan.tensors):
+        if any(isinstance(tensor.scheme, GgmlScheme) and tensor.scheme.search == "ggml" for tensor in plan.tensors):
             library_path()
         _run(plan, out, request, samples, progress, torch_device)
     return QuantizedModel.open(out)

@@ -3,14 +3,15 @@
 import json
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
 from mcpmq.errors import RecipeError
-from mcpmq.scheme import CodebookScheme, Scheme, parse_scheme
+from mcpmq.scheme import CodebookScheme, GgmlScheme, ScaleSearch, Scheme, parse_scheme
 from mcpmq.system.text_file import read_toml
 
 BUILTIN_DIRECTORY = Path(str(resources.files("mcpmq") / "recipes"))
@@ -19,10 +20,15 @@ EXAMPLES_HINT = "`mcpmq recipes phone-int4` prints a complete recipe"
 Activation = Literal["u8"]
 
 
-def _parse_weights(table: object) -> object:
+def _parse_weights(table: object, info: ValidationInfo) -> object:
     if not isinstance(table, dict):
         return table
-    return {glob: parse_scheme(scheme) if isinstance(scheme, str) else scheme for glob, scheme in table.items()}
+    return {glob: _parse_scheme(scheme, info.data.get("scale_search", "mcpmq")) for glob, scheme in table.items()}
+
+
+def _parse_scheme(scheme: object, search: ScaleSearch) -> object:
+    parsed = parse_scheme(scheme) if isinstance(scheme, str) else scheme
+    return replace(parsed, search=search) if isinstance(parsed, GgmlScheme) else parsed
 
 
 class TokenWeights(BaseModel):
@@ -54,6 +60,8 @@ class Recipe(BaseModel):
     token_weights: weights of the modalities in the input statistics.
     activations: globs -> dtype of the inputs of matrices in engines that multiply integers: `u8` over the range in the
         calibration samples.
+    scale_search: the implementation that chooses the scales of ggml's block types. `mcpmq` is faster and has smaller
+        errors; `ggml` gives the bytes of llama-quantize.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -63,6 +71,7 @@ class Recipe(BaseModel):
     method: Literal["rtn", "rtn-imatrix", "gptq", "auto"] = "rtn"
     token_weights: TokenWeights | None = None
     activations: dict[str, Activation] = {}
+    scale_search: ScaleSearch = "mcpmq"  # before the weights, which are parsed with it
     weights: Annotated[dict[str, Scheme | None], BeforeValidator(_parse_weights)]
 
     @model_validator(mode="after")
@@ -114,7 +123,8 @@ class Recipe(BaseModel):
         token_weights = {"token_weights": self.token_weights.model_dump()} if self.token_weights else {}
         activations = {"activations": self.activations} if self.activations else {}
         methods = {"name": self.name, "smooth": self.smooth, "method": self.method}
-        return {**methods, **token_weights, **activations, "weights": weights}
+        search = {"scale_search": self.scale_search} if self.scale_search != "mcpmq" else {}
+        return {**methods, **search, **token_weights, **activations, "weights": weights}
 
 
 def recipe_path(name_or_path: str) -> Path:

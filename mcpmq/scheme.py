@@ -2,10 +2,11 @@
 
 import re
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from mcpmq.errors import RecipeError
 
+ScaleSearch = Literal["mcpmq", "ggml"]
 GROUP_SIZES = (16, 32, 64, 128, 256)
 
 
@@ -107,11 +108,15 @@ class IntegerScheme:
 
 @dataclass(frozen=True, slots=True)
 class GgmlScheme:
-    """A block type of ggml: written `q8_0`, `q4_k`."""
+    """A block type of ggml: written `q8_0`, `q4_k`.
+
+    search: the implementation that chooses the scales, `mcpmq` or `ggml`; both write the same layout.
+    """
 
     is_quantized: ClassVar[bool] = True
 
     name: str
+    search: ScaleSearch = "mcpmq"
 
     def __str__(self) -> str:
         return self.name

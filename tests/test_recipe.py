@@ -7,6 +7,7 @@ import pytest
 
 from mcpmq.errors import RecipeError
 from mcpmq.recipe import Recipe, builtin_recipes, to_toml
+from mcpmq.scheme import GgmlScheme, parse_scheme
 
 
 @pytest.mark.parametrize("name", builtin_recipes())
@@ -121,3 +122,17 @@ def test_comments_are_written_above_their_lines() -> None:
     text = to_toml({"name": "x", "weights": {"head": "q6_k"}}, {"": ["why"], "head": ["because"]})
 
     assert text == '# why\nname = "x"\n\n[weights]\n# because\n"head" = "q6_k"\n'
+
+
+def test_the_search_of_scales_is_that_of_the_recipe(tmp_path: Path) -> None:
+    """`scale_search` applies to ggml's block types, is in the values of the recipe, and is `mcpmq` by default."""
+    recipe = Recipe(
+        name="one", scale_search="ggml", weights={"head": parse_scheme("q4_k"), "*": parse_scheme("int8-row")}
+    )
+    path = tmp_path / "one.toml"
+    path.write_text(to_toml(recipe.to_dict()))
+
+    assert recipe.weights["head"] == GgmlScheme("q4_k", "ggml")
+    assert Recipe.load(str(path)) == recipe
+    assert "scale_search" not in Recipe.load("quality-int4").to_dict()
+    assert Recipe.load("quality-int4").weights["head"] == GgmlScheme("q6_k", "mcpmq")

@@ -1,4 +1,4 @@
-"""Grids of ggml, computed by ggml itself in the xllamacpp wheel, in the block layouts that llama.cpp reads."""
+"""Grids of ggml in the block layouts that llama.cpp reads, with scales chosen by own kernels or by ggml itself."""
 
 import ctypes
 from collections.abc import Sequence
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mcpmq.errors import EngineError, ScaleError
+from mcpmq.grids import kernels
 from mcpmq.grids.ggml_blocks import BLOCK_LAYOUTS
 from mcpmq.grids.levels import Levels
 from mcpmq.grids.limits import scale_limits
@@ -62,13 +63,14 @@ def ggml_type(name: str) -> GGMLQuantizationType:
 
 
 def quantize(weight: Tensor, scheme: GgmlScheme, importance: Tensor | None = None) -> GgmlTensor:
-    """Quantize a weight [rows, columns] by ggml's own search of scales; zeros pad the columns to whole blocks.
+    """Quantize a weight [rows, columns] by the search of the scheme; zeros pad the columns to whole blocks.
 
-    `importance`, float32 [columns], is the mean square of the input of each column; ggml then searches the scales with
-    the least weighted error. `q8_0` ignores it.
+    `importance`, float32 [columns], is the mean square of the input of each column, which weights its errors. ggml's
+    own search, in the xllamacpp wheel, ignores it for `q8_0`.
 
     Raises:
         ScaleError: a value is too large for the scales.
+        MissingExtra: the search is ggml's, and xllamacpp is not installed.
         EngineError: ggml wrote another number of bytes than the scheme has.
     """
     columns = weight.shape[1]
@@ -76,7 +78,7 @@ def quantize(weight: Tensor, scheme: GgmlScheme, importance: Tensor | None = Non
     padding = scheme.padded_columns(columns) - columns
     values = torch.nn.functional.pad(weight.float(), (0, padding)).contiguous().cpu().numpy()
     blocks = np.empty((len(values), scheme.row_nbytes(columns)), np.uint8)
-    weights = None if importance is None else _positive_importance(importance, values.shape[1])
+    weights = _importance(importance, columns, scheme)
     threads = torch.get_num_threads()
     with ThreadPoolExecutor(threads) as pool:  # the call releases the interpreter lock; rows are independent
         parts = np.array_split(values, threads), np.array_split(blocks, threads)
@@ -95,8 +97,17 @@ def _check_largest(weight: Tensor, scheme: GgmlScheme) -> None:
         )
 
 
+def _importance(importance: Tensor | None, columns: int, scheme: GgmlScheme) -> NDArray[np.float32] | None:
+    """Return the importance of the padded columns; None for ggml, which has another search without importance."""
+    if importance is None and scheme.search == "ggml":
+        return None
+    return _positive_importance(
+        torch.ones(columns) if importance is None else importance, scheme.padded_columns(columns)
+    )
+
+
 def _positive_importance(importance: Tensor, columns: int) -> NDArray[np.float32]:
-    """Scale and clamp importance to at least about a millionth of its mean: with none, ggml gives a block a scale of 0.
+    """Scale and clamp importance to at least about a millionth of its mean: with none, a block would have no scale.
 
     The scale is a power of two and rounds nothing, so the blocks equal those of llama-quantize for the same importance.
     """
@@ -108,6 +119,10 @@ def _positive_importance(importance: Tensor, columns: int) -> NDArray[np.float32
 def _quantize_rows(
     values: NDArray[np.float32], blocks: NDArray[np.uint8], scheme: GgmlScheme, importance: NDArray[np.float32] | None
 ) -> None:
+    if scheme.search == "mcpmq":
+        assert importance is not None
+        kernels.quantize_rows(scheme.name, values, importance, blocks)
+        return
     rows, columns = values.shape
     importance_address = None if importance is None else importance.ctypes.data
     written = _library().ggml_quantize_chunk(

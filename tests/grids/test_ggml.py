@@ -1,4 +1,4 @@
-"""Grids of ggml in the xllamacpp wheel against the quantizers of gguf-py."""
+"""Grids of ggml against the quantizers of gguf-py, and ggml's own search against llama-quantize."""
 
 import numpy as np
 import pytest
@@ -15,10 +15,10 @@ def _weight(rows: int, columns: int) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", ["q8_0", "q4_0", "q4_1", "q5_0"])
 def test_blocks_equal_those_of_gguf_py(name: str) -> None:
-    """Both implementations write the same bytes."""
+    """With ggml's search both implementations write the same bytes."""
     weight = _weight(16, 512)
 
-    ours = ggml.quantize(weight, GgmlScheme(name)).blocks.numpy()
+    ours = ggml.quantize(weight, GgmlScheme(name, "ggml")).blocks.numpy()
 
     assert np.array_equal(ours, gguf_quantize(weight.numpy(), ggml.ggml_type(name)).reshape(ours.shape))
 
@@ -50,7 +50,7 @@ def test_columns_are_padded_to_whole_blocks(name: str, columns: int) -> None:
     assert (ggml.dequantize(quantized) - weight).norm() < 0.15 * weight.norm()
 
 
-@pytest.mark.parametrize("name", [name for name in GGML_BLOCKS if name != "q8_0"])
+@pytest.mark.parametrize("name", GGML_BLOCKS)
 def test_importance_lowers_the_weighted_error(name: str) -> None:
     """The weighted error shrinks, and a common factor of all columns changes no byte."""
     weight = _weight(32, 512)
@@ -69,7 +69,7 @@ def test_importance_lowers_the_weighted_error(name: str) -> None:
 @pytest.mark.parametrize("size", [3e-9, 1.0, 3e7])
 def test_blocks_equal_those_of_llama_quantize(name: str, size: float) -> None:
     """llama-quantize does not scale the importance; our scaling by a power of two changes no byte."""
-    weight, scheme = _weight(256, 512), GgmlScheme(name)
+    weight, scheme = _weight(256, 512), GgmlScheme(name, "ggml")
     importance = size * torch.randn(512, generator=torch.Generator().manual_seed(5)).mul(2).exp()
 
     codes = ggml.quantize(weight, scheme, importance).blocks

@@ -15,7 +15,7 @@ from tests.rounding.oracle import SCHEMES
 ROWS, COLUMNS = 6, 512
 ALL_SCHEMES = (*SCHEMES, "int8-g16-asym", "nf4", "fp4", "f16")
 # Largest error over the largest magnitude of the group: a step, because 4-bit codes are not symmetric.
-MAX_ERROR = {"int4": 0.14, "int8": 0.009, "f16": 0.004, "q8_0": 0.005, "q4_0": 0.13, "q4_1": 0.08, "q5_0": 0.07}
+MAX_ERROR = {"int4": 0.14, "int8": 0.009, "f16": 0.004, "q8_0": 0.005, "q4_0": 0.13, "q4_1": 0.1, "q5_0": 0.07}
 MAX_ERROR |= {"iq4_nl": 0.13, "q4_k": 0.15, "q5_k": 0.08, "q6_k": 0.05, "nf4": 0.17, "fp4": 0.19}
 WEIGHTS = st.tuples(st.integers(-140, 120), st.sampled_from(["random", "constant", "negative", "outlier", "zero rows"]))
 

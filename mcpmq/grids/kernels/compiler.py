@@ -1,0 +1,55 @@
+"""Compilation of kernels by numba, with compiled code in the cache folder of the user.
+
+Kernels process `LANES` rows at a time: arrays are [columns, lanes], and the innermost loop runs over the lanes. So the
+vector units of the processor compute different rows, and every sum adds the columns of one row in order. Without fast
+math nothing is reordered or fused: the results are those of IEEE float32 on every processor and for any number of rows.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+LANES = 64
+Floats = NDArray[np.float32]
+Bytes = NDArray[np.uint8]
+F = np.float32
+NUMBA: Any = numba.config  # settings that are read when a function is decorated
+TINY = F(1e-30)  # steps of smaller magnitude are zero
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _cache_folder() -> Path | None:
+    """Return the folder for the compiled code of these sources; None if it cannot be written.
+
+    numba compares the file of a function only, and not the files of the functions that it calls; hence the hash.
+    """
+    digest = hashlib.sha256()
+    for source in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(source.read_bytes())
+    try:
+        parent = NUMBA.CACHE_DIR or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(parent) / "mcpmq-kernels" / digest.hexdigest()[:16]
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except (OSError, RuntimeError):
+        return None
+    return folder if os.access(folder, os.W_OK) else None
+
+
+CACHE_FOLDER = _cache_folder()
+
+
+def kernel(function: Function) -> Function:
+    """Compile a function that releases the interpreter lock, at its first call."""
+    before, NUMBA.CACHE_DIR = NUMBA.CACHE_DIR, str(CACHE_FOLDER or "")
+    try:
+        compiled = numba.njit(nogil=True, error_model="numpy", cache=CACHE_FOLDER is not None)(function)
+    finally:
+        NUMBA.CACHE_DIR = before
+    return cast(Function, compiled)
