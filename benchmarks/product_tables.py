@@ -8,10 +8,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+import typer
 
 from benchmarks.commands import ROOT
 from benchmarks.markdown import table
 from benchmarks.result_tables import load_report
+from mcpmq.cli import app
 from mcpmq.formats import FORMATS, recipes, support
 from mcpmq.recipe import BUILTIN_DIRECTORY, Recipe
 from mcpmq.report import summary_table
@@ -33,6 +37,30 @@ def command_help() -> str:
     command = [sys.executable, "-m", "mcpmq", "--help"]
     text = subprocess.run(command, capture_output=True, text=True, check=True, env=terminal).stdout
     return "```\n" + "\n".join(line.rstrip() for line in text.strip().splitlines()) + "\n```"
+
+
+def command_reference() -> str:
+    """Return the arguments and options of every command."""
+    parts = []
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        rows = [[_parameter_name(one), _parameter_text(one)] for one in command.params]
+        summary = (command.help or "").split("\n\n")[0]
+        parts.append(f"## mcpmq {name}\n\n{summary}.\n\n{table(['argument or option', ''], rows, 2)}")
+    return "\n\n".join(parts)
+
+
+def _parameter_name(parameter: Any) -> str:
+    if parameter.param_type_name == "argument":
+        return f"`{parameter.metavar or parameter.name.upper()}`"
+    value = "" if parameter.is_flag else f" {parameter.metavar or ''}".rstrip()
+    names = ", ".join(f"`{option}{value}`" for option in (*parameter.opts, *parameter.secondary_opts))
+    return names.replace("|", "\\|")
+
+
+def _parameter_text(parameter: Any) -> str:
+    text, default = parameter.help or "", parameter.default
+    has_default = isinstance(default, int | float | str) and not isinstance(default, bool)
+    return f"{text}; default: {default}" if has_default and "default" not in text else text
 
 
 def quick_start_output() -> str:

@@ -26,26 +26,31 @@ PEERS_NOTE = """\
 Mean KL divergence from the original on held-out answers, 10⁻³ nats ± half of the 95 % interval; the matrices of the
 language model have 4.5 bits per weight (`desc_act`: 4.59), all other weights are unchanged. The last column has the
 same model without the random channel scales of the reference checkpoint, which smoothing and `desc_act` undo: there all
-methods are close. AutoRound takes ten times the processor time, and `llama-imatrix` calibrates on text only
+methods are close. The blocks of llama-quantize are computed by mcpmq, which gives equal blocks; `llama-imatrix`
+calibrates on text only. AutoRound takes ten times the processor time
 ([conditions, costs and limits](benchmarks/README.md#comparison-with-other-tools))."""
 REAL_WEIGHTS_NOTE = """\
 The matrices of the language model of a pretrained checkpoint, SmolLM2 with 135 million weights: mean KL divergence from
-the original on {tokens:,} held-out tokens of text, 10⁻³ nats ± half of the 95 % interval
-([conditions](benchmarks/README.md))."""
-# Rows of real-weights.json by name.
+the original on {tokens:,} held-out tokens of text, 10⁻³ nats ± half of the 95 % interval. The blocks of llama-quantize
+are computed by mcpmq, which gives equal blocks. [Benchmarks](benchmarks/README.md) have the conditions, and a
+comparison with images in the calibration on the reference checkpoint."""
+# Rows of real-weights.json by name; of two names with one label the first is used.
 REAL_WEIGHTS = {
-    "awq-gptq-int4": "**mcpmq, AWQ + GPTQ** `int4-g32`",
-    "gptq-int4": "**mcpmq, GPTQ** `int4-g32`",
-    "gptq-iq4_nl": "**mcpmq, GPTQ** `iq4_nl`",
-    "gptq-q4_k": "**mcpmq, GPTQ** `q4_k`",
+    "awq-gptq-int4": "**mcpmq, AWQ + GPTQ**, `int4-g32`",
+    "gptq-int4": "**mcpmq, GPTQ**, `int4-g32`",
+    "gptq-int4-earlier": "**mcpmq, GPTQ**, `int4-g32`",
+    "gptq-iq4_nl": "**mcpmq, GPTQ**, `iq4_nl`",
+    "gptq-iq4_nl-earlier": "**mcpmq, GPTQ**, `iq4_nl`",
+    "gptq-q4_k": "**mcpmq, GPTQ**, `q4_k`",
+    "gptq-q4_k-earlier": "**mcpmq, GPTQ**, `q4_k`",
     "gptqmodel-gptq-desc-act": "GPTQModel, GPTQ with `desc_act`",
     "gptqmodel-gptq-act-group-aware": "GPTQModel, GPTQ with `act_group_aware`",
+    "gptqmodel-gptq-mse": "GPTQModel, GPTQ with `mse`",
     "gptqmodel-gptq": "GPTQModel, GPTQ",
-    "autoround-200-steps": "AutoRound, 200 steps",
-    "imatrix-iq4_nl": "llama-quantize, IQ4_NL with imatrix",
-    "imatrix-q4_k": "llama-quantize, Q4_K with imatrix",
-    "imatrix-q4_0": "llama-quantize, Q4_0 with imatrix",
-    "rtn-int4": "round to nearest `int4-g32`",
+    "imatrix-iq4_nl": "llama-quantize, `iq4_nl` with imatrix",
+    "imatrix-q4_k": "llama-quantize, `q4_k` with imatrix",
+    "imatrix-q4_0": "llama-quantize, `q4_0` with imatrix",
+    "rtn-int4": "round to nearest, `int4-g32`",
 }
 
 
@@ -90,12 +95,15 @@ def _divergence(result: Mapping[str, Any], group: str) -> Estimate:
 
 
 def real_weights_table(result: Mapping[str, Any]) -> str:
-    """Return mean KLD and change of perplexity of every tool on pretrained weights."""
+    """Return mean KLD and change of perplexity of every tool on pretrained weights, by KLD."""
+    measured = {one["name"]: one for one in reversed(result["rows"]) if one["format"] == "gguf"}
+    chosen = {label: measured[name] for name, label in reversed(REAL_WEIGHTS.items()) if name in measured}
     rows = []
-    for one in result["rows"]:
-        if one["name"] in REAL_WEIGHTS and one["format"] == "gguf":
-            divergence, ratio = (Estimate.model_validate(one[key]) for key in ("kl_divergence", "perplexity_ratio"))
-            cells = [REAL_WEIGHTS[one["name"]], f"{one['calibration_tokens']:,}", thousandths(divergence)]
-            rows.append((divergence.value, [*cells, f"{percent_change(ratio)} %"]))
-    ordered = [cells for _, cells in sorted(rows, key=lambda row: row[0])]
-    return table(["", "calibration tokens", "mean KLD", "perplexity change"], ordered, 1)
+    for label, one in chosen.items():
+        found = estimates({key: one[key] for key in ("kl_divergence", "perplexity_ratio")})
+        divergence, change = found["kl_divergence"], percent_change(found["perplexity_ratio"])
+        rows.append(
+            (divergence.value, [label, f"{one['calibration_tokens']:,}", thousandths(divergence), f"{change} %"])
+        )
+    headings = ["", "calibration tokens", "mean KLD", "perplexity change"]
+    return table(headings, [cells for _, cells in sorted(rows, key=lambda row: row[0])], 1)

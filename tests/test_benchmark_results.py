@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import quality
 from benchmarks.commands import RESULTS
 from benchmarks.markdown import megabytes, percent, percent_change, provenance_line, table, thousandths
 from benchmarks.result_tables import peers_table
@@ -85,3 +86,29 @@ def test_the_first_row_of_a_peer_table_has_no_difference() -> None:
 
     assert rows[0][3] == ""
     assert all(re.fullmatch(r"[+-]\d+\.\d\d ± \d+\.\d\d", row[3]) for row in rows[1:])
+
+
+def test_the_comparison_of_tools_is_sorted_by_divergence() -> None:
+    """Every tool has a row, with mean KLD times 1000 in increasing order."""
+    rows = [line.split("|")[1:-1] for line in quality.reference_table().splitlines()[2:]]
+    divergences = [float(cells[2].partition("±")[0]) for cells in rows]
+
+    assert len(rows) == len(quality.PEERS) + len(quality.LLAMA_QUANTIZE)
+    assert divergences == sorted(divergences)
+
+
+def test_the_comparison_on_pretrained_weights_prefers_the_present_sources() -> None:
+    """A row of an earlier commit is used only without one of the present sources; other formats are left out."""
+    estimate = {"value": 1.02, "standard_error": 0.01, "low": 1.0, "high": 1.04}
+    row = {"format": "gguf", "calibration_tokens": 8000, "perplexity_ratio": estimate}
+    divergences = {"rtn-int4": 0.3, "gptq-int4-earlier": 0.2, "gptq-int4": 0.1, "gptq-q4_k-earlier": 0.15}
+    rows = [row | {"name": name, "kl_divergence": estimate | {"value": value}} for name, value in divergences.items()]
+    other = row | {"name": "gptq-int4", "format": "onnx", "kl_divergence": estimate}
+
+    lines = quality.real_weights_table({"rows": [*rows, other]}).splitlines()[2:]
+
+    assert [line.split("|")[1:4] for line in lines] == [
+        [" **mcpmq, GPTQ**, `int4-g32` ", " 8,000 ", " 100.00 ± 20.00 "],
+        [" **mcpmq, GPTQ**, `q4_k` ", " 8,000 ", " 150.00 ± 20.00 "],
+        [" round to nearest, `int4-g32` ", " 8,000 ", " 300.00 ± 20.00 "],
+    ]

@@ -15,13 +15,15 @@ from benchmarks import size_plot
 from benchmarks.markdown import load_result
 from mcpmq.cli import app
 from mcpmq.formats import FormatName
+from mcpmq.gate import Gate
+from mcpmq.recipe import Recipe
 from tests.tiny_families import TINY_FAMILIES
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted({*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glob("*/README.md")})
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 GENERATED = re.compile(r"<!-- \[\[\[cog.*?\[\[\[end\]\]\] -->", re.DOTALL)
-LOADERS = {"libraries.md", "running.md"}  # their code loads artifacts in other libraries
+LOADERS = ("libraries.md", "running.md")  # their code loads artifacts in other libraries
 
 
 def blocks(path: Path, *languages: str) -> list[str]:
@@ -45,6 +47,7 @@ PYTHON = {  # code -> name; a block in two documents runs once
     if path.name not in LOADERS
     for number, code in enumerate(blocks(path, "python"))
 }
+TOML = {code: f"{path.name}-{number}" for path in DOCUMENTS for number, code in enumerate(blocks(path, "toml"))}
 LOADING = {
     code: f"{name}-{number}" for name in LOADERS for number, code in enumerate(blocks(ROOT / "docs" / name, "python"))
 }
@@ -97,6 +100,15 @@ def test_the_examples_run(
 
     assert list((tmp_path / "OUT").glob("*/mcpmq.json"))
     assert mcpmq.Report.load(tmp_path / "OUT").artifacts
+
+
+@pytest.mark.parametrize("text", TOML, ids=TOML.values())
+def test_recipes_and_gates_in_documents_are_valid(text: str, tmp_path: Path) -> None:
+    """A block with a table of weights is a recipe; others are gates."""
+    file = tmp_path / "block.toml"
+    file.write_text(text)
+
+    assert Recipe.load(str(file)).weights if "[weights]" in text else list(Gate.load(file).bounds("original"))
 
 
 @pytest.fixture(scope="module")
