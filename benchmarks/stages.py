@@ -26,7 +26,8 @@ from mcpmq.formats.gguf.packing import pack_integers
 from mcpmq.formats.onnx.packing import pack_for_matmul
 from mcpmq.grids import ggml
 from mcpmq.rounding import gptq, rtn
-from mcpmq.rounding.cholesky import LdlFactor, damped_cholesky
+from mcpmq.rounding.cholesky import LdlFactor, shrunk_cholesky
+from mcpmq.rounding.shrinkage import default_shrinkage
 from mcpmq.rounding.stats import InputStats
 from mcpmq.scheme import parse_scheme
 
@@ -127,7 +128,8 @@ def _collect_stats(linear: nn.Linear, inputs: Tensor) -> InputStats:
 
 def _factor(stats: InputStats) -> LdlFactor:
     with thread_pool() as pool:
-        return damped_cholesky(stats.gram, stats.gram.diagonal().argsort(descending=True, stable=True), pool)
+        order = stats.gram.diagonal().argsort(descending=True, stable=True)
+        return shrunk_cholesky(stats.gram, order, default_shrinkage(stats), pool)
 
 
 def _gptq_stages(weight: Tensor, stats: InputStats) -> Iterator[Stage]:
@@ -141,7 +143,7 @@ def _gptq_stages(weight: Tensor, stats: InputStats) -> Iterator[Stage]:
 
 @contextmanager
 def _given_factor(factor: LdlFactor) -> Iterator[None]:
-    with patch.object(gptq, "damped_cholesky", lambda *_: factor):
+    with patch.object(gptq, "shrunk_cholesky", lambda *_: factor):
         yield
 
 

@@ -66,6 +66,8 @@ class WeightRecord(_Record):
     nbytes: Nbytes
     calibration_tokens: Annotated[dict[str, int] | None, OMIT_IF_NONE] = None  # by modality
     method: Annotated[str | None, OMIT_IF_NONE] = None  # of a calibrated weight
+    # Shrinkage of the Hessian towards its diagonal; one for every equal share of the rows with an input of its own.
+    shrinkage: Annotated[tuple[float | None, ...] | None, OMIT_IF_NONE] = None
     smoothing_exponent: Annotated[float | None, OMIT_IF_NONE] = None  # alpha of the scales on its columns
     # Powers of two that rows and columns were multiplied by, which cancel in neighboring layers: channels by exponent.
     row_exponents: Annotated[dict[int, int] | None, OMIT_IF_NONE] = None
@@ -80,6 +82,7 @@ class WeightRecord(_Record):
 RESULT_FIELDS = (  # of a weight's record, known after quantization
     "calibration_tokens",
     "method",
+    "shrinkage",
     "smoothing_exponent",
     "row_exponents",
     "column_exponents",

@@ -140,6 +140,8 @@ class BlockQuantizer:
     ) -> None:
         for name, fields in records.items():
             fields["method"] = weights[name].method
+            if any(weights[name].shrinkage):
+                fields["shrinkage"] = weights[name].shrinkage
         for name, ranges in input_ranges.items():
             records[name]["input_ranges"] = ranges
         for scales in self.scales if best.smoothing else ():

@@ -1,6 +1,6 @@
 """Run calibration samples through a model one block at a time, with the modality of every token known."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mcpmq.calibrate.memory import check_memory
-from mcpmq.calibrate.observers import TokenModalities, collect_stats
+from mcpmq.calibrate.observers import HoldOut, TokenModalities, collect_stats
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import Sample
 from mcpmq.errors import DatasetError
@@ -29,6 +29,7 @@ HEAD, LANGUAGE = "head", "language"  # components with text tokens as input; all
 
 # The modality of every token of the sample in its forward pass; each sample runs in a context of its own.
 _sample_modalities: ContextVar[Tensor] = ContextVar("modalities")
+_sample_is_held_out: ContextVar[bool] = ContextVar("is_held_out", default=False)
 
 
 class CalibrationVisitor(Protocol):
@@ -67,17 +68,24 @@ class CalibrationRun:
         return modality_labels(block_component(self.model, block), weights, self.model.device)
 
     def collect_stats(
-        self, block: nn.Module, specs: Mapping[str, TensorSpec], replay: Callable[[], None], weights: TokenWeights
+        self,
+        block: nn.Module,
+        specs: Mapping[str, TensorSpec],
+        replay: Callable[[], None],
+        weights: TokenWeights,
+        held_out_in_gram: bool = True,
     ) -> dict[str, tuple[InputStats, ...]]:
         """Collect input statistics of weights of a loaded block, by common name; `specs` is by name in the block.
 
-        A weight that receives no tokens has no statistics.
+        A weight that receives no tokens has no statistics. Without `held_out_in_gram`, held-out samples are not added
+        to the statistics; some of their inputs are kept either way.
 
         Raises:
             DatasetError: an input is not finite.
         """
         modalities = self.modalities(block, weights.model_dump())
-        stats = collect_stats(block, self.input_modules(specs), replay, modalities, self.parallel_map)
+        hold_out = HoldOut(_sample_is_held_out.get, held_out_in_gram)
+        stats = collect_stats(block, self.input_modules(specs), replay, modalities, self.parallel_map, hold_out)
         for name, parts in stats.items():
             if not all(part.gram.diagonal().isfinite().all() for part in parts):
                 raise nonfinite_error(specs[name].name)
@@ -108,18 +116,27 @@ def open_calibration(
         yield CalibrationRun(checkpoint, model, processor, inputs, progress, parallel_map, threads)
 
 
-def run_calibration(run: CalibrationRun, visitor: CalibrationVisitor, label: str) -> None:
+def run_calibration(
+    run: CalibrationRun, visitor: CalibrationVisitor, label: str, held_out: Container[int] = ()
+) -> None:
     """Run all samples through all blocks; each block is loaded, visited, passed and unloaded once.
 
     The head receives all positions but those of images. Logits are not needed during calibration, so the head returns
-    its input and loads no weights. `label` is for the progress.
+    its input and loads no weights. `label` is for the progress, `held_out` has the indices of held-out samples.
     """
     model = run.model
     if model.device == CPU:  # other devices distribute matrix products themselves
         chunk_linears(model.module, run.parallel_map)
     for block in filter(partial(is_head, model), model.blocks):
         vars(block)["forward"] = lambda hidden: hidden
-    samples = [{"modalities": token_modalities(one), "tensors": run.processor.model_inputs(one)} for one in run.inputs]
+    samples = [
+        {
+            "modalities": token_modalities(one),
+            "is_held_out": index in held_out,
+            "tensors": run.processor.model_inputs(one),
+        }
+        for index, one in enumerate(run.inputs)
+    ]
     blocks = list(model.blocks)
     ticks = iter(run.progress(blocks, progress_label(label, model.device)))
 
@@ -133,7 +150,8 @@ def run_calibration(run: CalibrationRun, visitor: CalibrationVisitor, label: str
         pass
 
 
-def _forward(model: TorchModel, modalities: Tensor, tensors: Mapping[str, Any]) -> None:
+def _forward(model: TorchModel, modalities: Tensor, is_held_out: bool, tensors: Mapping[str, Any]) -> None:
+    _sample_is_held_out.set(is_held_out)
     modalities = modalities.to(model.device)
     _sample_modalities.set(modalities)
     arguments = {name: torch.from_numpy(value).to(model.device) for name, value in tensors.items()}

@@ -18,6 +18,22 @@ from mcpmq.rounding.stats import MODALITIES, InputStats
 
 BUFFER_TOKENS = 2048  # rows per update of the Hessian: writing a large matrix is slow
 TILE_COLUMNS = 1024  # only tiles on and above the diagonal are multiplied
+HELD_OUT_TOKENS = 2048  # kept for every distinct input
+
+
+@dataclass(frozen=True, slots=True)
+class HoldOut:
+    """The use of held-out samples: some of their inputs are kept, to compare roundings.
+
+    is_held_out: returns whether the current sample is held out. in_gram: whether its inputs are added to the
+    statistics too.
+    """
+
+    is_held_out: Callable[[], bool]
+    in_gram: bool
+
+
+NO_HOLD_OUT = HoldOut(lambda: False, in_gram=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +60,7 @@ class HessianObserver:
 
     modalities: TokenModalities
     parallel_map: ParallelMap
+    hold_out: HoldOut
     gram: Tensor
     abs_sum: Tensor
     minimum: Tensor
@@ -51,27 +68,46 @@ class HessianObserver:
     token_counts: Counter[str] = field(default_factory=Counter)
     total_weight: float = 0.0
     buffer: list[Tensor] = field(default_factory=list)
+    held_out: list[Tensor] = field(default_factory=list)
 
     @classmethod
-    def create(cls, modalities: TokenModalities, parallel_map: ParallelMap, columns: int) -> Self:
+    def create(cls, modalities: TokenModalities, parallel_map: ParallelMap, hold_out: HoldOut, columns: int) -> Self:
         """Create an observer of inputs with this number of columns."""
         device = modalities.weights.device
         gram = torch.zeros(columns, columns, device=device)
-        return cls(modalities, parallel_map, gram, *torch.zeros(3, columns, device=device))
+        return cls(modalities, parallel_map, hold_out, gram, *torch.zeros(3, columns, device=device))
 
     def update(self, rows: Tensor) -> None:
         """Add inputs, float32 [tokens, columns]; the Hessian is updated when the buffer is full."""
         modality_ids = self.modalities.modality_ids(len(rows))
-        self.token_counts.update(count_modalities(modality_ids))
         weights = self.modalities.weights[modality_ids.long()]
+        used = weights.nonzero()[:, 0]
+        if self.hold_out.is_held_out():
+            used = self._keep_held_out(rows, weights, used)
+            if not self.hold_out.in_gram:
+                return
+        self.token_counts.update(count_modalities(modality_ids))
         self.total_weight += float(weights.double().sum())
+        self.buffer.append(rows[used] * weights[used].sqrt()[:, None])
         rows, weights = rows[weights > 0], weights[weights > 0]
         self.abs_sum += weights @ rows.abs()
         self.minimum = torch.cat([self.minimum[None], rows]).amin(0)
         self.maximum = torch.cat([self.maximum[None], rows]).amax(0)
-        self.buffer.append(rows * weights.sqrt()[:, None])
         if sum(map(len, self.buffer)) >= BUFFER_TOKENS:
             self._flush()
+
+    def _keep_held_out(self, rows: Tensor, weights: Tensor, used: Tensor) -> Tensor:
+        """Keep the inputs of a held-out sample up to the limit; return the tokens that the Hessian may have.
+
+        If already the first sample is too large, some of its tokens are kept and the Hessian has no others, because
+        tokens of one sample resemble each other.
+        """
+        remaining = HELD_OUT_TOKENS - sum(map(len, self.held_out))
+        if not self.held_out and len(used) > remaining:
+            used = used[torch.arange(remaining, device=used.device) * len(used) // remaining]
+        if len(used) <= remaining:
+            self.held_out.append(rows[used] * weights[used].sqrt()[:, None])
+        return used
 
     def _flush(self) -> None:
         rows = torch.cat(self.buffer or [self.gram[:0]])
@@ -92,7 +128,11 @@ class HessianObserver:
             self.gram[begin:end, begin:end] = corner + corner.triu(1).T
             self.gram[end:, begin:end] = self.gram[begin:end, end:].T
         counts = {name: self.token_counts[name] for name in MODALITIES}
-        return InputStats(self.gram, self.abs_sum, self.minimum, self.maximum, counts, self.total_weight)
+        held_out = torch.cat(self.held_out) if any(map(len, self.held_out)) else None
+        return InputStats(
+            *(self.gram, self.abs_sum, self.minimum, self.maximum, counts, self.total_weight),
+            *(held_out, self.hold_out.in_gram),
+        )
 
 
 def collect_stats(
@@ -101,9 +141,11 @@ def collect_stats(
     replay: Callable[[], None],
     modalities: TokenModalities,
     parallel_map: ParallelMap = serial_map,
+    hold_out: HoldOut = NO_HOLD_OUT,
 ) -> dict[str, tuple[InputStats, ...]]:
     """Collect input statistics of a block's matrices over all samples.
 
-    `parameters` and the result are as in `capture_inputs`; `parallel_map` runs over the tiles of the Hessian.
-    """
-    return observe_inputs(block, parameters, replay, partial(HessianObserver.create, modalities, parallel_map))
+    `parameters` and the result are as in `capture_inputs`; `parallel_map` runs over the tiles of the Hessian."""
+    return observe_inputs(
+        block, parameters, replay, partial(HessianObserver.create, modalities, parallel_map, hold_out)
+    )

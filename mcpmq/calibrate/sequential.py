@@ -105,7 +105,7 @@ def calibrate_sequentially(
             held_out_samples([sample.modality for sample in run.inputs]),
             write,
         )
-        run_calibration(run, quantizer, "calibrating")
+        run_calibration(run, quantizer, "calibrating", quantizer.held_out)
     quantizer.check_complete()
 
 
@@ -117,7 +117,7 @@ class _SequentialQuantizer:
     plan: Plan
     tensors: Mapping[str, TensorPlan]  # by common name
     files: Mapping[str, Path]  # by block
-    held_out: frozenset[int]  # indices of the samples for method selection
+    held_out: frozenset[int]  # indices of the samples that compare methods and shrinkages
     write: BlockWriter
 
     def load(self, block: nn.Module) -> None:
@@ -137,8 +137,7 @@ class _SequentialQuantizer:
         if len(methods) == 1:
             stats = self._collect_stats(block, replay)
         else:
-            calibrating = frozenset(range(len(self.run.inputs))) - self.held_out
-            stats = self._collect_stats(block, partial(replay, calibrating))
+            stats = self._collect_stats(block, replay, held_out_in_gram=False)
             loss = self._block_loss(block, partial(replay, self.held_out))
         weights = self._original_weights(block)
         folds, scales = find_folds(plan, name, weights), []
@@ -153,13 +152,13 @@ class _SequentialQuantizer:
         self.write(file, *BlockQuantizer(plan, name, stats, scales, self.run.threads, folds).quantize(methods, loss))
         self._load_quantized(block)
 
-    def _collect_stats(self, block: nn.Module, replay: Callable[[], None]) -> BlockStats:
+    def _collect_stats(self, block: nn.Module, replay: Callable[[], None], held_out_in_gram: bool = True) -> BlockStats:
         specs = {
             name: spec
             for name, spec in self.run.model.blocks[block].items()
             if needs_calibration(self.plan, self.tensors[spec.name])
         }
-        stats = self.run.collect_stats(block, specs, replay, self._token_weights())
+        stats = self.run.collect_stats(block, specs, replay, self._token_weights(), held_out_in_gram)
         for name, parts in stats.items():
             if not parts or any(part.total_weight == 0 for part in parts):
                 raise _no_tokens_error(name, len(self.run.inputs))

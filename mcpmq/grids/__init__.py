@@ -20,14 +20,23 @@ class Grid(Protocol):
     def choose_grid(self, weight: Tensor, scheme: Any, importance: Tensor | None = None) -> Any:
         """Choose scales and zero points for a weight [rows, columns]; `importance` float32 [columns] weights errors."""
 
+    def fit_grid(self, weight: Tensor, scheme: Any, importance: Tensor) -> Any:
+        """Choose scales and zero points by a finer search, for codes that are chosen afterwards."""
+
     def quantize(self, weight: Tensor, scheme: Any, importance: Tensor | None = None) -> Any:
         """Round a weight [rows, columns] to nearest on the grid that `choose_grid` chooses."""
 
     def levels(self, grid: Any, columns: int, scheme: Any) -> Levels:
         """Return the values on the grid of `columns` columns, for rounding one column after another."""
 
-    def assemble(self, grids: Sequence[Any], codes: Tensor, columns: int, scheme: Any) -> Any:
-        """Combine codes uint8 [rows, padded columns] with the grids of consecutive columns; padding is dropped."""
+    def concat(self, grids: Sequence[Any]) -> Any:
+        """Concatenate the grids of consecutive columns."""
+
+    def rescale(self, grid: Any, scale: Tensor, scheme: Any) -> Any:
+        """Return a grid with other scales, float32 [groups, rows], if its levels have fp16 scales; else the same."""
+
+    def assemble(self, grid: Any, codes: Tensor, columns: int, scheme: Any) -> Any:
+        """Combine codes uint8 [rows, padded columns] with their grid; padding is dropped."""
 
 
 GRIDS: dict[type[GridScheme], Grid] = {IntegerScheme: integer, GgmlScheme: ggml}

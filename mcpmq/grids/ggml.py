@@ -15,13 +15,15 @@ from torch import Tensor
 
 from mcpmq.errors import EngineError, ScaleError
 from mcpmq.grids import kernels
-from mcpmq.grids.ggml_blocks import BLOCK_LAYOUTS
+from mcpmq.grids.ggml_blocks import BLOCK_LAYOUTS, BlockLayout, write_fp16_scales
 from mcpmq.grids.levels import Levels
-from mcpmq.grids.limits import scale_limits
+from mcpmq.grids.limits import range_factor, scale_limits
+from mcpmq.grids.scale_search import SHARES, search_scale
 from mcpmq.qtensor import GgmlTensor
 from mcpmq.scheme import GGML_BLOCKS, GgmlScheme
 from mcpmq.system import ggml_library
 
+SEARCH_CHUNK_WEIGHTS = 1 << 19  # at a time, so that the floats stay in the cache
 MIN_IMPORTANCE = 1e-6  # of a column, where the mean is between 1/2 and 1
 
 
@@ -140,6 +142,37 @@ def choose_grid(weight: Tensor, scheme: GgmlScheme, importance: Tensor | None = 
     return quantize(weight, scheme, importance).blocks
 
 
+def fit_grid(weight: Tensor, scheme: GgmlScheme, importance: Tensor) -> Tensor:
+    """Choose scales as `choose_grid`, but by a finer search if a block has one fp16 scale and no minimum.
+
+    Raises:
+        ScaleError: a value is too large for the scales.
+    """
+    layout = BLOCK_LAYOUTS[scheme.name]
+    if layout.scale_divisor is None:
+        return choose_grid(weight, scheme, importance)
+    _check_largest(weight, scheme)
+    padding = scheme.padded_columns(weight.shape[1]) - weight.shape[1]
+    padded = torch.nn.functional.pad(importance.float(), (0, padding)) * range_factor(importance)
+    weights = padded.reshape(-1, scheme.block_columns)
+    rows = torch.split(torch.nn.functional.pad(weight, (0, padding)), max(1, SEARCH_CHUNK_WEIGHTS // len(padded)))
+    scales = [
+        _fit_blocks(chunk.float().reshape(len(chunk), -1, scheme.block_columns), weights, layout) for chunk in rows
+    ]
+    blocks = torch.zeros(len(weight), scheme.row_nbytes(weight.shape[1]), dtype=torch.uint8)
+    return rescale(blocks, torch.cat(scales).T, scheme)
+
+
+def _fit_blocks(blocks: Tensor, importance: Tensor, layout: BlockLayout) -> Tensor:
+    """Return the scale of every block: weights float32 [rows, blocks, columns of a block] -> [rows, blocks]."""
+    assert layout.scale_divisor
+    extreme = blocks.gather(-1, blocks.abs().argmax(-1, keepdim=True)).squeeze(-1) / layout.scale_divisor
+    extreme = torch.where(extreme == 0, 1, extreme)
+    starts = [share * extreme for share in SHARES]
+    scale = search_scale(blocks, importance, starts, lambda _: layout.to_units).scale
+    return torch.where(blocks.any(-1), scale, 0)
+
+
 def levels(blocks: Tensor, columns: int, scheme: GgmlScheme) -> Levels:
     """Return the values on the grid of `columns` columns with the scales of blocks, uint8 [rows, bytes of a row]."""
     layout, rows = BLOCK_LAYOUTS[scheme.name], len(blocks)
@@ -154,7 +187,16 @@ def levels(blocks: Tensor, columns: int, scheme: GgmlScheme) -> Levels:
         qmax=2**layout.bits - 1,
         offset=None if offset is None else _group_by_row(offset, rows),
         table=None if layout.values is None else torch.tensor(layout.values, dtype=torch.float32),
+        has_fp16_scales=layout.has_fp16_scales,
     )
+
+
+def rescale(blocks: Tensor, scale: Tensor, scheme: GgmlScheme) -> Tensor:
+    """Return blocks with other scales, float32 [groups, rows] that fp16 represents; others cannot be replaced."""
+    changed = _split_blocks(blocks, scheme).copy()
+    if BLOCK_LAYOUTS[scheme.name].has_fp16_scales:
+        write_fp16_scales(changed, scale.T.cpu().numpy().reshape(len(changed), 1))
+    return torch.from_numpy(changed).reshape(blocks.shape)
 
 
 def _group_by_row(values: NDArray[np.float32], rows: int) -> Tensor:
@@ -162,9 +204,14 @@ def _group_by_row(values: NDArray[np.float32], rows: int) -> Tensor:
     return torch.from_numpy(values).reshape(rows, -1).T.contiguous()
 
 
-def assemble(grids: Sequence[Tensor], codes: Tensor, columns: int, scheme: GgmlScheme) -> GgmlTensor:
-    """Combine codes uint8 [rows, padded columns] with the scales in the blocks of consecutive columns."""
-    return GgmlTensor(scheme, columns, replace_codes(torch.cat(list(grids), dim=1), codes, scheme))
+def concat(grids: Sequence[Tensor]) -> Tensor:
+    """Concatenate the blocks of consecutive columns."""
+    return torch.cat(list(grids), dim=1)
+
+
+def assemble(blocks: Tensor, codes: Tensor, columns: int, scheme: GgmlScheme) -> GgmlTensor:
+    """Combine codes uint8 [rows, padded columns] with the scales in blocks."""
+    return GgmlTensor(scheme, columns, replace_codes(blocks, codes, scheme))
 
 
 def replace_codes(blocks: Tensor, codes: Tensor, scheme: GgmlScheme) -> Tensor:

@@ -7,7 +7,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+
+from mcpmq.grids.value_table import ValueTable
 
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
@@ -31,11 +35,29 @@ class BlockLayout:
     pack_codes: Callable[[Bytes, Bytes], None]  # writes codes uint8 [blocks, columns] into blocks
     values: tuple[int, ...] | None = None
     qmin: int = 0  # the lowest code that ggml writes
+    scale_divisor: int | None = None  # the value of largest magnitude over it is the scale, in blocks of one scale
+
+    @property
+    def has_fp16_scales(self) -> bool:
+        """True if a group has a scale of its own, in fp16 at the start of the block."""
+        return self.num_groups == 1
+
+    def to_units(self, steps: Tensor) -> Tensor:
+        """Round values over their scale, of a layout without offset, to values of codes at a scale of 1."""
+        if self.values is None:
+            return steps.round_().clamp_(self.qmin - self.zero_point, 2**self.bits - 1 - self.zero_point)
+        table = ValueTable(torch.tensor(self.values, dtype=torch.float32, device=steps.device))
+        return table.take(table.nearest(steps))
 
 
 def _fp16(blocks: Bytes, start: int) -> Floats:
     """Read an fp16 of every block: float32 [blocks, 1]."""
     return np.ascontiguousarray(blocks[:, start : start + 2]).view(np.float16).astype(np.float32)
+
+
+def write_fp16_scales(blocks: Bytes, scale: Floats) -> None:
+    """Write the scales, float32 [blocks, 1], of blocks with one group."""
+    blocks[:, :2] = scale.astype(np.float16).view(np.uint8)
 
 
 def _scale_only(blocks: Bytes) -> tuple[Floats, Floats | None]:
@@ -126,11 +148,13 @@ def _pack_q6_k(blocks: Bytes, codes: Bytes) -> None:
 
 
 BLOCK_LAYOUTS = {
-    "q8_0": BlockLayout(8, 1, 128, _scale_only, _unpack_bytes, _pack_bytes, qmin=1),  # values -127..127
-    "q4_0": BlockLayout(4, 1, 8, _scale_only, *_nibbles_from(2, 16)),
+    "q8_0": BlockLayout(
+        8, 1, 128, _scale_only, _unpack_bytes, _pack_bytes, qmin=1, scale_divisor=127
+    ),  # values -127..127
+    "q4_0": BlockLayout(4, 1, 8, _scale_only, *_nibbles_from(2, 16), scale_divisor=-8),
     "q4_1": BlockLayout(4, 1, 0, _scale_and_offset, *_nibbles_from(4, 16)),
-    "q5_0": BlockLayout(5, 1, 16, _scale_only, _unpack_q5_0, _pack_q5_0),
-    "iq4_nl": BlockLayout(4, 1, 0, _scale_only, *_nibbles_from(2, 16), IQ4_NL_VALUES),
+    "q5_0": BlockLayout(5, 1, 16, _scale_only, _unpack_q5_0, _pack_q5_0, scale_divisor=-16),
+    "iq4_nl": BlockLayout(4, 1, 0, _scale_only, *_nibbles_from(2, 16), IQ4_NL_VALUES, scale_divisor=-127),
     "q4_k": BlockLayout(4, 8, 0, _scales_6_bit, *_nibbles_from(16, 32)),
     "q5_k": BlockLayout(5, 8, 0, _scales_6_bit, _unpack_q5_k, _pack_q5_k),
     "q6_k": BlockLayout(6, 16, 32, _scales_8_bit, _unpack_q6_k, _pack_q6_k),

@@ -5,7 +5,7 @@ ONNX Runtime's MatMulNBits. The symmetric 8-bit grid spans -127..127: equal to g
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch import Tensor
 from mcpmq.errors import ScaleError
 from mcpmq.grids.levels import Levels
 from mcpmq.grids.limits import range_factor
+from mcpmq.grids.scale_search import SHARES, ToUnits, search_scale
 from mcpmq.qtensor import IntegerTensor
 from mcpmq.scheme import IntegerScheme
 
@@ -44,6 +45,33 @@ def choose_grid(weight: Tensor, scheme: IntegerScheme, importance: Tensor | None
     chunks = torch.split(groups, max(1, SEARCH_CHUNK_WEIGHTS // weight.shape[1]))
     grids = [_search_clipping(chunk, grouped_importance, scheme) for chunk in chunks]
     return IntegerGrid(torch.cat([grid.scale for grid in grids]), torch.cat([grid.zero_point for grid in grids]))
+
+
+def fit_grid(weight: Tensor, scheme: IntegerScheme, importance: Tensor) -> IntegerGrid:
+    """Choose the grid of every group with the least error weighted by `importance`, float32 [columns].
+
+    A finer search than that of `choose_grid`, for weights whose codes are chosen afterwards.
+
+    Raises:
+        ScaleError: a scale is too large for fp16.
+    """
+    grouped_importance = _to_groups(importance.float()[None] * range_factor(importance), scheme)
+    rows = torch.split(weight, max(1, SEARCH_CHUNK_WEIGHTS // weight.shape[1]))
+    grids = [_fit_groups(_to_groups(chunk.float(), scheme), grouped_importance, scheme) for chunk in rows]
+    return IntegerGrid(torch.cat([grid.scale for grid in grids]), torch.cat([grid.zero_point for grid in grids]))
+
+
+def _fit_groups(groups: Tensor, importance: Tensor, scheme: IntegerScheme) -> IntegerGrid:
+    full_range = _full_range(groups, scheme)
+    starts = [_grid_for_range(share * full_range, scheme) for share in SHARES]
+
+    def to_units(index: int) -> ToUnits:
+        zero_point = starts[index].zero_point[..., None]
+        return lambda steps: steps.round_().clamp_(scheme.qmin - zero_point, scheme.qmax - zero_point)
+
+    found = search_scale(groups, importance, [grid.scale for grid in starts], to_units)
+    zero_points = torch.stack([grid.zero_point for grid in starts])
+    return IntegerGrid(_to_fp16(found.scale), zero_points.gather(0, found.start[None])[0])
 
 
 def _search_clipping(groups: Tensor, importance: Tensor, scheme: IntegerScheme) -> IntegerGrid:
@@ -109,13 +137,23 @@ def levels(grid: IntegerGrid, columns: int, scheme: IntegerScheme) -> Levels:
         zero_point=grid.zero_point.T.contiguous(),
         qmin=scheme.qmin,
         qmax=scheme.qmax,
+        has_fp16_scales=True,
     )
 
 
-def assemble(grids: Sequence[IntegerGrid], codes: Tensor, columns: int, scheme: IntegerScheme) -> IntegerTensor:
-    """Combine codes uint8 [rows, columns] with the grids of consecutive columns."""
-    scale, zero_point = torch.cat([grid.scale for grid in grids], 1), torch.cat([grid.zero_point for grid in grids], 1)
-    return to_qtensor(codes[:, :columns], IntegerGrid(scale, zero_point), scheme)
+def rescale(grid: IntegerGrid, scale: Tensor, scheme: IntegerScheme) -> IntegerGrid:
+    """Return the grid with other scales, float32 [groups, rows] that fp16 represents."""
+    return replace(grid, scale=scale.T.contiguous())
+
+
+def concat(grids: Sequence[IntegerGrid]) -> IntegerGrid:
+    """Concatenate the grids of consecutive columns."""
+    return IntegerGrid(torch.cat([grid.scale for grid in grids], 1), torch.cat([grid.zero_point for grid in grids], 1))
+
+
+def assemble(grid: IntegerGrid, codes: Tensor, columns: int, scheme: IntegerScheme) -> IntegerTensor:
+    """Combine codes uint8 [rows, columns] with their grid."""
+    return to_qtensor(codes[:, :columns], grid, scheme)
 
 
 def to_qtensor(codes: Tensor, grid: IntegerGrid, scheme: IntegerScheme) -> IntegerTensor:

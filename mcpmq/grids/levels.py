@@ -7,12 +7,15 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from mcpmq.grids.value_table import ValueTable
+
 
 @dataclass(frozen=True)
 class Levels:
     """The value of code `q` in group `g` is (q - zero_point[g]) * scale[g] + offset[g], or table[q] * scale[g].
 
     Tensors are float32 [groups, rows], so that the rows of one group are contiguous; `table` is float32 [codes].
+    has_fp16_scales: whether each scale is stored by itself as fp16, so that it may take any such value.
     """
 
     groups: Sequence[int]  # the group of every column
@@ -21,7 +24,8 @@ class Levels:
     qmin: int
     qmax: int
     offset: Tensor | None = None
-    table: Tensor | None = None  # ascending
+    table: Tensor | None = None  # ascending multiples of 1/2
+    has_fp16_scales: bool = False
 
     def to(self, device: torch.device) -> "Levels":
         """Return the same levels on a device."""
@@ -35,9 +39,39 @@ class Levels:
         return torch.where(self.scale == 0, torch.ones_like(self.scale), self.scale)
 
     @cached_property
-    def _midpoints(self) -> Tensor:
+    def _table(self) -> ValueTable:
         assert self.table is not None
-        return (self.table[1:] + self.table[:-1]) / 2
+        return ValueTable(self.table)
+
+    @cached_property
+    def _bounds(self) -> tuple[Tensor, Tensor]:
+        """The lowest and highest code minus the zero point: [groups, rows]."""
+        return self.qmin - self.zero_point, self.qmax - self.zero_point
+
+    def round_units(self, group: int, units: Tensor) -> Tensor:
+        """Round values without offset over their scale, [rows] of a group, to those of codes; may change `units`."""
+        if self.table is not None:
+            return self._table.take(self._table.nearest(units))
+        low, high = self._bounds
+        return torch.clamp(units.round_(), low[group], high[group], out=units)
+
+    def units(self, codes: Tensor) -> Tensor:
+        """Return values without offset over their scale, float32, of codes uint8 [columns, rows]."""
+        if self.table is not None:
+            return self._table.take(codes)
+        return codes - self.zero_point[torch.tensor(self.groups, device=codes.device)]
+
+    def codes(self, units: Tensor) -> Tensor:
+        """Return the codes, uint8, that have these values without offset over their scale, [columns, rows]."""
+        if self.table is not None:
+            return self._table.nearest(units).to(torch.uint8)
+        return (units + self.zero_point[torch.tensor(self.groups, device=units.device)]).to(torch.uint8)
+
+    def values(self, codes: Tensor) -> Tensor:
+        """Return the values of codes, uint8 [columns, rows]: float32."""
+        groups = torch.tensor(self.groups, device=codes.device)
+        values = self.units(codes).mul_(self.scale[groups])
+        return values if self.offset is None else values.add_(self.offset[groups])
 
     def nearest(self, column: int, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return the codes nearest to the targets [rows] of one column, and their values: [rows] each."""
@@ -50,6 +84,6 @@ class Levels:
             codes = steps.round_().add_(self.zero_point[group]).clamp_(self.qmin, self.qmax)
             values = (codes - self.zero_point[group]).mul_(self.scale[group])
         else:
-            codes = torch.bucketize(steps, self._midpoints)
-            values = self.table[codes] * self.scale[group]
+            codes = self._table.nearest(steps)
+            values = self._table.take(codes).mul_(self.scale[group])
         return codes, values if self.offset is None else values.add_(self.offset[group])

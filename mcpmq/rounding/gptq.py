@@ -1,7 +1,7 @@
 """GPTQ (arXiv 2210.17323) on every grid: choose the codes that keep the outputs on the calibration inputs.
 
-The scales of a group are chosen before its first column is rounded and stay the same: integer grids have fp16 scales,
-the blocks of ggml have the scales that ggml itself chooses.
+The scales of a group are chosen before its first column is rounded. A descent then improves codes, and scales that are
+stored by themselves; in the K-quants, which quantize their scales, only codes.
 """
 
 from dataclasses import dataclass, field, replace
@@ -16,12 +16,15 @@ from mcpmq.execution.device import CPU
 from mcpmq.grids import GRIDS, Grid
 from mcpmq.grids.levels import Levels
 from mcpmq.qtensor import QTensor, concat_rows
-from mcpmq.rounding.cholesky import LdlFactor, damped_cholesky
+from mcpmq.rounding.cholesky import LdlFactor, shrunk_cholesky
+from mcpmq.rounding.descent import ShrunkHessian, descend
 from mcpmq.rounding.ldlq import ldlq
+from mcpmq.rounding.shrinkage import default_shrinkage
 from mcpmq.rounding.stats import InputStats, require_stats
 from mcpmq.scheme import GridScheme
 
 # Rows per chunk do not depend on the threads: the same matrix products give the same bytes.
+SWEEPS = 1  # of the descent; a second one costs as much and gains a quarter of the first
 CHUNK_ROWS, CHUNK_WEIGHTS = 1024, 1 << 23
 DEVICE_CHUNK_WEIGHTS = 1 << 27  # on other devices: columns are sequential, and more rows take hardly more time
 
@@ -44,9 +47,12 @@ def quantize(weight: Tensor, scheme: GridScheme, stats: InputStats | None, act_o
         padded = scheme.padded_columns(columns)
         energy = torch.nn.functional.pad(stats.gram.diagonal(), (0, padded - columns))
         order = energy.argsort(descending=True, stable=True) if act_order else torch.arange(padded).to(energy.device)
-        factor = damped_cholesky(stats.gram, order, pool)
+        shrinkage = default_shrinkage(stats) if stats.shrinkage is None else stats.shrinkage
+        factor = shrunk_cholesky(stats.gram, order, shrinkage, pool)
         group_columns = padded if act_order else scheme.group_columns(columns)
-        context = GptqContext(scheme, group_columns, order, factor.unit_upper, _importance(factor, energy[order]))
+        hessian = ShrunkHessian.create(stats.gram, factor.shrinkage, padded)
+        importance = _importance(factor, energy[order])
+        context = GptqContext(scheme, group_columns, order, factor, importance, hessian)
         chunks = torch.split(weight, _chunk_rows(columns, energy.device))
         return concat_rows(pool.map(partial(_quantize_rows, context), chunks), rows)
 
@@ -73,8 +79,9 @@ class GptqContext:
     scheme: GridScheme
     group_columns: int  # columns whose scales are chosen together
     order: Tensor  # int64 [padded columns]
-    unit_upper: Tensor  # float32 [padded columns, padded columns]
+    factor: LdlFactor
     importance: Tensor  # float32 [padded columns]
+    hessian: ShrunkHessian  # in the order of the columns
 
     @property
     def grid(self) -> Grid:
@@ -94,21 +101,26 @@ class _GroupGrids:
         columns, positions = self.context.order[span].sort()
         first = int(columns[0])
         values, importance = compensated[positions].T.contiguous(), self.context.importance[span][positions]
-        self.chosen[first] = grid.choose_grid(values, scheme, importance)
+        self.chosen[first] = grid.fit_grid(values, scheme, importance)
         levels = grid.levels(self.chosen[first], len(compensated), scheme).to(compensated.device)
         order = self.context.order[span] - first
         return replace(levels, groups=[levels.groups[column] for column in order.tolist()])
 
-    def assemble(self, codes: Tensor, columns: int) -> QTensor:
-        """Combine codes uint8 [rows, padded columns] with the chosen grids."""
-        grids = [self.chosen[first] for first in sorted(self.chosen)]
-        quantized: QTensor = self.context.grid.assemble(grids, codes, columns, self.context.scheme)
-        return quantized
+    def concat(self) -> Any:
+        """Return the grid of all columns."""
+        return self.context.grid.concat([self.chosen[first] for first in sorted(self.chosen)])
 
 
 def _quantize_rows(context: GptqContext, rows: Tensor) -> QTensor:
-    grids, order = _GroupGrids(context), context.order
+    grids, order, scheme = _GroupGrids(context), context.order, context.scheme
     padding = len(order) - rows.shape[1]
-    weight = torch.nn.functional.pad(rows.to(order.device).float(), (0, padding)).T.index_select(0, order)
-    codes = ldlq(weight, context.unit_upper, context.group_columns, grids.choose_levels)
-    return grids.assemble(codes[order.argsort()].T.contiguous(), rows.shape[1])
+    weight = torch.nn.functional.pad(rows.to(order.device).float(), (0, padding)).T.contiguous()
+    ordered, factor = weight.index_select(0, order), context.factor
+    codes, error = ldlq(ordered, factor.unit_upper, context.group_columns, grids.choose_levels)
+    slope, inverse = factor.multiply(error), order.argsort()
+    grid = grids.concat()
+    levels = context.grid.levels(grid, len(order), scheme).to(order.device)
+    codes, scale = descend(codes[inverse], levels, slope[inverse], context.hessian, SWEEPS)
+    grid = context.grid.rescale(grid, scale, scheme)
+    quantized: QTensor = context.grid.assemble(grid, codes.T.contiguous(), rows.shape[1], scheme)
+    return quantized

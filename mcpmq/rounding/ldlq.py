@@ -25,14 +25,14 @@ class LdlqState:
 
     unit_upper: Tensor  # float32 [columns, columns]
     residual: Tensor  # the weight; after a column is rounded, its error
-    compensated: Tensor  # the weight plus the compensation of earlier errors
+    compensated: Tensor  # the weight plus the compensation of earlier errors; afterwards its error
     codes: Tensor  # uint8
     group_columns: int
     choose_levels: ChooseLevels
 
 
-def ldlq(weight: Tensor, unit_upper: Tensor, group_columns: int, choose_levels: ChooseLevels) -> Tensor:
-    """Round a weight [columns, rows]: codes uint8 [columns, rows].
+def ldlq(weight: Tensor, unit_upper: Tensor, group_columns: int, choose_levels: ChooseLevels) -> tuple[Tensor, Tensor]:
+    """Round a weight [columns, rows]; return codes uint8 and unit_upper.T times the error of their values, float32.
 
     The levels of every `group_columns` columns, a power of two or all columns, are chosen for their compensated weight
     when the group is reached.
@@ -41,7 +41,7 @@ def ldlq(weight: Tensor, unit_upper: Tensor, group_columns: int, choose_levels: 
     codes = torch.empty_like(residual, dtype=torch.uint8)
     state = LdlqState(unit_upper, residual, residual.clone(), codes, group_columns, choose_levels)
     _round_columns(state, 0, len(residual), None)
-    return state.codes
+    return state.codes, state.compensated
 
 
 def _round_columns(state: LdlqState, start: int, stop: int, levels: tuple[int, Levels] | None) -> None:
@@ -72,4 +72,5 @@ def _round_leaf(state: LdlqState, start: int, stop: int, first: int, levels: Lev
         codes, values = levels.nearest(column - first, state.compensated[column])
         state.codes[column] = codes
         error = state.residual[column].sub_(values)
+        torch.sub(values, state.compensated[column], out=state.compensated[column])
         state.compensated[column + 1 : stop].addr_(state.unit_upper[column, column + 1 : stop], error)

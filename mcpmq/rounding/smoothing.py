@@ -217,7 +217,8 @@ def _divide_inputs(stats: InputStats, column_scale: Tensor) -> InputStats:
     column_scale = column_scale.to(stats.gram.device)
     stats.gram.div_(column_scale).div_(column_scale[:, None])
     abs_sum, minimum, maximum = (value / column_scale for value in (stats.abs_sum, stats.minimum, stats.maximum))
-    return replace(stats, abs_sum=abs_sum, minimum=minimum, maximum=maximum)
+    held_out = None if stats.held_out_inputs is None else stats.held_out_inputs / column_scale
+    return replace(stats, abs_sum=abs_sum, minimum=minimum, maximum=maximum, held_out_inputs=held_out)
 
 
 def weight_scalings(scales: Sequence[SmoothingScales]) -> Mapping[str, WeightScaling]:

@@ -22,6 +22,9 @@ class InputStats:
     minimum, maximum: float32 [columns], the range of x over tokens with w > 0, extended to include 0.
     token_counts: the number of tokens of each modality, regardless of weight.
     total_weight: the sum of w.
+    held_out_inputs: float32 [tokens, columns], inputs of held-out samples times the square roots of their weights.
+    gram_has_held_out: whether the Hessian, counts and weight include them.
+    shrinkage: of the entries of the Hessian off the diagonal; None to derive it from the number of tokens.
     """
 
     gram: Tensor
@@ -30,6 +33,9 @@ class InputStats:
     maximum: Tensor
     token_counts: Mapping[str, int]
     total_weight: float
+    held_out_inputs: Tensor | None = None
+    gram_has_held_out: bool = False
+    shrinkage: float | None = None
 
     @property
     def has_inputs(self) -> bool:

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 from math import prod
 
@@ -15,8 +15,9 @@ from mcpmq.grids import codebook
 from mcpmq.plan import Plan, TensorPlan
 from mcpmq.qtensor import CodebookTensor, QTensor, concat_rows
 from mcpmq.rounding import ROUNDING_FUNCTIONS, RoundingMethod
-from mcpmq.rounding.cholesky import DampingWarning
+from mcpmq.rounding.cholesky import ShrinkageWarning
 from mcpmq.rounding.magnitudes import GroupMagnitudes, check_double_quant
+from mcpmq.rounding.shrinkage import ShrinkageChoice, choose_shrinkage
 from mcpmq.rounding.smoothing import WeightScaling
 from mcpmq.rounding.stats import InputStats
 from mcpmq.scheme import CodebookScheme, FloatScheme, GridScheme
@@ -32,11 +33,13 @@ class RoundedWeight:
     """A weight as it is stored, and deviations from the plan.
 
     method: the rounding method of at least a part of the rows; None without statistics.
+    shrinkage: of the Hessian, for every part of the rows with its own statistics; None for round to nearest.
     has_inexact_scales: whether a scale has an error of more than one step of the grid.
     """
 
     stored: QTensor | Tensor
     method: RoundingMethod | None = None
+    shrinkage: tuple[float | None, ...] = ()
     deviations: tuple[str, ...] = ()
     has_inexact_scales: bool = False
 
@@ -61,15 +64,26 @@ def quantize_weight(
     with prefix_errors(f"`{tensor.name}`"), _collect_warnings() as deviations:
         magnitudes = GroupMagnitudes.create(tensor.name, tensor.scheme, _row_weights(tensor))
         source = _WeightSource(plan, tensor, scaling, magnitudes, deviations)
-        stored = _round(source, stats, method)
+        choices: list[ShrinkageChoice | None] = []
+        stored = _round(source, stats, method, choices)
         if magnitudes and (deviation := magnitudes.deviation()):
             deviations.append(deviation)
     dead = [not part.has_inputs for part in stats]
-    if any(dead):
-        rows = "" if all(dead) else f"{sum(dead)} of {len(dead)} equal parts of its rows "
-        deviations.append(f"{rows}rounded to nearest: the calibration inputs are all zero")
-    used = ("rtn" if all(dead) else method) if stats else None
-    return RoundedWeight(stored, used, tuple(deviations), bool(magnitudes and magnitudes.are_limited))
+    worse = [bool(choice and choice.prefers_nearest) for choice in choices]
+    deviations += _nearest_deviations(dead, "the calibration inputs are all zero")
+    deviations += _nearest_deviations(worse, f"{method} has a larger error on held-out samples")
+    nearest = [any(reasons) for reasons in zip(dead, worse or repeat(False), strict=False)]
+    used = ("rtn" if all(nearest) else method) if stats else None
+    shrinkage = tuple(choice.shrinkage if choice and not choice.prefers_nearest else None for choice in choices)
+    return RoundedWeight(stored, used, shrinkage, tuple(deviations), bool(magnitudes and magnitudes.are_limited))
+
+
+def _nearest_deviations(parts: Sequence[bool], reason: str) -> list[str]:
+    """Return a note if some equal parts of the rows are rounded to nearest instead of the requested method."""
+    if not any(parts):
+        return []
+    rows = "" if all(parts) else f"{sum(parts)} of {len(parts)} equal parts of its rows "
+    return [f"{rows}rounded to nearest: {reason}"]
 
 
 def _row_weights(tensor: TensorPlan) -> int:
@@ -78,13 +92,13 @@ def _row_weights(tensor: TensorPlan) -> int:
 
 @contextmanager
 def _collect_warnings() -> Iterator[list[str]]:
-    """Yield a list that gets the text of damping warnings at the end; other warnings are issued again."""
+    """Yield a list that gets the text of shrinkage warnings at the end; other warnings are issued again."""
     texts: list[str] = []
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", DampingWarning)
+        warnings.simplefilter("always", ShrinkageWarning)
         yield texts
     for warning in caught:
-        if issubclass(warning.category, DampingWarning):
+        if issubclass(warning.category, ShrinkageWarning):
             texts.append(str(warning.message))
         else:
             warnings.warn_explicit(warning.message, warning.category, warning.filename, warning.lineno)
@@ -129,7 +143,12 @@ class _WeightSource:
         return scaled
 
 
-def _round(source: _WeightSource, stats: Sequence[InputStats], method: RoundingMethod) -> QTensor | Tensor:
+def _round(
+    source: _WeightSource,
+    stats: Sequence[InputStats],
+    method: RoundingMethod,
+    choices: list[ShrinkageChoice | None],
+) -> QTensor | Tensor:
     match source.tensor.scheme:
         case None:
             return source.load() if source.scaling.is_identity else _keep_dtype(source.load(), source.tensor)
@@ -139,20 +158,32 @@ def _round(source: _WeightSource, stats: Sequence[InputStats], method: RoundingM
             chunks, rows = source.chunks(0, "rtn"), source.tensor.matrix_shape[0]
             return _double_quantize(codebook.round_to_nearest(chunks, rows, scheme), source)
         case scheme:
-            return _round_on_grid(source, scheme, stats, method)
+            return _round_on_grid(source, scheme, stats, method, choices)
 
 
 def _round_on_grid(
-    source: _WeightSource, scheme: GridScheme, stats: Sequence[InputStats], method: RoundingMethod
+    source: _WeightSource,
+    scheme: GridScheme,
+    stats: Sequence[InputStats],
+    method: RoundingMethod,
+    choices: list[ShrinkageChoice | None],
 ) -> QTensor:
-    def round_rows(rows: Tensor, inputs: InputStats | None) -> QTensor:
-        usable = inputs if inputs and inputs.has_inputs else None
-        return ROUNDING_FUNCTIONS[method if usable else "rtn"](rows, scheme, usable)
+    """Round a weight; `choices` gets the shrinkage for each of the statistics, None where it is not used."""
 
-    chunk_stats = stats if len(stats) > 1 else repeat(stats[0] if stats else None)
+    def round_rows(rows: Tensor, part: int) -> QTensor:
+        """Round rows with the statistics of one part."""
+        inputs = stats[part] if stats and stats[part].has_inputs else None
+        if part == len(choices):  # the first rows with these statistics
+            choices.append(choose_shrinkage(rows, scheme, inputs) if inputs and method == "gptq" else None)
+        choice = choices[part]
+        if inputs is None or (choice and choice.prefers_nearest):
+            return ROUNDING_FUNCTIONS["rtn"](rows, scheme, None)
+        used = replace(inputs, shrinkage=choice.shrinkage) if choice else inputs
+        return ROUNDING_FUNCTIONS[method](rows, scheme, used)
+
+    parts = range(len(stats)) if len(stats) > 1 else repeat(0)
     chunks = source.chunks(len(stats), method if stats else "rtn")
-    parts = (round_rows(rows, inputs) for rows, inputs in zip(chunks, chunk_stats, strict=False))
-    return concat_rows(parts, source.tensor.matrix_shape[0])
+    return concat_rows(map(round_rows, chunks, parts), source.tensor.matrix_shape[0])
 
 
 def _double_quantize(weight: CodebookTensor, source: _WeightSource) -> CodebookTensor:

@@ -29,6 +29,7 @@ from mcpmq.quantize import quantize
 from mcpmq.quantized_model import QuantizedModel
 from mcpmq.recipe import Recipe
 from mcpmq.rounding import ROUNDING_FUNCTIONS
+from mcpmq.rounding.shrinkage import ShrinkageChoice
 from mcpmq.rounding.stats import InputStats
 from mcpmq.system.progress import Item
 from tests.tiny import build_checkpoint, make_uneven
@@ -156,6 +157,7 @@ def test_statistics_are_those_of_plain_forward_passes(
         return ROUNDING_FUNCTIONS["rtn"](weight, scheme, None)
 
     monkeypatch.setitem(ROUNDING_FUNCTIONS, "gptq", recording)
+    monkeypatch.setattr("mcpmq.rounding.weight.choose_shrinkage", lambda *_: ShrinkageChoice(0.1))
     quantized = quantize(make_plan(checkpoint, recipe(token_weights=WEIGHTS)), tmp_path / "out", mixed_set)
 
     processor = MiniCpmVProcessor.open(checkpoint.path)

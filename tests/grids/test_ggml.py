@@ -107,7 +107,7 @@ def test_blocks_of_consecutive_columns_are_assembled(name: str) -> None:
     expected = ggml.quantize(weight, scheme)
     grids = [ggml.choose_grid(part, scheme) for part in weight.split(256, 1)]
 
-    assembled = ggml.assemble(grids, ggml.unpack_codes(expected.blocks, scheme), 512, scheme)
+    assembled = ggml.assemble(ggml.concat(grids), ggml.unpack_codes(expected.blocks, scheme), 512, scheme)
 
     assert assembled.columns == 512
     assert torch.equal(assembled.blocks, expected.blocks)

@@ -197,7 +197,7 @@ def test_columns_and_groups_can_be_rounded_alone(scheme: IntegerScheme) -> None:
         1,
     )
 
-    assembled = integer.assemble(grids, codes.to(torch.uint8), weight.shape[1], scheme)
+    assembled = integer.assemble(integer.concat(grids), codes.to(torch.uint8), weight.shape[1], scheme)
 
     expected = _quantize(weight, scheme)
     assert torch.equal(assembled.codes, expected.codes)

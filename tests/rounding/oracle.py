@@ -20,7 +20,7 @@ ColumnValues = Callable[[int, Tensor], Tensor]
 
 
 def reference_gptq(weight: Tensor, gram: Tensor, order: list[int], group_columns: int, values: ColumnValues) -> Tensor:
-    """Return the quantized weight: float64 [rows, columns]."""
+    """Return the quantized weight, without descent and shrinkage: float64 [rows, columns]."""
     hessian = gram.double()[order][:, order]
     dead = hessian.diagonal() == 0
     mean = hessian.diagonal()[~dead].mean()

@@ -129,14 +129,15 @@ def test_errors_of_a_method_name_the_weight(plan: Plan) -> None:
         quantize_weight(plan, tensor, (_random_stats(64, 0),), "gptq")
 
 
-def test_more_damping_is_a_deviation(plan: Plan) -> None:
-    """A slightly indefinite Hessian is damped by more than 1 % of its mean."""
+def test_more_shrinkage_is_a_deviation(plan: Plan) -> None:
+    """A slightly indefinite Hessian of many tokens is shrunk by more than these need."""
     tensor, _, _ = _planned(plan, "head")
     gram = torch.full((256, 256), 100.0) - 5 * torch.eye(256)
 
-    rounded = quantize_weight(plan, tensor, (replace(_random_stats(256, 0), gram=gram),), "gptq")
+    stats = replace(_random_stats(256, 0), gram=gram, total_weight=1e6)
+    rounded = quantize_weight(plan, tensor, (stats,), "gptq")
 
-    assert rounded.deviations == ("a Hessian of 256 columns needed damping by 0.1",)
+    assert rounded.deviations == ("a Hessian of 256 columns needed shrinkage by 0.1",)
 
 
 @pytest.mark.parametrize("exponent", [-90, 70])

@@ -1,0 +1,183 @@
+"""Group descent: improve the codes and scales of a rounded weight, given the Hessian of its inputs.
+
+Group after group, the one of largest input energy first, gets the scale with the least loss for all other values, and
+then each of its columns the best code, as in QuantEase (arXiv 2309.01885). With the error E of the values and the
+Hessian H the loss is tr(E H E^T); half its slope is E H.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from mcpmq.grids.levels import Levels
+from mcpmq.grids.limits import range_factor
+from mcpmq.rounding.cholesky import damp
+
+LEAF_COLUMNS = 32  # that are improved one at a time
+BLOCK_COLUMNS = 128  # between products with the whole Hessian
+MAX_GROUP_COLUMNS = 256  # of which the scale is adjusted; that of a long row hardly changes
+
+
+@dataclass(frozen=True, slots=True)
+class ShrunkHessian:
+    """The Hessian that `shrunk_cholesky` factors, without a copy of it.
+
+    gram: float32 [n, n], the sum of inputs x x^T; columns from n on are padding. factor: of its entries.
+    diagonal_part: float32 [padded columns], the rest of the diagonal beside factor * gram.
+    """
+
+    gram: Tensor
+    factor: float
+    diagonal_part: Tensor
+
+    @classmethod
+    def create(cls, gram: Tensor, shrinkage: float, padded: int) -> Self:
+        """Return the Hessian of `padded` columns."""
+        factor = range_factor(gram.diagonal())
+        energy = torch.nn.functional.pad(gram.diagonal() * factor, (0, padded - len(gram)))
+        return cls(gram, factor * (1 - shrinkage), damp(shrinkage * energy, energy))
+
+    @property
+    def diagonal(self) -> Tensor:
+        """The diagonal, float32 [padded columns]."""
+        columns = torch.arange(len(self.diagonal_part), device=self.gram.device)
+        return self.diagonal_part + self._mask(columns, self.gram.diagonal()[self._clamp(columns)] * self.factor)
+
+    def between(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """Return entries without `diagonal_part`: indices int64 [m] and [n] -> float32 [m, n]."""
+        entries = self.gram.index_select(0, self._clamp(rows)).index_select(1, self._clamp(columns)).mul_(self.factor)
+        if len(self.diagonal_part) == len(self.gram):
+            return entries
+        return self._mask(columns, self._mask(rows, entries.T).T)
+
+    def multiply(self, error: Tensor) -> Tensor:
+        """Return the product with an error [padded columns, rows]: half the slope of the loss."""
+        product, columns = self.diagonal_part[:, None] * error, len(self.gram)
+        product[:columns].addmm_(self.gram, error[:columns] * self.factor)
+        return product
+
+    def _clamp(self, columns: Tensor) -> Tensor:
+        return columns.clamp(max=len(self.gram) - 1)
+
+    def _mask(self, columns: Tensor, values: Tensor) -> Tensor:
+        """Set the values [..., columns] of padding to zero."""
+        return values * (columns < len(self.gram))
+
+
+@dataclass(frozen=True, slots=True)
+class _Descent:
+    """The state of some rows, float32 [columns, rows] with columns in the order of the descent where nothing is given.
+
+    units: values over their scale, without offset. slope: half the slope of the loss at the start. change: of the
+    values since the start.
+    """
+
+    hessian: ShrunkHessian
+    order: Tensor  # int64 [columns]
+    groups: list[int]  # of every column
+    scale: Tensor  # [groups, rows]
+    units: Tensor
+    slope: Tensor
+    change: Tensor
+    adjust_scales: bool
+    round_units: Callable[[int, Tensor], Tensor]  # of a group; may change its argument
+
+    def improve_block(self, block: slice, is_first_sweep: bool) -> None:
+        """Improve consecutive columns; a row keeps its codes and scales if its loss does not get smaller."""
+        columns, changed = self.order[block], slice(block.start if is_first_sweep else None)
+        slope = self.slope[block].addcmul(self.hessian.diagonal_part[columns, None], self.change[block])
+        slope.addmm_(self.hessian.between(columns, self.order[changed]), self.change[changed])
+        corner = self.hessian.between(columns, columns)
+        corner.diagonal().add_(self.hessian.diagonal_part[columns])
+        groups, per_column = torch.unique(torch.tensor(self.groups[block]), return_inverse=True)
+        units, scale = self.units[block].clone(), self.scale[groups]
+        self._improve_groups(block, slope.clone(), corner)
+        change = self.units[block] * self.scale[groups][per_column] - units * scale[per_column]
+        better = (corner @ change).add_(slope, alpha=2).mul_(change).sum(0) < 0
+        self.units[block] = torch.where(better, self.units[block], units)
+        self.scale[groups] = torch.where(better, self.scale[groups], scale)
+        self.change[block] += change.mul_(better)
+
+    def _improve_groups(self, block: slice, slope: Tensor, corner: Tensor) -> None:
+        start = block.start
+        for group, members in groupby(self.groups[block]):
+            part = slice(start, start + len(list(members)))
+            if self.adjust_scales:
+                own = slice(part.start - block.start, part.stop - block.start)
+                self._adjust_scale(group, self.units[part], slope, corner[:, own], own)
+            for start in range(part.start, part.stop, LEAF_COLUMNS):
+                leaf = slice(start, min(start + LEAF_COLUMNS, part.stop))
+                first, last = leaf.start - block.start, leaf.stop - block.start
+                self._improve_codes(group, self.units[leaf], slope[first:], corner[first:, first:last])
+            start = part.stop
+
+    def _adjust_scale(self, group: int, units: Tensor, slope: Tensor, corner: Tensor, own: slice) -> None:
+        """Give a group the scale with the least loss; `corner` is float32 [columns of the block, columns]."""
+        products, scale = corner @ units, self.scale[group]
+        curvature, gain = (products[own] * units).sum(0), (slope[own] * units).sum(0)
+        best = scale - gain / torch.where(curvature > 0, curvature, torch.inf)
+        rounded = best.half().float()
+        better = ((rounded - best).abs() < (scale - best).abs()) & (rounded != 0) & rounded.isfinite()
+        change = torch.where(better, rounded - scale, 0)
+        slope.addcmul_(products, change)
+        self.scale[group] += change
+
+    def _improve_codes(self, group: int, units: Tensor, slope: Tensor, corner: Tensor) -> None:
+        """Give each column of a leaf its best code; `slope` [columns, rows] and `corner` begin with the leaf."""
+        count, scale = len(units), self.scale[group]
+        unit_slope = slope[:count] / torch.where(scale == 0, 1, scale)
+        steps, changes = (1 / corner.diagonal()).tolist(), torch.empty_like(unit_slope)
+        lower = corner[:count].tril(-1).T.contiguous()
+        columns = zip(steps, units.unbind(), unit_slope.unbind(), changes.unbind(), lower.unbind(), strict=True)
+        for index, (step, unit, own_slope, change, others) in enumerate(columns):
+            rounded = self.round_units(group, torch.sub(unit, own_slope, alpha=step))
+            torch.sub(rounded, unit, out=change)
+            unit.copy_(rounded)
+            unit_slope[index + 1 :].addr_(others[index + 1 :], change)
+        slope[count:].addmm_(corner[count:], changes.mul_(scale))
+
+
+def descend(codes: Tensor, levels: Levels, slope: Tensor, hessian: ShrunkHessian, sweeps: int) -> tuple[Tensor, Tensor]:
+    """Improve rounded rows: codes uint8 and slope float32, [padded columns, rows]; return codes and scales.
+
+    slope: the Hessian times the error of the values. Scales are float32 [groups, rows]; they change only on grids with
+    fp16 scales.
+    """
+    order, blocks = _order_columns(levels.groups, hessian.diagonal)
+    adjust = levels.has_fp16_scales and levels.groups.count(0) <= MAX_GROUP_COLUMNS
+    units = levels.units(codes).index_select(0, order)
+    groups = [levels.groups[column] for column in order.tolist()]
+    state = _Descent(
+        *(hessian, order, groups, levels.scale.clone(), units, slope.index_select(0, order), torch.zeros_like(units)),
+        *(adjust, levels.round_units),
+    )
+    for sweep in range(sweeps):
+        for block in blocks:
+            state.improve_block(block, sweep == 0)
+    return levels.codes(state.units.index_select(0, order.argsort())), state.scale
+
+
+def _order_columns(column_groups: Sequence[int], energy: Tensor) -> tuple[Tensor, list[slice]]:
+    """Return the order of the descent, the strongest group first and the strongest column first, and its blocks.
+
+    A block has whole groups, unless a group is too long to adjust its scale.
+    """
+    groups = torch.tensor(column_groups, device=energy.device)
+    totals = torch.zeros(int(groups.max()) + 1, device=energy.device).index_add_(0, groups, energy)
+    ranks = totals.argsort(descending=True, stable=True).argsort()
+    order = energy.argsort(descending=True, stable=True)
+    order = order[ranks[groups[order]].argsort(stable=True)]
+    sizes = torch.bincount(ranks[groups]).tolist()
+    if max(sizes) > MAX_GROUP_COLUMNS:
+        sizes = [1] * len(energy)
+    blocks, start, stop = [], 0, 0
+    for size in sizes:
+        if stop > start and stop + size - start > BLOCK_COLUMNS:
+            blocks.append(slice(start, stop))
+            start = stop
+        stop += size
+    return order, [*blocks, slice(start, stop)]
