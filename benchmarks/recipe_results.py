@@ -16,6 +16,7 @@ from mcpmq.report import Report
 
 REPORTS = ("reference", "calibrated", "hugging-face")  # of one checkpoint on one set
 GROUPS = ("image", "text")
+ORIGINAL_BITS = 16
 
 
 def collect() -> dict[str, Any]:
@@ -28,10 +29,14 @@ def collect() -> dict[str, Any]:
         row = _row(result.recipe, result.kind, result.measurement.nbytes, result.weights.bits_per_weight, klds)
         rows.setdefault((result.recipe, result.kind), row)
     bits = {result.recipe: result.weights.bits_per_weight for result in results}  # equal in all formats
+    searched = []
     for one in json.loads((RESULTS / "budgets.json").read_text())["artifacts"]:
+        weight_bits = bits.get(one["recipe"], one["nbytes"] / reports[0].original.nbytes * ORIGINAL_BITS)
+        row = _row(one["recipe"], "gguf", one["nbytes"], weight_bits, estimates(one["kl_divergence"]))
         if one["recipe"] in builtin_recipes():
-            row = _row(one["recipe"], "gguf", one["nbytes"], bits[one["recipe"]], estimates(one["kl_divergence"]))
             rows.setdefault((one["recipe"], "gguf"), row)
+        else:
+            searched.append(row)
     first = reports[0]
     return {
         "checkpoint": first.checkpoint.name,
@@ -39,6 +44,7 @@ def collect() -> dict[str, Any]:
         "samples": first.eval_set.samples,
         "original_nbytes": first.original.nbytes,
         "recipes": [rows[key] for key in sorted(rows)],
+        "searched": searched,
     }
 
 

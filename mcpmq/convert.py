@@ -9,7 +9,7 @@ from mcpmq.artifact import Artifact, has_manifest
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import SampleSet
 from mcpmq.errors import DatasetError, FormatError, OutputError
-from mcpmq.evaluate import Settings
+from mcpmq.evaluate import Settings, calibration_warnings, evaluation_warnings
 from mcpmq.export import export
 from mcpmq.families.encoding import check_samples
 from mcpmq.formats import FORMATS, FormatName, check_plan, format_named
@@ -63,6 +63,7 @@ def convert(
     if calibration_set:
         inputs[calibration_set.path] = "calibration set"
     _check_outputs(out, formats, inputs)
+    _warn(settings, recipes, calibration_set, evaluation_set)
     processor = original.family.open_processor(original.path)
     if budget and calibration_set:
         check_samples(processor, evaluation_set.samples, settings.progress)
@@ -73,17 +74,37 @@ def convert(
         check_samples(processor, evaluation_set.samples, settings.progress)
 
     with lock_folder(out):
-        exported: dict[FormatName, Artifact] = {}
-        for plan, (_, names) in zip(plans, recipes, strict=True):
-            folder = out / (QUANTIZED if len(plans) == 1 else f"{QUANTIZED}-{plan.recipe.name}")
-            quantized = quantize(plan, folder, calibration_set, settings.progress, settings.device)
-            exported |= {name: export(quantized, name, out / name, settings.progress) for name in names}
-        artifacts = [exported[name] for name in dict.fromkeys(formats)]
-
+        artifacts = _export(plans, recipes, out, calibration_set, settings)
         measure = partial(
-            compare, original, artifacts, evaluation_set, settings, held_out_from_calibration=not eval_set
+            compare,
+            original,
+            artifacts,
+            evaluation_set,
+            settings,
+            held_out_from_calibration=not eval_set,
+            calibration=calibration_set if eval_set else None,
         )
         return _write_results(measure, out, artifacts)
+
+
+def _export(
+    plans: Sequence[Plan], recipes: FormatsByRecipe, out: Path, calibration: SampleSet | None, settings: Settings
+) -> list[Artifact]:
+    """Quantize every plan, and export it to its formats."""
+    artifacts = []
+    for plan, (_, names) in zip(plans, recipes, strict=True):
+        folder = out / (QUANTIZED if len(plans) == 1 else f"{QUANTIZED}-{plan.recipe.name}")
+        quantized = quantize(plan, folder, calibration, settings.progress, settings.device)
+        artifacts += [export(quantized, name, out / name, settings.progress) for name in names]
+    return artifacts
+
+
+def _warn(settings: Settings, recipes: FormatsByRecipe, calibration: SampleSet | None, evaluation: SampleSet) -> None:
+    if calibration and any(recipe.needs_calibration for recipe, _ in recipes):
+        for text in calibration_warnings(calibration):
+            settings.notify(text)
+    for text in evaluation_warnings(evaluation):
+        settings.notify(text)
 
 
 def _checked_plan(checkpoint: Checkpoint, recipe: Recipe, formats: Sequence[FormatName]) -> Plan:
@@ -129,12 +150,15 @@ def evaluate(
         EngineError: an engine failed.
         OutputError: the report or a model card cannot be written, or another process writes it.
     """
+    settings = settings or Settings.from_options()
+    for text in evaluation_warnings(eval_set):
+        settings.notify(text)
     measure = partial(
         compare,
         checkpoint,
         artifacts,
         eval_set,
-        settings or Settings.from_options(),
+        settings,
         engine_baselines=engine_baselines,
         held_out_from_calibration=held_out_from_calibration,
     )

@@ -135,6 +135,10 @@ class SampleSet:
         kept = tuple(sample for sample in self.samples if sample not in held_out)
         return type(self)(self.path, kept), type(self)(self.path, held_out)
 
+    def spread(self, count: int) -> Self:
+        """Return a set of at most `count` samples, evenly spread."""
+        return type(self)(self.path, self.samples[:: max(1, -(-len(self) // count))])
+
 
 def _fingerprint(sample: Sample) -> str:
     text = json.dumps([sample.prompt, sample.answer]).encode()

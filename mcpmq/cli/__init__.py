@@ -68,6 +68,7 @@ def main() -> None:
         try:
             app(prog_name="mcpmq")
         finally:
+            _stop_progress()
             sys.stdout.flush()  # here, because the interpreter would print a traceback
     except (McpmqError, OSError, MemoryError) as error:
         _discard_output()
@@ -77,6 +78,11 @@ def main() -> None:
 
         ui.print_error(error if isinstance(error, McpmqError) else system_error(error))
         raise SystemExit(1) from None
+
+
+def _stop_progress() -> None:
+    if module := sys.modules.get("mcpmq.ui"):  # not imported for `--help`
+        module.stop_progress()
 
 
 def _discard_output() -> None:

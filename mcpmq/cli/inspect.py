@@ -92,4 +92,5 @@ def check(
     verdicts = [verdict for file in gates for verdict in gate.check(loaded, gate.Gate.load(file), earlier)]
     gate.VerdictFiles(junit, sarif, html, summary).write(verdicts, loaded, report)
     ui.print_verdicts(verdicts, as_json=json)
+    ui.print_written_files([junit, sarif, html, summary])
     raise typer.Exit(GATE_FAILED if any(verdict.status == "failed" for verdict in verdicts) else 0)

@@ -45,6 +45,9 @@ Device = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table")]
+Answers = Annotated[
+    bool, typer.Option("--answers/--no-answers", help="Generate answers to the worst samples for the report")
+]
 All = Annotated[bool, typer.Option("--all", help="Print all rows of a report")]
 Context = Annotated[int, typer.Option("--context", metavar="TOKENS", min=1, help="Context length on the device")]
 MaxSize = Annotated[

@@ -1,7 +1,7 @@
 """Commands of the pipeline: each parses its options, calls one function, and prints the result."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -10,6 +10,7 @@ from mcpmq.cli.options import (
     FORMAT_NAMES,
     PIPELINE_PANEL,
     All,
+    Answers,
     Bits,
     Cache,
     Calibration,
@@ -28,14 +29,8 @@ from mcpmq.cli.options import (
     Threads,
     complete_format,
 )
+from mcpmq.cli.recipe_options import load_recipes, print_if_uncalibrated
 from mcpmq.cli.release import make_budget, parse_format
-
-if TYPE_CHECKING:  # --help imports no library
-    from collections.abc import Iterable, Sequence
-
-    from mcpmq.formats import FormatName
-    from mcpmq.formats.recipes import FormatsByRecipe
-    from mcpmq.recipe import Recipe
 
 commands = typer.Typer()
 
@@ -55,20 +50,24 @@ def convert(
     device: Device = None,
     threads: Threads = None,
     cache: Cache = True,
+    answers: Answers = True,
     show_all: All = False,
     json: Json = False,
 ) -> None:
     """Quantize, export and evaluate a checkpoint; resumes an interrupted run"""
+    _start(f"converting {source}")
     budget, names = make_budget(max_size, max_memory, context), [parse_format(name) for name in formats]
     recipe = recipe or (DEFAULT_SEARCH_RECIPE if budget and not bits else None)
-    recipes = _load_recipes(recipe, bits, names)
+    recipes = load_recipes(recipe, bits, names)
     from mcpmq import ui
     from mcpmq.convert import convert, quantized_artifacts
     from mcpmq.evaluate import Settings
 
     if calibration:
-        _print_if_uncalibrated([loaded for loaded, _ in recipes])
-    settings = Settings.from_options(threads, cache, ui.progress_bars(), device=device)
+        print_if_uncalibrated([loaded for loaded, _ in recipes])
+    progress = ui.progress_bars()
+    notify = ui.print_notice
+    settings = Settings.from_options(threads, cache, progress, device=device, notify=notify, generate_answers=answers)
     report = convert(
         source,
         out,
@@ -83,6 +82,7 @@ def convert(
     for artifact in quantized_artifacts(out):
         ui.print_deviations(artifact)
     ui.print_report(report, as_json=json, all_rows=show_all)
+    ui.print_conversion_steps(report, out, source, calibration)
 
 
 @commands.command(rich_help_panel=PIPELINE_PANEL)
@@ -100,7 +100,7 @@ def plan(
     from mcpmq.estimate.forecast import forecast
     from mcpmq.plan import make_plan
 
-    recipes = _load_recipes(recipe, bits, [parse_format(name) for name in formats or ()])
+    recipes = load_recipes(recipe, bits, [parse_format(name) for name in formats or ()])
     checkpoint = Checkpoint.open(source)
     plans = [(make_plan(checkpoint, loaded), names) for loaded, names in recipes]
     ui.print_plans([(made, forecast(made, names, context)) for made, names in plans], as_json=json)
@@ -117,19 +117,24 @@ def quantize(
     json: Json = False,
 ) -> None:
     """Quantize every weight, block by block; the result can be exported to several formats"""
-    [(loaded, _)] = _load_recipes(recipe, bits, ())
+    _start(f"quantizing {source}")
+    [(loaded, _)] = load_recipes(recipe, bits, ())
     from mcpmq import ui
     from mcpmq.checkpoint import Checkpoint
     from mcpmq.dataset import SampleSet
+    from mcpmq.evaluate import calibration_warnings
     from mcpmq.plan import make_plan
     from mcpmq.quantize import quantize
 
     samples = SampleSet.open(calibration) if calibration else None
     if samples:
-        _print_if_uncalibrated([loaded])
+        print_if_uncalibrated([loaded])
+    for text in calibration_warnings(samples) if samples and loaded.needs_calibration else ():
+        ui.print_notice(text)
     quantized = quantize(make_plan(Checkpoint.open(source), loaded), out, samples, ui.progress_bars(), device)
     ui.print_deviations(quantized.artifact)
     ui.print_artifact(quantized.artifact, as_json=json)
+    ui.print_quantized_steps(quantized.artifact)
 
 
 @commands.command(rich_help_panel=PIPELINE_PANEL)
@@ -149,6 +154,7 @@ def export(
     json: Json = False,
 ) -> None:
     """Export a quantized model to a format"""
+    _start(f"exporting {quantized}")
     name = parse_format(format)
     from mcpmq import ui
     from mcpmq.dataset import SampleSet
@@ -158,6 +164,7 @@ def export(
     images = SampleSet.open(npu) if npu else None
     artifact = export(QuantizedModel.open(quantized), name, out, ui.progress_bars(), images)
     ui.print_artifact(artifact, as_json=json)
+    ui.print_exported_steps(artifact)
 
 
 @commands.command(rich_help_panel=PIPELINE_PANEL)
@@ -176,6 +183,7 @@ def imatrix(
     json: Json = False,
 ) -> None:
     """Write the imatrix of language model and vision encoder for llama-quantize --imatrix"""
+    _start(f"collecting the imatrix of {source}")
     from mcpmq import ui
     from mcpmq.calibrate.imatrix import write_imatrix
     from mcpmq.checkpoint import Checkpoint
@@ -186,6 +194,7 @@ def imatrix(
     for note in artifact.manifest.notes:
         ui.print_notice(note)
     ui.print_artifact(artifact, as_json=json)
+    ui.print_imatrix_steps(artifact)
 
 
 @commands.command(rich_help_panel=PIPELINE_PANEL)
@@ -211,10 +220,12 @@ def evaluate(
     ] = False,
     threads: Threads = None,
     cache: Cache = True,
+    answers: Answers = True,
     show_all: All = False,
     json: Json = False,
 ) -> None:
     """Measure artifacts in their engines against the original, on the same pixels and tokens"""
+    _start(f"evaluating {', '.join(map(str, artifacts))}")
     if ablate:
         if len(artifacts) > 1 or shuffle_images or engine_preprocessing:
             raise typer.BadParameter("needs one artifact and no control", param_hint="--ablate-components")
@@ -227,7 +238,10 @@ def evaluate(
     from mcpmq.dataset import SampleSet
     from mcpmq.evaluate import Settings
 
-    settings = Settings.from_options(threads, cache, ui.progress_bars(), shuffle_images, engine_preprocessing)
+    controls = shuffle_images, engine_preprocessing
+    settings = Settings.from_options(
+        threads, cache, ui.progress_bars(), *controls, notify=ui.print_notice, generate_answers=answers
+    )
     opened, baselines = ([Artifact.open(path) for path in paths] for paths in (artifacts, engine_baselines or ()))
     original, samples, folder = (
         Checkpoint.open(against),
@@ -236,6 +250,7 @@ def evaluate(
     )
     report = evaluate(opened, original, samples, settings, out=folder, engine_baselines=baselines)
     ui.print_report(report, as_json=json, all_rows=show_all)
+    ui.print_report_paths(folder)
 
 
 def _ablate(
@@ -247,7 +262,7 @@ def _ablate(
     from mcpmq.evaluate import Settings
     from mcpmq.quantized_model import QuantizedModel
     from mcpmq.report import report_folder
-    from mcpmq.report.ablation import ablate_components
+    from mcpmq.report.ablation import ABLATION_FILE, ablate_components
 
     settings, samples = Settings.from_options(threads, cache, ui.progress_bars()), SampleSet.open(eval_set)
     original, folder = Checkpoint.open(against), out or artifact.absolute().parent
@@ -255,21 +270,11 @@ def _ablate(
         ablation = ablate_components(original, QuantizedModel.open(artifact), samples, settings)
         ablation.write(folder)
     ui.print_ablation(ablation, as_json=json)
+    ui.print_written_files([folder / ABLATION_FILE])
 
 
-def _print_if_uncalibrated(recipes: "Iterable[Recipe]") -> None:
+def _start(label: str) -> None:
+    """Show the begin of a command within a second, before its libraries are imported."""
     from mcpmq import ui
 
-    for recipe in (recipe for recipe in recipes if not recipe.needs_calibration):
-        ui.print_notice(f"recipe `{recipe.name}` rounds to nearest: it does not use the calibration set")
-
-
-def _load_recipes(name: str | None, bits: int | None, formats: "Sequence[FormatName]") -> "FormatsByRecipe":
-    from mcpmq.formats.recipes import load_recipes
-    from mcpmq.recipe import RECIPE_BY_BITS
-
-    if (name is None) == (bits is None):
-        raise typer.BadParameter("give either --recipe or --bits", param_hint="--recipe")
-    if bits not in (None, *RECIPE_BY_BITS):
-        raise typer.BadParameter(f"{bits} is neither 4 nor 8", param_hint="--bits")
-    return load_recipes(name, bits, formats)
+    ui.start_progress(label)

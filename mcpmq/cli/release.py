@@ -63,6 +63,8 @@ def search(
 ) -> None:
     """Search the most accurate mixed precision under a size or memory limit, and write its recipe"""
     from mcpmq import ui
+
+    ui.start_progress(f"searching a recipe for {source}")
     from mcpmq.checkpoint import Checkpoint
     from mcpmq.dataset import SampleSet
     from mcpmq.mixed_precision import recipe_file, search_recipe
@@ -77,6 +79,7 @@ def search(
         result = search_recipe(original, base, name, budget, samples, cores, ui.progress_bars(), device)
         result.write(out)
     ui.print_table(result.to_table(), result.to_dict(), as_json=json)
+    ui.print_search_steps(out, source, name, calibration)
 
 
 @commands.command(rich_help_panel=PIPELINE_PANEL)
@@ -106,6 +109,8 @@ def package(
 ) -> None:
     """Assemble a release: artifacts, report, model card, license, and the SHA-256 of every file"""
     from mcpmq import ui
+
+    ui.start_progress(f"packaging {', '.join(map(str, artifacts))}")
     from mcpmq.artifact import Artifact
     from mcpmq.checkpoint import Checkpoint
     from mcpmq.release.package import ReleaseOptions, package
@@ -116,6 +121,7 @@ def package(
     opened = [Artifact.open(path) for path in artifacts]
     release = package(opened, Checkpoint.open(source), Report.load(report), out, options)
     ui.print_table(release.to_table(), release.record.model_dump(mode="json"), as_json=json)
+    ui.print_release_steps(release.path)
 
 
 @commands.command(rich_help_panel=INSPECT_PANEL)
@@ -127,6 +133,8 @@ def verify(
 ) -> None:
     """Check every SHA-256, the provenance of files, and that the engines load them"""
     from mcpmq import ui
+
+    ui.start_progress(f"verifying {path}")
     from mcpmq.release.verify import verify
 
     result = verify(path, threads or os.cpu_count() or 1, load=load, progress=ui.progress_bars())

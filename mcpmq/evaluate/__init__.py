@@ -3,6 +3,12 @@
 from mcpmq.evaluate.inputs import EncodedInputs, encode_samples
 from mcpmq.evaluate.measure import measure, measure_original
 from mcpmq.evaluate.metrics import changes, differences
+from mcpmq.evaluate.sample_size import (
+    calibration_warnings,
+    distribution_notes,
+    evaluation_warnings,
+    small_group_notes,
+)
 from mcpmq.evaluate.schema import (
     ENGINE_BASELINE,
     NONSQUARE,
@@ -26,9 +32,13 @@ __all__ = [
     "Measurement",
     "Record",
     "Settings",
+    "calibration_warnings",
     "changes",
     "differences",
+    "distribution_notes",
     "encode_samples",
+    "evaluation_warnings",
     "measure",
     "measure_original",
+    "small_group_notes",
 ]

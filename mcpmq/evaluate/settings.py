@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from mcpmq.system.progress import Progress, silent
+from mcpmq.system.progress import Notify, Progress, ignore_notice, silent
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +17,8 @@ class Settings:
     shuffle_images: bool = False
     engine_preprocessing: bool = False  # llama.cpp slices and resizes images itself, as in applications
     device: str | None = None  # torch device of calibration; None selects one automatically
+    generate_answers: bool = False  # greedy answers to the worst samples, for the report
+    notify: Notify = ignore_notice  # gets warnings about inputs, before the work
 
     @classmethod
     def from_options(
@@ -27,10 +29,14 @@ class Settings:
         shuffle_images: bool = False,
         engine_preprocessing: bool = False,
         device: str | None = None,
+        notify: Notify = ignore_notice,
+        generate_answers: bool = True,
     ) -> "Settings":
         """Convert command-line options; None for `threads` uses all cores, the cache is in the user's cache folder."""
         cache_folder = _user_cache() if use_cache else None
-        return cls(threads or os.cpu_count() or 1, cache_folder, progress, shuffle_images, engine_preprocessing, device)
+        controls = shuffle_images, engine_preprocessing
+        count = threads or os.cpu_count() or 1
+        return cls(count, cache_folder, progress, *controls, device, generate_answers, notify)
 
 
 def _user_cache() -> Path | None:

@@ -77,7 +77,7 @@ def check_tensors(family: Family, tensors: Iterable[TensorPlan], name: FormatNam
     for tensor in tensors:
         _check_tensor(tensor, target)
     if target.single_scheme:
-        check_single_scheme(tensors, name)
+        check_single_scheme(tensors, name, _recipes_hint(target))
     target.check_model(tensors)
 
 
@@ -90,5 +90,8 @@ def _check_tensor(tensor: TensorPlan, target: Format) -> None:
         )
     if reason := target.unsupported_reason(tensor):
         message = f"`{target.name}` cannot store `{tensor.name}` as `{tensor.scheme or tensor.dtype}`"
-        recipes = ", ".join(f"`{name}`" for name in target.recipes.values())
-        raise FormatError(message, f"{reason}; recipes for `{target.name}`: {recipes}")
+        raise FormatError(message, f"{reason}; {_recipes_hint(target)}")
+
+
+def _recipes_hint(target: Format) -> str:
+    return f"recipes for `{target.name}`: {', '.join(f'`{name}`' for name in target.recipes.values())}"

@@ -38,13 +38,27 @@ class Measurements:
     samples: int
     original_nbytes: int
     recipes: tuple[MeasuredRecipe, ...]
+    searched: tuple[MeasuredRecipe, ...]  # by `mcpmq search`, for several sizes
 
     @classmethod
     def load(cls) -> "Measurements":
         """Read the results that are part of the package."""
         content = json.loads(MEASURED_FILE.read_text(encoding="utf-8"))
-        rows = tuple(MeasuredRecipe(**row) for row in content.pop("recipes"))
-        return cls(**content, recipes=rows)
+        recipes, searched = (
+            tuple(MeasuredRecipe(**row) for row in content.pop(name)) for name in ("recipes", "searched")
+        )
+        return cls(**content, recipes=recipes, searched=searched)
+
+    def better_search(self, recipe: str, name: str) -> tuple[MeasuredRecipe, MeasuredRecipe] | None:
+        """Return a recipe and the most accurate searched one of at most its size, if its interval of KLD is lower."""
+        fixed = next((one for one in self.recipes if (one.recipe, one.format) == (recipe, name)), None)
+        if fixed is None:
+            return None
+        smaller = [one for one in self.searched if one.format == name and one.nbytes <= fixed.nbytes]
+        best = min(smaller, key=lambda one: one.mean_kld["image"][0], default=None)
+        if best is None or sum(best.mean_kld["image"]) >= fixed.mean_kld["image"][0] - fixed.mean_kld["image"][1]:
+            return None
+        return fixed, best
 
 
 def recipe_for(bits: int, name: FormatName) -> str:

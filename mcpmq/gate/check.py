@@ -72,6 +72,8 @@ def _quote(names: Iterable[str]) -> str:
 def _format(value: Estimate | float) -> str:
     if not isinstance(value, Estimate):
         return f"{value:.6g}"
+    if not math.isfinite(value.low):
+        return f"{value.value:.6g} (95 % interval not known: too few samples)"
     return f"{value.value:.6g} (95 % interval {value.low:.6g} to {value.high:.6g})"
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from mcpmq.artifact import Artifact, write_manifest
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import ReleaseError
+from mcpmq.evaluate.sample_size import MIN_EVALUATION_SAMPLES
 from mcpmq.formats import format_of
 from mcpmq.formats.sharding import split_artifact
 from mcpmq.gate import Gate, check
@@ -26,6 +27,7 @@ from mcpmq.release.record import (
 from mcpmq.report import ArtifactResult, Report, write_report
 from mcpmq.system.output import atomic_dir, check_output, lock_output
 
+MIN_SAMPLES = 2  # of a group in a report; one sample has no interval
 PROCESSOR, RECIPES = "processor", "recipes"
 
 
@@ -48,8 +50,8 @@ def package(
     """Assemble a release from artifacts in different formats. Every file is hashed before and after the copy.
 
     Raises:
-        ReleaseError: an artifact is too large or not in the report, two have the same format, a gate fails, or the
-            license is missing.
+        ReleaseError: an artifact is too large or not in the report, two have the same format, a figure of the report
+            has no interval, a gate fails, or the license is missing.
         ArtifactError: files of an artifact changed.
         OutputError: `out` exists and is not empty, or the disk is full.
     """
@@ -58,6 +60,7 @@ def package(
     license = license_of(checkpoint, options.license)
     _check_artifacts(artifacts, checkpoint)
     report = _select_results(report, artifacts)
+    _check_intervals(report)
     _check_gates(report, options)
     for artifact in artifacts:
         _check_size(artifact, options.max_artifact_nbytes)
@@ -121,6 +124,16 @@ def _check_gates(report: Report, options: ReleaseOptions) -> None:
             "\n".join([f"{len(violated)} of {len(verdicts)} bounds of the gate are violated", *violated]),
             "use a more accurate recipe, or correct the gate",
         )
+
+
+def _check_intervals(report: Report) -> None:
+    """Reject figures that have no interval; those of few samples are marked on the model card."""
+    for group, result in report.original.groups.items():
+        if result.samples < MIN_SAMPLES:
+            raise ReleaseError(
+                f"the report measures {result.samples} sample of the group `{group}`: its figures have no interval",
+                f"evaluate at least {MIN_EVALUATION_SAMPLES} samples of each kind, with and without an image",
+            )
 
 
 def _check_size(artifact: Artifact, max_nbytes: int | None) -> None:

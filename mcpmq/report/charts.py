@@ -1,24 +1,94 @@
-"""Bar charts of a report as SVG, with the colors of the page."""
+"""Charts of a report as SVG, with the colors of the page: bars by block, and size against quality."""
 
 from collections.abc import Callable, Sequence
 from html import escape
+from math import isfinite, log10, sqrt
+from string import ascii_uppercase
 from typing import TypeAlias
 
-from mcpmq.report.report import BlockInfo, LayerErrors
+from mcpmq.evaluate import Estimate
+from mcpmq.report.report import BlockInfo, LayerErrors, Report
 
 WIDTH, HEIGHT, LEFT, BOTTOM, TOP = 720, 190, 46, 54, 10  # of the drawing and its margins, in SVG units
 PLOT_HEIGHT = HEIGHT - TOP - BOTTOM
 GRID_LINES = 4
+SCATTER_WIDTH, SCATTER_HEIGHT, SCATTER_LEFT = 420, 240, 62  # readable on a phone
+UNQUANTIZED_BITS = 16
 BlockValue: TypeAlias = Callable[[BlockInfo], float | None]
 
 
 def layer_charts(layers: LayerErrors) -> list[tuple[str, str]]:
     """Return titles and drawings: errors by block, if they are known, and bits by block."""
-    bits = ("Bits per weight", _bar_chart(layers.blocks, lambda block: block.bits_per_weight))
+    blocks = _quantized_blocks(layers.blocks)
+    bits = ("Bits per weight", _bar_chart(blocks, lambda block: block.bits_per_weight))
     if layers.error_basis is None:
         return [bits]
     title = "Relative error of outputs" if layers.error_basis == "outputs" else "Relative error of weights"
-    return [(title, _bar_chart(layers.blocks, lambda block: block.error)), bits]
+    return [(title, _bar_chart(blocks, lambda block: block.error)), bits]
+
+
+def _quantized_blocks(blocks: Sequence[BlockInfo]) -> list[BlockInfo]:
+    """Leave out the unquantized norms of a component outside of its layers, e.g. the last norm of a language model."""
+    components = {block.name.partition(".")[0] for block in blocks if "." in block.name}
+    return [block for block in blocks if block.name not in components or block.bits_per_weight < UNQUANTIZED_BITS]
+
+
+def size_chart(report: Report) -> str | None:
+    """Return size against mean KLD of several artifacts, with intervals and letters; None for fewer than two."""
+    group = next(iter(report.original.groups))
+    points = [
+        (result.measurement.nbytes / 1e6, result.differences[group].kl_divergence)
+        for result in report.artifacts
+        if group in result.differences and result.differences[group].kl_divergence.value > 0
+    ]
+    if len(points) < 2:
+        return None
+    sizes, klds = [size for size, _ in points], [kld for _, kld in points]
+    x = _scale(min(sizes), max(sizes), SCATTER_LEFT + 30, SCATTER_WIDTH - 40)
+    lowest, highest = min(_low(kld) for kld in klds), max(_high(kld) for kld in klds)
+    y = _scale(log10(lowest), log10(highest), SCATTER_HEIGHT - BOTTOM, TOP + 10)
+    marks = [_mark(ascii_uppercase[number % 26], x(size), kld, y) for number, (size, kld) in enumerate(points)]
+    ends = dict.fromkeys((lowest, sqrt(lowest * highest), highest))
+    axis = [_axis_line(y(log10(value)), f"{value:.2g}", SCATTER_LEFT, SCATTER_WIDTH) for value in ends]
+    labels = [
+        f'<text class="component" x="{x(size):.1f}" y="{SCATTER_HEIGHT - 24}">{size:,.1f} MB</text>'
+        for size in dict.fromkeys((min(sizes), max(sizes)))
+    ]
+    title = f'<text class="component" x="{SCATTER_WIDTH / 2}" y="{SCATTER_HEIGHT - 4}">size of all files</text>'
+    return _svg(SCATTER_WIDTH, SCATTER_HEIGHT, [*axis, *labels, title, *marks])
+
+
+def _low(kld: Estimate) -> float:
+    return kld.low if isfinite(kld.low) and kld.low > 0 else kld.value
+
+
+def _high(kld: Estimate) -> float:
+    return kld.high if isfinite(kld.high) else kld.value
+
+
+def _scale(low: float, high: float, first: float, last: float) -> Callable[[float], float]:
+    width = (high - low) or 1.0
+    return lambda value: first + (last - first) * (value - low) / width
+
+
+def _mark(letter: str, x: float, kld: Estimate, y: Callable[[float], float]) -> str:
+    """Return a point with a letter, and a line from the low to the high end of its interval."""
+    top, bottom, middle = (y(log10(value)) for value in (_high(kld), _low(kld), kld.value))
+    label = f"<title>{letter}: {kld.value:.4g} nats</title>"
+    return (
+        f'<line class="interval" x1="{x:.1f}" x2="{x:.1f}" y1="{top:.1f}" y2="{bottom:.1f}"/>'
+        f'<circle class="point" cx="{x:.1f}" cy="{middle:.1f}" r="4">{label}</circle>'
+        f'<text class="letter" x="{x + 8:.1f}" y="{middle + 4:.1f}">{letter}</text>'
+    )
+
+
+def _axis_line(y: float, label: str, left: int = LEFT, width: int = WIDTH) -> str:
+    line = f'<line x1="{left}" x2="{width}" y1="{y:.1f}" y2="{y:.1f}"/>'
+    return f'{line}<text class="axis" x="{left - 6}" y="{y + 4:.1f}">{label}</text>'
+
+
+def _svg(width: int, height: int, parts: Sequence[str]) -> str:
+    return f'<svg viewBox="0 0 {width} {height}" role="img">{"".join(parts)}</svg>'
 
 
 def _bar_chart(blocks: Sequence[BlockInfo], value: BlockValue) -> str:
@@ -26,7 +96,7 @@ def _bar_chart(blocks: Sequence[BlockInfo], value: BlockValue) -> str:
     step = (WIDTH - LEFT) / len(blocks)
     bars = [_bar(block, value(block), maximum, LEFT + step * number, step) for number, block in enumerate(blocks)]
     parts = [_grid(maximum), *bars, *_component_labels(blocks, step)]
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">{"".join(parts)}</svg>'
+    return _svg(WIDTH, HEIGHT, parts)
 
 
 def _bar(block: BlockInfo, value: float | None, maximum: float, left: float, step: float) -> str:
@@ -43,8 +113,7 @@ def _grid(maximum: float) -> str:
     for number in range(GRID_LINES + 1):
         y = TOP + PLOT_HEIGHT * (1 - number / GRID_LINES)
         label = f"{maximum * number / GRID_LINES:.2g}"
-        lines.append(f'<line x1="{LEFT}" x2="{WIDTH}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        lines.append(f'<text class="axis" x="{LEFT - 6}" y="{y + 4:.1f}">{label}</text>')
+        lines.append(_axis_line(y, label))
     return "".join(lines)
 
 

@@ -9,12 +9,13 @@ from pathlib import Path
 
 from mcpmq.artifact import Artifact
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.dataset import SampleSet
+from mcpmq.dataset import HOLDOUT_EVERY, SampleSet
 from mcpmq.errors import ArtifactError
 from mcpmq.evaluate import (
     ENGINE_BASELINE,
     ORIGINAL,
     EncodedInputs,
+    Estimate,
     Measurement,
     Settings,
     differences,
@@ -32,10 +33,11 @@ from mcpmq.report.report import (
     SourceInfo,
     WeightInfo,
 )
-from mcpmq.report.worst_samples import worst_samples
+from mcpmq.report.worst_samples import GreedyAnswers, generate_worst_answers, worst_pairs, worst_samples
 from mcpmq.system.environment import describe_machine, installed_versions
 
 PACKAGES = ("mcpmq", "torch", "transformers", "tokenizers", "numpy", "pillow", "xllamacpp", "onnxruntime")
+MAX_CALIBRATION_SAMPLES = 48  # measured to compare the calibration set with the evaluation set
 UNQUANTIZED_SCHEMES = (None, "f32", "f16", "bf16")
 
 
@@ -48,6 +50,7 @@ class ComparisonContext:
     answers: dict[str, list[int]]  # token ids by sample id
     original: Measurement
     engine_baselines: Mapping[str, Measurement]  # by kind of artifact
+    calibration_divergences: Mapping[str, dict[str, Estimate]]  # by hash of the artifact and group
 
 
 def compare(
@@ -58,8 +61,11 @@ def compare(
     *,
     engine_baselines: Sequence[Artifact] = (),
     held_out_from_calibration: bool = False,
+    calibration: SampleSet | None = None,
 ) -> Report:
     """Measure the original and every artifact, and return them with their differences.
+
+    Calibrated artifacts are also measured on samples of `calibration`, which shows whether it represents `samples`.
 
     `engine_baselines` are unquantized artifacts, at most one for every format; they come first in the report, and the
     differences from them exclude the error of the engine.
@@ -80,13 +86,15 @@ def compare(
         baselines = _measure_engine_baselines(engine_baselines, inputs, settings, references)
         measured = _measure_artifacts(artifacts, baselines, inputs, settings, references)
         answers = {one.id: one.tokens[one.answer_start :].tolist() for one in inputs.store}
+        greedy = generate_worst_answers(checkpoint, original.measurement, measured, inputs, settings)
+    on_calibration = _calibration_divergences(checkpoint, artifacts, calibration, settings) if calibration else {}
     by_kind = {kind: baseline.measurement for kind, baseline in baselines.items()}
-    context = ComparisonContext(checkpoint, samples, answers, original.measurement, by_kind)
+    context = ComparisonContext(checkpoint, samples, answers, original.measurement, by_kind, on_calibration)
     return Report(
         checkpoint=SourceInfo(name=checkpoint.name, sha256=checkpoint.sha256),
         eval_set=dataset_info(samples, settings, held_out_from_calibration=held_out_from_calibration),
         original=original.measurement,
-        artifacts=tuple(artifact_result(context, *pair) for pair in measured),
+        artifacts=tuple(artifact_result(context, *pair, one) for pair, one in zip(measured, greedy, strict=True)),
         environment=describe_environment(settings),
     )
 
@@ -104,6 +112,27 @@ def check_source(checkpoint: Checkpoint, artifact: Artifact) -> None:
             f" `{checkpoint.path}` ({checkpoint.sha256[:12]})",
             "give the original of the artifact",
         )
+
+
+def _calibration_divergences(
+    checkpoint: Checkpoint, artifacts: Sequence[Artifact], calibration: SampleSet, settings: Settings
+) -> dict[str, dict[str, Estimate]]:
+    """Return the mean KLD of every calibrated artifact on samples of its calibration set.
+
+    The samples are those that a selection of methods holds out; other methods have calibrated on them.
+    """
+    calibrated = [artifact for artifact in artifacts if artifact.manifest.calibration_set]
+    if not calibrated or len(calibration) < HOLDOUT_EVERY:
+        return {}
+    held_out = calibration.split_holdout()[1].spread(MAX_CALIBRATION_SAMPLES)
+    with encode_samples(checkpoint, held_out, settings) as inputs:
+        original = measure_original(checkpoint, inputs, settings)
+        references, divergences = {ORIGINAL: original.logprobs}, {}
+        for artifact in calibrated:
+            measured = measure(artifact, inputs, settings, references)
+            found = differences(original.measurement.samples, measured.samples, ORIGINAL)
+            divergences[artifact.sha256] = {group: one.kl_divergence for group, one in found.items()}
+    return divergences
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +188,11 @@ def _check_engine_baselines(baselines: Sequence[Artifact], artifacts: Sequence[A
             raise ArtifactError(f"two engine baselines have the format {kind}", "give one for every format")
 
 
-def artifact_result(context: ComparisonContext, artifact: Artifact, measurement: Measurement) -> ArtifactResult:
+def artifact_result(
+    context: ComparisonContext, artifact: Artifact, measurement: Measurement, greedy: GreedyAnswers
+) -> ArtifactResult:
     """Return the measurement of an artifact with its differences from the original and from the engine baseline."""
+    pairs = worst_pairs(context.original, measurement)
     used, baseline = artifact.manifest.calibration_set, context.engine_baselines.get(artifact.manifest.kind)
     baseline_differences = None
     if baseline and baseline is not measurement:
@@ -174,11 +206,10 @@ def artifact_result(context: ComparisonContext, artifact: Artifact, measurement:
         weights=_weight_info(artifact),
         measurement=measurement,
         differences=differences(context.original.samples, measurement.samples, ORIGINAL),
+        calibration_kl_divergence=context.calibration_divergences.get(artifact.sha256),
         engine_baseline_differences=baseline_differences,
         layers=layer_errors(context.checkpoint, artifact),
-        worst_samples=worst_samples(
-            context.checkpoint, context.samples, context.answers, context.original, measurement
-        ),
+        worst_samples=worst_samples(context.checkpoint, context.samples, context.answers, pairs, greedy),
     )
 
 

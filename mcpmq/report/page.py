@@ -1,14 +1,17 @@
 """The report as one self-contained HTML page."""
 
+import math
 from collections.abc import Sequence
 from importlib.resources import files
+from string import ascii_uppercase
 
 from jinja2 import Environment
 
 from mcpmq.evaluate import Estimate
-from mcpmq.report.charts import layer_charts
+from mcpmq.report.charts import layer_charts, size_chart
+from mcpmq.report.numbers import UNKNOWN, perplexity_cells, ratio_cells, share_cells
 from mcpmq.report.report import ArtifactResult, Report, WorstSample
-from mcpmq.report.tables import GROUP_LABELS, KV_CACHE_TOKENS, report_table, report_title
+from mcpmq.report.tables import GROUP_LABELS, machine_table, report_table, report_title, sample_notes
 from mcpmq.system.escaping import escape_controls
 from mcpmq.system.table import Table, format_megabytes
 
@@ -27,12 +30,19 @@ def render_html(report: Report, gate: Table | None = None, *, failed: bool = Fal
         failed=failed,
         summaries=[_summary(report, result) for result in report.artifacts],
         table=report_table(report),
+        machine_table=machine_table(report),
+        sample_notes=sample_notes(report),
+        size_chart=size_chart(report),
+        letters=ascii_uppercase,
         megabytes=format_megabytes,
-        kv_cache_tokens=KV_CACHE_TOKENS,
         group_labels=GROUP_LABELS,
         charts={result.label: layer_charts(result.layers) for result in report.artifacts},
         mark_tokens=_mark_tokens,
         interval=_interval,
+        perplexity=lambda estimate: perplexity_cells([estimate])[0],
+        share=lambda estimate: share_cells([estimate])[0],
+        change=lambda estimate: ratio_cells([estimate])[0],
+        track=_track,
         max_change=_max_perplexity_change(report),
     )
 
@@ -46,15 +56,26 @@ def _summary(report: Report, result: ArtifactResult) -> str:
     share = result.measurement.nbytes / report.original.nbytes
     parts = [f"{format_megabytes(result.measurement.nbytes)}, {share:.0%} of the original"]
     for group, difference in result.differences.items():
-        ratio = difference.perplexity_ratio
-        low, value, high = ((one - 1) * 100 for one in (ratio.low, ratio.value, ratio.high))
-        parts.append(f"perplexity of {GROUP_LABELS[group]} {value:+.2f} % (95 %: {low:+.2f} to {high:+.2f})")
+        [change] = ratio_cells([difference.perplexity_ratio])
+        parts.append(f"perplexity of {GROUP_LABELS[group]} {change} %")
     return f"{result.label}: {'; '.join(parts)}."
 
 
 def _interval(estimate: Estimate, factor: float, digits: int) -> str:
-    low, value, high = (part * factor for part in (estimate.low, estimate.value, estimate.high))
-    return f"{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    low, value, high = (
+        f"{part * factor:.{digits}f}" if math.isfinite(part) else UNKNOWN
+        for part in (estimate.low, estimate.value, estimate.high)
+    )
+    return f"{value} [{low}, {high}]"
+
+
+def _track(ratio: Estimate, maximum: float) -> dict[str, float] | None:
+    """Return left end, width and center in percent of a drawn interval; None if it is not known."""
+    ends = [(end - 1) * 100 / maximum for end in (ratio.low, ratio.high, ratio.value)]
+    if not all(map(math.isfinite, ends)):
+        return None
+    low, high, value = (50 + 48 * end for end in ends)
+    return {"left": low, "width": high - low, "value": value}
 
 
 def _mark_tokens(sample: WorstSample, tokens: Sequence[str]) -> list[tuple[str, bool]]:

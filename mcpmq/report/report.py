@@ -10,7 +10,7 @@ from typing import Literal, Self
 from pydantic import BaseModel, ValidationError, field_validator
 
 from mcpmq.errors import ArtifactError
-from mcpmq.evaluate import Difference, Measurement, Record
+from mcpmq.evaluate import Difference, Estimate, Measurement, Record
 
 JSON_FILE = "report.json"
 MAX_REPORT_NBYTES = 1 << 30
@@ -87,6 +87,8 @@ class WorstSample(Record):
     answer_tokens: tuple[str, ...]
     original_argmax: tuple[str, ...]
     artifact_argmax: tuple[str, ...]
+    original_answer: str | None = None  # of greedy decoding; it ends with an ellipsis if it was longer
+    artifact_answer: str | None = None  # likewise
     loss_increase: float  # of the whole answer, in nats
     image: str | None  # thumbnail as a data URI
 
@@ -110,6 +112,7 @@ class ArtifactResult(Record):
     weights: WeightInfo
     measurement: Measurement
     differences: dict[str, Difference]  # from the original, by group
+    calibration_kl_divergence: dict[str, Estimate] | None = None  # on calibration samples, by group, in nats
     engine_baseline_differences: dict[str, Difference] | None  # from the engine baseline, by group
     layers: LayerErrors
     worst_samples: tuple[WorstSample, ...]

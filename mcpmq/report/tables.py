@@ -2,7 +2,15 @@
 
 from collections.abc import Sequence
 
-from mcpmq.evaluate import NONSQUARE, ORIGINAL, Change, Measurement, changes
+from mcpmq.evaluate import (
+    NONSQUARE,
+    ORIGINAL,
+    Change,
+    Measurement,
+    changes,
+    distribution_notes,
+    small_group_notes,
+)
 from mcpmq.report.numbers import (
     megabyte_cells,
     nats_cells,
@@ -51,15 +59,21 @@ def summary_table(report: Report) -> Table:
         if name in SUMMARY_ROWS or (group.startswith("perplexity") and name not in DETAIL_ROWS and not minor_group):
             rows.append((name.strip() if name in SUMMARY_ROWS[3:] else name, row[1]))
     hidden = len(table.rows) - len(rows)
-    notes = [SUMMARY_NOTE, *_machine_notes(report), f"--all: {hidden} more rows, and notes"]
+    notes = [*sample_notes(report), SUMMARY_NOTE, *_machine_notes(report), f"--all: {hidden} more rows, and notes"]
     return Table(table.title, table.columns, rows, notes)
+
+
+def machine_table(report: Report) -> Table:
+    """Return memory and speed of the original and all artifacts."""
+    names = ["original", *(result.label for result in report.artifacts)]
+    return Table("Memory and speed", names, [*_memory_rows(report), *_speed_rows(report)], _machine_notes(report))
 
 
 def accuracy_table(report: Report) -> Table:
     """Return sizes and accuracy of the original and all artifacts, without metrics that vary between runs."""
     names = ["original", *(result.label for result in report.artifacts)]
     accuracy = [row for group in report.original.groups for row in _accuracy_rows(group, report)]
-    notes = [*ACCURACY_NOTES, *_resizing_note(report), *_engine_notes(report, names)]
+    notes = [*sample_notes(report), *ACCURACY_NOTES, *_resizing_note(report), *_engine_notes(report, names)]
     return Table(report_title(report), names, [*_size_rows(report), *accuracy], notes)
 
 
@@ -173,6 +187,7 @@ def _speed_rows(report: Report) -> list[Row]:
 def _notes(report: Report, columns: Sequence[str]) -> list[str]:
     original = report.original.machine_dependent
     notes = [
+        *sample_notes(report),
         *ACCURACY_NOTES,
         "KV cache: computed from the configuration",
         *_machine_notes(report),
@@ -183,6 +198,20 @@ def _notes(report: Report, columns: Sequence[str]) -> list[str]:
     if original.cache_error:
         notes.append(f"original: the measurement is not cached: {original.cache_error}")
     return [*notes, *_engine_notes(report, columns)]
+
+
+def sample_notes(report: Report) -> list[str]:
+    """Return notes about groups with few samples, and about calibration sets that do not represent them."""
+    counts = {group: one.samples for group, one in report.original.groups.items()}
+    results = report.artifacts
+    klds = {group: one.kl_divergence for group, one in results[0].differences.items()} if len(results) == 1 else {}
+    notes = [f"few samples: {note}" for note in small_group_notes(counts, GROUP_LABELS, klds)]
+    for result in results:
+        if (calibration := result.calibration_kl_divergence) is not None:
+            known = {group: one for group, one in result.differences.items() if group != NONSQUARE}  # these are images
+            found = distribution_notes(known, calibration, GROUP_LABELS)
+            notes += [f"calibration of {result.label}: {note}" for note in found]
+    return notes
 
 
 def _machine_notes(report: Report) -> list[str]:

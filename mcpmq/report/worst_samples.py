@@ -2,32 +2,103 @@
 
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
+from pathlib import Path
 
 from tokenizers import Tokenizer
 
+from mcpmq.artifact import Artifact
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import Sample, SampleSet
-from mcpmq.evaluate import Measurement
+from mcpmq.evaluate import EncodedInputs, Measurement, Settings
 from mcpmq.evaluate.schema import SampleMetrics
+from mcpmq.families.family import Inputs
 from mcpmq.families.images import open_image
 from mcpmq.families.tokenizer import read_tokenizer
+from mcpmq.formats import engine_of
+from mcpmq.formats.format import Engine
 from mcpmq.report.report import WorstSample
+from mcpmq.runners.greedy import MIN_BUDGET, GreedyAnswer
+from mcpmq.runners.inputs_store import InputsStore
+from mcpmq.runners.launcher import generate_answers
+from mcpmq.system.temporary_folder import temporary_folder
 
 MAX_SAMPLES, THUMBNAIL_PIXELS, JPEG_QUALITY = 6, 192, 80
+ELLIPSIS = " …"
+MAX_TOKEN_SHARE = 0.25  # of the tokens of the evaluation set, for the generation of answers
+
+
+@dataclass(frozen=True, slots=True)
+class GreedyAnswers:
+    """The greedy answers of an original and an artifact to the prompts of samples, by sample id."""
+
+    original: Mapping[str, GreedyAnswer]
+    artifact: Mapping[str, GreedyAnswer]
+
+
+def worst_pairs(original: Measurement, measurement: Measurement) -> list[tuple[SampleMetrics, SampleMetrics]]:
+    """Return both metrics of the samples whose answer loss increased most."""
+    pairs = sorted(zip(original.samples, measurement.samples, strict=True), key=_loss_increase, reverse=True)
+    return [pair for pair in pairs[:MAX_SAMPLES] if _loss_increase(pair) > 0]
+
+
+def generate_worst_answers(
+    checkpoint: Checkpoint,
+    original: Measurement,
+    measured: Sequence[tuple[Artifact, Measurement]],
+    inputs: EncodedInputs,
+    settings: Settings,
+) -> list[GreedyAnswers]:
+    """Return the greedy answers of both models to the worst samples of every artifact.
+
+    Raises:
+        EngineError: an engine failed.
+    """
+    worst = [[after.id for _, after in worst_pairs(original, one)] for _, one in measured]
+    ids = dict.fromkeys(sample_id for several in worst for sample_id in several)
+    if not ids or not settings.generate_answers:
+        return [GreedyAnswers({}, {}) for _ in measured]
+    with temporary_folder() as folder:
+        encoded = {one.id: one for one in inputs.store if one.id in ids}
+        tokens = sum(len(one.tokens) for one in inputs.store)
+        answers = partial(_answers, folder, encoded, settings.threads, max(MIN_BUDGET, int(tokens * MAX_TOKEN_SHARE)))
+        originals = answers("original", "torch", checkpoint.path, list(ids))
+        models = [(engine_of(artifact.manifest.kind), artifact.path) for artifact, _ in measured]
+        return [
+            GreedyAnswers(originals, answers(f"{number}", *model, one))
+            for number, (model, one) in enumerate(zip(models, worst, strict=True))
+        ]
+
+
+def _answers(
+    folder: Path,
+    encoded: Mapping[str, Inputs],
+    threads: int,
+    budget: int,
+    name: str,
+    engine: Engine,
+    model: Path,
+    ids: list[str],
+) -> dict[str, GreedyAnswer]:
+    (folder / name).mkdir()
+    store = InputsStore(folder / name)
+    for sample_id in ids:
+        store.append(encoded[sample_id])
+    return dict(zip(ids, generate_answers(engine, model, store, threads, budget), strict=True)) if ids else {}
 
 
 def worst_samples(
     checkpoint: Checkpoint,
     samples: SampleSet,
     answers: Mapping[str, Sequence[int]],
-    original: Measurement,
-    measurement: Measurement,
+    pairs: Sequence[tuple[SampleMetrics, SampleMetrics]],
+    greedy: GreedyAnswers,
 ) -> tuple[WorstSample, ...]:
-    """Return the samples whose answer loss increased most; `answers` are token ids by sample id."""
+    """Describe the worst samples; `answers` are the token ids of the reference answers by sample id."""
     tokenizer = read_tokenizer(checkpoint.path)
     by_id = {sample.id: sample for sample in samples}
-    pairs = sorted(zip(original.samples, measurement.samples, strict=True), key=_loss_increase, reverse=True)
     return tuple(
         WorstSample(
             id=after.id,
@@ -36,12 +107,20 @@ def worst_samples(
             answer_tokens=_decode(tokenizer, answers[after.id]),
             original_argmax=_decode(tokenizer, before.argmax_ids),
             artifact_argmax=_decode(tokenizer, after.argmax_ids),
+            original_answer=_text(tokenizer, greedy.original.get(after.id)),
+            artifact_answer=_text(tokenizer, greedy.artifact.get(after.id)),
             loss_increase=round(_loss_increase((before, after)), 6),
             image=_thumbnail(by_id[after.id]),
         )
-        for before, after in pairs[:MAX_SAMPLES]
-        if _loss_increase((before, after)) > 0
+        for before, after in pairs
     )
+
+
+def _text(tokenizer: Tokenizer, answer: GreedyAnswer | None) -> str | None:
+    if answer is None:
+        return None
+    text = tokenizer.decode(list(answer.tokens), skip_special_tokens=False)
+    return text if answer.complete else f"{text}{ELLIPSIS}"
 
 
 def _loss_increase(pair: tuple[SampleMetrics, SampleMetrics]) -> float:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mcpmq.errors import EngineError
 from mcpmq.formats.format import Engine
+from mcpmq.runners.greedy import MIN_BUDGET, GreedyAnswer
 from mcpmq.runners.inputs_store import InputsStore
 from mcpmq.runners.runner import PhaseTimings
 from mcpmq.runners.token_metrics import TokenResults
@@ -60,6 +61,12 @@ class PeakMemory(BaseModel):
     total_rss_bytes: int
 
 
+class _GreedyAnswers(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    answers: tuple[GreedyAnswer, ...]
+
+
 class _Failure(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -100,6 +107,18 @@ def measure_sequential_peak(engine: Engine, model: Path, samples: InputsStore, t
     """
     task = Task("sequential-memory", engine, str(model), str(samples.folder), threads)
     return PeakMemory.model_validate_json(_run_worker(task, ENGINES[engine][0], 0, silent))
+
+
+def generate_answers(
+    engine: Engine, model: Path, samples: InputsStore, threads: int, budget: int = MIN_BUDGET
+) -> tuple[GreedyAnswer, ...]:
+    """Return the greedy answer of a model to the prompt of every sample; no pass begins after `budget` tokens.
+
+    Raises:
+        EngineError: the engine failed or did not respond.
+    """
+    task = Task("greedy", engine, str(model), str(samples.folder), threads, budget=budget)
+    return _GreedyAnswers.model_validate_json(_run_worker(task, ENGINES[engine][0], 0, silent)).answers
 
 
 def _run_worker(task: Task, label: str, samples: int, progress: Progress) -> bytes:
@@ -150,7 +169,9 @@ def _exit(code: int) -> str:
 
 
 def _stage(mode: Mode, done: int, samples: int) -> str:
-    return f"after {done} of {samples} samples" if mode == "measure" else "in the sequential memory measurement"
+    if mode == "measure":
+        return f"after {done} of {samples} samples"
+    return "in the sequential memory measurement" if mode == "sequential-memory" else "while it generated answers"
 
 
 def _unresponsive(message: str) -> EngineError:

@@ -9,7 +9,7 @@ because the memory of the process is part of the result.
 import json
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -23,7 +23,7 @@ from mcpmq.runners.token_metrics import TokenMetrics
 
 SAMPLE_DONE = "mcpmq: sample done"
 RESULT_FILE = "result.json"
-Mode = Literal["measure", "sequential-memory"]
+Mode = Literal["measure", "sequential-memory", "greedy"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +37,14 @@ class Task:
     threads: int
     save_logprobs: str | None = None  # file to write the log-probabilities of all answers to
     references: dict[str, str] = field(default_factory=dict)  # log-probability files to compare with, by model name
+    budget: int = 0  # tokens of all passes that generate answers
 
 
 def main(file: str) -> int:
     """Run the task; write the result, or the error for the user, beside it; return 0 on success, else 1."""
     task = Task(**json.loads(Path(file).read_bytes()))
     try:
-        result = _measure(task) if task.mode == "measure" else _sequential_memory(task)
+        result = RUN_MODE[task.mode](task)
     except McpmqError as error:
         result = {"error": str(error), "hint": error.hint}
     Path(file).with_name(RESULT_FILE).write_text(json.dumps(result))
@@ -110,6 +111,22 @@ def worst_case_samples(samples: Iterable[Inputs]) -> list[Inputs]:
         lambda sample: max(map(len, sample.slices), default=0),
     )
     return list({sample.id: sample for sample in (max(candidates, key=size) for size in sizes)}.values())
+
+
+def _greedy(task: Task) -> dict[str, Any]:
+    from mcpmq.runners.greedy import greedy_answers
+
+    open_runner = cast(OpenRunner, _engine_module(task).open_runner)
+    samples = list(InputsStore(Path(task.samples)))
+    answers = greedy_answers(open_runner(Path(task.model), task.threads), samples, task.budget)
+    return {"answers": [asdict(answer) for answer in answers]}
+
+
+RUN_MODE: dict[Mode, Callable[[Task], dict[str, Any]]] = {
+    "measure": _measure,
+    "sequential-memory": _sequential_memory,
+    "greedy": _greedy,
+}
 
 
 def _consume(_: Inputs, logits: Iterable[Logits]) -> int:

@@ -1,9 +1,12 @@
 """Report the progress of long loops; drawn by `ui`, silent by default."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol, TypeAlias, TypeVar
 
 Item = TypeVar("Item")
+
+
+Notify: TypeAlias = Callable[[str], None]  # called with a notice for the user
 
 
 class Progress(Protocol):
@@ -15,3 +18,7 @@ class Progress(Protocol):
 def silent(items: Sequence[Item], label: str) -> Iterator[Item]:
     """Yield the items and show nothing."""
     yield from items
+
+
+def ignore_notice(text: str) -> None:
+    """Show no notice."""

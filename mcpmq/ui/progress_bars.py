@@ -1,46 +1,142 @@
-"""Progress bars in a terminal."""
+"""Progress of a command: bars in a terminal, lines in a file or a pipe."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from threading import Event, Thread
+from time import monotonic
+from typing import Protocol, TypeVar
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    SpinnerColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Display
+from rich.text import Text
 
 from mcpmq.system.escaping import escape_controls
 
 Item = TypeVar("Item")
+HEARTBEAT_SECONDS = 30.0  # between lines in a file or a pipe
+MIN_REPORTED_SECONDS = 1.0  # stages that took less leave no line in a terminal
+
+
+class CommandProgress(Protocol):
+    """Progress of one command; its loops are numbered stages."""
+
+    def __call__(self, items: Sequence[Item], label: str) -> Iterable[Item]: ...
+
+    def stop(self) -> None:
+        """Remove the display; the command prints its result."""
+
+
+class _Count(MofNCompleteColumn):
+    """Finished and all items; empty for the command itself, which has no number of items."""
+
+    def render(self, task: Task) -> Text:
+        return super().render(task) if task.total is not None else Text("")
 
 
 class ProgressBars:
-    """Draw a bar for every loop; nested loops share one display, which is removed when the outermost loop ends."""
+    """Draw a bar for every loop below that of the command; nested loops share one display.
 
-    def __init__(self, console: Console) -> None:
-        columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()]
+    The display moves ten times per second, so a long call without a loop is visible. A finished stage leaves a line.
+    """
+
+    def __init__(self, console: Console, label: str) -> None:
+        columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), _Count()]
         self._display = Display(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True)
-        self._running = 0
+        self._depth = self._stage = 0
+        self._display.start()
+        self._display.add_task(_plain(label), total=None)
 
     def __call__(self, items: Sequence[Item], label: str) -> Iterable[Item]:
         return self._iterate(items, label)
 
+    def stop(self) -> None:
+        """Remove the display."""
+        self._display.stop()
+
     def _iterate(self, items: Sequence[Item], label: str) -> Iterator[Item]:
-        task = self._begin(label, len(items))
+        self._stage += self._depth == 0
+        name = f"[{self._stage}] {label}" if self._depth == 0 else label
+        task, begin = self._display.add_task(_plain(name), total=len(items)), monotonic()
+        self._depth += 1
         try:
             for item in items:
                 yield item
                 self._display.advance(task)
         finally:
-            self._end(task)
+            self._depth -= 1
+            self._end(task, name, monotonic() - begin)
 
-    def _begin(self, label: str, count: int) -> TaskID:
-        if self._running == 0:
-            self._display.start()
-        self._running += 1
-        return self._display.add_task(escape(escape_controls(label)), total=count)
-
-    def _end(self, task: TaskID) -> None:
+    def _end(self, task: TaskID, name: str, seconds: float) -> None:
+        done = int(next(one.completed for one in self._display.tasks if one.id == task))
         self._display.remove_task(task)
-        self._running -= 1
-        if self._running == 0:
-            self._display.stop()
+        if self._depth == 0 and seconds >= MIN_REPORTED_SECONDS and self._display.live.is_started:
+            self._display.console.print(Text(escape_controls(f"{name}: {done} in {format_seconds(seconds)}"), "dim"))
+
+
+def _plain(label: str) -> str:
+    return escape(escape_controls(label))
+
+
+class ProgressLines:
+    """Print a line when a stage begins, and every 30 seconds its finished items and the estimated remaining time."""
+
+    def __init__(self, write: Callable[[str], None], label: str, heartbeat_seconds: float = HEARTBEAT_SECONDS) -> None:
+        self._write, self._label, self._done, self._count = write, label, 0, 0
+        self._depth = self._stage = 0
+        self._begin = monotonic()
+        self._stopped = Event()
+        self._heartbeat_seconds = heartbeat_seconds
+        write(label)
+        Thread(target=self._beat, daemon=True, name="progress").start()
+
+    def __call__(self, items: Sequence[Item], label: str) -> Iterable[Item]:
+        return self._iterate(items, label)
+
+    def stop(self) -> None:
+        """Print no more lines."""
+        self._stopped.set()
+
+    def _iterate(self, items: Sequence[Item], label: str) -> Iterator[Item]:
+        outermost = self._depth == 0
+        if outermost:
+            self._stage += 1
+            self._label, self._done, self._count, self._begin = f"[{self._stage}] {label}", 0, len(items), monotonic()
+            self._write(f"{self._label}: 0 of {self._count}")
+        self._depth += 1
+        try:
+            for item in items:
+                yield item
+                self._done += outermost
+        finally:
+            self._depth -= 1
+
+    def _beat(self) -> None:
+        while not self._stopped.wait(self._heartbeat_seconds):
+            self._write(self._status())
+
+    def _status(self) -> str:
+        seconds = monotonic() - self._begin
+        counted = f": {self._done} of {self._count}" if self._count else ""
+        left = seconds / self._done * (self._count - self._done) if 0 < self._done < self._count else None
+        remaining = "" if left is None else f", about {format_seconds(left)} left"
+        return f"{self._label}{counted}, {format_seconds(seconds)} elapsed{remaining}"
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration: `12 s`, `3:05 min`, `1:02:03 h`."""
+    whole = round(seconds)
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}:{minutes:02}:{rest:02} h"
+    return f"{minutes}:{rest:02} min" if minutes else f"{rest} s"

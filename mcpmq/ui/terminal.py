@@ -14,23 +14,24 @@ from mcpmq.system.escaping import escape_controls
 from mcpmq.system.progress import Progress, silent
 from mcpmq.system.table import Table, format_megabytes
 from mcpmq.ui.layout import lay_out
-from mcpmq.ui.progress_bars import ProgressBars
+from mcpmq.ui.progress_bars import CommandProgress, ProgressBars, ProgressLines
 
 STYLES = {"title": "bold", "plain": "", "dim": "dim"}
 
 
 @dataclass(slots=True)
-class _Verbosity:
+class _State:
     quiet: bool = False
     verbose: bool = False
+    progress: CommandProgress | None = None
 
 
-_verbosity = _Verbosity()
+_state = _State()
 
 
 def set_verbosity(*, quiet: bool = False, verbose: bool = False) -> None:
     """Set `quiet`: no progress and no notices; and `verbose`: errors with a traceback."""
-    _verbosity.quiet, _verbosity.verbose = quiet, verbose
+    _state.quiet, _state.verbose = quiet, verbose
 
 
 def _console(*, stderr: bool = False) -> Console:
@@ -40,8 +41,9 @@ def _console(*, stderr: bool = False) -> Console:
 
 def print_error(error: McpmqError) -> None:
     """Print the message and the hint of an error to stderr."""
+    stop_progress()
     console = _console(stderr=True)
-    if _verbosity.verbose:
+    if _state.verbose:
         console.print(escape_controls("".join(traceback.format_exception(error))), soft_wrap=True)
     message, hint = escape_controls(str(error)), escape_controls(error.hint)
     console.print(Text("error: ", "bold red").append(message, "default not bold"), soft_wrap=True)
@@ -51,18 +53,35 @@ def print_error(error: McpmqError) -> None:
 
 def print_notice(text: str) -> None:
     """Print a line to stderr, unless quiet."""
-    if not _verbosity.quiet:
+    if not _state.quiet:
         _console(stderr=True).print(escape_controls(text), soft_wrap=True)
 
 
-def progress_bars() -> Progress:
-    """Return progress bars on stderr, or no progress if quiet or if stderr is not a terminal."""
+def start_progress(label: str) -> Progress:
+    """Show that a command has begun, before it loads its libraries; bars in a terminal, lines elsewhere, or quiet."""
+    stop_progress()
     console = _console(stderr=True)
-    return silent if _verbosity.quiet or not console.is_terminal else ProgressBars(console)
+    if _state.quiet:
+        return silent
+    _state.progress = ProgressBars(console, label) if console.is_terminal else ProgressLines(print_notice, label)
+    return _state.progress
+
+
+def progress_bars() -> Progress:
+    """Return the progress of the command that has begun, or no progress."""
+    return _state.progress or silent
+
+
+def stop_progress() -> None:
+    """Remove the progress of the command; results, errors and the shell have the terminal for themselves."""
+    if _state.progress:
+        _state.progress.stop()
+    _state.progress = None
 
 
 def print_table(table: Table, data: Any, *, as_json: bool = False, as_markdown: bool = False) -> None:
     """Print a result to stdout: as a table, its data as JSON, or the table as Markdown."""
+    stop_progress()
     if as_json:
         print_json(data)
     elif as_markdown:
@@ -73,6 +92,7 @@ def print_table(table: Table, data: Any, *, as_json: bool = False, as_markdown: 
 
 def print_json(data: Any) -> None:
     """Print data to stdout as JSON."""
+    stop_progress()
     sys.stdout.write(escape_controls(json.dumps(data, indent=1, ensure_ascii=False)) + "\n")
 
 

@@ -21,3 +21,5 @@ def test_one_thread_is_used_if_the_number_of_cores_is_unknown(monkeypatch: pytes
     """`os.cpu_count` returns None on some systems."""
     monkeypatch.setattr("os.cpu_count", lambda: None)
     assert Settings.from_options().threads == 1
+    assert Settings.from_options().generate_answers
+    assert not Settings(threads=1).generate_answers

@@ -157,3 +157,20 @@ def test_a_release_is_not_written_over_another(
     """An existing release is an error and stays unchanged."""
     with pytest.raises(OutputError, match="exists and is not empty"):
         package(tiny_exports, source, report_for(tiny_exports), tiny_release.path, ReleaseOptions())
+
+
+def test_figures_without_an_interval_are_rejected(
+    tiny_checkpoint: Path, tiny_exports: list[Artifact], tmp_path: Path
+) -> None:
+    """One sample of a group has no interval; few samples are marked on the model card."""
+    source, report = Checkpoint.open(with_license(tiny_checkpoint, tmp_path)), report_for(tiny_exports)
+    for samples, out in ((1, "rejected"), (19, "marked")):
+        text = report.original.groups["text"].model_copy(update={"samples": samples})
+        original = report.original.model_copy(update={"groups": {**report.original.groups, "text": text}})
+        changed = report.model_copy(update={"original": original})
+        if samples == 1:
+            with pytest.raises(ReleaseError, match="1 sample of the group `text`: its figures have no interval"):
+                package(tiny_exports, source, changed, tmp_path / out, ReleaseOptions())
+        else:
+            package(tiny_exports, source, changed, tmp_path / out, ReleaseOptions())
+            assert "few samples: text: 19 samples, fewer than 20" in (tmp_path / out / "README.md").read_text()

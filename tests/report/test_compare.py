@@ -12,7 +12,10 @@ from mcpmq.convert import evaluate
 from mcpmq.dataset import SampleSet
 from mcpmq.errors import ArtifactError, DatasetError
 from mcpmq.evaluate import ENGINE_BASELINE, ORIGINAL, Settings
+from mcpmq.plan import make_plan
+from mcpmq.quantize import quantize
 from mcpmq.quantized_model import QuantizedModel
+from mcpmq.recipe import Recipe
 from mcpmq.report import ArtifactResult, Report, compare, report_table
 from tests.onnx_tools import write_onnx_artifact
 
@@ -144,3 +147,27 @@ def test_calibration_samples_are_not_measured(tiny_checkpoint: Path, mixed_set: 
     calibrated = Artifact(made.path, made.manifest.model_copy(update={"calibration_set": used}))
     with pytest.raises(DatasetError, match="shares 1 images or texts with the calibration set `mixed0`"):
         compare(Checkpoint.open(tiny_checkpoint), [calibrated], mixed_set, ONE_THREAD)
+
+
+def test_a_calibrated_artifact_is_measured_on_calibration_samples(
+    tiny_checkpoint: Path, tiny_set: Path, mixed_set: SampleSet, tmp_path: Path
+) -> None:
+    """Two of ten samples are held out of the calibration set; both models answer the worst samples."""
+    checkpoint, calibration = Checkpoint.open(tiny_checkpoint), SampleSet.open(tiny_set)
+    weights = Recipe.load("phone-int4").to_dict()["weights"]
+    recipe = Recipe.model_validate({"name": "fitted", "method": "rtn-imatrix", "weights": weights})
+    quantized = quantize(make_plan(checkpoint, recipe), tmp_path / "codes", calibration)
+
+    settings = Settings(threads=1, generate_answers=True)
+    report = compare(checkpoint, [quantized.artifact], mixed_set, settings, calibration=calibration)
+    found = report.artifacts[0].calibration_kl_divergence
+    worst = report.artifacts[0].worst_samples
+    assert worst
+    assert all(one.original_answer and one.artifact_answer for one in worst)
+
+    assert found is not None
+    assert set(found) == {"image", "text"}
+    assert all(0 < one.value < 10 for one in found.values())
+    assert Report.model_validate_json(report.model_dump_json()).model_dump_json() == report.model_dump_json()
+    without = compare(checkpoint, [], mixed_set, Settings(threads=1), calibration=calibration)
+    assert without.artifacts == ()

@@ -2,6 +2,7 @@
 
 import html
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -12,8 +13,9 @@ import pytest
 
 from mcpmq.errors import ArtifactError
 from mcpmq.report import Report
+from mcpmq.report.charts import layer_charts
 from mcpmq.report.page import render_html
-from mcpmq.report.report import SourceInfo
+from mcpmq.report.report import BlockInfo, SourceInfo
 from mcpmq.system.table import Table
 from tests.fake_reports import make_report
 
@@ -111,8 +113,62 @@ def test_the_page_has_all_metrics() -> None:
     assert "language.layers.3: 0.0125" in page
     assert "head: not known" in page
     assert "4.50 bits per weight" in page
-    assert "25.2 MB" in page
-    assert "123 MB" in page
+    assert "25.2" in page
+    assert "<b>123</b>" in page
+    before, after = (one.groups["image"].perplexity for one in (report.original, result.measurement))
+    for perplexity in (before, after):
+        assert f"{perplexity.value:.3f} [{perplexity.low:.3f}, {perplexity.high:.3f}]" in page
+
+
+def test_answers_of_both_models_are_displayed() -> None:
+    """The generated answers come before the tokens, which are folded; an older report has the tokens only."""
+    report = make_report(1)
+    [sample] = report.artifacts[0].worst_samples
+    answered = sample.model_copy(update={"original_answer": "The sign says <b>", "artifact_answer": "A sign …"})
+    result = report.artifacts[0].model_copy(update={"worst_samples": (answered,)})
+    page, older = render_html(report.model_copy(update={"artifacts": (result,)})), render_html(report)
+
+    assert "The sign says &lt;b&gt;" in page
+    assert page.index("answer of the original") < page.index("A sign …") < page.index("Token by token")
+    assert "answer of the original" not in older
+    assert '<details open><summary class="quiet">Token by token' in older
+
+
+def test_several_artifacts_have_a_chart_of_size_and_quality() -> None:
+    """Every artifact has a point with its letter; one artifact has no chart."""
+    page = render_html(make_report(3))
+
+    assert page.count('<circle class="point"') == 3
+    assert "C: onnx phone-int8" in page
+    assert "Size and quality" not in render_html(make_report(1))
+
+
+def test_unquantized_norms_are_not_in_the_charts() -> None:
+    """The last norm of a language model has no bar; a quantized weight of a component has one."""
+    report = make_report(1)
+    layers = report.artifacts[0].layers
+    norm = BlockInfo(name="language", bits_per_weight=16.0, error=0.0)
+    table = BlockInfo(name="vision", bits_per_weight=9.3, error=0.002)
+    charts = layer_charts(layers.model_copy(update={"blocks": (*layers.blocks, norm, table)}))
+
+    assert all("language: " not in drawing and "vision: " in drawing for _, drawing in charts)
+
+
+def test_unknown_intervals_are_not_nan() -> None:
+    """The figures of one sample have no interval and no bar."""
+    report = make_report(2)
+    one = report.artifacts[0].differences["text"]
+    unknown = {
+        name: value.model_copy(update={"low": math.nan, "high": math.nan})
+        for name, value in one
+        if hasattr(value, "low")
+    }
+    differences = {**report.artifacts[0].differences, "text": one.model_copy(update=unknown)}
+    result = report.artifacts[0].model_copy(update={"differences": differences})
+    page = render_html(report.model_copy(update={"artifacts": (result, report.artifacts[1])}))
+
+    assert "nan" not in page.lower().replace("finance", "")
+    assert "[n/a, n/a]" in page
 
 
 MEASURING = """

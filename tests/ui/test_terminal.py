@@ -57,9 +57,18 @@ def test_notices_are_on_stderr_unless_quiet(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr() == ("", "a word\n")
 
 
-def test_without_a_terminal_there_is_no_progress_bar() -> None:
-    """In a pipe the progress is silent."""
+def test_progress_begins_with_the_command_and_ends_with_its_result(capsys: pytest.CaptureFixture[str]) -> None:
+    """In a pipe the first line is printed at once; a result, an error or `quiet` ends it."""
     assert ui.progress_bars() is silent
+    progress = ui.start_progress("converting x")
+    assert capsys.readouterr().err == "converting x\n"
+    assert list(ui.progress_bars()([1], "calibrating")) == [1]
+    assert ui.progress_bars() is progress
+    ui.print_table(Table("t", ["a"], [("b", ["c"])]), None)
+    assert ui.progress_bars() is silent
+
+    ui.set_verbosity(quiet=True)
+    assert ui.start_progress("converting x") is silent
 
 
 def test_no_color_disables_colors() -> None:

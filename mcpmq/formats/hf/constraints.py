@@ -15,7 +15,7 @@ def is_linear(spec: TensorSpec) -> bool:
     return spec.role == "matrix" and in_layer and not spec.transposed and spec.hub_name.endswith(".weight")
 
 
-def check_single_scheme(tensors: Iterable[TensorPlan], name: str) -> None:
+def check_single_scheme(tensors: Iterable[TensorPlan], name: str, recipes: str) -> None:
     """Check that all quantized tensors share one scheme, and that there is at least one.
 
     Raises:
@@ -24,7 +24,8 @@ def check_single_scheme(tensors: Iterable[TensorPlan], name: str) -> None:
     packed = [tensor for tensor in tensors if is_packed(tensor.scheme)]
     if not packed:
         raise FormatError(
-            f"no weight is quantized, so `{name}` has nothing to store", "give linear layers an integer scheme"
+            f"no weight is quantized, so `{name}` has nothing to store",
+            f"give linear layers an integer scheme; {recipes}",
         )
     first = packed[0]
     for tensor in packed:
@@ -32,7 +33,7 @@ def check_single_scheme(tensors: Iterable[TensorPlan], name: str) -> None:
             raise FormatError(
                 f"`{name}` cannot store `{tensor.name}` as `{tensor.scheme}`",
                 f"its config.json declares one scheme for all weights: use `{first.scheme}`, as `{first.name}` does,"
-                " or `keep`",
+                f" or `keep`; {recipes}",
             )
 
 

@@ -1,0 +1,100 @@
+"""Greedy answers: equal to token-by-token decoding, with few passes."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mcpmq.families.family import Inputs
+from mcpmq.runners import onnx
+from mcpmq.runners.greedy import MAX_PASSES, MAX_TOKENS, GreedyAnswer, greedy_answers
+from mcpmq.runners.inputs_store import InputsStore
+from mcpmq.runners.launcher import generate_answers
+from mcpmq.runners.runner import Metric, Result
+
+END, VOCABULARY = 9, 80
+
+
+def sample_of(prompt: list[int], answer: list[int]) -> Inputs:
+    """Return a text sample whose answer ends with the end of the turn."""
+    return Inputs("a", np.array([*prompt, *answer, END]), len(prompt), (), np.zeros((0, 2), np.int64))
+
+
+@dataclass
+class FakeRunner:
+    """A model that answers a prompt with fixed tokens, if the tokens before a position are those of its answer."""
+
+    answer: list[int]
+    prompt_length: int
+    runs: list[int] = field(default_factory=list)
+    notes: tuple[str, ...] = ()
+
+    def run(self, samples: Sequence[Inputs], metric: Metric[Result]) -> Iterator[Result]:
+        """Predict the next token of the answer after a correct prefix, and token 7 after another one."""
+        self.runs.append(len(samples))
+        for sample in samples:
+            tokens, rows = sample.tokens.tolist(), []
+            for position in range(sample.answer_start, len(tokens)):
+                before = tokens[self.prompt_length : position]
+                rest = [*self.answer, END][len(before) :] if before == self.answer[: len(before)] else [7]
+                rows.append(np.eye(VOCABULARY, dtype=np.float32)[rest[0] if rest else END])
+            yield metric(sample, rows)
+
+
+@pytest.mark.parametrize(
+    ("reference", "answer", "passes"),
+    [
+        ([11, 12, 13], [11, 12, 13], 1),
+        ([11, 12, 13], [11, 22, 13], 3),
+        ([11, 12, 13], [], 1),
+        ([11], [11, 12], 3),
+        ([11, 12, 13], [11], 1),
+    ],
+)
+def test_the_answer_is_that_of_greedy_decoding(reference: list[int], answer: list[int], passes: int) -> None:
+    """A shorter, longer, equal or different answer than the reference."""
+    runner = FakeRunner(answer, prompt_length=2)
+
+    assert greedy_answers(runner, [sample_of([1, 2], reference)]) == [GreedyAnswer(tuple(answer), True)]
+    assert len(runner.runs) <= passes
+
+
+def test_passes_and_tokens_are_limited() -> None:
+    """An answer that differs at every token is incomplete, and so is a long one."""
+    different = FakeRunner([20 + number for number in range(45)], prompt_length=1)
+    [answer] = greedy_answers(different, [sample_of([1], [11] * 45)])
+    assert (len(answer.tokens), answer.complete, len(different.runs)) == (MAX_PASSES, False, MAX_PASSES)
+    assert answer.tokens == tuple(range(20, 20 + MAX_PASSES))
+
+    long = FakeRunner([11] * 100, prompt_length=1)
+    [answer] = greedy_answers(long, [sample_of([1], [11] * 100)])
+    assert (len(answer.tokens), answer.complete) == (MAX_TOKENS, False)
+
+    [answer] = greedy_answers(different, [sample_of([1], [11] * 45)], budget=50)  # the first pass has 47 tokens
+    assert (len(answer.tokens), answer.complete) == (2, False)
+
+
+def test_finished_samples_do_not_run_again() -> None:
+    """Only samples with unfinished answers are in the next pass."""
+    runner = FakeRunner([11, 22, 13], prompt_length=1)
+    greedy_answers(runner, [sample_of([1], [11, 22, 13]), sample_of([1], [11, 12, 13])])
+
+    assert runner.runs[0] == 2
+    assert set(runner.runs[1:]) == {1}
+
+
+def test_an_engine_generates_the_tokens_of_decoding_with_a_cache(
+    tiny_full_onnx: Path, tiny_samples: list[Inputs], tmp_path: Path
+) -> None:
+    """Drafts in a worker process give the tokens that ONNX Runtime generates one by one, images included."""
+    store = InputsStore(tmp_path)
+    for sample in tiny_samples[:3]:
+        store.append(sample)
+
+    answers = generate_answers("onnx", tiny_full_onnx, store, 1)
+
+    runner = onnx.open_runner(tiny_full_onnx, 1)
+    for sample, answer in zip(store, answers, strict=True):
+        assert list(answer.tokens) == list(runner.generate(sample, len(answer.tokens)))
