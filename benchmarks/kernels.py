@@ -23,7 +23,7 @@ from mcpmq.grids import ggml
 from mcpmq.scheme import GGML_BLOCKS, GgmlScheme
 
 COLUMNS, MATRIX_ROWS = 4096, 64  # of random weights; of each matrix of a file
-RUNS = 7
+RUNS = 5
 WEIGHTS_PER_RUN = 1 << 21
 IMPORTANCE_DEVIATION = 1.2  # of the logarithm
 Matrix = NDArray[np.float32]

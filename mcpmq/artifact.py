@@ -14,6 +14,7 @@ from mcpmq.dataset import SampleSet
 from mcpmq.errors import ArtifactError
 from mcpmq.families import family_named
 from mcpmq.system.durable_file import write_durably
+from mcpmq.system.file_hash import file_sha256
 from mcpmq.system.input_file import check_file, check_files
 from mcpmq.system.inside import is_file_inside
 from mcpmq.system.output import output_errors
@@ -234,12 +235,6 @@ def has_manifest(folder: Path) -> bool:
     """
     with output_errors(folder):
         return (folder / MANIFEST).is_file()
-
-
-def file_sha256(file: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write_manifest(folder: Path, manifest: Manifest, files: Mapping[str, list[str]]) -> Manifest:

@@ -14,7 +14,6 @@ from mcpmq.artifact import (
     Manifest,
     SourceRecord,
     WeightRecord,
-    file_sha256,
     has_manifest,
     write_manifest,
 )
@@ -29,6 +28,7 @@ from mcpmq.quantized_model import BlockWriter, CalibrationResult, QuantizedModel
 from mcpmq.rounding.block import quantize_to_nearest
 from mcpmq.scheme import GgmlScheme
 from mcpmq.system.environment import ARTIFACT_PACKAGES, MODEL_PACKAGES, installed_versions
+from mcpmq.system.file_hash import file_sha256
 from mcpmq.system.ggml_library import library_path
 from mcpmq.system.output import atomic_dir, check_disk_space, check_folder, lock_output, remove_stale_lock
 from mcpmq.system.progress import Progress, silent

@@ -9,11 +9,12 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, ValidationError
 from torch import Tensor
 
-from mcpmq.artifact import FileRecord, Manifest, file_sha256
+from mcpmq.artifact import FileRecord, Manifest
 from mcpmq.errors import OutputError
 from mcpmq.qtensor import QTensor
 from mcpmq.quantized_model import BLOCKS_DIRECTORY, CalibrationResult, write_block
 from mcpmq.system.durable_file import write_durably
+from mcpmq.system.file_hash import file_sha256
 
 REQUEST_FILE = "request.json"  # exists until the folder has its final name
 

@@ -77,8 +77,10 @@ def quantize(weight: Tensor, scheme: GgmlScheme, importance: Tensor | None = Non
     """
     columns = weight.shape[1]
     _check_largest(weight, scheme)
-    padding = scheme.padded_columns(columns) - columns
-    values = torch.nn.functional.pad(weight.float(), (0, padding)).contiguous().cpu().numpy()
+    padded, padding = weight.float(), scheme.padded_columns(columns) - columns
+    if padding:
+        padded = torch.nn.functional.pad(padded, (0, padding))
+    values = padded.contiguous().cpu().numpy()
     blocks = np.empty((len(values), scheme.row_nbytes(columns)), np.uint8)
     weights = _importance(importance, columns, scheme)
     threads = torch.get_num_threads()

@@ -55,11 +55,20 @@ class ScaleLimits:
         """Return the largest magnitude of every group of a weight [rows, columns]: float32 [rows, groups]."""
         padding = -weight.shape[1] % self.group_columns
         padded = torch.nn.functional.pad(weight, (0, padding)) if padding else weight
-        return padded.reshape(len(weight), -1, self.group_columns).abs().amax(-1).float()
+        return _magnitudes(padded.reshape(len(weight), -1, self.group_columns)).float()
 
     def outside(self, magnitudes: Tensor) -> Tensor:
         """Return which magnitudes of groups are too small or too large; zero is neither."""
         return ((magnitudes > 0) & (magnitudes < self.min_magnitude)) | (magnitudes > self.max_magnitude)
+
+
+def _magnitudes(groups: Tensor) -> Tensor:
+    """Return the largest magnitude of the last axis; NaN is the largest.
+
+    Floats without their sign have the order of their bits, and the maximum of integers is several times faster.
+    """
+    integer = {2: torch.int16, 4: torch.int32, 8: torch.int64}[groups.element_size()]
+    return (groups.view(integer) & torch.iinfo(integer).max).amax(-1).view(groups.dtype)
 
 
 def scale_limits(scheme: Scheme | None, columns: int) -> ScaleLimits | None:

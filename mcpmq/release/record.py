@@ -6,8 +6,9 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mcpmq.artifact import RELEASE_RECORD, Artifact, CalibrationRecord, FileRecord, SourceRecord, file_sha256
+from mcpmq.artifact import RELEASE_RECORD, Artifact, CalibrationRecord, FileRecord, SourceRecord
 from mcpmq.errors import ReleaseError
+from mcpmq.system.file_hash import file_sha256
 from mcpmq.system.hub_cache import is_inside
 from mcpmq.system.table import Row, Table, format_megabytes
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mcpmq.artifact import MANIFEST, Artifact, file_sha256
+from mcpmq.artifact import MANIFEST, Artifact
 from mcpmq.errors import ReleaseError
 from mcpmq.evaluate.measure import engine_name
 from mcpmq.formats import engine_of
@@ -13,6 +13,7 @@ from mcpmq.formats.provenance import check_provenance
 from mcpmq.release.record import CHECKSUMS, RECORD, REFETCH_HINT, Release, list_files, safe_join
 from mcpmq.runners.inputs_store import InputsStore
 from mcpmq.runners.launcher import run_engine
+from mcpmq.system.file_hash import file_sha256
 from mcpmq.system.progress import Progress, silent
 from mcpmq.system.table import Table
 from mcpmq.system.temporary_folder import temporary_folder

@@ -16,7 +16,7 @@ COUNTED_BITS, DROPPED_BITS = 15, 16
 MAX_ERROR_BITS = 5  # scales may add an error of 2^-5 of the typical magnitude, with 4-bit codes of 2^-4
 INFINITY = 0x7F80  # the upper bits of infinity; those of NaN are larger
 MAX_EXPONENT = 256
-CHUNK_WEIGHTS = 1 << 24  # at a time
+CHUNK_WEIGHTS = 1 << 20  # at a time: they stay in the cache
 
 
 @dataclass(frozen=True, slots=True)

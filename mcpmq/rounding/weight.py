@@ -194,8 +194,8 @@ def _double_quantize(weight: CodebookTensor, source: _WeightSource) -> CodebookT
 
 
 def _is_finite(weight: Tensor) -> bool:
-    # In chunks, because the check needs several times the memory of its input.
-    return all(chunk.isfinite().all() for chunk in torch.split(weight.flatten(), CHUNK_WEIGHTS))
+    """Return whether no value is infinite or NaN, which the extremes are, too; they are found without a copy."""
+    return weight.numel() == 0 or bool(torch.stack(weight.aminmax()).isfinite().all())
 
 
 def _check_finite(is_finite: bool, tensor: TensorPlan) -> None:
@@ -218,6 +218,6 @@ def is_exact(scaled: Tensor, tensor: TensorPlan) -> bool:
 
 def _convert(weight: Tensor, tensor: TensorPlan, scheme: FloatScheme) -> Tensor:
     converted = weight.to(FLOAT_DTYPES[scheme.dtype])
-    if not converted.isfinite().all():
+    if not _is_finite(converted):
         raise ScaleError(f"`{tensor.name}` has values too large for {scheme}", f'use `"{tensor.name}" = "f32"`')
     return converted

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mcpmq.artifact import MANIFEST, Artifact, file_sha256, write_manifest
+from mcpmq.artifact import MANIFEST, Artifact, write_manifest
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import ArtifactError, EngineError, ReleaseError
 from mcpmq.export import export
@@ -16,6 +16,7 @@ from mcpmq.quantize import quantize
 from mcpmq.recipe import Recipe
 from mcpmq.release.record import CHECKSUMS, RECORD, Release, write_checksums
 from mcpmq.release.verify import verify
+from mcpmq.system.file_hash import file_sha256
 from tests.tiny import CONFIG, build_checkpoint
 
 
