@@ -26,14 +26,14 @@ PEERS_NOTE = """\
 Mean KL divergence from the original on held-out answers, 10⁻³ nats ± half of the 95 % interval; the matrices of the
 language model have 4.5 bits per weight (`desc_act`: 4.59), all other weights are unchanged. The last column has the
 same model without the random channel scales of the reference checkpoint, which smoothing and `desc_act` undo: there all
-methods are close. The blocks of llama-quantize are computed by mcpmq, which gives equal blocks; `llama-imatrix`
-calibrates on text only. AutoRound takes ten times the processor time
+methods are close. The blocks of llama-quantize are those of ggml, written by mcpmq; `llama-imatrix` calibrates on text
+only. AutoRound takes ten times the processor time
 ([conditions, costs and limits](benchmarks/README.md#comparison-with-other-tools))."""
 REAL_WEIGHTS_NOTE = """\
 The matrices of the language model of a pretrained checkpoint, SmolLM2 with 135 million weights: mean KL divergence from
-the original on {tokens:,} held-out tokens of text, 10⁻³ nats ± half of the 95 % interval. The blocks of llama-quantize
-are computed by mcpmq, which gives equal blocks. [Benchmarks](benchmarks/README.md) have the conditions, and a
-comparison with images in the calibration on the reference checkpoint."""
+the original on {tokens:,} held-out tokens of text, 10⁻³ nats ± half of the 95 % interval. "imatrix" rounds to nearest
+with an importance matrix, which is the method of llama-quantize. [Benchmarks](benchmarks/README.md) have the
+conditions, and a comparison with images in the calibration on the reference checkpoint."""
 # Rows of real-weights.json by name; of two names with one label the first is used.
 REAL_WEIGHTS = {
     "awq-gptq-int4": "**mcpmq, AWQ + GPTQ**, `int4-g32`",
@@ -47,19 +47,37 @@ REAL_WEIGHTS = {
     "gptqmodel-gptq-act-group-aware": "GPTQModel, GPTQ with `act_group_aware`",
     "gptqmodel-gptq-mse": "GPTQModel, GPTQ with `mse`",
     "gptqmodel-gptq": "GPTQModel, GPTQ",
-    "imatrix-iq4_nl": "llama-quantize, `iq4_nl` with imatrix",
-    "imatrix-q4_k": "llama-quantize, `q4_k` with imatrix",
-    "imatrix-q4_0": "llama-quantize, `q4_0` with imatrix",
+    "imatrix-iq4_nl": "imatrix, `iq4_nl`",
+    "imatrix-q4_k": "imatrix, `q4_k`",
+    "imatrix-q4_0": "imatrix, `q4_0`",
     "rtn-int4": "round to nearest, `int4-g32`",
 }
 
+REQUIRED = {"gptqmodel-gptq", "gptqmodel-gptq-desc-act", "imatrix-q4_k", "imatrix-iq4_nl"}
+
 
 def quality_table() -> str:
-    """Return the comparison on pretrained weights if it is committed, otherwise on the reference checkpoint."""
-    if (RESULTS / "real-weights.json").is_file():
-        result = load_result("real-weights")
-        return f"{real_weights_table(result)}\n\n{REAL_WEIGHTS_NOTE.format(**result['test'])}"
-    return f"{reference_table()}\n\n{PEERS_NOTE}"
+    """Return the comparison on pretrained weights if all tools are measured, otherwise on the reference checkpoint.
+
+    In the second case, a list of the tools that are measured on pretrained weights follows, if there are such results.
+    """
+    reference = f"{reference_table()}\n\n{PEERS_NOTE}"
+    if not (RESULTS / "real-weights.json").is_file():
+        return reference
+    result = load_result("real-weights")
+    note = REAL_WEIGHTS_NOTE.format(**result["test"])
+    if {one["name"] for one in result["rows"]} >= REQUIRED:
+        return f"{real_weights_table(result)}\n\n{note}"
+    return f"{reference}\n\n{_real_weights_list(result)}\n\n{note}"
+
+
+def _real_weights_list(result: Mapping[str, Any]) -> str:
+    found = sorted(
+        (value.value, f"- {label}: {thousandths(value)}")
+        for label, one in _real_weights_rows(result).items()
+        for value in [Estimate.model_validate(one["kl_divergence"])]
+    )
+    return "On pretrained weights:\n\n" + "\n".join(line for _, line in found)
 
 
 def reference_table() -> str:
@@ -96,10 +114,8 @@ def _divergence(result: Mapping[str, Any], group: str) -> Estimate:
 
 def real_weights_table(result: Mapping[str, Any]) -> str:
     """Return mean KLD and change of perplexity of every tool on pretrained weights, by KLD."""
-    measured = {one["name"]: one for one in reversed(result["rows"]) if one["format"] == "gguf"}
-    chosen = {label: measured[name] for name, label in reversed(REAL_WEIGHTS.items()) if name in measured}
     rows = []
-    for label, one in chosen.items():
+    for label, one in _real_weights_rows(result).items():
         found = estimates({key: one[key] for key in ("kl_divergence", "perplexity_ratio")})
         divergence, change = found["kl_divergence"], percent_change(found["perplexity_ratio"])
         rows.append(
@@ -107,3 +123,9 @@ def real_weights_table(result: Mapping[str, Any]) -> str:
         )
     headings = ["", "calibration tokens", "mean KLD", "perplexity change"]
     return table(headings, [cells for _, cells in sorted(rows, key=lambda row: row[0])], 1)
+
+
+def _real_weights_rows(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the results in GGUF by label."""
+    measured = {one["name"]: one for one in reversed(result["rows"]) if one["format"] == "gguf"}
+    return {label: measured[name] for name, label in reversed(REAL_WEIGHTS.items()) if name in measured}
