@@ -45,7 +45,7 @@ def test_results_have_provenance(name: str) -> None:
     """Other results have their command, machine, and commit with versions; the compatibility check has its date."""
     result = json.loads((RESULTS / f"{name}.json").read_text())
 
-    assert re.match(r"python -m (benchmarks\.\w+|tests\.campaign)|make compat", result["command"])
+    assert re.match(r"python -m (benchmarks|tests)\.\w+|make compat", result["command"])
     assert result["machine"]["cores"] >= 1
     assert "date" in result or (re.fullmatch(r"[0-9a-f]{7,}", result["commit"]) and result["versions"])
 

@@ -24,6 +24,7 @@ DOCUMENTS = sorted({*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *ROOT.glo
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 GENERATED = re.compile(r"<!-- \[\[\[cog.*?\[\[\[end\]\]\] -->", re.DOTALL)
 LOADERS = ("libraries.md", "running.md")  # their code loads artifacts in other libraries
+SERVED = ("serving.md",)  # its code needs a running server
 
 
 def blocks(path: Path, *languages: str) -> list[str]:
@@ -44,7 +45,7 @@ def commands() -> Iterator[str]:
 PYTHON = {  # code -> name; a block in two documents runs once
     code: f"{path.name}-{number}"
     for path in DOCUMENTS
-    if path.name not in LOADERS
+    if path.name not in (*LOADERS, *SERVED)
     for number, code in enumerate(blocks(path, "python"))
 }
 TOML = {code: f"{path.name}-{number}" for path in DOCUMENTS for number, code in enumerate(blocks(path, "toml"))}

@@ -13,13 +13,15 @@ MAX_PORT = (1 << 16) - 1
 
 @commands.command(rich_help_panel=SERVING_PANEL)
 def serve(
-    artifact: Annotated[Path, typer.Argument(metavar="ARTIFACT", help="Folder of an artifact or a release")],
+    artifact: Annotated[
+        Path, typer.Argument(metavar="ARTIFACT", help="Folder of an artifact, a release or a checkpoint")
+    ],
     host: Annotated[str, typer.Option("--host", metavar="NAME", help="Address to listen on")] = "127.0.0.1",
     port: Annotated[
         int, typer.Option("--port", metavar="N", min=0, max=MAX_PORT, help="Port; 0 takes a free one")
     ] = 8000,
     slots: Annotated[int, typer.Option("--slots", metavar="N", min=1, help="Answers at a time")] = 1,
-    context: Annotated[int, typer.Option("--context", metavar="TOKENS", min=1, help="Context length of a slot")] = 4096,
+    context: Annotated[int, typer.Option("--context", metavar="TOKENS", min=1, help="Context length of a slot")] = 8192,
     api_key: Annotated[
         str | None, typer.Option("--api-key", metavar="KEY", envvar="MCPMQ_API_KEY", help="Key that clients send")
     ] = None,
@@ -27,13 +29,13 @@ def serve(
 ) -> None:
     """Serve an artifact: OpenAI's chat completions, /invocations, and a page for the browser"""
     from mcpmq import ui
-    from mcpmq.artifact import Artifact
     from mcpmq.serving import require_extra
 
     require_extra()
-    from mcpmq.serving.server import ServerOptions, serve
+    from mcpmq.serving.backend import ServerOptions
+    from mcpmq.serving.server import serve
 
     options = ServerOptions(host, port, slots, context, threads, api_key or None)
     if not options.is_local and not options.key:
         ui.print_notice(f"`{host}` is reachable from other computers, and no --api-key is set")
-    serve(Artifact.open(artifact), options, lambda url: ui.print_notice(f"serving on {url}"))
+    serve(artifact, options, lambda url: ui.print_notice(f"serving on {url}"))

@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 from mcpmq.errors import MissingExtra
 
-SERVER_PACKAGES = ("starlette", "uvicorn", "multipart", "httpx2")  # modules of the extra `serve`
+SERVER_PACKAGES = ("starlette", "uvicorn", "python_multipart")  # modules of the extra `serve`
 
 
 def require_extra() -> None:

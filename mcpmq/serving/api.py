@@ -9,7 +9,7 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
@@ -87,9 +87,7 @@ class Api:
     async def _events(self, chat: ChatRequest) -> AsyncIterator[bytes]:
         """Yield the events of the engine's answer, after the requests that came before."""
         async with self._admission.place():
-            payload = await self._in_decoder(
-                partial(make_payload, chat, self._limits, has_vision=self._model.has_vision)
-            )
+            payload = await self._in_decoder(partial(make_payload, chat, self._limits, self._model.engine))
             async with self._admission.slot():
                 async for event in self._client.events(payload):
                     self.metrics.count_event(event)
@@ -118,6 +116,10 @@ async def _http_error(request: Request, error: Exception) -> Response:
     return response
 
 
+async def _incomplete_body(request: Request, error: Exception) -> Response:
+    return RequestError(400, "the body is not complete").response()
+
+
 async def _internal_error(request: Request, error: Exception) -> Response:
     return RequestError(500, "internal error").response()
 
@@ -125,5 +127,10 @@ async def _internal_error(request: Request, error: Exception) -> Response:
 def make_app(api: Api, *, key: str | None, local: bool) -> Starlette:
     """Return the application; `local`: only names of this computer are accepted as host."""
     guard = Middleware(Guard, key=key, local=local, public=PUBLIC_PATHS, count=api.metrics.count_response)
-    handlers: Any = {RequestError: _request_error, HTTPException: _http_error, Exception: _internal_error}
+    handlers: Any = {
+        RequestError: _request_error,
+        HTTPException: _http_error,
+        ClientDisconnect: _incomplete_body,
+        Exception: _internal_error,
+    }
     return Starlette(routes=[*api.routes(), *page_files()], middleware=[guard], exception_handlers=handlers)

@@ -3,19 +3,18 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
 from typing import Any
 
-import httpx2
-
 from mcpmq.serving.engine_process import EngineProcess
+from mcpmq.serving.engine_socket import Exchange, exchange
 from mcpmq.serving.limits import Limits
 from mcpmq.serving.request_error import RequestError, engine_unavailable
 
-CHAT = "http://engine/v1/chat/completions"
-METRICS = "http://engine/metrics"  # a reply shows that the engine's main loop runs
+CHAT, MODELS = "/v1/chat/completions", "/v1/models"
+METRICS = "/metrics"  # a reply shows that the engine's main loop runs
 PREFIX, END = b"data: ", b"[DONE]"
 MAX_EVENT_NBYTES = 1 << 20
+UNPARSED = "The model produced output that does not match"  # of llama.cpp, e.g. for a pattern that it does not support
 ENGINE_FAILED = "the engine failed"
 
 
@@ -31,47 +30,53 @@ class EngineClient:
         Raises:
             RequestError: the engine does not accept the request, is not ready, failed, or exceeded the time limit.
         """
+        if (socket := self._engine.socket) is None:
+            raise engine_unavailable()
+        body = json.dumps(payload).encode()
         try:
-            async with asyncio.timeout(self._limits.seconds), self._streamed(payload) as response:
-                if response.status_code != 200:
-                    raise _engine_error(response.status_code, await response.aread())
+            async with (
+                asyncio.timeout(self._limits.seconds),
+                exchange(socket, "POST", CHAT, self._engine.key, body) as response,
+            ):
+                if response.status != 200:
+                    raise _engine_error(response.status, await response.body())
                 async for event in _events(response):
                     yield event
         except TimeoutError:
             await self._restart_if_unresponsive()
             raise RequestError(503, f"the answer took more than {self._limits.seconds:g} seconds") from None
-        except httpx2.ConnectError:
+        except (ConnectionRefusedError, FileNotFoundError):
             raise engine_unavailable() from None
-        except httpx2.HTTPError:
+        except OSError:
             raise RequestError(503, "the engine ended before its answer was complete; try again") from None
 
-    @asynccontextmanager
-    async def _streamed(self, payload: Mapping[str, Any]) -> AsyncIterator[httpx2.Response]:
-        async with self._connected() as client, client.stream("POST", CHAT, json=payload) as response:
-            yield response
+    async def trained_context(self) -> int:
+        """Return the tokens that llama.cpp's model was trained for; the context of a slot is limited to them.
 
-    @asynccontextmanager
-    async def _connected(self) -> AsyncIterator[httpx2.AsyncClient]:
-        if (socket := self._engine.socket) is None:
-            raise engine_unavailable()
-        transport = httpx2.AsyncHTTPTransport(uds=str(socket))
-        options: Any = {"headers": self._engine.headers, "timeout": None, "trust_env": False}
-        async with httpx2.AsyncClient(transport=transport, **options) as client:
-            yield client
+        Raises:
+            OSError: the engine has ended.
+        """
+        assert self._engine.socket
+        async with exchange(self._engine.socket, "GET", MODELS, self._engine.key) as response:
+            [model] = json.loads(await response.body())["data"]
+        return int(model["meta"]["n_ctx_train"])
 
     async def _restart_if_unresponsive(self) -> None:
-        try:
-            async with asyncio.timeout(self._limits.probe_seconds), self._connected() as client:
-                await client.get(METRICS)
-        except (TimeoutError, httpx2.HTTPError):
-            self._engine.restart()
-        except RequestError:  # it has ended
+        if (socket := self._engine.socket) is None:
             return
+        try:
+            async with (
+                asyncio.timeout(self._limits.probe_seconds),
+                exchange(socket, "GET", METRICS, self._engine.key) as response,
+            ):
+                await response.body()
+        except OSError:  # TimeoutError is one
+            self._engine.restart()
 
 
-async def _events(response: httpx2.Response) -> AsyncIterator[bytes]:
+async def _events(response: Exchange) -> AsyncIterator[bytes]:
     rest = b""
-    async for part in response.aiter_raw():
+    async for part in response.parts():
         *blocks, rest = (rest + part).split(b"\n\n")
         for block in blocks:
             if block.startswith(PREFIX) and (event := block.removeprefix(PREFIX)) != END:
@@ -88,6 +93,8 @@ def _engine_error(status: int, body: bytes) -> RequestError:
         message = str(json.loads(body)["error"]["message"])
     except (ValueError, LookupError, TypeError):
         message = ENGINE_FAILED
+    if UNPARSED in message:
+        return RequestError(400, "the answer does not have the requested format", "response_format")
     if status != 400:
         return RequestError(500, ENGINE_FAILED)
     return RequestError(400, "the engine does not accept the request" if "/" in message else message)

@@ -17,7 +17,7 @@ from mcpmq.errors import EngineError
 from mcpmq.system.child_process import child_process
 from mcpmq.system.temporary_folder import temporary_folder
 
-READY = "mcpmq: engine ready"  # the line of stdout that the child writes
+READY = "mcpmq: engine ready "  # begin of the line of stdout that the child writes
 MAX_SOCKET_PATH = 107  # bytes of the path of a Unix socket, without the final null
 MAX_STDERR_LINES = 20
 MIN_RUN_SECONDS = 10.0  # of a process that is replaced at once; after shorter runs the delay doubles
@@ -28,8 +28,8 @@ LOAD_HINT = "close other programs or reduce --context and --slots; `mcpmq inspec
 class EngineProcess:
     """A child process that serves chat completions on a Unix socket in a private folder.
 
-    `module` reads its settings as a line of JSON from stdin, with `socket` and `key`, and writes `READY` to stdout when
-    it has loaded its model. It ends with this process.
+    `module` reads its settings as a line of JSON from stdin, with `socket` and `key`. When it has loaded its model, it
+    writes `READY` and facts about it in JSON to stdout. It ends with this process.
     """
 
     def __init__(self, module: str, settings: Mapping[str, Any], folder: Path) -> None:
@@ -40,6 +40,7 @@ class EngineProcess:
         self._thread = Thread(target=self._supervise, daemon=True, name="engine")
         self.key = secrets.token_hex(32)
         self.socket: Path | None = None  # None: the engine is not ready
+        self.facts: dict[str, Any] = {}
         self.starts = 0
 
     def start(self) -> None:
@@ -69,10 +70,6 @@ class EngineProcess:
             self._thread.join()
 
     @property
-    def headers(self) -> dict[str, str]:
-        return {"Authorization": f"Bearer {self.key}"}
-
-    @property
     def pid(self) -> int | None:
         return self._process.pid if self._process else None
 
@@ -94,6 +91,8 @@ class EngineProcess:
             self._process = process
             Thread(target=self._keep_stderr, args=(process.stderr,), daemon=True).start()
             was_ready = not self._stopped.is_set() and self._become_ready(process, socket)
+            for _ in process.stdout or ():  # a full pipe would block the process
+                pass
             process.wait()
         self.socket = None
         return was_ready
@@ -106,11 +105,13 @@ class EngineProcess:
             settings = {**self._settings, "socket": str(socket), "key": self.key}
             process.stdin.write(json.dumps(settings) + "\n")
             process.stdin.flush()
-            if READY in (line.rstrip() for line in iter(process.stdout.readline, "")):
-                self.starts += 1
-                self.socket = socket
-                self._loaded_or_failed.set()
-                return True
+            for line in process.stdout:
+                if line.startswith(READY):
+                    self.facts = json.loads(line.removeprefix(READY))
+                    self.starts += 1
+                    self.socket = socket
+                    self._loaded_or_failed.set()
+                    return True
         return False
 
     def _keep_stderr(self, stderr: IO[str]) -> None:

@@ -10,7 +10,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from mcpmq.serving.limits import LIMITS
+from mcpmq.serving.limits import LIMITS, Limits
 from mcpmq.system.interruption import call_on_signal
 
 KEEP_ALIVE_SECONDS, SHUTDOWN_SECONDS = 5, 1
@@ -20,12 +20,16 @@ MAX_HEADER_NBYTES = 16 << 10
 class _Protocol(H11Protocol):
     """Closes connections that neither send headers nor take their response: uvicorn has no limit for them."""
 
+    limits = LIMITS
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        # asyncio does not set it for a socket that was opened without a protocol number; tokens would wait 40 ms.
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._check_later(was_idle=False)
 
     def _check_later(self, *, was_idle: bool) -> None:
-        self.loop.call_later(LIMITS.header_seconds, self._check, was_idle)
+        self.loop.call_later(self.limits.header_seconds, self._check, was_idle)
 
     def _check(self, was_idle: bool) -> None:
         transport = self.transport
@@ -57,19 +61,20 @@ def open_socket(host: str, port: int) -> socket.socket:
     return socket.create_server(address[:2], family=family)
 
 
-def make_server(app: ASGIApp) -> uvicorn.Server:
+def make_server(app: ASGIApp, limits: Limits = LIMITS) -> uvicorn.Server:
     """Return a server; its `run(sockets=...)` ends at a signal."""
-    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)  # not of every invalid request
+    for name in ("uvicorn.error", "python_multipart", "asyncio"):  # which write warnings for invalid requests
+        logging.getLogger(name).setLevel(logging.ERROR)
     config = uvicorn.Config(
         app,
-        http=_Protocol,
+        http=type("Protocol", (_Protocol,), {"limits": limits}),
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        limit_concurrency=LIMITS.connections,
+        limit_concurrency=limits.connections,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=SHUTDOWN_SECONDS,
         h11_max_incomplete_event_size=MAX_HEADER_NBYTES,

@@ -3,7 +3,7 @@
 from base64 import b64encode
 
 from starlette.datastructures import FormData, UploadFile
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from mcpmq.serving.chat_request import ChatMessage, ChatRequest, ImagePart, ImageUrl, TextPart
 from mcpmq.serving.request_error import RequestError
@@ -17,16 +17,13 @@ async def parse_invocation(request: Request) -> ChatRequest:
     """Return the chat of a form with `image` and, there or in the query, `prompt`.
 
     Raises:
-        RequestError: the body is not a form, is not complete, or has no image.
+        RequestError: the body is not a form, or has no image.
         HTTPException: the form is invalid or has more than one file.
     """
     if not request.headers.get("content-type", "").startswith("multipart/form-data"):
         raise RequestError(400, "the body is not `multipart/form-data` with an `image`", "image")
-    try:
-        async with request.form(max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_PROMPT_NBYTES) as form:
-            return await _chat(form, request.query_params.get("prompt"))
-    except ClientDisconnect:
-        raise RequestError(400, "the body is not complete") from None
+    async with request.form(max_files=1, max_fields=MAX_FIELDS, max_part_size=MAX_PROMPT_NBYTES) as form:
+        return await _chat(form, request.query_params.get("prompt"))
 
 
 async def _chat(form: FormData, query_prompt: str | None) -> ChatRequest:

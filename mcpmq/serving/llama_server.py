@@ -38,7 +38,7 @@ def main() -> None:
     import xllamacpp
 
     server = xllamacpp.Server(_parameters(xllamacpp.CommonParams(), settings))
-    sys.stdout.write(f"{READY}\n")
+    sys.stdout.write(f"{READY}{{}}\n")
     sys.stdout.flush()
     sys.stdin.read()
     del server

@@ -7,22 +7,37 @@ from pathlib import Path
 from typing import Any
 
 from mcpmq.artifact import MANIFEST, Artifact
+from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import McpmqError
 from mcpmq.evaluate import Difference
 from mcpmq.evaluate.schema import GroupResult
+from mcpmq.families.family import Family
 from mcpmq.report import Report
 from mcpmq.report.report import ArtifactResult
+from mcpmq.serving.artifacts import CONFIG
 from mcpmq.serving.limits import Limits
 from mcpmq.system.escaping import escape_controls
 
 
 @dataclass(frozen=True, slots=True)
+class EngineFacts:
+    """Facts about a running engine."""
+
+    name: str  # with its version
+    context: int  # tokens of a slot
+    has_vision: bool
+    notes: tuple[str, ...] = ()  # differences from the measured quality
+    unsupported: tuple[str, ...] = ()  # fields of requests
+    family: Family | None = None  # for llama.cpp, which does not add the tags around images; None for others
+
+
+@dataclass(frozen=True, slots=True)
 class ServedModel:
-    """Facts about the served artifact, for `GET /v1/models`."""
+    """The served model, for `GET /v1/models`."""
 
     name: str
-    created: int  # seconds since 1970: the time of its manifest
-    has_vision: bool
+    created: int  # seconds since 1970: the time of its manifest or its config
+    engine: EngineFacts
     facts: Mapping[str, Any]
 
     def to_json(self) -> dict[str, Any]:
@@ -31,24 +46,35 @@ class ServedModel:
         return {**model, "meta": self.facts}
 
 
-def describe(
-    artifact: Artifact, engine: str, *, has_vision: bool, context: int, notes: tuple[str, ...], limits: Limits
-) -> ServedModel:
-    """Return the facts about an artifact; `context` is in tokens, `notes` are differences from the measured quality."""
-    manifest = artifact.manifest
+def describe(artifact: Artifact, engine: EngineFacts, limits: Limits) -> ServedModel:
+    """Return the description of an artifact."""
     facts = {
-        "original": escape_controls(manifest.source.name),
+        "original": escape_controls(artifact.manifest.source.name),
         "recipe": _recipe(artifact),
-        "format": manifest.kind,
-        "engine": engine,
+        "format": artifact.manifest.kind,
         "nbytes": sum(artifact.nbytes_by_component().values()),
-        "context_tokens": context,
-        "vision": has_vision,
         "quality": _quality(artifact),
-        "notes": notes,
+        **_engine_facts(engine, limits),
+    }
+    return ServedModel(model_name(artifact), int((artifact.path / MANIFEST).stat().st_mtime), engine, facts)
+
+
+def describe_original(checkpoint: Checkpoint, engine: EngineFacts, limits: Limits) -> ServedModel:
+    """Return the description of a checkpoint, which is not quantized."""
+    name = escape_controls(checkpoint.name)
+    facts = {"original": name, "recipe": None, "format": "checkpoint", "nbytes": checkpoint.nbytes, "quality": None}
+    created = int((checkpoint.path / CONFIG).stat().st_mtime)
+    return ServedModel(name, created, engine, {**facts, **_engine_facts(engine, limits)})
+
+
+def _engine_facts(engine: EngineFacts, limits: Limits) -> dict[str, Any]:
+    return {
+        "engine": engine.name,
+        "context_tokens": engine.context,
+        "vision": engine.has_vision,
+        "notes": engine.notes,
         "limits": {"images": limits.images, "pixels": limits.pixels, "body_nbytes": limits.body_nbytes},
     }
-    return ServedModel(model_name(artifact), int((artifact.path / MANIFEST).stat().st_mtime), has_vision, facts)
 
 
 def model_name(artifact: Artifact) -> str:

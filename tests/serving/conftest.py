@@ -17,10 +17,10 @@ from mcpmq.plan import make_plan
 from mcpmq.quantize import quantize
 from mcpmq.recipe import Recipe
 from mcpmq.serving.api import Api, make_app
+from mcpmq.serving.backend import ServerOptions, running_model
 from mcpmq.serving.engine_process import EngineProcess
 from mcpmq.serving.http_server import make_server, open_socket
 from mcpmq.serving.limits import LIMITS, Limits
-from mcpmq.serving.server import ServerOptions, running_model
 from tests.serving.requests import Served
 
 ROOT = Path(__file__).parent.parent.parent
@@ -34,9 +34,9 @@ def serving(artifact: Artifact, limits: Limits = LIMITS, key: str | None = None)
     options = ServerOptions(port=0, context=CONTEXT, threads=1, key=key)
     with (
         open_socket(options.host, options.port) as listening,
-        running_model(artifact, options, limits) as (engine, model),
+        running_model(artifact.path, options, limits) as (engine, model),
     ):
-        server = make_server(make_app(Api(model, engine, options.slots, limits), key=key, local=True))
+        server = make_server(make_app(Api(model, engine, options.slots, limits), key=key, local=True), limits)
         thread = Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         with httpx2.Client(base_url=f"http://127.0.0.1:{listening.getsockname()[1]}", timeout=60) as client:

@@ -12,7 +12,7 @@ import pytest
 from mcpmq.artifact import Artifact
 from mcpmq.errors import MissingExtra
 from mcpmq.serving import require_extra
-from mcpmq.serving.server import ServerOptions
+from mcpmq.serving.backend import ServerOptions
 from tests.commands import Command
 
 

@@ -58,7 +58,7 @@ function showModel({ id, meta }) {
   element("model").textContent = id;
   const size = `${(meta.nbytes / 1e6).toLocaleString("en", { maximumFractionDigits: 1 })} MB`;
   element("facts").textContent =
-    `${meta.original}, recipe ${meta.recipe}, ${size}, ${meta.engine}, ${meta.context_tokens.toLocaleString("en")} tokens of context`;
+    `${meta.original}, ${meta.recipe ? `recipe ${meta.recipe}` : "not quantized"}, ${size}, ${meta.engine}, ${meta.context_tokens.toLocaleString("en")} tokens of context`;
   element("drop").hidden = !meta.vision;
   if (!meta.vision) element("prompt").value = "";
   showQuality(meta.quality, meta.notes);

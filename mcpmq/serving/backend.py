@@ -1,0 +1,113 @@
+"""Choice of the engine of a model: llama.cpp's server for GGUF, and a worker with a chat engine for others."""
+
+import asyncio
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from mcpmq.artifact import Artifact
+from mcpmq.checkpoint import Checkpoint
+from mcpmq.errors import EngineError
+from mcpmq.evaluate.measure import engine_name
+from mcpmq.families import family_named
+from mcpmq.serving.artifacts import CONTEXT, find_artifact, is_checkpoint
+from mcpmq.serving.engine_client import EngineClient
+from mcpmq.serving.engine_process import EngineProcess, running_engine
+from mcpmq.serving.limits import LIMITS, Limits
+from mcpmq.serving.served_model import EngineFacts, ServedModel, describe, describe_original, model_name
+
+LLAMA_SERVER, WORKER = "mcpmq.serving.llama_server", "mcpmq.serving.worker"
+VISION_COMPONENT = "vision+projector"
+SPARE_HTTP_THREADS = 4  # of llama.cpp, beside one for every slot
+UNSUPPORTED = ("response_format", "logit_bias", "frequency_penalty", "presence_penalty", "ignore_eos")  # by workers
+PREPROCESSING_NOTE = (
+    "llama.cpp slices and resizes images itself: answers about images that are not square can differ from the measured"
+    " ones"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """Address, key and resources of the server."""
+
+    host: str = "127.0.0.1"
+    port: int = 8000  # 0: a free one
+    slots: int = 1  # answers at a time
+    context: int = CONTEXT  # tokens of every slot
+    threads: int | None = None  # None: one for every core
+    key: str | None = None
+
+    @property
+    def is_local(self) -> bool:
+        """Return whether only programs on this computer can connect."""
+        try:
+            return self.host == "localhost" or ip_address(self.host).is_loopback
+        except ValueError:
+            return False
+
+
+@contextmanager
+def running_model(
+    path: Path, options: ServerOptions, limits: Limits = LIMITS
+) -> Iterator[tuple[EngineProcess, ServedModel]]:
+    """Run the engine of the model in a folder; yield it, and the description of the model.
+
+    Raises:
+        McpmqError: the folder has no model, or the engine cannot load it, or not with several slots.
+    """
+    if is_checkpoint(path):
+        checkpoint = Checkpoint.open(path)
+        with _running_worker(checkpoint.path, checkpoint.name, options) as (engine, facts):
+            yield engine, describe_original(checkpoint, facts, limits)
+        return
+    artifact = find_artifact(path)
+    name = model_name(artifact)
+    is_gguf = artifact.manifest.kind == "gguf"
+    running = _running_llama(artifact, name, options) if is_gguf else _running_worker(artifact.path, name, options)
+    with running as (engine, facts):
+        yield engine, describe(artifact, facts, limits)
+
+
+@contextmanager
+def _running_llama(
+    artifact: Artifact, name: str, options: ServerOptions
+) -> Iterator[tuple[EngineProcess, EngineFacts]]:
+    language, *_ = artifact.component_files("language")  # llama.cpp finds the other parts of a split file
+    mmproj = artifact.component_files(VISION_COMPONENT)
+    settings = {
+        "name": name,
+        "language": str(language.absolute()),
+        "mmproj": str(mmproj[0].absolute()) if mmproj else None,
+        "slots": options.slots,
+        "context": options.context,
+        "threads": _threads(options),
+        "http_threads": options.slots + SPARE_HTTP_THREADS,
+    }
+    with running_engine(LLAMA_SERVER, settings) as engine:
+        context = min(options.context, asyncio.run(EngineClient(engine, LIMITS).trained_context()))
+        family = family_named(artifact.manifest.family)
+        notes = (PREPROCESSING_NOTE,) if mmproj else ()
+        yield engine, EngineFacts(engine_name("gguf"), context, bool(mmproj), notes, family=family)
+
+
+@contextmanager
+def _running_worker(path: Path, name: str, options: ServerOptions) -> Iterator[tuple[EngineProcess, EngineFacts]]:
+    if options.slots > 1:
+        raise EngineError(f"{options.slots} slots: only llama.cpp answers several requests at a time", "use --slots 1")
+    settings: dict[str, Any] = {
+        "name": name,
+        "path": str(path.absolute()),
+        "context": options.context,
+        "threads": _threads(options),
+    }
+    with running_engine(WORKER, settings) as engine:
+        facts = engine.facts
+        yield engine, EngineFacts(facts["engine"], facts["context"], facts["vision"], unsupported=UNSUPPORTED)
+
+
+def _threads(options: ServerOptions) -> int:
+    return options.threads or os.cpu_count() or 1
