@@ -17,10 +17,11 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import real_weights_tables
 from benchmarks.real_weights import checkpoint, smollm2, texts
+from benchmarks.real_weights.artifacts import SOURCES, sources_hash, tool_versions
 from benchmarks.real_weights.measure import mean_ratio
 from benchmarks.real_weights.texts import Document
 from benchmarks.real_weights.variants import EARLIER, VARIANTS, WHISPER_VARIANTS, Variant
-from benchmarks.real_weights.whisper import parse_file
+from benchmarks.real_weights.whisper import input_stats, parse_file
 from mcpmq.dataset import SampleSet
 from mcpmq.recipe import Recipe, to_toml
 from mcpmq.rounding import ROUNDING_FUNCTIONS
@@ -177,6 +178,33 @@ def test_files_of_ctranslate2_are_parsed() -> None:
     assert torch.equal(found["w"], torch.arange(6.0).reshape(2, 3))
 
 
+def test_every_fifth_text_is_held_out() -> None:
+    """The fifth of six texts is kept for comparisons; the Hessian has all tokens."""
+    texts_inputs = [torch.full((3, 2), float(number)) for number in range(6)]
+
+    stats = input_stats(texts_inputs)
+
+    assert stats.held_out_inputs is not None
+    assert stats.held_out_inputs.tolist() == [[4.0, 4.0]] * 3
+    assert stats.gram.tolist() == [[165.0, 165.0]] * 2
+    assert stats.total_weight == 18
+
+
+def test_wording_does_not_change_the_hash_of_sources(tmp_path: Path) -> None:
+    """Comments and docstrings are left out; a constant counts."""
+
+    def hash_of(text: str) -> str:
+        for folder in SOURCES:
+            (tmp_path / "mcpmq" / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "mcpmq" / "grids" / "module.py").write_text(text)
+        return sources_hash(tmp_path)
+
+    first = hash_of('"""Module."""\ndef f():\n    """Return one."""\n    return 1\n')
+
+    assert hash_of("def f():  # a comment\n    return 1\n") == first
+    assert hash_of("def f():\n    return 2\n") != first
+
+
 def test_variants_have_unique_names_and_valid_recipes(tmp_path: Path) -> None:
     """The first variant, the base of the ratios, is of the earlier commit; every recipe of mcpmq loads."""
     assert len({variant.name for variant in VARIANTS}) == len(VARIANTS)
@@ -189,6 +217,11 @@ def test_variants_have_unique_names_and_valid_recipes(tmp_path: Path) -> None:
     for _, scheme, method in WHISPER_VARIANTS:
         assert method in ROUNDING_FUNCTIONS
         assert parse_scheme(scheme)
+
+
+def test_versions_of_other_tools_are_the_pinned_ones() -> None:
+    """Only the tool itself is named, not its dependencies."""
+    assert list(tool_versions(["gptqmodel"])) == ["GPTQModel"]
 
 
 def test_q4_k_m_has_more_bits_in_14_layers() -> None:

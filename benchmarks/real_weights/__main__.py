@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.commands import provenance, write_result
 from benchmarks.real_weights import measure, whisper_rows
-from benchmarks.real_weights.artifacts import is_finished, make_artifacts, quantization_cost
+from benchmarks.real_weights.artifacts import is_finished, make_artifacts, quantization_cost, tool_versions
 from benchmarks.real_weights.inputs import MODEL, test_set, write_inputs
 from benchmarks.real_weights.packages import WORK
 from benchmarks.real_weights.variants import QUICK, QUICK_TEST_SAMPLES, TEST_SAMPLES, VARIANTS, Variant
@@ -90,6 +90,7 @@ def main() -> None:
         text = bench.original.groups["text"]
         facts = {"samples": text.samples, "tokens": text.tokens, "perplexity": text.perplexity.model_dump(mode="json")}
         result = provenance("benchmarks.real_weights", "onnxruntime", "tokenizers", "transformers")
+        result["versions"] |= tool_versions({row["tool"] for row in rows} - {"mcpmq"})
         whisper = list(whisper_rows.measure_variants(run=whisper_rows.NAME in names))
         write_result("real-weights", result | {"test": facts, "rows": rows, "whisper": whisper})
 

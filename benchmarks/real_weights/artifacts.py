@@ -4,6 +4,7 @@ An earlier commit of mcpmq is extracted from the repository and run from there. 
 made again when a file of `SOURCES` changed.
 """
 
+import ast
 import hashlib
 import io
 import json
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -35,10 +36,19 @@ SOURCES = ("calibrate", "grids", "rounding")  # folders of mcpmq that determine 
 THREADS = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1"}
 
 
-def sources_hash() -> str:
-    """Return a hash of the modules that determine the codes."""
-    files = sorted(file for folder in SOURCES for file in (ROOT / "mcpmq" / folder).rglob("*.py"))
-    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:8]
+def sources_hash(root: Path = ROOT) -> str:
+    """Return a hash of the modules that determine the codes, without their comments and docstrings."""
+    files = sorted(file for folder in SOURCES for file in (root / "mcpmq" / folder).rglob("*.py"))
+    code = "".join(_code(file.read_text()) for file in files)
+    return hashlib.sha256(code.encode()).hexdigest()[:8]
+
+
+def _code(source: str) -> str:
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return ast.dump(tree)
 
 
 def variant_folder(variant: Variant) -> Path:
@@ -70,6 +80,13 @@ def is_finished(variant: Variant, test: str) -> bool:
     folder = variant_folder(variant)
     files = [folder / "cost.json", *(measurement_file(folder / name, test) for name in variant.formats)]
     return all(file.is_file() for file in files)
+
+
+def tool_versions(tools: Iterable[str]) -> dict[str, str]:
+    """Return the pinned versions of other tools, by the name of their package."""
+    lines = [(tool, line) for tool in tools for line in (PEERS / "tools" / f"{tool}.txt").read_text().splitlines()]
+    pins = [line.split("==") for tool, line in lines if line.lower().startswith(f"{tool}==")]
+    return dict(sorted(pins))
 
 
 def quantization_cost(variant: Variant) -> Cost:

@@ -1,6 +1,6 @@
 """The variants: scheme of every matrix, method, calibration size, model, tool and commit."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 CALIBRATION_SAMPLES, TEST_SAMPLES = 32, 64
@@ -43,10 +43,11 @@ def _all(scheme: str) -> dict[str, str]:
     return {"language.*": scheme}
 
 
-def _curve(name: str, commit: str) -> list[Variant]:
+def _curve(sizes: Sequence[int], commit: str = "") -> list[Variant]:
+    suffix = "-earlier" if commit else ""
     return [
-        Variant(f"{name}-{samples}-samples", _all("int4-g32"), "gptq", samples=samples, commit=commit)
-        for samples in CURVE_SAMPLES
+        Variant(f"gptq-int4-{size}-samples{suffix}", _all("int4-g32"), "gptq", samples=size, commit=commit)
+        for size in sizes
     ]
 
 
@@ -58,27 +59,22 @@ def _peer(name: str, options: Mapping[str, object], tool: str = "gptqmodel") -> 
 VARIANTS = (
     Variant("gptq-int4-earlier", _all("int4-g32"), "gptq", commit=EARLIER, formats=("gguf", "onnx")),
     Variant("gptq-iq4_nl-earlier", _all("iq4_nl"), "gptq", commit=EARLIER),
-    Variant("rtn-int4", _all("int4-g32"), "rtn", samples=0),
-    Variant("imatrix-q4_0", _all("q4_0"), "rtn-imatrix"),
-    Variant("imatrix-iq4_nl", _all("iq4_nl"), "rtn-imatrix"),
-    Variant("imatrix-q4_k", _all("q4_k"), "rtn-imatrix", model="smollm2-padded"),
-    Variant("imatrix-q4_k_m", Q4_K_M, "rtn-imatrix", model="smollm2-padded"),
-    Variant("gptq-q4_k-earlier", _all("q4_k"), "gptq", model="smollm2-padded", commit=EARLIER),
-    Variant("awq-gptq-int4-earlier", _all("int4-g32"), "gptq", smooth="awq", commit=EARLIER),
+    Variant("rtn-int4", _all("int4-g32"), "rtn", samples=0, commit=EARLIER),
+    Variant("gptq-int4", _all("int4-g32"), "gptq"),
+    Variant("gptq-iq4_nl", _all("iq4_nl"), "gptq"),
+    Variant("gptq-q4_k", _all("q4_k"), "gptq", model="smollm2-padded"),
     _peer("gptq", {}),
     _peer("gptq-desc-act", {"desc_act": True}),
     _peer("gptq-act-group-aware", {"act_group_aware": True, "desc_act": False}),
     _peer("gptq-mse", {"mse": 2.4}),
-    *_curve("gptq-int4-earlier", EARLIER),
-    Variant("gptq-int4", _all("int4-g32"), "gptq", formats=("gguf", "onnx")),
-    Variant("gptq-iq4_nl", _all("iq4_nl"), "gptq"),
-    Variant("gptq-q4_k", _all("q4_k"), "gptq", model="smollm2-padded"),
+    Variant("imatrix-iq4_nl", _all("iq4_nl"), "rtn-imatrix", commit=EARLIER),
+    Variant("imatrix-q4_k_m", Q4_K_M, "rtn-imatrix", model="smollm2-padded", commit=EARLIER),
     Variant("gptq-q4_k_m", Q4_K_M, "gptq", model="smollm2-padded"),
     Variant("awq-gptq-int4", _all("int4-g32"), "gptq", smooth="awq"),
-    Variant("gptq-int4-g128", _all("int4-g128"), "gptq", formats=("onnx",)),
-    Variant("rtn-int8", _all("int8-g32"), "rtn", samples=0),
+    Variant("rtn-int8", _all("int8-g32"), "rtn", samples=0, commit=EARLIER),
     Variant("gptq-int8", _all("int8-g32"), "gptq"),
-    *_curve("gptq-int4", ""),
+    *_curve(CURVE_SAMPLES[:2], EARLIER),
+    *_curve(CURVE_SAMPLES),
 )
 QUICK = ("gptq-int4", "rtn-int4")
 # Commit, scheme and method; as above, the first is the base of the ratios.

