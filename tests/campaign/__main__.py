@@ -64,33 +64,36 @@ def run_case(case: Case, seed: str, inputs: Path, work: Path) -> tuple[str, str]
     folder = work / "case"
     try:
         return case(inputs, folder, random.Random(seed))
+    except OSError as error:  # of the campaign itself; the other cases go on
+        return seed, f"the case failed: {error}"
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         for log in work.glob("log-*"):
             shutil.rmtree(log)
 
 
-def _schedule(rounds: int, kinds: Sequence[str]) -> Iterator[tuple[str, int]]:
+def campaign(seed: int, rounds: int, time_limit: float, kinds: Sequence[str], work: Path) -> Iterator[dict[str, Tally]]:
+    """Run all cases, or as many as start within `time_limit` seconds; yield the tallies after every round."""
+    inputs, tallies = build_inputs(work / "inputs"), {kind: Tally() for kind in kinds}
+    end = time.monotonic() + time_limit
     for number in range(rounds):
         for kind in kinds:
             first = number * CASES_PER_ROUND[kind]
-            yield from ((kind, first + index) for index in range(CASES_PER_ROUND[kind]))
+            for index in range(first, first + CASES_PER_ROUND[kind]):
+                if time.monotonic() < end:
+                    _count(tallies[kind], f"{kind}-{index}", seed, inputs, work)
+        yield tallies
+        if time.monotonic() > end:
+            return
 
 
-def campaign(seed: int, rounds: int, time_limit: float, kinds: Sequence[str], work: Path) -> dict[str, Tally]:
-    """Run all cases, or as many as start within `time_limit` seconds."""
-    inputs, tallies = build_inputs(work / "inputs"), {kind: Tally() for kind in kinds}
-    end = time.monotonic() + time_limit
-    for kind, number in _schedule(rounds, kinds):
-        if (start := time.monotonic()) > end:
-            break
-        label, problem = run_case(case_of(kind), f"{seed}-{kind}-{number}", inputs, work)
-        tally = tallies[kind]
-        tally.cases, tally.seconds = tally.cases + 1, tally.seconds + time.monotonic() - start
-        if problem:
-            tally.problems.append({"case": f"{kind}-{number}", "input": label, "problem": problem})
-            print(f"{kind}-{number}: {label}: {problem}", flush=True)
-    return tallies
+def _count(tally: Tally, name: str, seed: int, inputs: Path, work: Path) -> None:
+    start = time.monotonic()
+    label, problem = run_case(case_of(name.partition("-")[0]), f"{seed}-{name}", inputs, work)
+    tally.cases, tally.seconds = tally.cases + 1, tally.seconds + time.monotonic() - start
+    if problem:
+        tally.problems.append({"case": name, "input": label, "problem": problem})
+        print(f"{name}: {label}: {problem}", flush=True)
 
 
 def main() -> None:
@@ -106,8 +109,10 @@ def main() -> None:
             print(f"{label}: {problem or 'no problem'}")
             sys.exit(bool(problem))
         kinds = [kind for kind in options.kinds if kind != "disk" or interruptions.can_mount(work / "case")]
-        tallies = campaign(options.seed, options.count, options.time_limit, kinds, work)
-    write_result(options.result, provenance("tests.campaign") | {k: tally.to_dict() for k, tally in tallies.items()})
+        tallies: dict[str, Tally] = {}
+        for tallies in campaign(options.seed, options.count, options.time_limit, kinds, work):
+            facts = {kind: tally.to_dict() for kind, tally in tallies.items()}
+            write_result(options.result, provenance("tests.campaign") | facts)
     sys.exit(any(tally.problems for tally in tallies.values()))
 
 
