@@ -8,7 +8,7 @@ from typing import Literal, Self, TypeAlias
 from pydantic import BaseModel, ConfigDict, PrivateAttr, ValidationError, model_validator
 
 from mcpmq.errors import GateError
-from mcpmq.system.text_file import read_toml
+from mcpmq.system.text_file import decode_text, read_toml
 
 GATE_HINT = "an example of a gate: [original.image] and, on the next line, kl_divergence = { at_most = 0.01 }"
 TABLE_HEADER, KEY = re.compile(r"\s*\[\s*([^\[\]]+?)\s*\]"), re.compile(r"\s*([\w.\"'-]+(?:\s*\.\s*[\w\"'-]+)*)\s*=")
@@ -75,7 +75,7 @@ class Gate(BaseModel):
             raise GateError(f"`{file}`: {field}: {first['msg']}", GATE_HINT) from error
         if not any(bounds for groups in (gate.original, gate.baseline) for bounds in groups.values()):
             raise GateError(f"`{file}` has no bounds", "add at least one bound")
-        gate._file, gate._lines = file, _key_lines(file.read_text(encoding="utf-8-sig"))
+        gate._file, gate._lines = file, _key_lines(decode_text(file.read_bytes()))
         return gate
 
     @property
