@@ -63,9 +63,12 @@ def test_a_lost_interruption_ends_the_process_after_a_second() -> None:
     """A library that catches every exception does not keep the process alive; cleanups run, newest first."""
     process = start(f"""
         with cleanup_on_exit(lambda: print("first", flush=True)), cleanup_on_exit(lambda: print("second", flush=True)):
-            {READY}
+            announced = False
             while True:
-                with suppress(BaseException):
+                with suppress(BaseException):  # the signal may arrive before `print` returns
+                    if not announced:
+                        announced = True
+                        {READY}
                     time.sleep(60)
     """)
     started = time.monotonic()
