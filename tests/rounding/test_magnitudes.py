@@ -115,9 +115,9 @@ def test_ordinary_weights_have_no_deviation(text: str, exponent: int) -> None:
 
 @pytest.mark.parametrize(
     ("text", "accepted", "rejected"),
-    [("int4-g32", -18, -21), ("int8-g32", -13, -16), ("int4-g32-asym", -17, -20), ("q8_0", -13, -16), ("q4_0", -18, -21),
-     ("q4_1", -17, -20), ("q5_0", -16, -19), ("iq4_nl", -14, -17), ("q4_k", -11, -14), ("q5_k", -10, -13),
-     ("q6_k", -9, -12), ("nf4", -125, -129), ("f16", -19, -24)],
+    [("int4-g32", -18, -21), ("int8-g32", -13, -16), ("int4-g32-asym", -17, -20), ("q8_0", -13, -16),
+     ("q4_0", -18, -21), ("q4_1", -17, -20), ("q5_0", -16, -19), ("iq4_nl", -14, -17), ("q4_k", -11, -14),
+     ("q5_k", -10, -13), ("q6_k", -9, -12), ("nf4", -125, -129), ("f16", -19, -24)],
 )  # fmt: skip
 def test_small_weights_are_rejected_before_scales_become_zero(text: str, accepted: int, rejected: int) -> None:
     """fp16 has values down to 2^-24; K-quants have 6-bit or 8-bit scales times an fp16, so their limit is higher."""
@@ -129,8 +129,8 @@ def test_small_weights_are_rejected_before_scales_become_zero(text: str, accepte
 
 @pytest.mark.parametrize(
     ("text", "largest"),
-    [("int4-g32", 5.2e5), ("int4-g32-asym", 4.8e5), ("int8-row", 8.2e6), ("q8_0", 2.6e5), ("q4_1", 65000), ("f16", 65000),
-     ("q6_k", 2.6e5)],
+    [("int4-g32", 5.2e5), ("int4-g32-asym", 4.8e5), ("int8-row", 8.2e6), ("q8_0", 2.6e5), ("q4_1", 65000),
+     ("f16", 65000), ("q6_k", 2.6e5)],
 )  # fmt: skip
 def test_large_values_are_rejected_before_scales_become_infinite(text: str, largest: float) -> None:
     """The limit is a multiple of the largest fp16, 65,504, or that of ggml's search."""
