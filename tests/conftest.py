@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from PIL import Image
 
 from benchmarks.real_size import write_sparse_checkpoint
@@ -23,6 +24,10 @@ from tests.commands import Command, CommandResult
 from tests.fake_releases import report_for, with_license
 from tests.tiny import build_checkpoint
 from tests.tiny_families import TINY_FAMILIES, TinyFamily
+
+# Examples have no time limit: how long they take depends on the load of the machine.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")
