@@ -1,6 +1,6 @@
 """Long fault-injection campaign: `make campaign SEED=1 COUNT=50 TIME_LIMIT=3600`.
 
-One round has six kills, one hundred fuzzed inputs, six file system faults, one disk fault and one pair of concurrent
+One round has six kills, one hundred fuzzed inputs, two file system faults, one disk fault and one pair of concurrent
 runs. The result is written to benchmarks/results/campaign.json. Every case has its own seed, so it can be repeated:
 `python -m tests.campaign --seed 1 --repeat kill-17`.
 """
@@ -23,7 +23,7 @@ from tests.campaign.workspace import build_inputs
 
 Case = Callable[[Path, Path, random.Random], tuple[str, str]]
 KINDS = ("kill", "fuzz", "fault", "disk", "pair")
-CASES_PER_ROUND = {"kill": 6, "fuzz": 100, "fault": 6, "disk": 1, "pair": 1}
+CASES_PER_ROUND = {"kill": 6, "fuzz": 100, "fault": 2, "disk": 1, "pair": 1}
 MAX_LISTED_PROBLEMS = 40
 
 
