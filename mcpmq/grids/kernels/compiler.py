@@ -8,6 +8,7 @@ math nothing is reordered or fused: the results are those of IEEE float32 on eve
 import hashlib
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -47,9 +48,37 @@ CACHE_FOLDER = _cache_folder()
 
 def kernel(function: Function) -> Function:
     """Compile a function that releases the interpreter lock, at its first call."""
-    before, NUMBA.CACHE_DIR = NUMBA.CACHE_DIR, str(CACHE_FOLDER or "")
     try:
-        compiled = numba.njit(nogil=True, error_model="numpy", cache=CACHE_FOLDER is not None)(function)
+        return _compile(function, CACHE_FOLDER)
+    except RuntimeError:  # numba cannot write to the folder
+        return _compile(function, None)
+
+
+def _compile(function: Function, folder: Path | None) -> Function:
+    before, NUMBA.CACHE_DIR = NUMBA.CACHE_DIR, str(folder or "")
+    try:
+        compiled = numba.njit(nogil=True, error_model="numpy", cache=folder is not None)(function)
     finally:
         NUMBA.CACHE_DIR = before
+    if folder and not NUMBA.DISABLE_JIT:
+        _ignore_errors(cast(Any, compiled)._cache)
     return cast(Function, compiled)
+
+
+def _ignore_errors(cache: Any) -> None:
+    """Compile again where a cached file is damaged, and go on where the disk is full or read-only."""
+    load, save = cache.load_overload, cache.save_overload
+
+    def load_overload(*arguments: Any) -> Any:
+        try:
+            return load(*arguments)
+        except Exception:  # unpickling damaged bytes raises any exception
+            with suppress(OSError):
+                cache.flush()
+            return None
+
+    def save_overload(*arguments: Any) -> None:
+        with suppress(OSError):
+            save(*arguments)
+
+    cache.load_overload, cache.save_overload = load_overload, save_overload
