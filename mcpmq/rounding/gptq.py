@@ -23,8 +23,8 @@ from mcpmq.rounding.shrinkage import default_shrinkage
 from mcpmq.rounding.stats import InputStats, require_stats
 from mcpmq.scheme import GridScheme
 
+SWEEPS = 1  # of the descent; a second one costs as much and gains less than half of the first
 # Rows per chunk do not depend on the threads: the same matrix products give the same bytes.
-SWEEPS = 1  # of the descent; a second one costs as much and gains a quarter of the first
 CHUNK_ROWS, CHUNK_WEIGHTS = 1024, 1 << 23
 DEVICE_CHUNK_WEIGHTS = 1 << 27  # on other devices: columns are sequential, and more rows take hardly more time
 
