@@ -17,6 +17,8 @@ Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
 NIBBLE_MASK, NIBBLE_BITS, SIGN_BIT = np.uint8(15), np.uint8(4), np.uint8(128)
+SIGNED_6_BIT_ZERO = np.float32(32)  # the code of a scale of zero
+_PAIR_SHIFTS = np.array([0, 2, 4, 6], np.uint8)[:, None]
 IQ4_NL_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
 
@@ -81,6 +83,13 @@ def _scales_8_bit(blocks: Bytes) -> tuple[Floats, Floats | None]:
     return _fp16(blocks, 208) * np.ascontiguousarray(blocks[:, 192:208]).view(np.int8), None
 
 
+def _scales_iq4_xs(blocks: Bytes) -> tuple[Floats, Floats | None]:
+    """Unpack `iq4_xs`: 8 scales of 6 bits, plus 32: two upper bits each in 2 bytes, then nibbles; and an fp16."""
+    upper = (blocks[:, 2:4, None] >> _PAIR_SHIFTS[:, 0] & np.uint8(3)).reshape(-1, 8)
+    code = (_nibbles(blocks[:, 4:8], 1) | upper << NIBBLE_BITS).astype(np.float32)
+    return _fp16(blocks, 0) * (code - SIGNED_6_BIT_ZERO), None
+
+
 def _nibbles(packed: Bytes, width: int) -> Bytes:
     """Unpack `width` bytes to 2 * `width` codes: all low nibbles, then all high nibbles."""
     parts = packed.reshape(len(packed), -1, width)
@@ -132,9 +141,6 @@ def _pack_q5_k(blocks: Bytes, codes: Bytes) -> None:
     blocks[:, 48:] = _from_nibbles(codes, 32)
 
 
-_PAIR_SHIFTS = np.array([0, 2, 4, 6], np.uint8)[:, None]
-
-
 def _unpack_q6_k(blocks: Bytes) -> Bytes:
     """Unpack each half of `q6_k`: nibbles of 64 bytes; the upper bits of column 32 * i + j are bits 2 * i of byte j."""
     upper = blocks[:, 128:192].reshape(-1, 2, 1, 32) >> _PAIR_SHIFTS & np.uint8(3)
@@ -158,4 +164,5 @@ BLOCK_LAYOUTS = {
     "q4_k": BlockLayout(4, 8, 0, _scales_6_bit, *_nibbles_from(16, 32)),
     "q5_k": BlockLayout(5, 8, 0, _scales_6_bit, _unpack_q5_k, _pack_q5_k),
     "q6_k": BlockLayout(6, 16, 32, _scales_8_bit, _unpack_q6_k, _pack_q6_k),
+    "iq4_xs": BlockLayout(4, 8, 0, _scales_iq4_xs, *_nibbles_from(8, 16), IQ4_NL_VALUES),
 }

@@ -96,9 +96,11 @@ def test_every_weight_of_a_model_round_trips(scheme: str, tiny_checkpoint: Path,
     assert_model_round_trips(quantize_with(tiny_checkpoint, tmp_path, _all=scheme), tmp_path)
 
 
-@pytest.mark.parametrize("scheme", ["q4_k", "q5_k", "q6_k"])
-def test_every_weight_of_a_model_round_trips_in_k_quants(scheme: str, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    """K-quants need columns that are a multiple of 256; the vision FFN is padded to 256."""
+@pytest.mark.parametrize("scheme", ["q4_k", "q5_k", "q6_k", "iq4_xs"])
+def test_every_weight_of_a_model_round_trips_in_large_blocks(
+    scheme: str, tiny_checkpoint: Path, tmp_path: Path
+) -> None:
+    """K-quants and `iq4_xs` need columns that are a multiple of 256; the vision FFN is padded to 256."""
     schemes = {"language__*": scheme, "embedding": scheme, "head": scheme, "vision__layers__*__mlp__down": scheme}
     assert_model_round_trips(quantize_with(tiny_checkpoint, tmp_path, **schemes), tmp_path)
 
@@ -130,6 +132,7 @@ def test_rope_rows_are_permuted_within_each_head(tmp_path: Path) -> None:
         ({"q4_k": 10, "q4_0": 2}, "Q4_K_S"),
         ({"q5_k": 10, "q6_k": 3}, "Q5_K_M"),
         ({"q6_k": 10, "q4_k": 3}, "Q6_K"),
+        ({"iq4_xs": 10, "q6_k": 3}, "IQ4_XS"),
     ],
 )
 def test_the_most_frequent_type_names_the_mix(counts: dict[str, int], name: str) -> None:

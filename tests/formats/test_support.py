@@ -49,6 +49,7 @@ def test_limitations_are_marked_and_explained() -> None:
         ("int8-g16-asym", ("onnx",)),
         ("q4_k", ("gguf",)),
         ("iq4_nl", ("gguf",)),
+        ("iq4_xs", ("gguf",)),
         ("nf4", ("bnb",)),
         ("bf16", FORMATS),
     ],
@@ -63,6 +64,6 @@ def test_the_scheme_table_has_every_scheme_once() -> None:
     names = [name.strip("`") for row, _ in scheme_table().rows for name in row.split(", ")]
 
     assert names == list(scheme_support())
-    assert len(names) == 37
+    assert len(names) == 38
     assert names[:3] == ["int4-g16", "int4-g32", "int4-g64"]
     assert names[-3:] == ["f32", "f16", "bf16"]

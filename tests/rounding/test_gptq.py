@@ -137,7 +137,7 @@ def test_uncorrelated_inputs_give_the_nearest_codes(text: str) -> None:
     assert torch.allclose((dequantize(quantized) - weight).abs().double(), nearest, atol=1e-7)
 
 
-@pytest.mark.parametrize("text", ["int4-g32", "int8-row", "int4-g64-asym", "q4_0", "q4_k", "q6_k", "iq4_nl"])
+@pytest.mark.parametrize("text", ["int4-g32", "int8-row", "int4-g64-asym", "q4_0", "q4_k", "q6_k", "iq4_nl", "iq4_xs"])
 @pytest.mark.parametrize("act_order", [True, False])
 def test_a_column_with_zero_inputs_changes_no_other(text: str, act_order: bool) -> None:
     """Its own weights are rounded to nearest, and the output error stays below that of rtn."""

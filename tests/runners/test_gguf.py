@@ -226,11 +226,11 @@ def test_every_scheme_has_losses_close_to_torch(
     assert np.abs(taken - torch_losses(quantized.path, tiny_samples)).mean() < 0.05
 
 
-@pytest.mark.parametrize("scheme", ["q4_k", "q5_k", "q6_k"])
-def test_k_quants_have_losses_close_to_torch(
+@pytest.mark.parametrize("scheme", ["q4_k", "q5_k", "q6_k", "iq4_xs"])
+def test_blocks_of_256_columns_have_losses_close_to_torch(
     scheme: str, tiny_checkpoint: Path, tiny_samples: list[Inputs], tmp_path: Path
 ) -> None:
-    """K-quants run on matrices with rows of a multiple of 256, and on the padded vision FFN."""
+    """K-quants and `iq4_xs` run on matrices with rows of a multiple of 256, and on the padded vision FFN."""
     schemes = {"language__*": scheme, "embedding": scheme, "head": scheme, "vision__layers__*__mlp__down": scheme}
     quantized = quantize_with(tiny_checkpoint, tmp_path, **schemes)
     taken = losses(open_runner(export_gguf(quantized, tmp_path).path, 1), tiny_samples)

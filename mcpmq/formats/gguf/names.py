@@ -87,6 +87,7 @@ FILE_TYPES = {
     "Q5_0": LlamaFileType.MOSTLY_Q5_0,
     "Q8_0": LlamaFileType.MOSTLY_Q8_0,
     "IQ4_NL": LlamaFileType.MOSTLY_IQ4_NL,
+    "IQ4_XS": LlamaFileType.MOSTLY_IQ4_XS,
     "Q4_K_S": LlamaFileType.MOSTLY_Q4_K_S,
     "Q4_K_M": LlamaFileType.MOSTLY_Q4_K_M,
     "Q5_K_S": LlamaFileType.MOSTLY_Q5_K_S,

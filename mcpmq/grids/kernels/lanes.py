@@ -72,6 +72,21 @@ def store_nibbles(codes: Bytes, width: int, block: Bytes, first_byte: int) -> No
 
 
 @kernel
+def store_pairs(codes: Bytes, first_bit: int, block: Bytes, first_byte: int) -> None:
+    """Write two bits of codes [256, lanes]: bits 2 * i of byte j of a half are those of its column 32 * i + j."""
+    shift = np.uint8(first_bit)
+    for half in range(2):
+        for column in range(32):
+            first = half * 128 + column
+            for lane in range(LANES):
+                byte = np.uint8(0)
+                for part in range(4):
+                    pair = codes[first + 32 * part, lane] >> shift & np.uint8(3)
+                    byte |= pair << np.uint8(2 * part)
+                block[first_byte + half * 32 + column, lane] = byte
+
+
+@kernel
 def reciprocal(step: F) -> F:
     """Return 1 / step, or 0 if the step is zero: then every code is the one of zero."""
     return F(1) / step if abs(step) > TINY else F(0)

@@ -14,11 +14,12 @@ from mcpmq.grids.kernels.lanes import fill, reciprocal, round_to_half
 
 UNROLLED = 8
 FINE_FACTORS = np.array([-1, 1], np.float32)
-STATE_VALUES = 11
+STATE_VALUES = 12
 STEP, SQUARES, PRODUCTS, ERROR = 0 * LANES, 1 * LANES, 2 * LANES, 3 * LANES  # a grid and its sums
 BEST_ERROR, BEST_STEP, BEST_LEVEL = 4 * LANES, 5 * LANES, 6 * LANES
 LARGEST, LEVEL = 7 * LANES, 8 * LANES
 EXACT_ERROR, EXACT_STEP = 9 * LANES, 10 * LANES  # of the best candidate itself, without the closed form
+BEST_SQUARES = 11 * LANES
 
 TABLE = np.array(IQ4_NL_VALUES, np.float32)
 FIRST_LEVEL, MIDPOINTS, GAPS = F(TABLE[0]), (TABLE[1:] + TABLE[:-1]) / 2, TABLE[1:] - TABLE[:-1]
@@ -90,6 +91,7 @@ def update_best(state: Floats, with_level: bool) -> None:
         state[BEST_ERROR + lane] = error if is_better else state[BEST_ERROR + lane]
         state[BEST_STEP + lane] = state[STEP + lane] + change if is_better else state[BEST_STEP + lane]
         state[BEST_LEVEL + lane] = state[LEVEL + lane] if is_better & with_level else state[BEST_LEVEL + lane]
+        state[BEST_SQUARES + lane] = squares if is_better else state[BEST_SQUARES + lane]
 
 
 @kernel
@@ -115,7 +117,9 @@ def search(
     is_half: bool,
     state: Floats,
 ) -> None:
-    """Choose the scale of columns of a tile, float32 [columns, lanes]; the result is `BEST_STEP`.
+    """Choose the scale of columns of a tile, float32 [columns, lanes]: `BEST_STEP`.
+
+    Half of the second derivative of the error by it is `BEST_SQUARES`.
 
     The value of largest magnitude gets each of `levels`, then the best one minus and plus `fine`, unless it is 0.
     Levels are the integers from `lowest` to `highest`, or the table if both are equal. With `is_half`, the scales of

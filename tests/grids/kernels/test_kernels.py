@@ -119,7 +119,7 @@ def test_rows_are_independent(name: str) -> None:
     assert torch.equal(torch.cat(parts), whole)
 
 
-@pytest.mark.parametrize("name", ["q4_1", "q5_k", "q6_k", "iq4_nl", "q8_0"])
+@pytest.mark.parametrize("name", ["q4_1", "q5_k", "q6_k", "iq4_nl", "q8_0", "iq4_xs"])
 def test_the_largest_values_overflow_no_scale(name: str) -> None:
     """Blocks of the largest values that a scheme accepts, of both signs, are finite and near them."""
     scheme = GgmlScheme(name)
@@ -144,7 +144,7 @@ sys.stdout.buffer.write(blocks.tobytes())
 """
 
 
-@pytest.mark.parametrize(("name", "columns"), [("q4_k", 256), ("q4_0", 32)])
+@pytest.mark.parametrize(("name", "columns"), [("q4_k", 256), ("q4_0", 32), ("iq4_xs", 256)])
 def test_compiled_and_interpreted_kernels_write_equal_bytes(name: str, columns: int, tmp_path: Path) -> None:
     """Compilation neither reorders nor fuses operations, so the bytes depend neither on the processor nor on lanes."""
     random = np.random.default_rng(7)
