@@ -1,6 +1,7 @@
 """Byte layouts of ggml's blocks: unpack scales, minima and codes, and replace the codes beside the same scales.
 
-Layouts: ggml-common.h of llama.cpp. Scales are at the start of a block, for `q6_k` at its end; the rest are codes.
+Layouts: ggml-common.h of llama.cpp. Scales are at the start of a block, for `q6_k` and `q3_k` at its end; the rest are
+codes.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from mcpmq.grids.value_table import ValueTable
 Bytes = NDArray[np.uint8]
 Floats = NDArray[np.float32]
 
-NIBBLE_MASK, NIBBLE_BITS, SIGN_BIT = np.uint8(15), np.uint8(4), np.uint8(128)
+NIBBLE_MASK, NIBBLE_BITS, PAIR_BITS, SIGN_BIT = np.uint8(15), np.uint8(4), np.uint8(2), np.uint8(128)
 SIGNED_6_BIT_ZERO = np.float32(32)  # the code of a scale of zero
 _PAIR_SHIFTS = np.array([0, 2, 4, 6], np.uint8)[:, None]
 IQ4_NL_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
@@ -90,6 +91,13 @@ def _scales_iq4_xs(blocks: Bytes) -> tuple[Floats, Floats | None]:
     return _fp16(blocks, 0) * (code - SIGNED_6_BIT_ZERO), None
 
 
+def _scales_q3_k(blocks: Bytes) -> tuple[Floats, Floats | None]:
+    """Unpack `q3_k`: 16 scales of 6 bits, plus 32: nibbles in 8 bytes, then the upper bits in 4 bytes; and an fp16."""
+    upper = (blocks[:, None, 104:108] >> _PAIR_SHIFTS & np.uint8(3)).reshape(-1, 16)
+    code = (_nibbles(blocks[:, 96:104], 8) | upper << NIBBLE_BITS).astype(np.float32)
+    return _fp16(blocks, 108) * (code - SIGNED_6_BIT_ZERO), None
+
+
 def _nibbles(packed: Bytes, width: int) -> Bytes:
     """Unpack `width` bytes to 2 * `width` codes: all low nibbles, then all high nibbles."""
     parts = packed.reshape(len(packed), -1, width)
@@ -129,28 +137,50 @@ def _pack_q5_0(blocks: Bytes, codes: Bytes) -> None:
     blocks[:, 6:] = _from_nibbles(codes, 16)
 
 
+def _bits(packed: Bytes) -> Bytes:
+    """Unpack 32 bytes to the bits of 256 columns: that of column 32 * i + j is bit i of byte j."""
+    return np.unpackbits(packed[..., None], axis=2, bitorder="little").swapaxes(1, 2).reshape(-1, 256)
+
+
+def _from_bits(bits: Bytes) -> Bytes:
+    return np.packbits(bits.reshape(-1, 8, 32).swapaxes(1, 2), axis=2, bitorder="little")[..., 0]
+
+
+def _pairs(packed: Bytes) -> Bytes:
+    """Unpack 64 bytes to two bits of 256 columns: in each half, those of column 32 * i + j are bits 2 * i of byte j."""
+    return (packed.reshape(-1, 2, 1, 32) >> _PAIR_SHIFTS & np.uint8(3)).reshape(-1, 256)
+
+
+def _from_pairs(pairs: Bytes) -> Bytes:
+    packed: Bytes = np.bitwise_or.reduce(pairs.reshape(-1, 2, 4, 32) << _PAIR_SHIFTS, axis=2)
+    return packed.reshape(-1, 64)
+
+
 def _unpack_q5_k(blocks: Bytes) -> Bytes:
-    """Unpack `q5_k`: the fifth bit of column 32 * i + j is bit i of byte j."""
-    fifth_bit = np.unpackbits(blocks[:, 16:48, None], axis=2, bitorder="little").swapaxes(1, 2)
-    return _nibbles(blocks[:, 48:], 32) | fifth_bit.reshape(-1, 256) << NIBBLE_BITS
+    return _nibbles(blocks[:, 48:], 32) | _bits(blocks[:, 16:48]) << NIBBLE_BITS
 
 
 def _pack_q5_k(blocks: Bytes, codes: Bytes) -> None:
-    fifth_bit = (codes >> 4).reshape(-1, 8, 32).swapaxes(1, 2)
-    blocks[:, 16:48] = np.packbits(fifth_bit, axis=2, bitorder="little")[..., 0]
+    blocks[:, 16:48] = _from_bits(codes >> NIBBLE_BITS)
     blocks[:, 48:] = _from_nibbles(codes, 32)
 
 
 def _unpack_q6_k(blocks: Bytes) -> Bytes:
-    """Unpack each half of `q6_k`: nibbles of 64 bytes; the upper bits of column 32 * i + j are bits 2 * i of byte j."""
-    upper = blocks[:, 128:192].reshape(-1, 2, 1, 32) >> _PAIR_SHIFTS & np.uint8(3)
-    return _nibbles(blocks[:, :128], 64) | upper.reshape(-1, 256) << NIBBLE_BITS
+    return _nibbles(blocks[:, :128], 64) | _pairs(blocks[:, 128:192]) << NIBBLE_BITS
 
 
 def _pack_q6_k(blocks: Bytes, codes: Bytes) -> None:
-    upper = (codes >> 4).reshape(-1, 2, 4, 32) << _PAIR_SHIFTS
     blocks[:, :128] = _from_nibbles(codes, 64)
-    blocks[:, 128:192] = np.bitwise_or.reduce(upper, axis=2).reshape(-1, 64)
+    blocks[:, 128:192] = _from_pairs(codes >> NIBBLE_BITS)
+
+
+def _unpack_q3_k(blocks: Bytes) -> Bytes:
+    return _pairs(blocks[:, 32:96]) | _bits(blocks[:, :32]) << PAIR_BITS
+
+
+def _pack_q3_k(blocks: Bytes, codes: Bytes) -> None:
+    blocks[:, :32] = _from_bits(codes >> PAIR_BITS)
+    blocks[:, 32:96] = _from_pairs(codes & np.uint8(3))
 
 
 BLOCK_LAYOUTS = {
@@ -165,4 +195,5 @@ BLOCK_LAYOUTS = {
     "q5_k": BlockLayout(5, 8, 0, _scales_6_bit, _unpack_q5_k, _pack_q5_k),
     "q6_k": BlockLayout(6, 16, 32, _scales_8_bit, _unpack_q6_k, _pack_q6_k),
     "iq4_xs": BlockLayout(4, 8, 0, _scales_iq4_xs, *_nibbles_from(8, 16), IQ4_NL_VALUES),
+    "q3_k": BlockLayout(3, 16, 4, _scales_q3_k, _unpack_q3_k, _pack_q3_k),
 }

@@ -8,6 +8,8 @@ from gguf.quants import quantize as gguf_quantize
 from mcpmq.grids import ggml
 from mcpmq.scheme import GGML_BLOCKS, GgmlScheme
 
+MAX_ERROR = {"q3_k": 0.25}  # of few columns, relative to the weight, below 4 bits
+
 
 def _weight(rows: int, columns: int) -> torch.Tensor:
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(3)) * 0.02
@@ -26,7 +28,7 @@ def test_blocks_equal_those_of_gguf_py(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "bound"),
     [("q8_0", 0.006), ("q6_k", 0.02), ("q5_k", 0.04), ("q5_0", 0.05), ("q4_k", 0.08), ("q4_1", 0.09), ("iq4_nl", 0.085),
-     ("iq4_xs", 0.08), ("q4_0", 0.1)],
+     ("iq4_xs", 0.08), ("q3_k", 0.155), ("q4_0", 0.1)],
 )  # fmt: skip
 def test_the_relative_error_is_that_of_the_type(name: str, bound: float) -> None:
     """The relative error on normal weights is below the published one."""
@@ -47,7 +49,7 @@ def test_columns_are_padded_to_whole_blocks(name: str, columns: int) -> None:
 
     assert quantized.shape == (3, columns)
     assert quantized.blocks.shape[1] == GgmlScheme(name).row_nbytes(columns)
-    assert (ggml.dequantize(quantized) - weight).norm() < 0.15 * weight.norm()
+    assert (ggml.dequantize(quantized) - weight).norm() < MAX_ERROR.get(name, 0.15) * weight.norm()
 
 
 @pytest.mark.parametrize("name", GGML_BLOCKS)
@@ -65,7 +67,7 @@ def test_importance_lowers_the_weighted_error(name: str) -> None:
     assert torch.equal(scaled.blocks, ggml.quantize(weight, GgmlScheme(name), importance).blocks)
 
 
-@pytest.mark.parametrize("name", ["q4_0", "q4_k", "q6_k", "iq4_nl", "iq4_xs"])
+@pytest.mark.parametrize("name", ["q4_0", "q4_k", "q6_k", "iq4_nl", "iq4_xs", "q3_k"])
 @pytest.mark.parametrize("size", [3e-9, 1.0, 3e7])
 def test_blocks_equal_those_of_llama_quantize(name: str, size: float) -> None:
     """llama-quantize does not scale the importance; our scaling by a power of two changes no byte."""

@@ -88,6 +88,8 @@ FILE_TYPES = {
     "Q8_0": LlamaFileType.MOSTLY_Q8_0,
     "IQ4_NL": LlamaFileType.MOSTLY_IQ4_NL,
     "IQ4_XS": LlamaFileType.MOSTLY_IQ4_XS,
+    "Q3_K_S": LlamaFileType.MOSTLY_Q3_K_S,
+    "Q3_K_M": LlamaFileType.MOSTLY_Q3_K_M,
     "Q4_K_S": LlamaFileType.MOSTLY_Q4_K_S,
     "Q4_K_M": LlamaFileType.MOSTLY_Q4_K_M,
     "Q5_K_S": LlamaFileType.MOSTLY_Q5_K_S,
@@ -132,7 +134,7 @@ def mixture_name(weights: Iterable[tuple[GGMLQuantizationType, int]]) -> str:
     for kind, count in weights:
         counts[kind.name] += count
     [(most, _)] = counts.most_common(1)
-    if most not in ("Q4_K", "Q5_K"):
+    if most not in ("Q3_K", "Q4_K", "Q5_K"):
         return most
-    larger = {"Q5_K", "Q6_K", "Q8_0", "F16", "BF16", "F32"} - {most}
+    larger = {"Q4_K", "Q5_K", "Q6_K", "Q8_0", "F16", "BF16", "F32"} - {"Q4_K" if most == "Q5_K" else most}
     return f"{most}_{'M' if counts.keys() & larger else 'S'}"

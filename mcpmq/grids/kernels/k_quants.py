@@ -8,7 +8,7 @@ import numpy as np
 from mcpmq.grids.kernels import affine
 from mcpmq.grids.kernels.affine import OFFSET, STEP
 from mcpmq.grids.kernels.compiler import LANES, Bytes, F, Floats, kernel
-from mcpmq.grids.kernels.lanes import fill, load_tile, round_to_half, store_block, store_half, store_nibbles
+from mcpmq.grids.kernels.lanes import fill, load_tile, round_to_half, store_bits, store_block, store_half, store_nibbles
 
 COLUMNS, GROUPS, GROUP = 256, 8, affine.GROUP_COLUMNS
 CODE_TOP = F(63)  # 6 bits
@@ -42,7 +42,7 @@ def quantize(values: Floats, importance: Floats, blocks: Bytes, bits: int) -> No
             store_half(scales, MINIMUM, block, 2)
             store_codes_6_bit(scales, block)
             if bits == 5:
-                store_fifth_bits(codes, block)
+                store_bits(codes, 4, block, 16)
             store_nibbles(codes, GROUP, block, nbytes - COLUMNS // 2)
             store_block(block, blocks, row, index * nbytes)
 
@@ -186,14 +186,3 @@ def store_codes_6_bit(scales: Floats, block: Bytes) -> None:
             block[4 + group, lane] = scale | (last_scale >> 4) << 6
             block[8 + group, lane] = minimum | (last_minimum >> 4) << 6
             block[12 + group, lane] = (last_scale & 15) | (last_minimum & 15) << 4
-
-
-@kernel
-def store_fifth_bits(codes: Bytes, block: Bytes) -> None:
-    """Write the fifth bits: bit i of byte 16 + j is that of column 32 * i + j."""
-    for column in range(GROUP):
-        for lane in range(LANES):
-            byte = np.uint8(0)
-            for group in range(GROUPS):
-                byte |= (codes[group * GROUP + column, lane] >> np.uint8(4)) << np.uint8(group)
-            block[16 + column, lane] = byte

@@ -72,6 +72,18 @@ def store_nibbles(codes: Bytes, width: int, block: Bytes, first_byte: int) -> No
 
 
 @kernel
+def store_bits(codes: Bytes, bit: int, block: Bytes, first_byte: int) -> None:
+    """Write a bit of codes [256, lanes]: bit i of byte j is that of column 32 * i + j."""
+    shift = np.uint8(bit)
+    for column in range(32):
+        for lane in range(LANES):
+            byte = np.uint8(0)
+            for part in range(8):
+                byte |= (codes[32 * part + column, lane] >> shift & np.uint8(1)) << np.uint8(part)
+            block[first_byte + column, lane] = byte
+
+
+@kernel
 def store_pairs(codes: Bytes, first_bit: int, block: Bytes, first_byte: int) -> None:
     """Write two bits of codes [256, lanes]: bits 2 * i of byte j of a half are those of its column 32 * i + j."""
     shift = np.uint8(first_bit)

@@ -1,4 +1,4 @@
-"""Blocks of 256 columns whose groups have scales that are signed codes times an fp16: `q6_k`, `iq4_xs`.
+"""Blocks of 256 columns whose groups have scales that are signed codes times an fp16: `q3_k`, `q6_k`, `iq4_xs`.
 
 value = level * scale_code * scale, with the levels of `scaled`
 """

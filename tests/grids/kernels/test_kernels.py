@@ -119,8 +119,11 @@ def test_rows_are_independent(name: str) -> None:
     assert torch.equal(torch.cat(parts), whole)
 
 
-@pytest.mark.parametrize("name", ["q4_1", "q5_k", "q6_k", "iq4_nl", "q8_0", "iq4_xs"])
-def test_the_largest_values_overflow_no_scale(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "bound"),
+    [("q4_1", 0.1), ("q5_k", 0.1), ("q6_k", 0.1), ("iq4_nl", 0.1), ("q8_0", 0.1), ("iq4_xs", 0.1), ("q3_k", 0.2)],
+)
+def test_the_largest_values_overflow_no_scale(name: str, bound: float) -> None:
     """Blocks of the largest values that a scheme accepts, of both signs, are finite and near them."""
     scheme = GgmlScheme(name)
     limits = scale_limits(scheme, 256)
@@ -130,7 +133,7 @@ def test_the_largest_values_overflow_no_scale(name: str) -> None:
 
     values = ggml.dequantize(ggml.quantize(weight, scheme))
 
-    assert (values - weight).abs().max() < 0.1 * largest
+    assert (values - weight).abs().max() < bound * largest
 
 
 INTERPRETED = """
@@ -144,7 +147,7 @@ sys.stdout.buffer.write(blocks.tobytes())
 """
 
 
-@pytest.mark.parametrize(("name", "columns"), [("q4_k", 256), ("q4_0", 32), ("iq4_xs", 256)])
+@pytest.mark.parametrize(("name", "columns"), [("q4_k", 256), ("q4_0", 32), ("iq4_xs", 256), ("q3_k", 256)])
 def test_compiled_and_interpreted_kernels_write_equal_bytes(name: str, columns: int, tmp_path: Path) -> None:
     """Compilation neither reorders nor fuses operations, so the bytes depend neither on the processor nor on lanes."""
     random = np.random.default_rng(7)
