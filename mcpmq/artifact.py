@@ -119,11 +119,13 @@ class SourceRecord(_Record):
     name: str
     sha256: str
     nbytes: Nbytes
+    revision: Annotated[str | None, OMIT_IF_NONE] = None  # commit of a checkpoint of the hub
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
         """Return the record of a checkpoint."""
-        return cls(name=checkpoint.name, sha256=checkpoint.sha256, nbytes=checkpoint.nbytes)
+        name, revision = checkpoint.name, checkpoint.revision
+        return cls(name=name, sha256=checkpoint.sha256, nbytes=checkpoint.nbytes, revision=revision)
 
 
 class Manifest(_Record):

@@ -41,7 +41,7 @@ def convert(
     """Quantize a checkpoint, export it to formats, and measure the artifacts against it. A killed run resumes.
 
     Args:
-        checkpoint: Folder of a Hugging Face checkpoint, or a hub id.
+        checkpoint: Folder of a Hugging Face checkpoint, or a hub id: `owner/name` or `owner/name@revision`.
         out: Folder for `quantized/`, one folder for every format, and the report as JSON, Markdown and HTML. If formats
             have different recipes, the folder of each quantized model is `quantized-RECIPE`.
         formats: Formats to write.
@@ -55,7 +55,8 @@ def convert(
     Raises:
         McpmqError: an input is invalid, or a format does not support the recipe; raised before weights are read.
     """
-    original, out, settings = Checkpoint.open(checkpoint), Path(out), settings or Settings.from_options()
+    settings = settings or Settings.from_options()
+    original, out = Checkpoint.open(checkpoint, settings.progress), Path(out)
     _check_formats(formats)
     recipes = load_recipes(recipe, bits, formats)
     calibration_set, evaluation_set = _open_sets(calibration, eval_set, recipes, budget)

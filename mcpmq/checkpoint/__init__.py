@@ -8,28 +8,32 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from mcpmq.checkpoint.source import (
+    CODE_PATTERN,
+    LICENSE_PATTERNS,
+    TEMPLATE_PATTERN,
+    TEXT_PATTERNS,
+    WEIGHT_PATTERN,
+    find_source,
+)
 from mcpmq.checkpoint.tensor_names import check_dtypes, match_tensors, passthrough_specs, untie_head, unwrap_names
 from mcpmq.checkpoint.text_files import TextFile, text_file
 from mcpmq.checkpoint.weight_files import INDEX, check_not_adapter, check_not_quantized, read_entries
 from mcpmq.errors import CheckpointError
 from mcpmq.families import family_of
 from mcpmq.families.family import Architecture, Family, TensorSpec
-from mcpmq.system.hub_cache import folder_name
+from mcpmq.system.hub_cache import folder_name, snapshot_commit
 from mcpmq.system.input_file import check_file, check_files
 from mcpmq.system.json_file import read_json
+from mcpmq.system.progress import Progress, silent
 from mcpmq.system.safetensors_file import FLOAT_DTYPES, PACKED_DTYPES, TensorEntry, read_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["CODE_PATTERN", "HUB_PATTERNS", "INDEX", "LICENSE_PATTERNS", "Checkpoint"]
+__all__ = ["CODE_PATTERN", "INDEX", "LICENSE_PATTERNS", "TEXT_PATTERNS", "WEIGHT_PATTERN", "Checkpoint"]
 CONFIG = "config.json"
-# Files that are downloaded from a hub: weights and texts, never pickle. Code is copied to artifacts and never run.
-HUB_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.jinja"]
-CODE_PATTERN = "*.py"
-TEMPLATE_PATTERN = "chat_templates/*.jinja"
 MAX_TEXT_NBYTES = 256 << 20
-LICENSE_PATTERNS = ["README.md", "LICEN[CS]E*", "NOTICE*"]  # terms of use of the model
 
 
 @dataclass(frozen=True)
@@ -44,18 +48,24 @@ class Checkpoint:
     entries: Mapping[str, TensorEntry]  # by common name
 
     @classmethod
-    def open(cls, source: str | Path) -> Self:
+    def open(cls, source: str | Path, progress: Progress = silent) -> Self:
         """Open a folder, or a hub id such as `openbmb/MiniCPM-V-2_6`, and check all headers.
 
+        A hub id may have a revision, `owner/name@revision`: a branch, a tag or a commit. An existing folder of the same
+        name is preferred.
+
         Raises:
-            CheckpointError: files are missing or inconsistent, or the family is not supported.
+            CheckpointError: files are missing or inconsistent, the family is not supported, or a download fails.
         """
-        path = _resolve(source)
+        found = find_source(source)
+        path = found.path
         _check_files(path)
         check_not_adapter(path)
         config: Mapping[str, Any] = read_json(path / CONFIG)
         check_not_quantized(path, config)
         family = _family(config)
+        found.download_weights(config, progress)
+        _check_files(path)
         stored = unwrap_names(read_entries(path, config))
         opened = cls._match(path, config, family, stored)
         if opened is None:  # the head is declared tied, and another one is stored
@@ -81,6 +91,11 @@ class Checkpoint:
     def name(self) -> str:
         """Return the name of the model: `owner/name` in a cache of the hub, else the name of the folder."""
         return folder_name(self.path)
+
+    @property
+    def revision(self) -> str | None:
+        """Return the commit of a folder in a cache of the hub."""
+        return snapshot_commit(self.path)
 
     def dtype(self, spec: TensorSpec) -> str:
         """Return the dtype of a loaded tensor, as torch names it; float64 is loaded as float32."""
@@ -121,7 +136,7 @@ class Checkpoint:
     @cached_property
     def text_files(self) -> tuple[TextFile, ...]:
         """Return the configuration, tokenizer and processor files, sorted by name."""
-        found = {file for pattern in HUB_PATTERNS[1:] for file in self.path.glob(pattern)}
+        found = {file for pattern in TEXT_PATTERNS for file in self.path.glob(pattern)}
         names = sorted(file for file in found if not file.name.endswith(".index.json"))
         return tuple(text_file(file, self.config if file.name == CONFIG else None) for file in names)
 
@@ -164,42 +179,13 @@ def _tensor(values: bytearray, entry: TensorEntry) -> "Tensor":
     return tensor.float() if tensor.dtype == torch.float64 else tensor
 
 
-def _resolve(source: str | Path) -> Path:
-    path = Path(source)
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise CheckpointError(f"`{path}` is a file", "point at the folder that holds `config.json`")
-    if isinstance(source, str) and source.count("/") == 1 and not source.startswith((".", "/")):
-        if path.parent.is_dir():  # a mistyped name of a local folder is not sent to the hub
-            hint = f"give the path of an existing folder; `{source}` of the hub can be downloaded from another folder"
-            raise CheckpointError(f"`{path}` does not exist, but the local folder `{path.parent}` does", hint)
-        return _download(source)
-    raise CheckpointError(f"`{path}` does not exist", "point at a Hugging Face checkpoint folder")
-
-
 def _check_files(path: Path) -> None:
     """Check all files that are read or copied: no links out of the folder, no devices, and texts of bounded size."""
-    weights, *texts = HUB_PATTERNS
-    check_files(path, [weights], CheckpointError)
-    check_files(path, [*texts, CODE_PATTERN, TEMPLATE_PATTERN], CheckpointError, MAX_TEXT_NBYTES)
+    check_files(path, [WEIGHT_PATTERN], CheckpointError)
+    check_files(path, [*TEXT_PATTERNS, CODE_PATTERN, TEMPLATE_PATTERN], CheckpointError, MAX_TEXT_NBYTES)
     names = [file.name for pattern in LICENSE_PATTERNS for file in path.glob(pattern) if not file.is_dir()]
     for name in names:
         check_file(path / name, path, CheckpointError, MAX_TEXT_NBYTES)
-
-
-def _download(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=[*HUB_PATTERNS, CODE_PATTERN, *LICENSE_PATTERNS]))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise CheckpointError(
-            f"`{hub_id}` is not a local folder and cannot be downloaded from the hub: {reason}",
-            "download the checkpoint on a machine with network access, and give the path of its folder",
-        ) from error
 
 
 def _family(config: Mapping[str, Any]) -> Family:

@@ -72,6 +72,21 @@ def read_entries(folder: Path, config: Mapping[str, Any]) -> dict[str, TensorEnt
     raise _no_weights(folder)
 
 
+def shard_names(folder: Path, config: Mapping[str, Any]) -> list[str]:
+    """Return the weight files besides `model.safetensors` that `read_entries` selects, sorted.
+
+    Raises:
+        CheckpointError: the index is invalid.
+    """
+    explicit = config.get(EXPLICIT_KEY)
+    selected = explicit if isinstance(explicit, str) else INDEX
+    names = [selected]
+    if selected.endswith(".index.json"):
+        is_local = Path(selected).name == selected and (folder / selected).is_file()
+        names = sorted(set(_weight_map(folder / selected).values())) if is_local else []
+    return [name for name in names if Path(name).name == name and name.endswith(".safetensors") and name != WEIGHTS]
+
+
 def _explicit_entries(folder: Path, name: object) -> dict[str, TensorEntry]:
     if not isinstance(name, str) or Path(name).name != name or not (folder / name).is_file():
         raise CheckpointError(

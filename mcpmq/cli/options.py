@@ -11,6 +11,20 @@ FORMAT_NAMES = "gguf, onnx, gptq, awq, bnb or compressed-tensors"
 DEFAULT_SEARCH_RECIPE = "calibrated-int4"
 
 
+def at_revision(source: str, revision: str | None) -> str:
+    """Return a hub id with its revision.
+
+    Raises:
+        typer.BadParameter: the source is a local folder, or has a revision already.
+    """
+    if revision is None:
+        return source
+    if "@" in source or Path(source).exists():
+        reason = "is a local folder" if Path(source).exists() else "has a revision already"
+        raise typer.BadParameter(f"`{source}` {reason}", param_hint="--revision")
+    return f"{source}@{revision}"
+
+
 def complete_recipe(incomplete: str) -> Iterator[str]:
     """Yield the names of built-in recipes for the completion of a shell."""
     from mcpmq.recipe import builtin_recipes
@@ -30,7 +44,14 @@ def complete_device(incomplete: str) -> Iterator[str]:
     yield from (name for name in ("cpu", "cuda", "cuda:0", "cuda:1", "mps") if name.startswith(incomplete))
 
 
-Source = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="Folder of a Hugging Face checkpoint, or a hub id")]
+Source = Annotated[
+    str,
+    typer.Argument(metavar="CHECKPOINT", help="Folder of a Hugging Face checkpoint, or hub id: owner/name[@revision]"),
+]
+Revision = Annotated[
+    str | None,
+    typer.Option("--revision", metavar="NAME", help="Branch, tag or commit of a CHECKPOINT that is a hub id"),
+]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; must be empty or missing")]
 Threads = Annotated[
     int | None, typer.Option("--threads", metavar="N", min=1, help="Threads of the engines; default: all cores")

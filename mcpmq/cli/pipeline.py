@@ -25,8 +25,10 @@ from mcpmq.cli.options import (
     OptionalCalibration,
     Out,
     RecipeName,
+    Revision,
     Source,
     Threads,
+    at_revision,
     complete_format,
 )
 from mcpmq.cli.recipe_options import load_recipes, print_if_uncalibrated
@@ -40,6 +42,7 @@ def convert(
     source: Source,
     out: Out,
     formats: Formats,
+    revision: Revision = None,
     calibration: OptionalCalibration = None,
     recipe: RecipeName = None,
     bits: Bits = None,
@@ -55,6 +58,7 @@ def convert(
     json: Json = False,
 ) -> None:
     """Quantize, export and evaluate a checkpoint; resumes an interrupted run"""
+    source = at_revision(source, revision)
     _start(f"converting {source}")
     budget, names = make_budget(max_size, max_memory, context), [parse_format(name) for name in formats]
     recipe = recipe or (DEFAULT_SEARCH_RECIPE if budget and not bits else None)
@@ -88,6 +92,7 @@ def convert(
 @commands.command(rich_help_panel=PIPELINE_PANEL)
 def plan(
     source: Source,
+    revision: Revision = None,
     recipe: RecipeName = None,
     bits: Bits = None,
     formats: ForecastFormats = None,
@@ -95,13 +100,17 @@ def plan(
     json: Json = False,
 ) -> None:
     """Show the scheme and size of every weight, and forecast memory and time; reads headers only"""
+    source = at_revision(source, revision)
     from mcpmq import ui
     from mcpmq.checkpoint import Checkpoint
     from mcpmq.estimate.forecast import forecast
     from mcpmq.plan import make_plan
+    from mcpmq.system.hub import HUB_ID
 
+    if HUB_ID.fullmatch(source) and not Path(source).exists():  # the checkpoint is downloaded
+        _start(f"planning {source}")
     recipes = load_recipes(recipe, bits, [parse_format(name) for name in formats or ()])
-    checkpoint = Checkpoint.open(source)
+    checkpoint = Checkpoint.open(source, ui.progress_bars())
     plans = [(make_plan(checkpoint, loaded), names) for loaded, names in recipes]
     ui.print_plans([(made, forecast(made, names, context)) for made, names in plans], as_json=json)
 
@@ -110,6 +119,7 @@ def plan(
 def quantize(
     source: Source,
     out: Out,
+    revision: Revision = None,
     recipe: RecipeName = None,
     bits: Bits = None,
     calibration: OptionalCalibration = None,
@@ -117,6 +127,7 @@ def quantize(
     json: Json = False,
 ) -> None:
     """Quantize every weight, block by block; the result can be exported to several formats"""
+    source = at_revision(source, revision)
     _start(f"quantizing {source}")
     [(loaded, _)] = load_recipes(recipe, bits, ())
     from mcpmq import ui
@@ -131,7 +142,8 @@ def quantize(
         print_if_uncalibrated([loaded])
     for text in calibration_warnings(samples) if samples and loaded.needs_calibration else ():
         ui.print_notice(text)
-    quantized = quantize(make_plan(Checkpoint.open(source), loaded), out, samples, ui.progress_bars(), device)
+    progress = ui.progress_bars()
+    quantized = quantize(make_plan(Checkpoint.open(source, progress), loaded), out, samples, progress, device)
     ui.print_deviations(quantized.artifact)
     ui.print_artifact(quantized.artifact, as_json=json)
     ui.print_quantized_steps(quantized.artifact)
@@ -172,6 +184,7 @@ def imatrix(
     source: Source,
     out: Out,
     calibration: Calibration,
+    revision: Revision = None,
     add: Annotated[
         list[Path] | None,
         typer.Option("--add", metavar="DIR", help="Add the imatrix of another set; may be repeated"),
@@ -183,14 +196,16 @@ def imatrix(
     json: Json = False,
 ) -> None:
     """Write the imatrix of language model and vision encoder for llama-quantize --imatrix"""
+    source = at_revision(source, revision)
     _start(f"collecting the imatrix of {source}")
     from mcpmq import ui
     from mcpmq.calibrate.imatrix import write_imatrix
     from mcpmq.checkpoint import Checkpoint
     from mcpmq.dataset import SampleSet
 
-    samples = SampleSet.open(calibration)
-    artifact = write_imatrix(Checkpoint.open(source), samples, out, add or [], mmproj, ui.progress_bars(), device)
+    samples, progress = SampleSet.open(calibration), ui.progress_bars()
+    original = Checkpoint.open(source, progress)
+    artifact = write_imatrix(original, samples, out, add or [], mmproj, progress, device)
     for note in artifact.manifest.notes:
         ui.print_notice(note)
     ui.print_artifact(artifact, as_json=json)
@@ -202,6 +217,7 @@ def evaluate(
     artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Folders that mcpmq wrote")],
     against: Annotated[str, typer.Option("--against", metavar="CHECKPOINT", help="The original")],
     eval_set: Annotated[Path, typer.Option("--eval-set", metavar="DIR", help="Evaluation set: images and prompts")],
+    revision: Revision = None,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Folder of report.json; default: the artifact's parent")
     ] = None,
@@ -225,6 +241,7 @@ def evaluate(
     json: Json = False,
 ) -> None:
     """Measure artifacts in their engines against the original, on the same pixels and tokens"""
+    against = at_revision(against, revision)
     _start(f"evaluating {', '.join(map(str, artifacts))}")
     if ablate:
         if len(artifacts) > 1 or shuffle_images or engine_preprocessing:
@@ -244,7 +261,7 @@ def evaluate(
     )
     opened, baselines = ([Artifact.open(path) for path in paths] for paths in (artifacts, engine_baselines or ()))
     original, samples, folder = (
-        Checkpoint.open(against),
+        Checkpoint.open(against, settings.progress),
         SampleSet.open(eval_set),
         out or artifacts[0].absolute().parent,
     )
@@ -265,7 +282,7 @@ def _ablate(
     from mcpmq.report.ablation import ABLATION_FILE, ablate_components
 
     settings, samples = Settings.from_options(threads, cache, ui.progress_bars()), SampleSet.open(eval_set)
-    original, folder = Checkpoint.open(against), out or artifact.absolute().parent
+    original, folder = Checkpoint.open(against, settings.progress), out or artifact.absolute().parent
     with report_folder(folder, {original.path: "checkpoint", samples.path: "evaluation set"}):
         ablation = ablate_components(original, QuantizedModel.open(artifact), samples, settings)
         ablation.write(folder)

@@ -17,8 +17,10 @@ from mcpmq.cli.options import (
     MaxMemory,
     MaxSize,
     Out,
+    Revision,
     Source,
     Threads,
+    at_revision,
     complete_format,
     complete_recipe,
 )
@@ -41,6 +43,7 @@ def search(
         ),
     ],
     calibration: Calibration,
+    revision: Revision = None,
     max_size: MaxSize = None,
     max_memory: MaxMemory = None,
     context: Context = 4096,
@@ -64,6 +67,7 @@ def search(
     """Search the most accurate mixed precision under a size or memory limit, and write its recipe"""
     from mcpmq import ui
 
+    source = at_revision(source, revision)
     ui.start_progress(f"searching a recipe for {source}")
     from mcpmq.checkpoint import Checkpoint
     from mcpmq.dataset import SampleSet
@@ -74,7 +78,7 @@ def search(
     if budget is None:
         raise typer.BadParameter("give --max-size, --max-memory, or both", param_hint="--max-size")
     cores, base, samples = threads or os.cpu_count() or 1, Recipe.load(recipe), SampleSet.open(calibration)
-    original = Checkpoint.open(source)
+    original = Checkpoint.open(source, ui.progress_bars())
     with recipe_file(out, {original.path: "checkpoint", samples.path: "calibration set"}):
         result = search_recipe(original, base, name, budget, samples, cores, ui.progress_bars(), device)
         result.write(out)
@@ -88,6 +92,7 @@ def package(
     out: Out,
     source: Annotated[str, typer.Option("--source", metavar="CHECKPOINT", help="The original")],
     report: Annotated[Path, typer.Option("--report", metavar="REPORT", help="Report of `mcpmq evaluate`")],
+    revision: Revision = None,
     max_size: MaxSize = None,
     max_file_size: Annotated[
         str | None, typer.Option("--max-file-size", metavar="SIZE", help="Split larger files, e.g. for an app store")
@@ -119,7 +124,8 @@ def package(
     earlier, sizes = Report.load(baseline) if baseline else None, (_parse(max_size), _parse(max_file_size))
     options = ReleaseOptions(name, license, base_model, *sizes, tuple(gates or ()), earlier)
     opened = [Artifact.open(path) for path in artifacts]
-    release = package(opened, Checkpoint.open(source), Report.load(report), out, options)
+    original = Checkpoint.open(at_revision(source, revision), ui.progress_bars())
+    release = package(opened, original, Report.load(report), out, options)
     ui.print_table(release.to_table(), release.record.model_dump(mode="json"), as_json=json)
     ui.print_release_steps(release.path)
 

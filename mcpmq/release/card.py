@@ -24,12 +24,14 @@ def render_card(
 ) -> str:
     """Render README.md: metadata of the Hugging Face hub in YAML, then the text.
 
-    `artifacts` are those in the folder of the release; `base_model` is the hub id of the original.
+    `artifacts` are those in the folder of the release; `base_model` is the hub id of the original, by default that of
+    a downloaded one.
     """
     from huggingface_hub import ModelCard, ModelCardData  # slow to import
 
     tags = [*(artifact.manifest.kind for artifact in artifacts), "quantized", "multimodal", "mcpmq"]
-    metadata = _copied_metadata(license.card, base_model) | {"license": license.identifier, "tags": tags}
+    hub_id = base_model or (record.source.name if record.source.revision else None)
+    metadata = _copied_metadata(license.card, hub_id) | {"license": license.identifier, "tags": tags}
     card = ModelCard.from_template(
         ModelCardData(**metadata),
         template_path=str(TEMPLATE),

@@ -60,7 +60,7 @@ def _verify_release(path: Path, progress: Progress) -> Iterator[str]:
     yield f"`{CHECKSUMS}` matches `{RECORD}`"
     for packaged in release.record.artifacts:
         manifest = Artifact.open(path / packaged.folder).manifest
-        if (manifest.kind, manifest.source) != (packaged.kind, release.record.source):
+        if (manifest.kind, manifest.source.sha256) != (packaged.kind, release.record.source.sha256):
             raise ReleaseError(f"`{path / packaged.folder}` was made from another model than the release", REFETCH_HINT)
     yield f"{len(release.record.artifacts)} artifacts were made from `{release.record.source.name}`"
 

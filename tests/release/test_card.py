@@ -2,7 +2,10 @@
 
 from huggingface_hub import metadata_load
 
+from mcpmq.release.card import render_card
+from mcpmq.release.license import License
 from mcpmq.release.record import Release
+from mcpmq.report import Report
 
 
 def test_the_card_has_license_usage_and_evaluation(tiny_release: Release) -> None:
@@ -25,3 +28,16 @@ def test_the_card_has_license_usage_and_evaluation(tiny_release: Release) -> Non
     assert tiny_release.record.source.sha256 in text
     assert "## Evaluation: tiny on 30 samples" in text
     assert "perplexity, images" in text
+
+
+def test_the_card_has_the_revision_of_a_downloaded_original(tiny_release: Release) -> None:
+    """It is also the base model of the metadata, if none is given."""
+    source = tiny_release.record.source.model_copy(update={"name": "owner/tiny", "revision": 40 * "a"})
+    record = tiny_release.record.model_copy(update={"source": source})
+    license, report = License("mit", {}, ()), Report.load(tiny_release.path)
+
+    text = render_card(record, tiny_release.artifacts, report, license, None)
+
+    assert f"original: `owner/tiny` at revision `{40 * 'a'}`, " in text
+    assert "base_model: owner/tiny\n" in text
+    assert "base_model: other/name" in render_card(record, tiny_release.artifacts, report, license, "other/name")

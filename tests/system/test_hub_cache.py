@@ -35,6 +35,25 @@ def test_links_into_the_blobs_are_inside(snapshot: Path) -> None:
     assert is_inside(snapshot / "images" / "a.png", snapshot / "images")
 
 
+@pytest.mark.parametrize("is_marked", [True, False])
+def test_shared_blobs_of_the_cache_are_inside(snapshot: Path, tmp_path: Path, is_marked: bool) -> None:
+    """A blob may be a link to the store that all repositories share, if its marker exists."""
+    name = "ab" + 62 * "0"
+    (tmp_path / "blobs" / "ab").mkdir(parents=True)
+    (tmp_path / "blobs" / "ab" / name).write_text("shared")
+    (tmp_path / "blobs" / "ab" / "other").write_text("other")
+    if is_marked:
+        (tmp_path / "blobs" / ".huggingface-shared-blobs").write_text("1\n")
+    blobs = snapshot.parent.parent / "blobs"
+    (blobs / "1234").symlink_to(f"../../blobs/ab/{name}")
+    (blobs / "5678").symlink_to("../../blobs/ab/other")
+    (snapshot / "d.png").symlink_to("../../blobs/1234")
+    (snapshot / "e.png").symlink_to("../../blobs/5678")
+
+    assert is_inside(snapshot / "d.png", snapshot) == is_marked
+    assert not is_inside(snapshot / "e.png", snapshot)
+
+
 def test_links_into_blobs_beside_an_ordinary_folder_are_outside(tmp_path: Path) -> None:
     """The layout of the cache decides, not the name of the target."""
     (tmp_path / "blobs").mkdir()

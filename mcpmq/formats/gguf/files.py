@@ -102,6 +102,8 @@ def _add_provenance(writer: GGUFWriter, model: ModelView) -> None:
     writer.add_string("mcpmq.version", manifest.versions.get("mcpmq", ""))
     writer.add_string("mcpmq.recipe", str(manifest.recipe.get("name", "")))
     writer.add_string("mcpmq.source.sha256", manifest.source.sha256)
+    if manifest.source.revision:
+        writer.add_string("mcpmq.source.revision", manifest.source.revision)
     if manifest.calibration_set:
         writer.add_string("mcpmq.calibration.sha256", manifest.calibration_set.sha256)
 
