@@ -23,6 +23,9 @@ def gate_metrics() -> str:
     rows = []
     for section, record in (("original.GROUP", Difference), ("baseline.GROUP", Change)):
         rows += [[f"`[{section}]`", f"`{name}`", comment] for name, _, comment in _fields(record)]
+    score, change = "mean over the samples of a task", "of the mean over samples"
+    rows += [["`[original.TASK]`", "`score`", score], ["`[original.TASK]`", "`score_change`", change]]
+    rows += [["`[baseline.TASK]`", "`score_change`", change]]
     ratios = [f"{name}_ratio" for name in SIZES]
     for section, names in (("original.artifact", [*SIZES, "nbytes_ratio"]), ("baseline.artifact", ratios)):
         rows += [[f"`[{section}]`", f"`{name}`", ""] for name in names]

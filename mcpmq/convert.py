@@ -131,6 +131,7 @@ def evaluate(
     out: str | Path | None = None,
     engine_baselines: Sequence[Artifact] = (),
     held_out_from_calibration: bool = False,
+    scores: str | Path | None = None,
 ) -> Report:
     """Measure artifacts against their original, each in its own engine, on the same pixels and tokens.
 
@@ -144,10 +145,11 @@ def evaluate(
         engine_baselines: Unquantized artifacts, at most one for every format, to separate the error of the engine from
             the error of quantization.
         held_out_from_calibration: Whether `eval_set` is the held-out part of the calibration set.
+        scores: File of task scores of the original and the artifacts, which the report then contains.
 
     Raises:
         ArtifactError: an artifact was made from another checkpoint, or its files changed.
-        DatasetError: an artifact was calibrated on a sample of `eval_set`.
+        DatasetError: an artifact was calibrated on a sample of `eval_set`, or the file of scores is invalid.
         EngineError: an engine failed.
         OutputError: the report or a model card cannot be written, or another process writes it.
     """
@@ -162,6 +164,7 @@ def evaluate(
         settings,
         engine_baselines=engine_baselines,
         held_out_from_calibration=held_out_from_calibration,
+        scores=Path(scores) if scores else None,
     )
     if out is None:
         return measure()

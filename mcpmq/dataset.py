@@ -3,16 +3,17 @@
 import hashlib
 import json
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mcpmq.errors import DatasetError
 from mcpmq.system.hub_cache import folder_name, is_inside
+from mcpmq.system.json_file import unique_keys
 from mcpmq.system.text_file import decode_text, split_lines
 
 MANIFEST = "manifest.jsonl"
@@ -176,7 +177,7 @@ def _manifest_lines(folder: Path) -> list[str]:
 def _sample(folder: Path, number: int, line: str) -> Sample:
     where = f"`{folder / MANIFEST}` line {number}"
     try:
-        checked = _Line.model_validate(json.loads(line, object_pairs_hook=_unique_keys))
+        checked = _Line.model_validate(json.loads(line, object_pairs_hook=unique_keys))
     except ValidationError as error:
         raise _line_error(where, error) from error
     except (ValueError, RecursionError) as error:
@@ -184,13 +185,6 @@ def _sample(folder: Path, number: int, line: str) -> Sample:
         raise DatasetError(f"{where} is not a JSON object: {reason}", MANIFEST_HINT) from error
     image = _checked_image(folder, checked, where) if checked.image is not None else None
     return Sample(checked.id, image, checked.prompt, checked.answer, tuple(checked.tags))
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> Mapping[str, Any]:
-    """Return the object of a JSON text; the standard parser would drop all but the last value of a key."""
-    if len(pairs) != len(found := dict(pairs)):
-        raise ValueError("a key is given twice")
-    return found
 
 
 def _line_error(where: str, error: ValidationError) -> DatasetError:

@@ -71,6 +71,10 @@ class EngineError(McpmqError):
     """The engine that runs the model failed."""
 
 
+class McpmqWarning(UserWarning):
+    """A fact that slows work and does not change results; commands print it as a notice."""
+
+
 class MissingExtra(EngineError):
     """An optional dependency is not installed."""
 

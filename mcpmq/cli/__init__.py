@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
@@ -10,8 +11,9 @@ from typer.core import TyperGroup
 
 from mcpmq.cli import inspect, pipeline, release, run, serve
 from mcpmq.cli.system_errors import system_error
-from mcpmq.errors import McpmqError
+from mcpmq.errors import McpmqError, McpmqWarning
 
+_show_library_warning = warnings.showwarning
 VERBOSITY_OPTIONS = ("-q", "--quiet", "-v", "--verbose")
 
 
@@ -64,6 +66,7 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if sys.stdout is None:  # closed by the parent process
         sys.stdout = _null_output()
+    warnings.showwarning = _show_warning
     try:
         try:
             app(prog_name="mcpmq")
@@ -78,6 +81,16 @@ def main() -> None:
 
         ui.print_error(error if isinstance(error, McpmqError) else system_error(error))
         raise SystemExit(1) from None
+
+
+def _show_warning(message: Warning | str, category: type[Warning], *details: Any, **more: Any) -> None:
+    """Print a warning of mcpmq as a notice, and those of libraries as Python does."""
+    if issubclass(category, McpmqWarning):
+        from mcpmq import ui
+
+        ui.print_notice(str(message))
+    else:
+        _show_library_warning(message, category, *details, **more)
 
 
 def _stop_progress() -> None:

@@ -225,6 +225,9 @@ def evaluate(
         list[Path] | None,
         typer.Option("--engine-baseline", metavar="ARTIFACT", help="Artifact of recipe `full` in the same format"),
     ] = None,
+    scores: Annotated[
+        Path | None, typer.Option("--scores", metavar="FILE", help="Task scores of original and artifacts, as JSON")
+    ] = None,
     shuffle_images: Annotated[
         bool, typer.Option("--shuffle-images", help="Control: exchange the images of the samples")
     ] = False,
@@ -244,8 +247,8 @@ def evaluate(
     against = at_revision(against, revision)
     _start(f"evaluating {', '.join(map(str, artifacts))}")
     if ablate:
-        if len(artifacts) > 1 or shuffle_images or engine_preprocessing:
-            raise typer.BadParameter("needs one artifact and no control", param_hint="--ablate-components")
+        if len(artifacts) > 1 or shuffle_images or engine_preprocessing or scores:
+            raise typer.BadParameter("needs one artifact, no control and no scores", param_hint="--ablate-components")
         _ablate(artifacts[0], against, eval_set, out, threads, cache, json)
         return
     from mcpmq import ui
@@ -265,7 +268,7 @@ def evaluate(
         SampleSet.open(eval_set),
         out or artifacts[0].absolute().parent,
     )
-    report = evaluate(opened, original, samples, settings, out=folder, engine_baselines=baselines)
+    report = evaluate(opened, original, samples, settings, out=folder, engine_baselines=baselines, scores=scores)
     ui.print_report(report, as_json=json, all_rows=show_all)
     ui.print_report_paths(folder)
 

@@ -127,7 +127,7 @@ def package(
     original = Checkpoint.open(at_revision(source, revision), ui.progress_bars())
     release = package(opened, original, Report.load(report), out, options)
     ui.print_table(release.to_table(), release.record.model_dump(mode="json"), as_json=json)
-    ui.print_release_steps(release.path)
+    ui.print_release_steps(release.path, has_vision=opened[0].has_vision)
 
 
 @commands.command(rich_help_panel=INSPECT_PANEL)

@@ -22,6 +22,7 @@ def serve(
     ] = 8000,
     slots: Annotated[int, typer.Option("--slots", metavar="N", min=1, help="Answers at a time")] = 1,
     context: Annotated[int, typer.Option("--context", metavar="TOKENS", min=1, help="Context length of a slot")] = 8192,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", metavar="N", min=1, help="Limit of an answer")] = 512,
     api_key: Annotated[
         str | None, typer.Option("--api-key", metavar="KEY", envvar="MCPMQ_API_KEY", help="Key that clients send")
     ] = None,
@@ -35,7 +36,7 @@ def serve(
     from mcpmq.serving.backend import ServerOptions
     from mcpmq.serving.server import serve
 
-    options = ServerOptions(host, port, slots, context, threads, api_key or None)
+    options = ServerOptions(host, port, slots, context, threads, api_key or None, max_tokens)
     if not options.is_local and not options.key:
         ui.print_notice(f"`{host}` is reachable from other computers, and no --api-key is set")
     serve(artifact, options, lambda url: ui.print_notice(f"serving on {url}"))

@@ -18,6 +18,7 @@ from mcpmq.evaluate.schema import (
     Estimate,
     Measurement,
     Record,
+    TaskScores,
 )
 from mcpmq.evaluate.settings import Settings
 
@@ -32,6 +33,7 @@ __all__ = [
     "Measurement",
     "Record",
     "Settings",
+    "TaskScores",
     "calibration_warnings",
     "changes",
     "differences",

@@ -3,7 +3,7 @@
 import math
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from mcpmq.runners.runner import PhaseTimings
 
@@ -101,6 +101,16 @@ class Change(Record):
     top_1_agreement_change: Estimate  # of the fraction of tokens with the reference's most probable token
     probability_change: Estimate  # mean over tokens of the change of the answer token's probability
     exact_match_change: Estimate  # of the fraction of answers that greedy decoding reproduces
+
+
+class TaskScores(Record):
+    """Scores of the original and of an artifact on the samples of a task, computed by another program."""
+
+    metric: str  # the name of the score
+    original: Estimate  # mean over samples
+    artifact: Estimate  # mean over samples
+    score_change: Estimate  # mean over samples of the artifact's score minus the original's
+    scores: dict[str, tuple[FiniteFloat, FiniteFloat]] = Field(min_length=1)  # original and artifact, by sample
 
 
 class MachineMetrics(Record):

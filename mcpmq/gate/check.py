@@ -8,6 +8,7 @@ from typing import TypeAlias
 from mcpmq.artifact import Artifact
 from mcpmq.errors import ArtifactError
 from mcpmq.evaluate import ORIGINAL, Estimate, changes
+from mcpmq.evaluate.task_scores import score_changes
 from mcpmq.gate.gate import ARTIFACT, Bound, Gate, Reference
 from mcpmq.gate.verdict import Verdict
 from mcpmq.report import ArtifactResult, Report
@@ -15,6 +16,10 @@ from mcpmq.report.report import CalibrationInfo, DatasetInfo, SourceInfo
 
 SIZES = ("nbytes", "bits_per_weight", "peak_rss_bytes", "tokens_per_second")
 Metrics: TypeAlias = Mapping[str, Estimate | float]  # by name
+MISSING_GROUP = {
+    "original": "the report has no `{}`",
+    "baseline": "the report has no `{}` with the samples of the baseline",
+}
 Info: TypeAlias = SourceInfo | DatasetInfo | CalibrationInfo | None
 
 
@@ -47,14 +52,14 @@ def _check_bounds(
     result: ArtifactResult, reference: Reference, gate: Gate, metrics: Mapping[str, Metrics]
 ) -> Iterator[Verdict]:
     for group, metric, bound in gate.bounds(reference):
-        problem, value = _problem(group, metric, bound, metrics), metrics.get(group, {}).get(metric)
+        problem, value = _problem(reference, group, metric, bound, metrics), metrics.get(group, {}).get(metric)
         line = gate.line(reference, group, metric)
         yield Verdict(result.label, reference, group, metric, problem, "", bound, value, gate.file, line)
 
 
-def _problem(group: str, metric: str, bound: Bound, metrics: Mapping[str, Metrics]) -> str:
+def _problem(reference: Reference, group: str, metric: str, bound: Bound, metrics: Mapping[str, Metrics]) -> str:
     if group not in metrics:
-        return f"the report has no `{group}`; it has {_quote(metrics)}"
+        return f"{MISSING_GROUP[reference].format(group)}; it has {_quote(metrics)}"
     if metric not in metrics[group]:
         return f"the metric is unknown; known are {_quote(metrics[group])}"
     value = metrics[group][metric]
@@ -78,15 +83,19 @@ def _format(value: Estimate | float) -> str:
 
 
 def _original_metrics(report: Report, result: ArtifactResult) -> dict[str, Metrics]:
-    metrics: dict[str, Metrics] = {group: dict(difference) for group, difference in result.differences.items()}
-    return metrics | {
-        ARTIFACT: _sizes(result) | {"nbytes_ratio": _ratio(result.measurement.nbytes, report.original.nbytes)}
+    metrics: dict[str, Metrics] = {
+        task: {"score": one.artifact, "score_change": one.score_change} for task, one in result.task_scores.items()
     }
+    metrics |= {group: dict(difference) for group, difference in result.differences.items()}
+    sizes = {"nbytes_ratio": _ratio(result.measurement.nbytes, report.original.nbytes)}
+    return metrics | {ARTIFACT: _sizes(result) | sizes}
 
 
 def _baseline_metrics(result: ArtifactResult, earlier: ArtifactResult) -> dict[str, Metrics]:
+    scores = score_changes(earlier.task_scores, result.task_scores)
+    metrics: dict[str, Metrics] = {task: {"score_change": change} for task, change in scores.items()}
     by_group = changes(earlier.measurement.samples, result.measurement.samples, ORIGINAL)
-    metrics: dict[str, Metrics] = {group: dict(change) for group, change in by_group.items()}
+    metrics |= {group: dict(change) for group, change in by_group.items()}
     before, after = _sizes(earlier), _sizes(result)
     return metrics | {ARTIFACT: {f"{name}_ratio": _ratio(after[name], before[name]) for name in after}}
 

@@ -29,6 +29,8 @@ METRIC_DESCRIPTIONS = {
     "probability_change": "Mean change of the probability of the answer token",
     "greedy_agreement": "Share of answers with the same most probable token at every position",
     "exact_match_change": "Change of the share of answers that greedy decoding reproduces",
+    "score": "Mean score of the samples of a task",
+    "score_change": "Change of the mean score of a task, paired by sample",
     "nbytes": "Size of all files of the artifact",
     "bits_per_weight": "Bits per weight",
     "peak_rss_bytes": "Peak memory of the engine",

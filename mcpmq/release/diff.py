@@ -151,5 +151,9 @@ def _metrics(result: ArtifactResult) -> dict[str, str]:
     for group, difference in result.differences.items():
         for name, value in difference:
             if isinstance(value, Estimate):
-                metrics[f"{group} {name.replace('_', ' ')}"] = f"{value.value:.4g} ±{value.half_width:.2g}"
-    return metrics
+                metrics[f"{group} {name.replace('_', ' ')}"] = _format(value)
+    return metrics | {f"{task} score change": _format(one.score_change) for task, one in result.task_scores.items()}
+
+
+def _format(value: Estimate) -> str:
+    return f"{value.value:.4g} ±{value.half_width:.2g}"

@@ -23,6 +23,7 @@ from mcpmq.evaluate import (
     measure,
     measure_original,
 )
+from mcpmq.evaluate.score_file import ScoresByArtifact, read_scores
 from mcpmq.report.layer_errors import layer_errors
 from mcpmq.report.report import (
     ArtifactResult,
@@ -51,6 +52,7 @@ class ComparisonContext:
     original: Measurement
     engine_baselines: Mapping[str, Measurement]  # by kind of artifact
     calibration_divergences: Mapping[str, dict[str, Estimate]]  # by hash of the artifact and group
+    task_scores: ScoresByArtifact
 
 
 def compare(
@@ -62,17 +64,18 @@ def compare(
     engine_baselines: Sequence[Artifact] = (),
     held_out_from_calibration: bool = False,
     calibration: SampleSet | None = None,
+    scores: Path | None = None,
 ) -> Report:
     """Measure the original and every artifact, and return them with their differences.
 
     Calibrated artifacts are also measured on samples of `calibration`, which shows whether it represents `samples`.
 
     `engine_baselines` are unquantized artifacts, at most one for every format; they come first in the report, and the
-    differences from them exclude the error of the engine.
+    differences from them exclude the error of the engine. `scores` is a score file with entries for the artifacts.
 
     Raises:
         ArtifactError: an artifact was made from another checkpoint, its files changed, or a baseline is quantized.
-        DatasetError: an artifact was calibrated on a sample of the set.
+        DatasetError: an artifact was calibrated on a sample of the set, or the file of scores is invalid.
         EngineError: an engine failed.
     """
     _check_engine_baselines(engine_baselines, artifacts)
@@ -80,6 +83,7 @@ def compare(
         check_source(checkpoint, artifact)
         if not held_out_from_calibration and (used := artifact.manifest.calibration_set):
             samples.check_disjoint(used.name, used.fingerprints)
+    task_scores = read_scores(scores, checkpoint, artifacts) if scores else {}
     with encode_samples(checkpoint, samples, settings) as inputs:
         original = measure_original(checkpoint, inputs, settings)
         references = {ORIGINAL: original.logprobs}
@@ -89,7 +93,9 @@ def compare(
         greedy = generate_worst_answers(checkpoint, original.measurement, measured, inputs, settings)
     on_calibration = _calibration_divergences(checkpoint, artifacts, calibration, settings) if calibration else {}
     by_kind = {kind: baseline.measurement for kind, baseline in baselines.items()}
-    context = ComparisonContext(checkpoint, samples, answers, original.measurement, by_kind, on_calibration)
+    context = ComparisonContext(
+        checkpoint, samples, answers, original.measurement, by_kind, on_calibration, task_scores
+    )
     return Report(
         checkpoint=SourceInfo(name=checkpoint.name, sha256=checkpoint.sha256),
         eval_set=dataset_info(samples, settings, held_out_from_calibration=held_out_from_calibration),
@@ -208,6 +214,7 @@ def artifact_result(
         differences=differences(context.original.samples, measurement.samples, ORIGINAL),
         calibration_kl_divergence=context.calibration_divergences.get(artifact.sha256),
         engine_baseline_differences=baseline_differences,
+        task_scores=dict(context.task_scores.get(artifact.sha256, {})),
         layers=layer_errors(context.checkpoint, artifact),
         worst_samples=worst_samples(context.checkpoint, context.samples, context.answers, pairs, greedy),
     )

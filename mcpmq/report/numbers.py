@@ -53,6 +53,9 @@ nats_change_cells: Cells = partial(_cells, decimals=Decimals(2, default=4, minim
 share_cells: Cells = partial(_cells, decimals=Decimals(1, default=1, minimum=1, maximum=2), factor=100)
 share_change_cells: Cells = partial(_cells, decimals=Decimals(1, default=1, minimum=1, maximum=2), factor=100, sign="+")
 
+score_cells: Cells = partial(_cells, decimals=Decimals(2, default=3, maximum=4))
+score_change_cells: Cells = partial(_cells, decimals=Decimals(2, default=3, maximum=4), sign="+")
+
 
 def megabyte_cells(sizes: Sequence[int | None]) -> list[str]:
     """Return sizes in MB (10^6 bytes): three significant digits of the smallest, at most five of the largest."""

@@ -12,6 +12,7 @@ from mcpmq.report.charts import layer_charts, size_chart
 from mcpmq.report.numbers import UNKNOWN, perplexity_cells, ratio_cells, share_cells
 from mcpmq.report.report import ArtifactResult, Report, WorstSample
 from mcpmq.report.tables import GROUP_LABELS, machine_table, report_table, report_title, sample_notes
+from mcpmq.report.task_tables import task_table
 from mcpmq.system.escaping import escape_controls
 from mcpmq.system.table import Table, format_megabytes
 
@@ -31,6 +32,7 @@ def render_html(report: Report, gate: Table | None = None, *, failed: bool = Fal
         summaries=[_summary(report, result) for result in report.artifacts],
         table=report_table(report),
         machine_table=machine_table(report),
+        task_table=task_table(report),
         sample_notes=sample_notes(report),
         size_chart=size_chart(report),
         letters=ascii_uppercase,

@@ -7,10 +7,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import BaseModel, ValidationError, field_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from mcpmq.errors import ArtifactError
-from mcpmq.evaluate import Difference, Estimate, Measurement, Record
+from mcpmq.evaluate import Difference, Estimate, Measurement, Record, TaskScores
 
 JSON_FILE = "report.json"
 MAX_REPORT_NBYTES = 1 << 30
@@ -114,6 +114,7 @@ class ArtifactResult(Record):
     differences: dict[str, Difference]  # from the original, by group
     calibration_kl_divergence: dict[str, Estimate] | None = None  # on calibration samples, by group, in nats
     engine_baseline_differences: dict[str, Difference] | None  # from the engine baseline, by group
+    task_scores: dict[str, TaskScores] = Field(default_factory=dict)  # by task, from a score file
     layers: LayerErrors
     worst_samples: tuple[WorstSample, ...]
 
@@ -160,7 +161,8 @@ class Report(Record):
         """Return one report with the artifacts of all reports, and the original of the first.
 
         Raises:
-            ArtifactError: the reports have different checkpoints or evaluation sets.
+            ArtifactError: the reports have different checkpoints or evaluation sets, or different scores of the
+                original.
         """
         first = reports[0]
         for other in reports[1:]:
@@ -170,7 +172,20 @@ class Report(Record):
                     f" `{other.checkpoint.name}` on `{other.eval_set.name}`",
                     "merge reports of one checkpoint on one evaluation set",
                 )
-        return first.model_copy(update={"artifacts": tuple(entry for one in reports for entry in one.artifacts)})
+        artifacts = tuple(entry for one in reports for entry in one.artifacts)
+        _check_equal_originals(artifacts)
+        return first.model_copy(update={"artifacts": artifacts})
+
+
+def _check_equal_originals(artifacts: Sequence[ArtifactResult]) -> None:
+    """Check that all artifacts have equal scores of the original on every task: tables have one column for it."""
+    scores: dict[str, tuple[str, Estimate]] = {}
+    for task, found in (item for one in artifacts for item in one.task_scores.items()):
+        if scores.setdefault(task, (found.metric, found.original)) != (found.metric, found.original):
+            raise ArtifactError(
+                f"two artifacts have different scores of the original on the task `{task}`",
+                "merge reports with the scores of one run of the original",
+            )
 
 
 class _Version(BaseModel):

@@ -21,6 +21,7 @@ from mcpmq.report.numbers import (
     share_change_cells,
 )
 from mcpmq.report.report import Report
+from mcpmq.report.task_tables import SCORE, task_change_rows, task_notes, task_rows
 from mcpmq.system.table import Row, Table
 
 KV_CACHE_TOKENS = 4096  # context of the computed KV cache size
@@ -45,7 +46,7 @@ def report_table(report: Report) -> Table:
     """Return sizes, memory, accuracy and speed of the original and all artifacts."""
     names = ["original", *(result.label for result in report.artifacts)]
     accuracy = [row for group in report.original.groups for row in _accuracy_rows(group, report)]
-    rows = [*_size_rows(report), *_memory_rows(report), *accuracy, *_speed_rows(report)]
+    rows = [*_size_rows(report), *_memory_rows(report), *accuracy, *task_rows(report), *_speed_rows(report)]
     return Table(report_title(report), names, rows, _notes(report, names))
 
 
@@ -56,10 +57,17 @@ def summary_table(report: Report) -> Table:
         name = row[0]
         group = group if name.startswith(" ") else name
         minor_group = NONSQUARE in report.original.groups and group.endswith(GROUP_LABELS[NONSQUARE])
-        if name in SUMMARY_ROWS or (group.startswith("perplexity") and name not in DETAIL_ROWS and not minor_group):
+        important = group.startswith(("perplexity", SCORE)) and name not in DETAIL_ROWS and not minor_group
+        if name in SUMMARY_ROWS or important:
             rows.append((name.strip() if name in SUMMARY_ROWS[3:] else name, row[1]))
     hidden = len(table.rows) - len(rows)
-    notes = [*sample_notes(report), SUMMARY_NOTE, *_machine_notes(report), f"--all: {hidden} more rows, and notes"]
+    notes = [
+        *sample_notes(report),
+        SUMMARY_NOTE,
+        *task_notes(report),
+        *_machine_notes(report),
+        f"--all: {hidden} more rows, and notes",
+    ]
     return Table(table.title, table.columns, rows, notes)
 
 
@@ -73,8 +81,9 @@ def accuracy_table(report: Report) -> Table:
     """Return sizes and accuracy of the original and all artifacts, without metrics that vary between runs."""
     names = ["original", *(result.label for result in report.artifacts)]
     accuracy = [row for group in report.original.groups for row in _accuracy_rows(group, report)]
-    notes = [*sample_notes(report), *ACCURACY_NOTES, *_resizing_note(report), *_engine_notes(report, names)]
-    return Table(report_title(report), names, [*_size_rows(report), *accuracy], notes)
+    notes = [*sample_notes(report), *ACCURACY_NOTES, *task_notes(report), *_resizing_note(report)]
+    rows = [*_size_rows(report), *accuracy, *task_rows(report)]
+    return Table(report_title(report), names, rows, [*notes, *_engine_notes(report, names)])
 
 
 def changes_table(earlier: Report, later: Report) -> Table | None:
@@ -87,6 +96,7 @@ def changes_table(earlier: Report, later: Report) -> Table | None:
     rows = [
         row for group in later.original.groups for row in _change_rows(group, [by_group[group] for by_group in found])
     ]
+    rows += task_change_rows(shared)
     sizes = [(a.measurement.nbytes, b.measurement.nbytes) for a, b in shared]
     rows.append(("total size, %", [f"{(b / a - 1) * 100:+.2f}" for a, b in sizes]))
     title = "Change from the first to the second report"
@@ -189,6 +199,7 @@ def _notes(report: Report, columns: Sequence[str]) -> list[str]:
     notes = [
         *sample_notes(report),
         *ACCURACY_NOTES,
+        *task_notes(report),
         "KV cache: computed from the configuration",
         *_machine_notes(report),
         *_resizing_note(report),

@@ -15,6 +15,7 @@ from mcpmq.errors import EngineError
 from mcpmq.evaluate.measure import engine_name
 from mcpmq.families import family_named
 from mcpmq.serving.artifacts import CONTEXT, find_artifact, is_checkpoint
+from mcpmq.serving.engine import MAX_TOKENS
 from mcpmq.serving.engine_client import EngineClient
 from mcpmq.serving.engine_process import EngineProcess, running_engine
 from mcpmq.serving.limits import LIMITS, Limits
@@ -40,6 +41,7 @@ class ServerOptions:
     context: int = CONTEXT  # tokens of every slot
     threads: int | None = None  # None: one for every core
     key: str | None = None
+    max_tokens: int = MAX_TOKENS  # of an answer
 
     @property
     def is_local(self) -> bool:

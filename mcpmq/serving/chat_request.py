@@ -122,8 +122,8 @@ class ChatRequest(_Part):
         return [self.stop] if isinstance(self.stop, str) else self.stop or []
 
     def num_tokens(self, limits: Limits) -> int:
-        """Return the maximum tokens of the answer, within the limit of the server."""
-        return min(self.max_completion_tokens or self.max_tokens or limits.tokens, limits.tokens)
+        """Return the maximum tokens of the answer: the requested ones, or the limit of the server."""
+        return self.max_completion_tokens or self.max_tokens or limits.tokens
 
 
 def parse_chat(body: bytes, limits: Limits) -> ChatRequest:
@@ -134,6 +134,7 @@ def parse_chat(body: bytes, limits: Limits) -> ChatRequest:
     """
     try:
         request = ChatRequest.model_validate(_load_json(body, limits))
+        _check_tokens(request, limits)
         _check_texts(request, limits)
         if request.response_format and request.response_format.json_schema:
             _check_schema(request.response_format.json_schema.json_schema, limits)
@@ -161,6 +162,14 @@ def _invalid_field(error: ValidationError) -> RequestError:
     names = [str(name)[:SHORT_TEXT] for name in first["loc"]]
     param = ".".join(name for name in names if "[" not in name)  # without the types of a union
     return RequestError(400, f"{param}: {first['msg'][:SHORT_TEXT]}", param)
+
+
+def _check_tokens(request: ChatRequest, limits: Limits) -> None:
+    for name in ("max_completion_tokens", "max_tokens"):
+        if (count := getattr(request, name) or 0) > limits.tokens:
+            raise RequestError(
+                400, f"{name}: {count:,} is more than {limits.tokens:,}, the limit that `--max-tokens` sets", name
+            )
 
 
 def _check_texts(request: ChatRequest, limits: Limits) -> None:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from mcpmq.serving.engine import MAX_TOKENS
+
 
 @dataclass(frozen=True, slots=True)
 class Limits:
@@ -19,7 +21,7 @@ class Limits:
     text_characters: int = 200_000  # in all messages
     schema_depth: int = 32
     schema_number: int = 1000  # of repetitions in a JSON schema; llama.cpp expands them
-    tokens: int = 512  # of an answer
+    tokens: int = MAX_TOKENS  # of an answer
     queue: int = 8  # requests that wait for the engine
     seconds: float = 600.0  # of the engine for one answer
     write_seconds: float = 30.0  # without progress of a client that reads an answer

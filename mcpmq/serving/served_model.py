@@ -49,7 +49,9 @@ class ServedModel:
 def describe(artifact: Artifact, engine: EngineFacts, limits: Limits) -> ServedModel:
     """Return the description of an artifact."""
     facts = {
+        "sha256": artifact.sha256,
         "original": escape_controls(artifact.manifest.source.name),
+        "original_sha256": artifact.manifest.source.sha256,
         "recipe": _recipe(artifact),
         "format": artifact.manifest.kind,
         "nbytes": sum(artifact.nbytes_by_component().values()),
@@ -73,7 +75,7 @@ def _engine_facts(engine: EngineFacts, limits: Limits) -> dict[str, Any]:
         "context_tokens": engine.context,
         "vision": engine.has_vision,
         "notes": engine.notes,
-        "limits": {"images": limits.images, "pixels": limits.pixels, "body_nbytes": limits.body_nbytes},
+        "limits": {name: getattr(limits, name) for name in ("images", "pixels", "body_nbytes", "tokens")},
     }
 
 

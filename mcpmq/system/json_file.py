@@ -51,3 +51,15 @@ def read_text(path: Path, hint: str = FOLDER_HINT) -> str:
         return decode_text(path.read_bytes())
     except UnicodeDecodeError as error:
         raise CheckpointError(f"`{path}` is not Unicode text: {error}", AGAIN_HINT) from error
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return the object of a JSON text; the standard parser would drop all but the last value of a key.
+
+    Raises:
+        ValueError: a key is given twice.
+    """
+    found = dict(pairs)
+    if len(pairs) != len(found):
+        raise ValueError("a key is given twice")
+    return found

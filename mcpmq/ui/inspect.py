@@ -105,6 +105,7 @@ def _artifact_table(artifact: "Artifact") -> Table:
     manifest, sizes = artifact.manifest, artifact.nbytes_by_component()
     source = f"{manifest.source.name}, {format_megabytes(manifest.source.nbytes)}, sha256 {manifest.source.sha256}"
     rows: list[Row] = [
+        ("sha256", [artifact.sha256]),
         ("family", [manifest.family]),
         ("original", [source]),
         ("recipe", [str(manifest.recipe.get("name"))]),

@@ -80,9 +80,10 @@ def print_search_steps(recipe: Path, source: str, kind: str, calibration: Path) 
     print_notice(f"measure it: {_command('convert', source, 'OUT', *options)}")
 
 
-def print_release_steps(release: Path) -> None:
-    """Print the path of a release, and the command that verifies a copy of it."""
+def print_release_steps(release: Path, *, has_vision: bool) -> None:
+    """Print the path of a release, and the commands that run it and verify a copy of it."""
     print_notice(f"written: {release}")
+    print_run_command(release, has_vision=has_vision)
     print_notice(f"verify a copy: {_command('verify', release)}")
 
 

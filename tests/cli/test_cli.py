@@ -1,11 +1,13 @@
 """Commands: results on stdout, errors with a hint on stderr, exit codes, and no files after an error."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 from mcpmq import __version__
+from mcpmq.quantized_model import QuantizedModel
 from tests.commands import Command
 
 
@@ -131,6 +133,32 @@ def test_quantize_then_export(mcpmq: Command, tiny_checkpoint: Path, tmp_path: P
     assert str(tmp_path / "codes") in quantized.stdout
     assert len(list((tmp_path / "gguf").glob("*.gguf"))) == 2
     assert (quantized.stderr, exported.stderr) == ("", "")
+
+
+def test_task_scores_are_added_to_an_evaluation(
+    mcpmq: Command, tiny_checkpoint: Path, tiny_set: Path, tiny_int4: QuantizedModel, tmp_path: Path
+) -> None:
+    """Table and report have the scores; a file without scores of the artifact is an error before the measurement."""
+    entry = {"sha256": tiny_int4.artifact.sha256, "scores": {"a": 1, "b": 0}}
+    original = {"sha256": tiny_int4.artifact.manifest.source.sha256, "scores": {"a": 1, "b": 1}}
+    task = {"name": "ocr", "metric": "exact", "original": original, "artifacts": [entry]}
+    scores = tmp_path / "scores.json"
+    options = ("--against", tiny_checkpoint, "--eval-set", tiny_set, "--no-answers", "--scores", scores)
+
+    scores.write_text(json.dumps({"schema_version": 1, "tasks": [task]}))
+    ran = mcpmq("evaluate", tiny_int4.path, *options, "--out", tmp_path / "report")
+    scores.write_text(
+        json.dumps({"schema_version": 1, "tasks": [task | {"artifacts": [entry | {"sha256": "0" * 64}]}]})
+    )
+    failed = mcpmq("evaluate", tiny_int4.path, *options, "--out", tmp_path / "none")
+
+    assert ran.exit_code == 0
+    assert re.search(r"score, ocr exact +1\.0+ ±0\.0+ +0\.5", ran.stdout)
+    [result] = json.loads((tmp_path / "report" / "report.json").read_text())["artifacts"]
+    assert result["task_scores"]["ocr"]["scores"] == {"a": [1.0, 1.0], "b": [1.0, 0.0]}
+    assert failed.exit_code == 1
+    assert "no entries for" in failed.stderr
+    assert not (tmp_path / "none").exists()
 
 
 def test_an_unused_calibration_set_is_reported(

@@ -25,6 +25,7 @@ def test_package_verify_diff(
 
     assert (packaged.exit_code, verified.exit_code, compared.exit_code) == (0, 0, 0)
     assert "apache-2.0" in packaged.stdout
+    assert f"try it: mcpmq run {out} --image FILE PROMPT" in packaged.stderr
     assert "base_model: a/b" in (out / "README.md").read_text()
     assert len(json.loads(verified.stdout)["checks"]) == 7
     assert "no change" in compared.stdout

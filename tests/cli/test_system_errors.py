@@ -2,12 +2,14 @@
 
 import errno
 import os
+import warnings
 from pathlib import Path
 
 import pytest
 
 from mcpmq.cli import system_errors
 from mcpmq.cli.system_errors import system_error
+from mcpmq.errors import McpmqWarning
 from tests.commands import Command
 
 
@@ -39,3 +41,21 @@ def test_commands_end_without_a_traceback(mcpmq: Command, monkeypatch: pytest.Mo
 
     assert result.exit_code == 1
     assert result.stderr == f"error: `manifest.jsonl`: Input/output error\n\nhint: {system_errors.HINTS[errno.EIO]}\n"
+
+
+def test_warnings_are_notices(mcpmq: Command, monkeypatch: pytest.MonkeyPatch, tiny_set: Path) -> None:
+    """A warning of mcpmq is one line without the place in the code; `--quiet` omits it; others are as in Python."""
+
+    def warn(*_: object, **__: object) -> None:
+        warnings.simplefilter("always")
+        warnings.warn("compiled kernels are not cached", McpmqWarning, stacklevel=1)
+        warnings.warn("deprecated", UserWarning, stacklevel=1)
+
+    others: list[str] = []
+    monkeypatch.setattr("mcpmq.cli._show_library_warning", lambda message, *_: others.append(str(message)))
+    monkeypatch.setattr("mcpmq.ui.inspect_path", warn)
+    loud, quiet = mcpmq("inspect", tiny_set), mcpmq("--quiet", "inspect", tiny_set)
+
+    assert loud.stderr == "compiled kernels are not cached\n"
+    assert quiet.stderr == ""
+    assert others == ["deprecated", "deprecated"]

@@ -11,6 +11,7 @@ import pytest
 from mcpmq.artifact import MANIFEST, Artifact
 from mcpmq.errors import ArtifactError
 from mcpmq.evaluate import ORIGINAL, Estimate, changes
+from mcpmq.evaluate.task_scores import compare_scores
 from mcpmq.gate import Bound, Gate, Verdict, check, check_artifacts
 from mcpmq.quantized_model import QuantizedModel
 from mcpmq.report import Report
@@ -90,6 +91,25 @@ def test_an_unknown_interval_violates_its_bound() -> None:
     changed = {**differences, "image": differences["image"].model_copy(update={"kl_divergence": unknown})}
     bounds = {"image": {"kl_divergence": {"at_most": 100, "on": "high"}}}
     assert len(violated(with_result(report, differences=changed), gate(original=bounds))) == 1
+
+
+def test_task_scores_are_checked() -> None:
+    """A task is a group with the mean score and its change; against a baseline, the change between the artifacts."""
+    ones = {str(sample): 1.0 for sample in range(40)}
+    worse = ones | {str(sample): 0.0 for sample in range(10)}
+    earlier, later = (
+        with_result(make_report(1), task_scores={"ocr": compare_scores("exact", ones, one)}) for one in (ones, worse)
+    )
+    bounds = {"ocr": {"score": {"at_least": 0.8}, "score_change": {"at_least": -0.25}}}
+    [line] = violated(later, gate(original=bounds))
+    assert "ocr, score against the original: 0.75 (95 % interval" in line
+    assert violated(later, gate(original={"ocr": {"score_change": {"at_least": -0.25, "on": "low"}}}))
+    change = gate(baseline={"ocr": {"score_change": {"at_least": -0.2}}})
+    [line] = violated(later, change, earlier)
+    assert "ocr, score_change against the baseline: -0.25" in line
+    assert violated(earlier, change, earlier) == []
+    [line] = violated(earlier, change, make_report(1))
+    assert "the report has no `ocr` with the samples of the baseline; it has `image`" in line
 
 
 def test_a_gate_that_selects_no_artifact_is_violated() -> None:

@@ -33,12 +33,20 @@ def test_defaults_are_greedy_decoding() -> None:
     assert (request.temperature, request.num_tokens(LIMITS), request.stream) == (0.0, 512, False)
 
 
-@pytest.mark.parametrize("fields", [{"max_tokens": 7}, {"max_completion_tokens": 7}, {"max_tokens": 9000}])
-def test_the_number_of_tokens_is_limited(fields: dict[str, int]) -> None:
-    """Both names of the limit are accepted; a larger one becomes that of the server."""
-    request = parse_chat(json.dumps({"messages": [user("Hi")], **fields}).encode(), LIMITS)
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+def test_the_number_of_tokens_is_limited(name: str) -> None:
+    """Both names of the limit are accepted; a number above that of the server is an error and not reduced."""
+    counts = [
+        parse_chat(json.dumps({"messages": [user("Hi")], name: count}).encode(), LIMITS).num_tokens(LIMITS)
+        for count in (7, 512)
+    ]
 
-    assert request.num_tokens(LIMITS) == min(512, *fields.values())
+    assert counts == [7, 512]
+    with pytest.raises(
+        RequestError, match=f"^{name}: 513 is more than 512, the limit that `--max-tokens` sets$"
+    ) as caught:
+        parse_chat(json.dumps({"messages": [user("Hi")], name: 513}).encode(), LIMITS)
+    assert (caught.value.status, caught.value.param) == (400, name)
 
 
 def test_an_answer_can_be_sent_back() -> None:

@@ -14,17 +14,21 @@ from mcpmq.errors import MissingExtra
 from mcpmq.serving import require_extra
 from mcpmq.serving.backend import ServerOptions
 from tests.commands import Command
+from tests.serving.requests import chat
 
 
 def test_a_signal_ends_the_server_and_its_engine(tiny_exports: list[Artifact], tmp_path: Path) -> None:
-    """SIGTERM ends the command with the code 0 and removes the folder of the socket."""
-    command = [sys.executable, "-m", "mcpmq", "serve", str(tiny_exports[0].path), "--port", "0", "--threads", "1"]
+    """SIGTERM ends the command with the code 0 and removes the folder of the socket; its options were applied."""
+    options = ("--port", "0", "--threads", "1", "--max-tokens", "600")
+    command = [sys.executable, "-m", "mcpmq", "serve", str(tiny_exports[0].path), *options]
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stderr
         url = process.stderr.readline().removeprefix("serving on ").strip()
         [socket] = tmp_path.glob("mcpmq-*/0.sock")
         assert httpx2.get(f"{url}/ping").json() == {"message": "ok"}
+        assert httpx2.get(f"{url}/v1/models").json()["data"][0]["meta"]["limits"]["tokens"] == 600
+        assert httpx2.post(f"{url}/v1/chat/completions", json=chat("Hi", max_tokens=601)).status_code == 400
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
         assert process.stderr.read() == ""

@@ -7,14 +7,18 @@ math nothing is reordered or fused: the results are those of IEEE float32 on eve
 
 import hashlib
 import os
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from mcpmq.errors import McpmqWarning
 
 LANES = 64
 Floats = NDArray[np.float32]
@@ -26,8 +30,18 @@ TINY = F(1e-30)  # steps of smaller magnitude are zero
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+@cache
+def warn_once() -> None:
+    """Warn that compiled code is not cached: the user waits for the compiler in every command."""
+    text = (
+        "compiled kernels are not cached, and every command compiles them again, for 10 to 20 seconds: the cache folder"
+        " cannot be written; set the variable XDG_CACHE_HOME to a folder that can be written"
+    )
+    warnings.warn(text, McpmqWarning, stacklevel=2)
+
+
 def _cache_folder() -> Path | None:
-    """Return the folder for the compiled code of these sources; None if it cannot be written.
+    """Return the folder for the compiled code of these sources; None, with a warning, if it cannot be written.
 
     numba compares the file of a function only, and not the files of the functions that it calls; hence the hash.
     """
@@ -38,9 +52,13 @@ def _cache_folder() -> Path | None:
         parent = NUMBA.CACHE_DIR or os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         folder = Path(parent) / "mcpmq-kernels" / digest.hexdigest()[:16]
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except (OSError, RuntimeError):
+    except (OSError, RuntimeError):  # also without a home folder
+        warn_once()
         return None
-    return folder if os.access(folder, os.W_OK) else None
+    if os.access(folder, os.W_OK):
+        return folder
+    warn_once()
+    return None
 
 
 CACHE_FOLDER = _cache_folder()
@@ -51,6 +69,7 @@ def kernel(function: Function) -> Function:
     try:
         return _compile(function, CACHE_FOLDER)
     except RuntimeError:  # numba cannot write to the folder
+        warn_once()
         return _compile(function, None)
 
 
@@ -78,7 +97,9 @@ def _ignore_errors(cache: Any) -> None:
             return None
 
     def save_overload(*arguments: Any) -> None:
-        with suppress(OSError):
+        try:
             save(*arguments)
+        except OSError:
+            warn_once()
 
     cache.load_overload, cache.save_overload = load_overload, save_overload

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from numba.core.caching import IndexDataCacheFile, UserProvidedCacheLocator
+from numba.core.caching import CompileResultCacheImpl, IndexDataCacheFile, UserProvidedCacheLocator
 
+from mcpmq.errors import McpmqWarning
 from mcpmq.grids.kernels import compiler
 
 
@@ -15,9 +16,15 @@ def half(value: float) -> float:
     return value / 2
 
 
+def double(value: float) -> float:
+    """Return two times a value."""
+    return value * 2
+
+
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache folder."""
+    """An empty cache folder, of a process that has warned of nothing."""
+    compiler.warn_once.cache_clear()
     monkeypatch.setattr(compiler, "CACHE_FOLDER", tmp_path)
     return tmp_path
 
@@ -50,16 +57,32 @@ def test_a_damaged_file_is_compiled_again(cache: Path) -> None:
 
 
 def test_a_full_disk_does_not_end_a_run(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Kernels are compiled and not cached."""
+    """Kernels are compiled and not cached, with one warning."""
     monkeypatch.setattr(IndexDataCacheFile, "save", _fail)
 
-    assert compiler.kernel(half)(5.0) == 2.5
+    with pytest.warns(McpmqWarning, match="compiled kernels are not cached") as caught:
+        assert (compiler.kernel(half)(5.0), compiler.kernel(double)(5.0)) == (2.5, 10.0)
+
+    assert len(caught) == 1
     assert not list(cache.rglob("*.nbi"))
 
 
 def test_a_read_only_folder_does_not_end_a_run(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """numba rejects folders that it cannot write to when a function is decorated."""
+    """numba rejects folders that it cannot write to when a function is decorated; no other one is left."""
     monkeypatch.setattr(UserProvidedCacheLocator, "ensure_cache_path", _fail)
+    monkeypatch.setattr(CompileResultCacheImpl, "_locator_classes", [UserProvidedCacheLocator])
 
-    assert compiler.kernel(half)(5.0) == 2.5
+    with pytest.warns(McpmqWarning, match="set the variable XDG_CACHE_HOME"):
+        assert compiler.kernel(half)(5.0) == 2.5
     assert not list(cache.rglob("*.nbi"))
+
+
+def test_a_folder_that_cannot_be_made_has_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file in the place of the cache folder of the user."""
+    compiler.warn_once.cache_clear()
+    (tmp_path / "cache").touch()
+    monkeypatch.setattr(compiler.NUMBA, "CACHE_DIR", "")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    with pytest.warns(McpmqWarning, match="compiled kernels are not cached"):
+        assert compiler._cache_folder() is None
