@@ -8,12 +8,25 @@ import argparse
 import shutil
 from pathlib import Path
 
-from benchmarks.commands import REFERENCE, RESULTS, STARTER, WORK, evaluate, provenance, run_command, write_result
+from benchmarks.commands import (
+    REFERENCE,
+    RESULTS,
+    STARTER,
+    WORK,
+    evaluate,
+    provenance,
+    recipe_argument,
+    run_command,
+    write_result,
+)
 from mcpmq.artifact import Artifact
 from mcpmq.report import Report
 
 BUDGETS_WORK, SEARCHED_RECIPES = WORK / "budgets", RESULTS / "budgets"
-FIXED_RECIPES = ("phone-int4", "quality-int4", "phone-int8", "calibrated-int4", "calibrated-quality-int4")
+FIXED_RECIPES = (
+    *("phone-int4", "quality-int4", "phone-int8"),
+    *("calibrated-int4", "calibrated-gguf-int4", "calibrated-quality-int4"),
+)
 # Smaller than every fixed recipe; the other sizes are those of the uncalibrated recipes.
 SMALL_SIZES = (6_500_000, 7_000_000, 8_000_000)
 
@@ -23,7 +36,7 @@ def build_artifact(recipe: str, folder: Path) -> Path:
     out = folder / folder.name
     calibrated = recipe.startswith("calibrated") or recipe.endswith(".toml")
     calibration = ["--calibration", STARTER] if calibrated else []
-    run_command("quantize", REFERENCE, folder / "codes", "--recipe", recipe, *calibration, out=folder)
+    run_command("quantize", REFERENCE, folder / "codes", "--recipe", recipe_argument(recipe), *calibration, out=folder)
     run_command("export", folder / "codes", out, "--format", "gguf", out=folder)
     return out
 

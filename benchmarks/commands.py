@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 WORK = ROOT / "build" / "benchmarks"
 RESULTS = ROOT / "benchmarks" / "results"
 REFERENCE, STARTER, HELDOUT = (ROOT / "calibration" / name for name in ("reference", "starter", "heldout"))
+CONTROLS = ROOT / "benchmarks" / "recipes"  # recipes to compare with, which are not built in
 PACKAGES = ("mcpmq", "torch", "numpy", "gguf", "xllamacpp", "onnx-ir")
 
 
@@ -47,6 +48,12 @@ def run_command(*arguments: object, out: Path) -> CommandResult:
     relative = [os.path.relpath(word, ROOT) if word.startswith("/") else word for word in words]
     seconds, peak = round(time.monotonic() - start, 2), usage.ru_maxrss * 1024
     return CommandResult("mcpmq " + " ".join(relative), seconds, peak, written)
+
+
+def recipe_argument(name: str) -> str:
+    """Return the argument of `--recipe`: the file of a control, else the name of a built-in recipe."""
+    control = CONTROLS / f"{name}.toml"
+    return str(control) if control.is_file() else name
 
 
 def evaluate(artifacts: Iterable[Path], out: Path, *options: str) -> Report:

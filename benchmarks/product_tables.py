@@ -1,7 +1,6 @@
 """Parts of README.md and docs/ that are generated from the code: commands, families, schemes, recipes, file tree."""
 
 import ast
-import itertools
 import json
 import os
 import re
@@ -17,7 +16,7 @@ from benchmarks.markdown import table
 from benchmarks.result_tables import load_report
 from mcpmq.cli import app
 from mcpmq.formats import FORMATS, recipes, support
-from mcpmq.recipe import BUILTIN_DIRECTORY, Recipe
+from mcpmq.recipe import BUILTIN_DIRECTORY, Recipe, recipe_reason
 from mcpmq.report import summary_table
 from mcpmq.ui.layout import lay_out
 
@@ -123,11 +122,10 @@ def recipe_table() -> str:
     """Return every built-in recipe with its method and the comment at its top."""
     rows = []
     for path in sorted(BUILTIN_DIRECTORY.glob("*.toml")):
-        comment = itertools.takewhile(lambda line: line.startswith("#"), path.read_text().splitlines())
         recipe = Recipe.load(path.stem)
         method = f"{recipe.method}, {recipe.smooth}" if recipe.smooth != "none" else recipe.method
-        rows.append([f"`{path.stem}`", method, " ".join(line.removeprefix("# ") for line in comment).rstrip(".")])
-    return table(["recipe", "method", "content"], rows, 3)
+        rows.append([f"`{path.stem}`", method, recipe_reason(path.stem)])
+    return table(["recipe", "method", "reason"], rows, 3)
 
 
 def measured_recipes_table() -> str:

@@ -16,6 +16,7 @@ from mcpmq.report import Report
 
 REPORTS = ("reference", "calibrated", "hugging-face")  # of one checkpoint on one set
 GROUPS = ("image", "text")
+SEARCHED = "search-"  # beginning of the names of searched recipes
 ORIGINAL_BITS = 16
 
 
@@ -33,17 +34,17 @@ def collect() -> dict[str, Any]:
     for one in json.loads((RESULTS / "budgets.json").read_text())["artifacts"]:
         weight_bits = bits.get(one["recipe"], one["nbytes"] / reports[0].original.nbytes * ORIGINAL_BITS)
         row = _row(one["recipe"], "gguf", one["nbytes"], weight_bits, estimates(one["kl_divergence"]))
-        if one["recipe"] in builtin_recipes():
-            rows.setdefault((one["recipe"], "gguf"), row)
-        else:
+        if one["recipe"].startswith(SEARCHED):
             searched.append(row)
+        else:
+            rows.setdefault((one["recipe"], "gguf"), row)
     first = reports[0]
     return {
         "checkpoint": first.checkpoint.name,
         "eval_set": first.eval_set.name,
         "samples": first.eval_set.samples,
         "original_nbytes": first.original.nbytes,
-        "recipes": [rows[key] for key in sorted(rows)],
+        "recipes": [rows[key] for key in sorted(rows) if key[0] in builtin_recipes()],
         "searched": searched,
     }
 

@@ -19,6 +19,7 @@ from benchmarks.commands import (
     CommandResult,
     evaluate,
     provenance,
+    recipe_argument,
     run_command,
     write_result,
 )
@@ -30,6 +31,7 @@ CONVERSIONS = {
     "phone-int8": ("gguf", "onnx"),
     "quality-int4": ("gguf",),
     "full": ("gguf", "onnx"),
+    "calibrated-gguf-int4": ("gguf",),
     "calibrated-int4": ("gguf", "onnx"),
     "calibrated-quality-int4": ("gguf",),
     "calibrated-language-int4": ("gptq", "awq", "compressed-tensors"),
@@ -51,7 +53,7 @@ def run_conversions(
     for recipe, formats in formats_by_recipe.items():
         codes = work / recipe / "quantized"
         calibration = ["--calibration", STARTER] if recipe.startswith("calibrated") else []
-        yield run_command("quantize", checkpoint, codes, "--recipe", recipe, *calibration, out=codes)
+        yield run_command("quantize", checkpoint, codes, "--recipe", recipe_argument(recipe), *calibration, out=codes)
         for name in formats:
             yield run_command("export", codes, work / recipe / name, "--format", name, out=work / recipe / name)
 
@@ -76,10 +78,10 @@ def run_reference() -> None:
     """Convert and evaluate the reference checkpoint, with three controls."""
     write_commands("conversion", list(run_conversions(REFERENCE, REFERENCE_WORK, CONVERSIONS)))
     best = artifacts("calibrated-quality-int4", "gguf")
-    evaluate_artifacts(
-        "reference", artifacts("calibrated-int4") + artifacts("phone-int8", "onnx") + best
-    )  # `make demo`
-    evaluate_artifacts("calibrated", artifacts("phone-int4") + artifacts("quality-int4", "gguf") + best)
+    defaults = artifacts("calibrated-gguf-int4") + artifacts("calibrated-int4", "onnx")
+    evaluate_artifacts("reference", defaults + artifacts("phone-int8", "onnx") + best)  # `make demo`
+    controls = artifacts("phone-int4") + artifacts("quality-int4", "gguf")
+    evaluate_artifacts("calibrated", controls + artifacts("calibrated-int4", "gguf") + best)
     evaluate_artifacts("engine-baseline", artifacts("full"))
     packed = artifacts("calibrated-language-int4", "gptq", "compressed-tensors")
     evaluate_artifacts("hugging-face", packed + artifacts("language-nf4") + artifacts("language-int8"))

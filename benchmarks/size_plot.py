@@ -23,6 +23,7 @@ LABELS = {  # recipe -> label, offset from its point, anchor
     "phone-int4": ("round to nearest, int4 + int8", (-10, 5), "end"),
     "quality-int4": ("round to nearest, K-quants", (10, 5), "start"),
     "calibrated-int4": ("GPTQ, int4 + int8", (-10, 5), "end"),
+    "calibrated-gguf-int4": ("GPTQ, q4_k + int8", (-10, 5), "end"),
     "calibrated-quality-int4": ("GPTQ, K-quants", (10, 5), "start"),
     "phone-int8": ("round to nearest, int8", (-10, -8), "end"),
 }

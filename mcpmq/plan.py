@@ -12,7 +12,7 @@ from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import RecipeError
 from mcpmq.families.family import SmoothingMapping, TensorSpec
 from mcpmq.recipe import Activation, Recipe
-from mcpmq.scheme import CodebookScheme, FloatScheme, GgmlScheme, IntegerScheme, Scheme
+from mcpmq.scheme import CodebookScheme, FloatScheme, GgmlScheme, IntegerScheme, Scheme, SchemeChoice, SchemeRequest
 from mcpmq.system.safetensors_file import PACKED_DTYPES
 
 INTEGER_MATMUL_SCHEME = IntegerScheme(8, None)
@@ -111,7 +111,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     tensors = tuple(_plan_tensor(checkpoint, recipe, spec) for spec in checkpoint.specs)
     _check_globs(checkpoint, recipe, recipe.weights, {"matrix", "table"})
     _check_globs(checkpoint, recipe, recipe.activations, {"matrix"})
-    plan = Plan(checkpoint, recipe, tensors)
+    plan = Plan(checkpoint, recipe, tensors, notes=tuple(_choice_notes(recipe, tensors)))
     return plan if recipe.smooth == "none" else _with_smoothing(plan)
 
 
@@ -138,12 +138,35 @@ def _plan_tensor(checkpoint: Checkpoint, recipe: Recipe, spec: TensorSpec) -> Te
     activation_glob = _last_match(recipe.activations, spec) if spec.role == "matrix" else None
     activation = recipe.activations[activation_glob] if activation_glob else None
     glob = _last_match(recipe.weights, spec)
-    if glob is None:
-        tensor = TensorPlan(spec, dtype, None, "no glob matches", activation)
-    else:
-        tensor = TensorPlan(spec, dtype, recipe.weights[glob], f'"{glob}"', activation)
+    tensor = TensorPlan(spec, dtype, None, f'"{glob}"' if glob else "no glob matches", activation)
+    tensor = _with_scheme(tensor, recipe.weights[glob] if glob else None)
     _check_tensor(tensor)
     return tensor
+
+
+def _with_scheme(tensor: TensorPlan, request: SchemeRequest) -> TensorPlan:
+    """Give a weight its scheme; of a choice, the first whose blocks divide its columns."""
+    if not isinstance(request, SchemeChoice):
+        return replace(tensor, scheme=request)
+    columns, first = tensor.matrix_shape[1], request.schemes[0]
+    chosen = request.for_columns(columns)
+    if chosen == first:
+        return replace(tensor, scheme=chosen)
+    reason = f"{tensor.reason}; {columns} columns are not a multiple of the {first.column_multiple} of {first}"
+    return replace(tensor, scheme=chosen, reason=reason)
+
+
+def _choice_notes(recipe: Recipe, tensors: Iterable[TensorPlan]) -> Iterator[str]:
+    """Yield a note for every scheme that is not the first of its choice, with the number of its weights."""
+    counts = Counter(
+        (tensor.scheme, request.schemes[0])
+        for tensor in tensors
+        if (glob := _last_match(recipe.weights, tensor.spec)) and tensor.spec.role != "other"
+        if isinstance(request := recipe.weights[glob], SchemeChoice) and tensor.scheme != request.schemes[0]
+    )
+    for (chosen, first), count in counts.items():
+        needed = f"multiples of {first.column_multiple} columns"
+        yield f"{chosen} instead of {first} for {count} weights: {first} needs {needed}"
 
 
 def _last_match(globs: Iterable[str], spec: TensorSpec) -> str | None:
@@ -168,11 +191,11 @@ def _check_tensor(tensor: TensorPlan) -> None:
         )
     if scheme_fits(tensor):
         return
-    columns, scheme = tensor.matrix_shape[1], tensor.scheme
+    columns, scheme, line = tensor.matrix_shape[1], tensor.scheme, tensor.reason.partition(";")[0]
     assert scheme is not None
     raise RecipeError(
         f"`{tensor.name}` has {columns} columns, not a multiple of the {scheme.column_multiple} of `{scheme}`",
-        f'use {_alternatives(scheme, columns)}: add `"{tensor.name}" = ...` after {tensor.reason} in the recipe',
+        f'use {_alternatives(scheme, columns)}: add `"{tensor.name}" = ...` after {line} in the recipe',
     )
 
 
@@ -202,7 +225,7 @@ def _with_smoothing(plan: Plan) -> Plan:
         plan,
         tensors=tuple(_store_in_float32(tensor) if tensor.name in scaled else tensor for tensor in plan.tensors),
         smoothing_mappings={block: tuple(found) for block, found in mappings.items()},
-        notes=tuple(f"{reason} ({count} times)" for reason, count in excluded.items()),
+        notes=(*plan.notes, *(f"{reason} ({count} times)" for reason, count in excluded.items())),
     )
 
 

@@ -2,16 +2,26 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib import resources
+from itertools import takewhile
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
 from mcpmq.errors import RecipeError
-from mcpmq.scheme import CodebookScheme, GgmlScheme, ScaleSearch, Scheme, parse_scheme
+from mcpmq.scheme import (
+    CodebookScheme,
+    GgmlScheme,
+    ScaleSearch,
+    Scheme,
+    SchemeChoice,
+    SchemeRequest,
+    parse_request,
+    requested_schemes,
+)
 from mcpmq.system.text_file import read_toml
 
 BUILTIN_DIRECTORY = Path(str(resources.files("mcpmq") / "recipes"))
@@ -27,8 +37,14 @@ def _parse_weights(table: object, info: ValidationInfo) -> object:
 
 
 def _parse_scheme(scheme: object, search: ScaleSearch) -> object:
-    parsed = parse_scheme(scheme) if isinstance(scheme, str) else scheme
-    return replace(parsed, search=search) if isinstance(parsed, GgmlScheme) else parsed
+    parsed = parse_request(scheme) if isinstance(scheme, str) else scheme
+    if isinstance(parsed, SchemeChoice):
+        return SchemeChoice(tuple(_with_search(one, search) for one in parsed.schemes))
+    return _with_search(parsed, search)
+
+
+def _with_search(scheme: Any, search: ScaleSearch) -> Any:
+    return replace(scheme, search=search) if isinstance(scheme, GgmlScheme) else scheme
 
 
 class TokenWeights(BaseModel):
@@ -51,7 +67,7 @@ class Recipe(BaseModel):
     """A complete description of a quantization.
 
     weights: globs over common names (`language.*`, `head`) -> schemes. The last match wins; a weight without a match
-        keeps its dtype.
+        keeps its dtype. `q4_k or iq4_nl` gives a weight the first of them whose blocks divide its columns.
     method: the rounding of matrices. `rtn` rounds to nearest; `rtn-imatrix` to nearest on grids chosen by input
         statistics; `gptq` compensates errors; `auto` selects `rtn-imatrix` or `gptq` per block, by the error of the
         block's outputs on held-out samples. Tables are looked up by row and always rounded to nearest.
@@ -72,7 +88,7 @@ class Recipe(BaseModel):
     token_weights: TokenWeights | None = None
     activations: dict[str, Activation] = {}
     scale_search: ScaleSearch = "mcpmq"  # before the weights, which are parsed with it
-    weights: Annotated[dict[str, Scheme | None], BeforeValidator(_parse_weights)]
+    weights: Annotated[dict[str, SchemeRequest], BeforeValidator(_parse_weights)]
 
     @model_validator(mode="after")
     def _check_token_weights(self) -> Self:
@@ -83,10 +99,13 @@ class Recipe(BaseModel):
     @model_validator(mode="after")
     def _check_codebooks(self) -> Self:
         if self.needs_calibration:
-            for glob, scheme in self.weights.items():
+            for glob, scheme in self._requested():
                 if isinstance(scheme, CodebookScheme):
                     raise ValueError(f'`{scheme}` of `{glob}` supports round-to-nearest only: use `method = "rtn"`')
         return self
+
+    def _requested(self) -> Iterator[tuple[str, Scheme]]:
+        return ((glob, scheme) for glob, request in self.weights.items() for scheme in requested_schemes(request))
 
     @property
     def needs_calibration(self) -> bool:
@@ -135,6 +154,13 @@ def recipe_path(name_or_path: str) -> Path:
 def builtin_recipes() -> list[str]:
     """Return the names of the built-in recipes, sorted."""
     return sorted(path.stem for path in BUILTIN_DIRECTORY.glob("*.toml"))
+
+
+def recipe_reason(name: str) -> str:
+    """Return the reason for a built-in recipe: the comment at the top of its file, without the final period."""
+    lines = recipe_path(name).read_text(encoding="utf-8").splitlines()
+    comment = takewhile(lambda line: line.startswith("#"), lines)
+    return " ".join(line.removeprefix("# ") for line in comment).rstrip(".")
 
 
 Comments = Mapping[str, Sequence[str]]  # comment lines by the glob below them; by "" at the top of the file

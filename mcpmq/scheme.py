@@ -2,11 +2,13 @@
 
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar, Literal
 
 from mcpmq.errors import RecipeError
 
 ScaleSearch = Literal["mcpmq", "ggml"]
+CHOICE = " or "  # between the schemes of a choice
 GROUP_SIZES = (16, 32, 64, 128, 256)
 
 
@@ -187,6 +189,37 @@ GridScheme = IntegerScheme | GgmlScheme
 
 Scheme = IntegerScheme | GgmlScheme | CodebookScheme | FloatScheme
 
+
+@dataclass(frozen=True, slots=True)
+class SchemeChoice:
+    """Schemes of which a weight gets the first whose blocks divide its columns: written `q4_k or iq4_nl`.
+
+    Raises:
+        RecipeError: a scheme can never be chosen, because the blocks of an earlier one divide all its widths.
+    """
+
+    schemes: tuple[Scheme, ...]
+
+    def __post_init__(self) -> None:
+        for first, second in pairwise(self.schemes):
+            if first.column_multiple <= second.column_multiple:
+                multiple = first.column_multiple
+                raise RecipeError(
+                    f"`{self}` never gives `{second}`: `{first}` fits every multiple of {multiple} columns",
+                    "order schemes from large to small blocks: `q4_k or iq4_nl`",
+                )
+
+    def __str__(self) -> str:
+        return CHOICE.join(map(str, self.schemes))
+
+    def for_columns(self, columns: int) -> Scheme:
+        """Return the scheme of a weight with `columns` columns; the last one if none fits."""
+        return next((one for one in self.schemes if columns % one.column_multiple == 0), self.schemes[-1])
+
+
+SchemeRequest = Scheme | SchemeChoice | None
+"""The text of a recipe's line: one scheme, a choice by width, or None to keep the dtype."""
+
 NAMED_SCHEMES: dict[str, Scheme] = {
     **{name: GgmlScheme(name) for name in GGML_BLOCKS},
     **{name: CodebookScheme(name) for name in CODEBOOKS},
@@ -203,6 +236,28 @@ def parse_scheme(text: str) -> Scheme | None:
     if text == "keep":
         return None
     return NAMED_SCHEMES.get(text) or _parse_integer(text)
+
+
+def parse_request(text: str) -> SchemeRequest:
+    """Parse the text of a recipe's line: a scheme, several joined by `or`, or `keep`.
+
+    Raises:
+        RecipeError: the text, or a part of it, is not a scheme.
+    """
+    parts = text.split(CHOICE)
+    if len(parts) == 1:
+        return parse_scheme(text)
+    schemes = tuple(scheme for scheme in map(parse_scheme, parts) if scheme is not None)
+    if len(schemes) < len(parts):
+        raise RecipeError(f"`{text}` has `keep` among its schemes", "name a scheme of small blocks: `q4_k or q8_0`")
+    return SchemeChoice(schemes)
+
+
+def requested_schemes(request: SchemeRequest) -> tuple[Scheme, ...]:
+    """Return all schemes that a recipe's line may give."""
+    if isinstance(request, SchemeChoice):
+        return request.schemes
+    return () if request is None else (request,)
 
 
 def _parse_integer(text: str) -> IntegerScheme:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
+from benchmarks.commands import recipe_argument
 from benchmarks.real_size import write_sparse_checkpoint
 from mcpmq.artifact import Artifact
 from mcpmq.checkpoint import Checkpoint
@@ -64,7 +65,7 @@ def tiny_int4(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="session")
 def tiny_quality(tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> QuantizedModel:
     """The tiny checkpoint as quality-int4."""
-    return _quantized(tiny_checkpoint, "quality-int4", tmp_path_factory)
+    return _quantized(tiny_checkpoint, recipe_argument("quality-int4"), tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
@@ -116,7 +117,7 @@ def mixed_set(tmp_path_factory: pytest.TempPathFactory) -> SampleSet:
 
 def _quantized(checkpoint: Path, recipe: str, factory: pytest.TempPathFactory) -> QuantizedModel:
     plan = make_plan(Checkpoint.open(checkpoint), Recipe.load(recipe))
-    return quantize(plan, factory.mktemp("quantized") / recipe)
+    return quantize(plan, factory.mktemp("quantized") / plan.recipe.name)
 
 
 @pytest.fixture(scope="session")

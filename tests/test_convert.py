@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from benchmarks.commands import recipe_argument
 from mcpmq.artifact import Artifact
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.convert import convert, evaluate, quantized_artifacts
@@ -82,7 +83,7 @@ def test_codes_are_shared_between_formats(tiny_checkpoint: Path, tiny_set: Path,
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"recipe": "quality-int4", "formats": ["gguf", "onnx"]}, FormatError, "`onnx` cannot store"),
+        ({"recipe": recipe_argument("quality-int4"), "formats": ["gguf", "onnx"]}, FormatError, "`onnx` cannot store"),
         ({"recipe": "phone-int4", "formats": ["ggml"]}, FormatError, "`ggml` is not a format"),
         ({"recipe": "calibrated-int4"}, DatasetError, "shares 10 images or texts"),
         ({"recipe": "phone-int4", "eval_set": "missing"}, DatasetError, "no `manifest.jsonl`"),
@@ -90,7 +91,7 @@ def test_codes_are_shared_between_formats(tiny_checkpoint: Path, tiny_set: Path,
         ({}, RecipeError, "both or none"),
         ({"bits": 5}, RecipeError, "5 bits have no recipe"),
         ({"bits": 8, "formats": ["awq"]}, RecipeError, "`awq` has no recipe with 8 bits"),
-        ({"bits": 4, "calibration": None}, DatasetError, "recipe `calibrated-int4` needs a calibration set"),
+        ({"bits": 4, "calibration": None}, DatasetError, "recipe `calibrated-gguf-int4` needs a calibration set"),
         ({"bits": 8, "calibration": None, "eval_set": None}, DatasetError, "neither a calibration set nor an"),
     ],
 )

@@ -12,6 +12,7 @@ import typer
 
 import mcpmq
 from benchmarks import size_plot
+from benchmarks.commands import recipe_argument
 from benchmarks.markdown import load_result
 from mcpmq.cli import app
 from mcpmq.formats import FormatName
@@ -120,10 +121,10 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     checkpoint = mcpmq.Checkpoint.open(family.build(folder / "NAME"))
     for recipe, formats in {
         "phone-int4": ["gguf", "onnx"],
-        "language-int4": ["compressed-tensors"],
+        recipe_argument("language-int4"): ["compressed-tensors"],
         "language-nf4": ["bnb"],
     }.items():
-        quantized = mcpmq.quantize(mcpmq.make_plan(checkpoint, mcpmq.Recipe.load(recipe)), folder / recipe)
+        quantized = mcpmq.quantize(mcpmq.make_plan(checkpoint, mcpmq.Recipe.load(recipe)), folder / Path(recipe).stem)
         for name in formats:
             mcpmq.export(quantized, cast(FormatName, name), folder / "OUT" / name)
     return folder

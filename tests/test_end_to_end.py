@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.commands import recipe_argument
 from mcpmq.artifact import Artifact
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.convert import convert
@@ -29,7 +30,8 @@ from tests.tiny import build_checkpoint, make_uneven
 from tests.tiny_families import TINY_FAMILIES
 
 # Upper limits of the loss increase; the loss of a random model changes little.
-MAX_LOSS_INCREASE = {"full": 1e-3, "phone-int8": 0.02, "phone-int4": 0.2, "quality-int4": 0.2, "language-int8": 0.05}
+K_QUANTS = recipe_argument("quality-int4")
+MAX_LOSS_INCREASE = {"full": 1e-3, "phone-int8": 0.02, "phone-int4": 0.2, K_QUANTS: 0.2, "language-int8": 0.05}
 
 
 @pytest.mark.parametrize(
@@ -38,7 +40,7 @@ MAX_LOSS_INCREASE = {"full": 1e-3, "phone-int8": 0.02, "phone-int4": 0.2, "quali
         ("full", ["gguf", "onnx"]),
         ("phone-int8", ["gguf", "onnx"]),
         ("phone-int4", ["gguf", "onnx"]),
-        ("quality-int4", ["gguf"]),
+        (K_QUANTS, ["gguf"]),
         ("language-int8", ["gptq", "bnb"]),
     ],
 )

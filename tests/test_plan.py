@@ -65,6 +65,20 @@ def test_a_block_that_does_not_divide_the_columns_is_an_error(checkpoint: Checkp
     assert "q8_0" in caught.value.hint
 
 
+def test_a_choice_of_schemes_is_reported(checkpoint: Checkpoint) -> None:
+    """Weights of 64 columns get the second scheme, with the reason and a note; those of 256 columns get the first."""
+    plan = make_plan(
+        checkpoint, _recipe(**{"vision.layers.*.attention.*": "q4_k or q8_0", "language.*": "q4_k or q8_0"})
+    )
+    schemes = {tensor.name: (str(tensor.scheme), tensor.reason) for tensor in plan.tensors}
+
+    reason = '"vision.layers.*.attention.*"; 64 columns are not a multiple of the 256 of q4_k'
+    assert schemes["vision.layers.0.attention.q"] == ("q8_0", reason)
+    assert schemes["language.layers.0.attention.q"] == ("q4_k", '"language.*"')
+    chosen = [scheme for name, (scheme, _) in schemes.items() if name.startswith("vision.layers.")].count("q8_0")
+    assert plan.notes == (f"q8_0 instead of q4_k for {chosen} weights: q4_k needs multiples of 256 columns",)
+
+
 def test_an_intermediate_size_is_padded(checkpoint: Checkpoint) -> None:
     """An intermediate size of 144 is not a multiple of 32; a block type pads it to 160 columns."""
     plan = make_plan(checkpoint, _recipe(**{"vision.layers.*.mlp.*": "q8_0"}))

@@ -7,7 +7,7 @@ import pytest
 
 from mcpmq.errors import RecipeError
 from mcpmq.recipe import Recipe, builtin_recipes, to_toml
-from mcpmq.scheme import GgmlScheme, parse_scheme
+from mcpmq.scheme import GgmlScheme, SchemeChoice, parse_scheme
 
 
 @pytest.mark.parametrize("name", builtin_recipes())
@@ -18,7 +18,7 @@ def test_every_built_in_recipe_has_the_name_of_its_file(name: str) -> None:
 
 def test_a_recipe_is_rebuilt_from_its_dict() -> None:
     """`to_dict` has plain values with the defaults filled in, and they validate to an equal recipe."""
-    recipe = Recipe.load("quality-int4")
+    recipe = Recipe.load("calibrated-quality-int4")
     weighted = Recipe.model_validate(
         {**recipe.to_dict(), "method": "gptq", "token_weights": {"vision": 0.25, "text": 1}}
     )
@@ -28,7 +28,7 @@ def test_a_recipe_is_rebuilt_from_its_dict() -> None:
         assert Recipe.model_validate(one.to_dict()) == one
     assert weighted.to_dict()["token_weights"] == {"vision": 0.25, "text": 1.0, "answer": 1.0}
     assert with_activations.needs_calibration
-    assert not recipe.needs_calibration
+    assert not Recipe.load("phone-int4").needs_calibration
 
 
 @pytest.mark.parametrize(
@@ -62,6 +62,8 @@ def test_a_recipe_reports_whether_it_needs_calibration(
         ('name = "x"\nround = "gptq"\n[weights]', "round"),
         ('name = "x"\ncolor = "red"\n[weights]', "color"),
         ('name = "x"\nmethod = "gptq"\n[weights]\n"head" = "nf4"', "`nf4` of `head` supports round-to-nearest only"),
+        ('name = "x"\nmethod = "gptq"\n[weights]\n"head" = "q6_k or nf4"', "`nf4` of `head` supports round-to-nearest"),
+        ('name = "x"\n[weights]\n"head" = "q6_k or keep"', "`keep` among its schemes"),
         ('name = "x"\nmethod = "gptq"\n[weights]\n[token_weights]\nvision = -1', "vision"),
         ('name = "x"\nmethod = "gptq"\n[weights]\n[token_weights]\nvision = inf', "vision"),
         ('name = "x"\nmethod = "gptq"\n[weights]\n[token_weights]\naudio = 1', "audio"),
@@ -124,6 +126,15 @@ def test_comments_are_written_above_their_lines() -> None:
     assert text == '# why\nname = "x"\n\n[weights]\n# because\n"head" = "q6_k"\n'
 
 
+def test_a_choice_of_schemes_is_one_text() -> None:
+    """The values of a recipe have the text of its file, and the search of scales applies to every scheme."""
+    weights = {"language.*": "q4_k or iq4_nl", "head": "q6_k or int8-g32"}
+    recipe = Recipe.model_validate({"name": "x", "scale_search": "ggml", "weights": weights})
+
+    assert recipe.to_dict()["weights"] == weights
+    assert recipe.weights["language.*"] == SchemeChoice((GgmlScheme("q4_k", "ggml"), GgmlScheme("iq4_nl", "ggml")))
+
+
 def test_the_search_of_scales_is_that_of_the_recipe(tmp_path: Path) -> None:
     """`scale_search` applies to ggml's block types, is in the values of the recipe, and is `mcpmq` by default."""
     recipe = Recipe(
@@ -134,5 +145,5 @@ def test_the_search_of_scales_is_that_of_the_recipe(tmp_path: Path) -> None:
 
     assert recipe.weights["head"] == GgmlScheme("q4_k", "ggml")
     assert Recipe.load(str(path)) == recipe
-    assert "scale_search" not in Recipe.load("quality-int4").to_dict()
-    assert Recipe.load("quality-int4").weights["head"] == GgmlScheme("q6_k", "mcpmq")
+    assert "scale_search" not in Recipe.load("calibrated-quality-int4").to_dict()
+    assert Recipe.load("calibrated-quality-int4").weights["vision.*"] == GgmlScheme("q8_0", "mcpmq")

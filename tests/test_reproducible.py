@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.commands import recipe_argument
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import SampleSet
 from mcpmq.execution.chunked_matmul import torch_threads
@@ -32,7 +33,9 @@ def _build(checkpoint: Path, samples: Path, folder: Path, recipe: str, formats: 
     ).path
 
 
-@pytest.mark.parametrize(("recipe", "formats"), [("calibrated-int4", ("gguf", "onnx")), ("quality-int4", ("gguf",))])
+@pytest.mark.parametrize(
+    ("recipe", "formats"), [("calibrated-int4", ("gguf", "onnx")), (recipe_argument("quality-int4"), ("gguf",))]
+)
 def test_two_builds_are_equal_byte_for_byte(
     tiny_checkpoint: Path, tiny_set: Path, tmp_path: Path, recipe: str, formats: tuple[str, ...]
 ) -> None:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpmq.errors import RecipeError
-from mcpmq.scheme import GGML_BLOCKS, GROUP_SIZES, IntegerScheme, parse_scheme
+from mcpmq.scheme import GGML_BLOCKS, GROUP_SIZES, GgmlScheme, IntegerScheme, SchemeChoice, parse_request, parse_scheme
 
 INTEGER = st.builds(IntegerScheme, st.sampled_from([4, 8]), st.sampled_from([None, *GROUP_SIZES]), st.booleans())
 
@@ -25,6 +25,31 @@ def test_named_schemes_are_parsed_from_their_text(name: str) -> None:
 def test_keep_is_parsed_as_none() -> None:
     """`keep` keeps the dtype of a weight."""
     assert parse_scheme("keep") is None
+
+
+@pytest.mark.parametrize(("columns", "chosen"), [(768, "q4_k"), (576, "iq4_nl"), (100, "iq4_nl")])
+def test_a_choice_gives_the_first_scheme_whose_blocks_divide_the_columns(columns: int, chosen: str) -> None:
+    """768 is a multiple of 256; without a scheme that fits it is the last one."""
+    choice = parse_request("q4_k or iq4_nl")
+
+    assert choice == SchemeChoice((GgmlScheme("q4_k"), GgmlScheme("iq4_nl")))
+    assert str(choice) == "q4_k or iq4_nl"
+    assert str(choice.for_columns(columns)) == chosen
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("iq4_nl or q4_k", "`iq4_nl or q4_k` never gives `q4_k`: `iq4_nl` fits every multiple of 32 columns"),
+        ("q4_k or int4-g32 or int4-g16", "never gives `int4-g16`"),
+        ("q4_k or keep", "has `keep` among its schemes"),
+        ("q4_k or q3", "`q3` is not a scheme"),
+    ],
+)
+def test_a_choice_with_a_useless_scheme_is_an_error(text: str, message: str) -> None:
+    """Every scheme of a choice must be possible; `keep` cannot be one of them."""
+    with pytest.raises(RecipeError, match=message):
+        parse_request(text)
 
 
 @pytest.mark.parametrize("text", ["int4", "int5-g32", "int4-g31", "int4-g0", "q4_K", "int4-g32-sym", "", "int4-gx"])

@@ -8,7 +8,8 @@ from typing import Any, TypeAlias
 from mcpmq.errors import RecipeError
 from mcpmq.formats import FORMATS, FormatName, declared_format
 from mcpmq.formats.format import FLOAT_SCHEMES
-from mcpmq.recipe import BUILTIN_DIRECTORY, RECIPE_BY_BITS, Recipe, builtin_recipes
+from mcpmq.recipe import BUILTIN_DIRECTORY, RECIPE_BY_BITS, Recipe, builtin_recipes, recipe_reason
+from mcpmq.scheme import requested_schemes
 from mcpmq.system.table import Row, Table
 
 MEASURED_FILE = BUILTIN_DIRECTORY / "measured.json"  # of benchmarks/results, by `make readme`
@@ -103,18 +104,18 @@ def formats_of(recipe: Recipe) -> list[FormatName]:
 
 def _supports(name: FormatName, recipe: Recipe) -> bool:
     target = declared_format(name)
-    schemes = {glob: str(scheme) for glob, scheme in recipe.weights.items() if scheme is not None}
-    if any(scheme not in target.schemes for scheme in schemes.values()):
+    schemes = [(glob, str(scheme)) for glob, request in recipe.weights.items() for scheme in requested_schemes(request)]
+    if any(scheme not in target.schemes for _, scheme in schemes):
         return False
     if any(activation not in target.activations for activation in recipe.activations.values()):
         return False
-    integers = {glob: scheme for glob, scheme in schemes.items() if scheme not in FLOAT_SCHEMES}
-    only_language = all(glob.partition(".")[0] == LANGUAGE for glob in integers)
-    return not target.single_scheme or (only_language and len(set(integers.values())) == 1)
+    integers = [(glob, scheme) for glob, scheme in schemes if scheme not in FLOAT_SCHEMES]
+    only_language = all(glob.partition(".")[0] == LANGUAGE for glob, _ in integers)
+    return not target.single_scheme or (only_language and len({scheme for _, scheme in integers}) == 1)
 
 
 def recipe_list() -> list[dict[str, Any]]:
-    """Return one entry per built-in recipe: method, formats, need of calibration, and measured results."""
+    """Return one entry per built-in recipe: its reason, method, formats, need of calibration, and measured results."""
     measured = Measurements.load()
     entries = []
     for name in builtin_recipes():
@@ -125,7 +126,8 @@ def recipe_list() -> list[dict[str, Any]]:
             for one in measured.recipes
             if one.recipe == name
         ]
-        entry = {"recipe": name, "method": recipe.method, "smooth": recipe.smooth, "formats": formats_of(recipe)}
+        words = {"recipe": name, "reason": recipe_reason(name), "method": recipe.method, "smooth": recipe.smooth}
+        entry = {**words, "formats": formats_of(recipe)}
         entries.append({**entry, "needs_calibration": recipe.needs_calibration, "measured": results})
     return entries
 
@@ -155,6 +157,11 @@ def recipes_table() -> Table:
         "`mcpmq recipes NAME` shows one; a changed copy in a .toml file is a recipe, too",
     ]
     return Table("Recipes", columns, rows, notes)
+
+
+def reason_notes() -> list[str]:
+    """Return a line for every built-in recipe with its reason."""
+    return [f"{name}: {recipe_reason(name)}" for name in builtin_recipes()]
 
 
 def _method(entry: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import sys
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -61,9 +62,11 @@ def print_families(*, as_json: bool = False, as_markdown: bool = False) -> None:
 
 def print_recipes(*, as_json: bool = False) -> None:
     """Print the built-in recipes with their formats and measured results."""
-    from mcpmq.formats.recipes import recipe_list, recipes_table
+    from mcpmq.formats.recipes import reason_notes, recipe_list, recipes_table
 
-    print_table(recipes_table(), recipe_list(), as_json=as_json)
+    table = recipes_table()
+    table = replace(table, notes=[*reason_notes(), *table.notes])
+    print_table(table, recipe_list(), as_json=as_json)
 
 
 def print_recipe(name: str, *, as_json: bool = False) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks.commands import recipe_argument
 from mcpmq.artifact import Artifact
 from mcpmq.calibrate.imatrix import write_imatrix
 from mcpmq.checkpoint import Checkpoint
@@ -57,7 +58,7 @@ def build_inputs(folder: Path) -> Path:
     source = Checkpoint.open(with_license(build_checkpoint(folder / "made" / "checkpoint"), folder))
     samples = SampleSet.open(_write_set(folder / "set"))
     quantized = quantize(make_plan(source, Recipe.load("phone-int4")), folder / "quantized")
-    language = quantize(make_plan(source, Recipe.load("language-int4")), folder / "made" / "language")
+    language = quantize(make_plan(source, Recipe.load(recipe_argument("language-int4"))), folder / "made" / "language")
     artifacts = [export(quantized, "gguf", folder / "gguf"), export(quantized, "onnx", folder / "onnx")]
     export(language, "gptq", folder / "gptq")
     write_imatrix(source, samples, folder / "imatrix")

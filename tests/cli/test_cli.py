@@ -84,7 +84,7 @@ def test_an_unsupported_scheme_is_rejected_before_work(
     mcpmq: Command, tiny_checkpoint: Path, tiny_set: Path, tmp_path: Path
 ) -> None:
     """The error names weight, scheme and alternatives, and no file is written."""
-    options = ["--recipe", "quality-int4", "--format", "onnx", "--calibration", tiny_set]
+    options = ["--recipe", "calibrated-quality-int4", "--format", "onnx", "--calibration", tiny_set]
 
     ran = mcpmq("convert", tiny_checkpoint, tmp_path / "out", *options)
 
@@ -197,7 +197,7 @@ def test_completion_is_offered(mcpmq: Command) -> None:
         ("mcpmq convert x y --format g", {"gguf", "gptq"}),
         ("mcpmq export x y -f comp", {"compressed-tensors"}),
         ("mcpmq quantize x y --device cuda:", {"cuda:0", "cuda:1"}),
-        ("mcpmq recipes language-", {"language-int4", "language-int8", "language-nf4"}),
+        ("mcpmq recipes language-", {"language-int8", "language-nf4"}),
     ],
 )
 def test_values_are_completed(line: str, expected: set[str], mcpmq: Command, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -250,7 +250,7 @@ def test_bits_select_the_recipe_of_each_format(mcpmq: Command, tiny_checkpoint: 
     """A plan for several formats has one table for each recipe; a format without a recipe is an error."""
     plans = json.loads(mcpmq("plan", tiny_checkpoint, "--bits", 4, "-f", "gguf", "-f", "bnb", "--json").stdout)
 
-    assert [one["recipe"]["name"] for one in plans] == ["calibrated-int4", "language-nf4"]
+    assert [one["recipe"]["name"] for one in plans] == ["calibrated-gguf-int4", "language-nf4"]
     assert [list(one["formats"]) for one in plans] == [["gguf"], ["bnb"]]
     failed = mcpmq("plan", tiny_checkpoint, "--bits", 8, "-f", "awq")
     assert "`awq` has no recipe with 8 bits" in failed.stderr

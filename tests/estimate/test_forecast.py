@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.commands import recipe_argument
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import SampleSet
 from mcpmq.errors import FormatError
@@ -42,7 +43,7 @@ def _forecast(source: Path, recipe: Recipe, *names: FormatName, context: int = 4
     [
         ("phone-int4", "gguf"),
         ("phone-int4", "onnx"),
-        ("quality-int4", "gguf"),
+        (recipe_argument("quality-int4"), "gguf"),
         ("full", "gguf"),
         ("full", "onnx"),
         (MIXED, "onnx"),
@@ -169,7 +170,7 @@ def test_bits_per_weight_include_scales(tiny_checkpoint: Path) -> None:
 def test_an_unsupported_plan_is_an_error(tiny_checkpoint: Path) -> None:
     """A forecast of a scheme that the format does not support is an error."""
     with pytest.raises(FormatError, match="`onnx` cannot store"):
-        _forecast(tiny_checkpoint, Recipe.load("quality-int4"), "onnx")
+        _forecast(tiny_checkpoint, Recipe.load("calibrated-quality-int4"), "onnx")
 
 
 def test_sizes_with_quantized_activations_are_nearly_exact(

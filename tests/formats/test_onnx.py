@@ -179,7 +179,7 @@ def test_4bit_tables_that_onnx_runtime_misreads_are_unsupported(scheme: str, col
 
 def test_a_plan_with_ggml_schemes_is_rejected(tiny_checkpoint: Path) -> None:
     """The check of a GGUF recipe names the first unsupported weight and its scheme."""
-    plan = make_plan(Checkpoint.open(tiny_checkpoint), Recipe.load("quality-int4"))
+    plan = make_plan(Checkpoint.open(tiny_checkpoint), Recipe.load("calibrated-quality-int4"))
     with pytest.raises(FormatError, match="as `q8_0`"):
         check_plan(plan, "onnx")
 

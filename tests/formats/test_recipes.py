@@ -57,5 +57,6 @@ def test_a_recipe_without_results_is_listed() -> None:
 
     assert list(entries) == builtin_recipes()
     assert entries["full"]["measured"] == []
+    assert all(entry["reason"] for entry in entries.values())
     [result] = entries["language-nf4"]["measured"]
     assert result["mean_kld"]["image"]["value"] > result["mean_kld"]["image"]["half_width"] > 0

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.commands import recipe_argument
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import ScaleError
 from mcpmq.grids import dequantize
@@ -84,7 +85,7 @@ def test_the_records_name_exponents_and_neighbors(tmp_path: Path) -> None:
     assert exponents["o"]["deviation"] == note
 
 
-@pytest.mark.parametrize("recipe", ["phone-int4", "quality-int4", "phone-int8"])
+@pytest.mark.parametrize("recipe", ["phone-int4", recipe_argument("quality-int4"), "phone-int8"])
 @pytest.mark.parametrize("exponent", [-20, 24])
 def test_single_channels_are_balanced(recipe: str, exponent: int, tmp_path: Path) -> None:
     """A sixteenth of the channels is rescaled: folds scale those alone, and the product stays as accurate."""
