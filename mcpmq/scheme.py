@@ -40,6 +40,7 @@ GGML_BLOCKS = {
     "q6_k": (256, 210),
     "iq4_xs": (256, 136),
     "q3_k": (256, 110),
+    "q2_k": (256, 84),
 }
 CODEBOOKS, CODEBOOK_GROUP_SIZE = ("nf4", "fp4"), 64  # the 4-bit data types of bitsandbytes, and their block size
 FLOAT_BYTES = {"f32": 4, "f16": 2, "bf16": 2}

@@ -16,7 +16,7 @@ STRIPE_NBYTES = 45_000_000  # buffer for the stripes of an ONNX weight
 # Weights per second of quantizing, and bytes per second of writing, on two cores: benchmarks/results/real-size-28.json.
 QUANTIZE_RATES = {"integers": 135e6, "K-quants": 36e6}
 EXPORT_RATES = {"gguf integers": 249e6, "gguf": 488e6, "onnx": 305e6}
-K_QUANTS = ("q4_k", "q5_k", "q6_k", "iq4_xs", "q3_k")
+K_QUANTS = ("q4_k", "q5_k", "q6_k", "iq4_xs", "q3_k", "q2_k")
 STATE_NBYTES = 4  # per element of a linear-attention state
 DEFAULT_IMAGE_SIZE = 448  # pixels of an image or slice if config.json has no size
 PREFILL_BATCH_TOKENS = 512  # prompt tokens per pass

@@ -1,7 +1,7 @@
 """Byte layouts of ggml's blocks: unpack scales, minima and codes, and replace the codes beside the same scales.
 
-Layouts: ggml-common.h of llama.cpp. Scales are at the start of a block, for `q6_k` and `q3_k` at its end; the rest are
-codes.
+Layouts: ggml-common.h of llama.cpp. Scales are at the start of a block, for `q3_k` and `q6_k` at its end, for `q2_k` at
+both; the rest are codes.
 """
 
 from collections.abc import Callable
@@ -98,6 +98,12 @@ def _scales_q3_k(blocks: Bytes) -> tuple[Floats, Floats | None]:
     return _fp16(blocks, 108) * (code - SIGNED_6_BIT_ZERO), None
 
 
+def _scales_4_bit(blocks: Bytes) -> tuple[Floats, Floats | None]:
+    """Unpack `q2_k`: 16 scales in lower and 16 minima in upper nibbles; the fp16 of both are at the end."""
+    scale, minimum = blocks[:, :16] & NIBBLE_MASK, blocks[:, :16] >> NIBBLE_BITS
+    return _fp16(blocks, 80) * scale, -(_fp16(blocks, 82) * minimum)
+
+
 def _nibbles(packed: Bytes, width: int) -> Bytes:
     """Unpack `width` bytes to 2 * `width` codes: all low nibbles, then all high nibbles."""
     parts = packed.reshape(len(packed), -1, width)
@@ -178,6 +184,14 @@ def _unpack_q3_k(blocks: Bytes) -> Bytes:
     return _pairs(blocks[:, 32:96]) | _bits(blocks[:, :32]) << PAIR_BITS
 
 
+def _unpack_q2_k(blocks: Bytes) -> Bytes:
+    return _pairs(blocks[:, 16:80])
+
+
+def _pack_q2_k(blocks: Bytes, codes: Bytes) -> None:
+    blocks[:, 16:80] = _from_pairs(codes)
+
+
 def _pack_q3_k(blocks: Bytes, codes: Bytes) -> None:
     blocks[:, :32] = _from_bits(codes >> PAIR_BITS)
     blocks[:, 32:96] = _from_pairs(codes & np.uint8(3))
@@ -195,5 +209,6 @@ BLOCK_LAYOUTS = {
     "q5_k": BlockLayout(5, 8, 0, _scales_6_bit, _unpack_q5_k, _pack_q5_k),
     "q6_k": BlockLayout(6, 16, 32, _scales_8_bit, _unpack_q6_k, _pack_q6_k),
     "iq4_xs": BlockLayout(4, 8, 0, _scales_iq4_xs, *_nibbles_from(8, 16), IQ4_NL_VALUES),
+    "q2_k": BlockLayout(2, 16, 0, _scales_4_bit, _unpack_q2_k, _pack_q2_k),
     "q3_k": BlockLayout(3, 16, 4, _scales_q3_k, _unpack_q3_k, _pack_q3_k),
 }

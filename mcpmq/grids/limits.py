@@ -28,6 +28,7 @@ GGML_SPANS = {
     "q6_k": (6, 128 * 32),
     "iq4_xs": (4, 32 * 127),
     "q3_k": (3, 32 * 4),
+    "q2_k": (2, 15 * 3),
 }
 GGML_FP16_MINIMUM = ("q4_1",)  # blocks that store their minimum in fp16
 GGML_MAX = 4 * FP16_MAX  # ggml's search squares sums of weights, which overflow float32 above

@@ -44,7 +44,9 @@ def _descend(weight: Tensor, gram: Tensor, codes: Tensor, levels: Levels, sweeps
     return codes, replace(levels, scale=scale)
 
 
-@pytest.mark.parametrize("text", ["int4-g16", "int4-g32-asym", "int4-row", "iq4_nl", "q4_1", "q6_k", "iq4_xs", "q3_k"])
+@pytest.mark.parametrize(
+    "text", ["int4-g16", "int4-g32-asym", "int4-row", "iq4_nl", "q4_1", "q6_k", "iq4_xs", "q3_k", "q2_k"]
+)
 def test_the_descent_ends_where_no_single_code_lowers_the_loss(text: str) -> None:
     """After many sweeps every code of every column has been tried: none is better by more than rounding errors."""
     weight, gram, codes, levels = _start(text, 3, 48)

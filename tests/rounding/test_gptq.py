@@ -48,7 +48,7 @@ def _grid_values(quantized: QTensor) -> ColumnValues:
 def _with_every_code(quantized: QTensor) -> list[QTensor]:
     if isinstance(quantized, GgmlTensor):
         scheme = quantized.scheme
-        bits = {"q8_0": 8, "q5_0": 5, "q5_k": 5, "q6_k": 6, "q3_k": 3}.get(scheme.name, 4)
+        bits = {"q8_0": 8, "q5_0": 5, "q5_k": 5, "q6_k": 6, "q2_k": 2, "q3_k": 3}.get(scheme.name, 4)
         padded = (quantized.rows, -(-quantized.columns // scheme.block_columns) * scheme.block_columns)
         codes = range(1 if scheme.name == "q8_0" else 0, 2**bits)
         filled = (torch.full(padded, code, dtype=torch.uint8) for code in codes)
@@ -138,7 +138,7 @@ def test_uncorrelated_inputs_give_the_nearest_codes(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["int4-g32", "int8-row", "int4-g64-asym", "q4_0", "q4_k", "q6_k", "iq4_nl", "iq4_xs", "q3_k"]
+    "text", ["int4-g32", "int8-row", "int4-g64-asym", "q4_0", "q4_k", "q6_k", "iq4_nl", "iq4_xs", "q3_k", "q2_k"]
 )
 @pytest.mark.parametrize("act_order", [True, False])
 def test_a_column_with_zero_inputs_changes_no_other(text: str, act_order: bool) -> None:

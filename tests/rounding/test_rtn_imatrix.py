@@ -11,7 +11,19 @@ from mcpmq.rounding import ROUNDING_FUNCTIONS, rtn_imatrix
 from mcpmq.rounding.stats import InputStats
 from tests.rounding.oracle import grid_scheme, input_stats, random_layer, same_bytes
 
-SCHEMES = ["int4-g32", "int4-row", "int4-g32-asym", "int8-g64", "q4_0", "q4_k", "iq4_nl", "q6_k", "iq4_xs", "q3_k"]
+SCHEMES = [
+    "int4-g32",
+    "int4-row",
+    "int4-g32-asym",
+    "int8-g64",
+    "q4_0",
+    "q4_k",
+    "iq4_nl",
+    "q6_k",
+    "iq4_xs",
+    "q3_k",
+    "q2_k",
+]
 
 
 def _weighted_error(weight: torch.Tensor, quantized: torch.Tensor, inputs: torch.Tensor) -> float:

@@ -16,13 +16,15 @@ def quantize_rows(
     `importance`, float32 [columns], is positive with a mean near 1; all values are finite. The first call compiles the
     kernel, which takes some seconds, or loads it from the cache.
     """
-    from mcpmq.grids.kernels import iq4_xs, k_quants, q3_k, q6_k, small_blocks  # numba takes a second to import
+    from mcpmq.grids.kernels import iq4_xs, k_quants, q2_k, q3_k, q6_k, small_blocks  # numba takes a second to import
 
     match name:
         case "q4_k" | "q5_k":
             k_quants.quantize(values, importance, blocks, int(name[1]))
         case "q6_k":
             q6_k.quantize(values, importance, blocks)
+        case "q2_k":
+            q2_k.quantize(values, importance, blocks)
         case "q3_k":
             q3_k.quantize(values, importance, blocks)
         case "iq4_xs":

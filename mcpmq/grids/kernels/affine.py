@@ -1,4 +1,4 @@
-"""The scale and offset of groups of 32 columns: value = code * scale + offset, with codes from 0 to `top`.
+"""The scale and offset of groups of columns: value = code * scale + offset, with codes from 0 to `top`.
 
 Candidates divide the range of a group by different numbers of steps. The codes of each candidate give the scale and
 offset of least weighted error in closed form; sums of residuals, not of values, keep float32 exact enough.
@@ -11,9 +11,9 @@ import numpy as np
 from mcpmq.grids.kernels.compiler import LANES, Bytes, F, Floats, kernel
 from mcpmq.grids.kernels.lanes import fill, reciprocal, round_to_half
 
-GROUP_COLUMNS, UNROLLED = 32, 8
+UNROLLED = 8
 # Steps in the range of a group, relative to the highest code. With fewer, steps are larger; with more, values clip.
-STEPS = (0.0, -2.2, -1.4, -0.8, -0.4, 0.4, 0.8)
+STEPS = np.array([0, -2.2, -1.4, -0.8, -0.4, 0.4, 0.8], np.float32)
 FINE_STEPS = (-0.12, 0.12)  # relative to the best of `STEPS`
 # A smaller improvement is noise: equal groups must get equal scales. Relative to the weighted square of the range.
 MARGIN = F(1e-9)
@@ -27,11 +27,11 @@ LOWEST, MEAN = 15 * LANES, 16 * LANES
 
 
 @kernel
-def sum_residuals(tile: Floats, weights: Floats, first: int, top: F, state: Floats) -> None:
+def sum_residuals(tile: Floats, weights: Floats, first: int, stop: int, top: F, state: Floats) -> None:
     """Round columns to codes and sum, with weights: code, code^2, code * residual, residual, residual^2."""
     for position in range(CODES, ERROR + LANES):
         state[position] = F(0)
-    for start in range(first, first + GROUP_COLUMNS, UNROLLED):
+    for start in range(first, stop, UNROLLED):
         for lane in range(LANES):
             codes, squares, products = state[CODES + lane], state[SQUARES + lane], state[PRODUCTS + lane]
             residuals, error = state[RESIDUALS + lane], state[ERROR + lane]
@@ -52,10 +52,10 @@ def sum_residuals(tile: Floats, weights: Floats, first: int, top: F, state: Floa
 
 
 @kernel
-def sum_errors(tile: Floats, weights: Floats, first: int, top: F, state: Floats) -> None:
+def sum_errors(tile: Floats, weights: Floats, first: int, stop: int, top: F, state: Floats) -> None:
     """Round columns to codes and sum the weighted squares of residuals."""
     fill(state, ERROR, F(0))
-    for start in range(first, first + GROUP_COLUMNS, UNROLLED):
+    for start in range(first, stop, UNROLLED):
         for lane in range(LANES):
             error, offset, step = state[ERROR + lane], state[OFFSET + lane], state[STEP + lane]
             inverse = reciprocal(step)
@@ -93,7 +93,7 @@ def update_best(weight: F, largest_offset: F, state: Floats) -> None:
 
 
 @kernel
-def find_range(tile: Floats, weights: Floats, first: int, largest_offset: F, state: Floats) -> F:
+def find_range(tile: Floats, weights: Floats, first: int, stop: int, largest_offset: F, state: Floats) -> F:
     """Find the lowest value and the mean, at most `largest_offset`, and the width up to the highest value.
 
     Return the sum of the weights.
@@ -102,7 +102,7 @@ def find_range(tile: Floats, weights: Floats, first: int, largest_offset: F, sta
     fill(state, LOWEST, largest_offset)
     fill(state, WIDTH, F(-np.inf))
     fill(state, MEAN, F(0))
-    for column in range(first, first + GROUP_COLUMNS):
+    for column in range(first, stop):
         weight += weights[column]
         for lane in range(LANES):
             state[LOWEST + lane] = min(state[LOWEST + lane], tile[column, lane])
@@ -115,27 +115,30 @@ def find_range(tile: Floats, weights: Floats, first: int, largest_offset: F, sta
 
 
 @kernel
-def search(tile: Floats, weights: Floats, first: int, top: F, largest_offset: F, state: Floats) -> F:
-    """Choose a scale of at least 0 and an offset of at most `largest_offset` for 32 columns of a tile from `first`.
+def search(
+    tile: Floats, weights: Floats, first: int, stop: int, steps: Floats, top: F, largest_offset: F, state: Floats
+) -> F:
+    """Choose a scale of at least 0 and an offset of at most `largest_offset` for columns of a tile.
 
-    `tile` is float32 [columns, lanes], `weights` are float32 [columns]. The result is `BEST_STEP` and `BEST_OFFSET`.
-    Half of the second derivatives of the error by them are `BEST_SQUARES` and the returned sum of the weights.
+    `tile` is float32 [columns, lanes], `weights` are float32 [columns]. `steps` are changes of `top`. The result is
+    `BEST_STEP` and `BEST_OFFSET`. Half of the second derivatives of the error by them are `BEST_SQUARES` and the
+    returned sum of the weights.
     """
-    weight = find_range(tile, weights, first, largest_offset, state)
+    weight = find_range(tile, weights, first, stop, largest_offset, state)
     fill(state, BEST_ERROR, F(np.inf))
-    for candidate in range(len(STEPS)):
-        set_steps(top, F(STEPS[candidate]), state)
-        sum_residuals(tile, weights, first, top, state)
+    for change in steps:
+        set_steps(top, change, state)
+        sum_residuals(tile, weights, first, stop, top, state)
         update_best(weight, largest_offset, state)
     for from_mean in (False, True):
         set_range_of_mean(top, from_mean, state)
-        sum_residuals(tile, weights, first, top, state)
+        sum_residuals(tile, weights, first, stop, top, state)
         update_best(weight, largest_offset, state)
     for lane in range(LANES):
         state[CENTER + lane] = state[BEST_STEPS + lane]
     for candidate in range(len(FINE_STEPS)):
         set_steps(F(0), F(FINE_STEPS[candidate]), state)
-        sum_residuals(tile, weights, first, top, state)
+        sum_residuals(tile, weights, first, stop, top, state)
         update_best(weight, largest_offset, state)
     return weight
 
@@ -161,19 +164,19 @@ def set_range_of_mean(top: F, from_mean: bool, state: Floats) -> None:
 
 
 @kernel
-def choose_half(tile: Floats, weights: Floats, first: int, top: F, state: Floats) -> None:
+def choose_half(tile: Floats, weights: Floats, first: int, stop: int, top: F, state: Floats) -> None:
     """Set the best scale and offset rounded to fp16, or those of the whole range if their error is smaller."""
     set_steps(top, F(0), state)
     round_to_half(state, STEP)
     round_to_half(state, OFFSET)
-    sum_errors(tile, weights, first, top, state)
+    sum_errors(tile, weights, first, stop, top, state)
     for lane in range(LANES):
         state[CENTER + lane], state[WIDTH + lane] = state[OFFSET + lane], state[STEP + lane]
         state[OFFSET + lane], state[STEP + lane] = state[BEST_OFFSET + lane], state[BEST_STEP + lane]
         state[BEST_ERROR + lane] = state[ERROR + lane]
     round_to_half(state, STEP)
     round_to_half(state, OFFSET)
-    sum_errors(tile, weights, first, top, state)
+    sum_errors(tile, weights, first, stop, top, state)
     for lane in range(LANES):
         is_better = state[ERROR + lane] < state[BEST_ERROR + lane]
         state[OFFSET + lane] = state[OFFSET + lane] if is_better else state[CENTER + lane]
@@ -181,9 +184,9 @@ def choose_half(tile: Floats, weights: Floats, first: int, top: F, state: Floats
 
 
 @kernel
-def round_to_codes(tile: Floats, first: int, top: F, state: Floats, codes: Bytes) -> None:
-    """Round 32 columns to codes: uint8 [32, lanes]."""
-    for column in range(first, first + GROUP_COLUMNS):
+def round_to_codes(tile: Floats, first: int, stop: int, top: F, state: Floats, codes: Bytes) -> None:
+    """Round columns to codes: uint8 [stop - first, lanes]."""
+    for column in range(first, stop):
         for lane in range(LANES):
             code = np.rint((tile[column, lane] - state[OFFSET + lane]) * reciprocal(state[STEP + lane]))
             codes[column - first, lane] = np.uint8(min(max(code, F(0)), top))

@@ -103,9 +103,9 @@ def quantize_q4_1(values: Floats, importance: Floats, blocks: Bytes) -> None:
             if first == 0:
                 load_tile(values, row, index * COLUMNS, tile)
                 weights = importance[index * COLUMNS : index * COLUMNS + TILE_COLUMNS]
-            affine.search(tile, weights, first, Q4_1_TOP, F(np.inf), state)
-            affine.choose_half(tile, weights, first, Q4_1_TOP, state)
-            affine.round_to_codes(tile, first, Q4_1_TOP, state, codes)
+            affine.search(tile, weights, first, first + COLUMNS, affine.STEPS, Q4_1_TOP, F(np.inf), state)
+            affine.choose_half(tile, weights, first, first + COLUMNS, Q4_1_TOP, state)
+            affine.round_to_codes(tile, first, first + COLUMNS, Q4_1_TOP, state, codes)
             store_half(state, affine.STEP, block, 0)
             store_half(state, OFFSET, block, 2)
             store_nibbles(codes, COLUMNS // 2, block, 4)

@@ -121,7 +121,16 @@ def test_rows_are_independent(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "bound"),
-    [("q4_1", 0.1), ("q5_k", 0.1), ("q6_k", 0.1), ("iq4_nl", 0.1), ("q8_0", 0.1), ("iq4_xs", 0.1), ("q3_k", 0.2)],
+    [
+        ("q4_1", 0.1),
+        ("q5_k", 0.1),
+        ("q6_k", 0.1),
+        ("iq4_nl", 0.1),
+        ("q8_0", 0.1),
+        ("iq4_xs", 0.1),
+        ("q3_k", 0.2),
+        ("q2_k", 0.4),
+    ],
 )
 def test_the_largest_values_overflow_no_scale(name: str, bound: float) -> None:
     """Blocks of the largest values that a scheme accepts, of both signs, are finite and near them."""
@@ -147,7 +156,9 @@ sys.stdout.buffer.write(blocks.tobytes())
 """
 
 
-@pytest.mark.parametrize(("name", "columns"), [("q4_k", 256), ("q4_0", 32), ("iq4_xs", 256), ("q3_k", 256)])
+@pytest.mark.parametrize(
+    ("name", "columns"), [("q4_k", 256), ("q4_0", 32), ("iq4_xs", 256), ("q3_k", 256), ("q2_k", 256)]
+)
 def test_compiled_and_interpreted_kernels_write_equal_bytes(name: str, columns: int, tmp_path: Path) -> None:
     """Compilation neither reorders nor fuses operations, so the bytes depend neither on the processor nor on lanes."""
     random = np.random.default_rng(7)
