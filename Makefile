@@ -41,7 +41,7 @@ layers: setup
 	$(BIN)/lint-imports
 
 unit: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --quiet
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist worksteal --quiet
 
 # The minimum ONNX Runtime version of the graphs instead of the pinned one.
 MIN_RUNTIME := build/onnxruntime-1.24.4

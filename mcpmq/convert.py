@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from mcpmq.errors import DatasetError, FormatError, OutputError
 from mcpmq.evaluate import Settings, calibration_warnings, evaluation_warnings
 from mcpmq.export import export
 from mcpmq.families.encoding import check_samples
+from mcpmq.families.family import Processor
 from mcpmq.formats import FORMATS, FormatName, check_plan, format_named
 from mcpmq.formats.model_view import PlannedModel
 from mcpmq.formats.recipes import FormatsByRecipe, load_recipes
@@ -55,37 +57,65 @@ def convert(
     Raises:
         McpmqError: an input is invalid, or a format does not support the recipe; raised before weights are read.
     """
-    settings = settings or Settings.from_options()
-    original, out = Checkpoint.open(checkpoint, settings.progress), Path(out)
-    _check_formats(formats)
-    recipes = load_recipes(recipe, bits, formats)
-    calibration_set, evaluation_set = _open_sets(calibration, eval_set, recipes, budget)
-    inputs = {original.path: "checkpoint", evaluation_set.path: "evaluation set"}
-    if calibration_set:
-        inputs[calibration_set.path] = "calibration set"
-    _check_outputs(out, formats, inputs)
-    _warn(settings, recipes, calibration_set, evaluation_set)
-    processor = original.family.open_processor(original.path)
-    if budget and calibration_set:
-        check_samples(processor, evaluation_set.samples, settings.progress)
-        searched = _search(original, recipes[0][0], formats, budget, calibration_set, settings)
-        recipes = [(searched, list(formats))]
-    plans = [_checked_plan(original, recipe, names) for recipe, names in recipes]
-    if not budget:
-        check_samples(processor, evaluation_set.samples, settings.progress)
-
+    out, settings = Path(out), settings or Settings.from_options()
+    original = Checkpoint.open(checkpoint, settings.progress)
+    recipes = _load_recipes(recipe, bits, formats)
+    inputs = _open_inputs(original, calibration, eval_set, recipes, searches=budget is not None)
+    _check_outputs(out, formats, inputs.folders)
+    inputs.notify_warnings(recipes, settings)
+    if budget:
+        recipes = _search(inputs, recipes, formats, budget, settings)
+    plans = [_checked_plan(inputs.checkpoint, *one) for one in recipes]
+    if not budget:  # else checked before the search
+        inputs.check_evaluation_samples(settings)
     with lock_folder(out):
-        artifacts = _export(plans, recipes, out, calibration_set, settings)
-        measure = partial(
+        artifacts = _export(plans, recipes, out, inputs.calibration, settings)
+        return _write_results(inputs.measurement_of(artifacts, settings), out, artifacts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """The checkpoint and the sample sets of a conversion."""
+
+    checkpoint: Checkpoint
+    processor: Processor
+    calibration: SampleSet | None
+    evaluation: SampleSet
+    held_out: bool  # the evaluation set is a part of the calibration set
+
+    @property
+    def folders(self) -> dict[Path, str]:
+        """The folders that outputs must not be written to."""
+        folders = {self.checkpoint.path: "checkpoint", self.evaluation.path: "evaluation set"}
+        return folders | ({self.calibration.path: "calibration set"} if self.calibration else {})
+
+    def notify_warnings(self, recipes: FormatsByRecipe, settings: Settings) -> None:
+        """Notify of sets that are too small for a calibration or a measurement."""
+        if self.calibration and any(recipe.needs_calibration for recipe, _ in recipes):
+            for text in calibration_warnings(self.calibration):
+                settings.notify(text)
+        for text in evaluation_warnings(self.evaluation):
+            settings.notify(text)
+
+    def check_evaluation_samples(self, settings: Settings) -> None:
+        """Check that every sample of the evaluation set can be measured.
+
+        Raises:
+            DatasetError: the family cannot encode a sample.
+        """
+        check_samples(self.processor, self.evaluation.samples, settings.progress)
+
+    def measurement_of(self, artifacts: Sequence[Artifact], settings: Settings) -> Callable[[], Report]:
+        """Return a function that measures the artifacts."""
+        return partial(
             compare,
-            original,
+            self.checkpoint,
             artifacts,
-            evaluation_set,
+            self.evaluation,
             settings,
-            held_out_from_calibration=not eval_set,
-            calibration=calibration_set if eval_set else None,
+            held_out_from_calibration=self.held_out,
+            calibration=None if self.held_out else self.calibration,
         )
-        return _write_results(measure, out, artifacts)
 
 
 def _export(
@@ -98,14 +128,6 @@ def _export(
         quantized = quantize(plan, folder, calibration, settings.progress, settings.device)
         artifacts += [export(quantized, name, out / name, settings.progress) for name in names]
     return artifacts
-
-
-def _warn(settings: Settings, recipes: FormatsByRecipe, calibration: SampleSet | None, evaluation: SampleSet) -> None:
-    if calibration and any(recipe.needs_calibration for recipe, _ in recipes):
-        for text in calibration_warnings(calibration):
-            settings.notify(text)
-    for text in evaluation_warnings(evaluation):
-        settings.notify(text)
 
 
 def _checked_plan(checkpoint: Checkpoint, recipe: Recipe, formats: Sequence[FormatName]) -> Plan:
@@ -183,9 +205,10 @@ def _write_results(measure: Callable[[], Report], out: Path, artifacts: Sequence
     return report
 
 
-def _check_formats(formats: Sequence[str]) -> None:
+def _load_recipes(recipe: Recipe | str | None, bits: int | None, formats: Sequence[FormatName]) -> FormatsByRecipe:
     if unknown := [name for name in formats if name not in FORMATS]:
         raise FormatError(f"`{unknown[0]}` is not a format", f"give one of: {', '.join(FORMATS)}")
+    return load_recipes(recipe, bits, formats)
 
 
 def _check_outputs(out: Path, formats: Sequence[str], inputs: Mapping[Path, str]) -> None:
@@ -203,37 +226,43 @@ def _check_outputs(out: Path, formats: Sequence[str], inputs: Mapping[Path, str]
 
 
 def _search(
-    checkpoint: Checkpoint,
-    recipe: Recipe,
-    formats: Sequence[FormatName],
-    budget: Budget,
-    samples: SampleSet,
-    settings: Settings,
-) -> Recipe:
+    inputs: _Inputs, recipes: FormatsByRecipe, formats: Sequence[FormatName], budget: Budget, settings: Settings
+) -> FormatsByRecipe:
+    """Return the recipe with the scheme of every weight that the search has found, for the only format."""
+    inputs.check_evaluation_samples(settings)
     if len(formats) != 1:
         raise FormatError(
             f"{len(formats)} formats are given with a budget; a budget applies to one format",
             "give one format, and convert again for the other",
         )
+    assert inputs.calibration is not None
     options = settings.threads, settings.progress, settings.device
-    return search_recipe(checkpoint, recipe, formats[0], budget, samples, *options).recipe
+    [(recipe, names)] = recipes
+    found = search_recipe(inputs.checkpoint, recipe, formats[0], budget, inputs.calibration, *options)
+    return [(found.recipe, names)]
 
 
-def _open_sets(
-    calibration: str | Path | None, eval_set: str | Path | None, recipes: FormatsByRecipe, budget: Budget | None
-) -> tuple[SampleSet | None, SampleSet]:
+def _open_inputs(
+    checkpoint: Checkpoint,
+    calibration: str | Path | None,
+    eval_set: str | Path | None,
+    recipes: FormatsByRecipe,
+    *,
+    searches: bool,
+) -> _Inputs:
+    opened = checkpoint, checkpoint.family.open_processor(checkpoint.path)
     calibrated = [recipe.name for recipe, _ in recipes if recipe.needs_calibration]
     if calibration is None:
-        if calibrated or budget:
-            reason = "a search" if budget else f"the recipe `{calibrated[0]}`"
+        if calibrated or searches:
+            reason = "a search" if searches else f"the recipe `{calibrated[0]}`"
             raise DatasetError(f"{reason} needs a calibration set", "give one with `--calibration`")
         if eval_set is None:
             raise DatasetError("neither a calibration set nor an evaluation set is given", "give `--eval-set`")
-        return None, SampleSet.open(eval_set)
+        return _Inputs(*opened, None, SampleSet.open(eval_set), held_out=False)
     calibration_set = SampleSet.open(calibration)
     if eval_set is None:
-        return calibration_set.split_holdout()
+        return _Inputs(*opened, *calibration_set.split_holdout(), held_out=True)
     evaluation_set = SampleSet.open(eval_set)
     if calibrated:
         evaluation_set.check_disjoint(calibration_set.name, calibration_set.fingerprints)
-    return calibration_set, evaluation_set
+    return _Inputs(*opened, calibration_set, evaluation_set, held_out=False)

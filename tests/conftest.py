@@ -1,6 +1,7 @@
 """Checkpoints and artifacts that many tests share, built once per session."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,12 @@ from mcpmq.quantized_model import QuantizedModel
 from mcpmq.recipe import Recipe
 from mcpmq.release.package import ReleaseOptions, package
 from mcpmq.release.record import Release
+from mcpmq.runners import launcher
+from mcpmq.system.child_process import child_process
 from tests.commands import Command, CommandResult
 from tests.fake_releases import report_for, with_license
-from tests.tiny import build_checkpoint
+from tests.forked_workers import start_worker
+from tests.tiny import SMALL_CONFIG, build_checkpoint
 from tests.tiny_families import TINY_FAMILIES, TinyFamily
 
 # Examples have no time limit: how long they take depends on the load of the machine.
@@ -31,10 +35,30 @@ settings.register_profile("untimed", deadline=None, suppress_health_check=[Healt
 settings.load_profile("untimed")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def forked_workers() -> Iterator[None]:
+    """Fork workers that need torch, because starting them takes seconds."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(launcher, "child_process", start_worker)
+        yield
+
+
+@pytest.fixture
+def started_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Start all workers as `mcpmq` does."""
+    monkeypatch.setattr(launcher, "child_process", child_process)
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny random MiniCPM-V 2.6 checkpoint."""
     return build_checkpoint(tmp_path_factory.mktemp("checkpoint") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def small_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random MiniCPM-V 2.6 checkpoint with a quarter of the language weights of the tiny one."""
+    return build_checkpoint(tmp_path_factory.mktemp("checkpoint") / "small", SMALL_CONFIG)
 
 
 @pytest.fixture(scope="module", params=TINY_FAMILIES, ids=lambda family: family.name + family.variant)

@@ -1,14 +1,16 @@
 """Calibrate on the CPU and on another device in a separate process, and print the results of both as JSON.
 
-    python -m tests.fake_device LIBRARY SET CHECKPOINT OUT
+    python -m tests.fake_device LIBRARY SET OUT CHECKPOINT...
 
 The device is a GPU if there is one, else the device of LIBRARY: it computes on the CPU, and operations that mix its
-tensors with CPU tensors fail.
+tensors with CPU tensors fail. The results of every checkpoint have the name of its folder.
 """
 
 import json
+import os
 import subprocess
 import sys
+from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -37,15 +39,27 @@ SOURCE, DEVICE_NAME = Path(__file__).parent / "fake_device.cpp", "fake"
 WEIGHTS = {
     "language.layers.*": "int4-g32",
     "language.layers.*.mlp.down": "q4_k",
-    "vision.layers.*": "iq4_nl",
+    "vision.layers.*": "int8-row",
+    "vision.layers.*.mlp.down": "iq4_nl",
     "projector.*": "int8-g32-asym",
     "head": "int8-g32",
 }
 RECIPE = Recipe.model_validate({"name": "everything", "method": "auto", "smooth": "awq", "weights": WEIGHTS})
 
 
-def compile_library(compiler: str, out: Path) -> None:
-    """Compile the device against the installed torch."""
+def build_library(compiler: str, folder: Path) -> Path:
+    """Compile the device against the installed torch, unless the folder has its library."""
+    key = sha256(f"{torch.__version__} {torch.__file__} {SOURCE.read_text()}".encode()).hexdigest()
+    library = folder / f"fake_device-{key[:16]}.so"
+    if not library.exists():
+        folder.mkdir(exist_ok=True)
+        compiled = folder / f"{library.name}.{os.getpid()}"
+        _compile(compiler, compiled)
+        compiled.replace(library)
+    return library
+
+
+def _compile(compiler: str, out: Path) -> None:
     folder = Path(torch.__file__).parent
     headers = [f"-I{folder / 'include'}", f"-I{folder / 'include/torch/csrc/api/include'}"]
     libraries = [f"-L{folder / 'lib'}", "-lc10", "-ltorch_cpu"]
@@ -66,8 +80,8 @@ def open_device(library: Path) -> torch.device:
 def calibrate_on(plan: Plan, samples: SampleSet, device: torch.device, out: Path) -> dict[str, Any]:
     """Quantize, write an imatrix and measure errors on one device.
 
-    The result has the recorded devices, the error of every block with every candidate, the norm of every weight's
-    change, and the error share of every weight.
+    The result has the recorded devices, the error of every block with every candidate, the selected method, smoothing
+    and norm of the change of every weight, and its error share.
     """
     # Products are not chunked, so that both devices multiply and add in the same order if their kernels agree.
     with (
@@ -84,9 +98,15 @@ def calibrate_on(plan: Plan, samples: SampleSet, device: torch.device, out: Path
     return {
         "devices": [quantized.artifact.manifest.device, imatrix.manifest.device],
         "block_errors": quantized.artifact.manifest.held_out_errors,
+        "methods": {name: _method(quantized, name) for name in matrices},
         "changes": {name: _change(plan.checkpoint, quantized, name) for name in matrices},
         "error_shares": {name: error.share for name, error in errors.items()},
     }
+
+
+def _method(quantized: QuantizedModel, name: str) -> list[Any]:
+    record = quantized.records[name]
+    return [record.method, record.smoothing_exponent]
 
 
 def _change(checkpoint: Checkpoint, quantized: QuantizedModel, name: str) -> float:
@@ -96,10 +116,11 @@ def _change(checkpoint: Checkpoint, quantized: QuantizedModel, name: str) -> flo
 
 
 if __name__ == "__main__":
-    library, samples, checkpoint, out = map(Path, sys.argv[1:])
-    plan = make_plan(Checkpoint.open(checkpoint), RECIPE)
-    devices = {"cpu": CPU, "device": open_device(library)}
-    results = {
-        name: calibrate_on(plan, SampleSet.open(samples), device, out / name) for name, device in devices.items()
-    }
+    library, samples, out, *checkpoints = map(Path, sys.argv[1:])
+    devices, results = {"cpu": CPU, "device": open_device(library)}, {}
+    for checkpoint in checkpoints:
+        plan, folder = make_plan(Checkpoint.open(checkpoint), RECIPE), out / checkpoint.name
+        results[checkpoint.name] = {
+            name: calibrate_on(plan, SampleSet.open(samples), device, folder / name) for name, device in devices.items()
+        }
     sys.stdout.write(json.dumps(results))

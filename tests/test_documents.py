@@ -90,12 +90,12 @@ def test_documents_have_command_lines() -> None:
 
 @pytest.mark.parametrize("code", PYTHON, ids=PYTHON.values())
 def test_the_examples_run(
-    code: str, tiny_checkpoint: Path, tiny_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    code: str, small_checkpoint: Path, tiny_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every Python block runs, and leaves an artifact and a report."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    (tmp_path / "CHECKPOINT").symlink_to(tiny_checkpoint)
+    (tmp_path / "CHECKPOINT").symlink_to(small_checkpoint)
     (tmp_path / "SAMPLES").symlink_to(tiny_set)
 
     exec(compile(code, "document", "exec"), {})

@@ -125,6 +125,7 @@ def test_smoothing_scales_are_equal_in_every_engine(
         assert Artifact.open(path).manifest.held_out_errors == smoothed.artifact.manifest.held_out_errors
 
 
+@pytest.mark.usefixtures("started_workers")
 def test_another_family_is_converted(tiny_set: Path, tmp_path: Path) -> None:
     """Qwen2-VL is calibrated, exported to both formats, and measured in both engines."""
     [family] = [one for one in TINY_FAMILIES if one.name == "qwen2-vl"]

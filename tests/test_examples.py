@@ -43,13 +43,13 @@ def test_every_command_exists_with_all_its_options(steps: list[dict[str, Any]]) 
 
 
 def test_the_python_workflow_runs(
-    tiny_checkpoint: Path, tiny_set: Path, mixed_set: SampleSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_checkpoint: Path, tiny_set: Path, mixed_set: SampleSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """examples/workflow.py quantizes with three recipes, and writes a report and a plot with a point for each."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     out = tmp_path / "out"
 
-    report = runpy.run_path(str(EXAMPLES / "workflow.py"))["main"](tiny_checkpoint, tiny_set, mixed_set.path, out)
+    report = runpy.run_path(str(EXAMPLES / "workflow.py"))["main"](small_checkpoint, tiny_set, mixed_set.path, out)
 
     assert [one.recipe for one in report.artifacts] == ["phone-int4", "calibrated-int4", "phone-int8"]
     assert (out / "report.html").is_file()

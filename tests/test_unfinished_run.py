@@ -48,9 +48,9 @@ def _interrupted_after(blocks: int, stage: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def plan(tiny_checkpoint: Path) -> Plan:
-    """The plan of calibrated-int4 for the tiny checkpoint."""
-    return make_plan(Checkpoint.open(tiny_checkpoint), Recipe.load("calibrated-int4"))
+def plan(small_checkpoint: Path) -> Plan:
+    """The plan of calibrated-int4 for the small checkpoint."""
+    return make_plan(Checkpoint.open(small_checkpoint), Recipe.load("calibrated-int4"))
 
 
 @pytest.fixture(scope="module")
@@ -177,10 +177,10 @@ def test_another_request_does_not_resume(tmp_path: Path) -> None:
 
 
 def test_a_run_on_another_instruction_set_does_not_resume(
-    tiny_checkpoint: Path, mixed_set: SampleSet, unfinished: Path, mcpmq: Any
+    small_checkpoint: Path, mixed_set: SampleSet, unfinished: Path, mcpmq: Any
 ) -> None:
     """The codes of another instruction set are not mixed into a run: the command exits with 1 and names both."""
-    command = [sys.executable, "-m", "mcpmq", "quantize", tiny_checkpoint, unfinished.parent / "out"]
+    command = [sys.executable, "-m", "mcpmq", "quantize", small_checkpoint, unfinished.parent / "out"]
     environment = os.environ | {"ATEN_CPU_CAPABILITY": "default"}
     result = subprocess.run(
         [*map(str, command), "-r", "calibrated-int4", "--calibration", str(mixed_set.path)],
@@ -196,13 +196,13 @@ def test_a_run_on_another_instruction_set_does_not_resume(
 
 @pytest.mark.parametrize(("command", "kills"), [("quantize", 5), ("export", 3)])
 def test_a_killed_command_runs_again(
-    tiny_checkpoint: Path, mixed_set: SampleSet, tmp_path: Path, command: str, kills: int
+    small_checkpoint: Path, mixed_set: SampleSet, tmp_path: Path, command: str, kills: int
 ) -> None:
     """SIGKILL before random operations: a run with other arguments is an error, the same command ends with equal bytes.
 
     No other file is left. The seed is fixed; the kills are at other operations for other values.
     """
-    arguments = [command, tiny_checkpoint, mixed_set.path, tmp_path, 7, kills]
+    arguments = [command, small_checkpoint, mixed_set.path, tmp_path, 7, kills]
     output = subprocess.run(
         [sys.executable, "-m", "tests.kill_points", *map(str, arguments)], capture_output=True, text=True, check=True
     ).stdout

@@ -82,6 +82,7 @@ CONFIG: dict[str, Any] = {
         "patch_size": 14,
     },
 }
+SMALL_CONFIG = {**CONFIG, "hidden_size": 128, "intermediate_size": 256}  # for tests that calibrate several times
 PREPROCESSOR = {
     "image_processor_type": "MiniCPMVImageProcessor",
     "max_slice_nums": 9,

@@ -20,7 +20,7 @@ from mcpmq.recipe import Recipe
 from mcpmq.rounding import rtn
 from tests.commands import Command
 from tests.rounding.oracle import grid_scheme, same_bytes
-from tests.tiny import build_checkpoint, change_weights, multiply
+from tests.tiny import SMALL_CONFIG, build_checkpoint, change_weights, multiply
 
 LAYER = "language.layers.1"
 NOTE = "rounded to nearest: the calibration inputs are all zero"
@@ -41,7 +41,7 @@ def _without(*names: str) -> Any:
 
 
 def _quantize(folder: Path, change: Any, recipe: Recipe, samples: SampleSet) -> QuantizedModel:
-    checkpoint = Checkpoint.open(change_weights(build_checkpoint(folder / "checkpoint"), change))
+    checkpoint = Checkpoint.open(change_weights(build_checkpoint(folder / "checkpoint", SMALL_CONFIG), change))
     return quantize(make_plan(checkpoint, recipe), folder / recipe.name, samples)
 
 
@@ -80,7 +80,9 @@ def test_methods_are_selected_although_all_outputs_are_zero(mixed_set: SampleSet
 
 def test_deviations_are_notices(mcpmq: Command, tiny_set: Path, tmp_path: Path) -> None:
     """The command prints the weights and the reasons to stderr, and the number of them in the table."""
-    checkpoint = change_weights(build_checkpoint(tmp_path / "checkpoint"), _without(f"{LAYER}.input_norm"))
+    checkpoint = change_weights(
+        build_checkpoint(tmp_path / "checkpoint", SMALL_CONFIG), _without(f"{LAYER}.input_norm")
+    )
     arguments = ["quantize", checkpoint, tmp_path / "out", "--recipe", "calibrated-int4", "--calibration", tiny_set]
 
     result = mcpmq(*arguments)
@@ -99,8 +101,8 @@ def test_calibrated_codes_of_a_rescaled_checkpoint_equal_those_of_the_original(
     rescaled = _quantize(tmp_path / "b", multiply(mlp__up=-22, mlp__down=22), _recipe(method), mixed_set)
 
     records = _records(rescaled)
-    assert records[f"{LAYER}.mlp.up"].row_exponents == {22: 512}
-    assert records[f"{LAYER}.mlp.down"].column_exponents == {-22: 512}
+    assert records[f"{LAYER}.mlp.up"].row_exponents == {22: 256}
+    assert records[f"{LAYER}.mlp.down"].column_exponents == {-22: 256}
     assert records[f"{LAYER}.mlp.down"].method == method
     for name in original.records:
         one, other = original.load(name), rescaled.load(name)

@@ -77,6 +77,7 @@ def fake_engine(
     monkeypatch.setenv("PYTHONPATH", str(folder), prepend=os.pathsep)
 
 
+@pytest.mark.usefixtures("started_workers")
 def test_run_engine_returns_the_losses_of_the_runner_and_its_cost(
     tiny_checkpoint: Path, store: InputsStore, tiny_samples: list[Inputs]
 ) -> None:
@@ -105,6 +106,7 @@ def test_progress_advances_once_per_sample(tiny_checkpoint: Path, store: InputsS
     assert "PyTorch" in finished[0][1]
 
 
+@pytest.mark.usefixtures("started_workers")
 def test_user_error_keeps_its_message_and_hint(tmp_path: Path, store: InputsStore) -> None:
     """The error of the engine is raised again, with the engine name in front."""
     with pytest.raises(EngineError, match=r"PyTorch: no `config.json` in") as caught:
