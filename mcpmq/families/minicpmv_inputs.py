@@ -1,7 +1,7 @@
 """Model inputs of MiniCPM-V: image slices, tokens, and the image token spans."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import Any, Self
@@ -10,18 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field, PositiveInt
-from tokenizers import Tokenizer
 
 from mcpmq.errors import CheckpointError, DatasetError
+from mcpmq.families.chat_processor import ChatProcessor
 from mcpmq.families.chat_template import ChatTemplate
 from mcpmq.families.config_schema import ConfigSchema, validate_config
 from mcpmq.families.family import Inputs
-from mcpmq.families.images import open_image
-from mcpmq.families.messages import Message, template_messages
 from mcpmq.families.preprocessor import check_consistent
 from mcpmq.families.prompt_format import MINICPM_V_FORMAT, PromptFormat
 from mcpmq.families.slicing import SLICING_TYPES, Slicing, slice_image, target_sizes
-from mcpmq.families.tokenizer import check_special_tokens, check_tokens, open_tokenizer, token_ids
+from mcpmq.families.tokenizer import open_tokenizer
 from mcpmq.system.json_file import read_json
 
 
@@ -33,17 +31,11 @@ class _Config(ConfigSchema):
 
 
 @dataclass(frozen=True, slots=True)
-class MiniCpmVProcessor:
+class MiniCpmVProcessor(ChatProcessor):
     """Encodes samples with the tokenizer, chat template and preprocessor settings of a checkpoint."""
 
     slicing: Slicing
-    tokenizer: Tokenizer
-    template: ChatTemplate
     num_queries: int  # image tokens per slice
-    vocab_size: int
-    context_length: int
-    special_tokens: Mapping[str, int]  # control tokens, not allowed in texts; token -> id
-    prompt_format: PromptFormat = MINICPM_V_FORMAT
 
     @classmethod
     def open(cls, checkpoint: Path, prompt_format: PromptFormat = MINICPM_V_FORMAT) -> Self:
@@ -57,60 +49,19 @@ class MiniCpmVProcessor:
         check_consistent("patch_size", config.patch_size, slicing.patch_size)
         check_consistent("query_num", config.query_num, slicing.image_feature_size or config.query_num)
         tokenizer, special = open_tokenizer(checkpoint, prompt_format.required_tokens, config.vocab_size)
-        return cls(
-            slicing,
-            tokenizer,
-            ChatTemplate.open(checkpoint, prompt_format.default_chat_template),
-            config.query_num,
-            config.vocab_size,
-            config.max_position_embeddings,
-            special,
-            prompt_format,
-        )
+        template = ChatTemplate.open(checkpoint, prompt_format.default_chat_template)
+        limits = config.vocab_size, config.max_position_embeddings
+        return cls(tokenizer, template, *limits, special, prompt_format, slicing, config.query_num)
 
-    def encode(self, sample_id: str, image: Path | None, prompt: str, answer: str) -> Inputs:
-        """Encode one sample; without an image the prompt has no image tags.
+    def prompt_images(self, label: str, count: int) -> "SlicedImages":
+        """Return the images of a new prompt.
 
         Raises:
-            DatasetError: the image is not valid, a text contains a special token, or the sample is too long.
-            CheckpointError: a token id is not below the vocabulary size, or the chat template drops image tokens.
+            DatasetError: there are several images, and the model accepts one.
         """
-        label = f"sample `{sample_id}`"
-        check_special_tokens(label, self.special_tokens, prompt, answer)
-        content = (open_image(sample_id, image), prompt) if image else (prompt,)
-        answer += self.prompt_format.end_of_turn
-        return replace(self._encode(label, [Message("user", content)], answer), id=sample_id)
-
-    def encode_chat(self, messages: Sequence[Message]) -> Inputs:
-        """Encode the prompt for the next message of a chat.
-
-        Raises:
-            DatasetError: a text contains a special token, there are more images than the model accepts, or the chat is
-                too long.
-            CheckpointError: a token id is not below the vocabulary size, or the chat template drops image tokens.
-        """
-        check_special_tokens("the chat", self.special_tokens, *(text for one in messages for text in one.texts))
-        if (images := sum(len(one.images) for one in messages)) > 1 and self.prompt_format.slicing == "canvas":
-            raise DatasetError(f"the chat has {images} images; the model accepts one", "start a new chat")
-        return self._encode("the chat", messages, "")
-
-    def _encode(self, label: str, messages: Sequence[Message], answer: str) -> Inputs:
-        slices: list[NDArray[np.uint8]] = []
-        counts: list[int] = []
-        numbers = count(0)
-
-        def _image_text(image: Image.Image) -> str:
-            grid, parts = slice_image(image, self.slicing)
-            of_image = [self.slicing.num_tokens(part, self.num_queries) for part in parts]
-            slices.extend(parts)
-            counts.extend(of_image)
-            return self.image_text(grid, of_image, next(numbers))
-
-        prompt = self.template.render(template_messages(messages, _image_text, self.prompt_format.content_separator))
-        question = token_ids(self.tokenizer, prompt)
-        tokens = np.array([*question, *token_ids(self.tokenizer, answer)], dtype=np.int64)
-        check_tokens(label, tokens, self.vocab_size, self.context_length)
-        return Inputs(label, tokens, len(question), tuple(slices), self._image_bounds(tokens, counts))
+        if count > 1 and self.prompt_format.slicing == "canvas":
+            raise DatasetError(f"{label} has {count} images; the model accepts one", "start a new chat")
+        return SlicedImages(self)
 
     def model_inputs(self, inputs: Inputs) -> dict[str, NDArray[Any]]:
         """Return the forward arguments of the torch module.
@@ -147,7 +98,12 @@ class MiniCpmVProcessor:
         tag = f"<image_id>{number}</image_id>" if uses_id else ""
         return f"{tag}<image>{overview}</image>" + _join_rows([f"<slice>{part}</slice>" for part in parts], columns)
 
-    def _image_bounds(self, tokens: NDArray[np.int64], counts: Sequence[int]) -> NDArray[np.int64]:
+    def image_bounds(self, tokens: NDArray[np.int64], counts: Sequence[int]) -> NDArray[np.int64]:
+        """Return the begin and end of the tokens of every slice, which has `counts` tokens: int64 [slices, 2].
+
+        Raises:
+            CheckpointError: the prompt has other slices.
+        """
         opened = (
             np.flatnonzero(np.isin(tokens, [self.special_tokens[tag] for tag in self.prompt_format.opening_tags])) + 1
         )
@@ -159,6 +115,29 @@ class MiniCpmVProcessor:
                 "compare `chat_template` with the published template",
             )
         return np.stack([opened, closed], axis=1)
+
+
+@dataclass(frozen=True, slots=True)
+class SlicedImages:
+    """The slices of the images of one prompt."""
+
+    processor: MiniCpmVProcessor
+    slices: list[NDArray[np.uint8]] = field(default_factory=list)
+    counts: list[int] = field(default_factory=list)  # image tokens of every slice
+    _numbers: Iterator[int] = field(default_factory=count)
+
+    def text(self, image: Image.Image) -> str:
+        """Cut an image into slices, and return the tags with its tokens."""
+        slicing = self.processor.slicing
+        grid, parts = slice_image(image, slicing)
+        of_image = [slicing.num_tokens(part, self.processor.num_queries) for part in parts]
+        self.slices.extend(parts)
+        self.counts.extend(of_image)
+        return self.processor.image_text(grid, of_image, next(self._numbers))
+
+    def bounds(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the begin and end of the tokens of every slice: int64 [slices, 2]."""
+        return self.processor.image_bounds(tokens, self.counts)
 
 
 def _join_rows(parts: Sequence[str], columns: int) -> str:

@@ -1,8 +1,8 @@
 """Model inputs of Qwen-VL: one image of any size, and tokens."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,19 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field, PositiveInt, model_validator
-from tokenizers import Tokenizer
 
 from mcpmq.errors import CheckpointError
 from mcpmq.families import family_of
+from mcpmq.families.chat_processor import ChatProcessor
 from mcpmq.families.chat_template import ChatTemplate
 from mcpmq.families.config_schema import ConfigSchema, validate_config
 from mcpmq.families.family import Inputs
-from mcpmq.families.images import open_image
-from mcpmq.families.messages import Message, template_messages
 from mcpmq.families.position_ids import mrope_position_ids
 from mcpmq.families.preprocessor import ChannelMeans, ChannelStds, PreprocessorConfig, check_consistent
 from mcpmq.families.prompt_format import PromptFormat
-from mcpmq.families.tokenizer import check_special_tokens, check_tokens, open_tokenizer, token_ids
+from mcpmq.families.tokenizer import open_tokenizer
 from mcpmq.system.json_file import read_json
 
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"  # tags around the image tokens
@@ -120,16 +118,10 @@ class _Config(ConfigSchema):
 
 
 @dataclass(frozen=True, slots=True)
-class QwenVlProcessor:
+class QwenVlProcessor(ChatProcessor):
     """Encodes samples with the tokenizer, chat template and preprocessor settings of a checkpoint."""
 
     resizing: Resizing
-    tokenizer: Tokenizer
-    template: ChatTemplate
-    vocab_size: int
-    context_length: int
-    special_tokens: Mapping[str, int]  # control tokens, not allowed in texts; token -> id
-    prompt_format: PromptFormat
 
     @classmethod
     def open(cls, checkpoint: Path, prompt_format: PromptFormat) -> Self:
@@ -145,45 +137,12 @@ class QwenVlProcessor:
         template = ChatTemplate.open(checkpoint, default_tokens=prompt_format.default_special_tokens)
         resizing = Resizing.open(checkpoint)
         _check_vision(raw, resizing)
-        return cls(
-            resizing, tokenizer, template, config.vocab_size, config.max_position_embeddings, special, prompt_format
-        )
+        limits = config.vocab_size, config.max_position_embeddings
+        return cls(tokenizer, template, *limits, special, prompt_format, resizing)
 
-    def encode(self, sample_id: str, image: Path | None, prompt: str, answer: str) -> Inputs:
-        """Encode one sample; without an image the prompt has no image tags.
-
-        Raises:
-            DatasetError: the image is not valid, a text contains a special token, or the sample is too long.
-            CheckpointError: a token id is not below the vocabulary size, or the chat template drops image tokens.
-        """
-        label = f"sample `{sample_id}`"
-        check_special_tokens(label, self.special_tokens, prompt, answer)
-        content = (open_image(sample_id, image), prompt) if image else (prompt,)
-        answer += self.prompt_format.end_of_turn
-        return replace(self._encode(label, [Message("user", content)], answer), id=sample_id)
-
-    def encode_chat(self, messages: Sequence[Message]) -> Inputs:
-        """Encode the prompt for the next message of a chat.
-
-        Raises:
-            DatasetError: a text contains a special token, or the chat is too long.
-            CheckpointError: a token id is not below the vocabulary size, or the chat template drops image tokens.
-        """
-        check_special_tokens("the chat", self.special_tokens, *(text for one in messages for text in one.texts))
-        return self._encode("the chat", messages, "")
-
-    def _encode(self, label: str, messages: Sequence[Message], answer: str) -> Inputs:
-        slices: list[ImagePixels] = []
-
-        def image_tags(image: Image.Image) -> str:
-            slices.append(self.resizing.resize(image))
-            return self._image_tags(slices[-1])
-
-        prompt = self.template.render(template_messages(messages, image_tags, self.prompt_format.content_separator))
-        question = token_ids(self.tokenizer, prompt)
-        tokens = np.array([*question, *token_ids(self.tokenizer, answer)], dtype=np.int64)
-        check_tokens(label, tokens, self.vocab_size, self.context_length)
-        return Inputs(label, tokens, len(question), tuple(slices), self._image_bounds(tokens, len(slices)))
+    def prompt_images(self, label: str, count: int) -> "ResizedImages":
+        """Return the images of a new prompt, of any number."""
+        return ResizedImages(self)
 
     def model_inputs(self, inputs: Inputs) -> dict[str, NDArray[Any]]:
         """Return the forward arguments of the torch module.
@@ -203,16 +162,32 @@ class QwenVlProcessor:
             ),
         }
 
-    def _image_tags(self, part: ImagePixels) -> str:
-        rows, columns = self.resizing.token_grid(part)
-        return f"{VISION_START}{self.prompt_format.image_token * (rows * columns)}{VISION_END}"
 
-    def _image_bounds(self, tokens: NDArray[np.int64], images: int) -> NDArray[np.int64]:
-        starts = np.flatnonzero(tokens == self.special_tokens[VISION_START]) + 1
-        ends = np.flatnonzero(tokens == self.special_tokens[VISION_END])
-        if len(starts) != images or len(ends) != images:
+@dataclass(frozen=True, slots=True)
+class ResizedImages:
+    """The resized images of one prompt; each is one slice."""
+
+    processor: QwenVlProcessor
+    slices: list[ImagePixels] = field(default_factory=list)
+
+    def text(self, image: Image.Image) -> str:
+        """Resize an image, and return the tags with its tokens."""
+        self.slices.append(self.processor.resizing.resize(image))
+        rows, columns = self.processor.resizing.token_grid(self.slices[-1])
+        return f"{VISION_START}{self.processor.prompt_format.image_token * (rows * columns)}{VISION_END}"
+
+    def bounds(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the begin and end of the tokens of every image: int64 [images, 2].
+
+        Raises:
+            CheckpointError: the prompt has another number of images.
+        """
+        special = self.processor.special_tokens
+        starts = np.flatnonzero(tokens == special[VISION_START]) + 1
+        ends = np.flatnonzero(tokens == special[VISION_END])
+        if not len(starts) == len(ends) == len(self.slices):
             raise CheckpointError(
-                f"the rendered prompt has {len(starts)} of {images} images",
+                f"the rendered prompt has {len(starts)} of {len(self.slices)} images",
                 "compare `chat_template` with the published template",
             )
         return np.stack([starts, ends], axis=1)
