@@ -1,14 +1,14 @@
 """Sample files of lmms-eval: one JSON object for every document, with the scores of its task."""
 
 import json
-import math
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from mcpmq.errors import DatasetError
-from mcpmq.system.input_file import check_file
-from mcpmq.system.text_file import decode_text, split_lines
+from mcpmq.system.input_file import read_text_file
+from mcpmq.system.text_file import split_lines
 
 MAX_NBYTES = 1 << 30
 HINT = "give a file `*_samples_TASK.jsonl`, which lmms-eval writes with `--log_samples`"
@@ -23,16 +23,11 @@ def read_lmms_eval(file: Path, metric: str) -> dict[str, float]:
     Raises:
         DatasetError: the file is missing, a line is not a sample with this metric, or a document is given twice.
     """
-    check_file(file.resolve(), file.resolve().parent, DatasetError, MAX_NBYTES)
-    try:
-        text = decode_text(file.read_bytes())
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"`{file}` is not Unicode text: {error}", HINT) from error
     scores: dict[str, float] = {}
-    for where, sample in _samples(file, text):
+    for where, sample in _samples(file, read_text_file(file, DatasetError, HINT, MAX_NBYTES)):
         name = str(sample.get("doc_id", ""))
-        if not name:
-            raise DatasetError(f"{where} has no `doc_id`", HINT)
+        if not name or not name.isprintable():
+            raise DatasetError(f"{where} has no `doc_id` of printable characters", HINT)
         if name in scores:
             raise DatasetError(f"{where}: the document `{name}` is given twice", HINT)
         scores[name] = _score(where, sample, metric)
@@ -62,6 +57,6 @@ def _score(where: str, sample: dict[str, Any], metric: str) -> float:
         raise DatasetError(f"{where} has no `{metric}`; it has {known}", "give one of these keys as `metric`")
     result = sample[metric]
     value = result.get("score") if isinstance(result, dict) else result
-    if not isinstance(value, int | float) or not math.isfinite(value):
+    if not isinstance(value, int | float) or not abs(value) <= sys.float_info.max:
         raise DatasetError(f"{where}: `{metric}` is not a finite number", "give another key as `metric`")
     return float(value)

@@ -1,7 +1,6 @@
 """Score files: scores of the original and of artifacts on tasks, which other programs computed."""
 
 import json
-import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -14,9 +13,8 @@ from mcpmq.errors import DatasetError
 from mcpmq.evaluate.lmms_eval import read_lmms_eval
 from mcpmq.evaluate.schema import GROUPS, TaskScores
 from mcpmq.evaluate.task_scores import compare_scores
-from mcpmq.system.input_file import check_file
+from mcpmq.system.input_file import read_text_file
 from mcpmq.system.json_file import MAX_JSON_NBYTES, unique_keys
-from mcpmq.system.text_file import decode_text
 
 MAX_SAMPLES = 10_000  # of one task: the memory of its intervals grows with them
 RESERVED_NAMES = (*GROUPS, "artifact")  # groups of other metrics in gates
@@ -55,7 +53,7 @@ class Task(_Input):
     @field_validator("name", "metric")
     @classmethod
     def _check_characters(cls, value: str) -> str:
-        if any(unicodedata.category(character) == "Cc" for character in value):
+        if not value.isprintable():
             raise ValueError("it has a control character")
         return value
 
@@ -125,15 +123,16 @@ def _compare(file: Path, task: Task, entry: ModelScores) -> TaskScores:
 
 
 def _load(file: Path) -> list[Task]:
-    check_file(file.resolve(), file.resolve().parent, DatasetError, MAX_JSON_NBYTES)
+    text = read_text_file(file, DatasetError, FORMAT_HINT, MAX_JSON_NBYTES)
     try:
-        content = json.loads(decode_text(file.read_bytes()), object_pairs_hook=unique_keys)
+        content = json.loads(text, object_pairs_hook=unique_keys)
+        json.dumps(content, ensure_ascii=False).encode()  # fails for surrogates, which no report can have
         tasks = ScoreFile.model_validate(content).tasks
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(name) for name in first["loc"] if "[" not in str(name))
         raise DatasetError(f"`{file}`: {key + ': ' if key else ''}{first['msg']}", FORMAT_HINT) from error
-    except (ValueError, RecursionError) as error:  # also of the encoding
+    except (ValueError, RecursionError) as error:
         raise DatasetError(f"`{file}` is not valid JSON: {error}", FORMAT_HINT) from error
     names = [task.name for task in tasks]
     if repeated := {name for name in names if names.count(name) > 1}:

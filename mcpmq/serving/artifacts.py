@@ -118,7 +118,9 @@ def _content(path: Path, found: Sequence[Artifact]) -> str:
 
 
 def text_files(artifact: Artifact) -> Path:
-    """Return a folder beside a GGUF artifact with the tokenizer and preprocessor files of its original.
+    """Return a folder with the tokenizer and preprocessor files of the original of a GGUF artifact.
+
+    It is beside the artifact, or the folder of the same commit in the cache of the hub; nothing is downloaded.
 
     Raises:
         ArtifactError: no folder has them.
@@ -126,10 +128,27 @@ def text_files(artifact: Artifact) -> Path:
     for folder in _conversion_folders(artifact.path.absolute().parent):
         if (folder / CONFIG).is_file() and Artifact.open(folder).manifest.source == artifact.manifest.source:
             return folder
+    if (cached := _cached_original(artifact)) is not None:
+        return cached
     raise ArtifactError(
-        f"no artifact beside `{artifact.path}` has the tokenizer and preprocessor files of the original",
-        "give the original with `--source CHECKPOINT`",
+        f"neither a folder beside `{artifact.path}` nor the cache of the hub has the tokenizer and preprocessor files"
+        f" of the original, `{artifact.manifest.source.name}`",
+        "give the folder of the original with `--source CHECKPOINT`, or ask without `--exact`",
     )
+
+
+def _cached_original(artifact: Artifact) -> Path | None:
+    """Return the original in the cache of the hub; None if it is not there, or not a checkpoint of the hub."""
+    source = artifact.manifest.source
+    if source.revision is None:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        found = try_to_load_from_cache(source.name, CONFIG, revision=source.revision)
+    except ValueError:  # not the name of a repository
+        return None
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def check_source(artifact: Artifact, source: Path) -> None:

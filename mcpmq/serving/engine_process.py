@@ -87,13 +87,17 @@ class EngineProcess:
 
     def _run(self, socket: Path) -> bool:
         """Run a process until it ends; return whether it was ready."""
-        with _started(self._module) as process:
-            self._process = process
-            Thread(target=self._keep_stderr, args=(process.stderr,), daemon=True).start()
-            was_ready = not self._stopped.is_set() and self._become_ready(process, socket)
-            for _ in process.stdout or ():  # a full pipe would block the process
-                pass
-            process.wait()
+        was_ready = False
+        try:
+            with _started(self._module) as process:
+                self._process = process
+                Thread(target=self._keep_stderr, args=(process.stderr,), daemon=True).start()
+                was_ready = not self._stopped.is_set() and self._become_ready(process, socket)
+                for _ in process.stdout or ():  # a full pipe would block the process
+                    pass
+                process.wait()
+        except OSError as error:  # the system starts no process, e.g. because of its limit of processes
+            self._stderr.append(f"no process can be started: {error}")
         self.socket = None
         return was_ready
 

@@ -1,4 +1,4 @@
-"""Guard of files in folders of unknown origin: regular files of the folder itself, of bounded size."""
+"""Guard of files of unknown origin: regular files of bounded size, without links out of their folder."""
 
 import stat
 from collections.abc import Iterable
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from mcpmq.errors import McpmqError
 from mcpmq.system.hub_cache import is_inside
+from mcpmq.system.text_file import decode_text
 
 COPY_HINT = "replace it by a copy of the file, or remove it"
 KINDS = {
@@ -47,6 +48,21 @@ def check_file(file: Path, folder: Path, error_type: type[McpmqError], max_nbyte
         raise error_type(f"`{file}` is outside of the folder, or a link out of it: `{file.resolve()}`", COPY_HINT)
     if max_nbytes is not None and status.st_size > max_nbytes:
         raise error_type(f"`{file}` has {status.st_size:,} bytes, more than {max_nbytes:,}", "remove it")
+
+
+def read_text_file(file: Path, error_type: type[McpmqError], hint: str, max_nbytes: int) -> str:
+    """Return the text of a regular file that a user names; links are followed, a byte order mark is removed.
+
+    Raises:
+        McpmqError: of `error_type`, with the hint: the file cannot be read, is not a regular file, is larger than
+            `max_nbytes`, or is not Unicode text.
+    """
+    try:
+        target = file.resolve(strict=True)
+        check_file(target, target.parent, error_type, max_nbytes)
+        return decode_text(target.read_bytes())
+    except (OSError, ValueError, RuntimeError) as error:  # also of the encoding, and of a path with a null
+        raise error_type(f"`{file}` cannot be read: {_reason(error)}", hint) from error
 
 
 def _reason(error: Exception) -> str:

@@ -39,7 +39,9 @@ def test_scores_are_numbers_or_objects(tmp_path: Path) -> None:
         ([{"doc_id": 0, "exact": float("nan")}], "line 1: `exact` is not a finite number"),
         ([{"doc_id": 0, "exact": "1"}], "line 1: `exact` is not a finite number"),
         ([{"doc_id": 0, "exact": {"accuracy": 1}}], "line 1: `exact` is not a finite number"),
+        ([{"doc_id": 0, "exact": 10**400}], "line 1: `exact` is not a finite number"),
         ([{"exact": 1}], "line 1 has no `doc_id`"),
+        ([{"doc_id": "\ud800", "exact": 1}], "line 1 has no `doc_id` of printable characters"),
         ([], "has no samples"),
     ],
 )
@@ -55,7 +57,7 @@ def test_invalid_samples_are_errors(samples: list[dict[str, Any]], message: str,
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"[]", "is not a JSON object"), (b"{", "is not valid JSON"), (b"\xff", "not Unicode")]
+    ("content", "message"), [(b"[]", "is not a JSON object"), (b"{", "is not valid JSON"), (b"\xff", "cannot be read")]
 )
 def test_other_files_are_errors(content: bytes, message: str, tmp_path: Path) -> None:
     """JSON of another kind, text without JSON, and bytes without text."""

@@ -12,11 +12,12 @@ from mcpmq.dataset import Sample
 from mcpmq.errors import ArtifactError, CheckpointError, DatasetError, EngineError
 from mcpmq.families import family_named
 from mcpmq.runners.gguf import open_runner
-from mcpmq.serving.artifacts import open_engine
+from mcpmq.serving.artifacts import open_engine, text_files
 from mcpmq.serving.decoding import DecodingEngine
 from mcpmq.serving.engine import Message, Sampling, gather
 from mcpmq.serving.gguf import PREPROCESSING_NOTE, LlamaCppEngine, engine_messages
 from tests.serving.chats import ask, most_probable_tokens, question
+from tests.serving.conftest import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -154,12 +155,32 @@ def test_exact_slices_need_the_files_of_the_original(reference_gguf: Artifact, t
     """A GGUF artifact alone has no preprocessor settings; `source` names them, and must be of the same family."""
     alone = shutil.copytree(reference_gguf.path, tmp_path / "alone" / "gguf")
 
-    with pytest.raises(ArtifactError, match="has the tokenizer and preprocessor files") as caught:
+    with pytest.raises(ArtifactError, match="files of the original, `reference`$") as caught:
         open_engine(alone, threads=1, exact=True)
     assert "--source" in caught.value.hint
     open_engine(alone, threads=1, exact=True, source=reference_gguf.path.parent / "onnx").close()
     with pytest.raises(CheckpointError):
         open_engine(alone, threads=1, exact=True, source=tmp_path)
+
+
+def test_exact_slices_use_the_original_in_the_cache_of_the_hub(
+    reference_gguf: Artifact, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commit in the manifest selects the folder; another commit, and another name, are not used."""
+    alone, commit = shutil.copytree(reference_gguf.path, tmp_path / "alone" / "gguf"), "0123456789" * 4
+    snapshot = tmp_path / "hub" / "models--owner--name" / "snapshots" / commit
+    shutil.copytree(ROOT / "calibration" / "reference", snapshot)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.file_download.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+
+    def folder(**source: str) -> Path:
+        record = reference_gguf.manifest.source.model_copy(update=source)
+        return text_files(Artifact(alone, reference_gguf.manifest.model_copy(update={"source": record})))
+
+    assert folder(name="owner/name", revision=commit) == snapshot
+    for other in ({"revision": "f" * 40}, {"name": "owner/other"}, {"name": "../x"}):
+        with pytest.raises(ArtifactError, match="nor the cache of the hub"):
+            folder(**({"name": "owner/name", "revision": commit} | other))
 
 
 def test_a_damaged_file_is_an_error(reference_gguf: Artifact, tmp_path: Path) -> None:

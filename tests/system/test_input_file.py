@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mcpmq.errors import ArtifactError, CheckpointError
-from mcpmq.system.input_file import check_file, check_files
+from mcpmq.errors import ArtifactError, CheckpointError, DatasetError
+from mcpmq.system.input_file import check_file, check_files, read_text_file
 
 
 def test_regular_files_and_links_inside_of_the_folder_pass(tmp_path: Path) -> None:
@@ -83,3 +83,26 @@ def test_a_path_out_of_the_folder_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "secret").touch()
     with pytest.raises(CheckpointError, match="outside of the folder"):
         check_file(tmp_path / "a" / ".." / "secret", tmp_path / "a", CheckpointError)
+
+
+def test_a_named_file_can_be_a_link(tmp_path: Path) -> None:
+    """A user names the file, so a link is followed; a byte order mark is removed."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "text").write_bytes(b"\xef\xbb\xbfscores")
+    (tmp_path / "link").symlink_to("a/text")
+
+    assert read_text_file(tmp_path / "link", DatasetError, "a hint", 9) == "scores"
+    with pytest.raises(DatasetError, match="has 9 bytes, more than 8"):
+        read_text_file(tmp_path / "link", DatasetError, "a hint", 8)
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "folder", "socket", "device", "dangling", "circle", "missing", "null"])
+def test_another_named_file_is_an_error(kind: str, tmp_path: Path) -> None:
+    """The file is not read, and the error has its path."""
+    file = tmp_path / ("file\0" if kind == "null" else "file")
+    if kind not in ("missing", "null"):
+        special_file(kind, file)
+
+    with pytest.raises(DatasetError, match="file") as caught:
+        read_text_file(file, DatasetError, "a hint", 9)
+    assert caught.value.hint
