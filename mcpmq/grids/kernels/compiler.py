@@ -5,6 +5,7 @@ vector units of the processor compute different rows, and every sum adds the col
 math nothing is reordered or fused: the results are those of IEEE float32 on every processor and for any number of rows.
 """
 
+import fcntl
 import hashlib
 import os
 import warnings
@@ -56,9 +57,27 @@ def _cache_folder() -> Path | None:
         warn_once()
         return None
     if os.access(folder, os.W_OK):
+        remove_partial_files(folder)
         return folder
     warn_once()
     return None
+
+
+def remove_partial_files(folder: Path) -> int | None:
+    """Remove the temporary files of killed processes from the cache folder and return the descriptor of a shared lock.
+
+    Every process that can write there holds the lock until it ends, so a temporary file is in use only while the lock
+    of another process exists.
+    """
+    descriptor = None
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        with suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for path in folder.rglob("*.tmp.*"):
+                path.unlink(missing_ok=True)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    return descriptor
 
 
 CACHE_FOLDER = _cache_folder()

@@ -1,6 +1,7 @@
 """Kernels work without a usable cache of compiled code."""
 
 import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +87,33 @@ def test_a_folder_that_cannot_be_made_has_a_warning(tmp_path: Path, monkeypatch:
 
     with pytest.warns(McpmqWarning, match="compiled kernels are not cached"):
         assert compiler._cache_folder() is None
+
+
+def test_partial_files_of_killed_processes_are_removed(tmp_path: Path) -> None:
+    """Finished files stay; while another process uses the folder, its partial files stay too."""
+    partial, finished = tmp_path / "lanes" / "half-7.nbi.tmp.99e6d88fa0704678", tmp_path / "lanes" / "half-7.nbi"
+    partial.parent.mkdir()
+    partial.write_bytes(b"ind")
+    finished.write_bytes(b"index")
+    first = compiler.remove_partial_files(tmp_path)
+    assert first is not None
+    assert not partial.exists()
+    assert finished.is_file()
+
+    partial.write_bytes(b"ind")
+    second = compiler.remove_partial_files(tmp_path)
+    assert second is not None
+    assert partial.is_file()
+
+    os.close(first)
+    os.close(second)
+    third = compiler.remove_partial_files(tmp_path)
+    assert third is not None
+    assert not partial.exists()
+    assert finished.is_file()
+    os.close(third)
+
+
+def test_a_folder_that_vanished_is_not_an_error(tmp_path: Path) -> None:
+    """Another user of the machine can empty the cache at any time."""
+    assert compiler.remove_partial_files(tmp_path / "none") is None
