@@ -7,7 +7,7 @@ import argparse
 import json
 import shutil
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -46,9 +46,9 @@ PUBLISHED_CONFIG: dict[str, Any] = {
 }
 
 
-def write_checkpoint(out: Path, layers: int) -> None:
+def write_checkpoint(out: Path, layers: int, config: Mapping[str, Any] = PUBLISHED_CONFIG) -> None:
     """Write a checkpoint of `layers` language layers with the tokenizer and processor of the reference checkpoint."""
-    file, begin, end = write_sparse_checkpoint(out, layers)
+    file, begin, end = write_sparse_checkpoint(out, layers, config)
     noise = _bf16_noise(1 << 24)
     with file.open("r+b") as stream:
         stream.seek(begin)
@@ -56,10 +56,12 @@ def write_checkpoint(out: Path, layers: int) -> None:
             stream.write(noise[: end - start])
 
 
-def write_sparse_checkpoint(out: Path, layers: int) -> tuple[Path, int, int]:
+def write_sparse_checkpoint(
+    out: Path, layers: int, published: Mapping[str, Any] = PUBLISHED_CONFIG
+) -> tuple[Path, int, int]:
     """Write the checkpoint with a sparse weights file; return the file and the first and last byte of its weights."""
     out.mkdir(parents=True)
-    config = PUBLISHED_CONFIG | {"num_hidden_layers": layers}
+    config = {**published, "num_hidden_layers": layers}
     family = family_of(config)
     (out / "config.json").write_text(json.dumps(config, indent=1))
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mcpmq.artifact import Artifact
     from mcpmq.checkpoint import Checkpoint
-    from mcpmq.convert import convert, evaluate
+    from mcpmq.convert import convert
     from mcpmq.dataset import SampleSet
     from mcpmq.errors import McpmqError
     from mcpmq.evaluate import Settings
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mcpmq.quantized_model import QuantizedModel
     from mcpmq.recipe import Recipe
     from mcpmq.report import Report
+    from mcpmq.report.evaluation import evaluate
 
 # Read by the libraries when they are imported. ONNX Runtime would contact a telemetry host and write to ~/.cache.
 os.environ.update(ORT_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_TELEMETRY="1")
@@ -63,7 +64,7 @@ _MODULES = {
     "SampleSet": "dataset",
     "Settings": "evaluate",
     "convert": "convert",
-    "evaluate": "convert",
+    "evaluate": "report.evaluation",
     "export": "export",
     "make_plan": "plan",
     "quantize": "quantize",

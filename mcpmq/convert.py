@@ -1,7 +1,6 @@
 """Convert a checkpoint to evaluated artifacts: quantize, export, evaluate. Start reading here."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,9 +20,9 @@ from mcpmq.mixed_precision import Budget, search_recipe
 from mcpmq.plan import Plan, make_plan
 from mcpmq.quantize import quantize
 from mcpmq.recipe import Recipe
-from mcpmq.report import JSON_FILE, Report, check_report_folder, compare, report_folder, write_report
-from mcpmq.report.model_cards import card_files, update_model_cards
-from mcpmq.system.output import check_folder, check_output, lock_folder, lock_output
+from mcpmq.report import JSON_FILE, Report, check_report_folder, compare
+from mcpmq.report.evaluation import measure_and_write
+from mcpmq.system.output import check_folder, check_output, lock_folder
 
 QUANTIZED = "quantized"  # folder of the quantized model in that of a conversion
 
@@ -70,7 +69,7 @@ def convert(
         inputs.check_evaluation_samples(settings)
     with lock_folder(out):
         artifacts = _export(plans, recipes, out, inputs.calibration, settings)
-        return _write_results(inputs.measurement_of(artifacts, settings), out, artifacts)
+        return measure_and_write(inputs.measurement_of(artifacts, settings), out, artifacts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,67 +141,6 @@ def _checked_plan(checkpoint: Checkpoint, recipe: Recipe, formats: Sequence[Form
 def quantized_artifacts(out: Path) -> list[Artifact]:
     """Return the quantized models in the folder of a conversion."""
     return [Artifact.open(folder) for folder in sorted(out.glob(f"{QUANTIZED}*")) if has_manifest(folder)]
-
-
-def evaluate(
-    artifacts: Sequence[Artifact],
-    checkpoint: Checkpoint,
-    eval_set: SampleSet,
-    settings: Settings | None = None,
-    *,
-    out: str | Path | None = None,
-    engine_baselines: Sequence[Artifact] = (),
-    held_out_from_calibration: bool = False,
-    scores: str | Path | None = None,
-) -> Report:
-    """Measure artifacts against their original, each in its own engine, on the same pixels and tokens.
-
-    Args:
-        artifacts: Artifacts in any format, or quantized models.
-        checkpoint: The original.
-        eval_set: Samples to measure on.
-        settings: Threads, cache and progress; by default all cores and no progress.
-        out: Folder to write report.json, report.md and report.html to; the model cards of the artifacts then get their
-            results. Without it nothing is written.
-        engine_baselines: Unquantized artifacts, at most one for every format, to separate the error of the engine from
-            the error of quantization.
-        held_out_from_calibration: Whether `eval_set` is the held-out part of the calibration set.
-        scores: File of task scores of the original and the artifacts, which the report then contains.
-
-    Raises:
-        ArtifactError: an artifact was made from another checkpoint, or its files changed.
-        DatasetError: an artifact was calibrated on a sample of `eval_set`, or the file of scores is invalid.
-        EngineError: an engine failed.
-        OutputError: the report or a model card cannot be written, or another process writes it.
-    """
-    settings = settings or Settings.from_options()
-    for text in evaluation_warnings(eval_set):
-        settings.notify(text)
-    measure = partial(
-        compare,
-        checkpoint,
-        artifacts,
-        eval_set,
-        settings,
-        engine_baselines=engine_baselines,
-        held_out_from_calibration=held_out_from_calibration,
-        scores=Path(scores) if scores else None,
-    )
-    if out is None:
-        return measure()
-    with report_folder(Path(out), {checkpoint.path: "checkpoint", eval_set.path: "evaluation set"}):
-        return _write_results(measure, Path(out), (*engine_baselines, *artifacts))
-
-
-def _write_results(measure: Callable[[], Report], out: Path, artifacts: Sequence[Artifact]) -> Report:
-    """Measure, and write the report and the model cards; the caller holds the lock of the folder."""
-    with ExitStack() as stack:
-        for card in dict.fromkeys(card_files(artifacts)):
-            stack.enter_context(lock_output(card))
-        report = measure()
-        write_report(report, out)
-        update_model_cards(report, artifacts)
-    return report
 
 
 def _load_recipes(recipe: Recipe | str | None, bits: int | None, formats: Sequence[FormatName]) -> FormatsByRecipe:

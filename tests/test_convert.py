@@ -13,13 +13,14 @@ from PIL import Image
 from benchmarks.commands import recipe_argument
 from mcpmq.artifact import Artifact
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.convert import convert, evaluate, quantized_artifacts
+from mcpmq.convert import convert, quantized_artifacts
 from mcpmq.dataset import SampleSet
 from mcpmq.errors import CheckpointError, DatasetError, FormatError, OutputError, RecipeError
 from mcpmq.evaluate import Settings
 from mcpmq.mixed_precision import Budget
 from mcpmq.quantized_model import QuantizedModel
 from mcpmq.report import Report
+from mcpmq.report.evaluation import evaluate
 from mcpmq.system.output import lock_folder
 
 SETTINGS = Settings(threads=1)

@@ -6,11 +6,8 @@ Artifacts in build/peers are reused; delete the folder to start over.
 """
 
 import argparse
-import json
-import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict
-from pathlib import Path
 
 from benchmarks.commands import HELDOUT, STARTER, commit, write_result
 from benchmarks.peers import text_checkpoint, unscaled_checkpoint
@@ -23,7 +20,7 @@ from benchmarks.peers.artifacts import (
     Variant,
     install_tool,
     quantize_variant,
-    tool_python,
+    tool_versions,
 )
 from benchmarks.peers.decoders import DecoderWeights, read_mcpmq_decoder, read_peer_decoder
 from benchmarks.peers.metrics import TokenDifferences, compare_logprobs, sample_groups, summarize
@@ -33,7 +30,6 @@ from mcpmq.system.environment import describe_machine, installed_versions
 
 GROUPS = ("image", "text")
 TOOLS = {"autoround": "auto-round", "gptqmodel": "GPTQModel"}
-VERSIONS = "import importlib.metadata as m, json, sys; print(json.dumps({p: m.version(p) for p in sys.argv[1:]}))"
 
 
 def write_inputs() -> dict[str, int]:
@@ -84,10 +80,7 @@ def _metrics(differences: TokenDifferences, baseline: TokenDifferences, chosen: 
 def versions() -> dict[str, dict[str, str]]:
     """Return the versions of the relevant packages in every environment."""
     found = {"mcpmq": installed_versions(("mcpmq", "torch", "transformers"))}
-    for tool, package in TOOLS.items():
-        words: list[str | Path] = [tool_python(tool), "-c", VERSIONS, package, "torch", "transformers"]
-        found[tool] = json.loads(subprocess.run(words, capture_output=True, check=True).stdout)
-    return found
+    return found | {tool: tool_versions(tool, (package, "torch", "transformers")) for tool, package in TOOLS.items()}
 
 
 def main() -> None:

@@ -25,6 +25,7 @@ ENVIRONMENT_VARIABLES = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "
 POST_INSTALL = {"gptqmodel": "from gptqmodel import extension; extension.load('pack_block_cpu')"}
 
 
+VERSIONS = "import importlib.metadata as m, json, sys; print(json.dumps({p: m.version(p) for p in sys.argv[1:]}))"
 ToolOptions = tuple[str, str, Mapping[str, object]]  # tool, method, options
 
 
@@ -107,6 +108,13 @@ def install_tool(tool: str) -> None:
     ready.touch()
 
 
+def tool_versions(tool: str, packages: Sequence[str]) -> dict[str, str]:
+    """Return the versions of packages in the environment of a tool."""
+    words: list[str | Path] = [tool_python(tool), "-c", VERSIONS, *packages]
+    found: dict[str, str] = json.loads(subprocess.run(words, capture_output=True, check=True).stdout)
+    return found
+
+
 def quantize_variant(variant: Variant) -> Cost:
     """Quantize a variant unless its artifact exists, and return the recorded cost.
 
@@ -116,17 +124,22 @@ def quantize_variant(variant: Variant) -> Cost:
     cost, out, log = COSTS / f"{variant.name}.json", OUTPUTS / variant.name, WORK / f"{variant.name}.log"
     if not cost.is_file():
         shutil.rmtree(out, ignore_errors=True)
-        measured = _measure(variant.command(out), log)
+        measured = measure_command(variant.command(out), log)
         cost.parent.mkdir(exist_ok=True)
         cost.write_text(json.dumps(asdict(measured)))
     return Cost(**json.loads(cost.read_text()))
 
 
-def _measure(words: Sequence[object], log: Path) -> Cost:
+def measure_command(words: Sequence[object], log: Path, folder: Path = WORK) -> Cost:
+    """Run a command in a folder and return its cost; its output goes to a log file.
+
+    Raises:
+        SystemExit: the command failed; the message names the log.
+    """
     start = time.monotonic()
     with log.open("w") as file:
         variables = {**os.environ, **ENVIRONMENT_VARIABLES, "PYTHONPATH": str(ROOT)}
-        process = subprocess.Popen([str(word) for word in words], cwd=WORK, env=variables, stdout=file, stderr=file)
+        process = subprocess.Popen([str(word) for word in words], cwd=folder, env=variables, stdout=file, stderr=file)
         _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"failed, see {log}")

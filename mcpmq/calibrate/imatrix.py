@@ -88,13 +88,13 @@ def write_imatrix(
     inputs = {checkpoint.path: "checkpoint", samples.path: "calibration set"}
     check_output(out, inputs | dict.fromkeys(previous, "importance matrix"))
     torch_device = resolve_device(device)
-    names = _tensor_names(checkpoint)
+    names = tensor_names(checkpoint)
     columns = {part: _columns(checkpoint, part, names[part]) for part in names}
     if mmproj_file:
         columns[MMPROJ] = column_counts(mmproj_file, columns.get(MMPROJ, {}))
     with lock_output(out):
-        artifacts = [_open_previous(folder, checkpoint) for folder in previous]
-        added = {part: [matrix.padded(columns[part]) for matrix in _read(artifacts, part)] for part in names}
+        artifacts = [open_imatrix(folder, checkpoint) for folder in previous]
+        added = {part: [matrix.padded(columns[part]) for matrix in read_matrices(artifacts, part)] for part in names}
         sums = _collect_sums(checkpoint, samples, progress, torch_device)
         with atomic_dir(out) as folder:
             files = {}
@@ -180,11 +180,12 @@ class _SquareSumObserver:
         return SquareSums(self.sums.float().cpu(), {name: self.token_counts[name] for name in MODALITIES})
 
 
-def _specs(checkpoint: Checkpoint, part: str) -> Iterator[TensorSpec]:
+def component_specs(checkpoint: Checkpoint, part: str) -> Iterator[TensorSpec]:
+    """Yield the matrices of a file."""
     return (spec for spec in checkpoint.specs if spec.role == "matrix" and spec.component in COMPONENTS[part])
 
 
-def _tensor_names(checkpoint: Checkpoint) -> dict[str, TensorNames]:
+def tensor_names(checkpoint: Checkpoint) -> dict[str, TensorNames]:
     """Return llama.cpp's tensor names for each file; a text-only model has no mmproj file."""
     architecture = checkpoint.architecture
     names = {LANGUAGE: HYBRID_LANGUAGE_NAMES if architecture.language.linear_attention else LANGUAGE_NAMES}
@@ -195,7 +196,7 @@ def _columns(checkpoint: Checkpoint, part: str, names: TensorNames) -> dict[str,
     """Return the columns of all matrices of a file, by llama.cpp's names."""
     return {
         name: spec.shape[0 if spec.transposed else 1]
-        for spec in _specs(checkpoint, part)
+        for spec in component_specs(checkpoint, part)
         for name in gguf_names(spec.name, names)
     }
 
@@ -205,7 +206,7 @@ def _importance_matrix(
 ) -> ImportanceMatrix:
     entries = {
         name: _entry(spec, one)
-        for spec in _specs(checkpoint, part)
+        for spec in component_specs(checkpoint, part)
         if spec.name in sums
         for name, one in _split(gguf_names(spec.name, names), sums[spec.name])
     }
@@ -223,18 +224,24 @@ def _entry(spec: TensorSpec, sums: SquareSums) -> ImatrixEntry:
     return ImatrixEntry(sums.sums.numpy(), sum(sums.token_counts.values()))
 
 
-def _open_previous(folder: Path, checkpoint: Checkpoint) -> Artifact:
+def open_imatrix(folder: Path, checkpoint: Checkpoint) -> Artifact:
+    """Open an importance matrix of a checkpoint.
+
+    Raises:
+        ArtifactError: it is another artifact, or its files are damaged.
+    """
     artifact = Artifact.open(folder)
     if artifact.manifest.kind != "imatrix" or artifact.manifest.source != SourceRecord.from_checkpoint(checkpoint):
         raise ArtifactError(
             f"`{folder}` is not an importance matrix of `{checkpoint.path}`",
-            "add an artifact that `mcpmq imatrix` wrote for the same checkpoint",
+            "give an artifact that `mcpmq imatrix` wrote for the same checkpoint",
         )
     artifact.verify()
     return artifact
 
 
-def _read(artifacts: Sequence[Artifact], part: str) -> Iterator[ImportanceMatrix]:
+def read_matrices(artifacts: Sequence[Artifact], part: str) -> Iterator[ImportanceMatrix]:
+    """Yield the matrices of one file of artifacts."""
     return (ImportanceMatrix.read(file) for artifact in artifacts for file in artifact.component_files(part))
 
 
@@ -246,7 +253,7 @@ def _manifest(
         for record in artifact.manifest.weights:
             tokens.setdefault(record.name, Counter()).update(record.calibration_tokens or {})
     specs = [spec for spec in checkpoint.specs if spec.name in tokens]
-    missing = [spec.name for spec in _specs(checkpoint, MMPROJ) if spec.name not in tokens]
+    missing = [spec.name for spec in component_specs(checkpoint, MMPROJ) if spec.name not in tokens]
     return Manifest(
         kind="imatrix",
         family=checkpoint.family.name,

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["CODE_PATTERN", "INDEX", "LICENSE_PATTERNS", "TEXT_PATTERNS", "WEIGHT_PATTERN", "Checkpoint"]
 CONFIG = "config.json"
 MAX_TEXT_NBYTES = 256 << 20
+CHUNK_WEIGHTS = 1 << 24  # weights that are converted to float32 at a time
 
 
 @dataclass(frozen=True)
@@ -107,10 +108,33 @@ class Checkpoint:
         tensor = self.load_stored(spec)
         return tensor.T.contiguous() if spec.transposed else tensor
 
+    def load_float32(self, spec: TensorSpec) -> "Tensor":
+        """Return a tensor [out, in] in float32, converted in chunks so that its stored values are not in memory too."""
+        if len(spec.shape) != 2 or spec.transposed:
+            return self.load(spec).float()
+        import torch
+
+        values, end = torch.empty(spec.shape), 0
+        for rows in self.load_rows(spec, CHUNK_WEIGHTS):
+            begin, end = end, end + len(rows)
+            values[begin:end] = rows
+        return values
+
     def load_stored(self, spec: TensorSpec) -> "Tensor":
         """Return a tensor with the shape of the file, and its dtype if that is not float64."""
         entry = self.entries[spec.name]
         return _tensor(read_bytes(entry), entry).reshape(entry.shape)
+
+    def load_every(self, spec: TensorSpec, step: int) -> "Tensor":
+        """Return every `step`-th row of a matrix or table [out, in] in its stored dtype; other rows are not read."""
+        entry = self.entries[spec.name]
+        if step == 1 or spec.transposed:
+            return self.load(spec)[::step]
+        row_nbytes = entry.nbytes // entry.shape[0]
+        rows = bytearray()
+        for begin in range(0, entry.nbytes, step * row_nbytes):
+            rows += read_bytes(entry, begin, begin + row_nbytes)
+        return _tensor(rows, entry).reshape(-1, *entry.shape[1:])
 
     def load_rows(self, spec: TensorSpec, max_weights: int) -> Iterator["Tensor"]:
         """Yield a matrix or table [out, in] in chunks of rows; a (small) matrix stored as [in, out] in one chunk."""

@@ -254,9 +254,9 @@ def evaluate(
     from mcpmq import ui
     from mcpmq.artifact import Artifact
     from mcpmq.checkpoint import Checkpoint
-    from mcpmq.convert import evaluate
     from mcpmq.dataset import SampleSet
     from mcpmq.evaluate import Settings
+    from mcpmq.report.evaluation import evaluate
 
     controls = shuffle_images, engine_preprocessing
     settings = Settings.from_options(

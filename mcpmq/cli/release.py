@@ -10,7 +10,6 @@ from mcpmq.cli.options import (
     DEFAULT_SEARCH_RECIPE,
     INSPECT_PANEL,
     PIPELINE_PANEL,
-    Calibration,
     Context,
     Device,
     Json,
@@ -27,7 +26,7 @@ from mcpmq.cli.options import (
 
 if TYPE_CHECKING:  # --help imports no library
     from mcpmq.formats import FormatName
-    from mcpmq.mixed_precision import Budget
+    from mcpmq.mixed_precision import Budget, SearchResult
 
 commands = typer.Typer()
 
@@ -42,7 +41,13 @@ def search(
             "--format", "-f", metavar="gguf|onnx", help="Format of the artifact", autocompletion=complete_format
         ),
     ],
-    calibration: Calibration,
+    calibration: Annotated[
+        Path | None, typer.Option("--calibration", metavar="DIR", help="Calibration set: images and prompts")
+    ] = None,
+    imatrix: Annotated[
+        Path | None,
+        typer.Option("--imatrix", metavar="DIR", help="Result of `mcpmq imatrix`, instead of a calibration set"),
+    ] = None,
     revision: Revision = None,
     max_size: MaxSize = None,
     max_memory: MaxMemory = None,
@@ -69,21 +74,47 @@ def search(
 
     source = at_revision(source, revision)
     ui.start_progress(f"searching a recipe for {source}")
-    from mcpmq.checkpoint import Checkpoint
-    from mcpmq.dataset import SampleSet
-    from mcpmq.mixed_precision import recipe_file, search_recipe
-    from mcpmq.recipe import Recipe
-
     budget, name = make_budget(max_size, max_memory, context, sequential), parse_format(format)
     if budget is None:
         raise typer.BadParameter("give --max-size, --max-memory, or both", param_hint="--max-size")
-    cores, base, samples = threads or os.cpu_count() or 1, Recipe.load(recipe), SampleSet.open(calibration)
-    original = Checkpoint.open(source, ui.progress_bars())
-    with recipe_file(out, {original.path: "checkpoint", samples.path: "calibration set"}):
-        result = search_recipe(original, base, name, budget, samples, cores, ui.progress_bars(), device)
-        result.write(out)
+    if (calibration is None) == (imatrix is None):
+        raise typer.BadParameter("give --calibration or --imatrix", param_hint="--calibration")
+    result = _search(source, out, recipe, name, budget, calibration, imatrix, threads, device)
     ui.print_table(result.to_table(), result.to_dict(), as_json=json)
     ui.print_search_steps(out, source, name, calibration)
+
+
+def _search(
+    source: str,
+    out: Path,
+    recipe: str,
+    name: "FormatName",
+    budget: "Budget",
+    calibration: Path | None,
+    imatrix: Path | None,
+    threads: int | None,
+    device: str | None,
+) -> "SearchResult":
+    """Search with one of the two kinds of statistics, and write the recipe."""
+    from mcpmq import ui
+    from mcpmq.checkpoint import Checkpoint
+    from mcpmq.dataset import SampleSet
+    from mcpmq.mixed_precision import recipe_file, search_recipe, search_with_imatrix
+    from mcpmq.recipe import Recipe
+
+    base, progress = Recipe.load(recipe), ui.progress_bars()
+    original = Checkpoint.open(source, progress)
+    if imatrix:
+        with recipe_file(out, {original.path: "checkpoint", imatrix: "importance matrix"}):
+            result = search_with_imatrix(original, base, name, budget, imatrix, progress)
+            result.write(out)
+        return result
+    assert calibration is not None
+    samples, cores = SampleSet.open(calibration), threads or os.cpu_count() or 1
+    with recipe_file(out, {original.path: "checkpoint", samples.path: "calibration set"}):
+        result = search_recipe(original, base, name, budget, samples, cores, progress, device)
+        result.write(out)
+    return result
 
 
 @commands.command(rich_help_panel=PIPELINE_PANEL)

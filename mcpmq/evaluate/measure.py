@@ -23,7 +23,7 @@ from mcpmq.formats.format import Engine
 from mcpmq.runners.launcher import ENGINES, NO_REFERENCES, RunResult, measure_sequential_peak, run_engine
 from mcpmq.runners.logprobs import logprobs_nbytes
 from mcpmq.runners.token_metrics import TokenResults
-from mcpmq.system.environment import describe_machine
+from mcpmq.system.environment import describe_machine, kernel_selection
 from mcpmq.system.output import check_disk_space
 
 DECIMALS = 8  # of losses and divergences, in nats
@@ -144,11 +144,9 @@ def _run_original(checkpoint: Checkpoint, inputs: EncodedInputs, settings: Setti
 
 
 def _cache_key(checkpoint: Checkpoint, inputs: EncodedInputs, settings: Settings) -> str:
-    from mcpmq.execution.instruction_set import instruction_set  # imports torch, which reports do not need
-
     versions = [version(package) for package in ("mcpmq", "torch", "transformers")]
     key = [checkpoint.sha256, inputs.store.sha256, inputs.groups, inputs.notes, versions, settings.threads]
-    return hashlib.sha256(json.dumps([*key, describe_machine(), instruction_set()]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([*key, describe_machine(), kernel_selection()]).encode()).hexdigest()
 
 
 def _read_cached(cache_folder: Path, name: str, inputs: EncodedInputs) -> OriginalResult | None:

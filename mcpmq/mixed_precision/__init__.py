@@ -1,9 +1,10 @@
 """Search the scheme of every weight that minimizes the estimated loss under a size or memory limit."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from mcpmq.calibrate.read_importance import read_importance
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import Sample, SampleSet
 from mcpmq.errors import RecipeError
@@ -15,6 +16,7 @@ from mcpmq.mixed_precision.budget import Budget, SearchResult
 from mcpmq.mixed_precision.candidates import candidate_schemes, check_mixed_format
 from mcpmq.mixed_precision.knapsack import Option
 from mcpmq.mixed_precision.layer_error import no_inputs_error, quantization_errors
+from mcpmq.mixed_precision.relative_error import importance_losses
 from mcpmq.mixed_precision.search import HEADER, RecipeSearch
 from mcpmq.mixed_precision.sensitivity import block_sensitivities
 from mcpmq.recipe import Recipe
@@ -23,7 +25,9 @@ from mcpmq.scheme import Scheme
 from mcpmq.system.output import check_file, lock_output
 from mcpmq.system.progress import Progress
 
-__all__ = ["Budget", "SearchResult", "recipe_file", "search_recipe"]
+__all__ = ["Budget", "SearchResult", "recipe_file", "search_recipe", "search_with_imatrix"]
+CandidateSchemes = Mapping[str, Sequence[Scheme | None]]  # by weight
+WeightLosses = Mapping[str, Mapping[str, float]]  # by weight and scheme
 
 ERROR_SAMPLES, SENSITIVITY_SAMPLES = 48, 24  # evenly spread over the calibration set
 
@@ -60,31 +64,61 @@ def search_recipe(
         DatasetError: a sample cannot be encoded, or a weight receives no token of the calibration set.
         DeviceError: the device is not available.
     """
+
+    def losses(schemes: CandidateSchemes) -> WeightLosses:
+        check_samples(checkpoint.family.open_processor(checkpoint.path), calibration.samples, progress)
+        return estimate_losses(checkpoint, schemes, base, calibration, threads, progress, device)
+
+    source = f"{calibration.name}, SHA-256 {calibration.sha256}"
+    return _search(RecipeSearch(checkpoint, base, format_name, budget), losses, source)
+
+
+def search_with_imatrix(
+    checkpoint: Checkpoint, base: Recipe, format_name: FormatName, budget: Budget, imatrix: Path, progress: Progress
+) -> SearchResult:
+    """Search the schemes of all weights from an importance matrix, without a forward pass; see `relative_error`.
+
+    It takes minutes and little memory for models on which `search_recipe` takes hours.
+
+    Raises:
+        FormatError: the format stores all weights on one scheme.
+        RecipeError: `base` quantizes activations, or the smallest possible result exceeds the budget.
+        ArtifactError: `imatrix` is not an importance matrix of the checkpoint.
+        DatasetError: the importance matrix has no inputs of a weight.
+    """
+    importance = read_importance(imatrix, checkpoint)
+
+    def losses(schemes: CandidateSchemes) -> WeightLosses:
+        return importance_losses(checkpoint, schemes, base.method != "rtn", importance, progress)
+
+    return _search(RecipeSearch(checkpoint, base, format_name, budget), losses, importance.source)
+
+
+def _search(search: RecipeSearch, losses: Callable[[CandidateSchemes], WeightLosses], source: str) -> SearchResult:
+    """Check the budget, then estimate the losses and choose the schemes."""
+    checkpoint, format_name = search.checkpoint, search.format_name
     check_mixed_format(format_name)
-    if base.activations:
+    if search.base.activations:
         raise RecipeError(
-            f"recipe `{base.name}` quantizes activations, which needs `int8-row` weights",
+            f"recipe `{search.base.name}` quantizes activations, which needs `int8-row` weights",
             "remove [activations] from the recipe",
         )
     schemes = {
         spec.name: candidate_schemes(checkpoint, spec, format_name) for spec in checkpoint.specs if spec.role != "other"
     }
-    search = RecipeSearch(checkpoint, base, format_name, budget)
     sizes = search.sizes(schemes)
     smallest = search.check_budget(sizes)
-    check_samples(checkpoint.family.open_processor(checkpoint.path), calibration.samples, progress)
-    losses = estimate_losses(checkpoint, schemes, base, calibration, threads, progress, device)
+    found = losses(schemes)
     options = {
-        weight: [Option(scheme, nbytes, losses[weight][scheme]) for scheme, nbytes in by_scheme.items()]
+        weight: [Option(scheme, nbytes, found[weight][scheme]) for scheme, nbytes in by_scheme.items()]
         for weight, by_scheme in sizes.items()
     }
-    source = f"{calibration.name}, SHA-256 {calibration.sha256}"
     return search.solve(options, smallest, source)
 
 
 def estimate_losses(
     checkpoint: Checkpoint,
-    schemes: Mapping[str, Sequence[Scheme | None]],
+    schemes: CandidateSchemes,
     base: Recipe,
     calibration: SampleSet,
     threads: int,

@@ -23,6 +23,7 @@ from mcpmq.execution.layerwise import Replay
 from mcpmq.families.family import TensorSpec
 from mcpmq.grids import dequantize
 from mcpmq.plan import block_name
+from mcpmq.qtensor import QTensor
 from mcpmq.recipe import TokenWeights
 from mcpmq.rounding import ROUNDING_FUNCTIONS, RoundingMethod
 from mcpmq.rounding.stats import InputStats
@@ -185,11 +186,15 @@ def _share_error(scheme: Scheme, method: RoundingMethod, weight: Tensor, stats: 
 
 
 def _round(rows: Tensor, scheme: GridScheme | FloatScheme, method: RoundingMethod, stats: InputStats | None) -> Tensor:
+    return round_or_zero(rows, scheme, lambda values, grid: ROUNDING_FUNCTIONS[method](values, grid, stats))
+
+
+def round_or_zero(rows: Tensor, scheme: GridScheme | FloatScheme, quantize: Callable[..., QTensor]) -> Tensor:
     """Return rounded rows, or zeros if a value is too large for the scheme, which then has the largest error."""
     if isinstance(scheme, FloatScheme):
         rounded = rows.to(FLOAT_DTYPES[scheme.dtype]).float()
         return rounded if rounded.isfinite().all() else torch.zeros_like(rows)
     try:
-        return dequantize(ROUNDING_FUNCTIONS[method](rows, scheme, stats))
+        return dequantize(quantize(rows, scheme))
     except ScaleError:
         return torch.zeros_like(rows)

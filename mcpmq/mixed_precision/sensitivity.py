@@ -67,8 +67,7 @@ def _quantize_block(runner: TorchRunner, specs: Sequence[TensorSpec]) -> TorchRu
             return ROUNDING_FUNCTIONS["rtn"](stored, PROBE_SCHEME, None)
         return stored
 
-    resident = {**weights.resident, **{spec.name: read(spec) for spec in specs}} if weights.resident else {}
-    return replace(runner, weights=replace(weights, read=read, resident=resident))
+    return replace(runner, weights=replace(weights, read=read))
 
 
 def _measured_blocks(names: Sequence[str]) -> list[str]:

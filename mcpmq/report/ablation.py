@@ -138,8 +138,7 @@ def _runner(checkpoint: Checkpoint, quantized: QuantizedModel, components: froze
 
     names = [spec.name for spec in checkpoint.specs if spec.component in components]
     grids = {name: grid for name in names if (grid := quantized.activation_grids(name))}
-    weights = WeightStore(checkpoint.specs, read, checkpoint.nbytes, activation_grids=grids)
-    weights.load_if_memory_allows()
+    weights = WeightStore(checkpoint.specs, read, grids)
     return build_runner(checkpoint.path, checkpoint.family, checkpoint.config, weights, ())
 
 

@@ -42,14 +42,16 @@ def _bits(records: list[WeightRecord]) -> float:
 
 def _find_quantized_model(artifact: Artifact) -> "QuantizedModel | None":
     """Return the quantized model of an artifact, unless scales changed its weights."""
-    from mcpmq.quantized_model import QuantizedModel
-
     parent, theirs = artifact.path.absolute().parent, artifact.manifest
     names = (QUANTIZED_FOLDER, f"{QUANTIZED_FOLDER}-{theirs.recipe.get('name')}")
     folders = [artifact.path] if theirs.kind == "quantized" else [parent / name for name in names]
     folder = next((folder for folder in folders if (folder / MANIFEST).is_file()), None)
     if folder is None:
         return None
+    from mcpmq.quantized_model import (
+        QuantizedModel,  # imports torch, which a report without such a folder does not need
+    )
+
     quantized = QuantizedModel.open(folder)
     ours = quantized.artifact.manifest
     same = (ours.source, ours.recipe) == (theirs.source, theirs.recipe)

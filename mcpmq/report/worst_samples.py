@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
+from math import prod
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -27,7 +28,9 @@ from mcpmq.system.temporary_folder import temporary_folder
 
 MAX_SAMPLES, THUMBNAIL_PIXELS, JPEG_QUALITY = 6, 192, 80
 ELLIPSIS = " …"
-MAX_TOKEN_SHARE = 0.25  # of the tokens of the evaluation set, for the generation of answers
+# Share of the evaluation tokens that may be spent on generated answers: more would be a large part of the measurement.
+MAX_TOKEN_SHARE = 0.05
+SMALL_MODEL_WEIGHTS = 100_000_000  # a larger one has a smaller minimum of tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,14 +65,21 @@ def generate_worst_answers(
         return [GreedyAnswers({}, {}) for _ in measured]
     with temporary_folder() as folder:
         encoded = {one.id: one for one in inputs.store if one.id in ids}
-        tokens = sum(len(one.tokens) for one in inputs.store)
-        answers = partial(_answers, folder, encoded, settings.threads, max(MIN_BUDGET, int(tokens * MAX_TOKEN_SHARE)))
+        budget = _token_budget(checkpoint, sum(len(one.tokens) for one in inputs.store))
+        answers = partial(_answers, folder, encoded, settings.threads, budget)
         originals = answers("original", "torch", checkpoint.path, list(ids))
         models = [(engine_of(artifact.manifest.kind), artifact.path) for artifact, _ in measured]
         return [
             GreedyAnswers(originals, answers(f"{number}", *model, one))
             for number, (model, one) in enumerate(zip(models, worst, strict=True))
         ]
+
+
+def _token_budget(checkpoint: Checkpoint, tokens: int) -> int:
+    """Return the tokens of all passes that generate answers, for an evaluation set of `tokens` tokens."""
+    weights = sum(prod(spec.shape) for spec in checkpoint.specs)
+    minimum = min(MIN_BUDGET, MIN_BUDGET * SMALL_MODEL_WEIGHTS // weights)
+    return max(minimum, int(tokens * MAX_TOKEN_SHARE))
 
 
 def _answers(

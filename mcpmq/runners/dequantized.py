@@ -9,7 +9,7 @@ import torch
 
 from mcpmq.families import family_named
 from mcpmq.formats.hf.reader import HuggingFaceArtifact
-from mcpmq.runners.torch import TorchRunner, WeightStore, build_runner
+from mcpmq.runners.torch import STREAMED_NOTE, TorchRunner, WeightStore, build_runner
 
 
 def open_runner(path: Path, threads: int) -> TorchRunner:
@@ -21,8 +21,6 @@ def open_runner(path: Path, threads: int) -> TorchRunner:
     torch.set_num_threads(threads)
     opened = HuggingFaceArtifact.open(path)
     manifest = opened.artifact.manifest
-    nbytes = sum(file.nbytes for file in manifest.files)
-    weights = WeightStore(tuple(opened.specs.values()), lambda spec: opened.load(spec.name), nbytes)
-    note = f"{manifest.kind} unpacked by mcpmq, computed in float32"
-    notes = (note, weights.load_if_memory_allows())
+    weights = WeightStore(tuple(opened.specs.values()), lambda spec: opened.load(spec.name))
+    notes = (f"{manifest.kind} unpacked by mcpmq", STREAMED_NOTE)
     return build_runner(path, family_named(manifest.family), opened.config, weights, notes)

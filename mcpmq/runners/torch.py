@@ -29,11 +29,11 @@ from mcpmq.runners.generation import Predictions, without_answer
 from mcpmq.runners.runner import Logits, Metric, Result
 from mcpmq.runners.torch_generation import predict
 
-# Tokens that pass through a block together. The number bounds the memory for activations: it is small where a block is
-# loaded from memory, and large where it is read from disk again for every batch.
-RESIDENT_BATCH_TOKENS, STREAMED_BATCH_TOKENS = 2048, 8192
-# Fraction of the available memory for all stored weights and the float32 copy of the largest one.
-RESIDENT_MEMORY_FRACTION = 0.8
+# Tokens that pass through a block together, and pixels that count as one token: both bound the memory for activations.
+# A batch of this size takes much longer to compute than the weights to read, so they are read for every batch.
+BATCH_TOKENS, PIXELS_PER_TOKEN = 8192, 1600
+STREAMED_NOTE = "weights read block by block and computed in float32: one block is in memory at a time"
+MEMORY_FRACTION = 0.8  # of the available memory, for all blocks in float32
 FLOAT32_NBYTES = 4
 
 # The id of the running sample; `run_layerwise` runs each sample in a context of its own.
@@ -42,30 +42,15 @@ _sample_id: ContextVar[str] = ContextVar("sample_id")
 
 @dataclass(frozen=True, slots=True)
 class WeightStore:
-    """The weights of a model, kept in memory as stored or read again on every use."""
+    """The weights of a model, read again on every use."""
 
     specs: tuple[TensorSpec, ...]
     read: Callable[[TensorSpec], StoredWeight]  # [out, in]
-    nbytes: int  # as stored
-    resident: dict[str, StoredWeight] = field(default_factory=dict)
     activation_grids: Mapping[str, Sequence[ActivationGrid]] = field(default_factory=dict)  # by matrix name
-
-    @property
-    def resident_nbytes(self) -> int:
-        """The memory for all weights as stored, and for the largest one in float32 with an intermediate copy."""
-        return self.nbytes + 2 * FLOAT32_NBYTES * max(prod(spec.shape) for spec in self.specs)
-
-    def load_if_memory_allows(self) -> str:
-        """Read all weights into memory if they fit; return a note with the decision."""
-        available = psutil.virtual_memory().available
-        if self.resident_nbytes > RESIDENT_MEMORY_FRACTION * available:
-            return f"weights ({self.nbytes:,} bytes) read from disk block by block: {available:,} bytes were available"
-        self.resident.update({spec.name: self.read(spec) for spec in self.specs})
-        return f"weights ({self.nbytes:,} bytes) held in memory as stored, one block at a time in float32"
 
     def load_float32(self, spec: TensorSpec) -> Tensor:
         """Return a weight in float32, in the orientation of the module's parameter."""
-        return to_float(self.resident[spec.name] if self.resident else self.read(spec), spec)
+        return to_float(self.read(spec), spec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +73,7 @@ class TorchRunner:
             return metric(sample, self._logits(sample))
 
         blocks = list(self.model.blocks)
-        for batch in batch_by_tokens(
-            samples, RESIDENT_BATCH_TOKENS if self.weights.resident else STREAMED_BATCH_TOKENS
-        ):
+        for batch in batches(samples, BATCH_TOKENS):
             arguments = [{"sample": sample} for sample in batch]
             with torch.inference_mode():
                 results = run_layerwise(forward, blocks, arguments, load=self._load, release=self.model.unload_block)
@@ -116,14 +99,13 @@ class TorchRunner:
         """
         needed = FLOAT32_NBYTES * sum(prod(spec.shape) for spec in self.weights.specs)
         available = psutil.virtual_memory().available
-        if needed > RESIDENT_MEMORY_FRACTION * available:
+        if needed > MEMORY_FRACTION * available:
             raise EngineError(
                 f"the model needs {needed:,} bytes of memory in float32; {available:,} bytes are available",
                 "export it to GGUF: llama.cpp computes with quantized weights",
             )
         for block in self.model.blocks:
             self._load(block)
-        self.weights.resident.clear()
 
     def _load(self, block: nn.Module) -> None:
         self.model.load_block(block, self.weights.load_float32)
@@ -138,11 +120,11 @@ def _check_finite(name: str, _: nn.Module, __: Any, output: Any) -> None:
         )
 
 
-def batch_by_tokens(samples: Sequence[Inputs], max_tokens: int) -> Iterator[list[Inputs]]:
-    """Yield samples in order, in batches of at most `max_tokens` tokens and at least one sample."""
+def batches(samples: Sequence[Inputs], max_tokens: int) -> Iterator[list[Inputs]]:
+    """Yield samples in order, in batches of at most `max_tokens` tokens (see `_size`) and at least one sample."""
     batch: list[Inputs] = []
     for sample in samples:
-        if batch and sum(len(one.tokens) for one in (*batch, sample)) > max_tokens:
+        if batch and sum(map(_size, (*batch, sample))) > max_tokens:
             yield batch
             batch = []
         batch.append(sample)
@@ -150,18 +132,23 @@ def batch_by_tokens(samples: Sequence[Inputs], max_tokens: int) -> Iterator[list
         yield batch
 
 
+def _size(sample: Inputs) -> int:
+    """Return the number of tokens of a sample, or of its pixels if these need more memory."""
+    pixels = sum(prod(part.shape[:2]) for part in sample.slices)
+    return max(len(sample.tokens), pixels // PIXELS_PER_TOKEN)
+
+
 def open_runner(path: Path, threads: int) -> TorchRunner:
     """Open a checkpoint folder, or a quantized model, whose weights are dequantized.
 
-    Weights are kept in memory as stored if they fit; otherwise they are read again for every batch of samples. The
-    runner's `notes` report the choice. Both compute one block at a time in float32 and give the same losses.
+    One block at a time is in memory, in float32; its weights are read again for every batch of samples.
 
     Raises:
         McpmqError: the folder is neither, or its files are damaged.
     """
     torch.set_num_threads(threads)
     family, config, weights, notes = _quantized(path) if (path / MANIFEST).is_file() else _checkpoint(path)
-    return build_runner(path, family, config, weights, (*notes, weights.load_if_memory_allows()))
+    return build_runner(path, family, config, weights, (*notes, STREAMED_NOTE))
 
 
 def build_runner(
@@ -178,16 +165,15 @@ def build_runner(
 
 def _checkpoint(path: Path) -> tuple[Family, Mapping[str, Any], WeightStore, tuple[str, ...]]:
     checkpoint = Checkpoint.open(path)
-    weights = WeightStore(checkpoint.specs, checkpoint.load, checkpoint.nbytes)
+    weights = WeightStore(checkpoint.specs, checkpoint.load_float32)
     return checkpoint.family, checkpoint.config, weights, ()
 
 
 def _quantized(path: Path) -> tuple[Family, Mapping[str, Any], WeightStore, tuple[str, ...]]:
     quantized = QuantizedModel.open(path)
-    nbytes = sum(record.nbytes for record in quantized.records.values())
     grids = {name: found for name in quantized.specs if (found := quantized.activation_grids(name))}
     specs = tuple(quantized.specs.values())
-    weights = WeightStore(specs, lambda spec: quantized.load(spec.name), nbytes, activation_grids=grids)
+    weights = WeightStore(specs, lambda spec: quantized.load(spec.name), grids)
     notes = ["weights dequantized to float32 before use"]
     if grids:
         notes.append(f"inputs of {len(grids)} matrices fake-quantized with the activation ranges of the artifact")

@@ -73,9 +73,9 @@ def print_imatrix_steps(artifact: "Artifact") -> None:
             print_notice(f"next: llama-quantize --imatrix {file} IN.gguf OUT.gguf q4_k_m")
 
 
-def print_search_steps(recipe: Path, source: str, kind: str, calibration: Path) -> None:
+def print_search_steps(recipe: Path, source: str, kind: str, calibration: Path | None) -> None:
     """Print the path of a searched recipe, and the command that measures it."""
-    options = ("--recipe", recipe, "--format", kind, "--calibration", calibration)
+    options = ("--recipe", recipe, "--format", kind, "--calibration", calibration or "DIR")
     print_notice(f"written: {recipe}")
     print_notice(f"measure it: {_command('convert', source, 'OUT', *options)}")
 

@@ -8,7 +8,6 @@ import pytest
 
 from mcpmq.artifact import Artifact, CalibrationRecord
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.convert import evaluate
 from mcpmq.dataset import SampleSet
 from mcpmq.errors import ArtifactError, DatasetError
 from mcpmq.evaluate import ENGINE_BASELINE, ORIGINAL, Settings
@@ -17,6 +16,7 @@ from mcpmq.quantize import quantize
 from mcpmq.quantized_model import QuantizedModel
 from mcpmq.recipe import Recipe
 from mcpmq.report import ArtifactResult, Report, compare, report_table
+from mcpmq.report.evaluation import evaluate
 from tests.onnx_tools import write_onnx_artifact
 
 ONE_THREAD = Settings(threads=1)

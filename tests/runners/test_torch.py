@@ -1,22 +1,25 @@
 """The torch runner: losses, memory and errors."""
 
+import sys
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import psutil
 import pytest
 import torch
 from torch import nn
 
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import CheckpointError, EngineError
+from mcpmq.execution.torch_model import StoredWeight, to_float
 from mcpmq.families.family import Inputs, TensorSpec
 from mcpmq.families.minicpmv_inputs import MiniCpmVProcessor
 from mcpmq.families.modeling_minicpmv import build
 from mcpmq.quantized_model import QuantizedModel
 from mcpmq.runners import torch as torch_runner
-from mcpmq.runners.torch import WeightStore, batch_by_tokens, open_runner
+from mcpmq.runners.torch import batches, open_runner
 from tests.loss_tools import answer_losses
 
 
@@ -49,30 +52,37 @@ def test_losses_equal_those_of_the_whole_model(tiny_checkpoint: Path, tiny_sampl
         np.testing.assert_allclose(loss, expected, atol=2e-6)
 
 
-def test_streamed_weights_give_equal_losses_and_a_note(
+def test_weights_are_read_again_for_every_batch(
     tiny_checkpoint: Path, tiny_samples: list[Inputs], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With little memory, weights are read block by block; the losses are bit-identical and a note reports it."""
-    resident = open_runner(tiny_checkpoint, 1)
-    monkeypatch.setattr(torch_runner, "RESIDENT_MEMORY_FRACTION", 1000 / psutil.virtual_memory().available)
-    streamed = open_runner(tiny_checkpoint, 1)
-    assert "held in memory" in resident.notes[0]
-    assert "read from disk" in streamed.notes[0]
-    assert not streamed.weights.resident
-    for one, other in zip(answer_losses(resident, tiny_samples), answer_losses(streamed, tiny_samples), strict=True):
+    """Small batches read the weights more often; the losses are bit-identical, and a note reports the streaming."""
+    runner, reads = open_runner(tiny_checkpoint, 1), Counter[str]()
+    read = runner.weights.read
+
+    def counted(spec: TensorSpec) -> StoredWeight:
+        reads[spec.name] += 1
+        return read(spec)
+
+    object.__setattr__(runner, "weights", replace(runner.weights, read=counted))
+    together = answer_losses(runner, tiny_samples)
+    once = set(reads.values())
+    monkeypatch.setattr(torch_runner, "BATCH_TOKENS", 1)
+    alone = answer_losses(runner, tiny_samples)
+
+    assert once == {1}
+    assert max(reads.values()) == 1 + len(tiny_samples)
+    assert "one block is in memory at a time" in runner.notes[-1]
+    for one, other in zip(together, alone, strict=True):
         assert np.array_equal(one, other)
 
 
-@pytest.mark.parametrize(("available", "resident"), [(1000, True), (999, False)])
-def test_weights_are_resident_if_they_fit_into_four_fifths_of_the_memory(
-    available: int, resident: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """672 stored bytes and two float32 copies of a 4 x 4 weight are 800 bytes, 80 % of 1,000 available bytes."""
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=available))
-    weights = WeightStore((TensorSpec("head", "lm_head.weight", (4, 4)),), lambda _: torch.ones(4, 4), nbytes=672)
-    note = weights.load_if_memory_allows()
-    assert bool(weights.resident) == resident
-    assert ("held in memory" if resident else "read from disk") in note
+@pytest.mark.parametrize("chunk", [1, 100, 1 << 24])
+def test_weights_are_converted_in_chunks(tiny_checkpoint: Path, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables and matrices in float32 are those of the whole tensor for any size of chunks."""
+    monkeypatch.setattr(sys.modules["mcpmq.checkpoint"], "CHUNK_WEIGHTS", chunk)
+    checkpoint = Checkpoint.open(tiny_checkpoint)
+    for spec in checkpoint.specs:
+        assert torch.equal(checkpoint.load_float32(spec), checkpoint.load(spec).float()), spec.name
 
 
 def test_at_most_one_block_is_in_float32(tiny_checkpoint: Path, tiny_samples: list[Inputs]) -> None:
@@ -84,7 +94,7 @@ def test_at_most_one_block_is_in_float32(tiny_checkpoint: Path, tiny_samples: li
         loaded_blocks.append(sum(not block_is_empty(block) for block in runner.model.blocks))
         return load(spec)  # type: ignore[arg-type]
 
-    object.__setattr__(runner, "weights", SimpleNamespace(load_float32=counted, resident={}))
+    object.__setattr__(runner, "weights", SimpleNamespace(load_float32=counted))
     answer_losses(runner, tiny_samples)
     assert len(loaded_blocks) >= len(runner.model.module.state_dict())
     assert set(loaded_blocks) == {0}
@@ -99,11 +109,21 @@ def block_is_empty(block: nn.Module) -> bool:
 def test_batches_are_bounded_by_tokens_and_keep_the_order(tiny_samples: list[Inputs]) -> None:
     """All samples are returned in order; a sample longer than the limit is a batch of its own."""
     many = tiny_samples * 5
-    batches = list(batch_by_tokens(many, 100))
-    assert [sample for batch in batches for sample in batch] == many
-    assert all(len(batch) == 1 or sum(len(sample.tokens) for sample in batch) <= 100 for batch in batches)
-    assert max(map(len, batches)) > 1
-    assert list(batch_by_tokens([], 100)) == []
+    found = list(batches(many, 100))
+    assert [sample for batch in found for sample in batch] == many
+    assert all(len(batch) == 1 or sum(len(sample.tokens) for sample in batch) <= 100 for batch in found)
+    assert max(map(len, found)) > 1
+    assert list(batches([], 100)) == []
+
+
+def test_pixels_count_where_they_need_more_memory_than_tokens(tiny_samples: list[Inputs]) -> None:
+    """1,600 pixels count as one token: two images of 320 x 320 pixels, 64 tokens each, do not fit into 100."""
+    images = [
+        replace(one, tokens=one.tokens[:9], slices=(np.zeros((320, 320, 3), np.uint8),)) for one in tiny_samples[:3]
+    ]
+
+    assert list(map(len, batches(images, 100))) == [1, 1, 1]
+    assert list(map(len, batches(images, 128))) == [2, 1]
 
 
 def test_unquantized_weights_give_the_losses_of_the_checkpoint(
@@ -143,9 +163,11 @@ def test_the_first_non_finite_value_is_reported_with_sample_and_block(
 ) -> None:
     """An overflow in the projector fails the image sample and not the text sample before it."""
     runner = open_runner(tiny_checkpoint, 1)
-    stored = runner.weights.resident[weight]
-    assert isinstance(stored, torch.Tensor)
-    runner.weights.resident[weight] = stored * torch.inf
+    read = runner.weights.read
+    infinite = replace(
+        runner.weights, read=lambda spec: to_float(read(spec), spec) * (torch.inf if spec.name == weight else 1)
+    )
+    object.__setattr__(runner, "weights", infinite)
     sample = "image-56" if block == "projector" else "text"
     with pytest.raises(EngineError, match=f"`{sample}`: first non-finite values in the output of `{block}`"):
         answer_losses(runner, tiny_samples[:2])

