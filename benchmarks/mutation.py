@@ -8,11 +8,14 @@ Each mutant changes one expression of one module in a copy of the project. The t
 its package. A mutant is killed if a test fails or the tests exceed the time limit. A survivor is either equivalent to
 the original or a gap in the tests. `--jobs` copies of the project run mutants side by side; `--minutes` is the time
 after which no further mutant starts. Before the first mutant, all tests must pass on the unchanged copies: a test that
-fails anyway, e.g. because a package is not installed, would kill every mutant.
+fails anyway, e.g. because a package is not installed, would kill every mutant. Hypothesis uses one seed for all runs,
+because a property that seldom fails without a mutation would kill mutants by chance.
+
+Constants of modules whose names contain CHUNK or TILE are not mutated: they set how much is computed at a time, and any
+value gives the same results. Their number is recorded.
 """
 
 import argparse
-import ast
 import json
 import math
 import os
@@ -26,64 +29,20 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TypeVar
 
 from benchmarks.commands import ROOT, provenance, write_result
+from benchmarks.mutants import CHUNK_SIZES, Mutant, package_mutants
 
 PACKAGES = ("grids", "rounding", "calibrate", "evaluate")
-OPERATORS: dict[type[ast.AST], type[ast.AST]] = {
-    ast.Add: ast.Sub,
-    ast.Sub: ast.Add,
-    ast.Mult: ast.Div,
-    ast.Div: ast.Mult,
-    ast.FloorDiv: ast.Mult,
-    ast.Lt: ast.LtE,
-    ast.LtE: ast.Lt,
-    ast.Gt: ast.GtE,
-    ast.GtE: ast.Gt,
-    ast.Eq: ast.NotEq,
-    ast.NotEq: ast.Eq,
-    ast.And: ast.Or,
-    ast.Or: ast.And,
-}
-METHODS = {
-    "max": "min",
-    "min": "max",
-    "amax": "amin",
-    "amin": "amax",
-    "argmax": "argmin",
-    "argmin": "argmax",
-    "floor": "ceil",
-}
 TIME_LIMIT_SECONDS = 600
 OUTPUT_LINES = 5  # of a test run that ended without the name of a failing test
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-@dataclass(frozen=True, slots=True)
-class Mutant:
-    """One changed expression: lines and columns count as in `ast`, columns in bytes."""
-
-    module: str  # relative to the project
-    line: int
-    column: int
-    end_line: int
-    end_column: int
-    original: str
-    mutated: str
-
-    def apply(self, source: str) -> str:
-        """Return the source of the module with the expression replaced."""
-        lines = source.encode().splitlines(keepends=True)
-        before = b"".join(lines[: self.line - 1]) + lines[self.line - 1][: self.column]
-        after = lines[self.end_line - 1][self.end_column :] + b"".join(lines[self.end_line :])
-        return (before + f"({self.mutated})".encode() + after).decode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,61 +56,6 @@ class Outcome:
     tests: str
     verdict: str
     seconds: float
-
-
-def package_mutants(package: str) -> Iterator[Mutant]:
-    """Yield all mutants of a package, in the order of files and expressions."""
-    for path in sorted((ROOT / "mcpmq" / package).rglob("*.py")):
-        yield from module_mutants(str(path.relative_to(ROOT)), path.read_text())
-
-
-def module_mutants(module: str, source: str) -> Iterator[Mutant]:
-    """Yield all mutants of a module."""
-    tree = ast.parse(source)
-    skipped = {id(inner) for node in ast.walk(tree) for part in _without_behavior(node) for inner in ast.walk(part)}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.expr) and id(node) not in skipped and (changed := _changed(node)):
-            place = (node.lineno, node.col_offset, node.end_lineno or 0, node.end_col_offset or 0)
-            yield Mutant(module, *place, ast.unparse(node), changed)
-
-
-def _without_behavior(node: ast.AST) -> Iterator[ast.AST]:
-    """Yield annotations, error messages, assertions and f-strings: changes there are equivalent or break the syntax."""
-    if isinstance(node, ast.AnnAssign):
-        yield node.annotation
-    elif isinstance(node, ast.FunctionDef):
-        yield from (
-            argument.annotation
-            for argument in ast.walk(node.args)
-            if isinstance(argument, ast.arg) and argument.annotation
-        )
-        yield from [node.returns] if node.returns else []
-        yield from node.decorator_list
-    elif isinstance(node, ast.Raise | ast.Assert | ast.JoinedStr):
-        yield node
-
-
-def _changed(node: ast.expr) -> str | None:
-    """Return the mutated source of an expression, or None if no mutation applies."""
-    changed: ast.expr = deepcopy(node)
-    if isinstance(changed, ast.BinOp | ast.BoolOp) and type(changed.op) in OPERATORS:
-        changed.op = OPERATORS[type(changed.op)]()  # type: ignore[assignment]
-    elif isinstance(changed, ast.Compare) and type(changed.ops[0]) in OPERATORS:
-        changed.ops[0] = OPERATORS[type(changed.ops[0])]()  # type: ignore[call-overload]
-    elif isinstance(changed, ast.UnaryOp) and isinstance(changed.op, ast.USub | ast.Not):
-        changed = changed.operand
-    elif isinstance(changed, ast.Call) and isinstance(changed.func, ast.Attribute) and changed.func.attr in METHODS:
-        changed.func.attr = METHODS[changed.func.attr]
-    else:
-        return _changed_constant(node)
-    return ast.unparse(changed)
-
-
-def _changed_constant(node: ast.expr) -> str | None:
-    value = node.value if isinstance(node, ast.Constant) else None
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return repr(value + 1 if isinstance(value, int) else 2 * value or 1.0)
 
 
 def test_targets(module: str) -> list[str]:
@@ -185,7 +89,7 @@ def _verdict(target: str, copy: Path) -> str:
 
 
 def _run_tests(target: str, copy: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *options, target]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--hypothesis-seed=0", *options, target]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(copy), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "PYTHONDONTWRITEBYTECODE": "1",
@@ -288,8 +192,11 @@ def main() -> None:
     counts = dict(Counter(outcome.verdict for outcome in outcomes))
     print(f"{len(found)} mutants, {len(outcomes)} run: {counts}")
     if not options.only:
-        facts = provenance("benchmarks.mutation") | {"seed": options.seed, "mutants": len(found), "verdicts": counts}
-        write_result("mutation", facts | {"outcomes": [asdict(outcome) for outcome in outcomes]})
+        every = sum(1 for package in PACKAGES for _ in package_mutants(package, chunk_sizes=True))
+        excluded = {f"constants named {', '.join(CHUNK_SIZES)}": every - len(found)}
+        facts = {"seed": options.seed, "mutants": len(found), "excluded": excluded, "verdicts": counts}
+        results = {"outcomes": [asdict(outcome) for outcome in outcomes]}
+        write_result("mutation", provenance("benchmarks.mutation") | facts | results)
 
 
 if __name__ == "__main__":

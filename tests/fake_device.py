@@ -33,6 +33,7 @@ from mcpmq.quantize import quantize
 from mcpmq.quantized_model import QuantizedModel
 from mcpmq.recipe import Recipe
 from mcpmq.system.progress import silent
+from tests.smoothing_tools import few_exponents
 
 SOURCE, DEVICE_NAME = Path(__file__).parent / "fake_device.cpp", "fake"
 # One scheme of every kind of grid, with all methods, smoothing and method selection.
@@ -83,8 +84,11 @@ def calibrate_on(plan: Plan, samples: SampleSet, device: torch.device, out: Path
     The result has the recorded devices, the error of every block with every candidate, the selected method, smoothing
     and norm of the change of every weight, and its error share.
     """
-    # Products are not chunked, so that both devices multiply and add in the same order if their kernels agree.
+    # Products are not chunked, so that both devices multiply and add in the same order if their kernels agree. The
+    # searches are short, because the fake device takes much time for every operation.
     with (
+        few_exponents(),
+        patch("mcpmq.rounding.shrinkage.SHRINKAGES", (0.1, 0.01)),
         patch.object(import_module("mcpmq.quantize"), "resolve_device", lambda _: device),
         patch("mcpmq.calibrate.imatrix.resolve_device", lambda _: device),
         patch("mcpmq.calibrate.forward.chunk_linears"),

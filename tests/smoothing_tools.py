@@ -1,6 +1,8 @@
-"""Random smoothing scales for a whole model, and the logits of the model with scaled weights."""
+"""A short search for scales, random scales for a whole model, and the logits of the model with scaled weights."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from unittest.mock import patch
 
 import torch
 from torch import Tensor
@@ -8,7 +10,14 @@ from torch import Tensor
 from mcpmq.execution import torch_model
 from mcpmq.families.family import Inputs, SmoothingMapping
 from mcpmq.plan import Plan
-from mcpmq.rounding.smoothing import Channels, SmoothingScales, WeightScaling
+from mcpmq.rounding.smoothing import EXPONENTS, Channels, SmoothingScales, WeightScaling
+
+
+@contextmanager
+def few_exponents() -> Iterator[None]:
+    """Search three of the 19 exponents of AWQ, for tests in which the best exponent does not matter."""
+    with patch.dict(EXPONENTS, {"awq": (0.2, 0.5, 0.8)}):
+        yield
 
 
 def random_scales(plan: Plan) -> list[SmoothingScales]:

@@ -32,7 +32,7 @@ from mcpmq.runners.transformers import open_runner as open_transformers
 from mcpmq.system.progress import silent
 from tests.loss_tools import answer_losses
 from tests.onnx_tools import write_onnx_artifact
-from tests.smoothing_tools import random_scales, scaled_logits
+from tests.smoothing_tools import few_exponents, random_scales, scaled_logits
 from tests.tiny import make_uneven
 from tests.tiny_families import TinyFamily
 
@@ -70,7 +70,8 @@ def plan(tiny_family: TinyFamily, tmp_path_factory: pytest.TempPathFactory) -> P
 @pytest.fixture(scope="module")
 def smoothed(plan: Plan, samples: SampleSet, tmp_path_factory: pytest.TempPathFactory) -> QuantizedModel:
     """The quantized model of the plan."""
-    return quantize(plan, tmp_path_factory.mktemp("smoothed") / "codes", samples)
+    with few_exponents():
+        return quantize(plan, tmp_path_factory.mktemp("smoothed") / "codes", samples)
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,8 @@ from threading import Barrier
 
 import pytest
 
-from benchmarks.mutation import check_baseline, module_mutants, run_side_by_side
+from benchmarks.mutants import module_mutants
+from benchmarks.mutation import check_baseline, run_side_by_side
 from benchmarks.mutation import test_targets as targets_of
 
 SOURCE = '''"""A module."""
@@ -40,6 +41,18 @@ def test_mutants_change_one_expression() -> None:
         ("values.max()", "values.min()"),
         ("low * 2", "low / 2"),
     }
+
+
+def test_chunk_sizes_are_not_mutated() -> None:
+    """Constants of a module with CHUNK or TILE in all their names are left out unless they are counted."""
+    source = "CHUNK_ROWS = 8\nROWS = 5\nTILE, WIDTH = 2, 3\ndef f():\n    return CHUNK_ROWS + 7\n"
+    found, counted = (
+        [mutant.original for mutant in module_mutants("mcpmq/grids/x.py", source, chunk_sizes=chunk_sizes)]
+        for chunk_sizes in (False, True)
+    )
+
+    assert sorted(found) == ["2", "3", "5", "7", "CHUNK_ROWS + 7"]
+    assert sorted(counted) == ["2", "3", "5", "7", "8", "CHUNK_ROWS + 7"]
 
 
 def test_mutants_are_applied_at_their_place() -> None:
