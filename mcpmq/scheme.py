@@ -41,7 +41,9 @@ GGML_BLOCKS = {
     "iq4_xs": (256, 136),
     "q3_k": (256, 110),
     "q2_k": (256, 84),
+    "iq3_s": (256, 110),
 }
+VECTOR_COLUMNS = {"iq3_s": 4}  # columns whose magnitudes are one entry of a table, in types that have one
 CODEBOOKS, CODEBOOK_GROUP_SIZE = ("nf4", "fp4"), 64  # the 4-bit data types of bitsandbytes, and their block size
 FLOAT_BYTES = {"f32": 4, "f16": 2, "bf16": 2}
 
@@ -59,6 +61,7 @@ class IntegerScheme:
 
     is_quantized: ClassVar[bool] = True
     column_multiple: ClassVar[int] = 1  # the last group may be smaller
+    vector_columns: ClassVar[int] = 1  # every column has a code of its own
 
     bits: int
     group_size: int | None  # columns that share a scale; None: the whole row
@@ -130,6 +133,11 @@ class GgmlScheme:
     def block_columns(self) -> int:
         """Columns in one block."""
         return GGML_BLOCKS[self.name][0]
+
+    @property
+    def vector_columns(self) -> int:
+        """Columns whose codes are chosen together."""
+        return VECTOR_COLUMNS.get(self.name, 1)
 
     @property
     def column_multiple(self) -> int:

@@ -14,7 +14,8 @@ LIBRARIES_NBYTES = 260_000_000  # Python with torch, before a weight is read
 CHUNK_WEIGHTS, CHUNK_NBYTES_PER_WEIGHT = 1 << 24, 20  # weights rounded at a time; working memory for each
 STRIPE_NBYTES = 45_000_000  # buffer for the stripes of an ONNX weight
 # Weights per second of quantizing, and bytes per second of writing, on two cores: benchmarks/results/real-size-28.json.
-QUANTIZE_RATES = {"integers": 135e6, "K-quants": 36e6}
+# `iq3_s`: `python -m benchmarks.kernels`.
+QUANTIZE_RATES = {"integers": 135e6, "K-quants": 36e6, "iq3_s": 6e6}
 EXPORT_RATES = {"gguf integers": 249e6, "gguf": 488e6, "onnx": 305e6}
 K_QUANTS = ("q4_k", "q5_k", "q6_k", "iq4_xs", "q3_k", "q2_k")
 STATE_NBYTES = 4  # per element of a linear-attention state
@@ -140,8 +141,9 @@ def quantize_seconds(plan: Plan) -> float | None:
 
 
 def _tensor_seconds(tensor: TensorPlan) -> float:
-    is_k_quant = isinstance(tensor.scheme, GgmlScheme) and tensor.scheme.name in K_QUANTS
-    return num_weights(tensor) / QUANTIZE_RATES["K-quants" if is_k_quant else "integers"]
+    name = tensor.scheme.name if isinstance(tensor.scheme, GgmlScheme) else "integers"
+    rate = QUANTIZE_RATES["K-quants"] if name in K_QUANTS else QUANTIZE_RATES.get(name, QUANTIZE_RATES["integers"])
+    return num_weights(tensor) / rate
 
 
 def export_seconds(plan: Plan, name: FormatName, nbytes: int) -> float | None:

@@ -19,6 +19,7 @@ from mcpmq.grids.ggml_blocks import BLOCK_LAYOUTS, BlockLayout, write_fp16_scale
 from mcpmq.grids.levels import Levels
 from mcpmq.grids.limits import range_factor, scale_limits
 from mcpmq.grids.scale_search import SHARES, search_scale
+from mcpmq.grids.vector_table import vector_table
 from mcpmq.qtensor import GgmlTensor
 from mcpmq.scheme import GGML_BLOCKS, GgmlScheme
 from mcpmq.system import ggml_library
@@ -189,6 +190,7 @@ def levels(blocks: Tensor, columns: int, scheme: GgmlScheme) -> Levels:
         qmax=2**layout.bits - 1,
         offset=None if offset is None else _group_by_row(offset, rows),
         table=None if layout.values is None else torch.tensor(layout.values, dtype=torch.float32),
+        vectors=vector_table().vectors if scheme.vector_columns > 1 else None,
         has_fp16_scales=layout.has_fp16_scales,
     )
 

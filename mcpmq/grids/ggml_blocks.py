@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mcpmq.grids import vector_table
 from mcpmq.grids.value_table import ValueTable
 
 Bytes = NDArray[np.uint8]
@@ -20,6 +21,7 @@ Floats = NDArray[np.float32]
 NIBBLE_MASK, NIBBLE_BITS, PAIR_BITS, SIGN_BIT = np.uint8(15), np.uint8(4), np.uint8(2), np.uint8(128)
 SIGNED_6_BIT_ZERO = np.float32(32)  # the code of a scale of zero
 _PAIR_SHIFTS = np.array([0, 2, 4, 6], np.uint8)[:, None]
+IQ3_S_BITS = (slice(66, 74), slice(74, 106))  # bytes of the ninth bits of indices, and of signs
 IQ4_NL_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
 
@@ -102,6 +104,11 @@ def _scales_4_bit(blocks: Bytes) -> tuple[Floats, Floats | None]:
     """Unpack `q2_k`: 16 scales in lower and 16 minima in upper nibbles; the fp16 of both are at the end."""
     scale, minimum = blocks[:, :16] & NIBBLE_MASK, blocks[:, :16] >> NIBBLE_BITS
     return _fp16(blocks, 80) * scale, -(_fp16(blocks, 82) * minimum)
+
+
+def _scales_iq3_s(blocks: Bytes) -> tuple[Floats, Floats | None]:
+    """Unpack `iq3_s`: 8 scales in nibbles, of odd factors from 1 to 31, multiplied by an fp16."""
+    return _fp16(blocks, 0) * (2 * _nibbles(blocks[:, 106:110], 1).astype(np.float32) + 1), None
 
 
 def _nibbles(packed: Bytes, width: int) -> Bytes:
@@ -197,6 +204,21 @@ def _pack_q3_k(blocks: Bytes, codes: Bytes) -> None:
     blocks[:, 32:96] = _from_pairs(codes & np.uint8(3))
 
 
+def _unpack_iq3_s(blocks: Bytes) -> Bytes:
+    """Unpack `iq3_s`: 64 indices of vectors, their ninth bits, and a bit for every negative value."""
+    ninth_bit, signs = (np.unpackbits(blocks[:, part], axis=1, bitorder="little") for part in IQ3_S_BITS)
+    return vector_table.join_codes(
+        blocks[:, 2:66].astype(np.int64) | ninth_bit.astype(np.int64) << 8, signs.astype(bool)
+    )
+
+
+def _pack_iq3_s(blocks: Bytes, codes: Bytes) -> None:
+    indices, negative = vector_table.split_codes(codes)
+    blocks[:, 2:66] = indices & 255
+    for part, bits in zip(IQ3_S_BITS, (indices >> 8, negative), strict=True):
+        blocks[:, part] = np.packbits(bits.astype(np.uint8), axis=1, bitorder="little")
+
+
 BLOCK_LAYOUTS = {
     "q8_0": BlockLayout(
         8, 1, 128, _scale_only, _unpack_bytes, _pack_bytes, qmin=1, scale_divisor=127
@@ -210,5 +232,6 @@ BLOCK_LAYOUTS = {
     "q6_k": BlockLayout(6, 16, 32, _scales_8_bit, _unpack_q6_k, _pack_q6_k),
     "iq4_xs": BlockLayout(4, 8, 0, _scales_iq4_xs, *_nibbles_from(8, 16), IQ4_NL_VALUES),
     "q2_k": BlockLayout(2, 16, 0, _scales_4_bit, _unpack_q2_k, _pack_q2_k),
+    "iq3_s": BlockLayout(4, 8, 0, _scales_iq3_s, _unpack_iq3_s, _pack_iq3_s, vector_table.VALUES),
     "q3_k": BlockLayout(3, 16, 4, _scales_q3_k, _unpack_q3_k, _pack_q3_k),
 }

@@ -4,7 +4,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mcpmq.grids.value_table import ValueTable
@@ -15,6 +17,7 @@ class Levels:
     """The value of code `q` in group `g` is (q - zero_point[g]) * scale[g] + offset[g], or table[q] * scale[g].
 
     Tensors are float32 [groups, rows], so that the rows of one group are contiguous; `table` is float32 [codes].
+    vectors: magnitudes at a scale of 1, [vectors, columns of a vector]; consecutive columns have one of them together.
     has_fp16_scales: whether each scale is stored by itself as fp16, so that it may take any such value.
     """
 
@@ -25,6 +28,7 @@ class Levels:
     qmax: int
     offset: Tensor | None = None
     table: Tensor | None = None  # ascending multiples of 1/2
+    vectors: NDArray[np.float32] | None = None
     has_fp16_scales: bool = False
 
     def to(self, device: torch.device) -> "Levels":
@@ -47,6 +51,27 @@ class Levels:
     def _bounds(self) -> tuple[Tensor, Tensor]:
         """The lowest and highest code minus the zero point: [groups, rows]."""
         return self.qmin - self.zero_point, self.qmax - self.zero_point
+
+    @property
+    def vector_columns(self) -> int:
+        """Consecutive columns whose codes are chosen together."""
+        return 1 if self.vectors is None else self.vectors.shape[1]
+
+    def nearest_vectors(self, units: Tensor, metric: Tensor) -> Tensor:
+        """Return values over their scale of vectors near units, [columns, rows], of the same shape.
+
+        metric: float32 [columns, columns], positive definite; an error e of a row costs e^T metric e, and it is small.
+        """
+        from mcpmq.grids.kernels.vectors import nearest_in_metric  # numba takes a second to import
+
+        assert self.vectors is not None
+        targets, values = units.cpu().contiguous().numpy(), np.empty(units.shape, np.float32)
+        nearest_in_metric(targets, metric.cpu().contiguous().numpy(), self.vectors, values)
+        return torch.from_numpy(values).to(units.device)
+
+    def to_units(self, group: int, values: Tensor) -> Tensor:
+        """Return values without offset over the scale of their group."""
+        return values / self._divisor[group]
 
     def round_units(self, group: int, units: Tensor) -> Tensor:
         """Round values without offset over their scale, [rows] of a group, to those of codes; may change `units`."""

@@ -29,6 +29,7 @@ GGML_SPANS = {
     "iq4_xs": (4, 32 * 127),
     "q3_k": (3, 32 * 4),
     "q2_k": (2, 15 * 3),
+    "iq3_s": (3, 31 * 15),
 }
 GGML_FP16_MINIMUM = ("q4_1",)  # blocks that store their minimum in fp16
 GGML_MAX = 4 * FP16_MAX  # ggml's search squares sums of weights, which overflow float32 above

@@ -8,7 +8,20 @@ from mcpmq.plan import TensorPlan, scheme_fits
 from mcpmq.scheme import GgmlScheme, Scheme, parse_scheme
 
 CANDIDATE_SCHEMES: dict[FormatName, tuple[str, ...]] = {
-    "gguf": ("q2_k", "q3_k", "iq4_xs", "int4-g32", "iq4_nl", "q4_k", "q5_0", "q5_k", "q6_k", "int8-g32", "f16"),
+    "gguf": (
+        "q2_k",
+        "q3_k",
+        "iq3_s",
+        "iq4_xs",
+        "int4-g32",
+        "iq4_nl",
+        "q4_k",
+        "q5_0",
+        "q5_k",
+        "q6_k",
+        "int8-g32",
+        "f16",
+    ),
     "onnx": ("int4-g128", "int4-g64", "int4-g32", "int4-g32-asym", "int4-g16", "int8-g128", "int8-g32", "f16"),
 }
 MIN_BLOCK_COLUMNS = 32  # every scheme pads columns to a multiple of this

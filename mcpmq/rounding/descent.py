@@ -5,7 +5,6 @@ then each of its columns the best code, as in QuantEase (arXiv 2309.01885). With
 Hessian H the loss is tr(E H E^T); half its slope is E H.
 """
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Self
@@ -84,7 +83,7 @@ class _Descent:
     slope: Tensor
     change: Tensor
     adjust_scales: bool
-    round_units: Callable[[int, Tensor], Tensor]  # of a group; may change its argument
+    levels: Levels
 
     def improve_block(self, block: slice, is_first_sweep: bool) -> None:
         """Improve consecutive columns; a row keeps its codes and scales if its loss does not get smaller."""
@@ -112,7 +111,8 @@ class _Descent:
             for start in range(part.start, part.stop, LEAF_COLUMNS):
                 leaf = slice(start, min(start + LEAF_COLUMNS, part.stop))
                 first, last = leaf.start - block.start, leaf.stop - block.start
-                self._improve_codes(group, self.units[leaf], slope[first:], corner[first:, first:last])
+                improve = self._improve_codes if self.levels.vectors is None else self._improve_vectors
+                improve(group, self.units[leaf], slope[first:], corner[first:, first:last])
             start = part.stop
 
     def _adjust_scale(self, group: int, units: Tensor, slope: Tensor, corner: Tensor, own: slice) -> None:
@@ -134,11 +134,29 @@ class _Descent:
         lower = corner[:count].tril(-1).T.contiguous()
         columns = zip(steps, units.unbind(), unit_slope.unbind(), changes.unbind(), lower.unbind(), strict=True)
         for index, (step, unit, own_slope, change, others) in enumerate(columns):
-            rounded = self.round_units(group, torch.sub(unit, own_slope, alpha=step))
+            rounded = self.levels.round_units(group, torch.sub(unit, own_slope, alpha=step))
             torch.sub(rounded, unit, out=change)
             unit.copy_(rounded)
             unit_slope[index + 1 :].addr_(others[index + 1 :], change)
         slope[count:].addmm_(corner[count:], changes.mul_(scale))
+
+    def _improve_vectors(self, group: int, units: Tensor, slope: Tensor, corner: Tensor) -> None:
+        """Give the columns of each vector of a leaf their codes, as `_improve_codes`."""
+        count, scale, size = len(units), self.scale[group], self.levels.vector_columns
+        unit_slope, before = slope[:count] / torch.where(scale == 0, 1, scale), units.clone()
+        for start in range(0, count, size):
+            own, later = slice(start, start + size), slice(start + size, count)
+            metric = corner[own, own]
+            targets = units[own] - torch.linalg.solve(metric, unit_slope[own])
+            units[own] = self.levels.nearest_vectors(targets, metric)
+            unit_slope[later].addmm_(corner[later, own], units[own] - before[own])
+        slope[count:].addmm_(corner[count:], (units - before).mul_(scale))
+
+
+def vector_order(energy: Tensor, vector_columns: int) -> Tensor:
+    """Return the columns by decreasing energy, int64 [columns]; those of a vector stay together, by their sum."""
+    order = energy.reshape(-1, vector_columns).sum(1).argsort(descending=True, stable=True)
+    return (order[:, None] * vector_columns + torch.arange(vector_columns, device=order.device)).flatten()
 
 
 def descend(codes: Tensor, levels: Levels, slope: Tensor, hessian: ShrunkHessian, sweeps: int) -> tuple[Tensor, Tensor]:
@@ -147,13 +165,13 @@ def descend(codes: Tensor, levels: Levels, slope: Tensor, hessian: ShrunkHessian
     slope: the Hessian times the error of the values. Scales are float32 [groups, rows]; they change only on grids with
     fp16 scales.
     """
-    order, blocks = _order_columns(levels.groups, hessian.diagonal)
+    order, blocks = _order_columns(levels, hessian.diagonal)
     adjust = levels.has_fp16_scales and levels.groups.count(0) <= MAX_GROUP_COLUMNS
     units = levels.units(codes).index_select(0, order)
     groups = [levels.groups[column] for column in order.tolist()]
     state = _Descent(
         *(hessian, order, groups, levels.scale.clone(), units, slope.index_select(0, order), torch.zeros_like(units)),
-        *(adjust, levels.round_units),
+        *(adjust, levels),
     )
     for sweep in range(sweeps):
         for block in blocks:
@@ -161,15 +179,15 @@ def descend(codes: Tensor, levels: Levels, slope: Tensor, hessian: ShrunkHessian
     return levels.codes(state.units.index_select(0, order.argsort())), state.scale
 
 
-def _order_columns(column_groups: Sequence[int], energy: Tensor) -> tuple[Tensor, list[slice]]:
+def _order_columns(levels: Levels, energy: Tensor) -> tuple[Tensor, list[slice]]:
     """Return the order of the descent, the strongest group first and the strongest column first, and its blocks.
 
     A block has whole groups, unless a group is too long to adjust its scale.
     """
-    groups = torch.tensor(column_groups, device=energy.device)
+    groups = torch.tensor(levels.groups, device=energy.device)
     totals = torch.zeros(int(groups.max()) + 1, device=energy.device).index_add_(0, groups, energy)
     ranks = totals.argsort(descending=True, stable=True).argsort()
-    order = energy.argsort(descending=True, stable=True)
+    order = vector_order(energy, levels.vector_columns)
     order = order[ranks[groups[order]].argsort(stable=True)]
     sizes = torch.bincount(ranks[groups]).tolist()
     if max(sizes) > MAX_GROUP_COLUMNS:

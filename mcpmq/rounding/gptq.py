@@ -17,7 +17,7 @@ from mcpmq.grids import GRIDS, Grid
 from mcpmq.grids.levels import Levels
 from mcpmq.qtensor import QTensor, concat_rows
 from mcpmq.rounding.cholesky import LdlFactor, shrunk_cholesky
-from mcpmq.rounding.descent import ShrunkHessian, descend
+from mcpmq.rounding.descent import ShrunkHessian, descend, vector_order
 from mcpmq.rounding.ldlq import ldlq
 from mcpmq.rounding.shrinkage import default_shrinkage
 from mcpmq.rounding.stats import InputStats, require_stats
@@ -46,7 +46,7 @@ def quantize(weight: Tensor, scheme: GridScheme, stats: InputStats | None, act_o
     with torch.inference_mode(mode=False), thread_pool() as pool:
         padded = scheme.padded_columns(columns)
         energy = torch.nn.functional.pad(stats.gram.diagonal(), (0, padded - columns))
-        order = energy.argsort(descending=True, stable=True) if act_order else torch.arange(padded).to(energy.device)
+        order = vector_order(energy, scheme.vector_columns) if act_order else torch.arange(padded).to(energy.device)
         shrinkage = default_shrinkage(stats) if stats.shrinkage is None else stats.shrinkage
         factor = shrunk_cholesky(stats.gram, order, shrinkage, pool)
         group_columns = padded if act_order else scheme.group_columns(columns)
@@ -116,7 +116,7 @@ def _quantize_rows(context: GptqContext, rows: Tensor) -> QTensor:
     padding = len(order) - rows.shape[1]
     weight = torch.nn.functional.pad(rows.to(order.device).float(), (0, padding)).T.contiguous()
     ordered, factor = weight.index_select(0, order), context.factor
-    codes, error = ldlq(ordered, factor.unit_upper, context.group_columns, grids.choose_levels)
+    codes, error = ldlq(ordered, factor.unit_upper, context.group_columns, grids.choose_levels, factor.pivots)
     slope, inverse = factor.multiply(error), order.argsort()
     grid = grids.concat()
     levels = context.grid.levels(grid, len(order), scheme).to(order.device)

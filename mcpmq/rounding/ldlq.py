@@ -29,17 +29,24 @@ class LdlqState:
     codes: Tensor  # uint8
     group_columns: int
     choose_levels: ChooseLevels
+    pivots: Tensor | None  # float32 [columns]; only vectors need them
 
 
-def ldlq(weight: Tensor, unit_upper: Tensor, group_columns: int, choose_levels: ChooseLevels) -> tuple[Tensor, Tensor]:
+def ldlq(
+    weight: Tensor,
+    unit_upper: Tensor,
+    group_columns: int,
+    choose_levels: ChooseLevels,
+    pivots: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
     """Round a weight [columns, rows]; return codes uint8 and unit_upper.T times the error of their values, float32.
 
     The levels of every `group_columns` columns, a power of two or all columns, are chosen for their compensated weight
-    when the group is reached.
+    when the group is reached. The codes of a vector are chosen together, with the least loss by `pivots`.
     """
     residual = weight.clone()
     codes = torch.empty_like(residual, dtype=torch.uint8)
-    state = LdlqState(unit_upper, residual, residual.clone(), codes, group_columns, choose_levels)
+    state = LdlqState(unit_upper, residual, residual.clone(), codes, group_columns, choose_levels, pivots)
     _round_columns(state, 0, len(residual), None)
     return state.codes, state.compensated
 
@@ -49,7 +56,8 @@ def _round_columns(state: LdlqState, start: int, stop: int, levels: tuple[int, L
     if levels is None and stop - start <= state.group_columns:
         levels = start, state.choose_levels(start, _compensated_group(state, start, stop))
     if levels is not None and stop - start <= LEAF_COLUMNS:
-        _round_leaf(state, start, stop, *levels)
+        round_leaf = _round_leaf if levels[1].vectors is None else _round_vectors
+        round_leaf(state, start, stop, *levels)
         return
     middle = start + (1 << (stop - start - 1).bit_length() - 1)
     _round_columns(state, start, middle, levels)
@@ -74,3 +82,16 @@ def _round_leaf(state: LdlqState, start: int, stop: int, first: int, levels: Lev
         error = state.residual[column].sub_(values)
         torch.sub(values, state.compensated[column], out=state.compensated[column])
         state.compensated[column + 1 : stop].addr_(state.unit_upper[column, column + 1 : stop], error)
+
+
+def _round_vectors(state: LdlqState, start: int, stop: int, first: int, levels: Levels) -> None:
+    assert state.pivots is not None
+    for column in range(start, stop, levels.vector_columns):
+        own, group = slice(column, column + levels.vector_columns), levels.groups[column - first]
+        within, later = state.unit_upper[own, own].triu(), slice(own.stop, stop)
+        targets = levels.to_units(group, _compensated_group(state, own.start, own.stop))
+        units = levels.nearest_vectors(targets, (within * state.pivots[own]) @ within.T)
+        state.codes[own], values = levels.codes(units), units * levels.scale[group]
+        error = state.residual[own].sub_(values)
+        state.compensated[own] = values - state.compensated[own].addmm(within.triu(1).T, error)
+        state.compensated[later].addmm_(state.unit_upper[own, later].T, error)

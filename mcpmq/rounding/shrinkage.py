@@ -105,6 +105,12 @@ def _round_by_descent(rows: Tensor, scheme: GridScheme, gram: Tensor) -> Iterato
 
 def _nearest_codes(levels: Levels, weight: Tensor) -> Tensor:
     codes = torch.empty_like(weight, dtype=torch.uint8)
+    if levels.vectors is not None:
+        for start in range(0, len(weight), size := levels.vector_columns):
+            own = slice(start, start + size)
+            targets = levels.to_units(levels.groups[start], weight[own])
+            codes[own] = levels.codes(levels.nearest_vectors(targets, torch.eye(size)))
+        return codes
     for column, values in enumerate(weight):
         codes[column] = levels.nearest(column, values)[0]
     return codes

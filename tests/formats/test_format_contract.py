@@ -39,7 +39,22 @@ GROUPS = ("g16", "g32", "g64", "g128", "g256", "row")
 FLOATS = ("f32", "f16", "bf16")
 EVERY_SCHEME = (
     *(f"int{bits}-{group}{zero}" for bits in (4, 8) for group in GROUPS for zero in ("", "-asym")),
-    *("q8_0", "q4_0", "q4_1", "q5_0", "iq4_nl", "q4_k", "q5_k", "q6_k", "iq4_xs", "q3_k", "q2_k", "nf4", "fp4"),
+    *(
+        "q8_0",
+        "q4_0",
+        "q4_1",
+        "q5_0",
+        "iq4_nl",
+        "q4_k",
+        "q5_k",
+        "q6_k",
+        "iq4_xs",
+        "q3_k",
+        "q2_k",
+        "iq3_s",
+        "nf4",
+        "fp4",
+    ),
 )
 DECLARED = [(name, scheme) for name in FORMATS for scheme in declared_format(name).schemes if scheme not in FLOATS]
 UNDECLARED = [(name, scheme) for name in FORMATS for scheme in EVERY_SCHEME if (name, scheme) not in DECLARED]

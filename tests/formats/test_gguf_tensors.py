@@ -96,7 +96,7 @@ def test_every_weight_of_a_model_round_trips(scheme: str, tiny_checkpoint: Path,
     assert_model_round_trips(quantize_with(tiny_checkpoint, tmp_path, _all=scheme), tmp_path)
 
 
-@pytest.mark.parametrize("scheme", ["q4_k", "q5_k", "q6_k", "iq4_xs", "q3_k", "q2_k"])
+@pytest.mark.parametrize("scheme", ["q4_k", "q5_k", "q6_k", "iq4_xs", "q3_k", "q2_k", "iq3_s"])
 def test_every_weight_of_a_model_round_trips_in_large_blocks(
     scheme: str, tiny_checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -133,6 +133,7 @@ def test_rope_rows_are_permuted_within_each_head(tmp_path: Path) -> None:
         ({"q5_k": 10, "q6_k": 3}, "Q5_K_M"),
         ({"q6_k": 10, "q4_k": 3}, "Q6_K"),
         ({"iq4_xs": 10, "q6_k": 3}, "IQ4_XS"),
+        ({"iq3_s": 10, "q6_k": 3}, "IQ3_S"),
         ({"q2_k": 10, "q3_k": 3}, "Q2_K"),
         ({"q3_k": 10, "q4_k": 3}, "Q3_K_M"),
         ({"q3_k": 10}, "Q3_K_S"),

@@ -50,6 +50,7 @@ def test_limitations_are_marked_and_explained() -> None:
         ("q4_k", ("gguf",)),
         ("iq4_nl", ("gguf",)),
         ("iq4_xs", ("gguf",)),
+        ("iq3_s", ("gguf",)),
         ("q2_k", ("gguf",)),
         ("q3_k", ("gguf",)),
         ("nf4", ("bnb",)),
@@ -66,6 +67,6 @@ def test_the_scheme_table_has_every_scheme_once() -> None:
     names = [name.strip("`") for row, _ in scheme_table().rows for name in row.split(", ")]
 
     assert names == list(scheme_support())
-    assert len(names) == 40
+    assert len(names) == 41
     assert names[:3] == ["int4-g16", "int4-g32", "int4-g64"]
     assert names[-3:] == ["f32", "f16", "bf16"]

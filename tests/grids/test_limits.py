@@ -45,7 +45,7 @@ def test_floats_with_the_exponents_of_float32_have_no_limits(text: str) -> None:
     assert scale_limits(parse_scheme(text), 256) is None
 
 
-@pytest.mark.parametrize("name", ["q8_0", "q4_1", "q4_k", "q6_k", "iq4_nl", "iq4_xs", "q3_k", "q2_k"])
+@pytest.mark.parametrize("name", ["q8_0", "q4_1", "q4_k", "q6_k", "iq4_nl", "iq4_xs", "q3_k", "q2_k", "iq3_s"])
 def test_ggml_writes_no_infinite_scale(name: str) -> None:
     """A value of 10^9 is an error of the grid itself, for callers that do not check magnitudes."""
     weight = torch.ones(2, 256)

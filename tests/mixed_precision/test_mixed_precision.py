@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Mapping
 from importlib import import_module
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,18 @@ def test_a_larger_limit_never_has_a_larger_loss(tiny_checkpoint: Path) -> None:
     ]
 
     assert losses == sorted(losses, reverse=True)
+
+
+def test_a_search_reaches_three_and_a_half_bits_for_the_language_matrices(tiny_checkpoint: Path) -> None:
+    """With a small limit they have types of 256 columns: at most 3.5 bits on average, and not less than 2.6."""
+    result = _best(tiny_checkpoint, "gguf", Budget(file_nbytes=1_200_000))
+
+    specs = Checkpoint.open(tiny_checkpoint).specs
+    weights = {spec.name: prod(spec.shape) for spec in specs if spec.name.startswith("language.layers.")}
+    chosen = {name: option for name, option in result.options.items() if name in weights}
+    bits = 8 * sum(option.nbytes for option in chosen.values()) / sum(weights[name] for name in chosen)
+    assert 2.6 < bits <= 3.5
+    assert len({option.scheme for option in chosen.values()}) > 1
 
 
 def test_a_limit_below_the_smallest_possible_size_is_an_error(tiny_checkpoint: Path) -> None:

@@ -14,6 +14,7 @@ SCHEMES = (
     "int4-g16", "int4-g32", "int4-g128", "int4-row", "int4-g32-asym", "int8-g64", "int8-row", "int8-row-asym",
     "q8_0", "q4_0", "q4_1", "q5_0", "iq4_nl", "q4_k", "q5_k", "q6_k", "iq4_xs", "q3_k", "q2_k",
 )  # fmt: skip
+VECTOR_SCHEMES = ("iq3_s",)  # codes of several columns are chosen together
 
 ColumnValues = Callable[[int, Tensor], Tensor]
 """The values [rows, codes] on the grid of a column, given the column and its group's compensated weight."""

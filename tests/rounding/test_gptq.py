@@ -16,6 +16,7 @@ from mcpmq.rounding.stats import InputStats
 from mcpmq.scheme import IntegerScheme
 from tests.rounding.oracle import (
     SCHEMES,
+    VECTOR_SCHEMES,
     ColumnValues,
     expected_importance,
     grid_scheme,
@@ -109,7 +110,7 @@ def test_scales_are_chosen_for_the_compensated_group(text: str) -> None:
 
 
 @pytest.mark.parametrize("act_order", [True, False])
-@pytest.mark.parametrize("text", SCHEMES)
+@pytest.mark.parametrize("text", [*SCHEMES, *VECTOR_SCHEMES])
 def test_the_output_error_is_less_than_with_rtn(text: str, act_order: bool) -> None:
     """With correlated inputs errors compensate each other: at most 0.6 of the squared error of the outputs."""
     weight, inputs = random_layer(64, 512)
@@ -138,7 +139,8 @@ def test_uncorrelated_inputs_give_the_nearest_codes(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["int4-g32", "int8-row", "int4-g64-asym", "q4_0", "q4_k", "q6_k", "iq4_nl", "iq4_xs", "q3_k", "q2_k"]
+    "text",
+    ["int4-g32", "int8-row", "int4-g64-asym", "q4_0", "q4_k", "q6_k", "iq4_nl", "iq4_xs", "q3_k", "q2_k"],
 )
 @pytest.mark.parametrize("act_order", [True, False])
 def test_a_column_with_zero_inputs_changes_no_other(text: str, act_order: bool) -> None:

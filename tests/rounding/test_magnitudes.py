@@ -10,10 +10,10 @@ from mcpmq.errors import ScaleError
 from mcpmq.grids import codebook, dequantize, quantize
 from mcpmq.rounding.magnitudes import GroupMagnitudes, check_double_quant
 from mcpmq.scheme import CodebookScheme, FloatScheme, Scheme, parse_scheme
-from tests.rounding.oracle import SCHEMES
+from tests.rounding.oracle import SCHEMES, VECTOR_SCHEMES
 
 ROWS, COLUMNS = 6, 512
-ALL_SCHEMES = (*SCHEMES, "int8-g16-asym", "nf4", "fp4", "f16")
+ALL_SCHEMES = (*SCHEMES, *VECTOR_SCHEMES, "int8-g16-asym", "nf4", "fp4", "f16")
 # Largest error over the largest magnitude of the group: a step, because 4-bit codes are not symmetric.
 MAX_ERROR = {"int4": 0.14, "int8": 0.009, "f16": 0.004, "q8_0": 0.005, "q4_0": 0.13, "q4_1": 0.1, "q5_0": 0.07}
 MAX_ERROR |= {
@@ -22,6 +22,7 @@ MAX_ERROR |= {
     "q5_k": 0.08,
     "q6_k": 0.05,
     "iq4_xs": 0.15,
+    "iq3_s": 0.3,
     "q2_k": 0.6,
     "q3_k": 0.3,
     "nf4": 0.17,
@@ -128,7 +129,7 @@ def test_ordinary_weights_have_no_deviation(text: str, exponent: int) -> None:
     ("text", "accepted", "rejected"),
     [("int4-g32", -18, -21), ("int8-g32", -13, -16), ("int4-g32-asym", -17, -20), ("q8_0", -13, -16),
      ("q4_0", -18, -21), ("q4_1", -17, -20), ("q5_0", -16, -19), ("iq4_nl", -14, -17), ("q4_k", -11, -14),
-     ("q5_k", -10, -13), ("q6_k", -9, -12), ("iq4_xs", -9, -12), ("q2_k", -17, -20),
+     ("q5_k", -10, -13), ("q6_k", -9, -12), ("iq4_xs", -9, -12), ("iq3_s", -12, -16), ("q2_k", -17, -20),
      ("q3_k", -15, -18), ("nf4", -125, -129), ("f16", -19, -24)],
 )  # fmt: skip
 def test_small_weights_are_rejected_before_scales_become_zero(text: str, accepted: int, rejected: int) -> None:

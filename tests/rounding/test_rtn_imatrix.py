@@ -23,6 +23,7 @@ SCHEMES = [
     "iq4_xs",
     "q3_k",
     "q2_k",
+    "iq3_s",
 ]
 
 

@@ -226,7 +226,7 @@ def test_every_scheme_has_losses_close_to_torch(
     assert np.abs(taken - torch_losses(quantized.path, tiny_samples)).mean() < 0.05
 
 
-@pytest.mark.parametrize("scheme", ["q4_k", "q5_k", "q6_k", "iq4_xs", "q3_k", "q2_k"])
+@pytest.mark.parametrize("scheme", ["q4_k", "q5_k", "q6_k", "iq4_xs", "q3_k", "q2_k", "iq3_s"])
 def test_blocks_of_256_columns_have_losses_close_to_torch(
     scheme: str, tiny_checkpoint: Path, tiny_samples: list[Inputs], tmp_path: Path
 ) -> None:

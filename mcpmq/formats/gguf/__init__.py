@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # plans are checked and forecast without torch
     from mcpmq.quantized_model import QuantizedModel
 
 BLOCK_COLUMNS = 32  # block size of Q4_0 and Q8_0, the types that store integer schemes
-GGML_TYPES = ("q8_0", "q4_0", "q4_1", "q5_0", "iq4_nl", "q4_k", "q5_k", "q6_k", "iq4_xs", "q3_k", "q2_k")
+GGML_TYPES = ("q8_0", "q4_0", "q4_1", "q5_0", "iq4_nl", "q4_k", "q5_k", "q6_k", "iq4_xs", "q3_k", "q2_k", "iq3_s")
 
 
 def _shape_limit(tensor: TensorPlan) -> str | None:

@@ -88,6 +88,7 @@ FILE_TYPES = {
     "Q8_0": LlamaFileType.MOSTLY_Q8_0,
     "IQ4_NL": LlamaFileType.MOSTLY_IQ4_NL,
     "IQ4_XS": LlamaFileType.MOSTLY_IQ4_XS,
+    "IQ3_S": LlamaFileType.MOSTLY_IQ3_S,
     "Q2_K": LlamaFileType.MOSTLY_Q2_K,
     "Q3_K_S": LlamaFileType.MOSTLY_Q3_K_S,
     "Q3_K_M": LlamaFileType.MOSTLY_Q3_K_M,

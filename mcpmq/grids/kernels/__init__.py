@@ -7,6 +7,8 @@ magnitude of the weight. Both write the layouts of ggml-common.h.
 import numpy as np
 from numpy.typing import NDArray
 
+from mcpmq.grids.vector_table import vector_table
+
 
 def quantize_rows(
     name: str, values: NDArray[np.float32], importance: NDArray[np.float32], blocks: NDArray[np.uint8]
@@ -16,7 +18,15 @@ def quantize_rows(
     `importance`, float32 [columns], is positive with a mean near 1; all values are finite. The first call compiles the
     kernel, which takes some seconds, or loads it from the cache.
     """
-    from mcpmq.grids.kernels import iq4_xs, k_quants, q2_k, q3_k, q6_k, small_blocks  # numba takes a second to import
+    from mcpmq.grids.kernels import (
+        iq3_s,
+        iq4_xs,
+        k_quants,
+        q2_k,
+        q3_k,
+        q6_k,
+        small_blocks,
+    )  # numba takes a second to import
 
     match name:
         case "q4_k" | "q5_k":
@@ -27,6 +37,9 @@ def quantize_rows(
             q2_k.quantize(values, importance, blocks)
         case "q3_k":
             q3_k.quantize(values, importance, blocks)
+        case "iq3_s":
+            table = vector_table()
+            iq3_s.quantize(values, importance, blocks, table.vectors, table.nearest)
         case "iq4_xs":
             iq4_xs.quantize(values, importance, blocks)
         case _:

@@ -130,6 +130,7 @@ def test_rows_are_independent(name: str) -> None:
         ("iq4_xs", 0.1),
         ("q3_k", 0.2),
         ("q2_k", 0.4),
+        ("iq3_s", 0.3),
     ],
 )
 def test_the_largest_values_overflow_no_scale(name: str, bound: float) -> None:
@@ -157,7 +158,7 @@ sys.stdout.buffer.write(blocks.tobytes())
 
 
 @pytest.mark.parametrize(
-    ("name", "columns"), [("q4_k", 256), ("q4_0", 32), ("iq4_xs", 256), ("q3_k", 256), ("q2_k", 256)]
+    ("name", "columns"), [("q4_k", 256), ("q4_0", 32), ("iq4_xs", 256), ("q3_k", 256), ("q2_k", 256), ("iq3_s", 256)]
 )
 def test_compiled_and_interpreted_kernels_write_equal_bytes(name: str, columns: int, tmp_path: Path) -> None:
     """Compilation neither reorders nor fuses operations, so the bytes depend neither on the processor nor on lanes."""
