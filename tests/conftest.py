@@ -27,6 +27,7 @@ from mcpmq.system.child_process import child_process
 from tests.commands import Command, CommandResult
 from tests.fake_releases import report_for, with_license
 from tests.forked_workers import start_worker
+from tests.hub_server import Hub, run_hub
 from tests.tiny import SMALL_CONFIG, build_checkpoint
 from tests.tiny_families import TINY_FAMILIES, TinyFamily
 
@@ -176,3 +177,18 @@ def mcpmq(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
         return CommandResult(code, captured.out, captured.err)
 
     return run
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
+    """Run a stand-in of the hub with no repository, and use an empty cache, no token, and the LFS protocol."""
+    with run_hub() as running:
+        template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", running.url)
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr("time.sleep", lambda seconds: None)  # between attempts
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        monkeypatch.chdir(tmp_path)
+        yield running

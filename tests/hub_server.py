@@ -109,6 +109,8 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if "Authorization" not in self.headers:
             self._fail(401, "")
+        elif path == "/api/validate-yaml":
+            self._json({"errors": [], "warnings": []})
         elif path == "/api/repos/create":
             self._create(json.loads(body))
         elif "/preupload/" in path:
@@ -163,7 +165,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _revision(self, name: str, revision: str) -> None:
         if found := self._find(name, revision):
             siblings = [{"rfilename": path} for path in found[1]]
-            self._json({"id": name, "sha": found[0], "private": False, "tags": [], "siblings": siblings})
+            private = self.hub.repositories[name].private
+            self._json({"id": name, "sha": found[0], "private": private, "tags": [], "siblings": siblings})
 
     def _tree(self, name: str, revision: str) -> None:
         if found := self._find(name, revision):
@@ -198,11 +201,12 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _create(self, request: Mapping[str, Any]) -> None:
         name = f"{request['organization']}/{request['name']}"
+        address = json.dumps({"url": f"{self.hub.url}/{name}"}).encode()
         if name in self.hub.repositories:
-            self._fail(409, "")
+            self._send(409, address)
             return
         self.hub.repositories[name] = Repository(private=request.get("visibility") == "private")
-        self._json({"url": f"{self.hub.url}/{name}"})
+        self._send(200, address)
 
     def _upload(self, described: Mapping[str, Any]) -> dict[str, Any]:
         """Return the address that a large file is uploaded to, or none if the server has it."""

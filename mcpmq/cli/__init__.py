@@ -3,13 +3,13 @@
 import os
 import sys
 import warnings
-from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from mcpmq.cli import inspect, pipeline, release, run, serve
+from mcpmq.cli.standard_output import discard_output, null_output
 from mcpmq.cli.system_errors import system_error
 from mcpmq.errors import McpmqError, McpmqWarning
 
@@ -65,7 +65,7 @@ def main() -> None:
     # OpenMP threads that spin while they wait make the work eight times slower beside another busy process.
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if sys.stdout is None:  # closed by the parent process
-        sys.stdout = _null_output()
+        sys.stdout = null_output()
     warnings.showwarning = _show_warning
     try:
         try:
@@ -74,7 +74,7 @@ def main() -> None:
             _stop_progress()
             sys.stdout.flush()  # here, because the interpreter would print a traceback
     except (McpmqError, OSError, MemoryError) as error:
-        _discard_output()
+        discard_output()
         if isinstance(error, BrokenPipeError):  # the reader has the lines that it needs
             raise SystemExit(1) from None
         from mcpmq import ui
@@ -96,15 +96,3 @@ def _show_warning(message: Warning | str, category: type[Warning], *details: Any
 def _stop_progress() -> None:
     if module := sys.modules.get("mcpmq.ui"):  # not imported for `--help`
         module.stop_progress()
-
-
-def _discard_output() -> None:
-    """Discard the output that could not be written, before the interpreter tries to write it again."""
-    try:
-        sys.stdout.flush()
-    except (OSError, ValueError):
-        sys.stdout = _null_output()
-
-
-def _null_output() -> TextIO:
-    return Path(os.devnull).open("w")  # until the process ends

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from mcpmq.cli.options import INSPECT_PANEL, All, Json, complete_recipe
+from mcpmq.cli.standard_output import keep_exit_code
 
 commands = typer.Typer()
 GATE_FAILED = 3  # exit code
@@ -91,6 +92,7 @@ def check(
     earlier = Report.load(baseline) if baseline else None
     verdicts = [verdict for file in gates for verdict in gate.check(loaded, gate.Gate.load(file), earlier)]
     gate.VerdictFiles(junit, sarif, html, summary).write(verdicts, loaded, report)
-    ui.print_verdicts(verdicts, as_json=json)
-    ui.print_written_files([junit, sarif, html, summary])
+    with keep_exit_code():
+        ui.print_verdicts(verdicts, as_json=json)
+        ui.print_written_files([junit, sarif, html, summary])
     raise typer.Exit(GATE_FAILED if any(verdict.status == "failed" for verdict in verdicts) else 0)

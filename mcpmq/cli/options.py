@@ -53,6 +53,8 @@ Revision = Annotated[
     typer.Option("--revision", metavar="NAME", help="Branch, tag or commit of a CHECKPOINT that is a hub id"),
 ]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; must be empty or missing")]
+Private = Annotated[bool, typer.Option("--private", help="Create a private repository")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="List the files and bytes of a push, and send nothing")]
 Threads = Annotated[
     int | None, typer.Option("--threads", metavar="N", min=1, help="Threads of the engines; default: all cores")
 ]

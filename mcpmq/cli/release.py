@@ -12,10 +12,12 @@ from mcpmq.cli.options import (
     PIPELINE_PANEL,
     Context,
     Device,
+    DryRun,
     Json,
     MaxMemory,
     MaxSize,
     Out,
+    Private,
     Revision,
     Source,
     Threads,
@@ -141,9 +143,16 @@ def package(
         str | None, typer.Option("--base-model", metavar="HUB_ID", help="Hub id of the original for the model card")
     ] = None,
     name: Annotated[str | None, typer.Option("--name", help="Name of the release; default: its folder")] = None,
+    push: Annotated[
+        str | None, typer.Option("--push", metavar="OWNER/NAME", help="Push the release to a repository of the hub")
+    ] = None,
+    private: Private = False,
+    dry_run: DryRun = False,
     json: Json = False,
 ) -> None:
     """Assemble a release: artifacts, report, model card, license, and the SHA-256 of every file"""
+    if push is None and (private or dry_run):
+        raise typer.BadParameter("needs --push", param_hint="--private" if private else "--dry-run")
     from mcpmq import ui
 
     ui.start_progress(f"packaging {', '.join(map(str, artifacts))}")
@@ -157,8 +166,46 @@ def package(
     opened = [Artifact.open(path) for path in artifacts]
     original = Checkpoint.open(at_revision(source, revision), ui.progress_bars())
     release = package(opened, original, Report.load(report), out, options)
-    ui.print_table(release.to_table(), release.record.model_dump(mode="json"), as_json=json)
+    if not (push and json):
+        ui.print_table(release.to_table(), release.record.model_dump(mode="json"), as_json=json)
     ui.print_release_steps(release.path, has_vision=opened[0].has_vision)
+    if push:
+        _push_packaged(release.path, push, private, dry_run, json)
+
+
+@commands.command(name="push", rich_help_panel=PIPELINE_PANEL)
+def push_release(
+    release: Annotated[Path, typer.Argument(metavar="RELEASE", help="Folder that `mcpmq package` wrote")],
+    repository: Annotated[str, typer.Argument(metavar="OWNER/NAME", help="Repository of the hub")],
+    private: Private = False,
+    dry_run: DryRun = False,
+    json: Json = False,
+) -> None:
+    """Push a release to the hub, in one commit; the token is that of $HF_TOKEN"""
+    _push(release, repository, private, dry_run, json)
+
+
+def _push_packaged(folder: Path, repository: str, private: bool, dry_run: bool, json: bool) -> None:
+    """Push a new release; the hint of an error has the command that pushes it without packaging it again."""
+    from mcpmq.errors import ReleaseError
+
+    try:
+        _push(folder, repository, private, dry_run, json)
+    except ReleaseError as error:
+        error.hint += f"; the release in `{folder}` is complete: push it with `mcpmq push`"
+        raise
+
+
+def _push(folder: Path, repository: str, private: bool, dry_run: bool, json: bool) -> None:
+    from mcpmq import ui
+
+    progress = ui.start_progress(f"pushing {folder}")
+    from mcpmq.release.push import push
+    from mcpmq.release.record import Release
+
+    result = push(Release.open(folder), repository, private=private, dry_run=dry_run, progress=progress)
+    ui.print_table(result.to_table(), result.to_dict(), as_json=json)
+    ui.print_push_steps(folder, repository, dry_run=dry_run)
 
 
 @commands.command(rich_help_panel=INSPECT_PANEL)

@@ -13,6 +13,7 @@ from mcpmq.system.hub_cache import is_inside
 from mcpmq.system.table import Row, Table, format_megabytes
 
 RECORD, CHECKSUMS = RELEASE_RECORD, "SHA256SUMS"
+HUB_ATTRIBUTES, HUB_CACHE = ".gitattributes", ".cache/huggingface/"  # in downloaded copies, not of the release
 REFETCH_HINT = "download the release again, or package it again"
 
 

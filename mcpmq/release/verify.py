@@ -10,7 +10,16 @@ from mcpmq.errors import ReleaseError
 from mcpmq.evaluate.measure import engine_name
 from mcpmq.formats import engine_of
 from mcpmq.formats.provenance import check_provenance
-from mcpmq.release.record import CHECKSUMS, RECORD, REFETCH_HINT, Release, list_files, safe_join
+from mcpmq.release.record import (
+    CHECKSUMS,
+    HUB_ATTRIBUTES,
+    HUB_CACHE,
+    RECORD,
+    REFETCH_HINT,
+    Release,
+    list_files,
+    safe_join,
+)
 from mcpmq.runners.inputs_store import InputsStore
 from mcpmq.runners.launcher import run_engine
 from mcpmq.system.file_hash import file_sha256
@@ -67,7 +76,8 @@ def _verify_release(path: Path, progress: Progress) -> Iterator[str]:
 
 def _check_files(release: Release, progress: Progress) -> None:
     path, listed = release.path, {record.path for record in release.record.files}
-    if unlisted := sorted(set(list_files(path)) - {*listed, RECORD, CHECKSUMS}):
+    found = {name for name in list_files(path) if name != HUB_ATTRIBUTES and not name.startswith(HUB_CACHE)}
+    if unlisted := sorted(found - {*listed, RECORD, CHECKSUMS}):
         raise ReleaseError(f"`{path}` has {len(unlisted)} unlisted files, first `{unlisted[0]}`", REFETCH_HINT)
     for record in progress(release.record.files, "hashing"):
         file = safe_join(path, record.path)

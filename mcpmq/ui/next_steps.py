@@ -87,6 +87,15 @@ def print_release_steps(release: Path, *, has_vision: bool) -> None:
     print_notice(f"verify a copy: {_command('verify', release)}")
 
 
+def print_push_steps(release: Path, repository: str, *, dry_run: bool) -> None:
+    """Print the command that pushes after a dry run, or those that download and verify a copy."""
+    if dry_run:
+        print_notice(f"nothing was sent; push: {_command('push', release, repository)}")
+    else:
+        print_notice(f"download: hf download {shlex.quote(repository)} --local-dir COPY")
+        print_notice(f"verify a copy: {_command('verify', 'COPY')}")
+
+
 def print_written_files(files: Sequence[Path | None]) -> None:
     """Print the paths of the files that a command wrote on request."""
     if written := [str(file) for file in files if file]:

@@ -4,7 +4,6 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,25 +13,11 @@ from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import CheckpointError
 from mcpmq.system.hub_cache import snapshot_commit
 from tests.commands import Command
-from tests.hub_server import Hub, Repository, run_hub
+from tests.hub_server import Hub, Repository
 
 SHARD = "model-00001-of-00002.safetensors"
 TOKEN = "hf_secretOfTheTest"
 UNREAD = {"modeling.py": b"raise SystemExit", "pytorch_model.bin": b"pickle", "onnx/config.json": b"{}", "a.png": b""}
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
-    """A server with no repository, and an empty cache."""
-    with run_hub() as running:
-        template = running.url + "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", running.url)
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr("time.sleep", lambda seconds: None)  # between attempts
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        monkeypatch.chdir(tmp_path)
-        yield running
 
 
 @pytest.fixture(scope="module")

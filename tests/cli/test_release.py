@@ -9,6 +9,7 @@ from mcpmq.release.record import Release
 from mcpmq.report import write_report
 from tests.commands import Command
 from tests.fake_releases import report_for, with_license
+from tests.hub_server import Hub
 
 
 def test_package_verify_diff(
@@ -29,6 +30,28 @@ def test_package_verify_diff(
     assert "base_model: a/b" in (out / "README.md").read_text()
     assert len(json.loads(verified.stdout)["checks"]) == 7
     assert "no change" in compared.stdout
+
+
+def test_package_pushes_to_the_hub(
+    mcpmq: Command, tiny_checkpoint: Path, tiny_exports: list[Artifact], tmp_path: Path, hub: Hub
+) -> None:
+    """A dry run lists the files; an error has the command that pushes the complete release."""
+    source = with_license(tiny_checkpoint, tmp_path)
+    write_report(report_for(tiny_exports), tmp_path / "report")
+    options = ["--source", source, "--report", tmp_path / "report", "--push", "owner/tiny"]
+
+    planned = mcpmq("package", tiny_exports[0].path, tmp_path / "planned", *options, "--dry-run")
+    failed = mcpmq("package", tiny_exports[0].path, tmp_path / "failed", *options)
+    misused = mcpmq("package", tiny_exports[0].path, tmp_path / "out", *options[:4], "--dry-run")
+
+    assert (planned.exit_code, failed.exit_code, misused.exit_code) == (0, 1, 2)
+    assert "apache-2.0" in planned.stdout
+    assert "gguf/tiny-Q4_0.gguf" in planned.stdout
+    assert "nothing was sent" in planned.stderr
+    assert "`HF_TOKEN`" in failed.stderr
+    assert "push it with `mcpmq push`" in failed.stderr
+    assert Release.open(tmp_path / "failed").record.license == "apache-2.0"
+    assert hub.requests == []
 
 
 def test_a_changed_release_exits_with_one(mcpmq: Command, tiny_release: Release, tmp_path: Path) -> None:
@@ -56,7 +79,7 @@ def test_search_requires_a_budget(mcpmq: Command, tiny_checkpoint: Path, tiny_se
     """Without a budget it is a usage error; with an infeasible one the error has the smallest possible size."""
     arguments = ["search", tiny_checkpoint, tmp_path / "mine.toml", "--format", "gguf", "--calibration", tiny_set]
 
-    unlimited, infeasible = mcpmq(*arguments), mcpmq(*arguments, "--max-size", "1MB")
+    unlimited, infeasible = mcpmq(*arguments), mcpmq(*arguments, "--max-size", "100kB")
 
     assert (unlimited.exit_code, infeasible.exit_code) == (2, 1)
     assert "--max-size" in unlimited.stderr

@@ -1,7 +1,10 @@
 """The commands `check` and `report`."""
 
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,6 +56,23 @@ def test_a_violated_gate_exits_with_three(mcpmq: Command, released: Path, tmp_pa
     assert first["margin"] == -first["value"] == -first["checked_value"]
     assert first["bound"] == {"at_most": 0.0, "at_least": None, "on": "value"}
     assert first["gate"] == str(tmp_path / "gate.toml")
+
+
+@pytest.mark.parametrize("output", ["", "--json"])
+@pytest.mark.parametrize(("at_most", "code"), [(1, 0), (0, 3)])
+def test_a_closed_pipe_does_not_change_the_verdict(
+    output: str, at_most: float, code: int, released: Path, tmp_path: Path
+) -> None:
+    """The exit code is that of the gate, also if the reader of the result has ended."""
+    gate = gate_of(tmp_path, at_most)
+    command = [sys.executable, "-m", "mcpmq", "check", str(released), "--gate", str(gate)]
+    reader, writer = os.pipe()
+    os.close(reader)
+
+    ran = subprocess.run([*command, *output.split()], stdout=writer, stderr=subprocess.PIPE, check=False)
+
+    os.close(writer)
+    assert (ran.returncode, ran.stderr) == (code, b"")
 
 
 def test_bounds_of_a_baseline_that_cannot_be_compared_are_skipped(
