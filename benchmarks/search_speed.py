@@ -49,9 +49,9 @@ def write_sampled_rows(checkpoint: Checkpoint) -> None:
     random = np.random.default_rng(0)
     for spec in checkpoint.specs:
         entry = checkpoint.entries[spec.name]
-        rows = entry.shape[0]
-        step = -(-rows // SAMPLED_ROWS) if spec.role != "other" and not spec.transposed else 1
-        with entry.file.open("r+b") as stream:
+        rows = 1 if spec.role == "other" or spec.transposed else entry.shape[0]  # 1: written at once
+        step = -(-rows // SAMPLED_ROWS)
+        with entry.file.open("r+b", buffering=0) as stream:
             for row in range(0, rows, step):
                 values = random.standard_normal(entry.nbytes // rows // 2).astype(np.float32) * 0.02
                 stream.seek(entry.offset + row * (entry.nbytes // rows))
