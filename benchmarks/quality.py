@@ -39,6 +39,7 @@ REAL_WEIGHTS = {
     "awq-gptq-int4": "**mcpmq, AWQ + GPTQ**, `int4-g32`",
     "gptq-int4": "**mcpmq, GPTQ**, `int4-g32`",
     "gptq-int4-earlier": "**mcpmq, GPTQ**, `int4-g32`",
+    "gptq-q4_k-or-iq4_nl": "**mcpmq, GPTQ**, `q4_k or iq4_nl`, the default in GGUF",
     "gptq-iq4_nl": "**mcpmq, GPTQ**, `iq4_nl`",
     "gptq-iq4_nl-earlier": "**mcpmq, GPTQ**, `iq4_nl`",
     "gptq-q4_k": "**mcpmq, GPTQ**, `q4_k`",

@@ -62,6 +62,7 @@ VARIANTS = (
     Variant("rtn-int4", _all("int4-g32"), "rtn", samples=0, commit=EARLIER),
     Variant("gptq-int4", _all("int4-g32"), "gptq"),
     Variant("gptq-iq4_nl", _all("iq4_nl"), "gptq"),
+    Variant("gptq-q4_k-or-iq4_nl", _all("q4_k or iq4_nl"), "gptq"),
     Variant("gptq-q4_k", _all("q4_k"), "gptq", model="smollm2-padded"),
     _peer("gptq", {}),
     _peer("gptq-desc-act", {"desc_act": True}),

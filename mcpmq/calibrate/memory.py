@@ -6,6 +6,7 @@ from math import prod
 
 import torch
 
+from mcpmq.calibrate.observers import HELD_OUT_TOKENS
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import DatasetError
 from mcpmq.execution.device import CPU, available_nbytes
@@ -62,12 +63,14 @@ def _largest_block(specs: Sequence[TensorSpec], with_hessian: Collection[str]) -
 def _block_nbytes(specs: Sequence[TensorSpec], with_hessian: Collection[str]) -> int:
     """Return the bytes of the Hessians and the block's weights, or of the Hessians, a Cholesky factor and one weight.
 
-    Hessians of equal width count once, because most layers of equal width share their inputs.
+    Hessians of equal width count once, because most layers of equal width share their inputs. Held-out inputs
+    are kept with each Hessian.
     """
     weights = [FLOAT_NBYTES * prod(spec.shape) for spec in specs]
     columns = {spec.shape[0 if spec.transposed else 1] for spec in specs if spec.name in with_hessian}
     hessians = [FLOAT_NBYTES * count**2 for count in columns]
-    return sum(hessians) + max(sum(weights), max(hessians, default=0) + max(weights))
+    held_out = FLOAT_NBYTES * HELD_OUT_TOKENS * sum(columns)
+    return sum(hessians) + held_out + max(sum(weights), max(hessians, default=0) + max(weights))
 
 
 def check_memory(

@@ -12,6 +12,11 @@ from torch import Tensor
 from mcpmq.grids.value_table import ValueTable
 
 
+def has_kernels(values: Tensor) -> bool:
+    """Return whether the loops over columns are compiled for values of this dtype on this device."""
+    return values.dtype == torch.float32 and values.device.type == "cpu"
+
+
 @dataclass(frozen=True)
 class Levels:
     """The value of code `q` in group `g` is (q - zero_point[g]) * scale[g] + offset[g], or table[q] * scale[g].
@@ -112,3 +117,34 @@ class Levels:
             codes = self._table.nearest(steps)
             values = self._table.take(codes).mul_(self.scale[group])
         return codes, values if self.offset is None else values.add_(self.offset[group])
+
+    @cached_property
+    def _grid(self) -> NDArray[np.float32]:
+        """Divisor, scale, zero point and offset for the kernels: float32 [groups, 4, rows]."""
+        offset = torch.zeros_like(self.scale) if self.offset is None else self.offset
+        return torch.stack([self._divisor, self.scale, self.zero_point.expand_as(self.scale), offset], 1).numpy()
+
+    def round_columns(self, first: int, factors: Tensor, residual: Tensor, compensated: Tensor, codes: Tensor) -> None:
+        """Round consecutive columns on the CPU, float32 [columns, rows] from column `first` on, as LDLQ does.
+
+        The arguments are those of `kernels.columns.round_columns`.
+        """
+        from mcpmq.grids.kernels import columns  # numba takes a second to import
+
+        groups = np.array(self.groups[first : first + len(residual)])
+        state = residual.numpy(), compensated.numpy(), codes.numpy(), groups, self._grid
+        if self.table is not None:
+            columns.round_columns_to_table(factors.numpy(), *state, self.table.numpy())
+        else:
+            columns.round_columns(factors.numpy(), *state, np.array([self.qmin, self.qmax], np.float32))
+
+    def improve_columns(self, group: int, corner: Tensor, units: Tensor, slope: Tensor, changes: Tensor) -> None:
+        """Improve columns of a group on the CPU; the arguments are those of `kernels.columns.improve_columns`."""
+        from mcpmq.grids.kernels import columns  # numba takes a second to import
+
+        state = units.numpy(), slope.numpy(), changes.numpy()
+        if self.table is not None:
+            columns.improve_columns_in_table(corner.numpy(), *state, self.table.numpy())
+        else:
+            low, high = self._bounds
+            columns.improve_columns(corner.numpy(), *state, low[group].numpy(), high[group].numpy())

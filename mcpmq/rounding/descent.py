@@ -12,7 +12,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from mcpmq.grids.levels import Levels
+from mcpmq.grids.levels import Levels, has_kernels
 from mcpmq.grids.limits import range_factor
 from mcpmq.rounding.cholesky import damp
 
@@ -130,15 +130,21 @@ class _Descent:
         """Give each column of a leaf its best code; `slope` [columns, rows] and `corner` begin with the leaf."""
         count, scale = len(units), self.scale[group]
         unit_slope = slope[:count] / torch.where(scale == 0, 1, scale)
-        steps, changes = (1 / corner.diagonal()).tolist(), torch.empty_like(unit_slope)
-        lower = corner[:count].tril(-1).T.contiguous()
+        changes = torch.empty_like(unit_slope)
+        if has_kernels(units):
+            self.levels.improve_columns(group, corner[:count], units, unit_slope, changes)
+        else:
+            self._improve_columns(group, corner[:count], units, unit_slope, changes)
+        slope[count:].addmm_(corner[count:], changes.mul_(scale))
+
+    def _improve_columns(self, group: int, corner: Tensor, units: Tensor, unit_slope: Tensor, changes: Tensor) -> None:
+        steps, lower = (1 / corner.diagonal()).tolist(), corner.tril(-1).T.contiguous()
         columns = zip(steps, units.unbind(), unit_slope.unbind(), changes.unbind(), lower.unbind(), strict=True)
         for index, (step, unit, own_slope, change, others) in enumerate(columns):
             rounded = self.levels.round_units(group, torch.sub(unit, own_slope, alpha=step))
             torch.sub(rounded, unit, out=change)
             unit.copy_(rounded)
             unit_slope[index + 1 :].addr_(others[index + 1 :], change)
-        slope[count:].addmm_(corner[count:], changes.mul_(scale))
 
     def _improve_vectors(self, group: int, units: Tensor, slope: Tensor, corner: Tensor) -> None:
         """Give the columns of each vector of a leaf their codes, as `_improve_codes`."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mcpmq.grids.levels import Levels
+from mcpmq.grids.levels import Levels, has_kernels
 
 LEAF_COLUMNS = 32  # columns that are compensated one at a time
 
@@ -76,6 +76,11 @@ def _compensated_group(state: LdlqState, start: int, stop: int) -> Tensor:
 
 
 def _round_leaf(state: LdlqState, start: int, stop: int, first: int, levels: Levels) -> None:
+    if has_kernels(state.residual):
+        leaf = slice(start, stop)
+        rows = state.residual[leaf], state.compensated[leaf], state.codes[leaf]
+        levels.round_columns(start - first, state.unit_upper[leaf, leaf], *rows)
+        return
     for column in range(start, stop):
         codes, values = levels.nearest(column - first, state.compensated[column])
         state.codes[column] = codes

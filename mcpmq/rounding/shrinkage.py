@@ -5,9 +5,10 @@ Shrinking the entries off the diagonal (Ledoit and Wolf, 2004, "A well-condition
 covariance matrices") does not depend on the magnitudes of the columns.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
+from math import inf
 
 import torch
 from torch import Tensor
@@ -15,14 +16,15 @@ from torch import Tensor
 from mcpmq.execution.chunked_matmul import thread_pool
 from mcpmq.grids import GRIDS, dequantize, quantize
 from mcpmq.grids.levels import Levels
+from mcpmq.qtensor import QTensor
 from mcpmq.rounding.descent import ShrunkHessian, descend
 from mcpmq.rounding.stats import InputStats
 from mcpmq.scheme import GridScheme
 
 SHRINKAGES = (0.5, 0.3, 0.1, 0.03, 0.01)
-FIRST_SHRINKAGE, FIRST_SWEEPS = 0.3, 3  # of the descent from which those of all candidates start
+FIRST_SHRINKAGE, FIRST_SWEEPS = 0.3, 2  # of the descent from which those of all candidates start
 SAMPLE_ROWS = 64  # of a weight, evenly spaced
-TILE_ROWS = 512  # of a Hessian: any number of threads computes the same products
+TILE_ROWS = 512  # of a Hessian or a weight: any number of threads computes the same products
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,12 +54,43 @@ def choose_shrinkage(weight: Tensor, scheme: GridScheme, stats: InputStats) -> S
     rows = _sample_rows(weight).to(device).float()
     with torch.inference_mode(mode=False), thread_pool() as pool:
         gram = _training_gram(stats, pool)
-    errors = {
-        shrinkage: _output_error(values - rows, inputs) for shrinkage, values in _round_by_descent(rows, scheme, gram)
-    }
+    round_with = _descent_from_nearest(rows, scheme, gram)
+    shrinkage, error = _least(lambda one: _output_error(round_with(one) - rows, inputs))
     nearest = dequantize(quantize(rows, scheme)).to(device)
-    shrinkage = min(errors, key=errors.__getitem__)
-    return ShrinkageChoice(shrinkage, _output_error(nearest - rows, inputs) < errors[shrinkage])
+    return ShrinkageChoice(shrinkage, _output_error(nearest - rows, inputs) < error)
+
+
+def nearest_is_better(weight: Tensor, quantized: QTensor, nearest: QTensor, inputs: Tensor) -> bool:
+    """Return whether rounding to nearest gives all rows of a weight a smaller output error on the held-out inputs."""
+    with torch.inference_mode(mode=False), thread_pool() as pool:
+        first, second = (_total_error(weight, dequantize(one), inputs, pool) for one in (quantized, nearest))
+    return second < first
+
+
+def _total_error(weight: Tensor, values: Tensor, inputs: Tensor, pool: Executor) -> float:
+    """Return the output error of all rows; they are in tiles, so that any number of threads gives the same sum."""
+
+    def tile_error(start: int) -> float:
+        rows = slice(start, start + TILE_ROWS)
+        return _output_error((values[rows] - weight[rows].float()).to(inputs.device), inputs)
+
+    return sum(pool.map(tile_error, range(0, len(weight), TILE_ROWS)))
+
+
+def _least(error_of: Callable[[float], float]) -> tuple[float, float]:
+    """Return the shrinkage of least error and the error, from the middle of the candidates towards smaller errors."""
+    found: dict[int, float] = {}
+
+    def error_at(index: int) -> float:
+        if index not in found:
+            found[index] = error_of(SHRINKAGES[index]) if 0 <= index < len(SHRINKAGES) else inf
+        return found[index]
+
+    best = len(SHRINKAGES) // 2
+    step = 1 if error_at(best + 1) < error_at(best) else -1
+    while error_at(best + step) < error_at(best):
+        best += step
+    return SHRINKAGES[best], error_at(best)
 
 
 def _sample_rows(weight: Tensor) -> Tensor:
@@ -80,8 +113,8 @@ def _training_gram(stats: InputStats, pool: Executor) -> Tensor:
     return gram
 
 
-def _round_by_descent(rows: Tensor, scheme: GridScheme, gram: Tensor) -> Iterator[tuple[float, Tensor]]:
-    """Yield every shrinkage and values, float32 [rows, columns], after a descent with it.
+def _descent_from_nearest(rows: Tensor, scheme: GridScheme, gram: Tensor) -> Callable[[float], Tensor]:
+    """Return a function from a shrinkage to values, float32 [rows, columns], after a descent with it.
 
     Without a factorization for every shrinkage they are not those of GPTQ, but the best shrinkage is about the same.
     All descents have the same start, because more sweeps lower the error with any shrinkage.
@@ -98,9 +131,12 @@ def _round_by_descent(rows: Tensor, scheme: GridScheme, gram: Tensor) -> Iterato
         return codes, replace(levels, scale=scale)
 
     first = improve(codes, levels, FIRST_SHRINKAGE, FIRST_SWEEPS)
-    for shrinkage in SHRINKAGES:
+
+    def round_with(shrinkage: float) -> Tensor:
         codes, levels = improve(*first, shrinkage, 1)
-        yield shrinkage, levels.values(codes)[:columns].T
+        return levels.values(codes)[:columns].T
+
+    return round_with
 
 
 def _nearest_codes(levels: Levels, weight: Tensor) -> Tensor:

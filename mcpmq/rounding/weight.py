@@ -17,7 +17,7 @@ from mcpmq.qtensor import CodebookTensor, QTensor, concat_rows
 from mcpmq.rounding import ROUNDING_FUNCTIONS, RoundingMethod
 from mcpmq.rounding.cholesky import ShrinkageWarning
 from mcpmq.rounding.magnitudes import GroupMagnitudes, check_double_quant
-from mcpmq.rounding.shrinkage import ShrinkageChoice, choose_shrinkage
+from mcpmq.rounding.shrinkage import ShrinkageChoice, choose_shrinkage, nearest_is_better
 from mcpmq.rounding.smoothing import WeightScaling
 from mcpmq.rounding.stats import InputStats
 from mcpmq.scheme import CodebookScheme, FloatScheme, GridScheme
@@ -179,7 +179,14 @@ def _round_on_grid(
         if inputs is None or (choice and choice.prefers_nearest):
             return ROUNDING_FUNCTIONS["rtn"](rows, scheme, None)
         used = replace(inputs, shrinkage=choice.shrinkage) if choice else inputs
-        return ROUNDING_FUNCTIONS[method](rows, scheme, used)
+        quantized = ROUNDING_FUNCTIONS[method](rows, scheme, used)
+        if choice is None or inputs.held_out_inputs is None:
+            return quantized
+        nearest = ROUNDING_FUNCTIONS["rtn"](rows, scheme, None)
+        if not nearest_is_better(rows, quantized, nearest, inputs.held_out_inputs):
+            return quantized
+        choices[part] = replace(choice, prefers_nearest=True)
+        return nearest
 
     parts = range(len(stats)) if len(stats) > 1 else repeat(0)
     chunks = source.chunks(len(stats), method if stats else "rtn")

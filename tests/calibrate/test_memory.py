@@ -52,7 +52,10 @@ def test_the_total_is_the_sum_of_pixels_states_and_block() -> None:
 
 
 def test_a_block_has_one_hessian_for_each_width() -> None:
-    """Widths of 7 (transposed) and 5: two Hessians and all weights, or two Hessians, a factor and one weight."""
+    """Widths of 7 (transposed) and 5: two Hessians and all weights, or two Hessians, a factor and one weight.
+
+    2048 held-out inputs are kept with every Hessian.
+    """
     specs = [
         TensorSpec("a.one", "one", (7, 3), "matrix", transposed=True),
         TensorSpec("a.two", "two", (11, 5), "matrix"),
@@ -64,7 +67,7 @@ def test_a_block_has_one_hessian_for_each_width() -> None:
     both = estimate_memory(specs, architecture, [], {"a.one", "a.two", "a.three"})
     none = estimate_memory(specs, architecture, [], ())
 
-    assert both.block_nbytes == 4 * (7**2 + 5**2) + 4 * (7**2 + 11 * 5)
+    assert both.block_nbytes == 4 * (7**2 + 5**2) + 4 * 2048 * (7 + 5) + 4 * (7**2 + 11 * 5)
     assert none.block_nbytes == 4 * (7 * 3 + 11 * 5 + 2 * 5)
 
 
@@ -78,7 +81,9 @@ def test_the_largest_block_of_the_published_model(inputs: list[Inputs]) -> None:
     forward_only = estimate_memory(specs, architecture, inputs, ())
 
     assert with_hessians.block_name.startswith("language.layers.")
-    assert with_hessians.block_nbytes == 4 * (18944**2 + 3584**2) + 4 * (18944**2 + 18944 * 3584)
+    assert with_hessians.block_nbytes == (
+        4 * (18944**2 + 3584**2) + 4 * 2048 * (18944 + 3584) + 4 * (18944**2 + 18944 * 3584)
+    )
     assert forward_only.block_nbytes == 4 * 151666 * 3584
 
 

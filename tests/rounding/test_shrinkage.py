@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from mcpmq.rounding.shrinkage import choose_shrinkage, default_shrinkage
+from mcpmq.rounding import rtn
+from mcpmq.rounding.shrinkage import choose_shrinkage, default_shrinkage, nearest_is_better
 from mcpmq.rounding.stats import InputStats
 from tests.rounding.oracle import grid_scheme, input_stats, random_layer
 
@@ -61,3 +62,17 @@ def test_round_to_nearest_is_preferred_where_calibration_misleads() -> None:
 
     assert misled.prefers_nearest
     assert not choose_shrinkage(weight, grid_scheme("int4-g32"), _stats(inputs, inputs[:200], False)).prefers_nearest
+
+
+@pytest.mark.parametrize("text", ["int4-g32", "q4_k"])
+def test_the_final_matrix_is_compared_in_all_rows(text: str) -> None:
+    """One of 600 rows, which is in no sample, differs: the verdict is that of the outputs on the held-out inputs."""
+    weight, inputs = random_layer(600, 256, tokens=40)
+    scheme = grid_scheme(text)
+    changed = weight.clone()
+    changed[517] += weight[517].abs().max() * torch.sign(inputs[0])
+    nearest, worse = rtn.quantize(weight, scheme), rtn.quantize(changed, scheme)
+
+    assert nearest_is_better(weight, worse, nearest, inputs)
+    assert not nearest_is_better(weight, nearest, worse, inputs)
+    assert not nearest_is_better(weight, nearest, nearest, inputs)

@@ -151,3 +151,28 @@ def test_hessians_of_any_magnitude_give_the_same_codes(plan: Plan, exponent: int
         assert isinstance(one, IntegerTensor)
         assert isinstance(other, IntegerTensor)
         assert same_bytes(one, other)
+
+
+@pytest.mark.parametrize("is_better", [True, False])
+def test_a_matrix_worse_than_round_to_nearest_is_replaced(
+    plan: Plan, is_better: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The final matrix is compared on the held-out inputs; the fallback is recorded."""
+    (tensor, weight, scheme), stats = _planned(plan, "head"), _random_stats(256, 0)
+    held_out = torch.randn(64, 256, generator=torch.Generator().manual_seed(1))
+    compared = []
+
+    def compare(rows: torch.Tensor, *_: object) -> bool:
+        compared.append(len(rows))
+        return is_better
+
+    monkeypatch.setattr(weight_module, "nearest_is_better", compare)
+
+    rounded = quantize_weight(plan, tensor, (replace(stats, held_out_inputs=held_out),), "gptq")
+
+    assert compared == [len(weight)]
+    assert isinstance(rounded.stored, IntegerTensor)
+    assert same_bytes(rounded.stored, rtn.quantize(weight, scheme)) is is_better
+    note = ("rounded to nearest: gptq has a larger error on held-out samples",)
+    assert (rounded.method, rounded.deviations) == (("rtn", note) if is_better else ("gptq", ()))
+    assert (rounded.shrinkage == (None,)) is is_better
