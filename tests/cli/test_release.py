@@ -89,7 +89,7 @@ def test_search_requires_a_budget(mcpmq: Command, tiny_checkpoint: Path, tiny_se
 
 def test_plan_forecasts_every_format(mcpmq: Command, tiny_checkpoint: Path) -> None:
     """The forecast is a table, and JSON with `--json`."""
-    arguments = ["plan", tiny_checkpoint, "--bits", 4, "--format", "gguf", "--format", "onnx", "--context", 100]
+    arguments = ["plan", tiny_checkpoint, "--recipe", "calibrated-int4", "-f", "gguf", "-f", "onnx", "--context", 100]
 
     table, data = mcpmq(*arguments), mcpmq(*arguments, "--json")
 

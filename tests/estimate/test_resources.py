@@ -18,7 +18,9 @@ EXPORTS, QUANTIZATIONS = ([run for run in RECORDED if f" {verb} " in run["comman
 
 
 def _forecast(source: Path, recipe: str, *names: FormatName, context: int = 4096) -> Forecast:
-    return forecast(make_plan(Checkpoint.open(source), Recipe.load(recipe)), names, context)
+    control = ROOT / "benchmarks" / "recipes" / f"{recipe}.toml"
+    loaded = Recipe.load(str(control) if control.is_file() else recipe)
+    return forecast(make_plan(Checkpoint.open(source), loaded), names, context)
 
 
 @pytest.mark.parametrize("run", EXPORTS, ids=[run["command"][-50:] for run in EXPORTS])
