@@ -1,12 +1,14 @@
 """Convert a checkpoint to evaluated artifacts: quantize, export, evaluate. Start reading here."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 from mcpmq.artifact import Artifact, has_manifest
 from mcpmq.checkpoint import Checkpoint
+from mcpmq.conversion_folder import QUANTIZED, Target, make_targets, other_formats
 from mcpmq.dataset import SampleSet
 from mcpmq.errors import DatasetError, FormatError, OutputError
 from mcpmq.evaluate import Settings, calibration_warnings, evaluation_warnings
@@ -23,8 +25,7 @@ from mcpmq.recipe import Recipe
 from mcpmq.report import JSON_FILE, Report, check_report_folder, compare
 from mcpmq.report.evaluation import measure_and_write
 from mcpmq.system.output import check_folder, check_output, lock_folder
-
-QUANTIZED = "quantized"  # folder of the quantized model in that of a conversion
+from mcpmq.system.progress import begin_stages
 
 
 def convert(
@@ -44,8 +45,8 @@ def convert(
     Args:
         checkpoint: Folder of a Hugging Face checkpoint, or a hub id: `owner/name` or `owner/name@revision`.
         out: Folder for `quantized/`, one folder for every format, and the report as JSON, Markdown and HTML. If formats
-            have different recipes, the folder of each quantized model is `quantized-RECIPE`.
-        formats: Formats to write.
+            or earlier conversions have different recipes, the folder of a quantized model is `quantized-RECIPE`.
+        formats: Formats to write; those of earlier conversions in `out` stay there.
         calibration: Folder of the calibration set; optional with an evaluation set, if no recipe needs calibration.
         recipe: A recipe, its name, or the path of its TOML file.
         bits: 4 or 8, short for the recommended recipe of each format.
@@ -57,18 +58,25 @@ def convert(
         McpmqError: an input is invalid, or a format does not support the recipe; raised before weights are read.
     """
     out, settings = Path(out), settings or Settings.from_options()
-    original = Checkpoint.open(checkpoint, settings.progress)
     recipes = _load_recipes(recipe, bits, formats)
+    begin_stage = begin_stages(settings.progress, _stages(recipes, budget))
+    begin_stage()
+    original = Checkpoint.open(checkpoint, settings.progress)
     inputs = _open_inputs(original, calibration, eval_set, recipes, searches=budget is not None)
     _check_outputs(out, formats, inputs.folders)
     inputs.notify_warnings(recipes, settings)
     if budget:
+        begin_stage()
         recipes = _search(inputs, recipes, formats, budget, settings)
     plans = [_checked_plan(inputs.checkpoint, *one) for one in recipes]
     if not budget:  # else checked before the search
         inputs.check_evaluation_samples(settings)
+    targets = make_targets(out, plans, recipes, inputs.calibration)
+    if others := ", ".join(map(str, other_formats(out, formats))):
+        settings.notify(f"not in this report: {others} of an earlier run; `mcpmq evaluate` measures them together")
     with lock_folder(out):
-        artifacts = _export(plans, recipes, out, inputs.calibration, settings)
+        artifacts = [one for each in targets for one in _export(each, inputs.calibration, settings, begin_stage)]
+        begin_stage()
         return measure_and_write(inputs.measurement_of(artifacts, settings), out, artifacts)
 
 
@@ -117,16 +125,21 @@ class _Inputs:
         )
 
 
+def _stages(recipes: FormatsByRecipe, budget: Budget | None) -> list[str]:
+    """Return the stages of a conversion."""
+    steps = [[f"quantizing with {recipe.name}", *(f"writing {name}" for name in names)] for recipe, names in recipes]
+    return ["checking inputs", *["searching"] * bool(budget), *chain.from_iterable(steps), "evaluating"]
+
+
 def _export(
-    plans: Sequence[Plan], recipes: FormatsByRecipe, out: Path, calibration: SampleSet | None, settings: Settings
-) -> list[Artifact]:
-    """Quantize every plan, and export it to its formats."""
-    artifacts = []
-    for plan, (_, names) in zip(plans, recipes, strict=True):
-        folder = out / (QUANTIZED if len(plans) == 1 else f"{QUANTIZED}-{plan.recipe.name}")
-        quantized = quantize(plan, folder, calibration, settings.progress, settings.device)
-        artifacts += [export(quantized, name, out / name, settings.progress) for name in names]
-    return artifacts
+    target: Target, calibration: SampleSet | None, settings: Settings, begin_stage: Callable[[], None]
+) -> Iterator[Artifact]:
+    """Quantize a plan, and yield its artifact in every format."""
+    begin_stage()
+    quantized = quantize(target.plan, target.quantized, calibration, settings.progress, settings.device)
+    for name, folder in target.formats.items():
+        begin_stage()
+        yield export(quantized, name, folder, settings.progress)
 
 
 def _checked_plan(checkpoint: Checkpoint, recipe: Recipe, formats: Sequence[FormatName]) -> Plan:
@@ -136,11 +149,6 @@ def _checked_plan(checkpoint: Checkpoint, recipe: Recipe, formats: Sequence[Form
         check_plan(plan, name)
         format_named(name).forecast(PlannedModel(plan))
     return plan
-
-
-def quantized_artifacts(out: Path) -> list[Artifact]:
-    """Return the quantized models in the folder of a conversion."""
-    return [Artifact.open(folder) for folder in sorted(out.glob(f"{QUANTIZED}*")) if has_manifest(folder)]
 
 
 def _load_recipes(recipe: Recipe | str | None, bits: int | None, formats: Sequence[FormatName]) -> FormatsByRecipe:

@@ -31,7 +31,7 @@ from mcpmq.system.environment import ARTIFACT_PACKAGES, MODEL_PACKAGES, installe
 from mcpmq.system.file_hash import file_sha256
 from mcpmq.system.ggml_library import library_path
 from mcpmq.system.output import atomic_dir, check_disk_space, check_folder, lock_output, remove_stale_lock
-from mcpmq.system.progress import Progress, silent
+from mcpmq.system.progress import Progress, begin_stages, silent
 from mcpmq.unfinished_run import REQUEST_FILE, RunRequest, UnfinishedRun
 
 COPIED_COMPONENTS = ("model", "code")  # files that are copied from the checkpoint
@@ -69,9 +69,13 @@ def quantize(
         if has_manifest(out) and (finished := _finished_run(out, request)):
             remove_stale_lock(out)
             return finished
+        begin_stage = begin_stages(progress, ["checking samples", "quantizing"] if samples else ["quantizing"])
+        begin_stage()
         check_samples(plan.checkpoint.family.open_processor(plan.checkpoint.path), samples, progress)
         if any(isinstance(tensor.scheme, GgmlScheme) and tensor.scheme.search == "ggml" for tensor in plan.tensors):
             library_path()
+        if samples:
+            begin_stage()
         _run(plan, out, request, samples, progress, torch_device)
     return QuantizedModel.open(out)
 

@@ -13,7 +13,8 @@ from PIL import Image
 from benchmarks.commands import recipe_argument
 from mcpmq.artifact import Artifact
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.convert import convert, quantized_artifacts
+from mcpmq.conversion_folder import quantized_artifacts
+from mcpmq.convert import convert
 from mcpmq.dataset import SampleSet
 from mcpmq.errors import CheckpointError, DatasetError, FormatError, OutputError, RecipeError
 from mcpmq.evaluate import Settings

@@ -64,13 +64,13 @@ def convert(
     recipe = recipe or (DEFAULT_SEARCH_RECIPE if budget and not bits else None)
     recipes = load_recipes(recipe, bits, names)
     from mcpmq import ui
-    from mcpmq.convert import convert, quantized_artifacts
+    from mcpmq.conversion_folder import quantized_artifacts
+    from mcpmq.convert import convert
     from mcpmq.evaluate import Settings
 
     if calibration:
         print_if_uncalibrated([loaded for loaded, _ in recipes])
-    progress = ui.progress_bars()
-    notify = ui.print_notice
+    progress, notify = ui.progress_bars(), ui.print_notice
     settings = Settings.from_options(threads, cache, progress, device=device, notify=notify, generate_answers=answers)
     report = convert(
         source,

@@ -23,7 +23,7 @@ from mcpmq.recipe import Recipe
 from mcpmq.rounding import RoundingMethod
 from mcpmq.scheme import Scheme
 from mcpmq.system.output import check_file, lock_output
-from mcpmq.system.progress import Progress
+from mcpmq.system.progress import Progress, begin_stages
 
 __all__ = ["Budget", "SearchResult", "recipe_file", "search_recipe", "search_with_imatrix"]
 CandidateSchemes = Mapping[str, Sequence[Scheme | None]]  # by weight
@@ -66,8 +66,10 @@ def search_recipe(
     """
 
     def losses(schemes: CandidateSchemes) -> WeightLosses:
+        begin_stage = begin_stages(progress, ["checking samples", "measuring layer errors", "measuring sensitivity"])
+        begin_stage()
         check_samples(checkpoint.family.open_processor(checkpoint.path), calibration.samples, progress)
-        return estimate_losses(checkpoint, schemes, base, calibration, threads, progress, device)
+        return estimate_losses(checkpoint, schemes, base, calibration, threads, progress, device, begin_stage)
 
     source = f"{calibration.name}, SHA-256 {calibration.sha256}"
     return _search(RecipeSearch(checkpoint, base, format_name, budget), losses, source)
@@ -124,6 +126,7 @@ def estimate_losses(
     threads: int,
     progress: Progress,
     device: str | None = None,
+    begin_stage: Callable[[], None] = lambda: None,
 ) -> dict[str, dict[str, float]]:
     """Estimate the mean KLD in nats for each weight and scheme, with all other weights unquantized.
 
@@ -135,6 +138,7 @@ def estimate_losses(
     """
     method: RoundingMethod = "gptq" if base.method == "auto" else base.method  # one method stands for the selection
     samples = _spread(calibration, ERROR_SAMPLES)
+    begin_stage()
     errors = quantization_errors(checkpoint, schemes, method, samples, progress, resolve_device(device))
     if missing := [weight for weight in schemes if weight not in errors]:
         raise no_inputs_error(missing[0])
@@ -143,6 +147,7 @@ def estimate_losses(
         if spec.name in errors:
             blocks.setdefault(errors[spec.name].block, []).append(spec)
     samples = _spread(calibration, SENSITIVITY_SAMPLES)
+    begin_stage()
     sensitivities = block_sensitivities(checkpoint, blocks, samples, threads, progress)
     return {
         weight: {scheme: sensitivities[one.block] * one.share * error for scheme, error in one.errors.items()}

@@ -8,7 +8,7 @@ from mcpmq.errors import ReleaseError
 from mcpmq.release.record import CHECKSUMS, HUB_ATTRIBUTES, RECORD, Release
 from mcpmq.release.verify import verify
 from mcpmq.system.hub import REPOSITORY, TOKEN_VARIABLE, hub_requests, hub_token
-from mcpmq.system.progress import Progress, silent
+from mcpmq.system.progress import Progress, begin_stages, silent
 from mcpmq.system.table import Row, Table
 
 if TYPE_CHECKING:
@@ -63,6 +63,8 @@ def push(
     """
     if not REPOSITORY.fullmatch(repository):
         raise ReleaseError(f"`{repository}` is not a name on the hub", "give `owner/name`")
+    begin_stage = begin_stages(progress, ["checking hashes", "uploading"])
+    begin_stage()
     verify(release.path, 1, load=False, progress=progress)
     names = [*(record.path for record in release.record.files), RECORD, CHECKSUMS]
     files = {name: (release.path / name).stat().st_size for name in sorted(names)}
@@ -70,6 +72,7 @@ def push(
         return PushResult(repository, files)
     if not (token := hub_token()):
         raise ReleaseError("a push needs a token", f"set `{TOKEN_VARIABLE}` to a token with write access")
+    begin_stage()
     with hub_requests(repository, ReleaseError):
         from huggingface_hub import HfApi
 

@@ -2,7 +2,7 @@
 
 import platform
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -36,6 +36,7 @@ from mcpmq.report.report import (
 )
 from mcpmq.report.worst_samples import GreedyAnswers, generate_worst_answers, worst_pairs, worst_samples
 from mcpmq.system.environment import describe_machine, installed_versions
+from mcpmq.system.progress import begin_stages
 
 PACKAGES = ("mcpmq", "torch", "transformers", "tokenizers", "numpy", "pillow", "xllamacpp", "onnxruntime")
 MAX_CALIBRATION_SAMPLES = 48  # measured to compare the calibration set with the evaluation set
@@ -84,11 +85,17 @@ def compare(
         if not held_out_from_calibration and (used := artifact.manifest.calibration_set):
             samples.check_disjoint(used.name, used.fingerprints)
     task_scores = read_scores(scores, checkpoint, artifacts) if scores else {}
+    names = [artifact.path.name for artifact in (*engine_baselines, *artifacts)]
+    stages = ["encoding samples", "measuring the original", *(f"measuring {name}" for name in names), "comparing"]
+    begin_stage = begin_stages(settings.progress, stages)
+    begin_stage()
     with encode_samples(checkpoint, samples, settings) as inputs:
+        begin_stage()
         original = measure_original(checkpoint, inputs, settings)
         references = {ORIGINAL: original.logprobs}
-        baselines = _measure_engine_baselines(engine_baselines, inputs, settings, references)
-        measured = _measure_artifacts(artifacts, baselines, inputs, settings, references)
+        baselines = _measure_engine_baselines(engine_baselines, inputs, settings, references, begin_stage)
+        measured = _measure_artifacts(artifacts, baselines, inputs, settings, references, begin_stage)
+        begin_stage()
         answers = {one.id: one.tokens[one.answer_start :].tolist() for one in inputs.store}
         greedy = generate_worst_answers(checkpoint, original.measurement, measured, inputs, settings)
     on_calibration = _calibration_divergences(checkpoint, artifacts, calibration, settings) if calibration else {}
@@ -151,10 +158,15 @@ class _EngineBaseline:
 
 
 def _measure_engine_baselines(
-    artifacts: Sequence[Artifact], inputs: EncodedInputs, settings: Settings, references: Mapping[str, Path]
+    artifacts: Sequence[Artifact],
+    inputs: EncodedInputs,
+    settings: Settings,
+    references: Mapping[str, Path],
+    begin_stage: Callable[[], None],
 ) -> dict[str, _EngineBaseline]:
     baselines: dict[str, _EngineBaseline] = {}
     for artifact in artifacts:
+        begin_stage()
         kind = artifact.manifest.kind
         logprobs = inputs.store.folder / f"{ENGINE_BASELINE}-{kind}"
         baselines[kind] = _EngineBaseline(artifact, measure(artifact, inputs, settings, references, logprobs), logprobs)
@@ -167,10 +179,12 @@ def _measure_artifacts(
     inputs: EncodedInputs,
     settings: Settings,
     references: Mapping[str, Path],
+    begin_stage: Callable[[], None],
 ) -> list[tuple[Artifact, Measurement]]:
     """Return the measurements of the engine baselines and the artifacts."""
     measured = [(baseline.artifact, baseline.measurement) for baseline in baselines.values()]
     for artifact in artifacts:
+        begin_stage()
         baseline = baselines.get(artifact.manifest.kind)
         more = {ENGINE_BASELINE: baseline.logprobs} if baseline else {}
         measured.append((artifact, measure(artifact, inputs, settings, {**references, **more})))

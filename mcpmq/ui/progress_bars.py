@@ -1,6 +1,8 @@
 """Progress of a command: bars in a terminal, lines in a file or a pipe."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
 from threading import Event, Thread
 from time import monotonic
 from typing import Protocol, TypeVar
@@ -21,6 +23,7 @@ from rich.progress import Progress as Display
 from rich.text import Text
 
 from mcpmq.system.escaping import escape_controls
+from mcpmq.system.progress import Stage
 
 Item = TypeVar("Item")
 HEARTBEAT_SECONDS = 30.0  # between lines in a file or a pipe
@@ -43,6 +46,39 @@ class _Count(MofNCompleteColumn):
         return super().render(task) if task.total is not None else Text("")
 
 
+@dataclass(slots=True)
+class _Numbering:
+    """The number of the current stage; loops outside of declared stages are stages without a total."""
+
+    number: int = 0
+    total: int | None = None
+
+    def declare(self, stages: Sequence[Item], begin: Callable[[str], None]) -> Iterator[Item]:
+        """Yield stages; `begin` gets their names. Those of a part of the command are not counted."""
+        if self.total is not None:
+            yield from stages
+            return
+        self.number, self.total = 0, len(stages)
+        for stage in stages:
+            self.number += 1
+            begin(self.name(stage.label if isinstance(stage, Stage) else ""))
+            yield stage
+        self.total = None
+
+    def begin_loop(self, label: str) -> str:
+        """Return the name of a loop that is not in another one."""
+        self.number += self.total is None
+        return self.name(label)
+
+    def name(self, label: str) -> str:
+        """Return a label with the number of the stage."""
+        return f"[{self.number}] {label}" if self.total is None else f"[{self.number} of {self.total}] {label}"
+
+
+def _are_stages(items: Sequence[Item]) -> bool:
+    return bool(items) and isinstance(items[0], Stage)
+
+
 class ProgressBars:
     """Draw a bar for every loop below that of the command; nested loops share one display.
 
@@ -52,20 +88,25 @@ class ProgressBars:
     def __init__(self, console: Console, label: str) -> None:
         columns = [SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), _Count()]
         self._display = Display(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, transient=True)
-        self._depth = self._stage = 0
+        self._depth, self._numbering = 0, _Numbering()
+        self._label = label
         self._display.start()
-        self._display.add_task(_plain(label), total=None)
+        self._command = self._display.add_task(_plain(label), total=None)
 
     def __call__(self, items: Sequence[Item], label: str) -> Iterable[Item]:
+        if _are_stages(items):
+            return self._numbering.declare(items, self._begin_stage)
         return self._iterate(items, label)
+
+    def _begin_stage(self, name: str) -> None:
+        self._display.update(self._command, description=_plain(f"{self._label} {name}"))
 
     def stop(self) -> None:
         """Remove the display."""
         self._display.stop()
 
     def _iterate(self, items: Sequence[Item], label: str) -> Iterator[Item]:
-        self._stage += self._depth == 0
-        name = f"[{self._stage}] {label}" if self._depth == 0 else label
+        name = self._numbering.begin_loop(label) if self._depth == 0 else label
         task, begin = self._display.add_task(_plain(name), total=len(items)), monotonic()
         self._depth += 1
         try:
@@ -92,7 +133,7 @@ class ProgressLines:
 
     def __init__(self, write: Callable[[str], None], label: str, heartbeat_seconds: float = HEARTBEAT_SECONDS) -> None:
         self._write, self._label, self._done, self._count = write, label, 0, 0
-        self._depth = self._stage = 0
+        self._depth, self._numbering = 0, _Numbering()
         self._begin = monotonic()
         self._stopped = Event()
         self._heartbeat_seconds = heartbeat_seconds
@@ -100,7 +141,13 @@ class ProgressLines:
         Thread(target=self._beat, daemon=True, name="progress").start()
 
     def __call__(self, items: Sequence[Item], label: str) -> Iterable[Item]:
+        if _are_stages(items):
+            return self._numbering.declare(items, partial(self._show, count=0))
         return self._iterate(items, label)
+
+    def _show(self, name: str, count: int) -> None:
+        """Set the stage or the loop that the next lines are about."""
+        self._label, self._done, self._count, self._begin = name, 0, count, monotonic()
 
     def stop(self) -> None:
         """Print no more lines."""
@@ -109,8 +156,7 @@ class ProgressLines:
     def _iterate(self, items: Sequence[Item], label: str) -> Iterator[Item]:
         outermost = self._depth == 0
         if outermost:
-            self._stage += 1
-            self._label, self._done, self._count, self._begin = f"[{self._stage}] {label}", 0, len(items), monotonic()
+            self._show(self._numbering.begin_loop(label), len(items))
             self._write(f"{self._label}: 0 of {self._count}")
         self._depth += 1
         try:

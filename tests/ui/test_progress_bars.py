@@ -6,9 +6,23 @@ from threading import Event
 
 import pytest
 
+from mcpmq.system.progress import begin_stages
 from mcpmq.ui.progress_bars import ProgressLines, format_seconds
 from tests.terminal import run_in_terminal
 
+STAGES = """
+import time
+from mcpmq import ui
+from mcpmq.system.progress import begin_stages
+progress = ui.start_progress("converting x")
+begin_stage = begin_stages(progress, ["checking inputs", "quantizing"])
+begin_stage()
+time.sleep(0.4)
+begin_stage()
+for item in progress(range(3), "calibrating"):
+    time.sleep(0.2)
+ui.stop_progress()
+"""
 LOOP = """
 import time
 from mcpmq import ui
@@ -54,6 +68,35 @@ def test_a_file_has_one_line_per_stage() -> None:
     progress.stop()
 
     assert lines == ["converting x", "[1] outer: 0 of 2", "[2] nothing: 0 of 0"]
+
+
+def test_declared_stages_have_a_total() -> None:
+    """Loops get the number of their stage; stages of a function that is a part of a command are not counted."""
+    lines: list[str] = []
+    progress = ProgressLines(lines.append, "converting x", heartbeat_seconds=0.02)
+    begin_stage = begin_stages(progress, ["checking inputs", "quantizing", "evaluating"])
+    begin_stage()
+    begin_stage()
+    begin_part = begin_stages(progress, ["checking samples", "calibrating"])
+    begin_part()
+    for one in ("checking samples", "calibrating"):
+        assert list(progress("ab", one)) == ["a", "b"]
+    begin_stage()
+    while not any("elapsed" in line for line in lines[3:]):
+        time.sleep(0.01)
+    progress.stop()
+
+    assert lines[:3] == ["converting x", "[2 of 3] checking samples: 0 of 2", "[2 of 3] calibrating: 0 of 2"]
+    assert lines[-1] == "[3 of 3] evaluating, 0 s elapsed"
+
+
+def test_a_terminal_shows_the_stage_beside_the_command() -> None:
+    """Also while no loop runs."""
+    printed = run_in_terminal(STAGES)
+
+    assert "converting x [1 of 2] checking inputs" in printed
+    assert "[2 of 2] calibrating" in printed
+    assert "1/3" in printed
 
 
 def test_a_file_has_a_line_at_every_interval() -> None:
