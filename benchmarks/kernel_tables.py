@@ -5,6 +5,11 @@ from typing import Any
 
 from benchmarks.markdown import load_result, table, with_provenance
 
+OUTPUT_ERRORS = {
+    "text_inputs": "inputs from text, %",
+    "random_inputs": "random inputs, %",
+    "by_magnitude": "weights of ggml, %",
+}
 HEADINGS = ("weights", "scheme", "importance", "M weights/s", "ggml", "ratio", "error, %", "ggml", "change, %")
 
 
@@ -12,6 +17,18 @@ def kernels_table() -> str:
     """Return rates and errors of the kernels and of ggml."""
     result = load_result("kernels")
     return with_provenance(table(HEADINGS, _rows(result["comparisons"]), text_columns=3), result)
+
+
+def outputs_table() -> str:
+    """Return the changes of the errors of outputs from ggml's search to the kernels, without importance."""
+    result = load_result("layer-outputs")
+    errors = {(one["scheme"], one["search"]): one for one in result["errors"]}
+    rows = [
+        [f"`{name}`", *(f"{100 * (own[key] / errors[name, 'ggml'][key] - 1):+.1f}" for key in OUTPUT_ERRORS)]
+        for (name, search), own in errors.items()
+        if search == "mcpmq"
+    ]
+    return with_provenance(table(("scheme", *OUTPUT_ERRORS.values()), rows, text_columns=1), result)
 
 
 def _rows(comparisons: list[dict[str, Any]]) -> Iterator[list[str]]:

@@ -241,11 +241,15 @@ def has_manifest(folder: Path) -> bool:
 
 def write_manifest(folder: Path, manifest: Manifest, files: Mapping[str, list[str]]) -> Manifest:
     """Write a manifest with the hashes of files, given by component as paths relative to `folder`, and return it."""
-    records = tuple(
+    whole = manifest.model_copy(update={"files": file_records(folder, files)})
+    write_durably(folder / MANIFEST, whole.model_dump_json(indent=1) + "\n")
+    return whole
+
+
+def file_records(folder: Path, files: Mapping[str, list[str]]) -> tuple[FileRecord, ...]:
+    """Return the records of files, given by component as paths relative to `folder`."""
+    return tuple(
         FileRecord.model_validate({"path": name, "component": component, **_size_and_hash(folder, name)})
         for component, names in files.items()
         for name in names
     )
-    whole = manifest.model_copy(update={"files": records})
-    write_durably(folder / MANIFEST, whole.model_dump_json(indent=1) + "\n")
-    return whole

@@ -10,6 +10,7 @@ from mcpmq.errors import OutputError
 from mcpmq.formats import FORMATS, FormatName
 from mcpmq.formats.recipes import FormatsByRecipe
 from mcpmq.plan import Plan
+from mcpmq.system.output import beside
 
 QUANTIZED = "quantized"
 
@@ -21,6 +22,11 @@ class Target:
     plan: Plan
     quantized: Path
     formats: dict[FormatName, Path]
+
+    @property
+    def has_quantized(self) -> bool:
+        """The quantized model exists, complete or not."""
+        return has_manifest(self.quantized) or beside(self.quantized, "partial").exists()
 
 
 def make_targets(
@@ -46,8 +52,10 @@ def other_formats(out: Path, formats: Sequence[FormatName]) -> list[Path]:
 
 
 def quantized_artifacts(out: Path) -> list[Artifact]:
-    """Return the quantized models in the folder of a conversion."""
-    return [Artifact.open(folder) for folder in sorted(out.glob(f"{QUANTIZED}*")) if has_manifest(folder)]
+    """Return the quantized models in the folder of a conversion, and the artifacts that were written without one."""
+    folders = [*sorted(out.glob(f"{QUANTIZED}*")), *(out / name for name in FORMATS)]
+    artifacts = [Artifact.open(folder) for folder in folders if has_manifest(folder)]
+    return [artifact for artifact in artifacts if artifact.manifest.quantized_sha256 is None]
 
 
 def _quantized_folder(out: Path, plan: Plan, calibration: SampleSet | None, *, is_only: bool) -> Path:

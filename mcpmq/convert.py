@@ -1,6 +1,6 @@
 """Convert a checkpoint to evaluated artifacts: quantize, export, evaluate. Start reading here."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -19,6 +19,7 @@ from mcpmq.formats import FORMATS, FormatName, check_plan, format_named
 from mcpmq.formats.model_view import PlannedModel
 from mcpmq.formats.recipes import FormatsByRecipe, load_recipes
 from mcpmq.mixed_precision import Budget, search_recipe
+from mcpmq.one_pass import convert_in_one_pass
 from mcpmq.plan import Plan, make_plan
 from mcpmq.quantize import quantize
 from mcpmq.recipe import Recipe
@@ -39,13 +40,15 @@ def convert(
     eval_set: str | Path | None = None,
     budget: Budget | None = None,
     settings: Settings | None = None,
+    keep_quantized: bool = False,
 ) -> Report:
     """Quantize a checkpoint, export it to formats, and measure the artifacts against it. A killed run resumes.
 
     Args:
         checkpoint: Folder of a Hugging Face checkpoint, or a hub id: `owner/name` or `owner/name@revision`.
-        out: Folder for `quantized/`, one folder for every format, and the report as JSON, Markdown and HTML. If formats
-            or earlier conversions have different recipes, the folder of a quantized model is `quantized-RECIPE`.
+        out: Folder for one folder of every format, and the report as JSON, Markdown and HTML. A quantized model that
+            formats share, or that needs calibration, is in `quantized/`; if formats or earlier conversions have
+            different recipes, in `quantized-RECIPE`.
         formats: Formats to write; those of earlier conversions in `out` stay there.
         calibration: Folder of the calibration set; optional with an evaluation set, if no recipe needs calibration.
         recipe: A recipe, its name, or the path of its TOML file.
@@ -53,13 +56,14 @@ def convert(
         eval_set: Folder of the evaluation set; by default every fifth sample of the calibration set is held out.
         budget: Limit of size or memory; the scheme of every weight is then searched, and the recipe sets the method.
         settings: Threads, device, cache and progress; by default all cores, a GPU if there is one, no progress.
+        keep_quantized: Write the quantized model also if one format needs it only once.
 
     Raises:
         McpmqError: an input is invalid, or a format does not support the recipe; raised before weights are read.
     """
     out, settings = Path(out), settings or Settings.from_options()
     recipes = _load_recipes(recipe, bits, formats)
-    begin_stage = begin_stages(settings.progress, _stages(recipes, budget))
+    begin_stage = begin_stages(settings.progress, _stages(recipes, budget, keep_quantized))
     begin_stage()
     original = Checkpoint.open(checkpoint, settings.progress)
     inputs = _open_inputs(original, calibration, eval_set, recipes, searches=budget is not None)
@@ -75,7 +79,8 @@ def convert(
     if others := ", ".join(map(str, other_formats(out, formats))):
         settings.notify(f"not in this report: {others} of an earlier run; `mcpmq evaluate` measures them together")
     with lock_folder(out):
-        artifacts = [one for each in targets for one in _export(each, inputs.calibration, settings, begin_stage)]
+        options = inputs.calibration, settings, begin_stage, keep_quantized
+        artifacts = [one for each in targets for one in _export(each, *options)]
         begin_stage()
         return measure_and_write(inputs.measurement_of(artifacts, settings), out, artifacts)
 
@@ -125,20 +130,36 @@ class _Inputs:
         )
 
 
-def _stages(recipes: FormatsByRecipe, budget: Budget | None) -> list[str]:
+def _is_one_pass(recipe: Recipe, formats: Collection[FormatName], keep_quantized: bool) -> bool:
+    """Return whether a format is written without a quantized model."""
+    return len(formats) == 1 and not recipe.needs_calibration and not keep_quantized
+
+
+def _stages(recipes: FormatsByRecipe, budget: Budget | None, keep_quantized: bool) -> list[str]:
     """Return the stages of a conversion."""
-    steps = [[f"quantizing with {recipe.name}", *(f"writing {name}" for name in names)] for recipe, names in recipes]
+    steps = [
+        [f"writing {names[0]} with {recipe.name}"]
+        if _is_one_pass(recipe, names, keep_quantized)
+        else [f"quantizing with {recipe.name}", *(f"writing {name}" for name in names)]
+        for recipe, names in recipes
+    ]
     return ["checking inputs", *["searching"] * bool(budget), *chain.from_iterable(steps), "evaluating"]
 
 
 def _export(
-    target: Target, calibration: SampleSet | None, settings: Settings, begin_stage: Callable[[], None]
+    target: Target, calibration: SampleSet | None, settings: Settings, begin_stage: Callable[[], None], keep: bool
 ) -> Iterator[Artifact]:
-    """Quantize a plan, and yield its artifact in every format."""
+    """Quantize a plan, and yield its artifact in every format; an existing quantized model is used."""
     begin_stage()
+    is_one_pass = _is_one_pass(target.plan.recipe, target.formats, keep)
+    if is_one_pass and not target.has_quantized:
+        [(name, folder)] = target.formats.items()
+        yield convert_in_one_pass(target.plan, name, folder, settings.progress)
+        return
     quantized = quantize(target.plan, target.quantized, calibration, settings.progress, settings.device)
     for name, folder in target.formats.items():
-        begin_stage()
+        if not is_one_pass:
+            begin_stage()
         yield export(quantized, name, folder, settings.progress)
 
 

@@ -10,7 +10,6 @@ from mcpmq.errors import DatasetError, FormatError
 from mcpmq.families import family_named
 from mcpmq.families.encoding import check_samples
 from mcpmq.formats import FormatName, check_tensors, format_named
-from mcpmq.formats.format import Format
 from mcpmq.quantized_model import QuantizedModel
 from mcpmq.system.output import atomic_dir, check_disk_space, check_folder, lock_output, remove_stale_lock
 from mcpmq.system.progress import Progress, silent
@@ -41,7 +40,8 @@ def export(
     """
     target, options, out = format_named(name), _options(quantized, name, npu), Path(out)
     check_tensors(family_named(quantized.artifact.manifest.family), quantized.tensors, name)
-    manifest = _manifest(quantized, target, name, npu)
+    manifest = exported_manifest(quantized, name, npu)
+    manifest = manifest.model_copy(update={"quantized_sha256": quantized.artifact.sha256})
     check_folder(out, {quantized.path: "quantized model"} | ({npu.path: "set for the NPU"} if npu else {}))
     with ExitStack() as stack:
         if not has_manifest(out):
@@ -59,8 +59,10 @@ def export(
 
 
 def _earlier_export(out: Path, manifest: Manifest) -> Artifact | None:
+    """Return the verified artifact in a folder if it was made from the same quantized model, or without one."""
     artifact = Artifact.open(out)
-    if artifact.manifest.model_copy(update={"files": ()}) != manifest:
+    earlier = artifact.manifest.model_copy(update={"files": ()})
+    if manifest not in (earlier, earlier.model_copy(update={"quantized_sha256": manifest.quantized_sha256})):
         return None
     artifact.verify()
     return artifact
@@ -80,11 +82,11 @@ def _options(quantized: QuantizedModel, name: FormatName, npu: SampleSet | None)
     return {"npu": npu} if npu else {}
 
 
-def _manifest(quantized: QuantizedModel, target: Format, name: FormatName, npu: SampleSet | None) -> Manifest:
-    """Return the manifest of the quantized model with the format's kind and padded shapes."""
+def exported_manifest(quantized: QuantizedModel, name: FormatName, npu: SampleSet | None = None) -> Manifest:
+    """Return the manifest of the quantized model with the format's kind and padded shapes, and without files."""
     manifest = quantized.artifact.manifest
-    shapes = target.padded_shapes(quantized)
+    shapes = format_named(name).padded_shapes(quantized)
     weights = tuple(one.model_copy(update={"padded_shape": shapes.get(one.name)}) for one in manifest.weights)
     notes = (NPU_NOTE.format(npu.name, npu.sha256),) if npu else ()
     changes = {"kind": name, "files": (), "weights": weights, "notes": (*manifest.notes, *notes)}
-    return manifest.model_copy(update={**changes, "quantized_sha256": quantized.artifact.sha256})
+    return manifest.model_copy(update=changes)

@@ -72,12 +72,21 @@ def quantize(
         begin_stage = begin_stages(progress, ["checking samples", "quantizing"] if samples else ["quantizing"])
         begin_stage()
         check_samples(plan.checkpoint.family.open_processor(plan.checkpoint.path), samples, progress)
-        if any(isinstance(tensor.scheme, GgmlScheme) and tensor.scheme.search == "ggml" for tensor in plan.tensors):
-            library_path()
+        check_search_library(plan)
         if samples:
             begin_stage()
         _run(plan, out, request, samples, progress, torch_device)
     return QuantizedModel.open(out)
+
+
+def check_search_library(plan: Plan) -> None:
+    """Check that ggml is installed if the recipe uses its own search of scales.
+
+    Raises:
+        MissingExtra: it is not.
+    """
+    if any(isinstance(tensor.scheme, GgmlScheme) and tensor.scheme.search == "ggml" for tensor in plan.tensors):
+        library_path()
 
 
 def _inputs(plan: Plan, calibration: SampleSet | None) -> dict[Path, str]:
@@ -139,9 +148,7 @@ def _is_result(finished: Manifest, request: RunRequest) -> bool:
 
 def _finish(plan: Plan, folder: Path, manifest: Manifest, files: Mapping[str, Path]) -> Manifest:
     """Copy the checkpoint's small files and write the manifest with the results of calibration."""
-    components: dict[str, list[str]] = {"model": copy_text_files(plan.checkpoint, folder)}
-    if plan.checkpoint.code_files:
-        components["code"] = copy_files(plan.checkpoint.code_files, folder)
+    components = copy_checkpoint_files(plan.checkpoint, folder)
     for name, file in files.items():
         components.setdefault(name.partition(".")[0], []).append(str(file.relative_to(folder)))
     results = {name: read_calibration_result(file) for name, file in files.items()}
@@ -152,6 +159,14 @@ def _finish(plan: Plan, folder: Path, manifest: Manifest, files: Mapping[str, Pa
     errors = {name: result.errors for name, result in results.items() if result.errors} or None
     results_update = {"weights": weights, "held_out_errors": errors}
     return write_manifest(folder, manifest.model_copy(update=results_update), components)
+
+
+def copy_checkpoint_files(checkpoint: Checkpoint, folder: Path) -> dict[str, list[str]]:
+    """Copy the small files of a checkpoint into a folder and return their names by component."""
+    components = {"model": copy_text_files(checkpoint, folder)}
+    if checkpoint.code_files:
+        components["code"] = copy_files(checkpoint.code_files, folder)
+    return components
 
 
 def copy_text_files(checkpoint: Checkpoint, folder: Path) -> list[str]:
@@ -171,10 +186,11 @@ def copy_files(files: Sequence[Path], folder: Path) -> list[str]:
 def _request(plan: Plan, calibration: SampleSet | None, device: torch.device) -> RunRequest:
     hashes = {file.name: file.sha256 for file in plan.checkpoint.text_files}
     hashes |= {file.name: file_sha256(file) for file in plan.checkpoint.code_files}
-    return RunRequest(manifest=_manifest(plan, calibration, device_name(device)), copied_files=hashes)
+    return RunRequest(manifest=planned_manifest(plan, calibration, device_name(device)), copied_files=hashes)
 
 
-def _manifest(plan: Plan, calibration: SampleSet | None, device: str | None) -> Manifest:
+def planned_manifest(plan: Plan, calibration: SampleSet | None = None, device: str | None = None) -> Manifest:
+    """Return the manifest of a quantized model without files and results."""
     checkpoint, calibrated = plan.checkpoint, plan.recipe.needs_calibration
     return Manifest(
         kind="quantized",

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -36,6 +36,7 @@ from mcpmq.system.json_file import read_json
 from mcpmq.system.safetensors_file import PACKED_DTYPES, TensorEntry, read_bytes, read_header, read_metadata
 
 BLOCKS_DIRECTORY = "blocks"
+CHUNK_WEIGHTS = 1 << 22  # of the rows that are packed at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,13 @@ class QuantizedModel:
     def load(self, name: str) -> QTensor | Tensor:
         """Load a quantized weight, or a kept or converted one as a tensor [out, in] in its dtype."""
         return read_weight(self._entries, self.specs[name], self.scheme(name))
+
+    def row_chunks(self, name: str) -> Iterator[QTensor]:
+        """Yield a weight on an integer grid or in ggml's blocks in chunks of rows."""
+        weight = self.load(name)
+        assert isinstance(weight, QTensor)
+        step = max(1, CHUNK_WEIGHTS // weight.shape[1])
+        yield from (weight.slice_rows(slice(row, row + step)) for row in range(0, weight.rows, step))
 
     @cached_property
     def _entries(self) -> dict[str, TensorEntry]:

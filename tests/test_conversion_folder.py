@@ -30,11 +30,11 @@ def test_a_format_with_another_recipe_is_added_to_a_folder(
 ) -> None:
     """Its quantized model gets a folder of its own; the artifacts of the first run are named, and stay unchanged."""
     out, notices = tmp_path / "out", list[str]()
-    run(tiny_checkpoint, out, tiny_set, recipe="phone-int8")
+    run(tiny_checkpoint, out, tiny_set, recipe="phone-int8", keep_quantized=True)
     before = {file: file.stat().st_mtime_ns for file in (out / "gguf").rglob("*") if file.name != "README.md"}
-    settings = Settings(threads=1, notify=notices.append)
+    options = {"formats": ["onnx"], "settings": Settings(threads=1, notify=notices.append), "keep_quantized": True}
 
-    report = run(tiny_checkpoint, out, tiny_set, recipe="phone-int4", formats=["onnx"], settings=settings)
+    report = run(tiny_checkpoint, out, tiny_set, recipe="phone-int4", **options)
 
     assert [one.recipe for one in report.artifacts] == ["phone-int4"]
     assert [one.path.name for one in quantized_artifacts(out)] == ["quantized", "quantized-phone-int4"]

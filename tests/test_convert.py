@@ -53,7 +53,7 @@ def test_without_an_evaluation_set_a_fifth_is_held_out(tiny_checkpoint: Path, ti
 def test_every_format_gets_its_recipe(
     tiny_checkpoint: Path, tiny_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """8 bits as GGUF and GPTQ have two quantized models; no calibration set is required by either."""
+    """8 bits as GGUF and GPTQ have two recipes; no calibration set is required by either, and no quantized model."""
 
     class ReachedEvaluation(Exception):
         pass
@@ -67,19 +67,34 @@ def test_every_format_gets_its_recipe(
 
     assert sorted(reached.value.args) == ["language-int8", "phone-int8"]
     names = [artifact.path.name for artifact in quantized_artifacts(tmp_path / "out")]
-    assert names == ["quantized-language-int8", "quantized-phone-int8"]
+    assert names == ["gguf", "gptq"]
 
 
 def test_codes_are_shared_between_formats(tiny_checkpoint: Path, tiny_set: Path, tmp_path: Path) -> None:
-    """A second format uses the codes of the first; `rtn` records no calibration set."""
+    """A second format uses the codes of the first if they were kept; `rtn` records no calibration set."""
     codes = tmp_path / "out" / "quantized"
-    run(tiny_checkpoint, tmp_path / "out", tiny_set, recipe="phone-int4")
+    run(tiny_checkpoint, tmp_path / "out", tiny_set, recipe="phone-int4", keep_quantized=True)
     times = {file: file.stat().st_mtime_ns for file in codes.rglob("*")}
 
     run(tiny_checkpoint, tmp_path / "out", tiny_set, recipe="phone-int4", formats=["onnx"])
 
     assert {file: file.stat().st_mtime_ns for file in codes.rglob("*")} == times
     assert QuantizedModel.open(codes).artifact.manifest.calibration_set is None
+    assert [artifact.path for artifact in quantized_artifacts(tmp_path / "out")] == [codes]
+
+
+def test_one_format_has_no_quantized_model(tiny_checkpoint: Path, tiny_set: Path, tmp_path: Path) -> None:
+    """A second format in a run of its own does not require one either; several formats share one."""
+    out = tmp_path / "out"
+    for formats in (["gguf"], ["onnx"]):
+        run(tiny_checkpoint, out, tiny_set, recipe="phone-int4", formats=formats)
+        assert not (out / "quantized").exists()
+    times = {file: file.stat().st_mtime_ns for file in (out / "gguf").rglob("*.gguf")}
+
+    run(tiny_checkpoint, out, tiny_set, recipe="phone-int4", formats=["gguf", "onnx"])
+
+    assert (out / "quantized" / "mcpmq.json").exists()
+    assert {file: file.stat().st_mtime_ns for file in (out / "gguf").rglob("*.gguf")} == times
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ from mcpmq.checkpoint.weight_files import INDEX, check_not_adapter, check_not_qu
 from mcpmq.errors import CheckpointError
 from mcpmq.families import family_of
 from mcpmq.families.family import Architecture, Family, TensorSpec
+from mcpmq.system.file_hash import file_sha256
 from mcpmq.system.hub_cache import folder_name, snapshot_commit
 from mcpmq.system.input_file import check_file, check_files
 from mcpmq.system.json_file import read_json
@@ -29,12 +31,15 @@ from mcpmq.system.progress import Progress, silent
 from mcpmq.system.safetensors_file import FLOAT_DTYPES, PACKED_DTYPES, TensorEntry, read_bytes
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 __all__ = ["CODE_PATTERN", "INDEX", "LICENSE_PATTERNS", "TEXT_PATTERNS", "WEIGHT_PATTERN", "Checkpoint"]
 CONFIG = "config.json"
 MAX_TEXT_NBYTES = 256 << 20
 CHUNK_WEIGHTS = 1 << 24  # weights that are converted to float32 at a time
+MAX_HASHED_FILES = 4  # at a time
 
 
 @dataclass(frozen=True)
@@ -133,7 +138,7 @@ class Checkpoint:
         row_nbytes = entry.nbytes // entry.shape[0]
         rows = bytearray()
         for begin in range(0, entry.nbytes, step * row_nbytes):
-            rows += read_bytes(entry, begin, begin + row_nbytes)
+            rows += read_bytes(entry, begin, begin + row_nbytes).tobytes()
         return _tensor(rows, entry).reshape(-1, *entry.shape[1:])
 
     def load_rows(self, spec: TensorSpec, max_weights: int) -> Iterator["Tensor"]:
@@ -174,10 +179,10 @@ class Checkpoint:
     def sha256(self) -> str:
         """Return the SHA-256 of the configuration and all weight files, in the order of their names."""
         digest = hashlib.sha256()
-        for file in [self.path / CONFIG, *sorted({entry.file for entry in self.entries.values()})]:
-            digest.update(file.name.encode())
-            with file.open("rb") as stream:
-                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        files = [self.path / CONFIG, *sorted({entry.file for entry in self.entries.values()})]
+        with ThreadPoolExecutor(MAX_HASHED_FILES) as pool:
+            for file, sha256 in zip(files, pool.map(file_sha256, files), strict=True):
+                digest.update(file.name.encode() + bytes.fromhex(sha256))
         return digest.hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
@@ -196,7 +201,7 @@ class Checkpoint:
         }
 
 
-def _tensor(values: bytearray, entry: TensorEntry) -> "Tensor":
+def _tensor(values: "NDArray[np.uint8] | bytearray", entry: TensorEntry) -> "Tensor":
     import torch
 
     tensor = torch.frombuffer(values, dtype=getattr(torch, entry.torch_dtype))

@@ -72,6 +72,9 @@ Answers = Annotated[
     bool, typer.Option("--answers/--no-answers", help="Generate answers to the worst samples for the report")
 ]
 All = Annotated[bool, typer.Option("--all", help="Print all rows of a report")]
+KeepQuantized = Annotated[
+    bool, typer.Option("--keep-quantized", help="Also write the quantized model if one format needs it only once")
+]
 Context = Annotated[int, typer.Option("--context", metavar="TOKENS", min=1, help="Context length on the device")]
 MaxSize = Annotated[
     str | None, typer.Option("--max-size", metavar="SIZE", help="Maximum total size of one artifact, e.g. 4.6GB")
@@ -100,6 +103,16 @@ Formats = Annotated[
         "-f",
         metavar="FORMAT",
         help=f"Format: {FORMAT_NAMES}; may be repeated",
+        autocompletion=complete_format,
+    ),
+]
+OnePassFormat = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        "-f",
+        metavar="FORMAT",
+        help="Write this format in one pass instead of a quantized model, if the recipe needs no calibration",
         autocompletion=complete_format,
     ),
 ]

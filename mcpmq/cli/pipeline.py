@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from mcpmq.cli.ablation import ablate_components
+from mcpmq.cli.one_pass import convert_in_one_pass
 from mcpmq.cli.options import (
     DEFAULT_SEARCH_RECIPE,
     FORMAT_NAMES,
@@ -20,8 +22,10 @@ from mcpmq.cli.options import (
     ForecastFormats,
     Formats,
     Json,
+    KeepQuantized,
     MaxMemory,
     MaxSize,
+    OnePassFormat,
     OptionalCalibration,
     Out,
     RecipeName,
@@ -54,6 +58,7 @@ def convert(
     threads: Threads = None,
     cache: Cache = True,
     answers: Answers = True,
+    keep_quantized: KeepQuantized = False,
     show_all: All = False,
     json: Json = False,
 ) -> None:
@@ -82,6 +87,7 @@ def convert(
         eval_set=eval_set,
         budget=budget,
         settings=settings,
+        keep_quantized=keep_quantized,
     )
     for artifact in quantized_artifacts(out):
         ui.print_deviations(artifact)
@@ -124,11 +130,15 @@ def quantize(
     bits: Bits = None,
     calibration: OptionalCalibration = None,
     device: Device = None,
+    format: OnePassFormat = None,
     json: Json = False,
 ) -> None:
     """Quantize every weight, block by block; the result can be exported to several formats"""
     source = at_revision(source, revision)
     _start(f"quantizing {source}")
+    if format:
+        convert_in_one_pass(source, out, recipe, bits, format, json)
+        return
     [(loaded, _)] = load_recipes(recipe, bits, ())
     from mcpmq import ui
     from mcpmq.checkpoint import Checkpoint
@@ -249,7 +259,7 @@ def evaluate(
     if ablate:
         if len(artifacts) > 1 or shuffle_images or engine_preprocessing or scores:
             raise typer.BadParameter("needs one artifact, no control and no scores", param_hint="--ablate-components")
-        _ablate(artifacts[0], against, eval_set, out, threads, cache, json)
+        ablate_components(artifacts[0], against, eval_set, out, threads, cache, json)
         return
     from mcpmq import ui
     from mcpmq.artifact import Artifact
@@ -271,26 +281,6 @@ def evaluate(
     report = evaluate(opened, original, samples, settings, out=folder, engine_baselines=baselines, scores=scores)
     ui.print_report(report, as_json=json, all_rows=show_all)
     ui.print_report_paths(folder)
-
-
-def _ablate(
-    artifact: Path, against: str, eval_set: Path, out: Path | None, threads: int | None, cache: bool, json: bool
-) -> None:
-    from mcpmq import ui
-    from mcpmq.checkpoint import Checkpoint
-    from mcpmq.dataset import SampleSet
-    from mcpmq.evaluate import Settings
-    from mcpmq.quantized_model import QuantizedModel
-    from mcpmq.report import report_folder
-    from mcpmq.report.ablation import ABLATION_FILE, ablate_components
-
-    settings, samples = Settings.from_options(threads, cache, ui.progress_bars()), SampleSet.open(eval_set)
-    original, folder = Checkpoint.open(against, settings.progress), out or artifact.absolute().parent
-    with report_folder(folder, {original.path: "checkpoint", samples.path: "evaluation set"}):
-        ablation = ablate_components(original, QuantizedModel.open(artifact), samples, settings)
-        ablation.write(folder)
-    ui.print_ablation(ablation, as_json=json)
-    ui.print_written_files([folder / ABLATION_FILE])
 
 
 def _start(label: str) -> None:

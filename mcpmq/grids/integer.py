@@ -6,8 +6,11 @@ ONNX Runtime's MatMulNBits. The symmetric 8-bit grid spans -127..127: equal to g
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mcpmq.errors import ScaleError
@@ -119,7 +122,32 @@ def _nearest_codes(groups: Tensor, grid: IntegerGrid, scheme: IntegerScheme) -> 
 
 def quantize(weight: Tensor, scheme: IntegerScheme, importance: Tensor | None = None) -> IntegerTensor:
     """Round a weight [rows, columns] to nearest on the grid that `choose_grid` chooses."""
+    if importance is None and scheme.symmetric:
+        return _cover_range(weight, scheme)
     return round_to_grid(weight, choose_grid(weight, scheme, importance), scheme)
+
+
+def _cover_range(weight: Tensor, scheme: IntegerScheme) -> IntegerTensor:
+    """Round to nearest on the symmetric grid of the full range, with compiled loops: the same codes, in less time."""
+    from mcpmq.grids.kernels import integer_groups  # numba takes a second to import
+
+    bits, shift = float_bits(weight)
+    group = scheme.group_columns(weight.shape[1])
+    largest = np.empty((len(bits), scheme.num_groups(weight.shape[1])), np.uint32)
+    find = integer_groups.signed_largest if scheme.scale_divisor < 0 else integer_groups.largest_magnitudes
+    find(bits, shift, group, largest)
+    grid = _grid_for_range(torch.from_numpy(largest.view(np.float32))[None], scheme)
+    codes = np.empty(bits.shape, np.uint8)
+    zero, lowest, highest = np.float32(scheme.zero_point), np.float32(scheme.qmin), np.float32(scheme.qmax)
+    integer_groups.round_to_codes(bits, shift, group, grid.scale.numpy(), zero, lowest, highest, codes)
+    return to_qtensor(torch.from_numpy(codes), grid, scheme)
+
+
+def float_bits(weight: Tensor) -> tuple[NDArray[np.unsignedinteger[Any]], int]:
+    """Return the bits of a weight as uint16, if it is bfloat16, or as uint32, and their shift in a float32."""
+    if weight.dtype == torch.bfloat16:
+        return weight.cpu().contiguous().view(torch.uint16).numpy(), 16
+    return weight.float().cpu().contiguous().numpy().view(np.uint32), 0
 
 
 def round_to_grid(weight: Tensor, grid: IntegerGrid, scheme: IntegerScheme) -> IntegerTensor:

@@ -32,13 +32,18 @@ def quantize_to_nearest(plan: Plan, block: str) -> tuple[dict[str, QTensor | Ten
         failure = error
     folds = []
     if failure or any(weight.has_inexact_scales for weight in rounded.values()):
-        folds = find_folds(plan, block, _load_mapped(plan, block))
+        folds = find_block_folds(plan, block)
     if folds:
         rounded = _round(plan, plan.blocks[block], weight_scalings(folds))
     elif failure:
         raise failure
     records = deviation_records({name: weight.deviations for name, weight in rounded.items()}, folds)
     return {name: weight.stored for name, weight in rounded.items()}, records
+
+
+def find_block_folds(plan: Plan, block: str) -> list[SmoothingScales]:
+    """Return the powers of two that scales of a block require; empty if they require none, or if none are enough."""
+    return find_folds(plan, block, _load_mapped(plan, block))
 
 
 def _round(plan: Plan, tensors: Sequence[TensorPlan], scaling: Mapping[str, WeightScaling]) -> dict[str, RoundedWeight]:

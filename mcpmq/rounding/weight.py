@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import repeat
 from math import prod
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -21,9 +22,10 @@ from mcpmq.rounding.shrinkage import ShrinkageChoice, choose_shrinkage, nearest_
 from mcpmq.rounding.smoothing import WeightScaling
 from mcpmq.rounding.stats import InputStats
 from mcpmq.scheme import CodebookScheme, FloatScheme, GridScheme
+from mcpmq.system.read_ahead import read_ahead
 
 NO_SCALING = WeightScaling()
-CHUNK_WEIGHTS = 1 << 24  # read at a time; rows are quantized independently
+THREAD_CHUNK_WEIGHTS = 1 << 21  # of every thread, read at a time; rows are quantized independently
 GPTQ_CHUNK_WEIGHTS = 1 << 27  # larger, because the Hessian is factored again for every chunk
 FLOAT_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
@@ -130,7 +132,9 @@ class _WeightSource:
         checkpoint, spec = self.plan.checkpoint, self.tensor.spec
         if stats > 1:
             return checkpoint.load(spec).chunk(stats)
-        return checkpoint.load_rows(spec, GPTQ_CHUNK_WEIGHTS if method == "gptq" else CHUNK_WEIGHTS)
+        if method == "gptq":
+            return checkpoint.load_rows(spec, GPTQ_CHUNK_WEIGHTS)
+        return read_ahead(checkpoint.load_rows(spec, THREAD_CHUNK_WEIGHTS * max(2, torch.get_num_threads())))
 
     def _prepare(self, rows: Tensor, first_row: int) -> Tensor:
         scaled = self.scaling.apply(rows, first_row)
@@ -141,6 +145,44 @@ class _WeightSource:
             _check_finite(self.magnitudes.are_finite, self.tensor)
             self.magnitudes.check_largest()
         return scaled
+
+
+@dataclass(frozen=True, slots=True)
+class WeightStream:
+    """A weight that is rounded to nearest in chunks of rows; deviations are known after the last one."""
+
+    _source: _WeightSource
+
+    @classmethod
+    def open(cls, plan: Plan, tensor: TensorPlan) -> Self:
+        """Return the stream of a weight of a plan, on an integer grid or in ggml's blocks."""
+        magnitudes = GroupMagnitudes.create(tensor.name, tensor.scheme, tensor.matrix_shape[1])
+        return cls(_WeightSource(plan, tensor, NO_SCALING, magnitudes, []))
+
+    def chunks(self) -> Iterator[QTensor]:
+        """Yield rounded rows; only one chunk is in memory.
+
+        Raises:
+            CheckpointError: a value is not finite.
+            ScaleError: the scales of the scheme do not represent the magnitudes of the weight.
+        """
+        source, scheme = self._source, self._source.tensor.scheme
+        assert isinstance(scheme, GridScheme)
+        with prefix_errors(f"`{source.tensor.name}`"):
+            for rows in source.chunks(0, "rtn"):
+                yield ROUNDING_FUNCTIONS["rtn"](rows, scheme, None)
+            if source.magnitudes and (deviation := source.magnitudes.deviation()):
+                source.deviations.append(deviation)
+
+    @property
+    def deviations(self) -> tuple[str, ...]:
+        """Deviations from exact scales."""
+        return tuple(self._source.deviations)
+
+    @property
+    def has_inexact_scales(self) -> bool:
+        """Return whether a scale has an error of more than one step of the grid."""
+        return bool(self._source.magnitudes and self._source.magnitudes.are_limited)
 
 
 def _round(

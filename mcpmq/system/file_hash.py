@@ -1,4 +1,4 @@
-"""SHA-256 of files, which are read again only if they changed since this process read them."""
+"""SHA-256 of files, which are read again only if they changed since this process read or wrote them."""
 
 import hashlib
 import os
@@ -26,6 +26,11 @@ def file_sha256(file: Path) -> str:
         if identity == _identity(stream.fileno()) and time.time_ns() - identity[-1] > MIN_AGE_NS:
             _known[identity] = digest
     return digest
+
+
+def remember_sha256(descriptor: int, sha256: str) -> None:
+    """Let `file_sha256` return the hash of an open file, which this process computed while it wrote it."""
+    _known[_identity(descriptor)] = sha256
 
 
 def _identity(descriptor: int) -> Identity:

@@ -129,21 +129,21 @@ def _check_extent(file: Path, file_nbytes: int, data_start: int, entries: dict[s
         raise CheckpointError(f"`{file}` has {file_nbytes:,} bytes, its header requires {end:,}", REFETCH)
 
 
-def read_bytes(entry: TensorEntry, begin: int = 0, end: int | None = None) -> bytearray:
+def read_bytes(entry: TensorEntry, begin: int = 0, end: int | None = None) -> "NDArray[np.uint8]":
     """Return the bytes of one tensor, or its byte range from `begin` to `end`.
 
     Raises:
         CheckpointError: the file was truncated after its header was read.
     """
-    buffer = bytearray((entry.nbytes if end is None else end) - begin)
+    values = np.empty((entry.nbytes if end is None else end) - begin, np.uint8)
     with entry.file.open("rb", buffering=0) as stream:
         stream.seek(entry.offset + begin)
-        view, done = memoryview(buffer), 0
-        while done < len(buffer) and (count := stream.readinto(view[done:])):
+        view, done = values.data, 0
+        while done < len(values) and (count := stream.readinto(view[done:])):
             done += count
-    if done < len(buffer):
-        raise CheckpointError(f"`{entry.file}` ended {len(buffer) - done:,} bytes early", REFETCH)
-    return buffer
+    if done < len(values):
+        raise CheckpointError(f"`{entry.file}` ended {len(values) - done:,} bytes early", REFETCH)
+    return values
 
 
 def have_equal_values(first: TensorEntry, second: TensorEntry) -> bool:
@@ -162,7 +162,7 @@ def have_equal_values(first: TensorEntry, second: TensorEntry) -> bool:
 def _read_values(entry: TensorEntry, begin: int, end: int) -> "NDArray[Any]":
     """Read values `begin` to `end` of a flat tensor: floats as float64, others as bytes."""
     nbytes = STORED_DTYPES[entry.dtype][1]
-    values = np.frombuffer(read_bytes(entry, begin * nbytes, end * nbytes), np.uint8)
+    values = read_bytes(entry, begin * nbytes, end * nbytes)
     if entry.dtype == "BF16":  # the upper half of a float32
         return (values.view("<u2").astype(np.uint32) << 16).view(np.float32).astype(np.float64)
     return values.view(f"<f{nbytes}").astype(np.float64) if entry.dtype in FLOAT_DTYPES else values

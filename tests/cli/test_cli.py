@@ -161,6 +161,16 @@ def test_task_scores_are_added_to_an_evaluation(
     assert not (tmp_path / "none").exists()
 
 
+def test_a_format_is_written_in_one_pass(mcpmq: Command, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """`quantize --format` prints the artifact and the command that runs it."""
+    ran = mcpmq("quantize", tiny_checkpoint, tmp_path / "out", "--bits", 8, "--format", "gguf")
+
+    assert "gguf" in ran.stdout
+    assert "mcpmq run" in ran.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}
+    assert (tmp_path / "out" / "mcpmq.json").is_file()
+
+
 def test_an_unused_calibration_set_is_reported(
     mcpmq: Command, tiny_checkpoint: Path, tiny_set: Path, tmp_path: Path
 ) -> None:

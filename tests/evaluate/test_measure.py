@@ -268,10 +268,12 @@ def test_shuffled_images_change_image_results_only(
     assert "shuffled" in other.notes[0]
 
 
+@pytest.mark.usefixtures("started_workers")
 def test_a_failed_engine_is_an_error(
     checkpoint: Checkpoint, mixed_set: SampleSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker process that cannot start raises an EngineError."""
-    monkeypatch.setenv("PYTHONHOME", "/nowhere")
-    with encode_samples(checkpoint, mixed_set, ONE_THREAD) as inputs, pytest.raises(EngineError, match="after 0 of 9"):
-        measure_original(checkpoint, inputs, ONE_THREAD)
+    with encode_samples(checkpoint, mixed_set, ONE_THREAD) as inputs:
+        monkeypatch.setenv("PYTHONHOME", "/nowhere")
+        with pytest.raises(EngineError, match="after 0 of 9"):
+            measure_original(checkpoint, inputs, ONE_THREAD)

@@ -91,7 +91,7 @@ def test_a_tall_weight_is_rounded_to_a_codebook(tiny_checkpoint: Path) -> None:
 @pytest.mark.parametrize("chunk_weights", [1 << 24, 256 * 100])
 def test_rows_are_scaled_from_the_first_row(plan: Plan, chunk_weights: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each chunk of rows is divided by the scales of its own rows."""
-    monkeypatch.setattr(weight_module, "CHUNK_WEIGHTS", chunk_weights)
+    monkeypatch.setattr(weight_module, "THREAD_CHUNK_WEIGHTS", chunk_weights)
     tensor, weight, scheme = _planned(plan, "head")
     scaling = WeightScaling(row_scale=torch.arange(1.0, 321.0), column_scale=torch.arange(2.0, 258.0))
 

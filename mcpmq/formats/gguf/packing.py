@@ -1,6 +1,6 @@
 """Bytes of a tensor in ggml's block layouts; codes are not changed."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -11,7 +11,31 @@ from torch import Tensor
 from mcpmq.formats.gguf import BLOCK_COLUMNS
 from mcpmq.formats.gguf.tensors import GgufTensor
 from mcpmq.qtensor import GgmlTensor, IntegerTensor, QTensor
+from mcpmq.quantized_model import QuantizedModel
 from mcpmq.scheme import IntegerScheme
+
+
+def packed_parts(quantized: QuantizedModel, tensor: GgufTensor) -> Iterator[NDArray[np.uint8]]:
+    """Yield the bytes of a tensor, a few rows at a time if they are those of one quantized weight in its order."""
+    if tensor.source is None or not _keeps_rows(tensor, quantized):
+        weight = quantized.load(tensor.source) if tensor.source else None
+        yield pack(weight, tensor, [quantized.load(name) for name in tensor.extra_sources])
+        return
+    missing = tensor.shape[0]
+    for chunk in quantized.row_chunks(tensor.source):
+        yield _pad(_packed_rows(chunk, slice(None)), (chunk.rows, *tensor.byte_shape[1:]))
+        missing -= chunk.rows
+    if missing:
+        yield np.zeros((missing, *tensor.byte_shape[1:]), np.uint8)
+
+
+def _keeps_rows(tensor: GgufTensor, quantized: QuantizedModel) -> bool:
+    """Return whether the rows of a tensor are those of a quantized weight, except for padding."""
+    assert tensor.source
+    scheme, spec = quantized.scheme(tensor.source), quantized.specs[tensor.source]
+    is_changed = tensor.permuted_heads or tensor.source_rows or tensor.transform or tensor.first_row
+    rows = spec.shape[1 if spec.transposed else 0]
+    return scheme is not None and scheme.is_quantized and not is_changed and rows <= tensor.shape[0]
 
 
 def pack(
@@ -25,9 +49,13 @@ def pack(
     if weight is None and tensor.values:
         weight = torch.tensor(tensor.values)
     rows = _rows(weight, tensor, extra_weights) if weight is not None else np.empty((0,) * len(tensor.shape), np.uint8)
-    if rows.shape == tensor.byte_shape:
+    return _pad(rows, tensor.byte_shape)
+
+
+def _pad(rows: NDArray[np.uint8], shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    if rows.shape == shape:
         return rows
-    padded = np.zeros(tensor.byte_shape, np.uint8)  # the scale of a zero block is 0 in every type
+    padded = np.zeros(shape, np.uint8)  # the scale of a zero block is 0 in every type
     padded[tuple(slice(size) for size in rows.shape)] = rows
     return padded
 
@@ -38,6 +66,10 @@ def _rows(weight: QTensor | Tensor, tensor: GgufTensor, extra: Sequence[QTensor 
         values = weight if tensor.frame is None else weight[:, :, tensor.frame]
         values = tensor.transform(values, *extra) if tensor.transform else values
         return _float_bytes(values[rows], tensor.type)
+    return _packed_rows(weight, rows)
+
+
+def _packed_rows(weight: QTensor, rows: slice | Tensor) -> NDArray[np.uint8]:
     if isinstance(weight, GgmlTensor):
         return weight.blocks[rows].numpy()
     assert isinstance(weight, IntegerTensor)
@@ -69,17 +101,13 @@ def pack_integers(codes: NDArray[np.uint8], scale: NDArray[np.float16], scheme: 
     A block has 32 columns and one scale; blocks of a larger group repeat its scale. The last block is zero-padded.
     Layout: block_q4_0 and block_q8_0 in ggml-common.h.
     """
-    rows, columns = codes.shape
+    from mcpmq.grids.kernels.integer_groups import pack_blocks  # numba takes a second to import
+
+    columns = codes.shape[1]
     blocks = -(-columns // BLOCK_COLUMNS)
     if missing := blocks * BLOCK_COLUMNS - columns:
         codes = np.pad(codes, ((0, 0), (0, missing)), constant_values=scheme.zero_point)
-    grouped = codes.reshape(rows, blocks, BLOCK_COLUMNS)
-    group = np.arange(blocks) * BLOCK_COLUMNS // scheme.group_columns(columns)
-    packed = np.empty((rows, blocks, 2 + BLOCK_COLUMNS * scheme.bits // 8), np.uint8)
-    packed[..., :2] = np.ascontiguousarray(scale[:, group])[..., None].view(np.uint8)
-    if scheme.bits == 8:
-        np.bitwise_xor(grouped, 0x80, out=packed[..., 2:])  # from zero point 128 to two's complement
-    else:
-        np.left_shift(grouped[..., 16:], 4, out=packed[..., 2:])
-        packed[..., 2:] |= grouped[..., :16]
-    return packed.reshape(rows, -1)
+    packed = np.empty((len(codes), blocks * (2 + BLOCK_COLUMNS * scheme.bits // 8)), np.uint8)
+    scale_bytes = np.ascontiguousarray(scale).view(np.uint8)
+    pack_blocks(np.ascontiguousarray(codes), scale_bytes, scheme.group_columns(columns), packed)
+    return packed

@@ -1,16 +1,14 @@
-"""Write GGUF files, one tensor in memory at a time."""
+"""Write GGUF files, a few rows of a tensor in memory at a time."""
 
-from collections.abc import Callable, Iterable
 from contextlib import closing
-from functools import partial
 from pathlib import Path
 
-from gguf import GGUFWriter
+from gguf import GGUF_DEFAULT_ALIGNMENT, GGUFWriter
 
 from mcpmq.formats.gguf.files import GgufFile, gguf_files, write_header
-from mcpmq.formats.gguf.packing import pack
-from mcpmq.formats.gguf.tensors import GgufTensor
+from mcpmq.formats.gguf.packing import packed_parts
 from mcpmq.quantized_model import QuantizedModel
+from mcpmq.system.hashing_file import HashingFile
 from mcpmq.system.progress import Progress
 
 
@@ -27,16 +25,16 @@ def _write_file(quantized: QuantizedModel, out: Path, file: GgufFile, progress: 
     name = file.file_name(quantized)
     with closing(GGUFWriter(out / name, file.architecture)) as writer:
         write_header(writer, file, quantized)
-        _write_tensors(writer, quantized, file.tensors, partial(progress, label=f"writing {name}"))
+    with closing(HashingFile.append_to(out / name)) as stream:
+        _pad(stream)
+        for tensor in progress(file.tensors, f"writing {name}"):
+            for part in packed_parts(quantized, tensor):
+                stream.write(part)
+            _pad(stream)
+        stream.finish()
     return name
 
 
-def _write_tensors(
-    writer: GGUFWriter,
-    quantized: QuantizedModel,
-    tensors: list[GgufTensor],
-    progress: Callable[[list[GgufTensor]], Iterable[GgufTensor]],
-) -> None:
-    for tensor in progress(tensors):
-        weight = quantized.load(tensor.source) if tensor.source else None
-        writer.write_tensor_data(pack(weight, tensor, [quantized.load(name) for name in tensor.extra_sources]))
+def _pad(stream: HashingFile) -> None:
+    """Write zeros up to the alignment of tensors."""
+    stream.write(bytes(-stream.nbytes % GGUF_DEFAULT_ALIGNMENT))

@@ -8,11 +8,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 
-import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
+
+from mcpmq.system.hashing_file import HashingFile
 
 ALIGNMENT_NBYTES = 64
 MAX_CHUNK_NBYTES = (2 << 30) - (1 << 20)  # browsers limit a buffer to 2 GiB
@@ -61,7 +62,7 @@ class ExternalData:
     def __init__(self, folder: Path, name: str, max_chunk_nbytes: int = MAX_CHUNK_NBYTES) -> None:
         self.folder = folder
         self.chunks = ChunkLayout(name, max_chunk_nbytes)
-        self._stream: BinaryIO | None = None
+        self._stream: HashingFile | None = None
 
     @property
     def files(self) -> list[str]:
@@ -76,21 +77,27 @@ class ExternalData:
         file, offset = self.chunks.allocate(array.nbytes)
         stream = self._seek(file, offset)
         for part in array.parts:
-            stream.write(np.ascontiguousarray(part).data)
-        if stream.tell() - offset != array.nbytes:
-            raise ValueError(f"`{name}` has {stream.tell() - offset:,} bytes, its shape requires {array.nbytes:,}")
+            stream.write(part)
+        if stream.nbytes - offset != array.nbytes:
+            raise ValueError(f"`{name}` has {stream.nbytes - offset:,} bytes, its shape requires {array.nbytes:,}")
         return array.to_external_tensor(self.folder, file, offset, name)
 
-    def _seek(self, file: str, offset: int) -> BinaryIO:
+    def _seek(self, file: str, offset: int) -> HashingFile:
         """Return the stream of a file, padded to an offset."""
         if self._stream is None or offset == 0:
-            self.close()
-            self._stream = (self.folder / file).open("wb")
-        self._stream.write(bytes(offset - self._stream.tell()))
+            self.finish()
+            self._stream = HashingFile.create(self.folder / file)
+        self._stream.write(bytes(offset - self._stream.nbytes))
         return self._stream
 
+    def finish(self) -> None:
+        """Complete the last chunk."""
+        if self._stream:
+            self._stream.finish()
+            self._stream = None
+
     def close(self) -> None:
-        """Close the last chunk."""
+        """Close the last chunk, complete or not."""
         if self._stream:
             self._stream.close()
 
@@ -112,6 +119,9 @@ class CountingSink:
     def files(self) -> list[str]:
         return list(self.chunks.sizes)
 
+    def finish(self) -> None:
+        """Complete nothing."""
+
     def close(self) -> None:
         """Close nothing."""
 
@@ -122,4 +132,5 @@ class DataSink(Protocol):
     @property
     def files(self) -> list[str]: ...
     def append(self, name: str, array: StoredArray) -> ir.ExternalTensor: ...
+    def finish(self) -> None: ...
     def close(self) -> None: ...

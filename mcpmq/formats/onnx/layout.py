@@ -105,6 +105,7 @@ def emit_graph(
     graph = weights.graph
     with closing(graph.data):
         spec.emit(graph, weights, model.architecture, progress)
+        graph.data.finish()
     name = data_file_name(spec, model).removesuffix("_data")
     graph.save(folder / name, version("mcpmq"), _properties(spec, model, weights.accuracy_level))
     return GraphFiles(spec.stem, name, tuple(graph.data.files), dtype_names(spec, model)[0])
@@ -125,6 +126,7 @@ def write_static_vision(
     name = f"{spec.stem}{suffix}.onnx"
     with closing(ExternalData(folder, f"{name}_data")) as data:
         qnn.write(quantized, samples, folder / name, data, _properties(spec, quantized, 0), progress)
+        data.finish()
     return GraphFiles(spec.stem, name, tuple(data.files), dtype_name)
 
 

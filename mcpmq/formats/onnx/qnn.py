@@ -89,6 +89,7 @@ def _write_floats(quantized: QuantizedModel, size: tuple[int, int], file: Path, 
         values, ffn = LoadedValues(quantized), shape.intermediate_size
         weights = WeightEmitter(quantized, graph, values, ffn, accuracy_level=0, dequantize=True)
         vision.emit_static(graph, weights, quantized.architecture, size, progress)
+        data.finish()
     graph.save(file, "", {})
 
 

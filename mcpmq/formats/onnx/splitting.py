@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +59,11 @@ def split_graph(graph: Path, out: Path, max_nbytes: int) -> list[str]:
         ReleaseError: one weight is larger than a chunk.
     """
     model = ir.load(graph)
-    data = ExternalData(out, f"{graph.name}_data", max_nbytes)
-    for value in model.graph.initializers.values():
-        if isinstance(value.const_value, ir.ExternalTensor):
-            value.const_value = _copy_weight(value.const_value, graph.parent, data, max_nbytes)
-    data.close()
+    with closing(ExternalData(out, f"{graph.name}_data", max_nbytes)) as data:
+        for value in model.graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = _copy_weight(value.const_value, graph.parent, data, max_nbytes)
+        data.finish()
     ir.save(model, out / graph.name)
     return data.files
 

@@ -1,7 +1,8 @@
 """Searches for the scales of ggml's block types, compiled by numba: faster than those of ggml, with smaller errors.
 
 Every search minimizes the sum of importance * (value - weight)^2 of its block. ggml weights errors also by the
-magnitude of the weight. Both write the layouts of ggml-common.h.
+magnitude of the weight, which makes the errors of outputs larger (benchmarks/layer_outputs.py). Both write
+the layouts of ggml-common.h.
 """
 
 import numpy as np

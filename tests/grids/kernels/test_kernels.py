@@ -176,3 +176,20 @@ def test_compiled_and_interpreted_kernels_write_equal_bytes(name: str, columns: 
     kernels.quantize_rows(name, values, importance, blocks)
 
     assert blocks.tobytes() == interpreted
+
+
+@pytest.mark.parametrize("name", GGML_BLOCKS)
+def test_the_error_of_outputs_without_importance_is_at_most_that_of_ggml(name: str) -> None:
+    """For correlated inputs of different sizes, which the search does not know; ggml weights errors by magnitude."""
+    random = np.random.default_rng(17)
+    weight = torch.from_numpy((random.standard_t(5, (256, 512)) * 0.02).astype(np.float32))
+    sizes = np.exp(0.7 * random.standard_normal(512))
+    mixed = np.eye(512) + 0.2 * random.standard_normal((512, 512)) / math.sqrt(512)
+    inputs = torch.from_numpy((random.standard_normal((1024, 512)) @ mixed * sizes).astype(np.float32))
+
+    errors = [
+        float(((ggml.dequantize(ggml.quantize(weight, scheme)) - weight) @ inputs.T).square().sum())
+        for scheme in (GgmlScheme(name), GgmlScheme(name, "ggml"))
+    ]
+
+    assert errors[0] <= errors[1]

@@ -1,0 +1,25 @@
+"""The option `--ablate-components` of `evaluate`."""
+
+from pathlib import Path
+
+
+def ablate_components(
+    artifact: Path, against: str, eval_set: Path, out: Path | None, threads: int | None, cache: bool, json: bool
+) -> None:
+    """Measure the loss with one component quantized at a time, and print it."""
+    from mcpmq import ui
+    from mcpmq.checkpoint import Checkpoint
+    from mcpmq.dataset import SampleSet
+    from mcpmq.evaluate import Settings
+    from mcpmq.quantized_model import QuantizedModel
+    from mcpmq.report import report_folder
+    from mcpmq.report.ablation import ABLATION_FILE
+    from mcpmq.report.ablation import ablate_components as measure
+
+    settings, samples = Settings.from_options(threads, cache, ui.progress_bars()), SampleSet.open(eval_set)
+    original, folder = Checkpoint.open(against, settings.progress), out or artifact.absolute().parent
+    with report_folder(folder, {original.path: "checkpoint", samples.path: "evaluation set"}):
+        ablation = measure(original, QuantizedModel.open(artifact), samples, settings)
+        ablation.write(folder)
+    ui.print_ablation(ablation, as_json=json)
+    ui.print_written_files([folder / ABLATION_FILE])
