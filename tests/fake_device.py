@@ -88,7 +88,7 @@ def calibrate_on(plan: Plan, samples: SampleSet, device: torch.device, out: Path
     # searches are short, because the fake device takes much time for every operation.
     with (
         few_exponents(),
-        patch("mcpmq.rounding.shrinkage.SHRINKAGES", (0.1, 0.01)),
+        patch("mcpmq.rounding.shrinkage.SHRINKAGES", (0.1,)),
         patch.object(import_module("mcpmq.quantize"), "resolve_device", lambda _: device),
         patch("mcpmq.calibrate.imatrix.resolve_device", lambda _: device),
         patch("mcpmq.calibrate.forward.chunk_linears"),

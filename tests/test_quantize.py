@@ -34,6 +34,9 @@ def _bytes(folder: Path) -> dict[str, bytes]:
 
 def _interrupted_after(blocks: int):  # type: ignore[no-untyped-def]
     def progress(items: Sequence[Item], label: str) -> Iterable[Item]:
+        if label != "quantizing":
+            yield from items
+            return
         yield from items[:blocks]
         raise KeyboardInterrupt
 

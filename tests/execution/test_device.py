@@ -109,7 +109,7 @@ def test_another_device_gives_the_same_results(results: dict[str, Any]) -> None:
     for block, errors in cpu["block_errors"].items():
         assert device["block_errors"][block] == pytest.approx(errors, rel=0.3)
     same = [name for name, method in cpu["methods"].items() if device["methods"][name] == method]
-    assert len(same) > len(cpu["methods"]) / 2
+    assert len(same) >= 3
     for name in same:
         assert device["changes"][name] == pytest.approx(cpu["changes"][name], rel=0.5)
 

@@ -12,6 +12,7 @@ from mcpmq.grids.ggml_blocks import BLOCK_LAYOUTS
 from mcpmq.scheme import GGML_BLOCKS, GgmlScheme
 
 NAMES = st.sampled_from(sorted(GGML_BLOCKS))
+COLUMN_CODES = st.sampled_from(sorted({*GGML_BLOCKS} - {"iq3_s"}))  # the codes of iq3_s are of four columns together
 
 
 def test_every_block_type_has_a_layout() -> None:
@@ -31,7 +32,7 @@ def test_unpacked_codes_are_packed_to_the_same_bytes(name: str, rows: int, block
 
 
 @settings(max_examples=80, deadline=None)
-@given(NAMES, st.integers(1, 3), st.integers(1, 3), st.integers(0, 2**32 - 1))
+@given(COLUMN_CODES, st.integers(1, 3), st.integers(1, 3), st.integers(0, 2**32 - 1))
 def test_gguf_py_reads_replaced_codes_with_our_values(name: str, rows: int, blocks: int, seed: int) -> None:
     """The value of every code equals the one that gguf-py reads from the packed bytes."""
     scheme, columns = GgmlScheme(name), blocks * GGML_BLOCKS[name][0]

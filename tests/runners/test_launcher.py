@@ -89,7 +89,7 @@ def test_run_engine_returns_the_losses_of_the_runner_and_its_cost(
     assert 30e6 < result.baseline_rss_bytes < result.peak_rss_bytes < 4e9
     assert 0 < result.seconds < 60
     assert 0 < result.load_seconds < 60
-    assert "held in memory" in result.notes[0]
+    assert "one block is in memory at a time" in result.notes[0]
 
 
 def test_progress_advances_once_per_sample(tiny_checkpoint: Path, store: InputsStore) -> None:

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from mcpmq.errors import EngineError
 from mcpmq.quantized_model import QuantizedModel
-from mcpmq.runners.llamacpp import LlamaCpp, image_chunk_size, llamacpp
+from mcpmq.runners.llamacpp import LOG_CALLBACK, LlamaCpp, image_chunk_size, llamacpp
 from mcpmq.runners.llamacpp.language import Context, LanguageModel
 from mcpmq.runners.llamacpp.vision import token_grid
 from tests.gguf_tools import export_gguf
@@ -83,6 +83,15 @@ def test_logits_are_returned_for_masked_positions_only(language: LanguageModel) 
 
     assert [row.shape for row in rows] == [(language.vocab_size,)] * 2
     np.testing.assert_array_equal(rows, [every[1], every[4]])
+
+
+def test_messages_are_recorded_after_another_log_handler(language: LanguageModel) -> None:
+    """A server in the same process replaces the handlers; the next context sets them again."""
+    language.engine("llama_log_set", ctypes.cast(None, LOG_CALLBACK), None)
+    context = Context(language, 10, 1, f32_attention=False)
+
+    with pytest.raises(EngineError, match="find a memory slot"):
+        list(context.decode(np.zeros(300, np.int32), np.arange(300)[None], np.zeros(300, np.bool_)))
 
 
 def test_more_tokens_than_the_context_holds_are_an_error(language: LanguageModel) -> None:

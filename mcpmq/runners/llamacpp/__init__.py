@@ -148,12 +148,16 @@ class LlamaCpp:
             function = getattr(self._functions, name)
             function.restype, function.argtypes = result, arguments
         self._check_layouts()
-        for name in ("llama_log_set", "mtmd_log_set", "mtmd_helper_log_set"):
-            self(name, LOG_HANDLER, None)
+        self.record_log()
         self("llama_backend_init")
 
     def __call__(self, name: str, *arguments: object) -> Any:
         return getattr(self._functions, name)(*arguments)
+
+    def record_log(self) -> None:
+        """Receive log messages for errors, also after a server of this process, which prints them itself."""
+        for name in ("llama_log_set", "mtmd_log_set", "mtmd_helper_log_set"):
+            self(name, LOG_HANDLER, None)
 
     def optional(self, name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
         """Return a function that some builds of the wheel do not export; there it returns None."""

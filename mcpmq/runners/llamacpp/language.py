@@ -47,6 +47,7 @@ class LanguageModel:
         Raises:
             EngineError: llama.cpp cannot load the file.
         """
+        engine.record_log()
         parameters = engine("llama_model_default_params")
         if vocab_only:
             parameters.write_uint32(VOCAB_ONLY_OFFSET, VOCAB_ONLY_FLAGS)
@@ -102,6 +103,7 @@ class Context:
         """
         engine, length = model.engine, -(-max_tokens // CONTEXT_MULTIPLE) * CONTEXT_MULTIPLE
         batch = min(length, MAX_BATCH_TOKENS)
+        engine.record_log()
         parameters = _context_parameters(engine, length, batch, f32_attention)
         if layer_observer:
             self._callback = _eval_callback(engine, layer_observer)  # llama.cpp calls it until the context is freed

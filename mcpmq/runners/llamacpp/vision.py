@@ -57,6 +57,7 @@ class VisionEncoder:
         Raises:
             EngineError: llama.cpp cannot load the file, or serializes image chunks in an unknown layout.
         """
+        engine.record_log()
         parameters = engine("mtmd_context_params_default")
         parameters.write_uint32(MTMD_THREADS_OFFSET, threads)
         if f32_attention:
