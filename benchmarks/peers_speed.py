@@ -212,7 +212,7 @@ def main(arguments: argparse.Namespace) -> None:
         if JOBS[name].tool not in not_installed:
             comparisons[name] = run_job(name, arguments.repeats)
             print(f"{name}, {describe(comparisons[name])}", flush=True)
-    write_result("peers_speed", _result(comparisons, not_installed, tokens))
+    write_result("peers-speed", _result(comparisons, not_installed, tokens))
 
 
 def _result(comparisons: Mapping[str, Comparison], not_installed: Mapping[str, str], tokens: int) -> dict[str, Any]:

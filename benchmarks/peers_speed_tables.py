@@ -25,7 +25,7 @@ HEADINGS = ("job", "tool", "processor s", "ratio", "target", "wall ratio", "peak
 
 def speed_table() -> str:
     """Return the table of benchmarks/README.md: mcpmq / other tool, and the ratios with their targets."""
-    result = load_result("peers_speed")
+    result = load_result("peers-speed")
     rest = "\n".join(_missing(result))
     return with_provenance(f"{table(HEADINGS, speed_rows(result), text_columns=2)}\n{rest}".rstrip(), result)
 
@@ -43,7 +43,7 @@ def speed_rows(result: Mapping[str, Any]) -> Iterator[list[str]]:
 
 def speed_lines(result: Mapping[str, Any] | None = None) -> list[str]:
     """Return the lines of README.md, by default of the committed result."""
-    found = result or load_result("peers_speed")
+    found = result or load_result("peers-speed")
     lines = [
         f"- {LABELS[name]}: {job['processor_ratio']:.2f} of the processor time of {TOOLS[job['tool']][1]},"
         f" {job['memory_ratio']:.2f} of its peak memory"

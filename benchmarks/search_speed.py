@@ -80,4 +80,4 @@ if __name__ == "__main__":
     found = measure(arguments.layers)
     print(json.dumps(found))
     if arguments.write:
-        write_result("search_speed", provenance("benchmarks.search_speed", "numba") | found)
+        write_result("search-speed", provenance("benchmarks.search_speed", "numba") | found)
