@@ -20,8 +20,10 @@ CHECKSUMS = "SHA256SUMS"  # of the other files of an entry; a lock on it protect
 def open_entry(cache: Path, name: str) -> Iterator[Path | None]:
     """Yield the folder of an entry, which is not evicted inside of the block, and mark it as used.
 
-    Yields None if the entry does not exist; one whose files differ from their checksums is removed.
+    Yields None if the entry does not exist; one whose files differ from their checksums is removed, and so are the
+    temporary folders of killed runs.
     """
+    remove_stale_folders(cache)
     folder = cache / name
     lock = _lock(folder, fcntl.LOCK_SH)
     try:

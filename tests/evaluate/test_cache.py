@@ -69,6 +69,17 @@ def test_an_entry_in_use_is_not_evicted(tmp_path: Path, monkeypatch: pytest.Monk
     assert sorted(one.name for one in tmp_path.iterdir()) == ["c"]
 
 
+def test_a_cached_entry_is_opened_without_the_folders_of_killed_runs(tmp_path: Path) -> None:
+    """A run can be killed after its entry is complete, before its temporary folder is removed."""
+    add_entry(tmp_path, "a", 60)
+    (tmp_path / "mcpmq-6086-kl_ofs_z").mkdir()
+
+    with cache.open_entry(tmp_path, "a") as found:
+        assert found
+
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["a"]
+
+
 def test_the_reason_of_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     """A file in place of the folder, or a parent that does not exist and cannot be created, is a reason."""
     (tmp_path / "file").touch()
