@@ -5,6 +5,7 @@ import os
 import random
 import struct
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -49,19 +50,19 @@ def mutate_value(document: Any, generator: random.Random) -> Any:
     """Replace, remove, double or nest one value, at any depth."""
     places = list(_places(document))
     if not places:
-        return generator.choice(VALUES)
+        return deepcopy(generator.choice(VALUES))
     container, key = generator.choice(places)
     action = generator.random()
     if action < 0.65:
-        container[key] = generator.choice(VALUES)
+        container[key] = deepcopy(generator.choice(VALUES))
     elif action < 0.8:
         del container[key]
     elif action < 0.9:
         container[key] = [container[key]] if generator.random() < 0.5 else {"value": container[key]}
     elif isinstance(container, list):
-        container.extend([container[key]] * generator.choice((1, 100)))
+        container.extend(deepcopy(container[key]) for _ in range(generator.choice((1, 100))))
     else:
-        container[generator.choice((f"{key}_", LONG, NUL, SURROGATE, ""))] = container[key]
+        container[generator.choice((f"{key}_", LONG, NUL, SURROGATE, ""))] = deepcopy(container[key])
     return document
 
 
