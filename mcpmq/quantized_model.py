@@ -65,7 +65,7 @@ class QuantizedModel:
         """Open a folder that `quantize` wrote.
 
         Raises:
-            ArtifactError: the folder has another kind of artifact.
+            ArtifactError: the folder has another kind of artifact, or its manifest lacks weights of the configuration.
         """
         artifact = Artifact.open(path)
         if artifact.manifest.kind != "quantized":
@@ -74,6 +74,7 @@ class QuantizedModel:
         family = family_named(artifact.manifest.family)
         architecture = family.parse_architecture(config)
         specs = {spec.name: spec for spec in family.tensor_specs(architecture)}
+        _check_records(path, {record.name: record.shape for record in artifact.manifest.weights}, specs)
         for record in artifact.manifest.weights:  # a family does not list the tensors that pass through
             specs.setdefault(record.name, TensorSpec(record.name, record.hub_name, record.shape))
         return cls(artifact, config, architecture, specs)
@@ -226,3 +227,14 @@ def unpack_codes(packed: Tensor, bits: int, columns: int) -> Tensor:
     if bits > 4:
         return packed
     return torch.stack([packed & 15, packed >> 4], -1).flatten(1)[:, :columns]
+
+
+def _check_records(path: str | Path, shapes: Mapping[str, tuple[int, ...]], specs: Mapping[str, TensorSpec]) -> None:
+    """Check that the manifest of a quantized model lists the weights of its configuration."""
+    for name, spec in specs.items():
+        if shapes.get(name) != spec.shape:
+            found = f"has the shape {list(shapes[name])}" if name in shapes else "is not listed"
+            raise ArtifactError(
+                f"the manifest of `{path}` and its config.json differ: `{name}` {found}, expected {list(spec.shape)}",
+                "quantize the checkpoint again",
+            )

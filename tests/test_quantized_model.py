@@ -1,7 +1,9 @@
 """Quantized models on disk: stored codes are loaded bit for bit."""
 
 import errno
+import json
 import resource
+import shutil
 from pathlib import Path
 
 import pytest
@@ -53,3 +55,20 @@ def test_a_file_that_is_too_large_is_an_error_of_the_system(tmp_path: Path) -> N
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
     assert caught.value.errno == errno.EFBIG
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [({"name": "../../etc/passwd"}, "is not listed"), ({"shape": [7, 9]}, r"has the shape \[7, 9\], expected \[")],
+)
+def test_a_manifest_that_does_not_match_the_configuration_is_an_error(
+    tiny_int4: QuantizedModel, tmp_path: Path, changes: dict[str, object], expected: str
+) -> None:
+    """Every weight of the configuration is in the manifest, with its shape."""
+    copy = shutil.copytree(tiny_int4.path, tmp_path / "copy")
+    manifest = json.loads((copy / "mcpmq.json").read_text())
+    manifest["weights"][5].update(changes)
+    (copy / "mcpmq.json").write_text(json.dumps(manifest))
+
+    with pytest.raises(ArtifactError, match=expected):
+        QuantizedModel.open(copy)
