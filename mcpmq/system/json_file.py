@@ -8,6 +8,7 @@ from mcpmq.errors import CheckpointError
 from mcpmq.system.text_file import decode_text
 
 MAX_JSON_NBYTES = 64 << 20
+MAX_DIGITS = 19  # of a signed integer of 64 bits
 FOLDER_HINT = "point at a Hugging Face checkpoint folder"
 AGAIN_HINT = "download it again"
 
@@ -51,6 +52,22 @@ def read_text(path: Path, hint: str = FOLDER_HINT) -> str:
         return decode_text(path.read_bytes())
     except UnicodeDecodeError as error:
         raise CheckpointError(f"`{path}` is not Unicode text: {error}", AGAIN_HINT) from error
+
+
+def has_long_integer(content: bytes) -> bool:
+    """Return whether a JSON text has an integer of more than 64 bits; pydantic accepts it, float arithmetic fails."""
+    longest = 0
+
+    def measure(digits: str) -> int:
+        nonlocal longest
+        longest = max(longest, len(digits.lstrip("-")))
+        return 0
+
+    try:
+        json.loads(content, parse_int=measure)
+    except (ValueError, RecursionError):  # the caller reports invalid texts
+        return False
+    return longest > MAX_DIGITS
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

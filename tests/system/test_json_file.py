@@ -6,7 +6,7 @@ import pytest
 
 from mcpmq.errors import CheckpointError
 from mcpmq.system import json_file
-from mcpmq.system.json_file import read_json, read_text
+from mcpmq.system.json_file import has_long_integer, read_json, read_text
 
 
 def test_an_object_is_read(tmp_path: Path) -> None:
@@ -55,3 +55,11 @@ def test_a_missing_file_and_a_large_file_are_rejected(tmp_path: Path, monkeypatc
     monkeypatch.setattr(json_file, "MAX_JSON_NBYTES", 7)
     with pytest.raises(CheckpointError, match="8 bytes, more than 7"):
         read_json(tmp_path / "a.json")
+
+
+def test_integers_of_more_than_64_bits_are_found() -> None:
+    """Also negative ones, at any depth; texts that are not JSON are reported elsewhere."""
+    assert has_long_integer(b'{"a": [{"b": 12345678901234567890}]}')
+    assert has_long_integer(b"[-1000000000000000000000]")
+    assert not has_long_integer(b'{"a": 1234567890123456789, "b": 1.5e300, "c": "12345678901234567890123"}')
+    assert not has_long_integer(b"[12345678901234567890")
