@@ -87,7 +87,7 @@ def test_logits_are_returned_for_masked_positions_only(language: LanguageModel) 
 
 def test_messages_are_recorded_after_another_log_handler(language: LanguageModel) -> None:
     """A server in the same process replaces the handlers; the next context sets them again."""
-    language.engine("llama_log_set", ctypes.cast(None, LOG_CALLBACK), None)
+    language.engine("llama_log_set", LOG_CALLBACK(), None)
     context = Context(language, 10, 1, f32_attention=False)
 
     with pytest.raises(EngineError, match="find a memory slot"):
