@@ -19,7 +19,13 @@ from mcpmq.checkpoint.source import (
 )
 from mcpmq.checkpoint.tensor_names import check_dtypes, match_tensors, passthrough_specs, untie_head, unwrap_names
 from mcpmq.checkpoint.text_files import TextFile, text_file
-from mcpmq.checkpoint.weight_files import INDEX, check_not_adapter, check_not_quantized, read_entries
+from mcpmq.checkpoint.weight_files import (
+    INDEX,
+    check_declared_dtypes,
+    check_not_adapter,
+    check_not_quantized,
+    read_entries,
+)
 from mcpmq.errors import CheckpointError
 from mcpmq.families import family_of
 from mcpmq.families.family import Architecture, Family, TensorSpec
@@ -69,6 +75,7 @@ class Checkpoint:
         check_not_adapter(path)
         config: Mapping[str, Any] = read_json(path / CONFIG)
         check_not_quantized(path, config)
+        check_declared_dtypes(config)
         family = _family(config)
         found.download_weights(config, progress)
         _check_files(path)

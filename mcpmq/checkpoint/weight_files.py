@@ -15,6 +15,8 @@ PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 QUANTIZATION_KEYS = ("quantization_config", "compression_config")
 QUANTIZATION_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 UNQUANTIZED_HINT = "use the checkpoint that it was made from, with BF16, F16 or F32 weights"
+DTYPE_KEYS = ("dtype", "torch_dtype")
+DECLARED_DTYPES = {"bfloat16", "float16", "float32", "float64", "half", "float", "double", "auto"}
 
 
 def check_not_adapter(folder: Path) -> None:
@@ -31,6 +33,22 @@ def check_not_adapter(folder: Path) -> None:
         "merge the adapter into its base model first (peft: `merge_and_unload`, then `save_pretrained`); if the weights"
         f" here are merged already, remove `{ADAPTER_CONFIG}`",
     )
+
+
+def check_declared_dtypes(config: Mapping[str, Any]) -> None:
+    """Check the dtypes in config.json and the configurations in it, which transformers reads as attributes of torch.
+
+    Raises:
+        CheckpointError: a name is not that of a floating-point dtype.
+    """
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            check_declared_dtypes(value)
+        elif key in DTYPE_KEYS and isinstance(value, str) and value.removeprefix("torch.") not in DECLARED_DTYPES:
+            raise CheckpointError(
+                f"`{key}` in config.json is `{value}`, which is not a floating-point dtype",
+                f"set one of: {', '.join(sorted(DECLARED_DTYPES))}",
+            )
 
 
 def check_not_quantized(folder: Path, config: Mapping[str, Any]) -> None:

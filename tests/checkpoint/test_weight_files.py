@@ -7,7 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from mcpmq.checkpoint.weight_files import check_not_adapter, check_not_quantized, read_entries
+from mcpmq.checkpoint.weight_files import (
+    check_declared_dtypes,
+    check_not_adapter,
+    check_not_quantized,
+    read_entries,
+)
 from mcpmq.errors import CheckpointError
 from tests.checkpoint_tools import rewrite_weights, save_weights, stored_tensors
 
@@ -125,3 +130,13 @@ def test_a_file_about_quantization_is_rejected(tmp_path: Path, file: str) -> Non
 
     with pytest.raises(CheckpointError, match=f"already quantized.*{file}"):
         check_not_quantized(tmp_path, {})
+
+
+def test_dtypes_of_config_json_are_names_of_floating_point_dtypes() -> None:
+    """Any other text would be an attribute of torch to transformers, at any depth of the configuration."""
+    check_declared_dtypes({"torch_dtype": "bfloat16", "vision_config": {"dtype": "torch.float32"}, "dtype": None})
+
+    for config in ({"dtype": "/dev/zero"}, {"text_config": {"torch_dtype": "save"}}):
+        with pytest.raises(CheckpointError, match="which is not a floating-point dtype") as caught:
+            check_declared_dtypes(config)
+        assert "bfloat16" in caught.value.hint
