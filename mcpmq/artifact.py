@@ -17,7 +17,7 @@ from mcpmq.system.durable_file import write_durably
 from mcpmq.system.file_hash import file_sha256
 from mcpmq.system.input_file import check_file, check_files
 from mcpmq.system.inside import is_file_inside
-from mcpmq.system.json_file import has_long_integer
+from mcpmq.system.json_file import check_integers
 from mcpmq.system.output import output_errors
 from mcpmq.system.safetensors_file import PACKED_DTYPES
 
@@ -172,8 +172,7 @@ class Artifact:
             raise ArtifactError(f"no `{MANIFEST}` in `{path}`", "point at a folder that mcpmq wrote")
         check_files(path, READ_PATTERNS, ArtifactError)
         content = (path / MANIFEST).read_bytes()
-        if has_long_integer(content):
-            raise ArtifactError(f"`{path / MANIFEST}` has an integer of more than 64 bits", REBUILD)
+        check_integers(path / MANIFEST, content, ArtifactError, REBUILD)
         try:
             manifest = Manifest.model_validate_json(content)
         except ValidationError as error:

@@ -10,7 +10,7 @@ from mcpmq.artifact import RELEASE_RECORD, Artifact, CalibrationRecord, FileReco
 from mcpmq.errors import ReleaseError
 from mcpmq.system.file_hash import file_sha256
 from mcpmq.system.hub_cache import is_inside
-from mcpmq.system.json_file import has_long_integer
+from mcpmq.system.json_file import check_integers
 from mcpmq.system.table import Row, Table, format_megabytes
 
 RECORD, CHECKSUMS = RELEASE_RECORD, "SHA256SUMS"
@@ -66,8 +66,7 @@ class Release:
         if not file.is_file():
             raise ReleaseError(f"no `{RECORD}` in `{path}`", "point at a folder that `mcpmq package` wrote")
         content = file.read_bytes()
-        if has_long_integer(content):
-            raise ReleaseError(f"`{file}` has an integer of more than 64 bits", REFETCH_HINT)
+        check_integers(file, content, ReleaseError, REFETCH_HINT)
         try:
             record = ReleaseRecord.model_validate_json(content)
         except ValidationError as error:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from mcpmq.errors import ArtifactError
 from mcpmq.evaluate import Difference, Estimate, Measurement, Record, TaskScores
-from mcpmq.system.json_file import has_long_integer
+from mcpmq.system.json_file import check_integers
 
 JSON_FILE = "report.json"
 MAX_REPORT_NBYTES = 1 << 30
@@ -148,8 +148,7 @@ class Report(Record):
         if (nbytes := file.stat().st_size) > MAX_REPORT_NBYTES:
             raise ArtifactError(f"`{file}` has {nbytes:,} bytes, more than {MAX_REPORT_NBYTES:,}", EVALUATE_AGAIN)
         content = file.read_bytes().removeprefix(codecs.BOM_UTF8)
-        if has_long_integer(content):
-            raise ArtifactError(f"`{file}` has an integer of more than 64 bits", EVALUATE_AGAIN)
+        check_integers(file, content, ArtifactError, EVALUATE_AGAIN)
         try:
             return cls.model_validate_json(content)
         except ValidationError as error:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mcpmq.errors import CheckpointError
+from mcpmq.errors import CheckpointError, McpmqError
 from mcpmq.system.text_file import decode_text
 
 MAX_JSON_NBYTES = 64 << 20
@@ -54,8 +54,12 @@ def read_text(path: Path, hint: str = FOLDER_HINT) -> str:
         raise CheckpointError(f"`{path}` is not Unicode text: {error}", AGAIN_HINT) from error
 
 
-def has_long_integer(content: bytes) -> bool:
-    """Return whether a JSON text has an integer of more than 64 bits; pydantic accepts it, float arithmetic fails."""
+def check_integers(file: Path, content: bytes, error_type: type[McpmqError], hint: str) -> None:
+    """Check that no integer of a JSON text has more than 64 bits; pydantic accepts it, float arithmetic fails.
+
+    Raises:
+        McpmqError: of `error_type`, with the hint: an integer is longer.
+    """
     longest = 0
 
     def measure(digits: str) -> int:
@@ -66,8 +70,9 @@ def has_long_integer(content: bytes) -> bool:
     try:
         json.loads(content, parse_int=measure)
     except (ValueError, RecursionError):  # the caller reports invalid texts
-        return False
-    return longest > MAX_DIGITS
+        return
+    if longest > MAX_DIGITS:
+        raise error_type(f"`{file}` has an integer of {longest:,} digits, more than 64 bits", hint)
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

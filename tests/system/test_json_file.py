@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from mcpmq.errors import CheckpointError
+from mcpmq.errors import ArtifactError, CheckpointError
 from mcpmq.system import json_file
-from mcpmq.system.json_file import has_long_integer, read_json, read_text
+from mcpmq.system.json_file import check_integers, read_json, read_text
 
 
 def test_an_object_is_read(tmp_path: Path) -> None:
@@ -57,9 +57,17 @@ def test_a_missing_file_and_a_large_file_are_rejected(tmp_path: Path, monkeypatc
         read_json(tmp_path / "a.json")
 
 
-def test_integers_of_more_than_64_bits_are_found() -> None:
-    """Also negative ones, at any depth; texts that are not JSON are reported elsewhere."""
-    assert has_long_integer(b'{"a": [{"b": 12345678901234567890}]}')
-    assert has_long_integer(b"[-1000000000000000000000]")
-    assert not has_long_integer(b'{"a": 1234567890123456789, "b": 1.5e300, "c": "12345678901234567890123"}')
-    assert not has_long_integer(b"[12345678901234567890")
+@pytest.mark.parametrize("content", [b'{"a": [{"b": 12345678901234567890}]}', b"[-1000000000000000000000]"])
+def test_an_integer_of_more_than_64_bits_is_an_error(content: bytes) -> None:
+    """Also a negative one, at any depth."""
+    with pytest.raises(ArtifactError, match=r"`a.json` has an integer of 2\d digits") as caught:
+        check_integers(Path("a.json"), content, ArtifactError, "evaluate again")
+    assert caught.value.hint == "evaluate again"
+
+
+@pytest.mark.parametrize(
+    "content", [b'{"a": 1234567890123456789, "b": 1.5e300, "c": "12345678901234567890123"}', b"[12345678901234567890"]
+)
+def test_other_numbers_and_invalid_texts_have_no_such_error(content: bytes) -> None:
+    """Texts that are not JSON are reported by the reader."""
+    check_integers(Path("a.json"), content, ArtifactError, "evaluate again")
