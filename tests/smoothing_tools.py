@@ -14,9 +14,9 @@ from mcpmq.rounding.smoothing import EXPONENTS, Channels, SmoothingScales, Weigh
 
 
 @contextmanager
-def few_exponents() -> Iterator[None]:
-    """Search three of the 19 exponents of AWQ, for tests in which the best exponent does not matter."""
-    with patch.dict(EXPONENTS, {"awq": (0.2, 0.5, 0.8)}):
+def few_exponents(*exponents: float) -> Iterator[None]:
+    """Search a few of the 19 exponents of AWQ, for tests in which the best exponent does not matter."""
+    with patch.dict(EXPONENTS, {"awq": exponents or (0.2, 0.5, 0.8)}):
         yield
 
 

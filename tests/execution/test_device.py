@@ -98,20 +98,14 @@ def results(library: Path, mixed_set: SampleSet, calibrated: Path) -> dict[str, 
 
 
 def test_another_device_gives_the_same_results(results: dict[str, Any]) -> None:
-    """No tensor is on the wrong device, error shares agree closely, and quantization errors are about as large.
-
-    A weight changes as much if the same method and scales were selected; nearly equal errors may select others.
-    """
+    """No tensor is on the wrong device, error shares agree closely, and quantization errors are about as large."""
     cpu, device = results["minicpm"]["cpu"], results["minicpm"]["device"]
     assert cpu["devices"] == [None, None]
     assert all(device["devices"])
     assert device["error_shares"] == pytest.approx(cpu["error_shares"], abs=1e-5)
     for block, errors in cpu["block_errors"].items():
         assert device["block_errors"][block] == pytest.approx(errors, rel=0.3)
-    same = [name for name, method in cpu["methods"].items() if device["methods"][name] == method]
-    assert len(same) >= 3
-    for name in same:
-        assert device["changes"][name] == pytest.approx(cpu["changes"][name], rel=0.5)
+    assert device["changes"] == pytest.approx(cpu["changes"], rel=0.5)
 
 
 @pytest.mark.skipif(CUDA, reason="adds in another order than the CPU")
