@@ -39,7 +39,7 @@ class PromptImages(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class ChatProcessor:
+class ChatProcessor(Protocol):
     """Encodes samples and chats with the tokenizer and the chat template of a checkpoint.
 
     A family defines `prompt_images`.
@@ -58,7 +58,6 @@ class ChatProcessor:
         Raises:
             DatasetError: there are more images than the model accepts.
         """
-        raise NotImplementedError
 
     def encode(self, sample_id: str, image: Path | None, prompt: str, answer: str) -> Inputs:
         """Encode one sample; without an image the prompt has no image tags.
