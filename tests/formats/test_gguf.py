@@ -200,6 +200,9 @@ def test_the_ffn_is_padded_to_whole_blocks_and_never_square(
     assert padded_intermediate_size(quantize_with(checkpoint, tmp_path, vision__layers__1__mlp__down=scheme)) == padded
 
 
+SMALL_IMAGE_SIZE = '"image_size": 700'  # 50 x 50 patches
+
+
 def modified_copy(quantized: QuantizedModel, folder: Path, file: str, old: str, new: str) -> QuantizedModel:
     """Return a copy of a quantized model with one text file changed, and its hash in the manifest."""
     changed = folder / "changed"
@@ -211,6 +214,9 @@ def modified_copy(quantized: QuantizedModel, folder: Path, file: str, old: str, 
     manifest = json.loads((changed / "mcpmq.json").read_text())
     [record] = [record for record in manifest["files"] if record["path"] == file]
     record |= {"nbytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    for weight in manifest["weights"]:  # as in a checkpoint with the new image size
+        if new == SMALL_IMAGE_SIZE and weight["name"] == "vision.position_embedding":
+            weight["shape"] = [2500, 64]
     (changed / "mcpmq.json").write_text(json.dumps(manifest))
     return QuantizedModel.open(changed)
 
@@ -223,7 +229,7 @@ def modified_copy(quantized: QuantizedModel, folder: Path, file: str, old: str, 
         ("tokenizer_config.json", "<|endoftext|>", "<|nothing|>", r"`<\|nothing\|>` has the index 320"),
         ("preprocessor_config.json", '"scale_resolution": 56', '"scale_resolution": 70', "slices of 70 pixels"),
         ("preprocessor_config.json", '"norm_mean": [', '"norm_mean": [1, ', "norm_mean"),
-        ("config.json", '"image_size": 980', '"image_size": 700', "position grid of side 50"),
+        ("config.json", '"image_size": 980', SMALL_IMAGE_SIZE, "position grid of side 50"),
     ],
 )
 def test_a_model_that_llama_cpp_would_not_reproduce_is_rejected_and_leaves_no_files(
