@@ -1,8 +1,9 @@
 """Mutation tests of the numerical packages: change one operator or constant and run the mirrored tests.
 
-python -m benchmarks.mutation                          writes benchmarks/results/mutation.json
-python -m benchmarks.mutation --count 300 --jobs 16    the same with more mutants, on 16 cores
-python -m benchmarks.mutation --count 5 --only grids   prints the outcomes of five mutants of one package
+python -m benchmarks.mutation                              writes benchmarks/results/mutation.json
+python -m benchmarks.mutation --count 300 --jobs 16        the same with more mutants, on 16 cores
+python -m benchmarks.mutation --count 5 --only grids       prints the outcomes of five mutants of one package
+python -m benchmarks.mutation --count 300 --outcomes LOG   records the outcomes that an interrupted run printed
 
 Each mutant changes one expression of one module in a copy of the project. The tests of the module run, then those of
 its package. A mutant is killed if a test fails or the tests exceed the time limit. A survivor is either equivalent to
@@ -32,7 +33,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from benchmarks.commands import ROOT, provenance, write_result
 from benchmarks.mutants import CHUNK_SIZES, Mutant, package_mutants
@@ -169,34 +170,68 @@ def copy_project(folder: Path) -> Path:
     return folder
 
 
-def main() -> None:
-    """Check the tests, sample mutants with a seed, run them, print each outcome and record all."""
+def read_outcomes(log: Path, sample: Sequence[Mutant]) -> list[Outcome]:
+    """Read the outcomes that an interrupted run of a sample printed.
+
+    Raises:
+        SystemExit: an outcome is not of this sample; the source or the options differ from those of the run.
+    """
+    outcomes = [Outcome(**json.loads(line)) for line in log.read_text().splitlines() if line.startswith("{")]
+    expected = {(one.module, one.line, one.original, one.mutated) for one in sample}
+    for one in outcomes:
+        if (one.module, one.line, one.original, one.mutated) not in expected:
+            raise SystemExit(f"{log}: {one.module}:{one.line} `{one.mutated}` is not a mutant of this sample")
+    return outcomes
+
+
+def run_sample(sample: Sequence[Mutant], jobs: int, minutes: float) -> list[Outcome]:
+    """Check the tests without a mutation, run the mutants and print each outcome."""
+    deadline, outcomes = time.monotonic() + 60 * minutes, []
+    with project_copies(jobs) as copies:
+        check_baseline(sorted({target for mutant in sample for target in test_targets(mutant.module)}), copies)
+        for outcome in run_mutants(sample, copies, deadline):
+            outcomes.append(outcome)
+            print(json.dumps(asdict(outcome)), flush=True)
+    return outcomes
+
+
+def summary(found: Sequence[Mutant], outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """Return the counts of mutants and verdicts, and the outcomes in the order of the source."""
+    every = sum(1 for package in PACKAGES for _ in package_mutants(package, chunk_sizes=True))
+    return {
+        "mutants": len(found),
+        "excluded": {f"constants named {', '.join(CHUNK_SIZES)}": every - len(found)},
+        "verdicts": dict(Counter(outcome.verdict for outcome in outcomes)),
+        "outcomes": [asdict(one) for one in sorted(outcomes, key=lambda one: (one.module, one.line, one.original))],
+    }
+
+
+def parse_options() -> argparse.Namespace:
+    """Parse the options of the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=60)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--minutes", type=float, default=math.inf)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=PACKAGES, help="one package; the outcomes are printed, not recorded")
-    options = parser.parse_args()
-    found = [
-        mutant for package in ([options.only] if options.only else PACKAGES) for mutant in package_mutants(package)
-    ]
+    parser.add_argument("--outcomes", type=Path, metavar="LOG", help="the output of an interrupted run of this sample")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Sample mutants with a seed, run them or read their outcomes, and record all."""
+    options = parse_options()
+    packages = [options.only] if options.only else PACKAGES
+    found = [mutant for package in packages for mutant in package_mutants(package)]
     sample = random.Random(options.seed).sample(found, min(options.count, len(found)))
-    deadline, outcomes = time.monotonic() + 60 * options.minutes, []
-    with project_copies(options.jobs) as copies:
-        check_baseline(sorted({target for mutant in sample for target in test_targets(mutant.module)}), copies)
-        for outcome in run_mutants(sample, copies, deadline):
-            outcomes.append(outcome)
-            print(json.dumps(asdict(outcome)), flush=True)
-    outcomes.sort(key=lambda one: (one.module, one.line, one.original))
-    counts = dict(Counter(outcome.verdict for outcome in outcomes))
-    print(f"{len(found)} mutants, {len(outcomes)} run: {counts}")
+    if options.outcomes:
+        outcomes = read_outcomes(options.outcomes, sample)
+    else:
+        outcomes = run_sample(sample, options.jobs, options.minutes)
+    results = summary(found, outcomes)
+    print(f"{len(found)} mutants, {len(outcomes)} run: {results['verdicts']}")
     if not options.only:
-        every = sum(1 for package in PACKAGES for _ in package_mutants(package, chunk_sizes=True))
-        excluded = {f"constants named {', '.join(CHUNK_SIZES)}": every - len(found)}
-        facts = {"seed": options.seed, "mutants": len(found), "excluded": excluded, "verdicts": counts}
-        results = {"outcomes": [asdict(outcome) for outcome in outcomes]}
-        write_result("mutation", provenance("benchmarks.mutation") | facts | results)
+        write_result("mutation", provenance("benchmarks.mutation") | {"seed": options.seed} | results)
 
 
 if __name__ == "__main__":

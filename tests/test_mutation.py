@@ -1,13 +1,15 @@
 """Mutation testing: mutants are valid, change one expression, and leave annotations and messages unchanged."""
 
 import ast
+import json
+from dataclasses import asdict
 from pathlib import Path
 from threading import Barrier
 
 import pytest
 
 from benchmarks.mutants import module_mutants
-from benchmarks.mutation import check_baseline, run_side_by_side
+from benchmarks.mutation import Outcome, check_baseline, read_outcomes, run_side_by_side
 from benchmarks.mutation import test_targets as targets_of
 
 SOURCE = '''"""A module."""
@@ -103,3 +105,15 @@ def test_each_copy_runs_one_call_at_a_time() -> None:
         return item * 3
 
     assert sorted(run_side_by_side(call, range(1, 9), copies)) == [3 * item for item in range(1, 9)]
+
+
+def test_outcomes_of_an_interrupted_run_are_read(tmp_path: Path) -> None:
+    """Lines that are not outcomes are skipped; an outcome of a mutant outside of the sample ends the program."""
+    sample = list(module_mutants("mcpmq/grids/x.py", SOURCE))
+    done = Outcome("mcpmq/grids/x.py", sample[0].line, sample[0].original, sample[0].mutated, "tests", "killed", 1.5)
+    log = tmp_path / "log"
+    log.write_text(f"started\n{json.dumps(asdict(done))}\n")
+
+    assert read_outcomes(log, sample) == [done]
+    with pytest.raises(SystemExit, match="x.py:.* is not a mutant of this sample"):
+        read_outcomes(log, sample[1:])
