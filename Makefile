@@ -87,6 +87,7 @@ campaign: setup
 readme: setup
 	$(BIN)/python -m benchmarks.recipe_results
 	$(BIN)/python -m benchmarks.size_plot
+	$(BIN)/python -m benchmarks.bits_plot
 	$(BIN)/cog -r $(GENERATED)
 
 clean:

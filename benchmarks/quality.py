@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from benchmarks.commands import RESULTS
 from benchmarks.markdown import estimates, load_result, percent_change, table, thousandths
+from benchmarks.real_weights import results
 from mcpmq.evaluate import Estimate
 
 # Rows of peers.json: tool, method, calibration data.
@@ -30,55 +30,37 @@ methods are close. The blocks of llama-quantize are those of ggml, written by mc
 only. AutoRound takes ten times the processor time
 ([conditions, costs and limits](benchmarks/README.md#comparison-with-other-tools))."""
 REAL_WEIGHTS_NOTE = """\
-The matrices of the language model of a pretrained checkpoint, SmolLM2 with 135 million weights: mean KL divergence from
-the original on {tokens:,} held-out tokens of text, 10⁻³ nats ± half of the 95 % interval. "imatrix" rounds to nearest
-with an importance matrix, which is the method of llama-quantize. [Benchmarks](benchmarks/README.md) have the
-conditions, and a comparison with images in the calibration on the reference checkpoint."""
-# Rows of real-weights.json by name; of two names with one label the first is used.
+Three of 30 layers of a pretrained language model, SmolLM2 with 135 million weights: mean KL divergence from the
+original on {tokens:,} held-out tokens of text, 10⁻³ nats ± half of the 95 % interval. All tools have the same
+calibration tokens. The blocks of llama-quantize are those of ggml, called by mcpmq.
+[Benchmarks](benchmarks/README.md#real-weights) have the conditions, all layers, other sizes, and a comparison with
+images in the calibration on the reference checkpoint."""
+# Rows of real-weights.json by name.
 REAL_WEIGHTS = {
-    "awq-gptq-int4": "**mcpmq, AWQ + GPTQ**, `int4-g32`",
-    "gptq-int4": "**mcpmq, GPTQ**, `int4-g32`",
-    "gptq-int4-earlier": "**mcpmq, GPTQ**, `int4-g32`",
-    "gptq-q4_k-or-iq4_nl": "**mcpmq, GPTQ**, `q4_k or iq4_nl`, the default in GGUF",
-    "gptq-iq4_nl": "**mcpmq, GPTQ**, `iq4_nl`",
-    "gptq-iq4_nl-earlier": "**mcpmq, GPTQ**, `iq4_nl`",
-    "gptq-q4_k": "**mcpmq, GPTQ**, `q4_k`",
-    "gptq-q4_k-earlier": "**mcpmq, GPTQ**, `q4_k`",
+    "gptq-int4-g32": "**mcpmq, GPTQ**, `int4-g32`",
+    "gptq-iq4_nl": "**mcpmq, GPTQ**, `iq4_nl`, the default in GGUF",
+    "gptq-q4_k": "**mcpmq, GPTQ**, `q4_k`, the default in GGUF for widths that it divides",
     "gptqmodel-gptq-desc-act": "GPTQModel, GPTQ with `desc_act`",
     "gptqmodel-gptq-act-group-aware": "GPTQModel, GPTQ with `act_group_aware`",
-    "gptqmodel-gptq-mse": "GPTQModel, GPTQ with `mse`",
+    "gptqmodel-gptq-mse": "GPTQModel, GPTQ with `act_group_aware` and `mse`",
     "gptqmodel-gptq": "GPTQModel, GPTQ",
-    "imatrix-iq4_nl": "imatrix, `iq4_nl`",
-    "imatrix-q4_k": "imatrix, `q4_k`",
-    "imatrix-q4_0": "imatrix, `q4_0`",
-    "rtn-int4": "round to nearest, `int4-g32`",
+    "llmcompressor-gptq": "llm-compressor, GPTQ",
+    "autoround-200-steps": "AutoRound, 200 steps",
+    "llama-quantize-iq4_nl": "llama-quantize, IQ4_NL with imatrix",
+    "llama-quantize-q4_k": "llama-quantize, Q4_K with imatrix",
+    "llama-quantize-q4_0": "llama-quantize, Q4_0 with imatrix",
+    "rtn-int4-g32": "round to nearest, `int4-g32`",
 }
 
-REQUIRED = {"gptqmodel-gptq", "gptqmodel-gptq-desc-act", "imatrix-q4_k", "imatrix-iq4_nl"}
+REQUIRED = {"gptq-iq4_nl", "gptqmodel-gptq-act-group-aware", "gptqmodel-gptq-mse", "llama-quantize-iq4_nl"}
 
 
 def quality_table() -> str:
-    """Return the comparison on pretrained weights if all tools are measured, otherwise on the reference checkpoint.
-
-    In the second case, a list of the tools that are measured on pretrained weights follows, if there are such results.
-    """
-    reference = f"{reference_table()}\n\n{PEERS_NOTE}"
-    if not (RESULTS / "real-weights.json").is_file():
-        return reference
-    result = load_result("real-weights")
-    note = REAL_WEIGHTS_NOTE.format(**result["test"])
+    """Return the comparison on pretrained weights if the tools are measured, otherwise on the reference checkpoint."""
+    result = results.load()
     if {one["name"] for one in result["rows"]} >= REQUIRED:
-        return f"{real_weights_table(result)}\n\n{note}"
-    return f"{reference}\n\n{_real_weights_list(result)}\n\n{note}"
-
-
-def _real_weights_list(result: Mapping[str, Any]) -> str:
-    found = sorted(
-        (value.value, f"- {label}: {thousandths(value)}")
-        for label, one in _real_weights_rows(result).items()
-        for value in [Estimate.model_validate(one["kl_divergence"])]
-    )
-    return "On pretrained weights:\n\n" + "\n".join(line for _, line in found)
+        return f"{real_weights_table(result)}\n\n{REAL_WEIGHTS_NOTE.format(**result['test'])}"
+    return f"{reference_table()}\n\n{PEERS_NOTE}"
 
 
 def reference_table() -> str:
@@ -120,13 +102,13 @@ def real_weights_table(result: Mapping[str, Any]) -> str:
         found = estimates({key: one[key] for key in ("kl_divergence", "perplexity_ratio")})
         divergence, change = found["kl_divergence"], percent_change(found["perplexity_ratio"])
         rows.append(
-            (divergence.value, [label, f"{one['calibration_tokens']:,}", thousandths(divergence), f"{change} %"])
+            (divergence.value, [label, f"{one['bits_per_weight']:.2f}", thousandths(divergence), f"{change} %"])
         )
-    headings = ["", "calibration tokens", "mean KLD", "perplexity change"]
+    headings = ["", "bits per weight", "mean KLD", "perplexity change"]
     return table(headings, [cells for _, cells in sorted(rows, key=lambda row: row[0])], 1)
 
 
 def _real_weights_rows(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the results in GGUF by label."""
     measured = {one["name"]: one for one in reversed(result["rows"]) if one["format"] == "gguf"}
-    return {label: measured[name] for name, label in reversed(REAL_WEIGHTS.items()) if name in measured}
+    return {label: measured[name] for name, label in REAL_WEIGHTS.items() if name in measured}

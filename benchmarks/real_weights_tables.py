@@ -1,24 +1,38 @@
 """Tables of benchmarks/README.md on real weights."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.markdown import estimates, load_result, percent, percent_change, provenance_line, table, thousandths
+from benchmarks.real_weights import results
+from benchmarks.real_weights.variants import NUM_LAYERS
 from mcpmq.evaluate import Estimate
 
-RESULT = "real-weights"
-METHODS = {"rtn": "RTN", "rtn-imatrix": "RTN, imatrix", "gptq": "GPTQ"}
-TOOLS = {"gptqmodel": "GPTQModel"}
-PEER_METHODS = {
+METHODS = {
+    "rtn": "round to nearest",
+    "rtn-imatrix": "round to nearest, imatrix",
+    "imatrix": "imatrix",
+    "llama-quantize": "llama-quantize, imatrix",
     "gptq": "GPTQ",
+}
+TOOLS = {
+    "gptqmodel": "GPTQModel",
+    "autoround": "AutoRound",
+    "llmcompressor": "llm-compressor",
+    "llama-quantize": "llama-quantize",
+}
+PEER_METHODS = METHODS | {
     "gptq-desc-act": "GPTQ, `desc_act`",
     "gptq-act-group-aware": "GPTQ, `act_group_aware`",
-    "gptq-mse": "GPTQ, `mse`",
+    "gptq-mse": "GPTQ, `act_group_aware`, `mse`",
+    "200-steps": "200 steps",
 }
 HEADINGS = (
     "scheme",
-    "method",
+    "tool, method",
     "engine",
+    "commit",
+    "bits per weight",
     "calibration tokens",
     "mean KLD, 10⁻³ nats",
     "ratio to the first row [95 %]",
@@ -26,34 +40,95 @@ HEADINGS = (
     "same top-1, %",
     "processor seconds",
 )
+TEXT_COLUMNS = 4
+ENGINES = {"gguf": "llama.cpp", "onnx": "ONNX Runtime"}
+EARLIER_RESULT = "real-weights-all-layers"
+Rows = Sequence[Mapping[str, Any]]
 
 
 def real_weights_table() -> str:
-    """Return all variants with the usual number of calibration tokens."""
-    rows = load_result(RESULT)["rows"]
-    usual = rows[0]["calibration_tokens"]
-    return table(HEADINGS, [_row(one) for one in rows if one["calibration_tokens"] in (0, usual)], 3)
+    """Return the variants of some layers with the usual number of calibration tokens."""
+    rows = [one for one in results.load()["rows"] if one["layers"] < NUM_LAYERS]
+    usual = rows[0]["calibration_tokens"] if rows else 0
+    return _table([one for one in rows if one["calibration_tokens"] in (0, usual)])
+
+
+def all_layers_table() -> str:
+    """Return the variants of all layers."""
+    return _table([one for one in results.load()["rows"] if one["layers"] == NUM_LAYERS])
 
 
 def calibration_size_table() -> str:
-    """Return the variants of the first row's scheme by number of calibration tokens."""
-    rows = load_result(RESULT)["rows"]
-    chosen = [one for one in rows if _family(one) in map(_family, _sized(rows)) and one["format"] == "gguf"]
-    return table(HEADINGS, [_row(one) for one in sorted(chosen, key=lambda one: one["calibration_tokens"])], 3)
+    """Return method, scheme and model of the first rows of both models by number of calibration tokens."""
+    result = results.load()
+    cells = [
+        [model, *_size_cells(one, rows[0])]
+        for model, rows in (("SmolLM2", result["rows"]), ("Whisper", result["whisper"]))
+        for one in sorted(_same_method(rows), key=lambda one: int(one["calibration_tokens"]))
+    ]
+    headings = ["model", "calibration tokens", HEADINGS[6], "ratio to the usual number [95 %]", "rounded to nearest"]
+    return table([*headings, "matrices"], cells, 1)
+
+
+def _same_method(rows: Rows) -> Rows:
+    return [one for one in rows if _family(one) == _family(rows[0])]
+
+
+def earlier_table() -> str:
+    """Return the variants of all layers at an earlier commit, on more text."""
+    rows = load_result(EARLIER_RESULT)["rows"]
+    headings = [*HEADINGS[:3], *HEADINGS[5:]]
+    return table(headings, map(_earlier_row, rows), 3)
+
+
+def earlier_note() -> str:
+    """Return the provenance of the earlier result."""
+    result = load_result(EARLIER_RESULT)
+    return f"{result['test']['tokens']:,} tokens of {result['test']['samples']} texts. {provenance_line(result)}"
+
+
+def _earlier_row(row: Mapping[str, Any]) -> list[str]:
+    """Return the cells of a row that has its ratio to the first one, and the commit of mcpmq if it is not that."""
+    named = {**row, "method": {"rtn-imatrix": "imatrix"}.get(row["method"], row["method"])}
+    ratio = Estimate.model_validate(row["kl_divergence_ratio"])
+    return [
+        row["scheme"],
+        _method(named) + f" at {row['commit']}" * bool(row["commit"]),
+        ENGINES[row["format"]],
+        f"{row['calibration_tokens']:,}",
+        thousandths(Estimate.model_validate(row["kl_divergence"])),
+        f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]",
+        *_other_cells(row),
+    ]
+
+
+def _size_cells(row: Mapping[str, Any], usual: Mapping[str, Any]) -> list[str]:
+    divergence = Estimate.model_validate(row["kl_divergence"])
+    counts = [f"{row[key]:,}" for key in ("rounded_to_nearest", "matrices")]
+    return [f"{row['calibration_tokens']:,}", thousandths(divergence), _ratio(row, usual), *counts]
 
 
 def whisper_table() -> str:
-    """Return the variants of the decoder of Whisper."""
-    headings = ("scheme", "method", "mean KLD, 10⁻³ nats", "ratio to the first row [95 %]")
-    rows = [[one["scheme"], _method(one), *_divergence(one)] for one in load_result(RESULT)["whisper"]]
-    return table(headings, rows, 2)
+    """Return the variants of the decoder of Whisper with the usual calibration."""
+    rows = results.load()["whisper"]
+    usual = rows[0]["calibration_tokens"] if rows else 0
+    headings = ("scheme", "method", "commit", HEADINGS[4], *HEADINGS[6:8])
+    cells = [
+        [one["scheme"], METHODS[one["method"]], one["commit"], *_bits_and_divergence(one, rows[0])]
+        for one in rows
+        if one["calibration_tokens"] in (0, usual)
+    ]
+    return table(headings, cells, 3)
 
 
 def real_weights_note() -> str:
     """Return the size of the test, the resolution, and the provenance."""
-    result = load_result(RESULT)
-    test, ratios = result["test"], [Estimate.model_validate(one["kl_divergence_ratio"]) for one in result["rows"][1:]]
-    widths = sorted(100 * ratio.half_width / ratio.value for ratio in ratios)
+    result = results.load()
+    if not result["rows"]:
+        return ""
+    test, rows = result["test"], result["rows"]
+    ratios = [results.ratio(one, rows[0]) for one in rows[1:] if one["layers"] == rows[0]["layers"]]
+    widths = sorted(100 * one.half_width / one.value for one in ratios) or [0.0]
     return (
         f"{test['tokens']:,} tokens of {test['samples']} texts, perplexity of the original"
         f" {test['perplexity']['value']:.1f}. Half the width of the interval of a ratio is"
@@ -62,37 +137,39 @@ def real_weights_note() -> str:
     )
 
 
-def _sized(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [one for one in rows if one["calibration_tokens"] not in (0, rows[0]["calibration_tokens"])]
+def _table(rows: Rows) -> str:
+    return table(HEADINGS, [_row(one, rows[0]) for one in rows], TEXT_COLUMNS)
 
 
-def _family(row: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(row[key] for key in ("tool", "commit", "scheme", "method", "smooth"))
+def _family(row: Mapping[str, Any]) -> tuple[object, ...]:
+    names = ("tool", "requested_commit", "scheme", "method", "smooth", "model", "layers", "format")
+    return tuple(row.get(key) for key in names)
 
 
-def _row(row: Mapping[str, Any]) -> list[str]:
+def _row(row: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
+    bits, *divergence = _bits_and_divergence(row, base)
+    tokens = f"{row['calibration_tokens']:,}"
+    cells = [row["scheme"], _method(row), ENGINES[row["format"]], row["commit"], bits, tokens]
+    return [*cells, *divergence, *_other_cells(row)]
+
+
+def _other_cells(row: Mapping[str, Any]) -> list[str]:
     found = estimates({key: row[key] for key in ("perplexity_ratio", "top_1_agreement")})
-    engine = {"gguf": "llama.cpp", "onnx": "ONNX Runtime"}[row["format"]]
-    return [
-        row["scheme"],
-        _method(row),
-        engine,
-        f"{row['calibration_tokens']:,}",
-        *_divergence(row),
-        percent_change(found["perplexity_ratio"]),
-        percent(found["top_1_agreement"]),
-        f"{row['cost']['processor_seconds']:,.0f}",
-    ]
+    seconds = f"{row['cost']['processor_seconds']:,.0f}"
+    return [percent_change(found["perplexity_ratio"]), percent(found["top_1_agreement"]), seconds]
 
 
-def _divergence(row: Mapping[str, Any]) -> list[str]:
-    found = estimates({key: row[key] for key in ("kl_divergence", "kl_divergence_ratio")})
-    ratio = found["kl_divergence_ratio"]
-    return [thousandths(found["kl_divergence"]), f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"]
+def _bits_and_divergence(row: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
+    divergence = Estimate.model_validate(row["kl_divergence"])
+    return [f"{row['bits_per_weight']:.2f}", thousandths(divergence), _ratio(row, base)]
+
+
+def _ratio(row: Mapping[str, Any], base: Mapping[str, Any]) -> str:
+    found = results.ratio(row, base)
+    return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
 
 
 def _method(row: Mapping[str, Any]) -> str:
-    if row.get("tool", "mcpmq") != "mcpmq":
-        return f"{TOOLS[row['tool']]} {PEER_METHODS[row['method']]}"
-    smooth = "AWQ + " * (row.get("smooth") == "awq")
-    return f"{smooth}{METHODS[row['method']]}" + f" at {row['commit']}" * bool(row["commit"])
+    if row["tool"] != "mcpmq":
+        return f"{TOOLS[row['tool']]}, {PEER_METHODS[row['method']]}"
+    return f"mcpmq, {'AWQ + ' * (row['smooth'] == 'awq')}{METHODS[row['method']]}"

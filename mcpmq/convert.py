@@ -156,7 +156,8 @@ def _export(
         [(name, folder)] = target.formats.items()
         yield convert_in_one_pass(target.plan, name, folder, settings.progress)
         return
-    quantized = quantize(target.plan, target.quantized, calibration, settings.progress, settings.device)
+    options = settings.progress, settings.device, settings.notify
+    quantized = quantize(target.plan, target.quantized, calibration, *options)
     for name, folder in target.formats.items():
         if not is_one_pass:
             begin_stage()

@@ -19,6 +19,9 @@ from mcpmq.system.text_file import decode_text, split_lines
 MANIFEST = "manifest.jsonl"
 MAX_MANIFEST_NBYTES = 64 << 20
 HOLDOUT_EVERY = 5
+# The KL divergence grows fast with fewer tokens than the first number, and changes little with more than the second
+# (benchmarks/README.md).
+MIN_CALIBRATION_TOKENS, RECOMMENDED_CALIBRATION_TOKENS = 4_096, 16_384
 FINGERPRINT_DIGITS = 16
 MANIFEST_HINT = (
     'write one JSON object per line: {"id": "1", "image": "images/1.jpg", "prompt": "How many?", "answer": "Three."}'
@@ -135,6 +138,15 @@ class SampleSet:
         held_out = self.samples[HOLDOUT_EVERY - 1 :: HOLDOUT_EVERY]
         kept = tuple(sample for sample in self.samples if sample not in held_out)
         return type(self)(self.path, kept), type(self)(self.path, held_out)
+
+    def few_tokens_warning(self, tokens: int) -> str:
+        """Return a warning, or "" if the tokens of the set are enough for the correlations of inputs."""
+        if tokens >= MIN_CALIBRATION_TOKENS:
+            return ""
+        return (
+            f"calibration set `{self.name}`: {tokens:,} tokens, fewer than {MIN_CALIBRATION_TOKENS:,}: errors on other"
+            f" inputs are larger; {RECOMMENDED_CALIBRATION_TOKENS:,} tokens are recommended"
+        )
 
     def spread(self, count: int) -> Self:
         """Return a set of at most `count` samples, evenly spread."""

@@ -31,7 +31,7 @@ from mcpmq.system.environment import ARTIFACT_PACKAGES, MODEL_PACKAGES, installe
 from mcpmq.system.file_hash import file_sha256
 from mcpmq.system.ggml_library import library_path
 from mcpmq.system.output import atomic_dir, check_disk_space, check_folder, lock_output, remove_stale_lock
-from mcpmq.system.progress import Progress, begin_stages, silent
+from mcpmq.system.progress import Notify, Progress, begin_stages, ignore_notice, silent
 from mcpmq.unfinished_run import REQUEST_FILE, RunRequest, UnfinishedRun
 
 COPIED_COMPONENTS = ("model", "code")  # files that are copied from the checkpoint
@@ -43,11 +43,13 @@ def quantize(
     calibration: SampleSet | None = None,
     progress: Progress = silent,
     device: str | None = None,
+    notify: Notify = ignore_notice,
 ) -> QuantizedModel:
     """Carry out a plan and write the quantized model to `out`; a finished run of the same plan is returned.
 
     The weights of at most one block are in memory. If the recipe needs calibration, the calibration samples pass
     through the model block by block on `device`, or on the best available one, and their activations are in its memory.
+    `notify` gets a warning before the work if the samples have too few tokens for the method.
 
     Raises:
         DatasetError: the recipe needs a calibration set and none is given, a sample cannot be encoded, or a weight gets
@@ -71,7 +73,9 @@ def quantize(
             return finished
         begin_stage = begin_stages(progress, ["checking samples", "quantizing"] if samples else ["quantizing"])
         begin_stage()
-        check_samples(plan.checkpoint.family.open_processor(plan.checkpoint.path), samples, progress)
+        tokens = check_samples(plan.checkpoint.family.open_processor(plan.checkpoint.path), samples, progress)
+        if calibration and plan.recipe.compensates_errors and (text := calibration.few_tokens_warning(tokens)):
+            notify(text)
         check_search_library(plan)
         if samples:
             begin_stage()

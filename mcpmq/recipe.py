@@ -113,6 +113,11 @@ class Recipe(BaseModel):
         return self.method != "rtn" or self.smooth != "none" or bool(self.activations)
 
     @property
+    def compensates_errors(self) -> bool:
+        """True if codes depend on the correlations of inputs, which few tokens estimate badly."""
+        return self.method in ("gptq", "auto")
+
+    @property
     def selects_per_block(self) -> bool:
         """True if a block has several candidates, among which held-out samples select."""
         return self.method == "auto" or self.smooth != "none"

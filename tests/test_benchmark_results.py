@@ -97,18 +97,18 @@ def test_the_comparison_of_tools_is_sorted_by_divergence() -> None:
     assert divergences == sorted(divergences)
 
 
-def test_the_comparison_on_pretrained_weights_prefers_the_present_sources() -> None:
-    """A row of an earlier commit is used only without one of the present sources; other formats are left out."""
+def test_the_comparison_on_pretrained_weights_is_sorted_and_has_one_format() -> None:
+    """The smallest divergence is first; earlier commits and other formats are left out."""
     estimate = {"value": 1.02, "standard_error": 0.01, "low": 1.0, "high": 1.04}
-    row = {"format": "gguf", "calibration_tokens": 8000, "perplexity_ratio": estimate}
-    divergences = {"rtn-int4": 0.3, "gptq-int4-earlier": 0.2, "gptq-int4": 0.1, "gptq-q4_k-earlier": 0.15}
+    row = {"format": "gguf", "bits_per_weight": 4.5, "perplexity_ratio": estimate}
+    divergences = {"rtn-int4-g32": 0.3, "gptq-int4-earlier": 0.2, "gptq-int4-g32": 0.1, "llama-quantize-q4_k": 0.15}
     rows = [row | {"name": name, "kl_divergence": estimate | {"value": value}} for name, value in divergences.items()]
-    other = row | {"name": "gptq-int4", "format": "onnx", "kl_divergence": estimate}
+    other = row | {"name": "gptq-int4-g32", "format": "onnx", "kl_divergence": estimate}
 
     lines = quality.real_weights_table({"rows": [*rows, other]}).splitlines()[2:]
 
     assert [line.split("|")[1:4] for line in lines] == [
-        [" **mcpmq, GPTQ**, `int4-g32` ", " 8,000 ", " 100.00 ± 20.00 "],
-        [" **mcpmq, GPTQ**, `q4_k` ", " 8,000 ", " 150.00 ± 20.00 "],
-        [" round to nearest, `int4-g32` ", " 8,000 ", " 300.00 ± 20.00 "],
+        [" **mcpmq, GPTQ**, `int4-g32` ", " 4.50 ", " 100.00 ± 20.00 "],
+        [" llama-quantize, Q4_K with imatrix ", " 4.50 ", " 150.00 ± 20.00 "],
+        [" round to nearest, `int4-g32` ", " 4.50 ", " 300.00 ± 20.00 "],
     ]

@@ -268,3 +268,14 @@ def test_fewer_than_five_samples_cannot_be_split(folder: Path) -> None:
     """Four samples are an error."""
     with pytest.raises(DatasetError, match="4 samples are too few"):
         SampleSet.open(_write(folder, *[_line(id=str(number)) for number in range(4)])).split_holdout()
+
+
+@pytest.mark.parametrize(("tokens", "warns"), [(4095, True), (4096, False)])
+def test_few_tokens_have_a_warning(folder: Path, tokens: int, warns: bool) -> None:
+    """The limit is 4,096 tokens; the warning has the number and the recommended one."""
+    text = SampleSet.open(_write(folder, _line())).few_tokens_warning(tokens)
+
+    assert bool(text) is warns
+    if warns:
+        assert text.startswith(f"calibration set `{folder.name}`: 4,095 tokens, fewer than 4,096")
+        assert text.endswith("16,384 tokens are recommended")

@@ -14,6 +14,7 @@ import mcpmq
 from benchmarks import size_plot
 from benchmarks.commands import recipe_argument
 from benchmarks.markdown import load_result
+from benchmarks.svg import THEMES
 from mcpmq.cli import app
 from mcpmq.formats import FormatName
 from mcpmq.gate import Gate
@@ -142,9 +143,9 @@ def test_other_libraries_load_the_artifacts(code: str, artifacts: Path, monkeypa
     exec(compile(code, "document", "exec"), {})
 
 
-@pytest.mark.parametrize("theme", size_plot.THEMES)
+@pytest.mark.parametrize("theme", THEMES)
 def test_the_plot_is_that_of_the_results(theme: str) -> None:
     """The committed drawings are those of the committed results."""
-    drawing = size_plot.draw(load_result("budgets"), size_plot.THEMES[theme])
+    drawing = size_plot.draw(load_result("budgets"), THEMES[theme])
 
     assert (size_plot.IMAGES / f"size-{theme}.svg").read_text() == drawing

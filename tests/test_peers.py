@@ -109,6 +109,24 @@ def pack_awq(codes: list[list[int]], zeros: list[list[int]]) -> dict[str, Tensor
     return {"qweight": across(codes), "qzeros": across(zeros)}
 
 
+def test_the_layout_of_compressed_tensors_is_unpacked(tmp_path: Path) -> None:
+    """Codes minus 8 are packed along the inputs, the lowest four bits first; every group has its scale."""
+    name, random = "model.layers.0.mlp.up_proj", torch.Generator().manual_seed(3)
+    codes = torch.randint(0, 16, (2, 64), generator=random)
+    scales = torch.tensor([[0.5, 2.0], [1.0, 0.25]], dtype=torch.float16)
+    words = [[pack_word(row[start : start + 8]) for start in range(0, 64, 8)] for row in codes.tolist()]
+    parts = {"weight_packed": torch.tensor(words, dtype=torch.int32), "weight_scale": scales}
+    save_file({f"{name}.{key}": value for key, value in parts.items()}, tmp_path / "model.safetensors")
+    config = {"quantization_config": {"quant_method": "compressed-tensors"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    decoder = read_peer_decoder(tmp_path)
+
+    assert torch.equal(decoder.weights[f"{name}.weight"], (codes - 8) * scales.float().repeat_interleave(32, 1))
+    assert decoder.bits_per_weight == 4.5
+    assert decoder.quantized == (f"{name}.weight",)
+
+
 CODE = st.integers(0, 15)
 QUANTIZATION_CONFIGS: dict[str, dict[str, Any]] = {
     "gptq": {"quant_method": "gptq", "bits": 4, "checkpoint_format": "gptq"},

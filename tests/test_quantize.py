@@ -74,6 +74,26 @@ def test_samples_and_text_files_are_checked_before_a_block_is_written(
     assert {path.name for path in tmp_path.iterdir()} == {"set", "copy"}
 
 
+@pytest.mark.parametrize(("method", "warns"), [("gptq", True), ("rtn-imatrix", False)])
+def test_few_calibration_tokens_are_notified_before_the_work(
+    small_checkpoint: Path, tiny_set: Path, tmp_path: Path, method: str, warns: bool
+) -> None:
+    """Ten samples warn a method that compensates errors; the importance of columns needs fewer tokens."""
+    weights = {"language.layers.0.mlp.up": "int8-g32"}
+    recipe = Recipe.model_validate({"name": "one", "method": method, "weights": weights})
+    made, notices = make_plan(Checkpoint.open(small_checkpoint), recipe), list[str]()
+
+    def progress(items: Sequence[Item], label: str) -> Iterable[Item]:
+        if label == "calibrating":
+            raise KeyboardInterrupt
+        yield from items
+
+    with pytest.raises(KeyboardInterrupt):
+        quantize(made, tmp_path / "out", SampleSet.open(tiny_set), progress, notify=notices.append)
+
+    assert [text.endswith("16,384 tokens are recommended") for text in notices] == [True] * warns
+
+
 def test_the_same_inputs_give_the_same_bytes(plan: Plan, tmp_path: Path) -> None:
     """Two runs with different numbers of threads write equal files."""
     first = _bytes(quantize(plan, tmp_path / "first").path)

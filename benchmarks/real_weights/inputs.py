@@ -7,7 +7,13 @@ from tokenizers import Tokenizer
 
 from benchmarks.real_weights import checkpoint, smollm2, texts
 from benchmarks.real_weights.packages import WORK
-from benchmarks.real_weights.variants import CALIBRATION_SAMPLES, CURVE_SAMPLES, QUICK_TEST_SAMPLES, TEST_SAMPLES
+from benchmarks.real_weights.variants import (
+    CALIBRATION_SAMPLES,
+    CURVE_SAMPLES,
+    QUICK_TEST_SAMPLES,
+    TEST_SAMPLES,
+    WHISPER_TEST_SAMPLES,
+)
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import SampleSet
 
@@ -27,18 +33,28 @@ def test_set(samples: int) -> Path:
 
 def write_inputs() -> dict[int, int]:
     """Write all inputs unless that is done; return the tokens of every calibration set by its number of samples."""
-    if not TOKEN_COUNTS.is_file():
+    if not LLAMA.is_dir():
         reader = smollm2.open_gguf()
         weights = smollm2.read_weights(reader)
         checkpoint.write_qwen2vl(weights, reader, MODEL)
         checkpoint.write_qwen2vl(checkpoint.padded(weights), reader, PADDED_MODEL, checkpoint.PADDED)
         checkpoint.write_llama(weights, reader, LLAMA)
+    sizes = sorted({CALIBRATION_SAMPLES, *CURVE_SAMPLES})
+    counts = read_token_counts()
+    if not (counts.keys() >= {*sizes} and test_set(TEST_SAMPLES).is_dir()):
         tokenizer = Tokenizer.from_file(str(MODEL / "tokenizer.json"))
-        sizes = sorted({CALIBRATION_SAMPLES, *CURVE_SAMPLES})
-        texts.write_sets(tokenizer, sizes, (TEST_SAMPLES, QUICK_TEST_SAMPLES), SETS)
+        tests = TEST_SAMPLES, QUICK_TEST_SAMPLES, WHISPER_TEST_SAMPLES
+        texts.write_sets(tokenizer, sizes, tests, SETS)
         (LLAMA / "tokens.json").write_text(json.dumps(encode_set(calibration_set(CALIBRATION_SAMPLES))))
-        counts = {size: sum(map(len, encode_set(calibration_set(size)))) for size in sizes}
-        TOKEN_COUNTS.write_text(json.dumps({0: 0} | counts))
+        counts = {0: 0} | {size: sum(map(len, encode_set(calibration_set(size)))) for size in sizes}
+        TOKEN_COUNTS.write_text(json.dumps(counts))
+    return counts
+
+
+def read_token_counts() -> dict[int, int]:
+    """Return the tokens of the calibration sets that are written, by their number of samples."""
+    if not TOKEN_COUNTS.is_file():
+        return {}
     return {int(size): count for size, count in json.loads(TOKEN_COUNTS.read_text()).items()}
 
 

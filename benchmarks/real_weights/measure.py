@@ -1,6 +1,7 @@
-"""Measure artifacts in their engines against the original, and compare variants by sample."""
+"""Measure artifacts in their engines against the original, by sample."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +14,12 @@ from mcpmq.dataset import SampleSet
 from mcpmq.evaluate import (
     ORIGINAL,
     EncodedInputs,
-    Estimate,
     Measurement,
     Settings,
     encode_samples,
     measure,
     measure_original,
 )
-from mcpmq.evaluate.bootstrap import CONFIDENCE, resample_counts
-
-Values = Sequence[Sequence[float]]  # a value for every token of every sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,25 +55,9 @@ def open_bench(model: Path, test: Path, settings: Settings) -> Iterator[Bench]:
         yield Bench(test.name, inputs, settings, original.measurement, original.logprobs)
 
 
-def kl_divergences(measurement: Measurement) -> Values:
-    """Return KL(original || artifact) of every answer token of every sample, in nats."""
-    return [one.compared[ORIGINAL].kl_divergences for one in measurement.samples]
-
-
-def mean_ratio(values: Values, base: Values) -> Estimate:
-    """Return the ratio of two means over all tokens; each bootstrap resample has the same samples of both.
-
-    Raises:
-        ValueError: the two have different numbers of tokens.
-    """
-    if list(map(len, values)) != list(map(len, base)):
-        raise ValueError("the two were measured on different tokens")
-    sums, base_sums = (np.array([sum(one) for one in part]) for part in (values, base))
-    drawn = resample_counts(len(sums)).astype(np.float64)
-    ratios = (drawn @ sums) / (drawn @ base_sums)
-    low, high = np.quantile(ratios, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
-    value = float(sums.sum() / base_sums.sum())
-    return Estimate(value=value, standard_error=float(ratios.std(ddof=1)), low=float(low), high=float(high))
+def kl_divergence_sums(measurement: Measurement) -> list[float]:
+    """Return the sum of KL(original || artifact) over the answer tokens of every sample, in nats."""
+    return [float(f"{math.fsum(one.compared[ORIGINAL].kl_divergences):.8g}") for one in measurement.samples]
 
 
 def mean_by_kind(measurement: Measurement) -> dict[str, float]:

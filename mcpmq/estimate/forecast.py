@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mcpmq.dataset import RECOMMENDED_CALIBRATION_TOKENS
 from mcpmq.estimate.resources import (
     DeviceMemory,
     device_memory,
@@ -162,6 +163,8 @@ def _notes(result: Forecast) -> Iterable[str]:
     yield f"quantize: estimated seconds {_seconds(result.quantize_seconds)}, estimated peak RSS {peak}"
     if result.quantize_seconds is None:
         yield "quantize: calibration samples need additional memory, about 4 bytes x hidden size x their tokens"
+    if result.plan.recipe.compensates_errors:
+        yield f"quantize: at least {RECOMMENDED_CALIBRATION_TOKENS:,} calibration tokens are recommended"
     yield "file sizes are exact; memory is estimated; time is scaled from recorded runs on two cores"
     for estimate in result.formats:
         yield from _override_notes(estimate)

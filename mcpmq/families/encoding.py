@@ -17,12 +17,12 @@ def encode_sample(processor: Processor, sample: Sample) -> Inputs:
     return processor.encode(sample.id, sample.image, sample.prompt, sample.answer)
 
 
-def check_samples(processor: Processor, samples: Sequence[Sample], progress: Progress) -> None:
-    """Encode all samples one at a time, so that none is rejected after hours of work.
+def check_samples(processor: Processor, samples: Sequence[Sample], progress: Progress) -> int:
+    """Encode all samples one at a time, so that none is rejected after hours of work; return the number of tokens.
 
     Raises:
         DatasetError: as `encode_sample`.
         CheckpointError: likewise.
     """
-    for sample in progress(samples, "checking samples") if samples else ():
-        encode_sample(processor, sample)
+    checked = progress(samples, "checking samples") if samples else ()
+    return sum(len(encode_sample(processor, sample).tokens) for sample in checked)

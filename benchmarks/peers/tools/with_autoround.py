@@ -1,6 +1,7 @@
 """Quantize a text checkpoint with AutoRound, in the environment of AutoRound; this script does not import mcpmq.
 
 python with_autoround.py CHECKPOINT OUT '{"iters": 200}'
+python with_autoround.py CHECKPOINT OUT '{"iters": 200, "layers": [5, 15]}'    these layers
 """
 
 import json
@@ -19,6 +20,9 @@ def main(checkpoint: Path, out: Path, options: dict[str, object]) -> None:
     """Quantize to symmetric int4 in groups of 32, one sample at a time, without padding."""
     samples = [torch.tensor(ids) for ids in json.loads((checkpoint / "tokens.json").read_text())]
     data = [{"input_ids": ids[None], "attention_mask": torch.ones_like(ids)[None]} for ids in samples]
+    if layers := options.pop("layers", None):
+        count = json.loads((checkpoint / "config.json").read_text())["num_hidden_layers"]
+        options["ignore_layers"] = ",".join(f"layers.{number}" for number in range(count) if number not in layers)
     tool = AutoRound(
         AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32),
         AutoTokenizer.from_pretrained(checkpoint),

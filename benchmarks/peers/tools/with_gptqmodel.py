@@ -1,6 +1,7 @@
 """Quantize a text checkpoint with GPTQModel, in the environment of GPTQModel; this script does not import mcpmq.
 
 python with_gptqmodel.py CHECKPOINT OUT '{"mse": 2.4}'         GPTQ
+python with_gptqmodel.py CHECKPOINT OUT '{"layers": [5, 15]}'  GPTQ of these layers
 python with_gptqmodel.py CHECKPOINT OUT '{"method": "awq"}'    AWQ
 """
 
@@ -23,6 +24,10 @@ def main(checkpoint: Path, out: Path, options: dict[str, object]) -> None:
     tokens = json.loads((checkpoint / "tokens.json").read_text())
     samples = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in tokens]
     awq = options.pop("method", "gptq") == "awq"
+    if layers := options.pop("layers", None):
+        count = json.loads((checkpoint / "config.json").read_text())["num_hidden_layers"]
+        skipped = "|".join(str(number) for number in range(count) if number not in layers)
+        options["dynamic"] = {rf"-:model\.layers\.(?:{skipped})\..*": {}}
     config = (AWQConfig if awq else GPTQConfig)(bits=4, group_size=GROUP_SIZE, **options)
     dtype = torch.float16 if awq else torch.float32  # AWQ of GPTQModel does not support float32
     tool = GPTQModel.load(str(checkpoint), config, device="cpu", dtype=dtype)
