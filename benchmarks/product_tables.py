@@ -38,10 +38,19 @@ def command_help() -> str:
     return "```\n" + "\n".join(line.rstrip() for line in text.strip().splitlines()) + "\n```"
 
 
+def all_commands() -> dict[str, Any]:
+    """Return every command by its name; the name of a command of a group begins with that of the group."""
+    found: dict[str, Any] = {}
+    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        inner = getattr(command, "commands", None)
+        found |= {name: command} if inner is None else {f"{name} {other}": one for other, one in inner.items()}
+    return found
+
+
 def command_reference() -> str:
     """Return the arguments and options of every command."""
     parts = []
-    for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+    for name, command in all_commands().items():
         rows = [[_parameter_name(one), _parameter_text(one)] for one in command.params]
         summary = (command.help or "").split("\n\n")[0]
         parts.append(f"## mcpmq {name}\n\n{summary}.\n\n{table(['argument or option', ''], rows, 2)}")

@@ -9,7 +9,8 @@ from pathlib import Path
 from mcpmq.artifact import Artifact, has_manifest
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.conversion_folder import QUANTIZED, Target, make_targets, other_formats
-from mcpmq.dataset import SampleSet
+from mcpmq.dataset import ReadOptions, SampleSet
+from mcpmq.dataset.options import READ_ALL
 from mcpmq.errors import DatasetError, FormatError, OutputError
 from mcpmq.evaluate import Settings, calibration_warnings, evaluation_warnings
 from mcpmq.export import export
@@ -41,6 +42,7 @@ def convert(
     budget: Budget | None = None,
     settings: Settings | None = None,
     keep_quantized: bool = False,
+    read_options: ReadOptions = READ_ALL,
 ) -> Report:
     """Quantize a checkpoint, export it to formats, and measure the artifacts against it. A killed run resumes.
 
@@ -50,13 +52,14 @@ def convert(
             formats share, or that needs calibration, is in `quantized/`; if formats or earlier conversions have
             different recipes, in `quantized-RECIPE`.
         formats: Formats to write; those of earlier conversions in `out` stay there.
-        calibration: Folder of the calibration set; optional with an evaluation set, if no recipe needs calibration.
+        calibration: Calibration set; optional with an evaluation set, if no recipe needs calibration.
         recipe: A recipe, its name, or the path of its TOML file.
         bits: 4 or 8, short for the recommended recipe of each format.
-        eval_set: Folder of the evaluation set; by default every fifth sample of the calibration set is held out.
+        eval_set: Evaluation set; by default every fifth sample of the calibration set is held out.
         budget: Limit of size or memory; the scheme of every weight is then searched, and the recipe sets the method.
         settings: Threads, device, cache and progress; by default all cores, a GPU if there is one, no progress.
         keep_quantized: Write the quantized model also if one format needs it only once.
+        read_options: Number of samples to draw from each set, and the seed.
 
     Raises:
         McpmqError: an input is invalid, or a format does not support the recipe; raised before weights are read.
@@ -66,7 +69,7 @@ def convert(
     begin_stage = begin_stages(settings.progress, _stages(recipes, budget, keep_quantized))
     begin_stage()
     original = Checkpoint.open(checkpoint, settings.progress)
-    inputs = _open_inputs(original, calibration, eval_set, recipes, searches=budget is not None)
+    inputs = _open_inputs(original, calibration, eval_set, read_options, recipes, searches=budget is not None)
     _check_outputs(out, formats, inputs.folders)
     inputs.notify_warnings(recipes, settings)
     if budget:
@@ -214,6 +217,7 @@ def _open_inputs(
     checkpoint: Checkpoint,
     calibration: str | Path | None,
     eval_set: str | Path | None,
+    read_options: ReadOptions,
     recipes: FormatsByRecipe,
     *,
     searches: bool,
@@ -226,11 +230,11 @@ def _open_inputs(
             raise DatasetError(f"{reason} needs a calibration set", "give one with `--calibration`")
         if eval_set is None:
             raise DatasetError("neither a calibration set nor an evaluation set is given", "give `--eval-set`")
-        return _Inputs(*opened, None, SampleSet.open(eval_set), held_out=False)
-    calibration_set = SampleSet.open(calibration)
+        return _Inputs(*opened, None, SampleSet.open(eval_set, read_options), held_out=False)
+    calibration_set = SampleSet.open(calibration, read_options)
     if eval_set is None:
         return _Inputs(*opened, *calibration_set.split_holdout(), held_out=True)
-    evaluation_set = SampleSet.open(eval_set)
+    evaluation_set = SampleSet.open(eval_set, read_options)
     if calibrated:
         evaluation_set.check_disjoint(calibration_set.name, calibration_set.fingerprints)
     return _Inputs(*opened, calibration_set, evaluation_set, held_out=False)

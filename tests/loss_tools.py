@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from mcpmq.families.family import Inputs
+from mcpmq.families.inputs import Inputs
 from mcpmq.runners.logprobs import log_softmax
 from mcpmq.runners.runner import Logits, Runner
 
@@ -16,5 +16,5 @@ def answer_losses(runner: Runner, samples: Sequence[Inputs]) -> list[NDArray[np.
 
 
 def _losses(sample: Inputs, rows: Iterable[Logits]) -> NDArray[np.float64]:
-    answer = sample.tokens[sample.answer_start :]
+    answer = sample.answer_tokens
     return np.array([-log_softmax(row)[token] for row, token in zip(rows, answer, strict=True)])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from mcpmq.execution.torch_model import build_module
 from mcpmq.families import family_named
-from mcpmq.families.family import Inputs
+from mcpmq.families.inputs import Inputs
 from mcpmq.grids import dequantize
 from mcpmq.qtensor import QTensor
 from mcpmq.quantized_model import QuantizedModel

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from mcpmq.execution import torch_model
-from mcpmq.families.family import Inputs, SmoothingMapping
+from mcpmq.families.family import SmoothingMapping
+from mcpmq.families.inputs import Inputs
 from mcpmq.plan import Plan
 from mcpmq.rounding.smoothing import EXPONENTS, Channels, SmoothingScales, WeightScaling
 

@@ -8,6 +8,7 @@ from PIL import Image
 from calibration import make_sets
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import Sample, SampleSet
+from mcpmq.dataset.sample import image_digest
 from mcpmq.evaluate import Settings, encode_samples, measure_original
 
 FOLDER = Path(__file__).parent.parent / "calibration"
@@ -44,8 +45,8 @@ def test_sets_are_large_enough(starter: SampleSet, heldout: SampleSet) -> None:
 def test_sets_are_disjoint(starter: SampleSet, heldout: SampleSet) -> None:
     """No image and no prompt without an image occurs in both sets."""
 
-    def contents(samples: SampleSet) -> set[bytes | str]:
-        return {sample.image.read_bytes() if sample.image else sample.prompt for sample in samples}
+    def contents(samples: SampleSet) -> set[str]:
+        return {image_digest(sample.image) if sample.image else sample.prompt for sample in samples}
 
     assert not contents(starter) & contents(heldout)
 
@@ -64,6 +65,7 @@ def test_script_generates_the_committed_sets(tmp_path: Path, monkeypatch: pytest
 def _content(sample: Sample) -> tuple[object, ...]:
     if sample.image is None:
         return sample.id, sample.prompt, sample.answer, sample.tags
+    assert isinstance(sample.image, Path)
     with Image.open(sample.image) as image:
         return sample.id, sample.prompt, sample.answer, sample.tags, image.size, image.convert("RGB").tobytes()
 

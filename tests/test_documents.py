@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import cast
 
 import pytest
-import typer
 
 import mcpmq
 from benchmarks import size_plot
 from benchmarks.commands import recipe_argument
 from benchmarks.markdown import load_result
+from benchmarks.product_tables import all_commands
 from benchmarks.svg import THEMES
-from mcpmq.cli import app
 from mcpmq.formats import FormatName
 from mcpmq.gate import Gate
 from mcpmq.recipe import Recipe
@@ -56,21 +55,27 @@ LOADING = {
 }
 
 
+def _command(words: list[str]) -> tuple[str, list[str]]:
+    """Split words into the name of a command and its arguments."""
+    length = 1 if words[0] in all_commands() else 2
+    return " ".join(words[:length]), words[length:]
+
+
 @pytest.mark.parametrize("line", sorted(set(commands())))
 def test_command_lines_are_valid(line: str) -> None:
     """The parser of mcpmq accepts every command line: the command, its options and the number of its arguments."""
-    _, verb, *words = shlex.split(line, comments=True)
-    command = typer.main.get_command(app).commands[verb]  # type: ignore[attr-defined]
+    _, *words = shlex.split(line, comments=True)
+    verb, words = _command(words)
 
-    assert command.make_context(verb, words).params is not None
+    assert all_commands()[verb].make_context(verb, words).params is not None
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
 def test_commands_in_sentences_exist(path: Path) -> None:
     """Commands in inline code have a name and options that mcpmq has."""
-    known = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    known = all_commands()
     for line in re.findall(r"`mcpmq ([a-z][^`]*)`", path.read_text()):
-        verb, *words = line.split()
+        verb, words = _command(line.split())
         options = {option for parameter in known[verb].params for option in (*parameter.opts, "--help")}
 
         assert {word for word in words if word.startswith("--")} <= options, line

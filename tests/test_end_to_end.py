@@ -2,9 +2,11 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from benchmarks.commands import recipe_argument
 from mcpmq.artifact import Artifact
@@ -24,6 +26,7 @@ from mcpmq.report import Report
 from mcpmq.runners.gguf import open_runner as open_gguf
 from mcpmq.runners.onnx import open_runner as open_onnx
 from mcpmq.runners.torch import open_runner as open_torch
+from tests.commands import Command
 from tests.loss_tools import answer_losses
 from tests.onnx_tools import write_onnx_artifact
 from tests.tiny import build_checkpoint, make_uneven
@@ -144,3 +147,37 @@ def test_another_family_is_converted(tiny_set: Path, tmp_path: Path) -> None:
     for entry in report.artifacts:
         assert entry.measurement.groups.keys() == {"image", "text"}
         assert all(abs(one.loss_increase.value) < 0.2 for one in entry.differences.values())
+
+
+def test_a_training_set_of_conversations_calibrates_and_measures(
+    tiny_checkpoint: Path, tmp_path: Path, mcpmq: Command
+) -> None:
+    """Several images and turns from records of ms-swift: the report has every kind of sample, and the engines agree."""
+    for name, seed in (("a.png", 1), ("b.png", 2)):
+        noise = np.random.default_rng(seed).integers(0, 256, (90, 60, 3), np.uint8)
+        Image.fromarray(noise).save(tmp_path / name)
+    records: list[dict[str, Any]] = [
+        {"query": "<image> or <image>?", "response": "the first", "history": [["<image>A?", "yes"]]},
+        {"query": "<image>What?", "response": "noise"},
+        {"query": "How many?", "response": "three", "system": "Be brief.", "history": [["Hi", "Hello"]]},
+    ]
+    images = [["a.png", "b.png", "a.png"], ["b.png"], []]
+    lines = [
+        {**record, "query": f"{record['query']} {number}", "images": used}
+        for number in range(5)
+        for record, used in zip(records, images, strict=True)
+    ]
+    (tmp_path / "train.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    options = ["--recipe", "phone-int8", "--threads", "1", "--no-cache", "--no-answers", "-f", "gguf", "-f", "onnx"]
+    given = ["--calibration", tmp_path / "train.jsonl", "--eval-set", tmp_path / "set"]
+    assert mcpmq("dataset", "convert", tmp_path / "train.jsonl", tmp_path / "set").exit_code == 0
+
+    converted = mcpmq("convert", tiny_checkpoint, tmp_path / "out", *options, *given, "--json")
+
+    assert converted.exit_code == 0, converted.stderr
+    report = Report.load(tmp_path / "out")
+    assert {group: one.samples for group, one in report.original.groups.items()} == {"image": 5, "images": 5, "text": 5}
+    assert report.original.groups["images"].tokens > report.original.groups["image"].tokens
+    for entry in report.artifacts:
+        for difference in entry.differences.values():
+            assert abs(difference.loss_increase.value) < MAX_LOSS_INCREASE["phone-int8"]

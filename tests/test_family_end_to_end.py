@@ -14,9 +14,11 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from mcpmq.checkpoint import Checkpoint
+from mcpmq.dataset import Turn
 from mcpmq.errors import FormatError
 from mcpmq.families import family_named
-from mcpmq.families.family import Family, Inputs, Processor, TensorSpec
+from mcpmq.families.family import Family, Processor, TensorSpec
+from mcpmq.families.inputs import Inputs
 from mcpmq.families.messages import Message
 from mcpmq.families.modeling_minicpmv import MiniCPMVForConditionalGeneration
 from mcpmq.families.modeling_minicpmv2 import PatchEmbedding
@@ -46,7 +48,7 @@ def full(family_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def samples(family_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> list[Inputs]:
-    """A text sample, and for families with vision a wide and a tall image."""
+    """A text sample, and for families with vision a wide and a tall image, and a conversation with both."""
     processor = family_checkpoint.family.open_processor(family_checkpoint.path)
     folder = tmp_path_factory.mktemp("images")
     encoded = [processor.encode("text", None, "How many?", "three circles are there")]
@@ -54,7 +56,11 @@ def samples(family_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFact
         pixels = np.random.default_rng(width).integers(0, 256, (height, width, 3), np.uint8)
         Image.fromarray(pixels).save(folder / f"{width}.png")
         encoded.append(processor.encode(f"image-{width}", folder / f"{width}.png", "What does it say?", "red sign"))
-    return encoded
+    images = [folder / "150.png", folder / "60.png"] if family_checkpoint.family.has_vision else []
+    system = [Turn("system", ("Be brief.",))] if family_checkpoint.family.prompt_format.has_system_prompt else []
+    first = [Turn("user", ("Here", *images[:1], "and here:", *images[1:])), Turn("assistant", ("two signs",))]
+    second = [Turn("user", (*images[1:], "How many?")), Turn("assistant", ("one is red",))]
+    return [*encoded, processor.encode_turns("chat", [*system, *first, *second])]
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from torch import Tensor
 from mcpmq.dataset import SampleSet
 from mcpmq.evaluate import NONSQUARE, Estimate
 from mcpmq.evaluate.bootstrap import bootstrap_mean
-from mcpmq.families.family import Inputs
+from mcpmq.families.inputs import Inputs
 
 Values = list[list[float]]  # a value for every answer token of every sample
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import SampleSet
 from mcpmq.execution.torch_model import TorchModel, build_model, to_float
-from mcpmq.families.family import Inputs, Processor
+from mcpmq.families.family import Processor
+from mcpmq.families.inputs import Inputs
 
 LANGUAGE_PREFIX = "llm."  # of the names in the checkpoint
 

@@ -29,7 +29,7 @@ Scores = Mapping[str, float]  # by sample
 def question(sample: Sample) -> dict[str, Any]:
     """Return the request for a sample."""
     parts: list[dict[str, Any]] = [{"type": "text", "text": sample.prompt}]
-    if sample.image:
+    if isinstance(sample.image, Path):
         url = "data:image/png;base64," + b64encode(sample.image.read_bytes()).decode()
         parts.insert(0, {"type": "image_url", "image_url": {"url": url}})
     return {"messages": [{"role": "user", "content": parts}], "temperature": 0, "max_tokens": MAX_TOKENS}

@@ -20,7 +20,8 @@ from mcpmq.execution.device import CPU, progress_label
 from mcpmq.execution.layerwise import Replay, run_layerwise
 from mcpmq.execution.torch_model import TorchModel, build_model, to_float
 from mcpmq.families.encoding import encode_sample
-from mcpmq.families.family import Family, Inputs, Processor, TensorSpec
+from mcpmq.families.family import Family, Processor, TensorSpec
+from mcpmq.families.inputs import Inputs
 from mcpmq.recipe import TokenWeights
 from mcpmq.rounding.stats import ANSWER, MODALITIES, TEXT, VISION, InputStats
 from mcpmq.system.progress import Progress
@@ -178,10 +179,10 @@ def block_component(model: TorchModel, block: nn.Module) -> str:
 def token_modalities(inputs: Inputs) -> Tensor:
     """Return the modality of every token, uint8 [tokens], an index into MODALITIES.
 
-    Tokens inside an image span are vision; tokens from `answer_start` on are answer; all others are text.
+    Tokens inside an image span are vision; those of the answers of all turns are answer; all others are text.
     """
     modalities = torch.full((len(inputs.tokens),), TEXT, dtype=torch.uint8)
-    modalities[inputs.answer_start :] = ANSWER
+    modalities[torch.from_numpy(inputs.measured)] = ANSWER
     for begin, end in inputs.image_bounds.tolist():
         modalities[begin:end] = VISION
     return modalities

@@ -10,7 +10,8 @@ from mcpmq.calibrate.observers import HELD_OUT_TOKENS
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import DatasetError
 from mcpmq.execution.device import CPU, available_nbytes
-from mcpmq.families.family import Architecture, Inputs, TensorSpec
+from mcpmq.families.family import Architecture, TensorSpec
+from mcpmq.families.inputs import Inputs
 from mcpmq.plan import block_name
 from mcpmq.system.table import format_megabytes
 

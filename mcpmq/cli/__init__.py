@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from mcpmq.cli import inspect, pipeline, release, run, serve
+from mcpmq.cli import dataset, inspect, pipeline, release, run, serve
+from mcpmq.cli.options import PIPELINE_PANEL
 from mcpmq.cli.standard_output import discard_output, null_output
 from mcpmq.cli.system_errors import system_error
 from mcpmq.errors import McpmqError, McpmqWarning
@@ -36,6 +37,7 @@ app = typer.Typer(
 )
 for module in (pipeline, inspect, release, run, serve):
     app.add_typer(module.commands)
+app.add_typer(dataset.commands, name="dataset", rich_help_panel=PIPELINE_PANEL)
 
 
 def _print_version(requested: bool) -> None:

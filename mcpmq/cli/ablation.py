@@ -4,19 +4,28 @@ from pathlib import Path
 
 
 def ablate_components(
-    artifact: Path, against: str, eval_set: Path, out: Path | None, threads: int | None, cache: bool, json: bool
+    artifact: Path,
+    against: str,
+    eval_set: Path,
+    num_samples: int | None,
+    seed: int,
+    out: Path | None,
+    threads: int | None,
+    cache: bool,
+    json: bool,
 ) -> None:
     """Measure the loss with one component quantized at a time, and print it."""
     from mcpmq import ui
     from mcpmq.checkpoint import Checkpoint
-    from mcpmq.dataset import SampleSet
+    from mcpmq.dataset import ReadOptions, SampleSet
     from mcpmq.evaluate import Settings
     from mcpmq.quantized_model import QuantizedModel
     from mcpmq.report import report_folder
     from mcpmq.report.ablation import ABLATION_FILE
     from mcpmq.report.ablation import ablate_components as measure
 
-    settings, samples = Settings.from_options(threads, cache, ui.progress_bars()), SampleSet.open(eval_set)
+    settings = Settings.from_options(threads, cache, ui.progress_bars())
+    samples = SampleSet.open(eval_set, ReadOptions(num_samples, seed))
     original, folder = Checkpoint.open(against, settings.progress), out or artifact.absolute().parent
     with report_folder(folder, {original.path: "checkpoint", samples.path: "evaluation set"}):
         ablation = measure(original, QuantizedModel.open(artifact), samples, settings)

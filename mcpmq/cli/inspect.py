@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mcpmq.cli.options import INSPECT_PANEL, All, Json, complete_recipe
+from mcpmq.cli.options import INSPECT_PANEL, All, Json, Samples, Seed, complete_recipe
 from mcpmq.cli.standard_output import keep_exit_code
 
 commands = typer.Typer()
@@ -13,11 +13,33 @@ GATE_FAILED = 3  # exit code
 
 
 @commands.command(rich_help_panel=INSPECT_PANEL)
-def inspect(path: Annotated[Path, typer.Argument(metavar="PATH")], show_all: All = False, json: Json = False) -> None:
+def inspect(
+    path: Annotated[Path, typer.Argument(metavar="PATH")],
+    checkpoint: Annotated[
+        str | None,
+        typer.Option("--checkpoint", metavar="CHECKPOINT", help="Count the tokens of a sample set for this model"),
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page with the images of a sample set")
+    ] = None,
+    samples: Samples = None,
+    seed: Seed = 0,
+    show_all: All = False,
+    json: Json = False,
+) -> None:
     """Describe a checkpoint, a sample set, an artifact, a report or a release"""
     from mcpmq import ui
 
-    ui.inspect_path(path, as_json=json, all_rows=show_all)
+    if checkpoint is None and html is None and samples is None:
+        ui.inspect_path(path, as_json=json, all_rows=show_all)
+        return
+    from mcpmq.checkpoint import Checkpoint
+    from mcpmq.dataset import ReadOptions, SampleSet
+
+    opened = SampleSet.open(path, ReadOptions(samples, seed, skip_invalid=True))
+    original = Checkpoint.open(checkpoint, ui.progress_bars()) if checkpoint else None
+    ui.print_set(opened, original, html, as_json=json)
+    ui.print_written_files([html])
 
 
 @commands.command(rich_help_panel=INSPECT_PANEL)

@@ -55,6 +55,10 @@ Revision = Annotated[
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; must be empty or missing")]
 Private = Annotated[bool, typer.Option("--private", help="Create a private repository")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="List the files and bytes of a push, and send nothing")]
+Samples = Annotated[
+    int | None, typer.Option("--samples", metavar="N", min=1, help="Draw N samples of every set; default: all")
+]
+Seed = Annotated[int, typer.Option("--seed", metavar="S", help="Selects which samples are drawn")]
 Threads = Annotated[
     int | None, typer.Option("--threads", metavar="N", min=1, help="Threads of the engines; default: all cores")
 ]
@@ -126,15 +130,15 @@ ForecastFormats = Annotated[
         autocompletion=complete_format,
     ),
 ]
-Calibration = Annotated[Path, typer.Option("--calibration", metavar="DIR", help="Calibration set: images and prompts")]
+Calibration = Annotated[Path, typer.Option("--calibration", metavar="SET", help="Calibration set: images and prompts")]
 OptionalCalibration = Annotated[
     Path | None,
     typer.Option(
-        "--calibration", metavar="DIR", help="Calibration set: images and prompts; optional if the recipe needs none"
+        "--calibration", metavar="SET", help="Calibration set: images and prompts; optional if the recipe needs none"
     ),
 ]
 EvalSet = Annotated[
     Path | None,
-    typer.Option("--eval-set", metavar="DIR", help="Evaluation set; default: a fifth of the calibration set"),
+    typer.Option("--eval-set", metavar="SET", help="Evaluation set; default: a fifth of the calibration set"),
 ]
 Cache = Annotated[bool, typer.Option("--cache/--no-cache", help="Reuse the cached measurement of the same original")]

@@ -30,6 +30,8 @@ from mcpmq.cli.options import (
     Out,
     RecipeName,
     Revision,
+    Samples,
+    Seed,
     Source,
     Threads,
     at_revision,
@@ -54,6 +56,8 @@ def convert(
     max_memory: MaxMemory = None,
     context: Context = 4096,
     eval_set: EvalSet = None,
+    samples: Samples = None,
+    seed: Seed = 0,
     device: Device = None,
     threads: Threads = None,
     cache: Cache = True,
@@ -71,6 +75,7 @@ def convert(
     from mcpmq import ui
     from mcpmq.conversion_folder import quantized_artifacts
     from mcpmq.convert import convert
+    from mcpmq.dataset import ReadOptions
     from mcpmq.evaluate import Settings
 
     if calibration:
@@ -88,6 +93,7 @@ def convert(
         budget=budget,
         settings=settings,
         keep_quantized=keep_quantized,
+        read_options=ReadOptions(samples, seed),
     )
     for artifact in quantized_artifacts(out):
         ui.print_deviations(artifact)
@@ -129,6 +135,8 @@ def quantize(
     recipe: RecipeName = None,
     bits: Bits = None,
     calibration: OptionalCalibration = None,
+    samples: Samples = None,
+    seed: Seed = 0,
     device: Device = None,
     format: OnePassFormat = None,
     json: Json = False,
@@ -142,19 +150,19 @@ def quantize(
     [(loaded, _)] = load_recipes(recipe, bits, ())
     from mcpmq import ui
     from mcpmq.checkpoint import Checkpoint
-    from mcpmq.dataset import SampleSet
+    from mcpmq.dataset import ReadOptions, SampleSet
     from mcpmq.evaluate import calibration_warnings
     from mcpmq.plan import make_plan
     from mcpmq.quantize import quantize
 
-    samples = SampleSet.open(calibration) if calibration else None
-    if samples:
+    opened = SampleSet.open(calibration, ReadOptions(samples, seed)) if calibration else None
+    if opened:
         print_if_uncalibrated([loaded])
-    for text in calibration_warnings(samples) if samples and loaded.needs_calibration else ():
+    for text in calibration_warnings(opened) if opened and loaded.needs_calibration else ():
         ui.print_notice(text)
     progress = ui.progress_bars()
     made = make_plan(Checkpoint.open(source, progress), loaded)
-    quantized = quantize(made, out, samples, progress, device, ui.print_notice)
+    quantized = quantize(made, out, opened, progress, device, ui.print_notice)
     ui.print_deviations(quantized.artifact)
     ui.print_artifact(quantized.artifact, as_json=json)
     ui.print_quantized_steps(quantized.artifact)
@@ -172,19 +180,21 @@ def export(
     ],
     npu: Annotated[
         Path | None,
-        typer.Option("--npu", metavar="DIR", help="ONNX vision graph for NPUs: 16-bit activations over these images"),
+        typer.Option("--npu", metavar="SET", help="ONNX vision graph for NPUs: 16-bit activations over these images"),
     ] = None,
+    samples: Samples = None,
+    seed: Seed = 0,
     json: Json = False,
 ) -> None:
     """Export a quantized model to a format"""
     _start(f"exporting {quantized}")
     name = parse_format(format)
     from mcpmq import ui
-    from mcpmq.dataset import SampleSet
+    from mcpmq.dataset import ReadOptions, SampleSet
     from mcpmq.export import export
     from mcpmq.quantized_model import QuantizedModel
 
-    images = SampleSet.open(npu) if npu else None
+    images = SampleSet.open(npu, ReadOptions(samples, seed)) if npu else None
     artifact = export(QuantizedModel.open(quantized), name, out, ui.progress_bars(), images)
     ui.print_artifact(artifact, as_json=json)
     ui.print_exported_steps(artifact)
@@ -203,6 +213,8 @@ def imatrix(
     mmproj: Annotated[
         Path | None, typer.Option("--mmproj", metavar="FILE", help="GGUF file whose padded matrix shapes to match")
     ] = None,
+    samples: Samples = None,
+    seed: Seed = 0,
     device: Device = None,
     json: Json = False,
 ) -> None:
@@ -212,11 +224,11 @@ def imatrix(
     from mcpmq import ui
     from mcpmq.calibrate.imatrix import write_imatrix
     from mcpmq.checkpoint import Checkpoint
-    from mcpmq.dataset import SampleSet
+    from mcpmq.dataset import ReadOptions, SampleSet
 
-    samples, progress = SampleSet.open(calibration), ui.progress_bars()
+    opened, progress = SampleSet.open(calibration, ReadOptions(samples, seed)), ui.progress_bars()
     original = Checkpoint.open(source, progress)
-    artifact = write_imatrix(original, samples, out, add or [], mmproj, progress, device)
+    artifact = write_imatrix(original, opened, out, add or [], mmproj, progress, device)
     for note in artifact.manifest.notes:
         ui.print_notice(note)
     ui.print_artifact(artifact, as_json=json)
@@ -227,8 +239,10 @@ def imatrix(
 def evaluate(
     artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Folders that mcpmq wrote")],
     against: Annotated[str, typer.Option("--against", metavar="CHECKPOINT", help="The original")],
-    eval_set: Annotated[Path, typer.Option("--eval-set", metavar="DIR", help="Evaluation set: images and prompts")],
+    eval_set: Annotated[Path, typer.Option("--eval-set", metavar="SET", help="Evaluation set: images and prompts")],
     revision: Revision = None,
+    samples: Samples = None,
+    seed: Seed = 0,
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="Folder of report.json; default: the artifact's parent")
     ] = None,
@@ -260,26 +274,21 @@ def evaluate(
     if ablate:
         if len(artifacts) > 1 or shuffle_images or engine_preprocessing or scores:
             raise typer.BadParameter("needs one artifact, no control and no scores", param_hint="--ablate-components")
-        ablate_components(artifacts[0], against, eval_set, out, threads, cache, json)
+        ablate_components(artifacts[0], against, eval_set, samples, seed, out, threads, cache, json)
         return
     from mcpmq import ui
     from mcpmq.artifact import Artifact
     from mcpmq.checkpoint import Checkpoint
-    from mcpmq.dataset import SampleSet
+    from mcpmq.dataset import ReadOptions, SampleSet
     from mcpmq.evaluate import Settings
     from mcpmq.report.evaluation import evaluate
 
-    controls = shuffle_images, engine_preprocessing
-    settings = Settings.from_options(
-        threads, cache, ui.progress_bars(), *controls, notify=ui.print_notice, generate_answers=answers
-    )
+    options = threads, cache, ui.progress_bars(), shuffle_images, engine_preprocessing
+    settings = Settings.from_options(*options, notify=ui.print_notice, generate_answers=answers)
     opened, baselines = ([Artifact.open(path) for path in paths] for paths in (artifacts, engine_baselines or ()))
-    original, samples, folder = (
-        Checkpoint.open(against, settings.progress),
-        SampleSet.open(eval_set),
-        out or artifacts[0].absolute().parent,
-    )
-    report = evaluate(opened, original, samples, settings, out=folder, engine_baselines=baselines, scores=scores)
+    original = Checkpoint.open(against, settings.progress)
+    evaluation, folder = SampleSet.open(eval_set, ReadOptions(samples, seed)), out or artifacts[0].absolute().parent
+    report = evaluate(opened, original, evaluation, settings, out=folder, engine_baselines=baselines, scores=scores)
     ui.print_report(report, as_json=json, all_rows=show_all)
     ui.print_report_paths(folder)
 

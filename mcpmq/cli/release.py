@@ -19,6 +19,8 @@ from mcpmq.cli.options import (
     Out,
     Private,
     Revision,
+    Samples,
+    Seed,
     Source,
     Threads,
     at_revision,
@@ -44,7 +46,7 @@ def search(
         ),
     ],
     calibration: Annotated[
-        Path | None, typer.Option("--calibration", metavar="DIR", help="Calibration set: images and prompts")
+        Path | None, typer.Option("--calibration", metavar="SET", help="Calibration set: images and prompts")
     ] = None,
     imatrix: Annotated[
         Path | None,
@@ -67,6 +69,8 @@ def search(
             autocompletion=complete_recipe,
         ),
     ] = DEFAULT_SEARCH_RECIPE,
+    samples: Samples = None,
+    seed: Seed = 0,
     device: Device = None,
     threads: Threads = None,
     json: Json = False,
@@ -81,7 +85,7 @@ def search(
         raise typer.BadParameter("give --max-size, --max-memory, or both", param_hint="--max-size")
     if (calibration is None) == (imatrix is None):
         raise typer.BadParameter("give --calibration or --imatrix", param_hint="--calibration")
-    result = _search(source, out, recipe, name, budget, calibration, imatrix, threads, device)
+    result = _search(source, out, recipe, name, budget, calibration, samples, seed, imatrix, threads, device)
     ui.print_table(result.to_table(), result.to_dict(), as_json=json)
     ui.print_search_steps(out, source, name, calibration)
 
@@ -93,6 +97,8 @@ def _search(
     name: "FormatName",
     budget: "Budget",
     calibration: Path | None,
+    num_samples: int | None,
+    seed: int,
     imatrix: Path | None,
     threads: int | None,
     device: str | None,
@@ -100,7 +106,7 @@ def _search(
     """Search with one of the two kinds of statistics, and write the recipe."""
     from mcpmq import ui
     from mcpmq.checkpoint import Checkpoint
-    from mcpmq.dataset import SampleSet
+    from mcpmq.dataset import ReadOptions, SampleSet
     from mcpmq.mixed_precision import recipe_file, search_recipe, search_with_imatrix
     from mcpmq.recipe import Recipe
 
@@ -112,7 +118,7 @@ def _search(
             result.write(out)
         return result
     assert calibration is not None
-    samples, cores = SampleSet.open(calibration), threads or os.cpu_count() or 1
+    samples, cores = SampleSet.open(calibration, ReadOptions(num_samples, seed)), threads or os.cpu_count() or 1
     with recipe_file(out, {original.path: "checkpoint", samples.path: "calibration set"}):
         result = search_recipe(original, base, name, budget, samples, cores, progress, device)
         result.write(out)

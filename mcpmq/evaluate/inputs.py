@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import numpy as np
 
@@ -11,10 +12,12 @@ from mcpmq.dataset import Sample, SampleSet
 from mcpmq.evaluate.schema import NONSQUARE
 from mcpmq.evaluate.settings import Settings
 from mcpmq.families.encoding import encode_sample
-from mcpmq.families.family import Inputs
 from mcpmq.families.images import open_image
+from mcpmq.families.inputs import Inputs
 from mcpmq.runners.inputs_store import InputsStore
 from mcpmq.system.temporary_folder import temporary_folder
+
+Layout: TypeAlias = tuple[tuple[int, ...], ...]  # numbers of image tokens, by image and slice
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,42 +41,47 @@ def encode_samples(checkpoint: Checkpoint, samples: SampleSet, settings: Setting
     """
     processor = checkpoint.family.open_processor(checkpoint.path)
     with temporary_folder() as folder:
-        store, groups, num_slices = InputsStore(folder), [], []
+        store, groups, layouts = InputsStore(folder), [], []
         for sample in settings.progress(samples.samples, "encoding samples"):
             inputs = encode_sample(processor, sample)
-            store.append(_with_uncut_image(sample, inputs) if settings.engine_preprocessing else inputs)
+            store.append(_with_uncut_images(sample, inputs) if settings.engine_preprocessing else inputs)
             groups.append(_group(sample, inputs))
-            num_slices.append(len(inputs.slices))
-        notes = _shuffle_images(store, num_slices) if settings.shuffle_images else ()
+            layouts.append(_layout(inputs))
+        notes = _shuffle_images(store, layouts) if settings.shuffle_images else ()
         language = checkpoint.architecture.language
         kv_values = 2 * language.num_layers * language.num_kv_heads * language.head_dim
         with ExitStack() as resources:
             yield EncodedInputs(store, tuple(groups), notes, kv_values, resources)
 
 
-def _with_uncut_image(sample: Sample, inputs: Inputs) -> Inputs:
-    if sample.image is None:
-        return inputs
-    return replace(inputs, image=np.asarray(open_image(sample.id, sample.image)))
+def _with_uncut_images(sample: Sample, inputs: Inputs) -> Inputs:
+    return replace(inputs, images=tuple(np.asarray(open_image(sample.id, image)) for image in sample.images))
 
 
 def _group(sample: Sample, inputs: Inputs) -> str:
-    return NONSQUARE if NONSQUARE in sample.tags and inputs.slices else inputs.modality
+    return NONSQUARE if NONSQUARE in sample.tags and inputs.modality == "image" else inputs.modality
 
 
-def _shuffle_images(store: InputsStore, num_slices: Sequence[int]) -> tuple[str, ...]:
-    store.permute_pixels(image_permutation(num_slices))
-    unchanged = sum(1 for count in num_slices if count and num_slices.count(count) == 1)
+def _layout(inputs: Inputs) -> Layout:
+    """Return the number of image tokens of every slice of every image."""
+    counts = np.diff(inputs.image_bounds)[:, 0]
+    images = np.split(counts, np.cumsum(inputs.slices_per_image)[:-1]) if len(counts) else []
+    return tuple(tuple(image.tolist()) for image in images)
+
+
+def _shuffle_images(store: InputsStore, layouts: Sequence[Layout]) -> tuple[str, ...]:
+    store.permute_pixels(image_permutation(layouts))
+    unchanged = sum(1 for layout in layouts if layout and layouts.count(layout) == 1)
     kept = f"; {unchanged} kept their own: no other image has as many slices" if unchanged else ""
     return (f"images shuffled among the questions{kept}",)
 
 
-def image_permutation(num_slices: Sequence[int]) -> list[int]:
-    """Return, for each sample, the sample whose image it receives: images with equally many slices are rotated by half
-    of their number."""
-    sources = list(range(len(num_slices)))
-    for count in set(num_slices) - {0}:
-        group = [number for number, value in enumerate(num_slices) if value == count]
+def image_permutation(layouts: Sequence[Layout]) -> list[int]:
+    """Return, for each sample, the sample whose images it receives: those with equally many slices and image tokens are
+    rotated by half of their number."""
+    sources = list(range(len(layouts)))
+    for layout in filter(None, dict.fromkeys(layouts)):
+        group = [number for number, other in enumerate(layouts) if other == layout]
         half = (len(group) + 1) // 2
         for target, source in zip(group, group[half:] + group[:half], strict=True):
             sources[target] = source

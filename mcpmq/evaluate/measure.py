@@ -17,7 +17,7 @@ from mcpmq.evaluate.inputs import EncodedInputs
 from mcpmq.evaluate.metrics import group_results
 from mcpmq.evaluate.schema import ComparedTokens, MachineMetrics, Measurement, SampleMetrics
 from mcpmq.evaluate.settings import Settings
-from mcpmq.families.family import Inputs
+from mcpmq.families.inputs import Inputs
 from mcpmq.formats import engine_of
 from mcpmq.formats.format import Engine
 from mcpmq.runners.launcher import ENGINES, NO_REFERENCES, RunResult, measure_sequential_peak, run_engine
@@ -105,7 +105,7 @@ def measure_original(checkpoint: Checkpoint, inputs: EncodedInputs, settings: Se
         EngineError: the engine failed.
         OutputError: the disk space is not sufficient for the log-probabilities.
     """
-    tokens = sum(len(sample.tokens) - sample.answer_start for sample in inputs.store)
+    tokens = sum(len(sample.measured) for sample in inputs.store)
     needed = logprobs_nbytes(tokens, checkpoint.architecture.language.vocab_size)
     cache_folder = settings.cache_folder
     if cache_folder is None or needed > cache.MAX_CACHE_NBYTES:
@@ -196,7 +196,7 @@ def sample_metrics(sample: Inputs, group: str, results: TokenResults) -> SampleM
         )
         for name, tokens in results.compared.items()
     }
-    answer = sample.tokens[sample.answer_start :].tolist()
+    answer = sample.answer_tokens.tolist()
     return SampleMetrics(
         id=sample.id,
         group=group,

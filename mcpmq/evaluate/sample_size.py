@@ -18,6 +18,7 @@ def calibration_warnings(samples: SampleSet) -> Iterator[str]:
             f"{name}: {len(samples)} samples, fewer than {MIN_CALIBRATION_SAMPLES}: the statistics of many columns come"
             " from few inputs, and errors on other inputs are larger"
         )
+    yield from _duplicate_warnings(name, samples)
     if images == len(samples):
         yield f"{name}: no sample without an image: the loss on text can be larger than with text samples"
     if not images:
@@ -26,6 +27,7 @@ def calibration_warnings(samples: SampleSet) -> Iterator[str]:
 
 def evaluation_warnings(samples: SampleSet) -> Iterator[str]:
     """Yield the reasons why the figures of an evaluation set are uncertain."""
+    yield from _duplicate_warnings(f"evaluation set `{samples.name}`", samples)
     images = sum(sample.image is not None for sample in samples)
     for count, kind in ((images, "with an image"), (len(samples) - images, "without an image")):
         if 0 < count < MIN_EVALUATION_SAMPLES:
@@ -33,6 +35,13 @@ def evaluation_warnings(samples: SampleSet) -> Iterator[str]:
                 f"evaluation set `{samples.name}`: {count} sample{'s' * (count != 1)} {kind}, fewer than"
                 f" {MIN_EVALUATION_SAMPLES}: the intervals of these figures are wide"
             )
+
+
+def _duplicate_warnings(name: str, samples: SampleSet) -> Iterator[str]:
+    if samples.duplicates:
+        repeated, first = samples.duplicates[0]
+        count = len(samples.duplicates)
+        yield f"{name}: {count} sample{'s' * (count != 1)} repeat another one, `{repeated}` that of `{first}`"
 
 
 def small_group_notes(counts: Mapping[str, int], labels: Mapping[str, str], klds: Mapping[str, Estimate]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -10,9 +9,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import Tokenizer
 
+from mcpmq.dataset import ImageSource, Sample, Turn
+from mcpmq.errors import DatasetError
+from mcpmq.families.answer_spans import answer_characters, token_spans
 from mcpmq.families.chat_template import ChatTemplate
-from mcpmq.families.family import Inputs
 from mcpmq.families.images import open_image
+from mcpmq.families.inputs import Inputs
 from mcpmq.families.messages import Message, template_messages
 from mcpmq.families.prompt_format import PromptFormat
 from mcpmq.families.tokenizer import check_special_tokens, check_tokens, token_ids
@@ -25,7 +27,11 @@ class PromptImages(Protocol):
 
     @property
     def slices(self) -> Sequence[NDArray[np.uint8]]:
-        """Pixels of the slices, RGB [height, width, 3]."""
+        """Pixels of the slices of all images, RGB [height, width, 3]."""
+
+    @property
+    def slices_per_image(self) -> Sequence[int]:
+        """Number of slices of each image."""
 
     def text(self, image: Image.Image) -> str:
         """Add an image, and return the text with its tokens."""
@@ -59,20 +65,27 @@ class ChatProcessor(Protocol):
             DatasetError: there are more images than the model accepts.
         """
 
-    def encode(self, sample_id: str, image: Path | None, prompt: str, answer: str) -> Inputs:
-        """Encode one sample; without an image the prompt has no image tags.
+    def encode(self, sample_id: str, image: ImageSource | None, prompt: str, answer: str) -> Inputs:
+        """Encode a prompt, after its image if any, and the answer to it; see `encode_turns`."""
+        return self.encode_turns(sample_id, Sample.from_prompt(sample_id, image, prompt, answer).turns)
+
+    def encode_turns(self, sample_id: str, turns: Sequence[Turn]) -> Inputs:
+        """Encode a conversation that ends with an answer; without an image it has no image tags.
+
+        The tokens are those of the prompt for the last answer, then those of this answer.
 
         Raises:
-            DatasetError: the image is not valid or not accepted, a text contains a special token, or the sample is too
+            DatasetError: an image is not valid or not accepted, a text contains a special token, or the sample is too
                 long.
-            CheckpointError: a token id is not below the vocabulary size, or the chat template drops image tokens.
+            CheckpointError: a token id is not below the vocabulary size, or the chat template drops image tokens or
+                answers.
         """
         label = f"sample `{sample_id}`"
-        images = self.prompt_images(label, int(image is not None))
-        check_special_tokens(label, self.special_tokens, prompt, answer)
-        content = (open_image(sample_id, image), prompt) if image else (prompt,)
-        answer += self.prompt_format.end_of_turn
-        return replace(self._encode(label, [Message("user", content)], answer, images), id=sample_id)
+        images = self.prompt_images(label, sum(len(turn.images) for turn in turns))
+        messages = [_message(sample_id, turn) for turn in turns]
+        self._check_texts(label, messages)
+        answer = messages[-1].texts[-1] + self.prompt_format.end_of_turn
+        return replace(self._encode(label, messages[:-1], answer, images), id=sample_id)
 
     def encode_chat(self, messages: Sequence[Message]) -> Inputs:
         """Encode the prompt for the next message of a chat.
@@ -83,12 +96,33 @@ class ChatProcessor(Protocol):
             CheckpointError: a token id is not below the vocabulary size, or the chat template drops image tokens.
         """
         images = self.prompt_images(CHAT, sum(len(one.images) for one in messages))
-        check_special_tokens(CHAT, self.special_tokens, *(text for one in messages for text in one.texts))
+        self._check_texts(CHAT, messages)
         return self._encode(CHAT, messages, "", images)
+
+    def _check_texts(self, label: str, messages: Sequence[Message]) -> None:
+        check_special_tokens(label, self.special_tokens, *(text for one in messages for text in one.texts))
+        if not self.prompt_format.has_system_prompt and any(one.role == "system" for one in messages):
+            raise DatasetError(f"{label} has a system prompt, but the model has none", "write it into the first prompt")
 
     def _encode(self, label: str, messages: Sequence[Message], answer: str, images: PromptImages) -> Inputs:
         rendered = template_messages(messages, images.text, self.prompt_format.content_separator)
-        question = token_ids(self.tokenizer, self.template.render(rendered))
-        tokens = np.array([*question, *token_ids(self.tokenizer, answer)], dtype=np.int64)
+        prompt = self.template.render(rendered)
+        encoding = self.tokenizer.encode(prompt, add_special_tokens=False)
+        tokens = np.array([*encoding.ids, *token_ids(self.tokenizer, answer)], dtype=np.int64)
         check_tokens(label, tokens, self.vocab_size, self.context_length)
-        return Inputs(label, tokens, len(question), tuple(images.slices), images.bounds(tokens))
+        spans = answer_characters(self.template, rendered, prompt, self.prompt_format.end_of_turn) if answer else ()
+        return Inputs(
+            label,
+            tokens,
+            len(encoding.ids),
+            tuple(images.slices),
+            images.bounds(tokens),
+            earlier_answers=np.array(token_spans(encoding, spans), np.int64).reshape(-1, 2),
+            slices_per_image=tuple(images.slices_per_image),
+        )
+
+
+def _message(sample_id: str, turn: Turn) -> Message:
+    return Message(
+        turn.role, tuple(one if isinstance(one, str) else open_image(sample_id, one) for one in turn.content)
+    )

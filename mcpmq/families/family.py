@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from mcpmq.dataset import ImageSource, Turn
+from mcpmq.families.inputs import Inputs
 from mcpmq.families.messages import Message
 from mcpmq.families.prompt_format import MINICPM_V_FORMAT, PromptFormat
 
@@ -194,32 +196,6 @@ class Architecture:
         return self.vision
 
 
-@dataclass(frozen=True, slots=True)
-class Inputs:
-    """Model inputs of one sample: the same tokens and pixels for all engines.
-
-    Attributes:
-        tokens: int64 [length], prompt and answer; the answer ends with the end-of-turn token.
-        answer_start: index of the first answer token.
-        slices: uint8 RGB [height, width, 3] each, with sides that are multiples of the patch size; one for a family
-            without slicing.
-        image_bounds: int64 [slices, 2], first and past-the-last token of each slice's image tokens.
-        image: uint8 RGB [height, width, 3], the image before slicing; only for engines with their own preprocessing.
-    """
-
-    id: str
-    tokens: NDArray[np.int64]
-    answer_start: int
-    slices: tuple[NDArray[np.uint8], ...]
-    image_bounds: NDArray[np.int64]
-    image: NDArray[np.uint8] | None = None
-
-    @property
-    def modality(self) -> Literal["image", "text"]:
-        """`image` if the sample has an image."""
-        return "image" if self.slices else "text"
-
-
 class Processor(Protocol):
     """Converts samples and chats to model inputs with the text files of a checkpoint."""
 
@@ -229,7 +205,11 @@ class Processor(Protocol):
     def special_tokens(self) -> Mapping[str, int]: ...
     @property
     def context_length(self) -> int: ...
-    def encode(self, sample_id: str, image: Path | None, prompt: str, answer: str) -> Inputs: ...
+    def encode(self, sample_id: str, image: ImageSource | None, prompt: str, answer: str) -> Inputs:
+        """Encode a prompt, after its image if any, and the answer to it."""
+
+    def encode_turns(self, sample_id: str, turns: Sequence[Turn]) -> Inputs:
+        """Encode a conversation that ends with an answer."""
 
     def encode_chat(self, messages: Sequence[Message]) -> Inputs:
         """Encode the prompt for the next message of a chat; `answer_start` is the number of its tokens."""

@@ -77,6 +77,7 @@ MINICPM_V_2_0 = Family(
     inputs_module="mcpmq.families.minicpmv_inputs",
     prompt_format=PromptFormat(
         "</s>",
+        has_system_prompt=False,
         slicing="configured",
         uses_image_id=False,
         image_tags_for_slices=True,

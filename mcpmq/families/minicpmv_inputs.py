@@ -1,8 +1,7 @@
 """Model inputs of MiniCPM-V: image slices, tokens, and the image token spans."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from typing import Any, Self
 
@@ -11,11 +10,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field, PositiveInt
 
-from mcpmq.errors import CheckpointError, DatasetError
+from mcpmq.errors import CheckpointError
 from mcpmq.families.chat_processor import ChatProcessor
 from mcpmq.families.chat_template import ChatTemplate
 from mcpmq.families.config_schema import ConfigSchema, validate_config
-from mcpmq.families.family import Inputs
+from mcpmq.families.inputs import Inputs
 from mcpmq.families.preprocessor import check_consistent
 from mcpmq.families.prompt_format import MINICPM_V_FORMAT, PromptFormat
 from mcpmq.families.slicing import SLICING_TYPES, Slicing, slice_image, target_sizes
@@ -54,13 +53,7 @@ class MiniCpmVProcessor(ChatProcessor):
         return cls(tokenizer, template, *limits, special, prompt_format, slicing, config.query_num)
 
     def prompt_images(self, label: str, count: int) -> "SlicedImages":
-        """Return the images of a new prompt.
-
-        Raises:
-            DatasetError: there are several images, and the model accepts one.
-        """
-        if count > 1 and self.prompt_format.slicing == "canvas":
-            raise DatasetError(f"{label} has {count} images; the model accepts one", "start a new chat")
+        """Return the images of a new prompt, of any number."""
         return SlicedImages(self)
 
     def model_inputs(self, inputs: Inputs) -> dict[str, NDArray[Any]]:
@@ -124,7 +117,7 @@ class SlicedImages:
     processor: MiniCpmVProcessor
     slices: list[NDArray[np.uint8]] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)  # image tokens of every slice
-    _numbers: Iterator[int] = field(default_factory=count)
+    slices_per_image: list[int] = field(default_factory=list)
 
     def text(self, image: Image.Image) -> str:
         """Cut an image into slices, and return the tags with its tokens."""
@@ -133,7 +126,8 @@ class SlicedImages:
         of_image = [slicing.num_tokens(part, self.processor.num_queries) for part in parts]
         self.slices.extend(parts)
         self.counts.extend(of_image)
-        return self.processor.image_text(grid, of_image, next(self._numbers))
+        self.slices_per_image.append(len(parts))
+        return self.processor.image_text(grid, of_image, number=len(self.slices_per_image) - 1)
 
     def bounds(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the begin and end of the tokens of every slice: int64 [slices, 2]."""

@@ -32,28 +32,43 @@ def canvas_position_ids(
     spans: Sequence[tuple[int, int]],
     grids: Sequence[tuple[int, int]],
     tag_ids: Collection[int],
+    slices_per_image: Sequence[int] = (),
 ) -> NDArray[np.int64]:
-    """Compute time, row and column of each token: int64 [3, length], with all slices on one canvas.
+    """Compute time, row and column of each token: int64 [3, length], with all slices of an image on one canvas.
 
     The slices are placed on the canvas in rows and columns, and the overview is stretched over it, so both have the
-    same positions for the same part of the image. `spans` has the first and the past-the-last token of the overview and
-    of the slices row by row, `grids` their rows and columns of tokens; `tag_ids` are the tokens around and between
-    slices. The text after the image starts after the canvas. Source: MiniCPM-V 4.7.
+    same positions for the same part of the image. `spans` has the first and the past-the-last token of each image's
+    overview and of its slices row by row, `grids` their rows and columns of tokens; `tag_ids` are the tokens around and
+    between slices. `slices_per_image` is empty for one image. The text after an image starts after its canvas. Source:
+    MiniCPM-V 4.7.
     """
-    if not spans:
-        return np.arange(len(tokens)).repeat(3).reshape(-1, 3).T
+    positions = np.empty((3, len(tokens)), np.int64)
+    done = after = first = 0
+    for count in slices_per_image or (len(spans),) * bool(spans):
+        of_image = slice(first, first + count)
+        start, end = spans[first][0] - 1, _image_end(tokens, spans[of_image][-1][1], tag_ids)
+        if start > done:  # else only tags are between two images, which have the position of the first one
+            positions[:, done:start] = after + np.arange(start - done)
+            after += start - done
+        positions[:, start:end] = after
+        side = _place_image(positions, after, spans[of_image], grids[of_image])
+        done, after, first = end, after + side + 1, first + count
+    positions[:, done:] = after + np.arange(len(tokens) - done)
+    return positions
+
+
+def _place_image(
+    positions: NDArray[np.int64], origin: int, spans: Sequence[tuple[int, int]], grids: Sequence[tuple[int, int]]
+) -> int:
+    """Add row and column to the tokens of an image, in place; return the longer side of its canvas."""
     ((begin, closing), *slices), (overview, *sizes) = spans, grids
     columns = _first_row_length(slices)
     canvas = (len(slices) // columns * sizes[0][0], columns * sizes[0][1]) if slices else overview
-    origin, end = begin - 1, _image_end(tokens, spans[-1][1], tag_ids)
-    positions = np.full((3, len(tokens)), origin, np.int64)
-    positions[:, :origin] = np.arange(origin)
-    positions[1:, origin] = max(origin - 1, 0)
+    positions[1:, begin - 1] = max(origin - 1, 0)
     positions[1:, begin:closing] += _stretch_grid(overview, canvas)
     positions[1:, closing] += np.array(canvas, np.int64)
     _add_slice_offsets(positions, slices, sizes, columns, canvas[1])
-    positions[:, end:] = origin + max(canvas) + 1 + np.arange(len(tokens) - end)
-    return positions
+    return max(canvas)
 
 
 def _first_row_length(slices: Sequence[tuple[int, int]]) -> int:

@@ -13,6 +13,7 @@ class PromptFormat:
     end_of_turn: str = "<|im_end|>"
     image_token: str = "<unk>"  # placeholder, one per image embedding
     content_separator: str = "\n"  # between images and texts of a message
+    has_system_prompt: bool = True
     # Slicing algorithm: number of tokens per slice, their position ids, and the file with the slicing settings.
     slicing: Literal["queries", "configured", "merged", "canvas"] = "queries"
     uses_image_id: bool = True  # `<image_id>0</image_id>` precedes an image

@@ -16,7 +16,7 @@ from mcpmq.families import family_of
 from mcpmq.families.chat_processor import ChatProcessor
 from mcpmq.families.chat_template import ChatTemplate
 from mcpmq.families.config_schema import ConfigSchema, validate_config
-from mcpmq.families.family import Inputs
+from mcpmq.families.inputs import Inputs
 from mcpmq.families.position_ids import mrope_position_ids
 from mcpmq.families.preprocessor import ChannelMeans, ChannelStds, PreprocessorConfig, check_consistent
 from mcpmq.families.prompt_format import PromptFormat
@@ -169,6 +169,11 @@ class ResizedImages:
 
     processor: QwenVlProcessor
     slices: list[ImagePixels] = field(default_factory=list)
+
+    @property
+    def slices_per_image(self) -> list[int]:
+        """One slice for each image."""
+        return [1] * len(self.slices)
 
     def text(self, image: Image.Image) -> str:
         """Resize an image, and return the tags with its tokens."""

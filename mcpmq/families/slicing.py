@@ -11,7 +11,7 @@ from PIL import Image
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from mcpmq.families.config_schema import ConfigSchema, validate_config
-from mcpmq.families.family import Inputs
+from mcpmq.families.inputs import Inputs
 from mcpmq.families.position_ids import canvas_position_ids
 from mcpmq.families.preprocessor import (
     BICUBIC,
@@ -173,7 +173,8 @@ class CanvasSlicing(MergedSlicing):
     def position_ids(self, inputs: Inputs) -> NDArray[np.int64]:
         """Compute time, row and column of each token: int64 [3, length]."""
         grids = [(part.shape[0] // self.size_factor, part.shape[1] // self.size_factor) for part in inputs.slices]
-        return canvas_position_ids(inputs.tokens, inputs.image_bounds.tolist(), grids, self.tag_ids)
+        bounds = inputs.image_bounds.tolist()
+        return canvas_position_ids(inputs.tokens, bounds, grids, self.tag_ids, inputs.slices_per_image)
 
 
 SLICING_TYPES: Mapping[str, type[Slicing]] = {

@@ -14,7 +14,7 @@ from mcpmq.errors import DatasetError
 from mcpmq.families.chat_processor import CHAT, ChatProcessor
 from mcpmq.families.chat_template import ChatTemplate
 from mcpmq.families.config_schema import ConfigSchema, validate_config
-from mcpmq.families.family import Inputs
+from mcpmq.families.inputs import Inputs
 from mcpmq.families.prompt_format import PromptFormat
 from mcpmq.families.tokenizer import open_tokenizer
 from mcpmq.system.json_file import read_json
@@ -41,6 +41,7 @@ class NoImages:
     """The images of a prompt for a text-only model: none."""
 
     slices: Sequence[NDArray[np.uint8]] = ()
+    slices_per_image: Sequence[int] = ()
 
     def text(self, image: Image.Image) -> NoReturn:
         """Raise an error: the number of images is checked before."""

@@ -25,6 +25,17 @@ UNNAMED_CONTROL_TOKENS = ("<s>", "</s>", "<unk>", "<pad>")  # conventional texts
 LARGE_ID = re.compile(r'"(?!max_length|stride)[^"\\]*"\s*:\s*\d{9,}')
 
 
+class SampleTooLongError(DatasetError):
+    """A sample or chat has more tokens than the context length."""
+
+    def __init__(self, label: str, num_tokens: int, context_length: int) -> None:
+        self.num_tokens = num_tokens
+        super().__init__(
+            f"{label} has {num_tokens} tokens, more than the context length of {context_length}",
+            "shorten the text, or give fewer or smaller images",
+        )
+
+
 def open_tokenizer(
     checkpoint: Path, required_tokens: tuple[str, ...], vocab_size: int
 ) -> tuple[Tokenizer, dict[str, int]]:
@@ -131,7 +142,7 @@ def check_tokens(label: str, tokens: NDArray[np.int64], vocab_size: int, context
 
     Raises:
         CheckpointError: a token id is not below `vocab_size`.
-        DatasetError: there are more tokens than `context_length`.
+        SampleTooLongError: there are more tokens than `context_length`.
     """
     if tokens.max() >= vocab_size:
         raise CheckpointError(
@@ -139,7 +150,4 @@ def check_tokens(label: str, tokens: NDArray[np.int64], vocab_size: int, context
             "tokenizer.json and config.json belong to different models",
         )
     if len(tokens) > context_length:
-        raise DatasetError(
-            f"{label} has {len(tokens)} tokens, more than the context length of {context_length}",
-            "shorten the text, or give fewer or smaller images",
-        )
+        raise SampleTooLongError(label, len(tokens), context_length)

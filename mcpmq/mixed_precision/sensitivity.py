@@ -10,7 +10,8 @@ from mcpmq.calibrate.forward import encode_samples
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import Sample
 from mcpmq.execution.torch_model import StoredWeight
-from mcpmq.families.family import Inputs, TensorSpec
+from mcpmq.families.family import TensorSpec
+from mcpmq.families.inputs import Inputs
 from mcpmq.mixed_precision.layer_error import PROBE_SCHEME
 from mcpmq.rounding import ROUNDING_FUNCTIONS
 from mcpmq.runners.token_metrics import TokenMetrics

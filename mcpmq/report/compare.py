@@ -96,7 +96,7 @@ def compare(
         baselines = _measure_engine_baselines(engine_baselines, inputs, settings, references, begin_stage)
         measured = _measure_artifacts(artifacts, baselines, inputs, settings, references, begin_stage)
         begin_stage()
-        answers = {one.id: one.tokens[one.answer_start :].tolist() for one in inputs.store}
+        answers = {one.id: one.answer_tokens.tolist() for one in inputs.store}
         greedy = generate_worst_answers(checkpoint, original.measurement, measured, inputs, settings)
     on_calibration = _calibration_divergences(checkpoint, artifacts, calibration, settings) if calibration else {}
     by_kind = {kind: baseline.measurement for kind, baseline in baselines.items()}

@@ -30,7 +30,12 @@ COMPONENT_GROUPS = {
     "language model": ("language", "embedding", "head"),
 }
 OTHER_FILES = "other files"
-GROUP_LABELS = {"image": "images", NONSQUARE: "engine-resized images", "text": "text"}
+GROUP_LABELS = {
+    "image": "images",
+    NONSQUARE: "engine-resized images",
+    "images": "several images",
+    "text": "text",
+}
 INTERVAL_NOTE = "±: half of the 95 % interval; 10,000 bootstrap resamples of the samples, differences paired by token"
 SUMMARY_ROWS = ("total size, MB", "  bits per weight", "peak RSS, MB", "  decode *, tok/s")
 DETAIL_ROWS = ("  exact match, %",)

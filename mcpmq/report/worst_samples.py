@@ -8,6 +8,7 @@ from io import BytesIO
 from math import prod
 from pathlib import Path
 
+from PIL import Image
 from tokenizers import Tokenizer
 
 from mcpmq.artifact import Artifact
@@ -15,8 +16,8 @@ from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import Sample, SampleSet
 from mcpmq.evaluate import EncodedInputs, Measurement, Settings
 from mcpmq.evaluate.schema import SampleMetrics
-from mcpmq.families.family import Inputs
 from mcpmq.families.images import open_image
+from mcpmq.families.inputs import Inputs
 from mcpmq.families.tokenizer import read_tokenizer
 from mcpmq.formats import engine_of
 from mcpmq.formats.format import Engine
@@ -26,7 +27,7 @@ from mcpmq.runners.inputs_store import InputsStore
 from mcpmq.runners.launcher import generate_answers
 from mcpmq.system.temporary_folder import temporary_folder
 
-MAX_SAMPLES, THUMBNAIL_PIXELS, JPEG_QUALITY = 6, 192, 80
+MAX_SAMPLES, MAX_THUMBNAILS, THUMBNAIL_PIXELS, JPEG_QUALITY = 6, 4, 192, 80
 ELLIPSIS = " …"
 # Share of the evaluation tokens that may be spent on generated answers: more would be a large part of the measurement.
 MAX_TOKEN_SHARE = 0.05
@@ -142,11 +143,15 @@ def _decode(tokenizer: Tokenizer, tokens: Sequence[int]) -> tuple[str, ...]:
 
 
 def _thumbnail(sample: Sample) -> str | None:
-    """Return a small copy of the image of a sample as a data URI."""
-    if sample.image is None:
+    """Return small copies of the first images of a sample, side by side, as a data URI."""
+    images = [open_image(sample.id, image) for image in sample.images[:MAX_THUMBNAILS]]
+    if not images:
         return None
-    thumbnail = open_image(sample.id, sample.image)
-    thumbnail.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+    for image in images:
+        image.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
+    thumbnail = Image.new("RGB", (sum(one.width for one in images), max(one.height for one in images)), "white")
+    for number, image in enumerate(images):
+        thumbnail.paste(image, (sum(one.width for one in images[:number]), 0))
     stream = BytesIO()
     thumbnail.save(stream, "JPEG", quality=JPEG_QUALITY)
     return "data:image/jpeg;base64," + b64encode(stream.getvalue()).decode()

@@ -5,7 +5,7 @@ from contextlib import closing
 from dataclasses import replace
 from typing import TypeAlias
 
-from mcpmq.families.family import Inputs
+from mcpmq.families.inputs import Inputs
 from mcpmq.runners.runner import Logits
 
 # Yields the logits after the prompt, then those after every token that is sent.

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mcpmq.artifact import Artifact
 from mcpmq.errors import ArtifactError, EngineError
 from mcpmq.families import family_named
-from mcpmq.families.family import Inputs
+from mcpmq.families.inputs import Inputs
 from mcpmq.families.position_ids import mrope_position_ids
 from mcpmq.runners.generation import Predictions, without_answer
 from mcpmq.runners.llamacpp import Chunk, llamacpp
@@ -21,6 +21,8 @@ from mcpmq.runners.runner import Logits, Metric, PhaseTimings, Result, SliceEmbe
 
 MAX_SLICES = 10  # of an image that llama.cpp slices: the overview and nine parts
 MARKER_TOKENS_PER_SLICE = 3  # start, end, line feed
+_Span = tuple[int, int]  # first and past-the-last token
+_MaskedChunk = tuple[Chunk, Grid | None, NDArray[np.bool_]]  # the mask is True for tokens whose logits are needed
 
 
 class GgufRunner:
@@ -85,7 +87,7 @@ class GgufRunner:
         context = self._context(_max_tokens(sample))
         prompt = replace(sample, tokens=sample.tokens[: sample.answer_start])
         answer = sample.tokens[sample.answer_start :].astype(np.int32)
-        encode_seconds, (chunks, grids) = _timed(lambda: tuple(zip(*self._chunks(prompt), strict=True)))
+        encode_seconds, (chunks, grids, _) = _timed(lambda: tuple(zip(*self._chunks(prompt), strict=True)))
         tokens = np.split(answer, len(answer))
         starts = np.cumsum([0, *map(len, chunks), *map(len, tokens)]).tolist()
         positions = self._positions(starts, (*grids, *(None for _ in tokens)))
@@ -99,7 +101,7 @@ class GgufRunner:
         prompt = without_answer(sample)
         context = self._context(_max_tokens(prompt) + max_tokens)
         try:
-            chunks, grids = zip(*self._chunks(prompt), strict=True)
+            chunks, grids, _ = zip(*self._chunks(prompt), strict=True)
             starts = np.cumsum([0, *map(len, chunks)]).tolist()
             positions = self._positions(starts, grids)
             logits = _decode_chunks(context, chunks, positions)
@@ -128,14 +130,11 @@ class GgufRunner:
         return self._vision.encode_slice(pixels)[0]
 
     def _logits(self, sample: Inputs, context: Context) -> Iterator[Logits]:
-        chunks, grids = zip(*self._chunks(sample), strict=True)
-        logits_mask = np.zeros(sum(map(len, chunks)), np.bool_)
-        logits_mask[sample.answer_start - len(sample.tokens) - 1 : -1] = True  # each predicts the next token
+        chunks, grids, masks = zip(*self._chunks(sample), strict=True)
         starts = np.cumsum([0, *map(len, chunks)]).tolist()
         positions = self._positions(starts, grids)
-        for start, chunk in zip(starts, chunks, strict=False):
-            span = slice(start, start + len(chunk))
-            yield from context.decode(chunk, positions[:, span], logits_mask[span])
+        for start, chunk, mask in zip(starts, chunks, masks, strict=False):
+            yield from context.decode(chunk, positions[:, start : start + len(chunk)], mask)
 
     def _positions(self, starts: Sequence[int], grids: Sequence[Grid | None]) -> NDArray[np.int64]:
         """Return the position ids of all chunks: [1, length], or [4, length] for M-RoPE (time, row, column, unused)."""
@@ -148,25 +147,31 @@ class GgufRunner:
             positions = mrope_position_ids(starts[-1], spans, filter(None, grids))
         return np.concatenate([positions, np.zeros_like(positions[:1])])
 
-    def _chunks(self, sample: Inputs) -> Iterator[tuple[Chunk, Grid | None]]:
-        """Yield the text and image chunks of a sample in order, with the grid of image chunks."""
+    def _chunks(self, sample: Inputs) -> Iterator[_MaskedChunk]:
+        """Yield the text and image chunks of a sample in order, with the grid of image chunks and the logits mask."""
         tokens, done = sample.tokens.astype(np.int32), 0
-        if sample.image is not None:
-            yield from self._engine_chunks(sample, tokens)
-            return
-        for pixels, (start, end) in zip(sample.slices, sample.image_bounds.tolist(), strict=True):
-            yield tokens[done:start], None
-            yield self._encode(sample, pixels, end - start)
+        mask = np.zeros(len(tokens), np.bool_)
+        mask[sample.measured - 1] = True  # each predicts the next token
+        encoded = self._engine_images(sample) if sample.images else self._encoded_slices(sample)
+        for (start, end), chunks in encoded:
+            yield tokens[done:start], None, mask[done:start]
+            for chunk, grid in chunks:
+                yield chunk, grid, np.zeros(len(chunk), np.bool_)
             done = end
-        yield tokens[done:], None
+        yield tokens[done:], None, mask[done:]
 
-    def _engine_chunks(self, sample: Inputs, tokens: NDArray[np.int32]) -> Iterator[tuple[Chunk, Grid | None]]:
-        """Yield the chunks of a sample whose image llama.cpp slices and resizes; it adds the image's marker tokens."""
-        assert sample.image is not None
+    def _encoded_slices(self, sample: Inputs) -> Iterator[tuple[_Span, list[tuple[Chunk, Grid | None]]]]:
+        """Yield the tokens that each slice replaces, and its embeddings."""
+        for pixels, (start, end) in zip(sample.slices, sample.image_bounds.tolist(), strict=True):
+            yield (start, end), [self._encode(sample, pixels, end - start)]
+
+    def _engine_images(self, sample: Inputs) -> Iterator[tuple[_Span, list[tuple[Chunk, Grid | None]]]]:
+        """Yield the tokens of each image that llama.cpp slices and resizes, and the chunks with its marker tokens."""
         assert isinstance(self._vision, VisionEncoder)
-        yield tokens[: sample.image_bounds[0, 0] - 1], None
-        yield from self._vision.encode_image(sample.image)
-        yield tokens[sample.image_bounds[-1, 1] + 1 :], None
+        last = np.cumsum(sample.slices_per_image) - 1
+        for image, first, end in zip(sample.images, last - sample.slices_per_image + 1, last, strict=True):
+            span = int(sample.image_bounds[first, 0]) - 1, int(sample.image_bounds[end, 1]) + 1
+            yield span, self._vision.encode_image(image)
 
     def _encode(self, sample: Inputs, pixels: NDArray[np.uint8], num_tokens: int) -> tuple[Chunk, Grid]:
         embeddings, size = self._vision.encode_slice(pixels)
@@ -204,11 +209,11 @@ def _decode_chunks(context: Context, chunks: Sequence[Chunk], positions: NDArray
 
 
 def _max_tokens(sample: Inputs) -> int:
-    """Return the length of a sample, with space for more slices than ours if llama.cpp slices the image."""
-    if sample.image is None:
+    """Return the length of a sample, with space for more slices than ours if llama.cpp slices the images."""
+    if not sample.images:
         return len(sample.tokens)
-    tokens_per_slice = int(np.diff(sample.image_bounds[0])[0])
-    return len(sample.tokens) + MAX_SLICES * (tokens_per_slice + MARKER_TOKENS_PER_SLICE)
+    tokens_per_slice = int(np.diff(sample.image_bounds).max())
+    return len(sample.tokens) + len(sample.images) * MAX_SLICES * (tokens_per_slice + MARKER_TOKENS_PER_SLICE)
 
 
 def open_runner(path: Path, threads: int, *, f32_attention: bool = False) -> GgufRunner:

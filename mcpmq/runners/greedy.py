@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from mcpmq.families.family import Inputs
+from mcpmq.families.inputs import Inputs
 from mcpmq.runners.runner import Logits, Runner
 
 MAX_TOKENS, MAX_PASSES = 64, 32
@@ -41,7 +41,12 @@ class _Decoding:
         """Return the sample with the draft as its answer, after the accepted tokens."""
         start = self.sample.answer_start
         tokens = [*self.sample.tokens[:start].tolist(), *self.accepted, *self.draft]
-        return replace(self.sample, tokens=np.array(tokens, np.int64), answer_start=start + len(self.accepted))
+        return replace(
+            self.sample,
+            tokens=np.array(tokens, np.int64),
+            answer_start=start + len(self.accepted),
+            earlier_answers=self.sample.earlier_answers[:0],
+        )
 
     def accept(self, predicted: Sequence[int]) -> None:
         """Accept predictions up to the first difference from the draft; the others are the next draft."""
@@ -59,7 +64,7 @@ class _Decoding:
 
 
 def greedy_answers(runner: Runner, samples: Sequence[Inputs], budget: int = MIN_BUDGET) -> list[GreedyAnswer]:
-    """Return the greedy answer to the prompt of every sample; no pass begins after `budget` tokens."""
+    """Return the greedy last answer to the prompt of every sample; no pass begins after `budget` tokens."""
     states = [
         _Decoding(one, one.tokens[one.answer_start :][:MAX_TOKENS].tolist(), int(one.tokens[-1])) for one in samples
     ]

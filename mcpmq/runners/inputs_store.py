@@ -8,9 +8,9 @@ from typing import Any, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from mcpmq.families.family import Inputs
+from mcpmq.families.inputs import Inputs
 
-UNCUT_IMAGE = "whole"  # array name of the image before slicing
+UNCUT_IMAGE = "whole"  # first part of the array names of images before slicing
 
 
 class InputsStore(Sequence[Inputs]):
@@ -23,10 +23,11 @@ class InputsStore(Sequence[Inputs]):
     def append(self, sample: Inputs) -> None:
         """Write a sample: text (id, tokens, bounds) and pixels in separate files, without pickle."""
         text_file, pixel_file = self._files(self._count)
-        arrays: dict[str, Any] = {f"{index:03}": pixels for index, pixels in enumerate(sample.slices)}
-        if sample.image is not None:
-            arrays[UNCUT_IMAGE] = sample.image
-        np.savez(text_file, id=sample.id, tokens=sample.tokens, start=sample.answer_start, bounds=sample.image_bounds)
+        arrays: dict[str, Any] = {f"{index:06}": pixels for index, pixels in enumerate(sample.slices)}
+        arrays |= {f"{UNCUT_IMAGE}{index:06}": image for index, image in enumerate(sample.images)}
+        texts: dict[str, Any] = {"tokens": sample.tokens, "start": sample.answer_start, "bounds": sample.image_bounds}
+        texts |= {"earlier": sample.earlier_answers, "per_image": np.array(sample.slices_per_image, np.int64)}
+        np.savez(text_file, id=sample.id, **texts)
         np.savez(pixel_file, **arrays)
         self._count += 1
 
@@ -42,10 +43,11 @@ class InputsStore(Sequence[Inputs]):
         """The hash of all tokens and pixels, in order."""
         digest = hashlib.sha256()
         for sample in self:
-            image = () if sample.image is None else (sample.image,)
-            arrays: tuple[NDArray[Any], ...] = (sample.tokens, sample.image_bounds, *sample.slices, *image)
+            texts = (sample.tokens, sample.image_bounds, sample.earlier_answers)
+            arrays: tuple[NDArray[Any], ...] = (*texts, *sample.slices, *sample.images)
             for array in arrays:
-                digest.update(f"{sample.id} {sample.answer_start} {array.shape}".encode())
+                place = f"{sample.id} {sample.answer_start} {sample.slices_per_image} {array.shape}"
+                digest.update(place.encode())
                 digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
 
@@ -70,6 +72,15 @@ class InputsStore(Sequence[Inputs]):
     def _read(self, number: int) -> Inputs:
         text_file, pixel_file = self._files(number)
         with np.load(text_file, allow_pickle=False) as text, np.load(pixel_file, allow_pickle=False) as pixels:
-            slices = tuple(pixels[name] for name in sorted(pixels.files) if name != UNCUT_IMAGE)
-            image = pixels[UNCUT_IMAGE] if UNCUT_IMAGE in pixels.files else None
-            return Inputs(str(text["id"]), text["tokens"], int(text["start"]), slices, text["bounds"], image)
+            slices = tuple(pixels[name] for name in sorted(pixels.files) if not name.startswith(UNCUT_IMAGE))
+            images = tuple(pixels[name] for name in sorted(pixels.files) if name.startswith(UNCUT_IMAGE))
+            return Inputs(
+                str(text["id"]),
+                text["tokens"],
+                int(text["start"]),
+                slices,
+                text["bounds"],
+                images,
+                text["earlier"],
+                tuple(text["per_image"].tolist()),
+            )

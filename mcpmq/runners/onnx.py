@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from mcpmq.artifact import Artifact
 from mcpmq.errors import ArtifactError, EngineError, MissingExtra
 from mcpmq.families import family_named
-from mcpmq.families.family import Family, Inputs, VisionInputs
+from mcpmq.families.family import Family, VisionInputs
+from mcpmq.families.inputs import Inputs
 from mcpmq.families.slicing import resize_slice
 from mcpmq.runners.generation import Choose, Predictions, generate, greedy
 from mcpmq.runners.runner import Logits, Metric, PhaseTimings, Result, SliceEmbeddings, phase_timings
@@ -46,16 +47,20 @@ class OnnxRunner:
             yield metric(sample, self._logits(sample))
 
     def _logits(self, sample: Inputs) -> Iterator[Logits]:
-        answer, length = len(sample.tokens) - sample.answer_start, len(sample.tokens) - 1
-        embeddings, positions = self.embed(sample, length), self.vision_inputs.position_ids(sample)[..., :length]
-        logits, cache = self.decode(embeddings, self.empty_cache(), answer, positions)
-        if not np.isfinite(logits).all():
-            source = _first_non_finite(embeddings, cache)
-            raise EngineError(
-                f"sample `{sample.id}`: first non-finite values in the output of {source}",
-                "its weights or activations overflow in this engine",
-            )
-        yield from logits
+        length = len(sample.tokens) - 1
+        embeddings, positions = self.embed(sample, length), self.vision_inputs.position_ids(sample)
+        cache, done = self.empty_cache(), 0
+        for start, end in sample.answer_spans:  # the logits of one answer at a time are in memory
+            part = slice(done, end - 1)
+            logits, cache = self.decode(embeddings[part], cache, end - start, positions[..., part])
+            if not np.isfinite(logits).all():
+                source = _first_non_finite(embeddings[: end - 1], cache)
+                raise EngineError(
+                    f"sample `{sample.id}`: first non-finite values in the output of {source}",
+                    "its weights or activations overflow in this engine",
+                )
+            yield from logits
+            done = end - 1
 
     def time_phases(self, sample: Inputs) -> PhaseTimings:
         """Time image encoding, prefill, and token-by-token decode of the answer."""

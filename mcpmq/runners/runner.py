@@ -8,7 +8,7 @@ from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from mcpmq.families.family import Inputs
+from mcpmq.families.inputs import Inputs
 
 Result = TypeVar("Result")
 SliceEmbeddings: TypeAlias = list[NDArray[np.float32]]  # one [tokens, hidden_size] array per slice, in order
@@ -26,7 +26,7 @@ class Runner(Protocol):
     def run(self, samples: Sequence[Inputs], metric: Metric[Result]) -> Iterator[Result]:
         """Yield `metric(sample, logits)` for each sample, in order.
 
-        `logits` yields one row per token of `tokens[answer_start:]`, each row the prediction of that token. The rows
+        `logits` yields one row per token of `answer_tokens`, each row the prediction of that token. The rows
         are streamed, so only the rows that the engine itself holds are in memory.
         """
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mcpmq.errors import EngineError
-from mcpmq.families.family import Inputs
+from mcpmq.families.inputs import Inputs
 from mcpmq.runners.logprobs import LogprobFile, log_softmax
 from mcpmq.runners.runner import Logits
 
@@ -36,7 +36,7 @@ class TokenMetrics:
 
     def __init__(self, samples: Sequence[Inputs], save_logprobs: Path | None, references: Mapping[str, Path]) -> None:
         """Save log-probabilities to `save_logprobs`; compare with the files of `references`, by model name."""
-        lengths = [len(sample.tokens) - sample.answer_start for sample in samples]
+        lengths = [len(sample.measured) for sample in samples]
         starts = np.cumsum([0, *lengths]).tolist()
         self._first_rows = {sample.id: start for sample, start in zip(samples, starts, strict=False)}
         self._num_rows, self._save_logprobs, self._references = sum(lengths), save_logprobs, references
@@ -50,7 +50,7 @@ class TokenMetrics:
         Raises:
             EngineError: a loss is not finite, rows are missing, or the vocabulary differs from that of a reference.
         """
-        answer = sample.tokens[sample.answer_start :].tolist()
+        answer = sample.answer_tokens.tolist()
         results = TokenResults([], [], {name: TokenComparison([], []) for name in self._references})
         for index, (logits, token) in enumerate(zip(rows, answer, strict=False)):
             start = time.perf_counter()

@@ -20,7 +20,8 @@ from mcpmq.errors import EngineError
 from mcpmq.execution.layerwise import run_layerwise
 from mcpmq.execution.torch_model import StoredWeight, TorchModel, build_model, to_float
 from mcpmq.families import family_named
-from mcpmq.families.family import Family, Inputs, TensorSpec
+from mcpmq.families.family import Family, TensorSpec
+from mcpmq.families.inputs import Inputs
 from mcpmq.grids.activation import ActivationGrid
 from mcpmq.plan import block_name
 from mcpmq.quantized_model import QuantizedModel
@@ -81,7 +82,7 @@ class TorchRunner:
 
     def _logits(self, sample: Inputs) -> Iterator[Logits]:
         tensors = {name: torch.from_numpy(value) for name, value in self.arguments(sample).items()}
-        positions = torch.arange(sample.answer_start - 1, len(sample.tokens) - 1)  # each predicts the next token
+        positions = torch.from_numpy(sample.measured - 1)  # each predicts the next token
         logits = self.model.module(**tensors, logits_to_keep=positions, use_cache=False).logits[0]
         assert len(logits) == len(positions), "the module must return the requested logits only"
         yield from logits.float().numpy()

@@ -13,7 +13,8 @@ from torch import nn
 
 from mcpmq.execution.torch_model import build_module
 from mcpmq.families import family_named
-from mcpmq.families.family import Family, Inputs
+from mcpmq.families.family import Family
+from mcpmq.families.inputs import Inputs
 from mcpmq.formats.hf.reader import HuggingFaceArtifact
 from mcpmq.runners.generation import Predictions, without_answer
 from mcpmq.runners.runner import Metric, Result
@@ -35,7 +36,7 @@ class TransformersRunner:
         """Yield `metric(sample, logits)` for each sample, in order."""
         for sample in samples:
             tensors = {name: torch.from_numpy(value) for name, value in self.arguments(sample).items()}
-            positions = torch.arange(sample.answer_start - 1, len(sample.tokens) - 1)  # each predicts the next token
+            positions = torch.from_numpy(sample.measured - 1)  # each predicts the next token
             with torch.inference_mode():
                 logits = self.model(**tensors, logits_to_keep=positions, use_cache=False).logits[0]
             yield metric(sample, logits.float().numpy())

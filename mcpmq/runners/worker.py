@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from mcpmq.errors import McpmqError
-from mcpmq.families.family import Inputs
+from mcpmq.families.inputs import Inputs
 from mcpmq.runners.inputs_store import InputsStore
 from mcpmq.runners.runner import Logits, OpenRunner, SequentialEngine, SupportsPhases
 from mcpmq.runners.token_metrics import TokenMetrics

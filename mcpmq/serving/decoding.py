@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mcpmq.errors import DatasetError
-from mcpmq.families.family import Family, Inputs, Processor
+from mcpmq.families.family import Family, Processor
+from mcpmq.families.inputs import Inputs
 from mcpmq.families.special_tokens import end_token_ids, named_special_tokens, read_tokenizer_config
 from mcpmq.runners.generation import Predictions, generate
 from mcpmq.runners.runner import Logits

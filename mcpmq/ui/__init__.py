@@ -9,6 +9,7 @@ from mcpmq.ui.inspect import (
     print_recipe,
     print_recipes,
     print_sample_set,
+    print_set,
 )
 from mcpmq.ui.next_steps import (
     print_conversion_steps,
@@ -59,6 +60,7 @@ __all__ = [
     "print_run_command",
     "print_sample_set",
     "print_search_steps",
+    "print_set",
     "print_table",
     "print_verdicts",
     "print_written_files",

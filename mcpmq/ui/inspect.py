@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 from mcpmq.system.escaping import escape_controls
 from mcpmq.system.table import Row, Table, format_megabytes
 from mcpmq.ui.reports import print_report
-from mcpmq.ui.terminal import print_json, print_notice, print_properties, print_table
+from mcpmq.ui.terminal import (
+    print_json,
+    print_notice,
+    print_properties,
+    print_table,
+    progress_bars,
+    properties_table,
+)
 
 if TYPE_CHECKING:  # --help and errors import no library
     from mcpmq.artifact import Artifact, Manifest
@@ -43,13 +50,36 @@ def print_checkpoint(checkpoint: "Checkpoint", *, as_json: bool = False) -> None
 
 
 def print_sample_set(samples: "SampleSet", *, as_json: bool = False) -> None:
-    """Print the number of samples, images and tags of a set."""
-    properties = {
-        "samples": len(samples),
-        "with_image": sum(sample.image is not None for sample in samples),
-        "tags": dict(Counter(tag for sample in samples for tag in sample.tags)),
-        "sha256": samples.sha256,
-    }
+    """Print the number of samples, images and tags of a set, and lengths and sizes."""
+    from mcpmq.dataset.statistics import set_statistics
+
+    print_properties("set", str(samples.path), set_statistics(samples), as_json=as_json)
+
+
+def print_set(
+    samples: "SampleSet", checkpoint: "Checkpoint | None", html: Path | None, *, as_json: bool = False
+) -> None:
+    """Print a sample set, with its numbers of tokens for a checkpoint, and write a page with all images.
+
+    Raises:
+        CheckpointError: text files of the checkpoint are missing or invalid.
+        OutputError: the page cannot be written.
+    """
+    from mcpmq.dataset.statistics import set_statistics
+    from mcpmq.families.encoding import token_statistics
+    from mcpmq.system.durable_file import write_durably
+    from mcpmq.system.output import check_file, output_errors
+    from mcpmq.ui.contact_sheet import PAGE_BEGINNING, render_contact_sheet
+
+    if html:
+        check_file(html, {samples.path: "sample set"}, PAGE_BEGINNING)
+    properties = set_statistics(samples)
+    if checkpoint:
+        processor = checkpoint.family.open_processor(checkpoint.path)
+        properties |= token_statistics(processor, samples.samples, progress_bars())
+    if html:
+        with output_errors(html):
+            write_durably(html, render_contact_sheet(samples, properties_table("set", str(samples.path), properties)))
     print_properties("set", str(samples.path), properties, as_json=as_json)
 
 
@@ -98,8 +128,8 @@ def inspect_path(path: Path, *, as_json: bool = False, all_rows: bool = False) -
         print_report(Report.load(path), as_json=as_json, all_rows=all_rows)
     elif (path / artifact.MANIFEST).is_file():
         print_artifact(artifact.Artifact.open(path), as_json=as_json)
-    elif (path / dataset.MANIFEST).is_file():
-        print_sample_set(dataset.SampleSet.open(path), as_json=as_json)
+    elif dataset.has_records(path):
+        print_sample_set(dataset.SampleSet.open(path, dataset.ReadOptions(skip_invalid=True)), as_json=as_json)
     else:
         print_checkpoint(Checkpoint.open(path), as_json=as_json)
 

@@ -98,13 +98,21 @@ def print_json(data: Any) -> None:
 
 def print_properties(kind: str, path: str, properties: dict[str, Any], *, as_json: bool) -> None:
     """Print names and values as a table of two columns, or as JSON."""
+    data = {"kind": kind, "path": path, **properties}
+    print_table(properties_table(kind, path, properties), data, as_json=as_json)
+
+
+def properties_table(kind: str, path: str, properties: dict[str, Any]) -> Table:
+    """Return names and values as a table of two columns."""
     rows = [(name.replace("_", " "), [_format_value(name, value)]) for name, value in properties.items()]
-    print_table(Table(f"{kind} {path}", [""], rows), {"kind": kind, "path": path, **properties}, as_json=as_json)
+    return Table(f"{kind} {path}", [""], rows)
 
 
 def _format_value(name: str, value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_format_value(name, part)}" for key, part in value.items())
+    if isinstance(value, list):
+        return "; ".join(str(part) for part in value)
     if isinstance(value, int) and "bytes" in name:
         return format_megabytes(value)
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -23,7 +23,7 @@ from mcpmq.errors import DatasetError
 from mcpmq.execution import torch_model
 from mcpmq.execution.device import CPU
 from mcpmq.execution.layerwise import Replay
-from mcpmq.families.family import Inputs
+from mcpmq.families.inputs import Inputs
 from mcpmq.recipe import TokenWeights
 from mcpmq.rounding.stats import MODALITIES, TEXT, VISION
 from mcpmq.system.progress import Item, silent

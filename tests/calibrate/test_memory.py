@@ -16,7 +16,8 @@ from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import SampleSet
 from mcpmq.errors import DatasetError
 from mcpmq.families import family_of
-from mcpmq.families.family import Inputs, TensorSpec
+from mcpmq.families.family import TensorSpec
+from mcpmq.families.inputs import Inputs
 from mcpmq.system.progress import silent
 
 

@@ -20,7 +20,8 @@ from mcpmq.dataset import SampleSet
 from mcpmq.errors import CheckpointError, DatasetError
 from mcpmq.execution import chunked_matmul, torch_model
 from mcpmq.execution.chunked_matmul import torch_threads
-from mcpmq.families.family import Inputs, TensorSpec
+from mcpmq.families.family import TensorSpec
+from mcpmq.families.inputs import Inputs
 from mcpmq.families.minicpmv_inputs import MiniCpmVProcessor
 from mcpmq.families.modeling_minicpmv import sincos_2d
 from mcpmq.plan import Plan, make_plan

@@ -16,7 +16,7 @@ from transformers import AutoImageProcessor, AutoTokenizer
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import McpmqError
 from mcpmq.execution.torch_model import build_module
-from mcpmq.families.family import Inputs
+from mcpmq.families.inputs import Inputs
 from mcpmq.families.text_inputs import TextProcessor
 from mcpmq.runners.torch import open_runner
 from tests.checkpoint_tools import build_family

@@ -25,7 +25,7 @@ from mcpmq.evaluate import (
 )
 from mcpmq.evaluate.inputs import EncodedInputs
 from mcpmq.evaluate.measure import sample_metrics
-from mcpmq.families.family import Inputs
+from mcpmq.families.inputs import Inputs
 from mcpmq.quantized_model import QuantizedModel
 from mcpmq.runners import launcher
 from mcpmq.runners.inputs_store import InputsStore

@@ -20,8 +20,11 @@ LABELS = {"image": "images", "text": "text"}
 
 def set_of(images: int, texts: int) -> SampleSet:
     """Return a set with this many samples with and without an image."""
-    with_image = [Sample(f"i{number}", Path("x.png"), "?", "!") for number in range(images)]
-    return SampleSet(Path("photos"), (*with_image, *(Sample(f"t{number}", None, "?", "!") for number in range(texts))))
+    with_image = [Sample.from_prompt(f"i{number}", Path("x.png"), f"What? {number}", "!") for number in range(images)]
+    return SampleSet(
+        Path("photos"),
+        (*with_image, *(Sample.from_prompt(f"t{number}", None, f"?{number}", "!") for number in range(texts))),
+    )
 
 
 def kld(value: float, half_width: float) -> Estimate:
@@ -101,3 +104,11 @@ def test_groups_of_one_set_only_are_noted() -> None:
         "text: in the calibration set only",
         "images: no calibration sample",
     ]
+
+
+def test_duplicates_are_named(tmp_path: Path) -> None:
+    """Both warnings have the number of repeated samples and the first of them."""
+    samples = SampleSet(tmp_path, tuple(Sample.from_prompt(str(number), None, "a", "b") for number in range(3)))
+
+    for found in (calibration_warnings(samples), evaluation_warnings(samples)):
+        assert any("2 samples repeat another one, `1` that of `0`" in text for text in found)

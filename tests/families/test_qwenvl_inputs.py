@@ -13,7 +13,7 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil, smart_resize
 
 from mcpmq.errors import CheckpointError, DatasetError
-from mcpmq.families.family import Inputs
+from mcpmq.families.inputs import Inputs
 from mcpmq.families.modeling_transformers import qwen2_vl
 from mcpmq.families.position_ids import mrope_position_ids
 from mcpmq.families.qwen2vl import QWEN2_VL

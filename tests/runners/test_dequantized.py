@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mcpmq.errors import ArtifactError
-from mcpmq.families.family import Inputs
+from mcpmq.families.inputs import Inputs
 from mcpmq.quantized_model import QuantizedModel
 from mcpmq.runners.dequantized import open_runner
 from mcpmq.runners.torch import open_runner as open_torch

@@ -18,7 +18,7 @@ from PIL import Image
 
 from mcpmq.artifact import Artifact
 from mcpmq.errors import ArtifactError, EngineError
-from mcpmq.families.family import Inputs
+from mcpmq.families.inputs import Inputs
 from mcpmq.families.minicpmv_inputs import MiniCpmVProcessor
 from mcpmq.formats.gguf import files
 from mcpmq.quantized_model import QuantizedModel
@@ -339,12 +339,11 @@ def test_the_runner_does_not_import_torch() -> None:
 def _with_uncut_images(samples: list[Inputs]) -> list[Inputs]:
     """Add to each sample its image before slicing, with the pixels of `tiny_samples`."""
     sizes = {"image-56": (56, 56), "image-150": (90, 150), "image-60": (200, 60)}
-    return [
-        replace(one, image=np.random.default_rng(int(one.id[6:])).integers(0, 256, (*sizes[one.id], 3), np.uint8))
-        if one.slices
-        else one
-        for one in samples
-    ]
+    images = {
+        name: np.random.default_rng(int(name[6:])).integers(0, 256, (*size, 3), np.uint8)
+        for name, size in sizes.items()
+    }
+    return [replace(one, images=(images[one.id],)) if one.slices else one for one in samples]
 
 
 def test_llama_cpp_can_preprocess_images(full: Artifact, tiny_samples: list[Inputs]) -> None:

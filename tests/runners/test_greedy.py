@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mcpmq.families.family import Inputs
+from mcpmq.families.inputs import Inputs
 from mcpmq.runners import onnx
 from mcpmq.runners.greedy import MAX_PASSES, MAX_TOKENS, GreedyAnswer, greedy_answers
 from mcpmq.runners.inputs_store import InputsStore

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mcpmq.families.family import Inputs
+from mcpmq.families.inputs import Inputs
 from mcpmq.runners.inputs_store import InputsStore
 
 
@@ -24,7 +24,8 @@ def equal(one: Inputs, other: Inputs) -> bool:
         list[NDArray[Any]]([inputs.tokens, inputs.image_bounds, *inputs.slices]) for inputs in (one, other)
     )
     equal_arrays = all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(arrays, others, strict=True))
-    return equal_arrays and (one.id, one.answer_start) == (other.id, other.answer_start)
+    places = [(inputs.id, inputs.answer_spans, inputs.slices_per_image) for inputs in (one, other)]
+    return equal_arrays and places[0] == places[1]
 
 
 def test_samples_are_read_back_unchanged(tmp_path: Path, tiny_samples: list[Inputs]) -> None:
@@ -66,8 +67,7 @@ def test_the_image_before_slicing_is_stored(tmp_path: Path, tiny_samples: list[I
     (tmp_path / "with").mkdir()
     (tmp_path / "without").mkdir()
     whole = np.arange(30, dtype=np.uint8).reshape(2, 5, 3)
-    files = write_samples(tmp_path / "with", [replace(tiny_samples[1], image=whole)])
+    files = write_samples(tmp_path / "with", [replace(tiny_samples[1], images=(whole, whole[:1]))])
     assert equal(files[0], tiny_samples[1])
-    assert files[0].image is not None
-    assert np.array_equal(files[0].image, whole)
+    assert [image.tolist() for image in files[0].images] == [whole.tolist(), whole[:1].tolist()]
     assert files.sha256 != write_samples(tmp_path / "without", [tiny_samples[1]]).sha256

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mcpmq.errors import EngineError
-from mcpmq.families.family import Inputs
+from mcpmq.families.inputs import Inputs
 from mcpmq.formats.format import Engine
 from mcpmq.quantized_model import QuantizedModel
 from mcpmq.runners import launcher

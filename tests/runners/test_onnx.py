@@ -13,7 +13,7 @@ from torch import nn
 
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import ArtifactError, EngineError, MissingExtra
-from mcpmq.families.family import Inputs
+from mcpmq.families.inputs import Inputs
 from mcpmq.families.minicpmv_inputs import MiniCpmVProcessor
 from mcpmq.plan import make_plan
 from mcpmq.quantize import quantize

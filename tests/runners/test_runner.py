@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mcpmq.families.family import Inputs
+from mcpmq.families.inputs import Inputs
 from mcpmq.runners.runner import phase_timings
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from mcpmq.artifact import Artifact, write_manifest
 from mcpmq.export import export
-from mcpmq.families.family import Inputs
+from mcpmq.families.inputs import Inputs
 from mcpmq.formats.sharding import split_artifact
 from mcpmq.runners.inputs_store import InputsStore
 from mcpmq.runners.launcher import run_engine

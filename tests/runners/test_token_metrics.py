@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mcpmq.errors import EngineError
-from mcpmq.families.family import Inputs
+from mcpmq.families.inputs import Inputs
 from mcpmq.runners.logprobs import log_softmax
 from mcpmq.runners.token_metrics import TokenMetrics, kl_divergence
 

@@ -14,7 +14,8 @@ from torch import nn
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import CheckpointError, EngineError
 from mcpmq.execution.torch_model import StoredWeight, to_float
-from mcpmq.families.family import Inputs, TensorSpec
+from mcpmq.families.family import TensorSpec
+from mcpmq.families.inputs import Inputs
 from mcpmq.families.minicpmv_inputs import MiniCpmVProcessor
 from mcpmq.families.modeling_minicpmv import build
 from mcpmq.quantized_model import QuantizedModel

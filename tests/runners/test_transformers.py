@@ -10,7 +10,7 @@ import torch
 from mcpmq.artifact import Artifact
 from mcpmq.errors import ArtifactError
 from mcpmq.export import export
-from mcpmq.families.family import Inputs
+from mcpmq.families.inputs import Inputs
 from mcpmq.formats.hf.reader import HuggingFaceArtifact
 from mcpmq.quantized_model import QuantizedModel
 from mcpmq.runners.torch import open_runner as open_torch

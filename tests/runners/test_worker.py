@@ -11,7 +11,7 @@ import pytest
 
 from mcpmq.artifact import Artifact
 from mcpmq.export import export
-from mcpmq.families.family import Inputs
+from mcpmq.families.inputs import Inputs
 from mcpmq.quantized_model import QuantizedModel
 from mcpmq.runners import gguf, onnx
 from mcpmq.runners.inputs_store import InputsStore

@@ -4,15 +4,15 @@ from collections.abc import Iterable
 from typing import Any
 
 from mcpmq.dataset import Sample
-from mcpmq.families.family import Inputs
+from mcpmq.families.images import open_image
+from mcpmq.families.inputs import Inputs
 from mcpmq.runners.runner import Logits
 from mcpmq.serving.engine import ChatEngine, Completion, Message, Sampling, gather
-from mcpmq.system.image_file import read_image
 
 
 def question(sample: Sample) -> list[Message]:
     """Return a chat with the prompt of a sample."""
-    images = (read_image(sample.image, sample.id),) if sample.image else ()
+    images = (open_image(sample.id, sample.image),) if sample.image else ()
     return [Message("user", (*images, sample.prompt))]
 
 

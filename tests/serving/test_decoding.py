@@ -46,7 +46,7 @@ def test_answers_are_the_greedy_ones_of_the_evaluation(
 ) -> None:
     """Given the generated answer, the evaluation finds the same most probable token at every position."""
     runner = open_runner(reference_folder / "onnx", 1)
-    samples = [encode_sample(engine.processor, replace(one, answer=ask(engine, one)[0])) for one in held_out]
+    samples = [engine.processor.encode(one.id, one.image, one.prompt, ask(engine, one)[0]) for one in held_out]
 
     found = list(runner.run(samples, most_probable_tokens))
 

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer
 from mcpmq.artifact import Artifact
 from mcpmq.dataset import Sample
 from mcpmq.families import family_named
-from mcpmq.families.family import Inputs
+from mcpmq.families.inputs import Inputs
 from mcpmq.runners.gguf import open_runner
 from mcpmq.runners.runner import Logits
 from tests.serving.conftest import HELD_OUT, ROOT, serving

@@ -17,7 +17,7 @@ from PIL import Image
 
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.export import export
-from mcpmq.families.family import Inputs
+from mcpmq.families.inputs import Inputs
 from mcpmq.plan import make_plan
 from mcpmq.quantize import quantize
 from mcpmq.quantized_model import QuantizedModel

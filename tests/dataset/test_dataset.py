@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mcpmq import dataset
-from mcpmq.dataset import SampleSet
+from mcpmq.dataset import ReadOptions, SampleSet, Turn, source
 from mcpmq.errors import DatasetError
 
 
@@ -42,6 +41,122 @@ def test_samples_come_in_the_order_of_the_lines(folder: Path) -> None:
     assert opened.samples[0].image == folder / "red.png"
     assert opened.samples[0].tags == ("x",)
     assert opened.samples[1].image is None
+
+
+def test_a_line_may_have_messages(folder: Path) -> None:
+    """Several turns, a system prompt, and images in any place of a prompt."""
+    parts = [{"type": "text", "text": "Is"}, {"type": "image", "image": "red.png"}, {"type": "text", "text": "red?"}]
+    messages = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": parts},
+        {"role": "assistant", "content": "Yes."},
+        {"role": "user", "content": "Sure?"},
+        {"role": "assistant", "content": [{"type": "text", "text": "No."}]},
+    ]
+    line = {"id": "a", "messages": messages, "tags": ["x"]}
+
+    [sample] = SampleSet.open(_write(folder, json.dumps(line)))
+
+    assert sample.turns == (
+        Turn("system", ("Be brief.",)),
+        Turn("user", ("Is", folder / "red.png", "red?")),
+        Turn("assistant", ("Yes.",)),
+        Turn("user", ("Sure?",)),
+        Turn("assistant", ("No.",)),
+    )
+    assert sample.images == (folder / "red.png",)
+    assert sample.prompt == "system: Be brief.\nuser: Is\nred?\nassistant: Yes.\nuser: Sure?"
+    assert (sample.answer, sample.tags) == ("No.", ("x",))
+
+
+def _messages(*roles_and_contents: tuple[str, Any]) -> str:
+    messages = [{"role": role, "content": content} for role, content in roles_and_contents]
+    return json.dumps({"id": "1", "messages": messages})
+
+
+IMAGE = [{"type": "image", "image": "red.png"}]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (_messages(("user", "a")), "messages"),
+        (_messages(("user", "a"), ("user", "b")), "message 1 is of `user`"),
+        (_messages(("assistant", "a"), ("user", "b")), "message 0 is of `assistant`"),
+        (_messages(("system", "a"), ("system", "b"), ("user", "c"), ("assistant", "d")), "message 1 is of `system`"),
+        (_messages(("user", "a"), ("assistant", "b"), ("user", "c")), "the last message is not an answer"),
+        (_messages(("user", "a"), ("assistant", IMAGE)), "a message of `assistant` has an image"),
+        (_messages(("system", IMAGE), ("user", "a"), ("assistant", "b")), "a message of `system` has an image"),
+        (_messages(("user", IMAGE), ("assistant", " ")), "an answer is not one text"),
+        (_messages(("user", []), ("assistant", "b")), "messages.0.content"),
+        (_messages(("user", "a"), ("tool", "b")), "messages.1.role"),
+        (_messages(("user", [{"type": "video", "video": "a.mp4"}]), ("assistant", "b")), "messages.0.content"),
+        (_messages(("user", [{**IMAGE[0], "sha256": "0" * 64}]), ("assistant", "b")), "differs from its SHA-256"),
+        (_messages(("user", [{**IMAGE[0], "url": "a"}]), ("assistant", "b")), "unknown key"),
+        (json.dumps({"id": "1", "prompt": "a", "messages": []}), "messages"),
+    ],
+)
+def test_invalid_conversations_are_named(folder: Path, line: str, message: str) -> None:
+    """The error has the line, the message and the reason."""
+    with pytest.raises(DatasetError, match=message) as caught:
+        SampleSet.open(_write(folder, line))
+    assert "line 1" in str(caught.value)
+    assert caught.value.hint
+
+
+def test_all_invalid_lines_are_counted(folder: Path) -> None:
+    """The error has their number, and the first three of them."""
+    lines = [_line(id=str(number), image=None if number % 2 else "no.png") for number in range(10)]
+
+    with pytest.raises(DatasetError, match="5 of 10 records of .*line 1.*line 3.*line 5.*and 2 more"):
+        SampleSet.open(_write(folder, *lines))
+    opened = SampleSet.open(folder, ReadOptions(skip_invalid=True))
+    assert [sample.id for sample in opened] == ["1", "3", "5", "7", "9"]
+    assert len(opened.invalid) == 5
+    assert "line 9: the image `no.png` is missing" in opened.invalid[-1]
+
+
+def test_samples_are_drawn_reproducibly(folder: Path) -> None:
+    """A draw keeps the order; it depends on the seed, and a larger one contains a smaller one."""
+    _write(folder, *[_line(id=str(number)) for number in range(50)])
+
+    def ids(count: int, seed: int) -> list[str]:
+        return [sample.id for sample in SampleSet.open(folder, ReadOptions(count, seed))]
+
+    drawn = ids(8, 0)
+    assert drawn == sorted(ids(8, 0), key=int)
+    assert len(set(drawn)) == 8
+    assert drawn == ["4", "6", "14", "25", "34", "36", "38", "44"]  # the same in every version
+    assert set(drawn) < set(ids(20, 0))
+    assert drawn != ids(8, 1)
+    assert ids(60, 0) == [str(number) for number in range(50)]
+    assert SampleSet.open(folder, ReadOptions(8)).num_records == 50
+
+
+def test_duplicates_are_detected(folder: Path) -> None:
+    """Samples with the same texts and image bytes; ids and tags may differ."""
+    Image.new("RGB", (28, 14), "blue").save(folder / "blue.png")
+    shutil.copyfile(folder / "red.png", folder / "copy.png")
+    changes: list[dict[str, Any]] = [{}, {"image": "copy.png", "tags": ["x"]}, {"image": "blue.png"}, {"answer": "No."}]
+    opened = SampleSet.open(_write(folder, *[_line(id=str(n), **one) for n, one in enumerate([*changes, {}])]))
+
+    assert opened.duplicates == (("1", "0"), ("4", "0"))
+
+
+def test_the_hash_of_a_plain_sample_is_that_of_earlier_versions(folder: Path) -> None:
+    """Id, hash of the image, prompt and answer; messages of the same content are the same sample."""
+    image = hashlib.sha256((folder / "red.png").read_bytes()).hexdigest()
+    content = json.dumps(["1", image, "What color?", "Red."]) + json.dumps(["2", "", "What color?", "Red."])
+    plain = SampleSet.open(_write(folder, _line(), _line(id="2", image=None)))
+    assert plain.sha256 == hashlib.sha256(content.encode()).hexdigest()
+    text = json.dumps(["What color?", "Red."]).encode()
+    assert plain.fingerprints == tuple(sorted([image[:16], hashlib.sha256(text).hexdigest()[:16]]))
+
+    parts = [*IMAGE, {"type": "text", "text": "What color?"}]
+    line = _messages(("user", parts), ("assistant", "Red."))
+    assert SampleSet.open(_write(folder, line, _line(id="2", image=None))).sha256 == plain.sha256
+    line = _messages(("user", parts[::-1]), ("assistant", "Red."))
+    assert SampleSet.open(_write(folder, line, _line(id="2", image=None))).sha256 != plain.sha256
 
 
 def test_the_hash_depends_on_images_and_answers(folder: Path) -> None:
@@ -156,8 +271,8 @@ def test_manifests_outside_of_the_folder_and_special_files_are_rejected(
 
 def test_a_large_manifest_is_rejected(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The size is checked before the content is read."""
-    assert dataset.MAX_MANIFEST_NBYTES == 67_108_864
-    monkeypatch.setattr(dataset, "MAX_MANIFEST_NBYTES", 10)
+    assert source.MAX_MANIFEST_NBYTES == 67_108_864
+    monkeypatch.setattr(source, "MAX_MANIFEST_NBYTES", 10)
 
     with pytest.raises(DatasetError, match="bytes, more than 10"):
         SampleSet.open(_write(folder, _line()))

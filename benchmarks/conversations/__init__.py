@@ -1,0 +1,1 @@
+"""Drawn conversations, encoded by mcpmq and by the processors of transformers."""

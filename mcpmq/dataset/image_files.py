@@ -1,0 +1,34 @@
+"""Checks of the image files that a dataset names."""
+
+from pathlib import Path
+
+from mcpmq.dataset.sample import image_digest
+from mcpmq.errors import DatasetError
+from mcpmq.system.hub_cache import is_inside
+
+
+def checked_image(folder: Path, name: str, where: str, sha256: str | None = None) -> Path:
+    """Return the file of an image that a dataset in `folder` names, after decoding it once.
+
+    Raises:
+        DatasetError: the file is missing, is outside of the folder, is not an image, or has another hash; the error
+            has `where`.
+    """
+    from mcpmq.system.image_file import read_image
+
+    path = folder / name
+    try:
+        if not is_inside(path, folder):
+            raise DatasetError(f"{where}: the image `{name}` is outside of the folder", "copy it into the folder")
+        if not path.is_file():
+            kind = "is not a regular file" if path.exists() else "is missing"
+            raise DatasetError(f"{where}: the image `{name}` {kind}", "paths are relative to the folder of the set")
+    except (OSError, ValueError, RuntimeError) as error:  # a name that is too long or has a null, a loop of links
+        raise DatasetError(f"{where}: `image` is not a valid path: {error}", "name a file in the folder") from error
+    if sha256 and image_digest(path) != sha256.lower():
+        raise DatasetError(
+            f"{where}: the image `{name}` differs from its SHA-256",
+            "restore the image, or compute its hash again with `sha256sum`",
+        )
+    read_image(path, where)
+    return path

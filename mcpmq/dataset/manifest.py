@@ -1,0 +1,138 @@
+"""Lines of mcpmq's manifest: one JSON object per sample, with a prompt and an answer, or with messages."""
+
+import unicodedata
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from mcpmq.dataset.draft import DraftSample, DraftTurn, ImageReference
+from mcpmq.dataset.sample import ImageSource, Role, Sample, Turn
+from mcpmq.errors import DatasetError
+
+MANIFEST_HINT = (
+    'write one JSON object per line: {"id": "1", "image": "images/1.jpg", "prompt": "How many?", "answer": "Three."}'
+)
+KEYS_HINT = "use the keys {}; the image file is named in `image`"
+Text = Annotated[str, Field(min_length=1)]
+Hash = Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")]
+
+
+class _Object(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _TextPart(_Object):
+    type: Literal["text"]
+    text: Text
+
+    def part(self) -> str:
+        return self.text
+
+
+class _ImagePart(_Object):
+    type: Literal["image"]
+    image: Text
+    sha256: Hash | None = None
+
+    def part(self) -> ImageReference:
+        return ImageReference(self.image, sha256=self.sha256)
+
+
+def _as_parts(content: Any) -> Any:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+_Part = Annotated[_TextPart | _ImagePart, Field(discriminator="type")]
+
+
+class _Message(_Object):
+    role: Role
+    content: Annotated[list[_Part], BeforeValidator(_as_parts), Field(min_length=1)]
+
+    def turn(self) -> DraftTurn:
+        return DraftTurn(self.role, tuple(one.part() for one in self.content))
+
+
+class _Line(_Object):
+    id: Text
+    image: Text | None = None
+    image_sha256: Hash | None = None
+    prompt: Text | None = None
+    answer: Text | None = None
+    tags: list[str] = []
+    messages: Annotated[list[_Message], Field(min_length=2)] | None = None
+
+    def turns(self) -> Iterator[DraftTurn]:
+        """Yield the turns, also of a line with a prompt and an answer."""
+        if self.messages is not None:
+            yield from (message.turn() for message in self.messages)
+            return
+        image = () if self.image is None else (ImageReference(self.image, sha256=self.image_sha256),)
+        yield DraftTurn("user", (*image, str(self.prompt)))
+        yield DraftTurn("assistant", (str(self.answer),))
+
+    @field_validator("id")
+    @classmethod
+    def _check_id(cls, value: str) -> str:
+        return check_id(value)
+
+    @model_validator(mode="after")
+    def _check_keys(self) -> Self:
+        given = [name for name in ("image", "image_sha256", "prompt", "answer") if getattr(self, name) is not None]
+        if self.messages is not None and given:
+            raise ValueError(f"`messages` and `{given[0]}`")
+        if self.image_sha256 and not self.image:
+            raise ValueError("`image_sha256` without `image`")
+        if missing := [name for name in ("prompt", "answer") if not self.messages and getattr(self, name) is None]:
+            raise ValueError(f"`{missing[0]}` is missing")
+        return self
+
+
+def check_id(value: str) -> str:
+    """Return the id of a sample.
+
+    Raises:
+        ValueError: it has a control character.
+    """
+    if any(unicodedata.category(character) == "Cc" for character in value):
+        raise ValueError("it has a control character")
+    return value
+
+
+def parse_line(value: Any, where: str) -> DraftSample:
+    """Return the sample of a JSON value in a manifest.
+
+    Raises:
+        DatasetError: the value is not a sample; the error has `where` and the key.
+    """
+    try:
+        line = _Line.model_validate(value)
+    except ValidationError as error:
+        raise _line_error(where, error) from error
+    return DraftSample(line.id, tuple(line.turns()), tuple(line.tags))
+
+
+def manifest_line(sample: Sample, names: Mapping[ImageSource, str]) -> dict[str, Any]:
+    """Return the JSON value of a sample; `names` has the path of every image, relative to the folder."""
+    tags = {"tags": list(sample.tags)} if sample.tags else {}
+    messages = [{"role": turn.role, "content": _parts(turn, names)} for turn in sample.turns]
+    return {"id": sample.id, "messages": messages, **tags}
+
+
+def _parts(turn: Turn, names: Mapping[ImageSource, str]) -> str | list[dict[str, str]]:
+    if len(turn.content) == 1 and isinstance(turn.content[0], str):
+        return turn.content[0]
+    return [
+        {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": names[part]}
+        for part in turn.content
+    ]
+
+
+def _line_error(where: str, error: ValidationError) -> DatasetError:
+    first = error.errors()[0]
+    key = ".".join(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden":
+        known = ", ".join(f"`{name}`" for name in _Line.model_fields)
+        return DatasetError(f"{where}: unknown key `{key}`", KEYS_HINT.format(known))
+    return DatasetError(f"{where}: {key + ': ' if key else ''}{first['msg']}", MANIFEST_HINT)

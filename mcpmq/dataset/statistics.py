@@ -1,0 +1,56 @@
+"""Counts and lengths of a sample set."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from io import BytesIO
+from statistics import median
+from typing import Any
+
+from PIL import Image
+
+from mcpmq.dataset import SampleSet
+from mcpmq.dataset.sample import EmbeddedImage, ImageSource
+
+MAX_LISTED = 10
+
+
+def set_statistics(samples: SampleSet) -> dict[str, Any]:
+    """Return counts of samples, turns and images, lengths of texts, and sizes of images, as JSON values."""
+    images = [len(sample.images) for sample in samples]
+    sizes = [_size(image) for sample in samples for image in sample.images]
+    properties: dict[str, Any] = {
+        "samples": len(samples),
+        **({"records": samples.num_records} if samples.num_records not in (0, len(samples)) else {}),
+        **listed("invalid_records", samples.invalid),
+        **listed("duplicates", [f"{sample_id} of {first}" for sample_id, first in samples.duplicates]),
+        "with_image": sum(count > 0 for count in images),
+        "with_several_images": sum(count > 1 for count in images),
+        "with_system_prompt": sum(sample.turns[0].role == "system" for sample in samples),
+        "answers": sum(turn.role == "assistant" for sample in samples for turn in sample.turns),
+        "characters_of_prompts": spread(len(sample.prompt) for sample in samples),
+        "characters_of_answers": spread(
+            len(turn.text) for sample in samples for turn in sample.turns if turn.role == "assistant"
+        ),
+    }
+    if sizes:
+        properties |= {"images": len(sizes), "image_width": spread(width for width, _ in sizes)}
+        properties |= {"image_height": spread(height for _, height in sizes)}
+    tags = dict(Counter(tag for sample in samples for tag in sample.tags))
+    return {**properties, "tags": tags, "sha256": samples.sha256}
+
+
+def listed(name: str, texts: Sequence[str]) -> dict[str, Any]:
+    """Return the number of texts and the first of them; nothing without texts."""
+    return {name: len(texts), f"first_{name}": list(texts[:MAX_LISTED])} if texts else {}
+
+
+def spread(values: Iterable[int]) -> dict[str, int]:
+    """Return the smallest, the median and the largest of at least one value."""
+    ordered = sorted(values)
+    return {"smallest": ordered[0], "median": int(median(ordered)), "largest": ordered[-1]}
+
+
+def _size(image: ImageSource) -> tuple[int, int]:
+    """Return width and height as stored; the image was checked when the set was opened."""
+    with Image.open(BytesIO(image.content) if isinstance(image, EmbeddedImage) else image) as opened:
+        return opened.size

@@ -1,0 +1,58 @@
+"""Model inputs of one sample: tokens, pixels, and the places of images and answers."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def _no_spans() -> NDArray[np.int64]:
+    return np.empty((0, 2), np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class Inputs:
+    """Model inputs of one sample: the same tokens and pixels for all engines.
+
+    Attributes:
+        tokens: int64 [length], all turns; the last answer ends with the end-of-turn token.
+        answer_start: index of the first token of the last answer.
+        slices: uint8 RGB [height, width, 3] each, with sides that are multiples of the patch size; one per image for a
+            family without slicing.
+        image_bounds: int64 [slices, 2], first and past-the-last token of each slice's image tokens.
+        images: uint8 RGB [height, width, 3] each, the images before slicing; only for engines with their own
+            preprocessing.
+        earlier_answers: int64 [answers, 2], first and past-the-last token of the answers of earlier turns.
+        slices_per_image: number of slices of each image; empty if all slices are those of one image.
+    """
+
+    id: str
+    tokens: NDArray[np.int64]
+    answer_start: int
+    slices: tuple[NDArray[np.uint8], ...]
+    image_bounds: NDArray[np.int64]
+    images: tuple[NDArray[np.uint8], ...] = ()
+    earlier_answers: NDArray[np.int64] = field(default_factory=_no_spans)
+    slices_per_image: tuple[int, ...] = ()
+
+    @property
+    def modality(self) -> Literal["image", "images", "text"]:
+        """`image` if the sample has one image, `images` if it has several."""
+        return "images" if len(self.slices_per_image) > 1 else "image" if self.slices else "text"
+
+    @property
+    def answer_spans(self) -> list[tuple[int, int]]:
+        """First and past-the-last token of every answer, in their order."""
+        earlier = [(start, end) for start, end in self.earlier_answers.tolist()]
+        return [*earlier, (self.answer_start, len(self.tokens))]
+
+    @property
+    def measured(self) -> NDArray[np.int64]:
+        """Indices of the tokens of all answers: int64 [measured]."""
+        return np.concatenate([np.arange(start, end) for start, end in self.answer_spans])
+
+    @property
+    def answer_tokens(self) -> NDArray[np.int64]:
+        """The tokens of all answers: int64 [measured]."""
+        return self.tokens[self.measured]
