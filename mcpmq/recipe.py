@@ -71,6 +71,8 @@ class Recipe(BaseModel):
     method: the rounding of matrices. `rtn` rounds to nearest; `rtn-imatrix` to nearest on grids chosen by input
         statistics; `gptq` compensates errors; `auto` selects `rtn-imatrix` or `gptq` per block, by the error of the
         block's outputs on held-out samples. Tables are looked up by row and always rounded to nearest.
+    targets: the outputs that `gptq` approximates on inputs in the quantized model: those of the `layer` before it is
+        quantized, or those of the original `model`, so that later layers correct errors of earlier ones.
     smooth: smoothing of each block by `awq` or `smoothquant` scales, used where it lowers that error. `smoothquant`
         accounts for the error of 8-bit activations too.
     token_weights: weights of the modalities in the input statistics.
@@ -85,6 +87,7 @@ class Recipe(BaseModel):
     name: str
     smooth: Literal["none", "awq", "smoothquant"] = "none"
     method: Literal["rtn", "rtn-imatrix", "gptq", "auto"] = "rtn"
+    targets: Literal["layer", "model"] = "layer"
     token_weights: TokenWeights | None = None
     activations: dict[str, Activation] = {}
     scale_search: ScaleSearch = "mcpmq"  # before the weights, which are parsed with it
@@ -94,6 +97,12 @@ class Recipe(BaseModel):
     def _check_token_weights(self) -> Self:
         if self.token_weights and not self.needs_calibration:
             raise ValueError('`[token_weights]` needs calibration, and `method = "rtn"` alone has none')
+        return self
+
+    @model_validator(mode="after")
+    def _check_targets(self) -> Self:
+        if self.targets == "model" and not self.compensates_errors:
+            raise ValueError('`targets = "model"` needs `method = "gptq"` or `method = "auto"`')
         return self
 
     @model_validator(mode="after")
@@ -116,6 +125,11 @@ class Recipe(BaseModel):
     def compensates_errors(self) -> bool:
         """True if codes depend on the correlations of inputs, which few tokens estimate badly."""
         return self.method in ("gptq", "auto")
+
+    @property
+    def has_model_targets(self) -> bool:
+        """True if weights are rounded to the outputs of the original model."""
+        return self.targets == "model"
 
     @property
     def selects_per_block(self) -> bool:
@@ -147,8 +161,9 @@ class Recipe(BaseModel):
         token_weights = {"token_weights": self.token_weights.model_dump()} if self.token_weights else {}
         activations = {"activations": self.activations} if self.activations else {}
         methods = {"name": self.name, "smooth": self.smooth, "method": self.method}
+        targets = {"targets": self.targets} if self.has_model_targets else {}
         search = {"scale_search": self.scale_search} if self.scale_search != "mcpmq" else {}
-        return {**methods, **search, **token_weights, **activations, "weights": weights}
+        return {**methods, **targets, **search, **token_weights, **activations, "weights": weights}
 
 
 def recipe_path(name_or_path: str) -> Path:

@@ -41,6 +41,7 @@ SMOOTH = {
     "name": "smooth",
     "smooth": "awq",
     "method": "gptq",
+    "targets": "model",
     "weights": {"*": "int8-g32", "language.*": "int4-g32"},
 }
 

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from mcpmq.errors import RecipeError
 from mcpmq.recipe import Recipe, builtin_recipes, to_toml
@@ -147,3 +148,25 @@ def test_the_search_of_scales_is_that_of_the_recipe(tmp_path: Path) -> None:
     assert Recipe.load(str(path)) == recipe
     assert "scale_search" not in Recipe.load("calibrated-quality-int4").to_dict()
     assert Recipe.load("calibrated-quality-int4").weights["vision.*"] == GgmlScheme("q8_0", "mcpmq")
+
+
+def test_targets_are_outputs_of_layers_by_default(tmp_path: Path) -> None:
+    """`targets` is in the values of the recipe where it is not the default."""
+    fields = {"name": "one", "method": "gptq", "weights": {"*": "int8-row"}}
+    recipe = Recipe.model_validate({**fields, "targets": "model"})
+    path = tmp_path / "one.toml"
+    path.write_text(to_toml(recipe.to_dict()))
+
+    assert Recipe.load(str(path)) == recipe
+    assert recipe.has_model_targets
+    assert not Recipe.model_validate(fields).has_model_targets
+    assert "targets" not in Recipe.model_validate(fields).to_dict()
+
+
+@pytest.mark.parametrize("method", ["rtn", "rtn-imatrix"])
+def test_only_gptq_has_targets(method: str) -> None:
+    """Round to nearest does not depend on outputs."""
+    fields = {"name": "one", "method": method, "weights": {"*": "int8-row"}}
+    with pytest.raises(ValidationError, match='`targets = "model"` needs'):
+        Recipe.model_validate({**fields, "targets": "model"})
+    assert Recipe.model_validate({**fields, "method": "auto", "targets": "model"}).has_model_targets

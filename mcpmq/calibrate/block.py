@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol, Self
 
 from torch import Tensor
 
@@ -13,8 +13,7 @@ from mcpmq.execution.torch_model import StoredWeight
 from mcpmq.grids.activation import check_range
 from mcpmq.plan import Plan, TensorPlan
 from mcpmq.quantized_model import CalibrationResult
-from mcpmq.rounding import RoundingMethod
-from mcpmq.rounding.block import deviation_records
+from mcpmq.rounding.block import Records, deviation_records
 from mcpmq.rounding.smoothing import (
     BalanceLayer,
     Channels,
@@ -64,14 +63,77 @@ def _balance_layer(tensor: TensorPlan, weight: Tensor, stats: tuple[InputStats, 
 
 
 @dataclass(frozen=True, slots=True)
-class BlockQuantizer:
-    """Quantizes one block from the statistics of its inputs and its smoothing scales."""
+class InputSummary:
+    """Facts about the inputs of a matrix, for its record and for the losses.
+
+    token_counts: of its part with the fewest tokens. ranges: of every equal share of its rows.
+    """
+
+    token_counts: dict[str, int]
+    abs_max: float
+    ranges: list[tuple[float, float]]
+
+    @classmethod
+    def of_parts(cls, parts: tuple[InputStats, ...]) -> Self:
+        """Return the summary of the statistics of a matrix."""
+        fewest = min(parts, key=lambda part: part.total_weight)
+        abs_max = max(float(part.abs_max.max()) for part in parts)
+        ranges = [(float(part.minimum.min()), float(part.maximum.max())) for part in parts]
+        return cls(dict(fewest.token_counts), abs_max, ranges)
+
+
+@dataclass(frozen=True, slots=True)
+class RoundedBlock:
+    """The weights of a block, and summaries of the inputs of its calibrated matrices, by common name."""
+
+    weights: dict[str, RoundedWeight]
+    inputs: dict[str, InputSummary]
+
+
+class Rounder(Protocol):
+    """Rounds the weights of a block."""
+
+    def round(self, candidate: Candidate, scaling: Mapping[str, WeightScaling], is_last: bool) -> RoundedBlock:
+        """Round with a candidate, after scales are applied; after the last one, memory for others may be freed."""
+
+
+@dataclass(slots=True)
+class StatsRounder:
+    """Rounds a block with statistics of its inputs from one pass of the samples through its original weights."""
 
     plan: Plan
     block: str
-    stats: BlockStats  # of folded weights; changed in place and emptied during quantization: Hessians are large
-    scales: list[SmoothingScales]
+    stats: BlockStats  # of folded weights; changed in place and emptied by the last candidate: Hessians are large
+    scales: Sequence[SmoothingScales]
     threads: int  # for rounding
+    has_scaled_stats: bool = False
+
+    def round(self, candidate: Candidate, scaling: Mapping[str, WeightScaling], is_last: bool) -> RoundedBlock:
+        """Round with a candidate; candidates with smoothing come last."""
+        if candidate.smoothing and not self.has_scaled_stats:
+            self.stats.update(scale_stats(self.stats, self.scales))
+            self.has_scaled_stats = True
+        inputs = {name: InputSummary.of_parts(parts) for name, parts in self.stats.items()}
+        take = self.stats.pop if is_last else self.stats.get
+        with torch_threads(self.threads):
+            weights = {
+                tensor.name: quantize_weight(
+                    *(self.plan, tensor, take(tensor.name, ()), candidate.method),
+                    scaling.get(tensor.name, NO_SCALING),
+                )
+                for tensor in self.plan.blocks[self.block]
+            }
+        return RoundedBlock(weights, inputs)
+
+
+@dataclass(frozen=True, slots=True)
+class BlockQuantizer:
+    """Quantizes one block with every candidate."""
+
+    plan: Plan
+    block: str
+    rounder: Rounder
+    scales: Sequence[SmoothingScales] = ()
     folds: Sequence[SmoothingScales] = ()
 
     def quantize(
@@ -79,79 +141,47 @@ class BlockQuantizer:
     ) -> tuple[dict[str, StoredWeight], CalibrationResult]:
         """Return the weights of the candidate with the least loss, the first of equals, and the results of all.
 
-        Candidates with smoothing come last. Without a loss there is one candidate, and no error in the result.
+        Without a loss there is one candidate, and no error in the result.
         """
-        records: dict[str, dict[str, Any]] = {
-            name: {"calibration_tokens": _fewest_tokens(parts)} for name, parts in self.stats.items()
-        }
-        scaling, smoothed = weight_scalings(self.folds), False
         errors: dict[str, float] = {}
         for candidate in candidates:
-            if candidate.smoothing and not smoothed:
-                self.stats.update(scale_stats(self.stats, self.scales))
-                scaling, smoothed = weight_scalings([*self.folds, *self.scales]), True
-            input_abs_max, input_ranges = self._input_abs_max(), self._input_ranges()
-            rounded = self._quantize_weights(candidate.method, scaling, last=candidate == candidates[-1])
-            weights = {name: weight.stored for name, weight in rounded.items()}
-            error = loss(weights, input_abs_max) if loss else 0.0
+            scaling = weight_scalings([*self.folds, *(self.scales if candidate.smoothing else ())])
+            rounded = self.rounder.round(candidate, scaling, is_last=candidate == candidates[-1])
+            self._check_ranges(rounded)
+            weights = {name: weight.stored for name, weight in rounded.weights.items()}
+            error = loss(weights, self._input_abs_max(rounded)) if loss else 0.0
             if not errors or error < min(errors.values()):
-                best, best_rounded, best_weights, best_ranges = candidate, rounded, weights, input_ranges
+                best, best_rounded, best_weights = candidate, rounded, weights
             errors[str(candidate)] = error
-        self._record(records, best, best_rounded, best_ranges)
         digits = {name: float(f"{error:.4g}") for name, error in errors.items()} if loss else {}
-        return best_weights, CalibrationResult(records, digits)
+        return best_weights, CalibrationResult(self._records(best, best_rounded), digits)
 
-    def _quantize_weights(
-        self, method: RoundingMethod, scaling: Mapping[str, WeightScaling], last: bool
-    ) -> dict[str, RoundedWeight]:
-        take = self.stats.pop if last else self.stats.get  # the last candidate frees the Hessians
-        with torch_threads(self.threads):
-            return {
-                tensor.name: quantize_weight(
-                    self.plan, tensor, take(tensor.name, ()), method, scaling.get(tensor.name, NO_SCALING)
-                )
-                for tensor in self.plan.blocks[self.block]
-            }
-
-    def _input_abs_max(self) -> dict[str, float]:
+    def _input_abs_max(self, rounded: RoundedBlock) -> dict[str, float]:
         """Return the largest input magnitude of every matrix if the recipe smooths for 8-bit inputs."""
         if self.plan.recipe.smooth != "smoothquant":
             return {}
-        return {name: max(float(part.abs_max.max()) for part in parts) for name, parts in self.stats.items()}
+        return {name: inputs.abs_max for name, inputs in rounded.inputs.items()}
 
-    def _input_ranges(self) -> dict[str, list[tuple[float, float]]]:
-        """Return the input ranges of every matrix with quantized activations, one for each equal share of its rows."""
-        ranges = {
-            tensor.name: [(float(part.minimum.min()), float(part.maximum.max())) for part in self.stats[tensor.name]]
-            for tensor in self.plan.blocks[self.block]
-            if tensor.activation
-        }
-        for name, observed in ranges.items():
-            for one in observed:
-                check_range(name, one)
-        return ranges
+    def _check_ranges(self, rounded: RoundedBlock) -> None:
+        for tensor in self.plan.blocks[self.block]:
+            for observed in rounded.inputs[tensor.name].ranges if tensor.activation else ():
+                check_range(tensor.name, observed)
 
-    def _record(
-        self,
-        records: dict[str, dict[str, Any]],
-        best: Candidate,
-        weights: Mapping[str, RoundedWeight],
-        input_ranges: Mapping[str, list[tuple[float, float]]],
-    ) -> None:
-        for name, fields in records.items():
-            fields["method"] = weights[name].method
-            if any(weights[name].shrinkage):
-                fields["shrinkage"] = weights[name].shrinkage
-        for name, ranges in input_ranges.items():
-            records[name]["input_ranges"] = ranges
+    def _records(self, best: Candidate, rounded: RoundedBlock) -> Records:
+        """Return the fields of the records of all weights of the best candidate."""
+        records: Records = {}
+        for name, inputs in rounded.inputs.items():
+            weight = rounded.weights[name]
+            records[name] = {"calibration_tokens": inputs.token_counts, "method": weight.method}
+            if any(weight.shrinkage):
+                records[name]["shrinkage"] = weight.shrinkage
+        for tensor in self.plan.blocks[self.block]:
+            if tensor.activation:
+                records[tensor.name]["input_ranges"] = rounded.inputs[tensor.name].ranges
         for scales in self.scales if best.smoothing else ():
-            for name in scales.mapping.balance_layers:
-                if name in records:
-                    records[name]["smoothing_exponent"] = scales.exponent
-        deviations = {name: weight.deviations for name, weight in weights.items()}
+            for name in filter(records.__contains__, scales.mapping.balance_layers):
+                records[name]["smoothing_exponent"] = scales.exponent
+        deviations = {name: weight.deviations for name, weight in rounded.weights.items()}
         for name, fields in deviation_records(deviations, self.folds).items():
             records.setdefault(name, {}).update(fields)
-
-
-def _fewest_tokens(parts: tuple[InputStats, ...]) -> dict[str, int]:
-    return dict(min(parts, key=lambda part: part.total_weight).token_counts)
+        return records

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mcpmq.calibrate.memory import check_memory
-from mcpmq.calibrate.observers import HoldOut, TokenModalities, collect_stats
+from mcpmq.calibrate.observers import HessianObserver, HoldOut, TokenModalities, collect_stats
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import Sample
 from mcpmq.errors import DatasetError
@@ -23,7 +23,7 @@ from mcpmq.families.encoding import encode_sample
 from mcpmq.families.family import Family, Processor, TensorSpec
 from mcpmq.families.inputs import Inputs
 from mcpmq.recipe import TokenWeights
-from mcpmq.rounding.stats import ANSWER, MODALITIES, TEXT, VISION, InputStats
+from mcpmq.rounding.stats import ANSWER, MODALITIES, TEXT, VISION, Drift, InputStats
 from mcpmq.system.progress import Progress
 
 HEAD, LANGUAGE = "head", "language"  # components with text tokens as input; all others process images only
@@ -88,9 +88,26 @@ class CalibrationRun:
         hold_out = HoldOut(_sample_is_held_out.get, held_out_in_gram)
         stats = collect_stats(block, self.input_modules(specs), replay, modalities, self.parallel_map, hold_out)
         for name, parts in stats.items():
-            if not all(part.gram.diagonal().isfinite().all() for part in parts):
-                raise nonfinite_error(specs[name].name)
+            _check_finite(specs[name], parts)
         return {spec.name: stats.get(name, ()) for name, spec in specs.items()}
+
+    def new_observer(
+        self, block: nn.Module, weights: TokenWeights, held_out_in_gram: bool
+    ) -> Callable[[int, Drift], HessianObserver]:
+        """Return a function that creates an observer of inputs of the block with drift; see `HessianObserver`."""
+        hold_out = HoldOut(_sample_is_held_out.get, held_out_in_gram)
+        modalities = self.modalities(block, weights.model_dump())
+        return partial(HessianObserver.create, modalities, self.parallel_map, hold_out)
+
+    @property
+    def original_samples(self) -> range:
+        """Indices of the forward passes of the original model; those of the quantized model are the samples'."""
+        return range(len(self.inputs), 2 * len(self.inputs))
+
+    def sample_pairs(self, replay: Replay) -> list[tuple[int, int]]:
+        """Return the indices of the samples that wait before a block: in the original and in the quantized model."""
+        count = len(self.inputs)
+        return [(index + count, index) for index in replay.waiting() if index < count]
 
 
 @contextmanager
@@ -100,17 +117,19 @@ def open_calibration(
     progress: Progress,
     device: torch.device,
     with_hessian: Sequence[str] = (),
+    with_original: bool = False,
 ) -> Iterator[CalibrationRun]:
     """Encode the samples and build the model; inside, torch is deterministic and in inference mode.
 
-    `with_hessian` are the weights, by common name, whose Hessians the visitor collects.
+    `with_hessian` are the weights, by common name, whose Hessians the visitor collects. `with_original` is that of
+    `run_calibration`.
 
     Raises:
         DatasetError: the samples do not fit into the memory of the device.
     """
     processor = checkpoint.family.open_processor(checkpoint.path)
     inputs = encode_samples(processor, samples, progress)
-    check_memory(checkpoint, inputs, with_hessian, device)
+    check_memory(checkpoint, inputs, with_hessian, device, with_original)
     model = build_model(checkpoint.family, checkpoint.config, checkpoint.specs, device)
     threads = torch.get_num_threads()
     with deterministic_threads(device) as parallel_map, torch.inference_mode():
@@ -118,9 +137,16 @@ def open_calibration(
 
 
 def run_calibration(
-    run: CalibrationRun, visitor: CalibrationVisitor, label: str, held_out: Container[int] = ()
+    run: CalibrationRun,
+    visitor: CalibrationVisitor,
+    label: str,
+    held_out: Container[int] = (),
+    with_original: bool = False,
 ) -> None:
     """Run all samples through all blocks; each block is loaded, visited, passed and unloaded once.
+
+    With `with_original` each sample has a second forward pass, for the original model: the visitor lets
+    `original_samples` pass through original weights before it loads those of the quantized model.
 
     The head receives all positions but those of images. Logits are not needed during calibration, so the head returns
     its input and loads no weights. `label` is for the progress, `held_out` has the indices of held-out samples.
@@ -138,6 +164,8 @@ def run_calibration(
         }
         for index, one in enumerate(run.inputs)
     ]
+    if with_original:
+        samples *= 2
     blocks = list(model.blocks)
     ticks = iter(run.progress(blocks, progress_label(label, model.device)))
 
@@ -214,6 +242,30 @@ def input_module(family: Family, spec: TensorSpec, parameter: str) -> str | None
     name = spec.parameter_names[0]
     module = dict(family.input_from).get(name)
     return module.removeprefix(name.removesuffix(parameter)) if module else None
+
+
+def check_stats(spec: TensorSpec, parts: tuple[InputStats, ...], samples: int) -> None:
+    """Check that a weight received tokens of this number of samples.
+
+    Raises:
+        DatasetError: it received none, only tokens of weight zero, or inputs that are not finite.
+    """
+    _check_finite(spec, parts)
+    if not parts or any(part.total_weight == 0 for part in parts):
+        raise no_tokens_error(spec.name, samples)
+
+
+def _check_finite(spec: TensorSpec, parts: tuple[InputStats, ...]) -> None:
+    if not all(part.gram.diagonal().isfinite().all() for part in parts):
+        raise nonfinite_error(spec.name)
+
+
+def no_tokens_error(name: str, samples: int) -> DatasetError:
+    """Return the error for a weight without inputs."""
+    return DatasetError(
+        f"`{name}` receives no token of the {samples} calibration samples, or only tokens of weight 0",
+        f'add samples that use it, or write `"{name}" = "keep"` last in the recipe',
+    )
 
 
 def nonfinite_error(name: str) -> DatasetError:

@@ -12,11 +12,13 @@ from mcpmq.errors import DatasetError
 from mcpmq.execution.device import CPU, available_nbytes
 from mcpmq.families.family import Architecture, TensorSpec
 from mcpmq.families.inputs import Inputs
+from mcpmq.families.residual import stream_reader
 from mcpmq.plan import block_name
 from mcpmq.system.table import format_megabytes
 
 FLOAT_NBYTES = 4
 COLOR_CHANNELS = 3
+TARGET_WEIGHTS = 1 << 27  # rounded at a time
 STATES_PER_SAMPLE = 2  # hidden states before the current block, and before the first block
 
 
@@ -35,11 +37,16 @@ class MemoryEstimate:
 
 
 def estimate_memory(
-    specs: Sequence[TensorSpec], architecture: Architecture, inputs: Sequence[Inputs], with_hessian: Collection[str]
+    specs: Sequence[TensorSpec],
+    architecture: Architecture,
+    inputs: Sequence[Inputs],
+    with_hessian: Collection[str],
+    with_original: bool = False,
 ) -> MemoryEstimate:
     """Estimate the memory of a run over these samples.
 
-    `with_hessian` are the weights, by common name, whose Hessians are collected.
+    `with_hessian` are the weights, by common name, whose Hessians are collected. `with_original`: the samples pass
+    through the original model, too.
     """
     pixels = sum(part.shape[0] * part.shape[1] for one in inputs for part in one.slices)
     language_states = sum(len(one.tokens) for one in inputs) * architecture.language.hidden_size
@@ -48,16 +55,17 @@ def estimate_memory(
         vision_states = pixels // vision.patch_size**2 * vision.hidden_size
         # as decoded, in bytes, and as the model's input, in floats
         pixel_nbytes = COLOR_CHANNELS * (1 + FLOAT_NBYTES * max(1, vision.temporal_patch_size))
-    state_nbytes = STATES_PER_SAMPLE * FLOAT_NBYTES * max(vision_states, language_states)
-    name, block_nbytes = _largest_block(specs, with_hessian)
+    state_nbytes = STATES_PER_SAMPLE * FLOAT_NBYTES * max(vision_states, language_states) * (1 + with_original)
+    name, block_nbytes = _largest_block(specs, with_hessian, with_original)
     return MemoryEstimate(pixel_nbytes * pixels, state_nbytes, block_nbytes, name)
 
 
-def _largest_block(specs: Sequence[TensorSpec], with_hessian: Collection[str]) -> tuple[str, int]:
+def _largest_block(specs: Sequence[TensorSpec], with_hessian: Collection[str], with_original: bool) -> tuple[str, int]:
     blocks: dict[str, list[TensorSpec]] = {}
     for spec in specs:
         blocks.setdefault(block_name(spec.name), []).append(spec)
-    sizes = {name: _block_nbytes(block, with_hessian) for name, block in blocks.items()}
+    block_nbytes = _staged_block_nbytes if with_original else _block_nbytes
+    sizes = {name: block_nbytes(block, with_hessian) for name, block in blocks.items()}
     return max(sizes.items(), key=lambda item: item[1])
 
 
@@ -74,15 +82,34 @@ def _block_nbytes(specs: Sequence[TensorSpec], with_hessian: Collection[str]) ->
     return sum(hessians) + held_out + max(sum(weights), max(hessians, default=0) + max(weights))
 
 
+def _staged_block_nbytes(specs: Sequence[TensorSpec], with_hessian: Collection[str]) -> int:
+    """Return the bytes of the block's weights, original and rounded, and of the largest stage of its matrices.
+
+    A stage has a Hessian, its Cholesky factor, the products of the drift, held-out inputs, and the target of rows.
+    """
+    names, stages = {spec.name for spec in specs}, []
+    for spec in (spec for spec in specs if spec.name in with_hessian):
+        rows, columns = reversed(spec.shape) if spec.transposed else spec.shape
+        drift = columns if stream_reader(spec.name, names) is None else rows
+        held_out, target = HELD_OUT_TOKENS * (columns + drift), 2 * min(rows * columns, TARGET_WEIGHTS)
+        stages.append(2 * columns**2 + columns * drift + held_out + target)
+    weights = sum(prod(spec.shape) for spec in specs)
+    return FLOAT_NBYTES * (weights + (weights + max(stages) if stages else 0))
+
+
 def check_memory(
-    checkpoint: Checkpoint, inputs: Sequence[Inputs], with_hessian: Collection[str] = (), device: torch.device = CPU
+    checkpoint: Checkpoint,
+    inputs: Sequence[Inputs],
+    with_hessian: Collection[str] = (),
+    device: torch.device = CPU,
+    with_original: bool = False,
 ) -> None:
     """Check that a run over these samples fits into the memory of a device.
 
     Raises:
         DatasetError: the run needs more memory than is available now.
     """
-    estimate = estimate_memory(checkpoint.specs, checkpoint.architecture, inputs, with_hessian)
+    estimate = estimate_memory(checkpoint.specs, checkpoint.architecture, inputs, with_hessian, with_original)
     available = available_nbytes(device)
     if estimate.total_nbytes <= available:
         return

@@ -5,7 +5,7 @@ Tokens are added in sample order, in tiles of a fixed size: equal samples give e
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Self
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from mcpmq.execution.chunked_matmul import ParallelMap, bfloat16_matmul, serial_map
 from mcpmq.execution.hooks import observe_inputs
-from mcpmq.rounding.stats import MODALITIES, InputStats
+from mcpmq.rounding.stats import MODALITIES, Drift, InputStats
 
 BUFFER_TOKENS = 2048  # rows per update of the Hessian: writing a large matrix is slow
 TILE_COLUMNS = 1024  # only tiles on and above the diagonal are multiplied
@@ -56,7 +56,10 @@ def count_modalities(modality_ids: Tensor) -> dict[str, int]:
 
 @dataclass(slots=True)
 class HessianObserver:
-    """Accumulate X^T X, the Hessian of GPTQ (arXiv 2210.17323), and the magnitudes and range of every input column."""
+    """Accumulate X^T X, the Hessian of GPTQ (arXiv 2210.17323), and the magnitudes and range of every input column.
+
+    With drift it also accumulates the products of the inputs with the difference from the original model.
+    """
 
     modalities: TokenModalities
     parallel_map: ParallelMap
@@ -65,30 +68,45 @@ class HessianObserver:
     abs_sum: Tensor
     minimum: Tensor
     maximum: Tensor
+    drift: Drift | None = None
     token_counts: Counter[str] = field(default_factory=Counter)
     total_weight: float = 0.0
-    buffer: list[Tensor] = field(default_factory=list)
+    buffer: list[Tensor] = field(default_factory=list)  # inputs, with the difference beside them
     held_out: list[Tensor] = field(default_factory=list)
 
     @classmethod
-    def create(cls, modalities: TokenModalities, parallel_map: ParallelMap, hold_out: HoldOut, columns: int) -> Self:
-        """Create an observer of inputs with this number of columns."""
+    def create(
+        cls,
+        modalities: TokenModalities,
+        parallel_map: ParallelMap,
+        hold_out: HoldOut,
+        columns: int,
+        drift: Drift | None = None,
+    ) -> Self:
+        """Create an observer of inputs with this number of columns, and of drift, whose products are zero."""
         device = modalities.weights.device
-        gram = torch.zeros(columns, columns, device=device)
-        return cls(modalities, parallel_map, hold_out, gram, *torch.zeros(3, columns, device=device))
+        gram, (abs_sum, minimum, maximum) = (
+            torch.zeros(columns, columns, device=device),
+            torch.zeros(3, columns).to(device),
+        )
+        return cls(modalities, parallel_map, hold_out, gram, abs_sum, minimum, maximum, drift)
 
-    def update(self, rows: Tensor) -> None:
-        """Add inputs, float32 [tokens, columns]; the Hessian is updated when the buffer is full."""
+    def update(self, rows: Tensor, difference: Tensor | None = None) -> None:
+        """Add inputs, float32 [tokens, columns]; the Hessian is updated when the buffer is full.
+
+        `difference`, float32 [tokens, columns or rows], is that of `Drift`.
+        """
         modality_ids = self.modalities.modality_ids(len(rows))
         weights = self.modalities.weights[modality_ids.long()]
         used = weights.nonzero()[:, 0]
+        joined = rows if difference is None else torch.cat([rows, difference], 1)
         if self.hold_out.is_held_out():
-            used = self._keep_held_out(rows, weights, used)
+            used = self._keep_held_out(joined, weights, used)
             if not self.hold_out.in_gram:
                 return
         self.token_counts.update(count_modalities(modality_ids))
         self.total_weight += float(weights.double().sum())
-        self.buffer.append(rows[used] * weights[used].sqrt()[:, None])
+        self.buffer.append(joined[used] * weights[used].sqrt()[:, None])
         rows, weights = rows[weights > 0], weights[weights > 0]
         self.abs_sum += weights @ rows.abs()
         self.minimum = torch.cat([self.minimum[None], rows]).amin(0)
@@ -110,14 +128,19 @@ class HessianObserver:
         return used
 
     def _flush(self) -> None:
-        rows = torch.cat(self.buffer or [self.gram[:0]])
+        if not self.buffer:
+            return
+        rows = torch.cat(self.buffer)
         self.buffer.clear()
         with bfloat16_matmul():
             self.parallel_map(partial(self._add_tiles, rows), range(0, len(self.gram), TILE_COLUMNS))
 
     def _add_tiles(self, rows: Tensor, begin: int) -> None:
-        end = begin + TILE_COLUMNS
-        self.gram[begin:end, begin:].addmm_(rows[:, begin:end].T, rows[:, begin:])
+        columns = len(self.gram)
+        end = min(begin + TILE_COLUMNS, columns)
+        self.gram[begin:end, begin:].addmm_(rows[:, begin:end].T, rows[:, begin:columns])
+        if self.drift:
+            self.drift.products[begin:end].addmm_(rows[:, begin:end].T, rows[:, columns:])
 
     def result(self) -> InputStats:
         """Return the statistics; the Hessian is not copied."""
@@ -128,10 +151,15 @@ class HessianObserver:
             self.gram[begin:end, begin:end] = corner + corner.triu(1).T
             self.gram[end:, begin:end] = self.gram[begin:end, end:].T
         counts = {name: self.token_counts[name] for name in MODALITIES}
-        held_out = torch.cat(self.held_out) if any(map(len, self.held_out)) else None
+        held_out, drift = None, self.drift
+        if any(map(len, self.held_out)):
+            joined, columns = torch.cat(self.held_out), len(self.gram)
+            held_out = joined[:, :columns].contiguous()
+            drift = drift and replace(drift, held_out=joined[:, columns:].contiguous())
         return InputStats(
             *(self.gram, self.abs_sum, self.minimum, self.maximum, counts, self.total_weight),
             *(held_out, self.hold_out.in_gram),
+            drift=drift,
         )
 
 

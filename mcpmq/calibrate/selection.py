@@ -67,11 +67,15 @@ def held_out_samples(modalities: Sequence[str]) -> frozenset[int]:
 
 
 def output_mse(
-    model: TorchModel, block: nn.Module, replay: Callable[[], None], modalities: TokenModalities
+    model: TorchModel,
+    block: nn.Module,
+    replay_original: Callable[[], None],
+    replay: Callable[[], None],
+    modalities: TokenModalities,
 ) -> BlockLoss:
-    """Return the loss of a block against its outputs now, while it holds its original weights.
+    """Return the loss of a block against its outputs in `replay_original` now, while it holds its original weights.
 
-    Output rows are weighted by token, over the samples of `replay`.
+    Output rows are weighted by token, over the samples of `replay`, the same as those of `replay_original`.
 
     Raises:
         DatasetError: the held-out samples have zero total weight.
@@ -82,7 +86,7 @@ def output_mse(
         originals.append((rows, modalities.weights[modalities.modality_ids(len(rows)).long()]))
 
     with _on_output(block, record):
-        replay()
+        replay_original()
     name = block_name(next(iter(model.blocks[block].values())).name)
     _check_weight(name, float(sum(weights.double().sum() for _, weights in originals)))
     total = sum(_weighted_square(rows, weights) for rows, weights in originals) or 1.0  # outputs may be all zero

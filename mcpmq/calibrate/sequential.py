@@ -12,14 +12,25 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from mcpmq.calibrate.block import BlockQuantizer, BlockStats, smoothing_scales
-from mcpmq.calibrate.forward import HEAD, LANGUAGE, CalibrationRun, is_head, open_calibration, run_calibration
+from mcpmq.calibrate.block import BlockQuantizer, BlockStats, Rounder, StatsRounder, smoothing_scales
+from mcpmq.calibrate.forward import (
+    HEAD,
+    LANGUAGE,
+    CalibrationRun,
+    check_stats,
+    is_head,
+    no_tokens_error,
+    open_calibration,
+    run_calibration,
+)
 from mcpmq.calibrate.selection import BlockLoss, candidates, held_out_samples, hessian_mse, output_mse
+from mcpmq.calibrate.stagewise import StagewiseRounder
 from mcpmq.dataset import Sample, SampleSet
 from mcpmq.errors import DatasetError
 from mcpmq.execution.device import CPU
 from mcpmq.execution.layerwise import Replay
 from mcpmq.execution.torch_model import to_float
+from mcpmq.families.family import TensorSpec
 from mcpmq.plan import Plan, TensorPlan, block_name
 from mcpmq.quantized_model import BlockWriter, read_weight, write_block
 from mcpmq.recipe import TokenWeights
@@ -54,7 +65,7 @@ def require_calibration(plan: Plan, calibration: SampleSet | None) -> tuple[Samp
     if not any(sample.image for sample in calibration):
         for tensor in calibrated:
             if tensor.spec.component not in (HEAD, LANGUAGE):
-                raise _no_tokens_error(tensor.name, len(calibration))
+                raise no_tokens_error(tensor.name, len(calibration))
     if plan.recipe.selects_per_block:
         _check_held_out([bool(sample.image) for sample in calibration])
     return calibration.samples
@@ -67,13 +78,6 @@ def _check_held_out(has_image: list[bool]) -> None:
                 f"the calibration set has only one {kind} sample; at least two are needed because one is held out",
                 f"add another {kind} sample, or remove this one",
             )
-
-
-def _no_tokens_error(name: str, samples: int) -> DatasetError:
-    return DatasetError(
-        f"`{name}` receives no token of the {samples} calibration samples, or only tokens of weight 0",
-        f'add samples that use it, or write `"{name}" = "keep"` last in the recipe',
-    )
 
 
 def calibrate_sequentially(
@@ -89,14 +93,16 @@ def calibrate_sequentially(
     Peak memory on the device: one block in float32, its Hessians (4 bytes x columns squared for every distinct input),
     the working memory for one weight, the pixels of every sample, and its hidden states before one block in float32.
     Where methods are selected: also two copies of the block's codes, and its outputs for the held-out fifth of the
-    samples.
+    samples. With the outputs of the original model as targets, hidden states and the float32 block are there twice,
+    and one input at a time has a Hessian and the products of its drift.
 
     Raises:
         DatasetError: a weight has no inputs, or inputs that are not finite, or the samples do not fit into memory.
         CheckpointError: a weight is not finite.
     """
     with_hessian = [tensor.name for tensor in plan.tensors if needs_calibration(plan, tensor)]
-    with open_calibration(plan.checkpoint, samples, progress, device, with_hessian) as run:
+    with_original = plan.recipe.has_model_targets
+    with open_calibration(plan.checkpoint, samples, progress, device, with_hessian, with_original) as run:
         quantizer = _SequentialQuantizer(
             run,
             plan,
@@ -105,7 +111,7 @@ def calibrate_sequentially(
             held_out_samples([sample.modality for sample in run.inputs]),
             write,
         )
-        run_calibration(run, quantizer, "calibrating", quantizer.held_out)
+        run_calibration(run, quantizer, "calibrating", quantizer.held_out, with_original)
     quantizer.check_complete()
 
 
@@ -121,55 +127,84 @@ class _SequentialQuantizer:
     write: BlockWriter
 
     def load(self, block: nn.Module) -> None:
-        """Load the quantized weights of a block if its file exists, else the original weights."""
-        if self._file(block).is_file():
+        """Load the quantized weights of a block if its file exists and only they are needed, else the original ones."""
+        if self._file(block).is_file() and not self.plan.recipe.has_model_targets:
             self._load_quantized(block)
         else:
             self.run.load_original(block)
 
     def visit(self, block: nn.Module, replay: Replay) -> None:
-        """Quantize a block, write its file, and load the quantized weights."""
-        file = self._file(block)
-        if file.is_file():
-            return
-        plan, name = self.plan, _name(self.run, block)
-        methods, loss = candidates(plan.recipe, can_smooth=name in plan.smoothing_mappings), None
-        if len(methods) == 1:
-            stats = self._collect_stats(block, replay)
+        """Quantize a block, write its file, and load the quantized weights.
+
+        Samples in the original model pass through the original weights.
+        """
+        with_original = self.plan.recipe.has_model_targets
+        if self._file(block).is_file():
+            if not with_original:
+                return
         else:
-            stats = self._collect_stats(block, replay, held_out_in_gram=False)
-            loss = self._block_loss(block, partial(replay, self.held_out))
+            self._quantize(block, replay)
+            if with_original:
+                self.run.load_original(block)
+        if with_original:
+            replay.advance(self.run.original_samples)
+            self.run.model.unload_block(block)  # before the other weights are read
+        self._load_quantized(block)
+
+    def _quantize(self, block: nn.Module, replay: Replay) -> None:
+        """Write the file of a block that has its original weights; afterwards it has none."""
+        plan, name, in_stages = self.plan, _name(self.run, block), self._is_rounded_in_stages(block)
+        methods = candidates(plan.recipe, can_smooth=name in plan.smoothing_mappings)
+        loss = self._block_loss(block, replay) if len(methods) > 1 else None
+        stats: BlockStats = {}
+        if not in_stages or methods[-1].smoothing:
+            stats = self._collect_stats(block, partial(replay, range(len(self.run.inputs))), held_out_in_gram=not loss)
         weights = self._original_weights(block)
         folds, scales = find_folds(plan, name, weights), []
         if folds:
             stats |= scale_stats(stats, folds)
-            weights = _apply(folds, weights)
         if methods[-1].smoothing:
-            scales = smoothing_scales(plan, name, weights, stats, self.run.parallel_map)
-        del weights
-        self.run.model.unload_block(block)  # frees the float weights for the quantizer
+            scales = smoothing_scales(plan, name, _apply(folds, weights), stats, self.run.parallel_map)
         methods = tuple(method for method in methods if scales or not method.smoothing)
-        self.write(file, *BlockQuantizer(plan, name, stats, scales, self.run.threads, folds).quantize(methods, loss))
-        self._load_quantized(block)
+        rounder: Rounder = StatsRounder(plan, name, stats, scales, self.run.threads)
+        if in_stages:
+            stats.clear()
+            rounder = StagewiseRounder.create(
+                *(self.run, plan, name, block, self._matrices(block), replay), held_out_in_gram=not loss
+            )
+        del weights
+        self.run.model.unload_block(block)  # frees the float weights that the rounder does not need
+        self.write(self._file(block), *BlockQuantizer(plan, name, rounder, scales, folds).quantize(methods, loss))
 
-    def _collect_stats(self, block: nn.Module, replay: Callable[[], None], held_out_in_gram: bool = True) -> BlockStats:
-        specs = {
+    def _is_rounded_in_stages(self, block: nn.Module) -> bool:
+        """Return whether the targets of a block are outputs of the original model; those of the head are its own."""
+        return self.plan.recipe.has_model_targets and not is_head(self.run.model, block)
+
+    def _matrices(self, block: nn.Module) -> dict[str, TensorSpec]:
+        """Return the matrices of a block that need calibration, by parameter."""
+        return {
             name: spec
             for name, spec in self.run.model.blocks[block].items()
             if needs_calibration(self.plan, self.tensors[spec.name])
         }
+
+    def _collect_stats(self, block: nn.Module, replay: Callable[[], None], held_out_in_gram: bool = True) -> BlockStats:
+        specs = self._matrices(block)
         stats = self.run.collect_stats(block, specs, replay, self._token_weights(), held_out_in_gram)
-        for name, parts in stats.items():
-            if not parts or any(part.total_weight == 0 for part in parts):
-                raise _no_tokens_error(name, len(self.run.inputs))
+        for spec in specs.values():
+            check_stats(spec, stats[spec.name], len(self.run.inputs))
         return stats
 
-    def _block_loss(self, block: nn.Module, replay: Callable[[], None]) -> BlockLoss:
-        model = self.run.model
+    def _block_loss(self, block: nn.Module, replay: Replay) -> BlockLoss:
+        """Return the loss on held-out samples; of a block that is rounded in stages, against the original model."""
+        model, quantized = self.run.model, partial(replay, self.held_out)
         if not is_head(model, block):
-            return output_mse(model, block, replay, self.run.modalities(block, self._token_weights().model_dump()))
+            modalities = self.run.modalities(block, self._token_weights().model_dump())
+            indices = [self.run.original_samples[index] for index in self.held_out]
+            original = partial(replay, indices) if self._is_rounded_in_stages(block) else quantized
+            return output_mse(model, block, original, quantized, modalities)
         [spec] = model.blocks[block].values()
-        [stats] = self._collect_stats(block, replay)[spec.name]
+        [stats] = self._collect_stats(block, quantized)[spec.name]
         return hessian_mse(self.plan.checkpoint, spec, stats, self.run.parallel_map)
 
     def check_complete(self) -> None:
@@ -178,7 +213,7 @@ class _SequentialQuantizer:
             if not file.is_file():
                 tensors = self.plan.blocks[name]
                 missing = next(tensor.name for tensor in tensors if needs_calibration(self.plan, tensor))
-                raise _no_tokens_error(missing, len(self.run.inputs))
+                raise no_tokens_error(missing, len(self.run.inputs))
 
     def _original_weights(self, block: nn.Module) -> dict[str, Tensor]:
         """Return the loaded weights of a block by common name, [out, in]."""

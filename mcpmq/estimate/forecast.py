@@ -159,12 +159,15 @@ def _megabytes(nbytes: int) -> str:
 
 
 def _notes(result: Forecast) -> Iterable[str]:
-    peak = format_megabytes(result.quantize_peak_rss_bytes)
+    recipe, peak = result.plan.recipe, format_megabytes(result.quantize_peak_rss_bytes)
     yield f"quantize: estimated seconds {_seconds(result.quantize_seconds)}, estimated peak RSS {peak}"
     if result.quantize_seconds is None:
-        yield "quantize: calibration samples need additional memory, about 4 bytes x hidden size x their tokens"
-    if result.plan.recipe.compensates_errors:
+        nbytes = 8 if recipe.has_model_targets else 4
+        yield f"quantize: calibration samples need additional memory, about {nbytes} bytes x hidden size x their tokens"
+    if recipe.compensates_errors:
         yield f"quantize: at least {RECOMMENDED_CALIBRATION_TOKENS:,} calibration tokens are recommended"
+    if recipe.has_model_targets:
+        yield "quantize: the targets of GPTQ are the outputs of the original model"
     yield "file sizes are exact; memory is estimated; time is scaled from recorded runs on two cores"
     for estimate in result.formats:
         yield from _override_notes(estimate)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from math import prod
 
 from mcpmq.families.family import Architecture, LanguageShape
+from mcpmq.families.residual import stream_reader
 from mcpmq.formats import FormatName
 from mcpmq.formats.format import FilesForecast, RuntimeMemory
 from mcpmq.plan import Plan, TensorPlan
@@ -12,6 +13,7 @@ from mcpmq.scheme import GgmlScheme, IntegerScheme
 
 LIBRARIES_NBYTES = 260_000_000  # Python with torch, before a weight is read
 CHUNK_WEIGHTS, CHUNK_NBYTES_PER_WEIGHT = 1 << 24, 20  # weights rounded at a time; working memory for each
+TARGET_WEIGHTS = 1 << 27  # of a matrix, rounded at a time by GPTQ
 STRIPE_NBYTES = 45_000_000  # buffer for the stripes of an ONNX weight
 # Weights per second of quantizing, and bytes per second of writing, on two cores: benchmarks/results/real-size-28.json.
 # `iq3_s`: `python -m benchmarks.kernels`.
@@ -105,7 +107,8 @@ def quantize_peak_rss_bytes(plan: Plan) -> int:
     blocks = plan.blocks.values()
     largest = max(sum(_unpacked_nbytes(one) + _packed_nbytes(one) for one in block) for block in blocks)
     working = CHUNK_NBYTES_PER_WEIGHT * min(CHUNK_WEIGHTS, max(map(num_weights, plan.tensors)))
-    calibration = max(map(_calibration_nbytes, blocks)) if plan.recipe.needs_calibration else 0
+    block_nbytes = _staged_calibration_nbytes if plan.recipe.has_model_targets else _calibration_nbytes
+    calibration = max(map(block_nbytes, blocks)) if plan.recipe.needs_calibration else 0
     return LIBRARIES_NBYTES + largest + working + calibration
 
 
@@ -118,6 +121,21 @@ def _calibration_nbytes(tensors: Sequence[TensorPlan]) -> int:
     columns = [tensor.matrix_shape[1] for tensor in matrices if not tensor.name.endswith((".k", ".v", "mlp.up"))]
     weights_nbytes = 4 * sum(num_weights(tensor) for tensor in matrices if "." in tensor.name)
     return weights_nbytes + 4 * (sum(count**2 for count in columns) + max(columns, default=0) ** 2)
+
+
+def _staged_calibration_nbytes(tensors: Sequence[TensorPlan]) -> int:
+    """Return the bytes of a block in float32, original and rounded, and of the largest stage of its matrices.
+
+    A stage has a Hessian, one Cholesky factor, the products of the drift, and the target of one weight.
+    """
+    matrices = [tensor for tensor in tensors if tensor.spec.role == "matrix"]
+    names = {tensor.name for tensor in tensors}
+    stages = [0]
+    for tensor in matrices:
+        rows, columns = tensor.matrix_shape
+        drift = columns if stream_reader(tensor.name, names) is None else rows
+        stages.append(2 * columns**2 + columns * drift + 2 * min(rows * columns, TARGET_WEIGHTS))
+    return 8 * sum(num_weights(tensor) for tensor in matrices if "." in tensor.name) + 4 * max(stages)
 
 
 def export_peak_rss_bytes(plan: Plan, name: FormatName) -> int:

@@ -52,7 +52,7 @@ def capture_inputs(
     inputs = _SharedInputs(new_observer)
     with ExitStack() as hooks:
         for name, input_module in parameters.items():
-            hooks.enter_context(_register_hook(block, name, input_module, inputs))
+            hooks.enter_context(register_input_hook(block, name, input_module, inputs.observe))
         hooks.enter_context(block.register_forward_hook(lambda *_: inputs.end_sample()))
         yield inputs.results
 
@@ -92,17 +92,21 @@ class _SharedInputs(Generic[Stats]):
         return results
 
 
-def _register_hook(
-    block: nn.Module, parameter: str, input_module: str | None, inputs: _SharedInputs[Stats]
+def register_input_hook(
+    block: nn.Module, parameter: str, input_module: str | None, observe_input: Callable[[str, Tensor], None]
 ) -> AbstractContextManager[object]:
-    observe = partial(inputs.observe, parameter)
+    """Call `observe_input(parameter, inputs)` with the inputs of a matrix inside the context; see `capture_inputs`.
+
+    The name of a packed projection gets the suffix `|query`, `|key` or `|value`, in this order.
+    """
+    observe = partial(observe_input, parameter)
     path, _, leaf = parameter.rpartition(".")
     module = block.get_submodule(path)
     parent = block.get_submodule(path.rpartition(".")[0])
     if input_module is not None:
         return block.get_submodule(input_module).register_forward_hook(lambda _, __, output: observe(output))
     if isinstance(module, nn.MultiheadAttention) and leaf == "in_proj_weight":
-        return module.register_forward_pre_hook(partial(_observe_packed, parameter, inputs), with_kwargs=True)
+        return module.register_forward_pre_hook(partial(_observe_packed, parameter, observe_input), with_kwargs=True)
     if isinstance(parent, nn.MultiheadAttention):
         return parent.register_forward_pre_hook(
             lambda attention, args: observe(attention_before_projection(attention, *args[:3]))
@@ -112,11 +116,15 @@ def _register_hook(
 
 
 def _observe_packed(
-    parameter: str, inputs: _SharedInputs[Stats], _: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Any]
+    parameter: str,
+    observe: Callable[[str, Tensor], None],
+    _: nn.Module,
+    args: tuple[Tensor, ...],
+    kwargs: Mapping[str, Any],
 ) -> None:
     arguments = {**dict(zip(("query", "key", "value"), args, strict=False)), **kwargs}
     for name in ("query", "key", "value"):
-        inputs.observe(f"{parameter}|{name}", arguments[name])
+        observe(f"{parameter}|{name}", arguments[name])
 
 
 def attention_before_projection(attention: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

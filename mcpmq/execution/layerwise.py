@@ -5,12 +5,16 @@ A block is loaded once for all samples, and models need no description of the te
 """
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import nn
+
+
+class ReplayStopped(Exception):
+    """Raised in a block to end its replay for one sample."""
 
 
 class Replay(Protocol):
@@ -20,6 +24,12 @@ class Replay(Protocol):
     """
 
     def __call__(self, only: Container[int] | None = None) -> None: ...
+
+    def waiting(self) -> list[int]:
+        """Return the indices of the samples that wait."""
+
+    def advance(self, only: Container[int]) -> None:
+        """Let these samples pass through the block now, before the others."""
 
 
 class BlockVisitor(Protocol):
@@ -98,6 +108,28 @@ class _Run:
         self.state = self.thread.switch(command)
 
 
+@dataclass(frozen=True, slots=True)
+class _Waiting:
+    """The samples that wait before one block: the `Replay` of its visitor."""
+
+    block: nn.Module
+    runs: Sequence[_Run]
+
+    def __call__(self, only: Container[int] | None = None) -> None:
+        self._resume("replay", only)
+
+    def waiting(self) -> list[int]:
+        return [run.index for run in self.runs if run.state is self.block]
+
+    def advance(self, only: Container[int] | None = None) -> None:
+        self._resume("continue", only)
+
+    def _resume(self, command: str, only: Container[int] | None) -> None:
+        for run in self.runs:
+            if run.state is self.block and (only is None or run.index in only):
+                run.resume(command)
+
+
 def _pass_block(
     block: nn.Module,
     runs: Sequence[_Run],
@@ -105,16 +137,11 @@ def _pass_block(
     release: Callable[[nn.Module], None],
     visit: BlockVisitor,
 ) -> None:
-    def replay(only: Container[int] | None = None) -> None:
-        for run in runs:
-            if only is None or run.index in only:
-                run.resume("replay")
-
+    waiting = _Waiting(block, runs)
     try:
         load(block)
-        visit(block, replay)
-        for run in runs:
-            run.resume("continue")
+        visit(block, waiting)
+        waiting.advance()
     finally:
         release(block)
 
@@ -143,7 +170,8 @@ def _pausing_forward(block: nn.Module, forward: Callable[..., Any], main: greenl
         while not replaying and getcurrent() is not main and main.switch(block) == "replay":
             replaying = True
             try:
-                block(*args, **kwargs)  # a call of the module, so that hooks on the block itself run as well
+                with suppress(ReplayStopped):
+                    block(*args, **kwargs)  # a call of the module, so that hooks on the block itself run as well
             finally:
                 replaying = False
         return forward(*args, **kwargs)

@@ -19,6 +19,7 @@ from mcpmq.grids.levels import Levels
 from mcpmq.qtensor import QTensor
 from mcpmq.rounding.descent import ShrunkHessian, descend
 from mcpmq.rounding.stats import InputStats
+from mcpmq.rounding.target import Target
 from mcpmq.scheme import GridScheme
 
 SHRINKAGES = (0.5, 0.3, 0.1, 0.03, 0.01)
@@ -41,8 +42,12 @@ def default_shrinkage(stats: InputStats) -> float:
     return 2 * columns / (2 * columns + stats.total_weight)
 
 
-def choose_shrinkage(weight: Tensor, scheme: GridScheme, stats: InputStats) -> ShrinkageChoice:
+def choose_shrinkage(
+    weight: Tensor, scheme: GridScheme, stats: InputStats, target: Target | None = None
+) -> ShrinkageChoice:
     """Return the shrinkage with the least error of the outputs of some rows of a weight on the held-out inputs.
+
+    With a target, that of the weight, its weight is rounded instead and the error is that from its outputs.
 
     Without held-out inputs it is `default_shrinkage`. Needs the memory of a second Hessian if the first one includes
     the held-out inputs.
@@ -51,30 +56,35 @@ def choose_shrinkage(weight: Tensor, scheme: GridScheme, stats: InputStats) -> S
     if inputs is None or 2 * len(inputs) > sum(stats.token_counts.values()):
         return ShrinkageChoice(default_shrinkage(stats))
     device = stats.gram.device
-    rows = _sample_rows(weight).to(device).float()
+    target = (target or Target(weight, weight)).take(_sample_rows(weight), device)
+    rows, missing = target.weight, target.missing
     with torch.inference_mode(mode=False), thread_pool() as pool:
         gram = _training_gram(stats, pool)
     round_with = _descent_from_nearest(rows, scheme, gram)
-    shrinkage, error = _least(lambda one: _output_error(round_with(one) - rows, inputs))
-    nearest = dequantize(quantize(rows, scheme)).to(device)
-    return ShrinkageChoice(shrinkage, _output_error(nearest - rows, inputs) < error)
+    shrinkage, error = _least(lambda one: _output_error(round_with(one) - rows, inputs, missing))
+    nearest = dequantize(quantize(target.original, scheme)).to(device)
+    return ShrinkageChoice(shrinkage, _output_error(nearest - rows, inputs, missing) < error)
 
 
-def nearest_is_better(weight: Tensor, quantized: QTensor, nearest: QTensor, inputs: Tensor) -> bool:
+def nearest_is_better(
+    weight: Tensor, quantized: QTensor, nearest: QTensor, inputs: Tensor, target: Target | None = None
+) -> bool:
     """Return whether rounding to nearest gives all rows of a weight a smaller output error on the held-out inputs."""
+    target = target or Target(weight, weight)
     with torch.inference_mode(mode=False), thread_pool() as pool:
-        first, second = (_total_error(weight, dequantize(one), inputs, pool) for one in (quantized, nearest))
+        first, second = (_total_error(target, dequantize(one), inputs, pool) for one in (quantized, nearest))
     return second < first
 
 
-def _total_error(weight: Tensor, values: Tensor, inputs: Tensor, pool: Executor) -> float:
+def _total_error(target: Target, values: Tensor, inputs: Tensor, pool: Executor) -> float:
     """Return the output error of all rows; they are in tiles, so that any number of threads gives the same sum."""
 
     def tile_error(start: int) -> float:
         rows = slice(start, start + TILE_ROWS)
-        return _output_error((values[rows] - weight[rows].float()).to(inputs.device), inputs)
+        missing = None if target.missing is None else target.missing[:, rows]
+        return _output_error((values[rows] - target.weight[rows].float()).to(inputs.device), inputs, missing)
 
-    return sum(pool.map(tile_error, range(0, len(weight), TILE_ROWS)))
+    return sum(pool.map(tile_error, range(0, len(target.weight), TILE_ROWS)))
 
 
 def _least(error_of: Callable[[float], float]) -> tuple[float, float]:
@@ -94,8 +104,9 @@ def _least(error_of: Callable[[float], float]) -> tuple[float, float]:
 
 
 def _sample_rows(weight: Tensor) -> Tensor:
+    """Return the indices of some rows."""
     count = min(len(weight), SAMPLE_ROWS)
-    return weight[torch.arange(count, device=weight.device) * len(weight) // count]
+    return torch.arange(count) * len(weight) // count
 
 
 def _training_gram(stats: InputStats, pool: Executor) -> Tensor:
@@ -152,5 +163,9 @@ def _nearest_codes(levels: Levels, weight: Tensor) -> Tensor:
     return codes
 
 
-def _output_error(error: Tensor, inputs: Tensor) -> float:
-    return float((inputs @ error.T).square().sum(dtype=torch.float64))
+def _output_error(error: Tensor, inputs: Tensor, missing: Tensor | None = None) -> float:
+    """Return the square of the outputs of an error [rows, columns] without those that a target misses."""
+    outputs = inputs @ error.T
+    if missing is not None:
+        outputs.sub_(missing)
+    return float(outputs.square().sum(dtype=torch.float64))

@@ -14,6 +14,22 @@ MIN_SQUARE = 2.0**-100  # of all inputs of a column: below it products of inputs
 
 
 @dataclass(frozen=True, slots=True)
+class Drift:
+    """The difference e between the original and the quantized model at the inputs x of a layer in the quantized model.
+
+    of_outputs: whether e is that of the residual stream after the outputs were added, [rows]; else e is that of the
+    inputs, [columns].
+    products: float32 [columns, rows or columns], the sum of w x e^T with the weight w of a token; once it is solved,
+    the matrix C for which the square of e - C^T x is least.
+    held_out: float32 [tokens, rows or columns], e of the held-out inputs times the square roots of their weights.
+    """
+
+    of_outputs: bool
+    products: Tensor
+    held_out: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class InputStats:
     """Additive statistics of the inputs x of one linear layer, each weighted by the weight w of its token.
 
@@ -25,6 +41,7 @@ class InputStats:
     held_out_inputs: float32 [tokens, columns], inputs of held-out samples times the square roots of their weights.
     gram_has_held_out: whether the Hessian, counts and weight include them.
     shrinkage: of the entries of the Hessian off the diagonal; None to derive it from the number of tokens.
+    drift: of the quantized model at this layer; None if the targets are the outputs of its original weights.
     """
 
     gram: Tensor
@@ -36,6 +53,7 @@ class InputStats:
     held_out_inputs: Tensor | None = None
     gram_has_held_out: bool = False
     shrinkage: float | None = None
+    drift: Drift | None = None
 
     @property
     def has_inputs(self) -> bool:

@@ -21,6 +21,7 @@ from mcpmq.rounding.magnitudes import GroupMagnitudes, check_double_quant
 from mcpmq.rounding.shrinkage import ShrinkageChoice, choose_shrinkage, nearest_is_better
 from mcpmq.rounding.smoothing import WeightScaling
 from mcpmq.rounding.stats import InputStats
+from mcpmq.rounding.target import Target
 from mcpmq.scheme import CodebookScheme, FloatScheme, GridScheme
 from mcpmq.system.read_ahead import read_ahead
 
@@ -121,11 +122,11 @@ class _WeightSource:
         weight = self.plan.checkpoint.load(self.tensor.spec)
         return self._prepare(weight, 0)
 
-    def chunks(self, stats: int, method: RoundingMethod) -> Iterator[Tensor]:
-        """Yield chunks of rows: equal ones for several statistics."""
+    def chunks(self, stats: int, method: RoundingMethod) -> Iterator[tuple[Tensor, int]]:
+        """Yield chunks of rows, equal ones for several statistics, and the index of their first row."""
         first_row = 0
         for rows in self._load_chunks(stats, method):
-            yield self._prepare(rows, first_row)
+            yield self._prepare(rows, first_row), first_row
             first_row += len(rows)
 
     def _load_chunks(self, stats: int, method: RoundingMethod) -> Iterable[Tensor]:
@@ -169,7 +170,7 @@ class WeightStream:
         source, scheme = self._source, self._source.tensor.scheme
         assert isinstance(scheme, GridScheme)
         with prefix_errors(f"`{source.tensor.name}`"):
-            for rows in source.chunks(0, "rtn"):
+            for rows, _ in source.chunks(0, "rtn"):
                 yield ROUNDING_FUNCTIONS["rtn"](rows, scheme, None)
             if source.magnitudes and (deviation := source.magnitudes.deviation()):
                 source.deviations.append(deviation)
@@ -197,7 +198,7 @@ def _round(
         case FloatScheme() as scheme:
             return _convert(source.load(), source.tensor, scheme)
         case CodebookScheme() as scheme:
-            chunks, rows = source.chunks(0, "rtn"), source.tensor.matrix_shape[0]
+            chunks, rows = (chunk for chunk, _ in source.chunks(0, "rtn")), source.tensor.matrix_shape[0]
             return _double_quantize(codebook.round_to_nearest(chunks, rows, scheme), source)
         case scheme:
             return _round_on_grid(source, scheme, stats, method, choices)
@@ -212,27 +213,29 @@ def _round_on_grid(
 ) -> QTensor:
     """Round a weight; `choices` gets the shrinkage for each of the statistics, None where it is not used."""
 
-    def round_rows(rows: Tensor, part: int) -> QTensor:
+    def round_rows(rows: Tensor, first_row: int, part: int) -> QTensor:
         """Round rows with the statistics of one part."""
         inputs = stats[part] if stats and stats[part].has_inputs else None
+        target = Target.create(rows, inputs, first_row) if inputs and method == "gptq" else None
         if part == len(choices):  # the first rows with these statistics
-            choices.append(choose_shrinkage(rows, scheme, inputs) if inputs and method == "gptq" else None)
+            choices.append(choose_shrinkage(rows, scheme, inputs, target) if inputs and target else None)
         choice = choices[part]
         if inputs is None or (choice and choice.prefers_nearest):
             return ROUNDING_FUNCTIONS["rtn"](rows, scheme, None)
         used = replace(inputs, shrinkage=choice.shrinkage) if choice else inputs
-        quantized = ROUNDING_FUNCTIONS[method](rows, scheme, used)
+        quantized = ROUNDING_FUNCTIONS[method](target.weight if target else rows, scheme, used)
         if choice is None or inputs.held_out_inputs is None:
             return quantized
         nearest = ROUNDING_FUNCTIONS["rtn"](rows, scheme, None)
-        if not nearest_is_better(rows, quantized, nearest, inputs.held_out_inputs):
+        if not nearest_is_better(rows, quantized, nearest, inputs.held_out_inputs, target):
             return quantized
         choices[part] = replace(choice, prefers_nearest=True)
         return nearest
 
     parts = range(len(stats)) if len(stats) > 1 else repeat(0)
     chunks = source.chunks(len(stats), method if stats else "rtn")
-    return concat_rows(map(round_rows, chunks, parts), source.tensor.matrix_shape[0])
+    rounded = (round_rows(rows, first_row, part) for (rows, first_row), part in zip(chunks, parts, strict=False))
+    return concat_rows(rounded, source.tensor.matrix_shape[0])
 
 
 def _double_quantize(weight: CodebookTensor, source: _WeightSource) -> CodebookTensor:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from mcpmq.calibrate.block import BlockQuantizer, BlockStats, smoothing_scales
+from mcpmq.calibrate.block import BlockQuantizer, BlockStats, StatsRounder, smoothing_scales
 from mcpmq.calibrate.selection import BlockLoss, candidates
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.execution.chunked_matmul import serial_map
@@ -47,7 +47,8 @@ def quantized(
     """The block after its first candidates, this many."""
     weights = {tensor.name: plan.checkpoint.load(tensor.spec).float() for tensor in plan.blocks[BLOCK]}
     stats = block_stats(plan)
-    quantizer = BlockQuantizer(plan, BLOCK, stats, smoothing_scales(plan, BLOCK, weights, stats, serial_map), 1)
+    scales = smoothing_scales(plan, BLOCK, weights, stats, serial_map)
+    quantizer = BlockQuantizer(plan, BLOCK, StatsRounder(plan, BLOCK, stats, scales, 1), scales)
     return quantizer, *quantizer.quantize(candidates(plan.recipe, can_smooth=True)[:count], loss)
 
 
@@ -76,7 +77,7 @@ def test_the_least_loss_wins_and_the_simplest_of_equals(plan: Plan, losses: list
     up = result.weights[f"{BLOCK}.mlp.up"]
     assert up["method"] == CANDIDATES[best].removeprefix("awq+")
     assert ("smoothing_exponent" in up) == CANDIDATES[best].startswith("awq")
-    assert quantizer.stats == {}
+    assert quantizer.rounder.stats == {}  # type: ignore[attr-defined]
 
 
 def test_each_candidate_rounds_its_own_weights(plan: Plan) -> None:

@@ -72,6 +72,39 @@ def test_a_block_has_one_hessian_for_each_width() -> None:
     assert none.block_nbytes == 4 * (7 * 3 + 11 * 5 + 2 * 5)
 
 
+def test_a_block_with_the_original_model_has_its_weights_twice_and_one_stage() -> None:
+    """The largest stage is that of `down`, whose drift is that of the residual stream; `up` has that of its inputs.
+
+    States are there for both models.
+    """
+    specs = [
+        TensorSpec("vision.layers.0.mlp.up", "up", (90, 30), "matrix"),
+        TensorSpec("vision.layers.0.mlp.down", "down", (90, 30), "matrix", transposed=True),
+        TensorSpec("embedding", "embedding", (20, 30), "table"),
+    ]
+    architecture = family_of(PUBLISHED_CONFIG).parse_architecture(PUBLISHED_CONFIG)
+    names = {spec.name for spec in specs if spec.role == "matrix"}
+
+    both = estimate_memory(specs, architecture, [], names, with_original=True)
+    up_alone = estimate_memory(specs[:1], architecture, [], names, with_original=True)
+    table = estimate_memory(specs[2:], architecture, [], names, with_original=True)
+
+    weights = 2 * 90 * 30
+    assert both.block_nbytes == 4 * (2 * weights + 2 * 90**2 + 90 * 30 + 2048 * (90 + 30) + 2 * 90 * 30)
+    assert up_alone.block_nbytes == 4 * (weights + 3 * 30**2 + 2048 * 2 * 30 + 2 * 90 * 30)
+    assert table.block_nbytes == 4 * 20 * 30
+
+
+def test_the_original_model_has_states_of_its_own(checkpoint: Checkpoint, inputs: list[Inputs]) -> None:
+    """Pixels are shared."""
+    one, both = (
+        estimate_memory(checkpoint.specs, checkpoint.architecture, inputs, (), with_original)
+        for with_original in (False, True)
+    )
+    assert both.state_nbytes == 2 * one.state_nbytes
+    assert both.pixel_nbytes == one.pixel_nbytes
+
+
 def test_the_largest_block_of_the_published_model(inputs: list[Inputs]) -> None:
     """With Hessians: a language layer, for the Hessian of 18944 columns, its factor and a weight. Without: the head."""
     family = family_of(PUBLISHED_CONFIG)

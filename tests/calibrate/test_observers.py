@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from mcpmq.calibrate import observers
-from mcpmq.calibrate.observers import TokenModalities, collect_stats
-from mcpmq.execution.chunked_matmul import deterministic_threads, torch_threads
-from mcpmq.rounding.stats import MODALITIES, InputStats
+from mcpmq.calibrate.observers import HessianObserver, HoldOut, TokenModalities, collect_stats
+from mcpmq.execution.chunked_matmul import deterministic_threads, serial_map, torch_threads
+from mcpmq.rounding.stats import MODALITIES, Drift, InputStats
 
 MODALITY_IDS = torch.tensor([0, 0, 1, 1, 1, 2, 2], dtype=torch.uint8)
 
@@ -145,3 +145,33 @@ def test_statistics_are_equal_on_any_number_of_threads(monkeypatch: pytest.Monke
     tensors = ((stats.gram, stats.abs_sum, stats.minimum, stats.maximum) for stats in found)
     for one, other in zip(*tensors, strict=True):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(("buffer", "tile"), [(1, 4), (100, 100)])
+def test_products_with_the_drift_equal_sums_over_single_tokens(
+    buffer: int, tile: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Held-out samples are not in the sums here; their inputs and differences are kept, weighted alike."""
+    monkeypatch.setattr(observers, "BUFFER_TOKENS", buffer)
+    monkeypatch.setattr(observers, "TILE_COLUMNS", tile)
+    samples = [(random(7, 6, seed=seed), random(7, 3, seed=9 + seed)) for seed in range(3)]
+    current = iter([False, True, False])
+    hold_out = HoldOut(lambda: next(current), in_gram=False)
+    observer = HessianObserver.create(modalities(1, 2, 3), serial_map, hold_out, 6, Drift(True, torch.zeros(6, 3)))
+
+    for inputs, difference in samples:
+        observer.update(inputs, difference)
+    stats = observer.result()
+
+    expected = torch.zeros(6, 3)
+    for inputs, difference in (samples[0], samples[2]):
+        for x, e, modality in zip(inputs, difference, MODALITY_IDS.tolist(), strict=True):
+            expected += (modality + 1) * torch.outer(x, e)
+    roots = (MODALITY_IDS.float() + 1).sqrt()[:, None]
+    assert stats.drift is not None
+    assert stats.drift.held_out is not None
+    assert stats.held_out_inputs is not None
+    assert stats.drift.of_outputs
+    assert torch.allclose(stats.drift.products, expected, atol=1e-4)
+    assert torch.allclose(stats.held_out_inputs, samples[1][0] * roots)
+    assert torch.allclose(stats.drift.held_out, samples[1][1] * roots)

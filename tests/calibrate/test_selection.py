@@ -103,7 +103,8 @@ def test_the_loss_is_the_weighted_relative_error(block: _Two, input_abs_max: dic
             block(rows)
 
     with torch.inference_mode():
-        loss = output_mse(TorchModel(block, {block: _specs()}), block, replay, TokenModalities(_modality_ids, WEIGHTS))
+        modalities = TokenModalities(_modality_ids, WEIGHTS)
+        loss = output_mse(TorchModel(block, {block: _specs()}), block, replay, replay, modalities)
         found = loss({"a.one": one.round(decimals=1), "a.two": two}, input_abs_max)
 
     error = total = 0.0
@@ -134,7 +135,7 @@ def test_held_out_samples_without_weight_are_an_error(block: _Two) -> None:
         torch.inference_mode(),
         pytest.raises(DatasetError, match="held-out calibration samples have zero total weight"),
     ):
-        output_mse(TorchModel(block, {block: _specs()}), block, replay, modalities)
+        output_mse(TorchModel(block, {block: _specs()}), block, replay, replay, modalities)
 
 
 def test_the_loss_of_a_head_equals_that_of_its_outputs(tiny_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -104,3 +104,27 @@ def test_calibration_adds_a_block_and_its_hessians(published: Path) -> None:
     weights = 2 * 3584 * 3584 + 2 * 512 * 3584 + 3 * 18944 * 3584
     added = 4 * (weights + 3 * 3584**2 + 2 * 18944**2)
     assert calibrated.quantize_peak_rss_bytes - plain.quantize_peak_rss_bytes == added
+
+
+def test_targets_of_the_original_model_need_more_memory(published: Path) -> None:
+    """A layer is there twice, with a Hessian of 18944 columns, its factor, products with 3584 rows, and a target."""
+    weights = {"language.*": "int4-g32"}
+    plans = [
+        make_plan(
+            Checkpoint.open(published),
+            Recipe.model_validate({"name": "x", "method": "gptq", "targets": targets, "weights": weights}),
+        )
+        for targets in ("layer", "model")
+    ]
+
+    one, both = (forecast(plan, ["gguf"], 4096) for plan in plans)
+
+    hidden, ffn, keys = 3584, 18944, 512
+    layer = 4 * (2 * hidden**2 + 2 * hidden * keys + 3 * hidden * ffn)
+    stage = 4 * (2 * ffn**2 + hidden * ffn + 2 * hidden * ffn)
+    hessians = 4 * (3 * hidden**2 + 2 * ffn**2)
+    difference = both.quantize_peak_rss_bytes - one.quantize_peak_rss_bytes
+    assert difference == 2 * layer + stage - layer - hessians
+    notes = "".join(both.to_table().notes)
+    assert "8 bytes x hidden size" in notes
+    assert "targets of GPTQ are the outputs of the original model" in notes

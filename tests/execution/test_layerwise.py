@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mcpmq.execution.layerwise import Replay, find_blocks, run_layerwise
+from mcpmq.execution.layerwise import Replay, ReplayStopped, find_blocks, run_layerwise
 from mcpmq.families.modeling_minicpmv import build
 
 
@@ -135,6 +135,49 @@ def test_a_replay_may_be_limited_to_some_samples() -> None:
 
     run_layerwise(model, model.blocks(), samples, visit=visit)
     assert lengths == [3] * 2 + [1, 3] * 2
+
+
+def test_some_samples_may_pass_before_the_others() -> None:
+    """They get the weights of that moment, do not wait any longer, and the others get the later weights."""
+    model, samples = chain(), inputs(4)
+    expected = [model(**one) for one in samples]
+
+    def visit(block: nn.Module, replay: Replay) -> None:
+        assert replay.waiting() == [0, 1, 2, 3]
+        replay.advance({1, 3})
+        assert replay.waiting() == [0, 2]
+        for parameter in block.parameters():
+            parameter.data.zero_()
+        lengths: list[int] = []
+        with block.register_forward_pre_hook(lambda _, args: lengths.append(len(args[0]))):
+            replay()
+        assert lengths == [1, 3]
+
+    results = run_layerwise(model, list(model), samples, visit=visit)
+    assert all(torch.equal(results[index], expected[index]) for index in (1, 3))
+    assert not any(results[index].any() for index in (0, 2))
+
+
+def test_a_replay_may_end_inside_the_block() -> None:
+    """A hook that stops it has no effect on the pass of the sample."""
+    model, samples, seen = chain(), inputs(2), list[str]()
+    expected = [model(**one) for one in samples]
+
+    def stop(*_: object) -> None:
+        seen.append("stopped")
+        raise ReplayStopped
+
+    def visit(block: nn.Module, replay: Replay) -> None:
+        last = block.get_submodule("1")
+        with (
+            block.get_submodule("0").register_forward_hook(stop),
+            last.register_forward_hook(lambda *_: seen.append("x")),
+        ):
+            replay()
+
+    results = run_layerwise(model, list(model), samples, visit=visit)
+    assert seen == ["stopped"] * 6
+    assert all(torch.equal(result, other) for result, other in zip(results, expected, strict=True))
 
 
 def test_hooks_on_a_block_itself_run_in_a_replay() -> None:

@@ -1,0 +1,152 @@
+"""Round a block stage by stage: the inputs of a matrix are those that the rounded matrices before it give.
+
+The targets are the outputs of the original model, whose hidden states pass through the original weights of the block.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Self
+
+from torch import Tensor, nn
+
+from mcpmq.calibrate.block import BlockStats, InputSummary, RoundedBlock
+from mcpmq.calibrate.forward import LANGUAGE, CalibrationRun, check_stats
+from mcpmq.calibrate.paired_inputs import Stream, TwoModels
+from mcpmq.calibrate.selection import Candidate
+from mcpmq.calibrate.stages import Stage, find_stages
+from mcpmq.execution.chunked_matmul import torch_threads
+from mcpmq.execution.layerwise import Replay
+from mcpmq.execution.torch_model import to_float
+from mcpmq.families.family import TensorSpec
+from mcpmq.families.residual import stream_reader
+from mcpmq.plan import Plan
+from mcpmq.recipe import TokenWeights
+from mcpmq.rounding import RoundingMethod
+from mcpmq.rounding.smoothing import WeightScaling
+from mcpmq.rounding.target import solve_drift
+from mcpmq.rounding.weight import NO_SCALING, RoundedWeight, quantize_weight
+
+Scalings = Mapping[str, WeightScaling]  # by common name
+
+
+@dataclass(frozen=True, slots=True)
+class StagewiseRounder:
+    """Rounds one block of a calibration run to the outputs of the original model.
+
+    specs: by parameter. original: weights by parameter. matrices: those that need calibration, and the modules that
+    feed them; see `capture_inputs`. held_out_in_gram: whether held-out samples are in the statistics.
+    """
+
+    run: CalibrationRun
+    plan: Plan
+    name: str  # of the block
+    block: nn.Module
+    specs: Mapping[str, TensorSpec]
+    original: Mapping[str, Tensor]
+    matrices: Mapping[str, str | None]
+    stages: Sequence[Stage]
+    replay: Replay
+    held_out_in_gram: bool
+
+    @classmethod
+    def create(
+        cls,
+        run: CalibrationRun,
+        plan: Plan,
+        name: str,
+        block: nn.Module,
+        matrices: Mapping[str, TensorSpec],
+        replay: Replay,
+        held_out_in_gram: bool,
+    ) -> Self:
+        """Find the stages of a block that has its original weights.
+
+        Raises:
+            DatasetError: no sample runs a matrix.
+        """
+        modules = run.input_modules(matrices)
+        stages = find_stages(block, modules, replay, [quantized for _, quantized in run.sample_pairs(replay)])
+        for parameter, spec in matrices.items():
+            if not any(parameter in stage.parameters for stage in stages):
+                check_stats(spec, (), len(run.inputs))
+        original = {parameter: value.detach() for parameter, value in block.named_parameters()}
+        specs = run.model.blocks[block]
+        return cls(run, plan, name, block, specs, original, modules, stages, replay, held_out_in_gram)
+
+    def round(self, candidate: Candidate, scaling: Scalings, is_last: bool) -> RoundedBlock:
+        """Round with a candidate: first the weights without calibration, then one stage after the other."""
+        calibrated = {self.specs[parameter].name for parameter in self.matrices}
+        names = [tensor.name for tensor in self.plan.blocks[self.name]]
+        rounded = self._round([name for name in names if name not in calibrated], {}, "rtn", scaling)
+        inputs: dict[str, InputSummary] = {}
+        weights = self._scaled_originals(scaling) | self._parameters(rounded)
+        models = TwoModels(self.block, self.original, weights, self.replay, self.run.sample_pairs(self.replay))
+        for stage in self.stages:
+            stats = self._collect_stats(models, stage, scaling)
+            inputs |= {name: InputSummary.of_parts(parts) for name, parts in stats.items()}
+            stage_weights = self._round(list(stats), stats, candidate.method, scaling)
+            weights |= self._parameters(stage_weights)
+            rounded |= stage_weights
+        self.run.model.unload_block(self.block)
+        return RoundedBlock(
+            {name: rounded[name] for name in names}, {name: inputs[name] for name in names if name in inputs}
+        )
+
+    def _round(
+        self, names: Sequence[str], stats: BlockStats, method: RoundingMethod, scaling: Scalings
+    ) -> dict[str, RoundedWeight]:
+        tensors = {tensor.name: tensor for tensor in self.plan.blocks[self.name]}
+        with torch_threads(self.run.threads):
+            return {
+                name: quantize_weight(
+                    self.plan, tensors[name], stats.get(name, ()), method, scaling.get(name, NO_SCALING)
+                )
+                for name in names
+            }
+
+    def _parameters(self, rounded: Mapping[str, RoundedWeight]) -> dict[str, Tensor]:
+        """Return rounded weights as parameters of the block."""
+        device = self.run.model.device
+        return {
+            parameter: to_float(rounded[spec.name].stored, spec).to(device)
+            for parameter, spec in self.specs.items()
+            if spec.name in rounded
+        }
+
+    def _scaled_originals(self, scaling: Scalings) -> dict[str, Tensor]:
+        """Return the parameters of the block after scales are applied."""
+        weights = dict(self.original)
+        for parameter, spec in self.specs.items():
+            if spec.name in scaling:
+                weight = weights[parameter].cpu()
+                scaled = scaling[spec.name].apply(weight.T if spec.transposed else weight)
+                weights[parameter] = to_float(scaled, spec).to(self.run.model.device)
+        return weights
+
+    def _collect_stats(self, models: TwoModels, stage: Stage, scaling: Scalings) -> BlockStats:
+        """Return the statistics of a stage, by common name, with its drift solved."""
+        new_observer = self.run.new_observer(
+            self.block, self.plan.recipe.token_weights or TokenWeights(), self.held_out_in_gram
+        )
+        scales = {one: self._column_scale(scaling, one) for one in stage.parameters}
+        found = models.collect_stats(stage, self.matrices, self._stream(stage), scales, new_observer)
+        stats = {self.specs[parameter].name: found.get(parameter, ()) for parameter in stage.parameters}
+        for parameter in stage.parameters:
+            check_stats(self.specs[parameter], found.get(parameter, ()), len(self.run.inputs))
+        for part in {id(part): part for parts in stats.values() for part in parts}.values():
+            solve_drift(part)
+        return stats
+
+    def _column_scale(self, scaling: Scalings, parameter: str) -> Tensor | None:
+        scale = scaling.get(self.specs[parameter].name, NO_SCALING).column_scale
+        return None if scale is None else scale.to(self.run.model.device)
+
+    def _stream(self, stage: Stage) -> Stream | None:
+        """Return the residual stream that the outputs of a stage are added to, if there is one."""
+        parameters = {spec.name: parameter for parameter, spec in self.specs.items()}
+        readers = {stream_reader(self.specs[parameter].name, parameters) for parameter in stage.parameters}
+        if len(readers) > 1 or (reader := readers.pop()) is None:
+            return None
+        is_language = self.name.startswith(f"{LANGUAGE}.")
+        scale = self.plan.checkpoint.architecture.language.residual_scale if is_language else 1.0
+        return Stream(parameters[reader].rpartition(".")[0] if reader else reader, scale)
