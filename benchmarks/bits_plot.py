@@ -108,18 +108,28 @@ def _legend(names: Sequence[str], colors: Mapping[str, str], theme: Theme) -> li
     return parts
 
 
-def drawings(result: Mapping[str, Any]) -> dict[str, str]:
-    """Return all drawings by file name."""
-    panels = {
+def panels(result: Mapping[str, Any]) -> dict[str, tuple[str, list[Point]]]:
+    """Return title and points of every drawing with points, by name."""
+    found = {
         "bits-smollm2": ("SmolLM2 in llama.cpp: bits per weight and mean KLD", smollm2_points(result)),
         "bits-whisper": ("The decoder of Whisper: bits per weight and mean KLD", whisper_points(result)),
     }
+    return {name: panel for name, panel in found.items() if panel[1]}
+
+
+def drawings(result: Mapping[str, Any]) -> dict[str, str]:
+    """Return all drawings by file name."""
     return {
         f"{name}-{kind}.svg": draw(title, points, theme)
-        for name, (title, points) in panels.items()
-        if points
+        for name, (title, points) in panels(result).items()
         for kind, theme in THEMES.items()
     }
+
+
+def images() -> str:
+    """Return the drawings of the committed result for a page in this folder."""
+    found = panels(results.load()).items()
+    return "\n\n".join(f"![{title}](../docs/images/{name}-light.svg)" for name, (title, _) in found)
 
 
 def main() -> None:

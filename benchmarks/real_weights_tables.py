@@ -61,17 +61,21 @@ def all_layers_table() -> str:
 def calibration_size_table() -> str:
     """Return method, scheme and model of the first rows of both models by number of calibration tokens."""
     result = results.load()
+    models = {"SmolLM2": result["rows"], "Whisper": result["whisper"]}
     cells = [
         [model, *_size_cells(one, rows[0])]
-        for model, rows in (("SmolLM2", result["rows"]), ("Whisper", result["whisper"]))
-        for one in sorted(_same_method(rows), key=lambda one: int(one["calibration_tokens"]))
+        for model, found in models.items()
+        if (rows := _same_method(found))
+        for one in sorted(rows, key=lambda one: int(one["calibration_tokens"]))
     ]
     headings = ["model", "calibration tokens", HEADINGS[6], "ratio to the usual number [95 %]", "rounded to nearest"]
     return table([*headings, "matrices"], cells, 1)
 
 
-def _same_method(rows: Rows) -> Rows:
-    return [one for one in rows if _family(one) == _family(rows[0])]
+def _same_method(rows: Rows) -> list[Mapping[str, Any]]:
+    """Return the rows like the first one with GPTQ, which is the first."""
+    first = next((one for one in rows if one["method"] == "gptq"), None)
+    return [one for one in rows if first and _family(one) == _family(first)]
 
 
 def earlier_table() -> str:
@@ -81,6 +85,15 @@ def earlier_table() -> str:
     return table(headings, map(_earlier_row, rows), 3)
 
 
+def earlier_whisper_table() -> str:
+    """Return the variants of the decoder of Whisper at an earlier commit."""
+    cells = [
+        [one["scheme"], _earlier_method(one), *_earlier_divergence(one)]
+        for one in load_result(EARLIER_RESULT)["whisper"]
+    ]
+    return table(("scheme", "method", *HEADINGS[6:8]), cells, 2)
+
+
 def earlier_note() -> str:
     """Return the provenance of the earlier result."""
     result = load_result(EARLIER_RESULT)
@@ -88,18 +101,20 @@ def earlier_note() -> str:
 
 
 def _earlier_row(row: Mapping[str, Any]) -> list[str]:
-    """Return the cells of a row that has its ratio to the first one, and the commit of mcpmq if it is not that."""
-    named = {**row, "method": {"rtn-imatrix": "imatrix"}.get(row["method"], row["method"])}
+    cells = [row["scheme"], _earlier_method(row), ENGINES[row["format"]], f"{row['calibration_tokens']:,}"]
+    return [*cells, *_earlier_divergence(row), *_other_cells(row)]
+
+
+def _earlier_method(row: Mapping[str, Any]) -> str:
+    """Return the method, with the commit of mcpmq if it is not that of the result."""
+    named = {"tool": "mcpmq", "smooth": "none", **row}
+    return _method(named) + f" at {row['commit']}" * bool(row["commit"])
+
+
+def _earlier_divergence(row: Mapping[str, Any]) -> list[str]:
     ratio = Estimate.model_validate(row["kl_divergence_ratio"])
-    return [
-        row["scheme"],
-        _method(named) + f" at {row['commit']}" * bool(row["commit"]),
-        ENGINES[row["format"]],
-        f"{row['calibration_tokens']:,}",
-        thousandths(Estimate.model_validate(row["kl_divergence"])),
-        f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]",
-        *_other_cells(row),
-    ]
+    divergence = thousandths(Estimate.model_validate(row["kl_divergence"]))
+    return [divergence, f"{ratio.value:.3f} [{ratio.low:.3f}, {ratio.high:.3f}]"]
 
 
 def _size_cells(row: Mapping[str, Any], usual: Mapping[str, Any]) -> list[str]:
@@ -127,14 +142,13 @@ def real_weights_note() -> str:
     if not result["rows"]:
         return ""
     test, rows = result["test"], result["rows"]
+    facts = f"{test['tokens']:,} tokens of {test['samples']} texts, perplexity of the original"
+    facts += f" {test['perplexity']['value']:.1f}. "
     ratios = [results.ratio(one, rows[0]) for one in rows[1:] if one["layers"] == rows[0]["layers"]]
-    widths = sorted(100 * one.half_width / one.value for one in ratios) or [0.0]
-    return (
-        f"{test['tokens']:,} tokens of {test['samples']} texts, perplexity of the original"
-        f" {test['perplexity']['value']:.1f}. Half the width of the interval of a ratio is"
-        f" {widths[0]:.1f} to {widths[-1]:.1f} % of the ratio, median {widths[len(widths) // 2]:.1f} %."
-        f" {provenance_line(result)}"
-    )
+    if widths := sorted(100 * one.half_width / one.value for one in ratios):
+        facts += "Half the width of the interval of a ratio is"
+        facts += f" {widths[0]:.1f} to {widths[-1]:.1f} % of the ratio, median {widths[len(widths) // 2]:.1f} %. "
+    return facts + provenance_line(result)
 
 
 def _table(rows: Rows) -> str:

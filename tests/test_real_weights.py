@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import bits_plot, real_weights_tables
-from benchmarks.real_weights import checkpoint, llama_quantize, results, smollm2, texts
+from benchmarks.real_weights import checkpoint, llama_quantize, results, smollm2, texts, whisper_rows
 from benchmarks.real_weights.artifacts import SOURCES, sources_hash, write_recipe
 from benchmarks.real_weights.texts import Document
 from benchmarks.real_weights.variants import LLAMA_QUANTIZE, VARIANTS, WHISPER_VARIANTS, Variant
@@ -208,6 +208,24 @@ def test_every_fifth_text_is_held_out() -> None:
     assert stats.total_weight == 18
 
 
+def test_a_few_texts_have_none_to_hold_out() -> None:
+    """The shrinkage of four texts follows from the number of tokens alone."""
+    stats = input_stats([torch.full((3, 2), float(number)) for number in range(4)])
+
+    assert stats.held_out_inputs is None
+    assert not stats.gram_has_held_out
+    assert stats.total_weight == 12
+
+
+def test_whisper_is_chosen_as_a_whole_or_by_variant() -> None:
+    """Names of the command line choose variants in their order."""
+    assert whisper_rows.chosen(["whisper"]) == list(WHISPER_VARIANTS)
+    assert [one.name for one in whisper_rows.chosen(["whisper-q2_k-gptq", "whisper-iq4_nl-gptq", "gptq-q2_k"])] == [
+        "iq4_nl-gptq",
+        "q2_k-gptq",
+    ]
+
+
 def test_wording_does_not_change_the_hash_of_sources(tmp_path: Path) -> None:
     """Comments and docstrings are left out; a constant counts."""
 
@@ -349,6 +367,7 @@ def test_the_plot_has_all_points_on_the_same_samples(result: dict[str, Any]) -> 
         ("llama-quantize, imatrix", 5.5),
     ]
     assert [one.divergence.value for one in points] == pytest.approx([6 / 11] * 4)
+    assert bits_plot.images().count("![") == 2
     best = bits_plot.best_points([*points, replace(points[0], bits=2.6)], "mcpmq, GPTQ")
     assert [bits for bits, _ in best] == [2.6, 4.5]
 

@@ -1,7 +1,7 @@
 """Compare methods, schemes, calibration sizes and tools on the weights of pretrained models.
 
 python -m benchmarks.real_weights                  all variants, the most important ones first
-python -m benchmarks.real_weights --only VARIANT   these variants, or `whisper`; the other rows of the result are kept
+python -m benchmarks.real_weights --only VARIANT   these variants; `whisper` for all of Whisper; other rows are kept
 python -m benchmarks.real_weights --quick          two variants on less text, printed only
 
 The result is benchmarks/results/real-weights.json, written after every variant; every row has its commit. pip installs
@@ -102,7 +102,7 @@ def require_committed_sources() -> None:
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [*(variant.name for variant in VARIANTS), whisper_rows.NAME]
+    names = [*(variant.name for variant in VARIANTS), whisper_rows.NAME, *whisper_rows.VARIANTS]
     parser.add_argument("--only", nargs="+", choices=names, metavar="VARIANT", default=names)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--threads", type=int, help="of the engines; default: all cores")
@@ -135,7 +135,7 @@ def record(names: Sequence[str], bench: measure.Bench) -> None:
     test["tokens_by_sample"] = [len(one.losses) for one in samples]
     kept = results.load()
     recorder = results.Recorder(test, kept["rows"], kept["whisper"])
-    for rows in whisper_rows.measure_variants() if whisper_rows.NAME in names else ():
+    for rows in whisper_rows.measure_variants(whisper_rows.chosen(names)):
         recorder.keep_whisper(rows)
     measure_all([one for one in VARIANTS if one.name in names], bench, recorder.keep)
 

@@ -141,11 +141,10 @@ def _whisper(method: str, *schemes: str) -> list[WhisperVariant]:
 # As above, the first is the base of the ratios. Those with the same calibration set run in one process.
 WHISPER_VARIANTS = (
     *_whisper("gptq", "iq4_nl", "q2_k", "iq3_s", "q6_k"),
-    *_whisper(LLAMA_QUANTIZE, "iq4_nl", "q2_k", "iq3_s", "q4_k", "q6_k", "q4_0"),
-    *_whisper("gptq", "q4_k", "int4-g32"),
+    *_whisper(LLAMA_QUANTIZE, "iq4_nl", "q2_k", "iq3_s", "q6_k", "q4_k", "q4_0"),
     *(WhisperVariant("iq4_nl", "gptq", samples) for samples in (10, 4, 16, 64, 128)),
-    *_whisper("rtn", "int4-g32", "iq4_nl"),
-    *_whisper("gptq", "iq4_xs", "q3_k", "q5_k", "q8_0"),
+    *_whisper("gptq", "q4_k", "int4-g32", "iq4_xs", "q3_k", "q5_k", "q8_0"),
     *_whisper(LLAMA_QUANTIZE, "iq4_xs", "q3_k", "q5_k", "q8_0"),
+    *_whisper("rtn", "int4-g32", "iq4_nl"),
     *(WhisperVariant(scheme, "gptq", commit=EARLIER) for scheme in ("int4-g32", "iq4_nl", "q4_k")),
 )

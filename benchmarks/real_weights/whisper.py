@@ -230,10 +230,12 @@ def _collect(found: list[Tensor], _: nn.Module, inputs: tuple[Tensor, ...]) -> N
 
 def input_stats(inputs: Sequence[Tensor]) -> InputStats:
     """Return the statistics of the inputs [tokens, columns] of several texts."""
-    x, held_out = torch.cat(list(inputs)), torch.cat(list(inputs[HOLDOUT_EVERY - 1 :: HOLDOUT_EVERY]))
+    x, held_out = torch.cat(list(inputs)), list(inputs[HOLDOUT_EVERY - 1 :: HOLDOUT_EVERY])
     counts = {"vision": 0, "text": 0, "answer": len(x)}
     stats = InputStats(x.T @ x, x.abs().sum(0), x.amin(0), x.amax(0), counts, float(len(x)))
-    return replace(stats, held_out_inputs=held_out, gram_has_held_out=True) if HAS_SHRINKAGE else stats
+    if not (HAS_SHRINKAGE and held_out):
+        return stats
+    return replace(stats, held_out_inputs=torch.cat(held_out), gram_has_held_out=True)
 
 
 def quantize(weight: Tensor, scheme: GridScheme, method: RoundingMethod, stats: InputStats) -> QTensor:

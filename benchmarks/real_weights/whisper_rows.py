@@ -1,7 +1,7 @@
 """Run the variants of the Whisper benchmark in processes of their own, one for every commit and calibration set."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -14,16 +14,22 @@ from benchmarks.real_weights.variants import WHISPER_TEST_SAMPLES, WHISPER_VARIA
 from mcpmq.evaluate.bootstrap import bootstrap_mean
 
 NAME = "whisper"
+VARIANTS = {f"{NAME}-{variant.name}": variant for variant in WHISPER_VARIANTS}  # by name in the command line
 FOLDER = WORK / "whisper"
 
 
-def measure_variants() -> Iterator[list[Row]]:
-    """Measure the variants that are not finished; yield the rows of those that run in one process.
+def chosen(names: Container[str]) -> list[WhisperVariant]:
+    """Return the variants with these names in the command line, all with the name of the benchmark."""
+    return [variant for name, variant in VARIANTS.items() if name in names or NAME in names]
+
+
+def measure_variants(chosen: Sequence[WhisperVariant]) -> Iterator[list[Row]]:
+    """Measure variants that are not finished; yield the rows of those that run in one process.
 
     Raises:
         SystemExit: a process failed; the message names its log.
     """
-    for _, found in groupby(WHISPER_VARIANTS, lambda one: (one.commit, one.samples)):
+    for _, found in groupby(chosen, lambda one: (one.commit, one.samples)):
         variants = list(found)
         measure_missing(variants)
         yield [read_row(variant) for variant in variants]
