@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self
 
+from mcpmq.dataset.hub import find_set
 from mcpmq.dataset.manifest import MANIFEST_HINT
 from mcpmq.dataset.options import READ_ALL, ReadOptions
 from mcpmq.dataset.sample import EmbeddedImage, ImageSource, Sample, Turn
@@ -47,13 +48,14 @@ class SampleSet:
 
     @classmethod
     def open(cls, path: str | Path, options: ReadOptions = READ_ALL) -> Self:
-        """Open a folder with `manifest.jsonl`, a file of records, or a folder of Parquet files.
+        """Open a folder with `manifest.jsonl`, a file of records, a folder of Parquet files, or a set of the hub.
 
         Raises:
             DatasetError: the set is empty, or records are invalid; the error has their number and the first ones.
             MissingExtra: the records are in Parquet files, and pyarrow is not installed.
         """
-        path = Path(path)
+        path = find_set(Path(path))
+        path = path.parent if path.name == MANIFEST else path
         source = open_source(path, options)
         samples, errors = _read(source, options)
         if errors and not (options.skip_invalid and samples):

@@ -22,6 +22,7 @@ MAX_RECORDS_NBYTES = 256 << 20  # parsed JSON takes several times its size
 PERMISSION_HINT = "check the path and its permissions"
 SMALLER_HINT = "split the file, or store it as Parquet, of which `--samples` reads a part"
 JSON_SUFFIXES, PARQUET_SUFFIX = (".json", ".jsonl", ".ndjson"), ".parquet"
+TRAINING_SPLIT = "train"  # beginning of the names of its files
 RECORDS_HINT = (
     f"give a folder with `{MANIFEST}`, or a file of records: {', '.join((*JSON_SUFFIXES, PARQUET_SUFFIX))};"
     " docs/datasets.md has examples"
@@ -58,7 +59,7 @@ def open_source(path: Path, options: ReadOptions) -> RecordSource:
         if path.is_file() and path.suffix in JSON_SUFFIXES and path.name != MANIFEST:
             return _json_records(path, folder or path.parent, options)
         if path.is_file() and path.suffix == PARQUET_SUFFIX:
-            return _parquet_records([path], folder or path.parent, options)
+            return _parquet_records([path.resolve()], folder or path.parent, options)
         if path.is_dir() and not (path / MANIFEST).exists() and (files := _parquet_files(path)):
             return _parquet_records(files, folder or path, options)
     except (OSError, ValueError, RuntimeError) as error:  # of the path
@@ -75,7 +76,15 @@ def has_records(path: Path) -> bool:
 
 def _parquet_files(folder: Path) -> list[Path]:
     """Return the Parquet files of a folder, or of its folder `data`, as repositories of datasets have them."""
-    return sorted(folder.glob(f"*{PARQUET_SUFFIX}")) or sorted(folder.glob(f"data/*{PARQUET_SUFFIX}"))
+    files = sorted(folder.glob(f"*{PARQUET_SUFFIX}")) or sorted(folder.glob(f"data/*{PARQUET_SUFFIX}"))
+    chosen = select_split([file.name for file in files])
+    return [file for file in files if file.name in chosen]
+
+
+def select_split(names: Sequence[str]) -> list[str]:
+    """Return the file names of the training split, or all if none is of it."""
+    chosen = [name for name in names if name.rpartition("/")[2].startswith(TRAINING_SPLIT)]
+    return chosen or list(names)
 
 
 def _manifest_records(folder: Path, images: Path | None) -> RecordSource:

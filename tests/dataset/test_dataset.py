@@ -37,6 +37,7 @@ def test_samples_come_in_the_order_of_the_lines(folder: Path) -> None:
     """Order, image, prompt, answer and tags are kept; blank lines are ignored."""
     opened = SampleSet.open(_write(folder, _line(id="b", tags=["x"]), "", _line(id="a", image=None)))
 
+    assert SampleSet.open(folder / "manifest.jsonl") == opened
     assert [sample.id for sample in opened] == ["b", "a"]
     assert opened.samples[0].image == folder / "red.png"
     assert opened.samples[0].tags == ("x",)

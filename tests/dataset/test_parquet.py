@@ -69,9 +69,10 @@ def test_damaged_rows_and_files_are_errors(tmp_path: Path) -> None:
     file = _write(tmp_path / "a" / "x.parquet", rows, image=IMAGE, question=pa.string(), answer=pa.string())
     with pytest.raises(DatasetError, match=r"x\.parquet` row 1: the image `bytes`"):
         SampleSet.open(file)
-    (tmp_path / "link.parquet").symlink_to(file)
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "link.parquet").symlink_to(file)
     with pytest.raises(DatasetError, match="a link out of it"):
-        SampleSet.open(tmp_path / "link.parquet")
+        SampleSet.open(tmp_path / "b")
     file.write_bytes(b"PAR1 no")
     with pytest.raises(DatasetError, match="is not a Parquet file"):
         SampleSet.open(file)
