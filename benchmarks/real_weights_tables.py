@@ -156,7 +156,7 @@ def _table(rows: Rows) -> str:
 
 
 def _family(row: Mapping[str, Any]) -> tuple[object, ...]:
-    names = ("tool", "requested_commit", "scheme", "method", "smooth", "model", "layers", "format")
+    names = ("tool", "requested_commit", "scheme", "method", "smooth", "targets", "model", "layers", "format")
     return tuple(row.get(key) for key in names)
 
 
@@ -186,4 +186,5 @@ def _ratio(row: Mapping[str, Any], base: Mapping[str, Any]) -> str:
 def _method(row: Mapping[str, Any]) -> str:
     if row["tool"] != "mcpmq":
         return f"{TOOLS[row['tool']]}, {PEER_METHODS[row['method']]}"
-    return f"mcpmq, {'AWQ + ' * (row['smooth'] == 'awq')}{METHODS[row['method']]}"
+    targets = ", targets of the model" * (row.get("targets") == "model")
+    return f"mcpmq, {'AWQ + ' * (row['smooth'] == 'awq')}{METHODS[row['method']]}{targets}"

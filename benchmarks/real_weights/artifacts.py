@@ -117,8 +117,10 @@ def write_recipe(variant: Variant, folder: Path) -> Path:
     """Write the recipe of a variant; the scales of llama-quantize are those of ggml's search."""
     is_ggml = variant.tool == "llama-quantize"
     fields = {"name": variant.name, "method": "rtn" if is_ggml else variant.method, "smooth": variant.smooth}
-    search = {"scale_search": "ggml"} if is_ggml else {}
-    (folder / "recipe.toml").write_text(to_toml(fields | search | {"weights": variant.weights}))
+    more = {"scale_search": "ggml"} if is_ggml else {}
+    if variant.targets == "model":  # earlier commits have no other targets
+        more["targets"] = "model"
+    (folder / "recipe.toml").write_text(to_toml(fields | more | {"weights": variant.weights}))
     return folder / "recipe.toml"
 
 

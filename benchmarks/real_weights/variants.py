@@ -34,6 +34,7 @@ class Variant:
     weights: Mapping[str, str]
     method: str
     smooth: str = "none"
+    targets: Literal["layer", "model"] = "layer"
     samples: int = CALIBRATION_SAMPLES  # of calibration; 0: none
     formats: tuple[str, ...] = ("gguf",)
     model: str = "smollm2"
@@ -113,6 +114,8 @@ VARIANTS = (
     Variant("awq-gptq-int4-g32", _some("int4-g32"), "gptq", smooth="awq"),
     Variant("gptq-iq4_nl-all-layers", _all("iq4_nl"), "gptq"),
     Variant("gptq-int4-g32-all-layers", _all("int4-g32"), "gptq", formats=("gguf", "onnx")),
+    Variant("gptq-iq4_nl-model-targets-all-layers", _all("iq4_nl"), "gptq", targets="model"),
+    Variant("gptq-int4-g32-model-targets-all-layers", _all("int4-g32"), "gptq", targets="model"),
 )
 QUICK = ("gptq-int4-g32", "rtn-int4-g32")
 LLAMA_QUANTIZE: Final = "llama-quantize"  # the method of Whisper: rtn-imatrix with the search of ggml
