@@ -52,6 +52,16 @@ REAL_WEIGHTS = {
     "rtn-int4-g32": "round to nearest, `int4-g32`",
 }
 
+# Rows of real-weights-all-layers.json by name.
+ALL_LAYERS = {
+    "gptq-q4_k-or-iq4_nl": "**mcpmq, GPTQ**, `q4_k or iq4_nl`, the default in GGUF",
+    "gptq-int4": "**mcpmq, GPTQ**, `int4-g32`",
+    "gptqmodel-gptq": "GPTQModel, GPTQ",
+    "rtn-int4": "round to nearest, `int4-g32`",
+}
+ALL_LAYERS_NOTE = """\
+On all layers of a pretrained language model, SmolLM2 with 135 million weights, with the same calibration tokens: mean
+KL divergence on {tokens:,} held-out tokens of text ([conditions](benchmarks/README.md#real-weights)):"""
 REQUIRED = {"gptq-iq4_nl", "gptqmodel-gptq-act-group-aware", "gptqmodel-gptq-mse", "llama-quantize-iq4_nl"}
 
 
@@ -60,7 +70,20 @@ def quality_table() -> str:
     result = results.load()
     if {one["name"] for one in result["rows"]} >= REQUIRED:
         return f"{real_weights_table(result)}\n\n{REAL_WEIGHTS_NOTE.format(**result['test'])}"
-    return f"{reference_table()}\n\n{PEERS_NOTE}"
+    return f"{reference_table()}\n\n{PEERS_NOTE}\n\n{_all_layers_list()}"
+
+
+def _all_layers_list() -> str:
+    """Return the mean KLD of tools on all layers of the pretrained model, in llama.cpp, by KLD."""
+    result = load_result("real-weights-all-layers")
+    measured = {one["name"]: one for one in result["rows"] if one["format"] == "gguf"}
+    found = sorted(
+        (value.value, f"- {label}: {thousandths(value)}")
+        for name, label in ALL_LAYERS.items()
+        for value in [Estimate.model_validate(measured[name]["kl_divergence"])]
+    )
+    note = ALL_LAYERS_NOTE.format(**result["test"])
+    return "\n".join([f"{note}\n", *(line for _, line in found)])
 
 
 def reference_table() -> str:
