@@ -49,16 +49,9 @@ class Job:
 
 
 def mcpmq_export(recipe: str, format_name: str) -> Callable[[Path], list[Command]]:
-    """Return the commands that quantize and export with a recipe of benchmarks/peers/recipes."""
-
-    def commands(out: Path) -> list[Command]:
-        quantized = out / "quantized"
-        return [
-            mcpmq("quantize", MULTIMODAL, quantized, "--recipe", HERE / "recipes" / f"{recipe}.toml"),
-            mcpmq("export", quantized, out / "artifact", "--format", format_name),
-        ]
-
-    return commands
+    """Return the command that writes a format in one pass with a recipe of benchmarks/peers/recipes."""
+    words = ("--recipe", HERE / "recipes" / f"{recipe}.toml", "--format", format_name)
+    return lambda out: [mcpmq("quantize", MULTIMODAL, out / "artifact", *words)]
 
 
 def mcpmq_calibrated(out: Path) -> list[Command]:

@@ -27,6 +27,7 @@ from mcpmq.formats.onnx.packing import pack_for_matmul
 from mcpmq.grids import ggml
 from mcpmq.rounding import gptq, rtn
 from mcpmq.rounding.cholesky import LdlFactor, shrunk_cholesky
+from mcpmq.rounding.descent import order_hessian
 from mcpmq.rounding.shrinkage import default_shrinkage
 from mcpmq.rounding.stats import InputStats
 from mcpmq.scheme import parse_scheme
@@ -128,8 +129,9 @@ def _collect_stats(linear: nn.Linear, inputs: Tensor) -> InputStats:
 
 def _factor(stats: InputStats) -> LdlFactor:
     with thread_pool() as pool:
+        hessian = order_hessian(stats.gram, _scheme("int4-g32"), pool)
         order = stats.gram.diagonal().argsort(descending=True, stable=True)
-        return shrunk_cholesky(stats.gram, order, default_shrinkage(stats), pool)
+        return shrunk_cholesky(hessian, order, default_shrinkage(stats), pool)
 
 
 def _gptq_stages(weight: Tensor, stats: InputStats) -> Iterator[Stage]:

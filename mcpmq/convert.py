@@ -159,7 +159,7 @@ def _export(
         [(name, folder)] = target.formats.items()
         yield convert_in_one_pass(target.plan, name, folder, settings.progress)
         return
-    options = settings.progress, settings.device, settings.notify
+    options = settings.progress, settings.device, settings.notify, settings.memory_limit
     quantized = quantize(target.plan, target.quantized, calibration, *options)
     for name, folder in target.formats.items():
         if not is_one_pass:

@@ -39,7 +39,7 @@ class IntegerTensor:
     def shape(self) -> tuple[int, int]:
         return self.rows, self.columns
 
-    def slice_rows(self, rows: slice) -> "IntegerTensor":
+    def slice_rows(self, rows: slice | Tensor) -> "IntegerTensor":
         """Return some of the rows; rows are independent."""
         zero_point = None if self.zero_point is None else self.zero_point[rows]
         return IntegerTensor(self.scheme, self.codes[rows], self.scale[rows], zero_point)
@@ -64,7 +64,7 @@ class GgmlTensor:
     def shape(self) -> tuple[int, int]:
         return self.rows, self.columns
 
-    def slice_rows(self, rows: slice) -> "GgmlTensor":
+    def slice_rows(self, rows: slice | Tensor) -> "GgmlTensor":
         """Return some of the rows; rows are independent."""
         return GgmlTensor(self.scheme, self.columns, self.blocks[rows])
 
@@ -106,7 +106,7 @@ class CodebookTensor:
     def shape(self) -> tuple[int, int]:
         return self.rows, self.columns
 
-    def slice_rows(self, rows: slice) -> "CodebookTensor":
+    def slice_rows(self, rows: slice | Tensor) -> "CodebookTensor":
         """Return some of the rows, without the stored form of their scales."""
         return CodebookTensor(self.scheme, self.codes[rows], self.scale[rows])
 

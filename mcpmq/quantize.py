@@ -20,6 +20,8 @@ from mcpmq.artifact import (
 from mcpmq.calibrate.sequential import calibrate_sequentially, needs_calibration, require_calibration
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import Sample, SampleSet
+from mcpmq.errors import OutputError
+from mcpmq.estimate.resources import uncalibrated_peak_rss_bytes
 from mcpmq.execution.device import CPU, device_name, resolve_device
 from mcpmq.execution.instruction_set import instruction_set
 from mcpmq.families.encoding import check_samples
@@ -32,6 +34,7 @@ from mcpmq.system.file_hash import file_sha256
 from mcpmq.system.ggml_library import library_path
 from mcpmq.system.output import atomic_dir, check_disk_space, check_folder, lock_output, remove_stale_lock
 from mcpmq.system.progress import Notify, Progress, begin_stages, ignore_notice, silent
+from mcpmq.system.table import format_megabytes
 from mcpmq.unfinished_run import REQUEST_FILE, RunRequest, UnfinishedRun
 
 COPIED_COMPONENTS = ("model", "code")  # files that are copied from the checkpoint
@@ -44,18 +47,22 @@ def quantize(
     progress: Progress = silent,
     device: str | None = None,
     notify: Notify = ignore_notice,
+    memory_limit: int | None = None,
 ) -> QuantizedModel:
     """Carry out a plan and write the quantized model to `out`; a finished run of the same plan is returned.
 
     The weights of at most one block are in memory. If the recipe needs calibration, the calibration samples pass
     through the model block by block on `device`, or on the best available one, and their activations are in its memory.
     `notify` gets a warning before the work if the samples have too few tokens for the method.
+    `memory_limit` is the largest resident memory of this process in bytes: hidden states go to a file where they would
+    exceed it.
 
     Raises:
         DatasetError: the recipe needs a calibration set and none is given, a sample cannot be encoded, or a weight gets
-            no input from the set.
+            no input from the set; or the samples need more memory than the limit.
         DeviceError: the device is not available.
-        OutputError: `out` exists, has an unfinished run of another request, or the disk is full.
+        OutputError: `out` exists, has an unfinished run of another request, the disk is full, or a weight needs more
+            memory than the limit.
         CheckpointError: a file of the tokenizer or preprocessor is missing, or a weight is not finite.
         ScaleError: the scales of a scheme do not represent a weight.
         MissingExtra: the recipe uses ggml's own search of scales, and xllamacpp is not installed.
@@ -79,7 +86,8 @@ def quantize(
         check_search_library(plan)
         if samples:
             begin_stage()
-        _run(plan, out, request, samples, progress, torch_device)
+        _check_limit(plan, memory_limit)
+        _run(plan, out, request, samples, progress, torch_device, memory_limit)
     return QuantizedModel.open(out)
 
 
@@ -93,6 +101,17 @@ def check_search_library(plan: Plan) -> None:
         library_path()
 
 
+def _check_limit(plan: Plan, memory_limit: int | None) -> None:
+    """Check the memory limit for weights that need no calibration; that of a calibration depends on its samples."""
+    needed = uncalibrated_peak_rss_bytes(plan)
+    if memory_limit is not None and needed > memory_limit:
+        raise OutputError(
+            f"quantizing needs about {format_megabytes(needed)} of memory, the limit is"
+            f" {format_megabytes(memory_limit)}",
+            "raise `--memory-limit`",
+        )
+
+
 def _inputs(plan: Plan, calibration: SampleSet | None) -> dict[Path, str]:
     return {plan.checkpoint.path: "checkpoint"} | ({calibration.path: "calibration set"} if calibration else {})
 
@@ -104,13 +123,14 @@ def _run(
     samples: Sequence[Sample],
     progress: Progress,
     device: torch.device,
+    memory_limit: int | None,
 ) -> None:
     with atomic_dir(out, resumable=True) as folder:
         run = UnfinishedRun.resume(folder, request)
         files = {name: run.block_file(name) for name in plan.blocks}
         _quantize_uncalibrated_blocks(plan, files, progress, run.write_block)
         if not all(file.is_file() for file in files.values()):
-            calibrate_sequentially(plan, samples, files, progress, device, run.write_block)
+            calibrate_sequentially(plan, samples, files, progress, device, run.write_block, memory_limit)
         run.check_blocks(_finish(plan, folder, request.manifest, files).files)
     (out / REQUEST_FILE).unlink()
 

@@ -1,7 +1,8 @@
 """Quantize one block with every candidate of its recipe and keep the one of least loss on held-out samples."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, Self
 
 from torch import Tensor
@@ -114,7 +115,7 @@ class StatsRounder:
             self.stats.update(scale_stats(self.stats, self.scales))
             self.has_scaled_stats = True
         inputs = {name: InputSummary.of_parts(parts) for name, parts in self.stats.items()}
-        take = self.stats.pop if is_last else self.stats.get
+        take = self._take_last if is_last else self.stats.get
         with torch_threads(self.threads):
             weights = {
                 tensor.name: quantize_weight(
@@ -124,6 +125,12 @@ class StatsRounder:
                 for tensor in self.plan.blocks[self.block]
             }
         return RoundedBlock(weights, inputs)
+
+    def _take_last(self, name: str, default: tuple[InputStats, ...]) -> tuple[InputStats, ...]:
+        """Remove the statistics of a weight for their last use; a Hessian that no other weight has is overwritten."""
+        parts = self.stats.pop(name, default)
+        uses = Counter(id(part.gram) for parts in (parts, *self.stats.values()) for part in parts)
+        return tuple(replace(part, overwrite=uses[id(part.gram)] == 1) for part in parts)
 
 
 @dataclass(frozen=True, slots=True)

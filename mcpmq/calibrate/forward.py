@@ -1,16 +1,17 @@
 """Run calibration samples through a model one block at a time, with the modality of every token known."""
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from mcpmq.calibrate.memory import check_memory
+from mcpmq.calibrate.memory import must_spill
 from mcpmq.calibrate.observers import HessianObserver, HoldOut, TokenModalities, collect_stats
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import Sample
@@ -18,7 +19,8 @@ from mcpmq.errors import DatasetError
 from mcpmq.execution.chunked_matmul import ParallelMap, chunk_linears, deterministic_threads
 from mcpmq.execution.device import CPU, progress_label
 from mcpmq.execution.layerwise import Replay, run_layerwise
-from mcpmq.execution.torch_model import TorchModel, build_model, to_float
+from mcpmq.execution.spilling import SpillFile
+from mcpmq.execution.torch_model import StoredWeight, TorchModel, build_model, rows_to_float, to_float
 from mcpmq.families.encoding import encode_sample
 from mcpmq.families.family import Family, Processor, TensorSpec
 from mcpmq.families.inputs import Inputs
@@ -26,6 +28,7 @@ from mcpmq.recipe import TokenWeights
 from mcpmq.rounding.stats import ANSWER, MODALITIES, TEXT, VISION, Drift, InputStats
 from mcpmq.system.progress import Progress
 
+EMBEDDING = "embedding"
 HEAD, LANGUAGE = "head", "language"  # components with text tokens as input; all others process images only
 
 # The modality of every token of the sample in its forward pass; each sample runs in a context of its own.
@@ -54,11 +57,21 @@ class CalibrationRun:
     progress: Progress
     parallel_map: ParallelMap
     threads: int  # threads of torch before the run, which computes on one
+    spill: SpillFile | None = None  # for the hidden states of waiting samples
 
     def load_original(self, block: nn.Module) -> None:
         """Load the weights of a block from the checkpoint; the head stays empty."""
         if not is_head(self.model, block):
-            self.model.load_block(block, lambda spec: to_float(self.checkpoint.load(spec), spec))
+            self.load_block(block, self.checkpoint.load)
+
+    def load_block(self, block: nn.Module, read: Callable[[TensorSpec], StoredWeight]) -> None:
+        """Load the weights of a block that `read` returns, [out, in]; of the embedding the rows of the samples only."""
+        self.model.load_block(block, lambda spec: self._to_float(read(spec), spec))
+
+    def _to_float(self, stored: StoredWeight, spec: TensorSpec) -> Tensor:
+        if spec.name != EMBEDDING:
+            return to_float(stored, spec)
+        return rows_to_float(stored, sorted({token for one in self.inputs for token in one.tokens.tolist()}))
 
     def input_modules(self, specs: Mapping[str, TensorSpec]) -> dict[str, str | None]:
         """Return the module that feeds each weight, by the weight's name in its block; see `capture_inputs`."""
@@ -86,7 +99,9 @@ class CalibrationRun:
         """
         modalities = self.modalities(block, weights.model_dump())
         hold_out = HoldOut(_sample_is_held_out.get, held_out_in_gram)
-        stats = collect_stats(block, self.input_modules(specs), replay, modalities, self.parallel_map, hold_out)
+        is_layer = block_component(self.model, block) == LANGUAGE  # whose matrices are the same for every sample
+        options = self.parallel_map, hold_out, is_layer
+        stats = collect_stats(block, self.input_modules(specs), replay, modalities, *options)
         for name, parts in stats.items():
             _check_finite(specs[name], parts)
         return {spec.name: stats.get(name, ()) for name, spec in specs.items()}
@@ -118,22 +133,28 @@ def open_calibration(
     device: torch.device,
     with_hessian: Sequence[str] = (),
     with_original: bool = False,
+    memory_limit: int | None = None,
+    spill_folder: Path | None = None,
 ) -> Iterator[CalibrationRun]:
     """Encode the samples and build the model; inside, torch is deterministic and in inference mode.
 
     `with_hessian` are the weights, by common name, whose Hessians the visitor collects. `with_original` is that of
-    `run_calibration`.
+    `run_calibration`. Hidden states that do not fit into memory, or into the bytes of `memory_limit`, go to a file in
+    `spill_folder`, by default that of the system.
 
     Raises:
         DatasetError: the samples do not fit into the memory of the device.
     """
     processor = checkpoint.family.open_processor(checkpoint.path)
     inputs = encode_samples(processor, samples, progress)
-    check_memory(checkpoint, inputs, with_hessian, device, with_original)
+    spills = must_spill(checkpoint, inputs, with_hessian, device, with_original, memory_limit)
     model = build_model(checkpoint.family, checkpoint.config, checkpoint.specs, device)
     threads = torch.get_num_threads()
-    with deterministic_threads(device) as parallel_map, torch.inference_mode():
-        yield CalibrationRun(checkpoint, model, processor, inputs, progress, parallel_map, threads)
+    with ExitStack() as stack:
+        spill = stack.enter_context(SpillFile.create(spill_folder)) if spills else None
+        parallel_map = stack.enter_context(deterministic_threads(device))
+        stack.enter_context(torch.inference_mode())
+        yield CalibrationRun(checkpoint, model, processor, inputs, progress, parallel_map, threads, spill)
 
 
 def run_calibration(
@@ -157,11 +178,7 @@ def run_calibration(
     for block in filter(partial(is_head, model), model.blocks):
         vars(block)["forward"] = lambda hidden: hidden
     samples = [
-        {
-            "modalities": token_modalities(one),
-            "is_held_out": index in held_out,
-            "tensors": run.processor.model_inputs(one),
-        }
+        {"modalities": token_modalities(one), "is_held_out": index in held_out, "inputs": one}
         for index, one in enumerate(run.inputs)
     ]
     if with_original:
@@ -173,18 +190,23 @@ def run_calibration(
         next(ticks, None)
         visitor.load(block)
 
-    forward = partial(_forward, model)
-    run_layerwise(forward, blocks, samples, load=load, release=model.unload_block, visit=visitor.visit)
+    forward = partial(_forward, run)
+    run_layerwise(forward, blocks, samples, load=load, release=model.unload_block, visit=visitor.visit, spill=run.spill)
     for _ in ticks:  # blocks that no sample passed through
         pass
 
 
-def _forward(model: TorchModel, modalities: Tensor, is_held_out: bool, tensors: Mapping[str, Any]) -> None:
+def _forward(run: CalibrationRun, modalities: Tensor, is_held_out: bool, inputs: Inputs) -> None:
+    model = run.model
     _sample_is_held_out.set(is_held_out)
     modalities = modalities.to(model.device)
     _sample_modalities.set(modalities)
-    arguments = {name: torch.from_numpy(value).to(model.device) for name, value in tensors.items()}
-    model.module(**arguments, logits_to_keep=(modalities != VISION).nonzero()[:, 0], use_cache=False)
+    arrays = run.processor.model_inputs(inputs)
+    tensors = {name: torch.from_numpy(value).to(model.device) for name, value in arrays.items()}
+    if run.spill:  # only memory of torch can be spilled
+        tensors = {name: value.clone() for name, value in tensors.items()}
+    del arrays
+    model.module(**tensors, logits_to_keep=(modalities != VISION).nonzero()[:, 0], use_cache=False)
 
 
 def encode_samples(processor: Processor, samples: Sequence[Sample], progress: Progress) -> list[Inputs]:

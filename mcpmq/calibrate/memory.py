@@ -1,9 +1,13 @@
-"""Estimate the memory of a calibration run from file headers and encoded samples, before any weight is read."""
+"""Estimate the memory of a calibration run from file headers and encoded samples, before any weight is read.
+
+Hidden states that do not fit into memory go to a temporary file.
+"""
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import prod
 
+import psutil
 import torch
 
 from mcpmq.calibrate.observers import HELD_OUT_TOKENS
@@ -14,26 +18,42 @@ from mcpmq.families.family import Architecture, TensorSpec
 from mcpmq.families.inputs import Inputs
 from mcpmq.families.residual import stream_reader
 from mcpmq.plan import block_name
+from mcpmq.rounding import gptq
+from mcpmq.rounding.weight import GPTQ_CHUNK_WEIGHTS
 from mcpmq.system.table import format_megabytes
 
-FLOAT_NBYTES = 4
+FLOAT_NBYTES, STORED_NBYTES = 4, 2  # in memory, and in the checkpoint
+HEAD, SHARED_INPUTS = "head", (".k", ".v", "mlp.up")
 COLOR_CHANNELS = 3
 TARGET_WEIGHTS = 1 << 27  # rounded at a time
+ROUNDING_ARRAYS = 12  # in float32, of the rows that a thread rounds at a time
+LATER_LIBRARIES_NBYTES = 250_000_000  # of transformers and of compiled kernels, which are loaded after the check
 STATES_PER_SAMPLE = 2  # hidden states before the current block, and before the first block
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """Bytes of all samples' pixels and hidden states, and of the largest block, which is named."""
+    """Bytes of all samples' pixels and hidden states, and of the largest block, which is named.
 
-    pixel_nbytes: int
+    image_nbytes: pixels as decoded, in bytes, and rotary embeddings. state_nbytes: hidden states, and pixels as the
+    model's input, in floats. sample_nbytes: those of the largest sample, in memory while it passes a block.
+    """
+
+    image_nbytes: int
     state_nbytes: int
+    sample_nbytes: int
     block_nbytes: int
     block_name: str
 
     @property
     def total_nbytes(self) -> int:
-        return self.pixel_nbytes + self.state_nbytes + self.block_nbytes
+        """Bytes with all hidden states in memory."""
+        return self.spilled_nbytes - self.sample_nbytes + self.state_nbytes
+
+    @property
+    def spilled_nbytes(self) -> int:
+        """Bytes with the hidden states of waiting samples in a file."""
+        return self.image_nbytes + self.sample_nbytes + self.block_nbytes
 
 
 def estimate_memory(
@@ -48,16 +68,28 @@ def estimate_memory(
     `with_hessian` are the weights, by common name, whose Hessians are collected. `with_original`: the samples pass
     through the original model, too.
     """
-    pixels = sum(part.shape[0] * part.shape[1] for one in inputs for part in one.slices)
-    language_states = sum(len(one.tokens) for one in inputs) * architecture.language.hidden_size
-    vision_states, pixel_nbytes = 0, 0
-    if vision := architecture.vision:
-        vision_states = pixels // vision.patch_size**2 * vision.hidden_size
-        # as decoded, in bytes, and as the model's input, in floats
-        pixel_nbytes = COLOR_CHANNELS * (1 + FLOAT_NBYTES * max(1, vision.temporal_patch_size))
-    state_nbytes = STATES_PER_SAMPLE * FLOAT_NBYTES * max(vision_states, language_states) * (1 + with_original)
+    states = [_state_nbytes(architecture, one, 1 + with_original) for one in inputs]
+    images = sum(COLOR_CHANNELS * _pixels(one) + _position_nbytes(architecture, one) for one in inputs)
     name, block_nbytes = _largest_block(specs, with_hessian, with_original)
-    return MemoryEstimate(pixel_nbytes * pixels, state_nbytes, block_nbytes, name)
+    return MemoryEstimate(images, sum(states), max(states, default=0), block_nbytes, name)
+
+
+def _pixels(inputs: Inputs) -> int:
+    return sum(part.shape[0] * part.shape[1] for part in inputs.slices)
+
+
+def _state_nbytes(architecture: Architecture, inputs: Inputs, passes: int) -> int:
+    """Return the bytes of a sample's hidden states before the current and the first block, and of its pixels."""
+    states, pixel_values = len(inputs.tokens) * architecture.language.hidden_size, 0
+    if vision := architecture.vision:
+        states = max(states, _pixels(inputs) // vision.patch_size**2 * vision.hidden_size)
+        pixel_values = COLOR_CHANNELS * max(1, vision.temporal_patch_size) * _pixels(inputs)
+    return FLOAT_NBYTES * passes * (STATES_PER_SAMPLE * states + pixel_values)
+
+
+def _position_nbytes(architecture: Architecture, inputs: Inputs) -> int:
+    """Return the bytes of a sample's rotary embeddings, which stay in memory."""
+    return FLOAT_NBYTES * 2 * len(inputs.tokens) * architecture.language.head_dim
 
 
 def _largest_block(specs: Sequence[TensorSpec], with_hessian: Collection[str], with_original: bool) -> tuple[str, int]:
@@ -70,16 +102,15 @@ def _largest_block(specs: Sequence[TensorSpec], with_hessian: Collection[str], w
 
 
 def _block_nbytes(specs: Sequence[TensorSpec], with_hessian: Collection[str]) -> int:
-    """Return the bytes of the Hessians and the block's weights, or of the Hessians, a Cholesky factor and one weight.
+    """Return the bytes while the samples pass a block, or while its weights are rounded: the larger number.
 
-    Hessians of equal width count once, because most layers of equal width share their inputs. Held-out inputs
-    are kept with each Hessian.
+    Keys and values share the Hessian of the queries, and two matrices of an MLP theirs. Held-out inputs, and inputs
+    that the Hessian does not have yet, are kept with each Hessian. A factor takes the memory of its Hessian.
     """
-    weights = [FLOAT_NBYTES * prod(spec.shape) for spec in specs]
-    columns = {spec.shape[0 if spec.transposed else 1] for spec in specs if spec.name in with_hessian}
-    hessians = [FLOAT_NBYTES * count**2 for count in columns]
-    held_out = FLOAT_NBYTES * HELD_OUT_TOKENS * sum(columns)
-    return sum(hessians) + held_out + max(sum(weights), max(hessians, default=0) + max(weights))
+    observed = [spec for spec in specs if spec.name in with_hessian and not spec.name.endswith(SHARED_INPUTS)]
+    columns = [spec.shape[0 if spec.transposed else 1] for spec in observed]
+    statistics = sum(FLOAT_NBYTES * (count**2 + 2 * HELD_OUT_TOKENS * count) for count in columns)
+    return statistics + max(sum(map(_loaded_nbytes, specs)), _rounding_nbytes(specs, columns) if columns else 0)
 
 
 def _staged_block_nbytes(specs: Sequence[TensorSpec], with_hessian: Collection[str]) -> int:
@@ -97,31 +128,67 @@ def _staged_block_nbytes(specs: Sequence[TensorSpec], with_hessian: Collection[s
     return FLOAT_NBYTES * (weights + (weights + max(stages) if stages else 0))
 
 
-def check_memory(
+def _loaded_nbytes(spec: TensorSpec) -> int:
+    """Return the bytes of a weight in the forward pass: the head has none, a table the used rows after it is read."""
+    if spec.name == HEAD:
+        return 0
+    return (STORED_NBYTES if spec.role == "table" else FLOAT_NBYTES) * prod(spec.shape)
+
+
+def _rounding_nbytes(specs: Sequence[TensorSpec], columns: Collection[int]) -> int:
+    """Return the bytes of the codes of a block, of a chunk of a weight, and of the rows that all threads round."""
+    weights = [prod(spec.shape) for spec in specs]
+    chunk = min(gptq.CHUNK_ROWS * max(columns), max(gptq.CHUNK_WEIGHTS, max(columns)))
+    rows = ROUNDING_ARRAYS * FLOAT_NBYTES * torch.get_num_threads() * chunk
+    return sum(weights) + STORED_NBYTES * min(max(weights), GPTQ_CHUNK_WEIGHTS) + rows
+
+
+def must_spill(
     checkpoint: Checkpoint,
     inputs: Sequence[Inputs],
     with_hessian: Collection[str] = (),
     device: torch.device = CPU,
     with_original: bool = False,
-) -> None:
-    """Check that a run over these samples fits into the memory of a device.
+    memory_limit: int | None = None,
+) -> bool:
+    """Return whether a run over these samples fits only with the hidden states of waiting samples in a file.
+
+    with_original: whether the samples pass through the original model, too. memory_limit: largest number of bytes of
+    this process, on the CPU; None for the available memory.
 
     Raises:
-        DatasetError: the run needs more memory than is available now.
+        DatasetError: the run needs more memory than the limit, or than is available now.
     """
     estimate = estimate_memory(checkpoint.specs, checkpoint.architecture, inputs, with_hessian, with_original)
     available = available_nbytes(device)
+    if memory_limit is not None:
+        available = min(available, memory_limit - psutil.Process().memory_info().rss - LATER_LIBRARIES_NBYTES)
     if estimate.total_nbytes <= available:
-        return
-    sample_nbytes = estimate.pixel_nbytes + estimate.state_nbytes
-    fitting = max(0, len(inputs) * (available - estimate.block_nbytes) // sample_nbytes)
+        return False
+    if device == CPU and estimate.spilled_nbytes <= available:
+        return True
+    raise _memory_error(estimate, len(inputs), available, device, memory_limit)
+
+
+def _memory_error(
+    estimate: MemoryEstimate, samples: int, available: int, device: torch.device, memory_limit: int | None
+) -> DatasetError:
+    states = estimate.sample_nbytes if device == CPU else estimate.state_nbytes
+    samples_nbytes = estimate.image_nbytes + (0 if device == CPU else states)
+    fixed = estimate.block_nbytes + (states if device == CPU else 0)
+    fitting = max(0, samples * (available - fixed) // samples_nbytes) if samples_nbytes else 0
     parts = (
-        f"{format_megabytes(estimate.pixel_nbytes)} for pixels, {format_megabytes(estimate.state_nbytes)} for hidden"
-        f" states, {format_megabytes(estimate.block_nbytes)} for block `{estimate.block_name}`"
+        f"{format_megabytes(estimate.image_nbytes)} for images, {format_megabytes(states)} for hidden states"
+        f"{' of one sample' if device == CPU else ''}, {format_megabytes(estimate.block_nbytes)} for block"
+        f" `{estimate.block_name}`"
     )
+    total = estimate.spilled_nbytes if device == CPU else estimate.total_nbytes
+    limit = "" if memory_limit is None else f" within the limit of {format_megabytes(memory_limit)}"
     other_device = "use a machine with more memory" if device == CPU else "use `--device cpu`"
-    raise DatasetError(
-        f"{len(inputs):,} samples need about {format_megabytes(estimate.total_nbytes)} of memory and"
-        f" {format_megabytes(available)} are available on `{device}`: {parts}",
+    if memory_limit is not None:
+        other_device = "raise `--memory-limit`"
+    return DatasetError(
+        f"{samples:,} samples need about {format_megabytes(total)} of memory and {format_megabytes(max(0, available))}"
+        f" are available on `{device}`{limit}: {parts}",
         f"use about {fitting:,} samples of this size" if fitting else other_device,
     )

@@ -16,7 +16,7 @@ from mcpmq.execution.chunked_matmul import ParallelMap, bfloat16_matmul, serial_
 from mcpmq.execution.hooks import observe_inputs
 from mcpmq.rounding.stats import MODALITIES, Drift, InputStats
 
-BUFFER_TOKENS = 2048  # rows per update of the Hessian: writing a large matrix is slow
+BUFFER_TOKENS = 2048  # per update of the Hessian: writing a large matrix is slow
 TILE_COLUMNS = 1024  # only tiles on and above the diagonal are multiplied
 HELD_OUT_TOKENS = 2048  # kept for every distinct input
 
@@ -68,10 +68,13 @@ class HessianObserver:
     abs_sum: Tensor
     minimum: Tensor
     maximum: Tensor
+    buffer: (
+        Tensor  # float32 [BUFFER_TOKENS, columns], inputs that the Hessian does not have, the difference beside them
+    )
     drift: Drift | None = None
+    buffered: int = 0  # rows of the buffer
     token_counts: Counter[str] = field(default_factory=Counter)
     total_weight: float = 0.0
-    buffer: list[Tensor] = field(default_factory=list)  # inputs, with the difference beside them
     held_out: list[Tensor] = field(default_factory=list)
 
     @classmethod
@@ -85,11 +88,10 @@ class HessianObserver:
     ) -> Self:
         """Create an observer of inputs with this number of columns, and of drift, whose products are zero."""
         device = modalities.weights.device
-        gram, (abs_sum, minimum, maximum) = (
-            torch.zeros(columns, columns, device=device),
-            torch.zeros(3, columns).to(device),
-        )
-        return cls(modalities, parallel_map, hold_out, gram, abs_sum, minimum, maximum, drift)
+        gram = torch.zeros(columns, columns, device=device)
+        buffer = torch.empty(BUFFER_TOKENS, columns + (drift.products.shape[1] if drift else 0), device=device)
+        abs_sum, minimum, maximum = torch.zeros(3, columns, device=device)
+        return cls(modalities, parallel_map, hold_out, gram, abs_sum, minimum, maximum, buffer, drift)
 
     def update(self, rows: Tensor, difference: Tensor | None = None) -> None:
         """Add inputs, float32 [tokens, columns]; the Hessian is updated when the buffer is full.
@@ -106,13 +108,21 @@ class HessianObserver:
                 return
         self.token_counts.update(count_modalities(modality_ids))
         self.total_weight += float(weights.double().sum())
-        self.buffer.append(joined[used] * weights[used].sqrt()[:, None])
+        self._add(joined, weights, used)
         rows, weights = rows[weights > 0], weights[weights > 0]
         self.abs_sum += weights @ rows.abs()
         self.minimum = torch.cat([self.minimum[None], rows]).amin(0)
         self.maximum = torch.cat([self.maximum[None], rows]).amax(0)
-        if sum(map(len, self.buffer)) >= BUFFER_TOKENS:
-            self._flush()
+
+    def _add(self, rows: Tensor, weights: Tensor, used: Tensor) -> None:
+        """Add the inputs of these tokens to the buffer, and to the Hessian when it is full."""
+        while len(used):
+            now, used = used[: len(self.buffer) - self.buffered], used[len(self.buffer) - self.buffered :]
+            free = self.buffer[self.buffered : self.buffered + len(now)]
+            torch.mul(rows[now], weights[now].sqrt()[:, None], out=free)
+            self.buffered += len(now)
+            if self.buffered == len(self.buffer):
+                self._flush()
 
     def _keep_held_out(self, rows: Tensor, weights: Tensor, used: Tensor) -> Tensor:
         """Keep the inputs of a held-out sample up to the limit; return the tokens that the Hessian may have.
@@ -128,10 +138,9 @@ class HessianObserver:
         return used
 
     def _flush(self) -> None:
-        if not self.buffer:
+        if not self.buffered:
             return
-        rows = torch.cat(self.buffer)
-        self.buffer.clear()
+        rows, self.buffered = self.buffer[: self.buffered], 0
         with bfloat16_matmul():
             self.parallel_map(partial(self._add_tiles, rows), range(0, len(self.gram), TILE_COLUMNS))
 
@@ -145,6 +154,7 @@ class HessianObserver:
     def result(self) -> InputStats:
         """Return the statistics; the Hessian is not copied."""
         self._flush()
+        self.buffer = self.buffer[:0].clone()
         for begin in range(0, len(self.gram), TILE_COLUMNS):  # mirrored in place: a second matrix would not fit
             end = begin + TILE_COLUMNS
             corner = self.gram[begin:end, begin:end].triu()
@@ -170,10 +180,12 @@ def collect_stats(
     modalities: TokenModalities,
     parallel_map: ParallelMap = serial_map,
     hold_out: HoldOut = NO_HOLD_OUT,
+    stop_at_last: bool = False,
 ) -> dict[str, tuple[InputStats, ...]]:
     """Collect input statistics of a block's matrices over all samples.
 
-    `parameters` and the result are as in `capture_inputs`; `parallel_map` runs over the tiles of the Hessian."""
-    return observe_inputs(
-        block, parameters, replay, partial(HessianObserver.create, modalities, parallel_map, hold_out)
-    )
+    `parameters` and the result are as in `capture_inputs`, `stop_at_last` as in `observe_inputs`; `parallel_map` runs
+    over the tiles of the Hessian.
+    """
+    new_observer = partial(HessianObserver.create, modalities, parallel_map, hold_out)
+    return observe_inputs(block, parameters, replay, new_observer, stop_at_last)

@@ -29,7 +29,6 @@ from mcpmq.dataset import Sample, SampleSet
 from mcpmq.errors import DatasetError
 from mcpmq.execution.device import CPU
 from mcpmq.execution.layerwise import Replay
-from mcpmq.execution.torch_model import to_float
 from mcpmq.families.family import TensorSpec
 from mcpmq.plan import Plan, TensorPlan, block_name
 from mcpmq.quantized_model import BlockWriter, read_weight, write_block
@@ -87,11 +86,13 @@ def calibrate_sequentially(
     progress: Progress,
     device: torch.device = CPU,
     write: BlockWriter = write_block,
+    memory_limit: int | None = None,
 ) -> None:
     """Write the files of all blocks that need calibration; a block whose file exists is loaded from it.
 
     Peak memory on the device: one block in float32, its Hessians (4 bytes x columns squared for every distinct input),
     the working memory for one weight, the pixels of every sample, and its hidden states before one block in float32.
+    Hidden states that do not fit into memory, or into the bytes of `memory_limit`, are in a file beside the blocks.
     Where methods are selected: also two copies of the block's codes, and its outputs for the held-out fifth of the
     samples. With the outputs of the original model as targets, hidden states and the float32 block are there twice,
     and one input at a time has a Hessian and the products of its drift.
@@ -101,8 +102,9 @@ def calibrate_sequentially(
         CheckpointError: a weight is not finite.
     """
     with_hessian = [tensor.name for tensor in plan.tensors if needs_calibration(plan, tensor)]
-    with_original = plan.recipe.has_model_targets
-    with open_calibration(plan.checkpoint, samples, progress, device, with_hessian, with_original) as run:
+    with_original, folder = plan.recipe.has_model_targets, next(iter(files.values())).parent
+    options = device, with_hessian, with_original, memory_limit, folder
+    with open_calibration(plan.checkpoint, samples, progress, *options) as run:
         quantizer = _SequentialQuantizer(
             run,
             plan,
@@ -231,9 +233,7 @@ class _SequentialQuantizer:
         if is_head(self.run.model, block):
             return
         entries = read_header(self._file(block))
-        self.run.model.load_block(
-            block, lambda spec: to_float(read_weight(entries, spec, self.tensors[spec.name].scheme), spec)
-        )
+        self.run.load_block(block, lambda spec: read_weight(entries, spec, self.tensors[spec.name].scheme))
 
 
 def _apply(folds: Sequence[SmoothingScales], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -87,6 +87,22 @@ MaxMemory = Annotated[
     str | None,
     typer.Option("--max-memory", metavar="SIZE", help="Maximum memory on the device with a full context, e.g. 6GB"),
 ]
+AddedImatrix = Annotated[
+    list[Path] | None,
+    typer.Option("--add", metavar="DIR", help="Add the imatrix of another set; may be repeated"),
+]
+Npu = Annotated[
+    Path | None,
+    typer.Option("--npu", metavar="SET", help="ONNX vision graph for NPUs: 16-bit activations over these images"),
+]
+MemoryLimit = Annotated[
+    str | None,
+    typer.Option(
+        "--memory-limit",
+        metavar="SIZE",
+        help="Maximum memory of the quantization, e.g. 4GB: hidden states that exceed it go to a temporary file",
+    ),
+]
 RecipeName = Annotated[
     str | None,
     typer.Option(

@@ -11,6 +11,7 @@ from mcpmq.cli.options import (
     DEFAULT_SEARCH_RECIPE,
     FORMAT_NAMES,
     PIPELINE_PANEL,
+    AddedImatrix,
     All,
     Answers,
     Bits,
@@ -25,6 +26,8 @@ from mcpmq.cli.options import (
     KeepQuantized,
     MaxMemory,
     MaxSize,
+    MemoryLimit,
+    Npu,
     OnePassFormat,
     OptionalCalibration,
     Out,
@@ -38,7 +41,7 @@ from mcpmq.cli.options import (
     complete_format,
 )
 from mcpmq.cli.recipe_options import load_recipes, print_if_uncalibrated
-from mcpmq.cli.release import make_budget, parse_format
+from mcpmq.cli.release import make_budget, parse_format, parse_optional_size
 
 commands = typer.Typer()
 
@@ -59,6 +62,7 @@ def convert(
     samples: Samples = None,
     seed: Seed = 0,
     device: Device = None,
+    memory_limit: MemoryLimit = None,
     threads: Threads = None,
     cache: Cache = True,
     answers: Answers = True,
@@ -80,8 +84,8 @@ def convert(
 
     if calibration:
         print_if_uncalibrated([loaded for loaded, _ in recipes])
-    progress, notify = ui.progress_bars(), ui.print_notice
-    settings = Settings.from_options(threads, cache, progress, device=device, notify=notify, generate_answers=answers)
+    progress, controls, limit = ui.progress_bars(), (False, False), parse_optional_size(memory_limit)
+    settings = Settings.from_options(threads, cache, progress, *controls, device, ui.print_notice, answers, limit)
     report = convert(
         source,
         out,
@@ -138,6 +142,7 @@ def quantize(
     samples: Samples = None,
     seed: Seed = 0,
     device: Device = None,
+    memory_limit: MemoryLimit = None,
     format: OnePassFormat = None,
     json: Json = False,
 ) -> None:
@@ -160,9 +165,9 @@ def quantize(
         print_if_uncalibrated([loaded])
     for text in calibration_warnings(opened) if opened and loaded.needs_calibration else ():
         ui.print_notice(text)
-    progress = ui.progress_bars()
+    progress, limit = ui.progress_bars(), parse_optional_size(memory_limit)
     made = make_plan(Checkpoint.open(source, progress), loaded)
-    quantized = quantize(made, out, opened, progress, device, ui.print_notice)
+    quantized = quantize(made, out, opened, progress, device, ui.print_notice, limit)
     ui.print_deviations(quantized.artifact)
     ui.print_artifact(quantized.artifact, as_json=json)
     ui.print_quantized_steps(quantized.artifact)
@@ -178,10 +183,7 @@ def export(
             "--format", "-f", metavar="FORMAT", help=f"Format: {FORMAT_NAMES}", autocompletion=complete_format
         ),
     ],
-    npu: Annotated[
-        Path | None,
-        typer.Option("--npu", metavar="SET", help="ONNX vision graph for NPUs: 16-bit activations over these images"),
-    ] = None,
+    npu: Npu = None,
     samples: Samples = None,
     seed: Seed = 0,
     json: Json = False,
@@ -206,10 +208,7 @@ def imatrix(
     out: Out,
     calibration: Calibration,
     revision: Revision = None,
-    add: Annotated[
-        list[Path] | None,
-        typer.Option("--add", metavar="DIR", help="Add the imatrix of another set; may be repeated"),
-    ] = None,
+    add: AddedImatrix = None,
     mmproj: Annotated[
         Path | None, typer.Option("--mmproj", metavar="FILE", help="GGUF file whose padded matrix shapes to match")
     ] = None,

@@ -167,7 +167,10 @@ def package(
     from mcpmq.release.package import ReleaseOptions, package
     from mcpmq.report import Report
 
-    earlier, sizes = Report.load(baseline) if baseline else None, (_parse(max_size), _parse(max_file_size))
+    earlier, sizes = (
+        Report.load(baseline) if baseline else None,
+        (parse_optional_size(max_size), parse_optional_size(max_file_size)),
+    )
     options = ReleaseOptions(name, license, base_model, *sizes, tuple(gates or ()), earlier)
     opened = [Artifact.open(path) for path in artifacts]
     original = Checkpoint.open(at_revision(source, revision), ui.progress_bars())
@@ -253,7 +256,7 @@ def make_budget(
         return None
     from mcpmq.mixed_precision.budget import Budget
 
-    return Budget(_parse(max_size), _parse(max_memory), context, sequential)
+    return Budget(parse_optional_size(max_size), parse_optional_size(max_memory), context, sequential)
 
 
 def parse_format(name: str) -> "FormatName":
@@ -270,7 +273,8 @@ def parse_format(name: str) -> "FormatName":
     return found
 
 
-def _parse(size: str | None) -> int | None:
+def parse_optional_size(size: str | None) -> int | None:
+    """Return the number of bytes of a size such as `4.6GB`, or None."""
     from mcpmq.system.sizes import parse_size
 
     return parse_size(size) if size else None

@@ -14,6 +14,8 @@ from mcpmq.scheme import GgmlScheme, IntegerScheme
 LIBRARIES_NBYTES = 260_000_000  # Python with torch, before a weight is read
 CHUNK_WEIGHTS, CHUNK_NBYTES_PER_WEIGHT = 1 << 24, 20  # weights rounded at a time; working memory for each
 TARGET_WEIGHTS = 1 << 27  # of a matrix, rounded at a time by GPTQ
+HELD_OUT_TOKENS = 2048  # of every distinct input, and as many that wait for their Hessian
+ROUNDED_ROWS, ROUNDED_WEIGHTS, ROUNDING_NBYTES_PER_WEIGHT = 1024, 1 << 23, 100  # by two threads with GPTQ
 STRIPE_NBYTES = 45_000_000  # buffer for the stripes of an ONNX weight
 # Weights per second of quantizing, and bytes per second of writing, on two cores: benchmarks/results/real-size-28.json.
 # `iq3_s`: `python -m benchmarks.kernels`.
@@ -103,24 +105,30 @@ def _packed_nbytes(tensor: TensorPlan) -> int:
 
 
 def quantize_peak_rss_bytes(plan: Plan) -> int:
-    """Estimate the peak of quantizing: libraries, the largest block, the working memory, and calibration if needed."""
-    blocks = plan.blocks.values()
-    largest = max(sum(_unpacked_nbytes(one) + _packed_nbytes(one) for one in block) for block in blocks)
-    working = CHUNK_NBYTES_PER_WEIGHT * min(CHUNK_WEIGHTS, max(map(num_weights, plan.tensors)))
+    """Estimate the peak of quantizing; of a calibration without the images and hidden states of its samples."""
     block_nbytes = _staged_calibration_nbytes if plan.recipe.has_model_targets else _calibration_nbytes
-    calibration = max(map(block_nbytes, blocks)) if plan.recipe.needs_calibration else 0
-    return LIBRARIES_NBYTES + largest + working + calibration
+    calibrated = max(map(block_nbytes, plan.blocks.values())) if plan.recipe.needs_calibration else 0
+    return max(uncalibrated_peak_rss_bytes(plan), LIBRARIES_NBYTES + calibrated)
+
+
+def uncalibrated_peak_rss_bytes(plan: Plan) -> int:
+    """Estimate the peak of rounding to nearest: libraries, the largest block, and the working memory."""
+    largest = max(sum(_unpacked_nbytes(one) + _packed_nbytes(one) for one in block) for block in plan.blocks.values())
+    working = CHUNK_NBYTES_PER_WEIGHT * min(CHUNK_WEIGHTS, max(map(num_weights, plan.tensors)))
+    return LIBRARIES_NBYTES + largest + working
 
 
 def _calibration_nbytes(tensors: Sequence[TensorPlan]) -> int:
-    """Return the bytes of a block in float32, a Hessian for every distinct input, and one Cholesky factor.
+    """Return the bytes of the Hessians and the statistics of a block, and of its weights in float32 or its codes.
 
-    The hidden states of the samples are not included, because a plan has no samples.
+    A factor takes the memory of its Hessian. Images and hidden states are not included, because a plan has no samples.
     """
     matrices = [tensor for tensor in tensors if tensor.spec.role == "matrix"]
     columns = [tensor.matrix_shape[1] for tensor in matrices if not tensor.name.endswith((".k", ".v", "mlp.up"))]
-    weights_nbytes = 4 * sum(num_weights(tensor) for tensor in matrices if "." in tensor.name)
-    return weights_nbytes + 4 * (sum(count**2 for count in columns) + max(columns, default=0) ** 2)
+    hessians = sum(4 * (count**2 + 2 * HELD_OUT_TOKENS * count) for count in columns)
+    weights = sum(map(num_weights, matrices))
+    rounding = weights + ROUNDING_NBYTES_PER_WEIGHT * min(ROUNDED_ROWS * max(columns, default=0), ROUNDED_WEIGHTS)
+    return hessians + max(4 * weights if any("." in tensor.name for tensor in matrices) else 0, rounding)
 
 
 def _staged_calibration_nbytes(tensors: Sequence[TensorPlan]) -> int:

@@ -19,6 +19,7 @@ class Settings:
     device: str | None = None  # torch device of calibration; None selects one automatically
     generate_answers: bool = False  # greedy answers to the worst samples, for the report
     notify: Notify = ignore_notice  # gets warnings about inputs, before the work
+    memory_limit: int | None = None  # largest resident memory of a quantization, in bytes
 
     @classmethod
     def from_options(
@@ -31,12 +32,13 @@ class Settings:
         device: str | None = None,
         notify: Notify = ignore_notice,
         generate_answers: bool = True,
+        memory_limit: int | None = None,
     ) -> "Settings":
         """Convert command-line options; None for `threads` uses all cores, the cache is in the user's cache folder."""
         cache_folder = _user_cache() if use_cache else None
         controls = shuffle_images, engine_preprocessing
         count = threads or os.cpu_count() or 1
-        return cls(count, cache_folder, progress, *controls, device, generate_answers, notify)
+        return cls(count, cache_folder, progress, *controls, device, generate_answers, notify, memory_limit)
 
 
 def _user_cache() -> Path | None:

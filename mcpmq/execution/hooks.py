@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import multi_head_attention_forward
 
+from mcpmq.execution.layerwise import ReplayStopped
+
 Stats = TypeVar("Stats")
 Result = TypeVar("Result", covariant=True)
 
@@ -29,16 +31,24 @@ def observe_inputs(
     parameters: Mapping[str, str | None],
     replay: Callable[[], None],
     new_observer: Callable[[int], Observer[Stats]],
+    stop_at_last: bool = False,
 ) -> dict[str, tuple[Stats, ...]]:
-    """Return statistics of the inputs of a block's matrices over one replay of the samples; see `capture_inputs`."""
-    with capture_inputs(block, parameters, new_observer) as results:
+    """Return statistics of the inputs of a block's matrices over one replay of the samples; see `capture_inputs`.
+
+    With `stop_at_last`, for a block that uses the same matrices for every sample, samples after the first one do not go
+    on behind the last matrix.
+    """
+    with capture_inputs(block, parameters, new_observer, stop_at_last) as results:
         replay()
     return results()
 
 
 @contextmanager
 def capture_inputs(
-    block: nn.Module, parameters: Mapping[str, str | None], new_observer: Callable[[int], Observer[Stats]]
+    block: nn.Module,
+    parameters: Mapping[str, str | None],
+    new_observer: Callable[[int], Observer[Stats]],
+    stop_at_last: bool = False,
 ) -> Iterator[Callable[[], dict[str, tuple[Stats, ...]]]]:
     """Observe the inputs of a block's matrices inside the context; yield a function that returns the statistics.
 
@@ -49,7 +59,7 @@ def capture_inputs(
     The result has one statistic per matrix, but three for the packed projection of an nn.MultiheadAttention: those of
     queries, keys and values, each for a third of its rows. A matrix without inputs is missing.
     """
-    inputs = _SharedInputs(new_observer)
+    inputs = _SharedInputs(new_observer, stop_at_last)
     with ExitStack() as hooks:
         for name, input_module in parameters.items():
             hooks.enter_context(register_input_hook(block, name, input_module, inputs.observe))
@@ -62,12 +72,26 @@ class _SharedInputs(Generic[Stats]):
     """The observers of one block; consecutive matrices with the same input tensor share one."""
 
     new_observer: Callable[[int], Observer[Stats]]
+    stop_at_last: bool = False
     observers: dict[str, Observer[Stats]] = field(default_factory=dict)  # by the first matrix that uses them
     owners: dict[str, str] = field(default_factory=dict)  # from a matrix to the first matrix with the same input
     latest: tuple[str, Tensor] | None = None
+    used: list[str] = field(default_factory=list)  # the matrices that the current sample has used
+    all_used: list[str] | None = None  # those that the first sample has used
 
     def observe(self, name: str, inputs: Tensor) -> None:
-        """Add the inputs of a matrix, [..., columns], unless they are those of the matrix before it."""
+        """Add the inputs of a matrix, [..., columns], unless they are those of the matrix before it.
+
+        Raises:
+            ReplayStopped: it is the last matrix, and nothing after it is needed.
+        """
+        self._add(name, inputs)
+        self.used.append(name)
+        if self.stop_at_last and self.used == self.all_used:
+            self.end_sample()
+            raise ReplayStopped
+
+    def _add(self, name: str, inputs: Tensor) -> None:
         if self.latest and self.latest[1] is inputs and self.latest[0] != name:
             self.owners.setdefault(name, self.latest[0])
             return
@@ -81,6 +105,8 @@ class _SharedInputs(Generic[Stats]):
     def end_sample(self) -> None:
         """Release the inputs of the current sample."""
         self.latest = None
+        self.all_used = self.all_used or self.used
+        self.used = []
 
     def results(self) -> dict[str, tuple[Stats, ...]]:
         """Return the statistics of every matrix that had inputs."""

@@ -5,12 +5,14 @@ A block is loaded once for all samples, and models need no description of the te
 """
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from greenlet import GreenletExit, getcurrent, greenlet
-from torch import nn
+from torch import Tensor, nn
+
+from mcpmq.execution.spilling import SpillFile
 
 
 class ReplayStopped(Exception):
@@ -72,6 +74,7 @@ def run_layerwise(
     load: Callable[[nn.Module], None] = keep,
     release: Callable[[nn.Module], None] = keep,
     visit: BlockVisitor = ignore,
+    spill: SpillFile | None = None,
 ) -> list[Any]:
     """Return the results of `forward(**sample)` for every sample, equal to those of separate runs.
 
@@ -79,8 +82,11 @@ def run_layerwise(
     block, and `release(block)` is called, also after an error. Samples may skip blocks, as a text sample skips the
     vision encoder. `blocks` are in the order of the forward pass, and no block contains another. Samples need
     `use_cache=False`, because a replay would fill the cache twice.
+
+    `spill` takes the hidden states of waiting samples: the first argument of a block, and those of earlier blocks that
+    the forward pass still refers to.
     """
-    with _pausing(blocks):
+    with _pausing(blocks, spill):
         runs = [
             _Run(index, greenlet(lambda _, sample=sample: forward(**sample))) for index, sample in enumerate(samples)
         ]
@@ -147,12 +153,12 @@ def _pass_block(
 
 
 @contextmanager
-def _pausing(blocks: Sequence[nn.Module]) -> Iterator[None]:
+def _pausing(blocks: Sequence[nn.Module], spill: SpillFile | None) -> Iterator[None]:
     main = getcurrent()
     overrides = [vars(block).get("forward") for block in blocks]
     try:
         for block in blocks:
-            vars(block)["forward"] = _pausing_forward(block, block.forward, main)
+            vars(block)["forward"] = _pausing_forward(block, block.forward, main, spill)
         yield
     finally:
         for block, override in zip(blocks, overrides, strict=True):
@@ -161,13 +167,21 @@ def _pausing(blocks: Sequence[nn.Module]) -> Iterator[None]:
                 vars(block)["forward"] = override
 
 
-def _pausing_forward(block: nn.Module, forward: Callable[..., Any], main: greenlet) -> Callable[..., Any]:
+def _pausing_forward(
+    block: nn.Module, forward: Callable[..., Any], main: greenlet, spill: SpillFile | None
+) -> Callable[..., Any]:
     """Return a forward that first switches to the main greenlet, and replays until the command is to continue."""
     replaying = False
 
+    def command(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        """Wait for the next command."""
+        states = next((one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)), None)
+        with nullcontext() if spill is None else spill.without_memory(getcurrent(), states):
+            return main.switch(block)
+
     def paused(*args: Any, **kwargs: Any) -> Any:
         nonlocal replaying
-        while not replaying and getcurrent() is not main and main.switch(block) == "replay":
+        while not replaying and getcurrent() is not main and command(args, kwargs) == "replay":
             replaying = True
             try:
                 with suppress(ReplayStopped):

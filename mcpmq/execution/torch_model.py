@@ -7,6 +7,7 @@ from importlib import import_module
 from itertools import takewhile
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -98,6 +99,14 @@ def to_float(stored: StoredWeight, spec: TensorSpec) -> Tensor:
     """Return a weight [out, in] as float32 in the orientation of the module."""
     value = _dequantize_in_chunks(stored) if isinstance(stored, QTensor) else stored.float()
     return value.T.contiguous() if spec.transposed else value
+
+
+def rows_to_float(stored: StoredWeight, rows: Sequence[int]) -> Tensor:
+    """Return a table as float32 with the values of some rows; the memory of all other rows is never touched."""
+    values = torch.from_numpy(np.zeros(stored.shape, np.float32))  # zeros of torch are written
+    for part in torch.split(torch.tensor(rows), max(1, CHUNK_WEIGHTS // stored.shape[1])):
+        values[part] = dequantize(stored.slice_rows(part)) if isinstance(stored, QTensor) else stored[part].float()
+    return values
 
 
 def _dequantize_in_chunks(weight: QTensor) -> Tensor:

@@ -26,6 +26,9 @@ class Grid(Protocol):
     def quantize(self, weight: Tensor, scheme: Any, importance: Tensor | None = None) -> Any:
         """Round a weight [rows, columns] to nearest on the grid that `choose_grid` chooses."""
 
+    def scale_columns(self, columns: int, scheme: Any) -> int:
+        """Return how many of `columns` columns have the same scale."""
+
     def levels(self, grid: Any, columns: int, scheme: Any) -> Levels:
         """Return the values on the grid of `columns` columns, for rounding one column after another."""
 

@@ -176,14 +176,18 @@ def _fit_blocks(blocks: Tensor, importance: Tensor, layout: BlockLayout) -> Tens
     return torch.where(blocks.any(-1), scale, 0)
 
 
+def scale_columns(columns: int, scheme: GgmlScheme) -> int:
+    """Return how many of `columns` columns have the same scale: a part of a block."""
+    return scheme.block_columns // BLOCK_LAYOUTS[scheme.name].num_groups
+
+
 def levels(blocks: Tensor, columns: int, scheme: GgmlScheme) -> Levels:
     """Return the values on the grid of `columns` columns with the scales of blocks, uint8 [rows, bytes of a row]."""
     layout, rows = BLOCK_LAYOUTS[scheme.name], len(blocks)
     scale, offset = layout.unpack_scales(_split_blocks(blocks, scheme))
-    group_columns = scheme.block_columns // layout.num_groups
     groups = scale.size // rows
     return Levels(
-        groups=[column // group_columns for column in range(columns)],
+        groups=[column // scale_columns(columns, scheme) for column in range(columns)],
         scale=_group_by_row(scale, rows),
         zero_point=torch.tensor(float(layout.zero_point)).expand(groups, rows),
         qmin=layout.qmin,

@@ -156,11 +156,15 @@ def round_to_grid(weight: Tensor, grid: IntegerGrid, scheme: IntegerScheme) -> I
     return to_qtensor(codes.flatten(1)[:, : weight.shape[1]].to(torch.uint8), grid, scheme)
 
 
+def scale_columns(columns: int, scheme: IntegerScheme) -> int:
+    """Return how many of `columns` columns have the same scale: a group."""
+    return scheme.group_columns(columns)
+
+
 def levels(grid: IntegerGrid, columns: int, scheme: IntegerScheme) -> Levels:
     """Return the values on the grid of `columns` columns."""
-    group_columns = scheme.group_columns(columns)
     return Levels(
-        groups=[column // group_columns for column in range(columns)],
+        groups=[column // scale_columns(columns, scheme) for column in range(columns)],
         scale=grid.scale.T.contiguous(),
         zero_point=grid.zero_point.T.contiguous(),
         qmin=scheme.qmin,

@@ -9,12 +9,9 @@ import torch
 from torch import Tensor
 
 from mcpmq.errors import DatasetError
-from mcpmq.grids.limits import range_factor
+from mcpmq.rounding.hessian import TILE_COLUMNS, OrderedHessian, damp, tiles
 
-TILE_COLUMNS = 512  # of any number of threads: the same products give the same factor
-UNUSED_ENERGY = 1e-6  # of the mean: of padding, and of columns whose inputs were all zero
 LARGER_SHRINKAGES = (0.03, 0.1, 0.3, 0.5)  # if the factorization fails
-DAMPING = 0.01  # of the mean diagonal, added to it as in GPTQ
 
 
 class ShrinkageWarning(UserWarning):
@@ -46,64 +43,63 @@ class LdlFactor:
         return product
 
 
-def shrunk_cholesky(gram: Tensor, order: Tensor, shrinkage: float, pool: Executor) -> LdlFactor:
-    """Factor the Hessian X^T X, float32 [n, n], with its columns in `order`; columns from n on are padding.
+def shrunk_cholesky(hessian: OrderedHessian, order: Tensor, shrinkage: float, pool: Executor) -> LdlFactor:
+    """Factor the Hessian with its columns in `order`, int64 [n].
 
-    Needs the memory of a second such matrix. A column whose inputs were all zero is independent of the others. Entries
-    off the diagonal are multiplied by 1 - shrinkage, and by less if the factorization fails in float32.
+    The factor takes the place of the entries above the diagonal of the Hessian, so that no second matrix is needed.
+    A column whose inputs were all zero is independent of the others. Entries off the diagonal are multiplied by
+    1 - shrinkage, and by less if the factorization fails in float32.
 
     Raises:
-        DatasetError: all inputs were zero, one was not finite, or no shrinkage suffices.
+        DatasetError: no shrinkage suffices.
     """
-    diagonal = gram.diagonal()
-    if not diagonal.isfinite().all() or not diagonal.any():
-        raise DatasetError("the calibration inputs of a weight are all zero or not finite", "use other samples")
+    matrix, energy = hessian.matrix, hessian.energy[hessian.order.argsort()[order]]
     for used in (shrinkage, *(larger for larger in LARGER_SHRINKAGES if larger > shrinkage)):
-        matrix = _shrunk(gram, order, used)
-        if not _factor_in_place(matrix, pool):
+        hessian.write_upper(order, 1 - used, damp(energy, energy), pool)
+        if not _factor_upper(matrix, pool):
             continue
         if used != shrinkage:
-            text = f"a Hessian of {len(gram):,} columns needed shrinkage by {used}"
+            text = f"a Hessian of {hessian.columns:,} columns needed shrinkage by {used}"
             warnings.warn(text, ShrinkageWarning, stacklevel=2)
-        roots = matrix.diagonal().clone()
-        return LdlFactor(matrix.div_(roots), roots.square_(), used)
+        return LdlFactor(matrix, _divide_by_roots(matrix), used)
     raise DatasetError(
-        f"a Hessian of {len(gram):,} columns is not positive definite even with shrinkage by {used}",
+        f"a Hessian of {hessian.columns:,} columns is not positive definite even with shrinkage by {used}",
         "use more samples",
     )
 
 
-def damp(diagonal: Tensor, energy: Tensor) -> Tensor:
-    """Return a diagonal plus the damping for columns of this energy; unused columns count hardly at all."""
-    mean = energy[energy > 0].mean()
-    return torch.where(energy > 0, diagonal + DAMPING * mean, UNUSED_ENERGY * mean)
+def _divide_by_roots(matrix: Tensor) -> Tensor:
+    """Divide the columns of the factor by its diagonal, which becomes 1; return the squares of the diagonal."""
+    roots = matrix.diagonal().clone()
+    for tile in tiles(len(matrix), TILE_COLUMNS):
+        corner = matrix[tile, tile]
+        corner.copy_(corner.tril(-1) + (corner / roots[tile]).triu())
+        matrix[tile, tile.stop :].div_(roots[tile.stop :])
+    return roots.square_()
 
 
-def _shrunk(gram: Tensor, order: Tensor, shrinkage: float) -> Tensor:
-    matrix, columns = gram.new_zeros(len(order), len(order)), order[: len(gram)]
-    tiles = torch.split(matrix[: len(gram)], TILE_COLUMNS), torch.split(columns, TILE_COLUMNS)
-    for rows, tile in zip(*tiles, strict=True):  # by tiles: indexing the whole matrix needs the memory of another copy
-        rows[:, : len(gram)] = gram[tile].index_select(1, columns)
-    if (factor := range_factor(gram.diagonal())) != 1:
-        matrix.mul_(factor)
-    diagonal = matrix.diagonal()
-    energy = diagonal.clone()
-    matrix.mul_(1 - shrinkage)
-    diagonal.copy_(damp(energy, energy))
-    return matrix
+def _factor_upper(matrix: Tensor, pool: Executor) -> bool:
+    """Replace the upper triangle, from the last tile to the first, by R of R @ R.T; return False if it fails.
+
+    The entries below the diagonal do not change.
+    """
+    parts = tiles(len(matrix), TILE_COLUMNS)
+    below = [matrix[part, part].tril(-1) for part in parts]
+    try:
+        return all(_factor_tile(matrix, parts, last, pool) for last in reversed(range(len(parts))))
+    finally:
+        for part, entries in zip(parts, below, strict=True):
+            matrix[part, part] = matrix[part, part].triu() + entries
 
 
-def _factor_in_place(matrix: Tensor, pool: Executor) -> bool:
-    """Replace a matrix by the upper triangle R of R @ R.T, from the last tile to the first; False if it fails."""
-    tiles = [slice(start, start + TILE_COLUMNS) for start in range(0, len(matrix), TILE_COLUMNS)]
-    for last in reversed(range(len(tiles))):
-        tile = matrix[tiles[last], tiles[last]]
-        lower, failed = torch.linalg.cholesky_ex(tile.flip(0, 1))
-        if failed:
-            return False
-        tile.copy_(lower.flip(0, 1))
-        for step in (_solve_panel, _subtract_panel):
-            list(pool.map(partial(step, matrix, tiles[last]), tiles[:last]))
+def _factor_tile(matrix: Tensor, parts: list[slice], last: int, pool: Executor) -> bool:
+    tile = matrix[parts[last], parts[last]]
+    lower, failed = torch.linalg.cholesky_ex(tile.flip(0, 1))
+    if failed:
+        return False
+    tile.copy_(lower.flip(0, 1))
+    for step in (_solve_panel, _subtract_panel):
+        list(pool.map(partial(step, matrix, parts[last]), parts[:last]))
     return True
 
 

@@ -5,66 +5,23 @@ then each of its columns the best code, as in QuantEase (arXiv 2309.01885). With
 Hessian H the loss is tr(E H E^T); half its slope is E H.
 """
 
+from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Self
 
 import torch
 from torch import Tensor
 
+from mcpmq.grids import GRIDS
 from mcpmq.grids.levels import Levels, has_kernels
 from mcpmq.grids.limits import range_factor
-from mcpmq.rounding.cholesky import damp
+from mcpmq.rounding.hessian import OrderedHessian, ShrunkHessian, damp
+from mcpmq.scheme import GridScheme
 
 LEAF_COLUMNS = 32  # that are improved one at a time
 BLOCK_COLUMNS = 128  # between products with the whole Hessian
 MAX_GROUP_COLUMNS = 256  # of which the scale is adjusted; that of a long row hardly changes
-
-
-@dataclass(frozen=True, slots=True)
-class ShrunkHessian:
-    """The Hessian that `shrunk_cholesky` factors, without a copy of it.
-
-    gram: float32 [n, n], the sum of inputs x x^T; columns from n on are padding. factor: of its entries.
-    diagonal_part: float32 [padded columns], the rest of the diagonal beside factor * gram.
-    """
-
-    gram: Tensor
-    factor: float
-    diagonal_part: Tensor
-
-    @classmethod
-    def create(cls, gram: Tensor, shrinkage: float, padded: int) -> Self:
-        """Return the Hessian of `padded` columns."""
-        factor = range_factor(gram.diagonal())
-        energy = torch.nn.functional.pad(gram.diagonal() * factor, (0, padded - len(gram)))
-        return cls(gram, factor * (1 - shrinkage), damp(shrinkage * energy, energy))
-
-    @property
-    def diagonal(self) -> Tensor:
-        """The diagonal, float32 [padded columns]."""
-        columns = torch.arange(len(self.diagonal_part), device=self.gram.device)
-        return self.diagonal_part + self._mask(columns, self.gram.diagonal()[self._clamp(columns)] * self.factor)
-
-    def between(self, rows: Tensor, columns: Tensor) -> Tensor:
-        """Return entries without `diagonal_part`: indices int64 [m] and [n] -> float32 [m, n]."""
-        entries = self.gram.index_select(0, self._clamp(rows)).index_select(1, self._clamp(columns)).mul_(self.factor)
-        if len(self.diagonal_part) == len(self.gram):
-            return entries
-        return self._mask(columns, self._mask(rows, entries.T).T)
-
-    def multiply(self, error: Tensor) -> Tensor:
-        """Return the product with an error [padded columns, rows]: half the slope of the loss."""
-        product, columns = self.diagonal_part[:, None] * error, len(self.gram)
-        product[:columns].addmm_(self.gram, error[:columns] * self.factor)
-        return product
-
-    def _clamp(self, columns: Tensor) -> Tensor:
-        return columns.clamp(max=len(self.gram) - 1)
-
-    def _mask(self, columns: Tensor, values: Tensor) -> Tensor:
-        """Set the values [..., columns] of padding to zero."""
-        return values * (columns < len(self.gram))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +33,6 @@ class _Descent:
     """
 
     hessian: ShrunkHessian
-    order: Tensor  # int64 [columns]
     groups: list[int]  # of every column
     scale: Tensor  # [groups, rows]
     units: Tensor
@@ -87,11 +43,10 @@ class _Descent:
 
     def improve_block(self, block: slice, is_first_sweep: bool) -> None:
         """Improve consecutive columns; a row keeps its codes and scales if its loss does not get smaller."""
-        columns, changed = self.order[block], slice(block.start if is_first_sweep else None)
-        slope = self.slope[block].addcmul(self.hessian.diagonal_part[columns, None], self.change[block])
-        slope.addmm_(self.hessian.between(columns, self.order[changed]), self.change[changed])
-        corner = self.hessian.between(columns, columns)
-        corner.diagonal().add_(self.hessian.diagonal_part[columns])
+        hessian, changed = self.hessian, slice(block.start if is_first_sweep else None)
+        slope = self.slope[block].addcmul(hessian.diagonal_part[block, None], self.change[block])
+        slope.addmm_(hessian.hessian.matrix[block, changed], self.change[changed], alpha=hessian.factor)
+        corner = hessian.corner(block)
         groups, per_column = torch.unique(torch.tensor(self.groups[block]), return_inverse=True)
         units, scale = self.units[block].clone(), self.scale[groups]
         self._improve_groups(block, slope.clone(), corner)
@@ -165,43 +120,66 @@ def vector_order(energy: Tensor, vector_columns: int) -> Tensor:
     return (order[:, None] * vector_columns + torch.arange(vector_columns, device=order.device)).flatten()
 
 
+def order_hessian(
+    gram: Tensor, scheme: GridScheme, pool: Executor, overwrite: bool = False, energy: Tensor | None = None
+) -> OrderedHessian:
+    """Return the Hessian X^T X, float32 [columns, columns], in the order of the descent on a scheme.
+
+    It is a copy, or on the CPU with `overwrite` in the memory of `gram`, where no column is padding. `energy`, float32
+    [columns], orders the columns; by default it is the diagonal.
+
+    Raises:
+        DatasetError: all inputs were zero, or one was not finite.
+    """
+    padded = scheme.padded_columns(len(gram))
+    scale_columns = GRIDS[type(scheme)].scale_columns(padded, scheme)
+    strengths = torch.nn.functional.pad(gram.diagonal() if energy is None else energy, (0, padded - len(gram)))
+    order = _order_columns(scale_columns, scheme.vector_columns, strengths * range_factor(strengths))
+    return OrderedHessian.create(gram, order, pool, overwrite)
+
+
+def _order_columns(scale_columns: int, vector_columns: int, energy: Tensor) -> Tensor:
+    """Return the order of the descent: the strongest group first, and in it the strongest column first."""
+    energy = damp(energy, energy)
+    groups = torch.arange(len(energy), device=energy.device) // scale_columns
+    totals = torch.zeros(int(groups[-1]) + 1, device=energy.device).index_add_(0, groups, energy)
+    ranks = totals.argsort(descending=True, stable=True).argsort()
+    order = vector_order(energy, vector_columns)
+    return order[ranks[groups[order]].argsort(stable=True)]
+
+
 def descend(codes: Tensor, levels: Levels, slope: Tensor, hessian: ShrunkHessian, sweeps: int) -> tuple[Tensor, Tensor]:
     """Improve rounded rows: codes uint8 and slope float32, [padded columns, rows]; return codes and scales.
 
-    slope: the Hessian times the error of the values. Scales are float32 [groups, rows]; they change only on grids with
-    fp16 scales.
+    hessian: from `order_hessian`; a sweep after the first one needs the entries above its diagonal. slope: the Hessian
+    times the error of the values. Scales are float32 [groups, rows]; they change only on grids with fp16 scales.
     """
-    order, blocks = _order_columns(levels, hessian.diagonal)
+    order = hessian.hessian.order
     adjust = levels.has_fp16_scales and levels.groups.count(0) <= MAX_GROUP_COLUMNS
     units = levels.units(codes).index_select(0, order)
     groups = [levels.groups[column] for column in order.tolist()]
     state = _Descent(
-        *(hessian, order, groups, levels.scale.clone(), units, slope.index_select(0, order), torch.zeros_like(units)),
+        *(hessian, groups, levels.scale.clone(), units, slope.index_select(0, order), torch.zeros_like(units)),
         *(adjust, levels),
     )
+    blocks = _blocks([len(list(members)) for _, members in groupby(groups)])
     for sweep in range(sweeps):
         for block in blocks:
             state.improve_block(block, sweep == 0)
     return levels.codes(state.units.index_select(0, order.argsort())), state.scale
 
 
-def _order_columns(levels: Levels, energy: Tensor) -> tuple[Tensor, list[slice]]:
-    """Return the order of the descent, the strongest group first and the strongest column first, and its blocks.
+def _blocks(sizes: Sequence[int]) -> list[slice]:
+    """Return consecutive columns that are improved together, from the sizes of the groups.
 
     A block has whole groups, unless a group is too long to adjust its scale.
     """
-    groups = torch.tensor(levels.groups, device=energy.device)
-    totals = torch.zeros(int(groups.max()) + 1, device=energy.device).index_add_(0, groups, energy)
-    ranks = totals.argsort(descending=True, stable=True).argsort()
-    order = vector_order(energy, levels.vector_columns)
-    order = order[ranks[groups[order]].argsort(stable=True)]
-    sizes = torch.bincount(ranks[groups]).tolist()
     if max(sizes) > MAX_GROUP_COLUMNS:
-        sizes = [1] * len(energy)
+        sizes = [1] * sum(sizes)
     blocks, start, stop = [], 0, 0
     for size in sizes:
         if stop > start and stop + size - start > BLOCK_COLUMNS:
             blocks.append(slice(start, stop))
             start = stop
         stop += size
-    return order, [*blocks, slice(start, stop)]
+    return [*blocks, slice(start, stop)]

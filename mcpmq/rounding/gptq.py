@@ -17,13 +17,16 @@ from mcpmq.grids import GRIDS, Grid
 from mcpmq.grids.levels import Levels
 from mcpmq.qtensor import QTensor, concat_rows
 from mcpmq.rounding.cholesky import LdlFactor, shrunk_cholesky
-from mcpmq.rounding.descent import ShrunkHessian, descend, vector_order
+from mcpmq.rounding.descent import descend, order_hessian, vector_order
+from mcpmq.rounding.hessian import ShrunkHessian
 from mcpmq.rounding.ldlq import ldlq
 from mcpmq.rounding.shrinkage import default_shrinkage
 from mcpmq.rounding.stats import InputStats, require_stats
 from mcpmq.scheme import GridScheme
 
-SWEEPS = 1  # of the descent; a second one costs as much and gains less than half of the first
+# A second sweep of the descent costs as much and gains less than half of the first. It would need another copy of the
+# Hessian, because the factor overwrites the entries above the diagonal.
+SWEEPS = 1
 # Rows per chunk do not depend on the threads: the same matrix products give the same bytes.
 CHUNK_ROWS, CHUNK_WEIGHTS = 1024, 1 << 23
 DEVICE_CHUNK_WEIGHTS = 1 << 27  # on other devices: columns are sequential, and more rows take hardly more time
@@ -44,15 +47,14 @@ def quantize(weight: Tensor, scheme: GridScheme, stats: InputStats | None, act_o
     rows, columns = weight.shape
     stats = require_stats(stats, columns, "gptq")
     with torch.inference_mode(mode=False), thread_pool() as pool:
-        padded = scheme.padded_columns(columns)
-        energy = torch.nn.functional.pad(stats.gram.diagonal(), (0, padded - columns))
-        order = vector_order(energy, scheme.vector_columns) if act_order else torch.arange(padded).to(energy.device)
+        hessian = order_hessian(stats.gram, scheme, pool, stats.overwrite)
+        energy = hessian.energy[hessian.order.argsort()]
+        order = vector_order(energy, scheme.vector_columns) if act_order else hessian.order.sort().values
         shrinkage = default_shrinkage(stats) if stats.shrinkage is None else stats.shrinkage
-        factor = shrunk_cholesky(stats.gram, order, shrinkage, pool)
-        group_columns = padded if act_order else scheme.group_columns(columns)
-        hessian = ShrunkHessian.create(stats.gram, factor.shrinkage, padded)
-        importance = _importance(factor, energy[order])
-        context = GptqContext(scheme, group_columns, order, factor, importance, hessian)
+        factor = shrunk_cholesky(hessian, order, shrinkage, pool)
+        group_columns = len(order) if act_order else scheme.group_columns(columns)
+        shrunk, importance = ShrunkHessian.create(hessian, factor.shrinkage), _importance(factor, energy[order])
+        context = GptqContext(scheme, group_columns, order, factor, importance, shrunk)
         chunks = torch.split(weight, _chunk_rows(columns, energy.device))
         return concat_rows(pool.map(partial(_quantize_rows, context), chunks), rows)
 
@@ -81,7 +83,7 @@ class GptqContext:
     order: Tensor  # int64 [padded columns]
     factor: LdlFactor
     importance: Tensor  # float32 [padded columns]
-    hessian: ShrunkHessian  # in the order of the columns
+    hessian: ShrunkHessian
 
     @property
     def grid(self) -> Grid:

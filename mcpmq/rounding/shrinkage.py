@@ -5,8 +5,9 @@ Shrinking the entries off the diagonal (Ledoit and Wolf, 2004, "A well-condition
 covariance matrices") does not depend on the magnitudes of the columns.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import inf
 
@@ -17,7 +18,8 @@ from mcpmq.execution.chunked_matmul import thread_pool
 from mcpmq.grids import GRIDS, dequantize, quantize
 from mcpmq.grids.levels import Levels
 from mcpmq.qtensor import QTensor
-from mcpmq.rounding.descent import ShrunkHessian, descend
+from mcpmq.rounding.descent import descend, order_hessian
+from mcpmq.rounding.hessian import OrderedHessian, ShrunkHessian
 from mcpmq.rounding.stats import InputStats
 from mcpmq.rounding.target import Target
 from mcpmq.scheme import GridScheme
@@ -25,7 +27,7 @@ from mcpmq.scheme import GridScheme
 SHRINKAGES = (0.5, 0.3, 0.1, 0.03, 0.01)
 FIRST_SHRINKAGE, FIRST_SWEEPS = 0.3, 2  # of the descent from which those of all candidates start
 SAMPLE_ROWS = 64  # of a weight, evenly spaced
-TILE_ROWS = 512  # of a Hessian or a weight: any number of threads computes the same products
+TILE_ROWS = 512  # of a weight: any number of threads computes the same products
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +51,8 @@ def choose_shrinkage(
 
     With a target, that of the weight, its weight is rounded instead and the error is that from its outputs.
 
-    Without held-out inputs it is `default_shrinkage`. Needs the memory of a second Hessian if the first one includes
-    the held-out inputs.
+    Without held-out inputs it is `default_shrinkage`. Needs the memory of a second Hessian, unless the first one may be
+    overwritten: it is then restored, up to the rounding errors of subtracting and adding the held-out inputs.
     """
     inputs = stats.held_out_inputs
     if inputs is None or 2 * len(inputs) > sum(stats.token_counts.values()):
@@ -58,10 +60,9 @@ def choose_shrinkage(
     device = stats.gram.device
     target = (target or Target(weight, weight)).take(_sample_rows(weight), device)
     rows, missing = target.weight, target.missing
-    with torch.inference_mode(mode=False), thread_pool() as pool:
-        gram = _training_gram(stats, pool)
-    round_with = _descent_from_nearest(rows, scheme, gram)
-    shrinkage, error = _least(lambda one: _output_error(round_with(one) - rows, inputs, missing))
+    with torch.inference_mode(mode=False), _training_hessian(stats, scheme) as hessian:
+        round_with = _descent_from_nearest(rows, scheme, hessian)
+        shrinkage, error = _least(lambda one: _output_error(round_with(one) - rows, inputs, missing))
     nearest = dequantize(quantize(target.original, scheme)).to(device)
     return ShrinkageChoice(shrinkage, _output_error(nearest - rows, inputs, missing) < error)
 
@@ -109,36 +110,38 @@ def _sample_rows(weight: Tensor) -> Tensor:
     return torch.arange(count) * len(weight) // count
 
 
-def _training_gram(stats: InputStats, pool: Executor) -> Tensor:
-    """Return the Hessian of the inputs that are not held out."""
-    if not stats.gram_has_held_out:
-        return stats.gram
-    assert stats.held_out_inputs is not None
-    inputs, gram = stats.held_out_inputs, torch.empty_like(stats.gram)
+@contextmanager
+def _training_hessian(stats: InputStats, scheme: GridScheme) -> Iterator[OrderedHessian]:
+    """Yield the Hessian of the inputs that are not held out, in the memory of the other if it may be overwritten."""
+    with thread_pool() as pool:
+        inputs, energy = stats.held_out_inputs if stats.gram_has_held_out else None, stats.gram.diagonal()
+        energy = energy if inputs is None else energy - inputs.square().sum(0)
+        hessian = order_hessian(stats.gram, scheme, pool, stats.overwrite, energy)
+        if inputs is not None:
+            hessian.add_inputs(inputs, -1, pool)
+        yield hessian
+        if stats.overwrite:
+            if inputs is not None:
+                hessian.add_inputs(inputs, 1, pool)
+            hessian.restore(pool)
 
-    def subtract(start: int) -> None:
-        rows = slice(start, start + TILE_ROWS)
-        torch.addmm(stats.gram[rows], inputs[:, rows].T, inputs, alpha=-1, out=gram[rows])
 
-    list(pool.map(subtract, range(0, len(gram), TILE_ROWS)))
-    return gram
-
-
-def _descent_from_nearest(rows: Tensor, scheme: GridScheme, gram: Tensor) -> Callable[[float], Tensor]:
+def _descent_from_nearest(rows: Tensor, scheme: GridScheme, hessian: OrderedHessian) -> Callable[[float], Tensor]:
     """Return a function from a shrinkage to values, float32 [rows, columns], after a descent with it.
 
     Without a factorization for every shrinkage they are not those of GPTQ, but the best shrinkage is about the same.
     All descents have the same start, because more sweeps lower the error with any shrinkage.
     """
-    grid, columns, padded = GRIDS[type(scheme)], rows.shape[1], scheme.padded_columns(rows.shape[1])
-    levels = grid.levels(grid.fit_grid(rows, scheme, gram.diagonal().clamp(min=0)), padded, scheme).to(rows.device)
+    grid, columns, padded = GRIDS[type(scheme)], rows.shape[1], len(hessian.order)
+    importance = hessian.energy[hessian.order.argsort()][:columns].clamp(min=0)
+    levels = grid.levels(grid.fit_grid(rows, scheme, importance), padded, scheme).to(rows.device)
     weight = torch.nn.functional.pad(rows, (0, padded - columns)).T.contiguous()
     codes = _nearest_codes(levels, weight)
 
     def improve(codes: Tensor, levels: Levels, shrinkage: float, sweeps: int) -> tuple[Tensor, Levels]:
-        hessian = ShrunkHessian.create(gram, shrinkage, padded)
-        slope = hessian.multiply(levels.values(codes).sub_(weight))
-        codes, scale = descend(codes, levels, slope, hessian, sweeps)
+        shrunk = ShrunkHessian.create(hessian, shrinkage)
+        slope = shrunk.multiply(levels.values(codes).sub_(weight))
+        codes, scale = descend(codes, levels, slope, shrunk, sweeps)
         return codes, replace(levels, scale=scale)
 
     first = improve(codes, levels, FIRST_SHRINKAGE, FIRST_SWEEPS)

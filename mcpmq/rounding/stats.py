@@ -42,6 +42,7 @@ class InputStats:
     gram_has_held_out: whether the Hessian, counts and weight include them.
     shrinkage: of the entries of the Hessian off the diagonal; None to derive it from the number of tokens.
     drift: of the quantized model at this layer; None if the targets are the outputs of its original weights.
+    overwrite: whether rounding may destroy the Hessian, which has no other use: a second one may not fit into memory.
     """
 
     gram: Tensor
@@ -54,6 +55,7 @@ class InputStats:
     gram_has_held_out: bool = False
     shrinkage: float | None = None
     drift: Drift | None = None
+    overwrite: bool = False
 
     @property
     def has_inputs(self) -> bool:

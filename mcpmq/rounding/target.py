@@ -17,6 +17,7 @@ from torch import Tensor
 from mcpmq.execution.chunked_matmul import thread_pool
 from mcpmq.grids.limits import range_factor
 from mcpmq.rounding.cholesky import LdlFactor, shrunk_cholesky
+from mcpmq.rounding.hessian import OrderedHessian
 from mcpmq.rounding.stats import InputStats
 
 TILE_COLUMNS = 512  # of a solution: any number of threads computes the same products
@@ -30,8 +31,8 @@ def solve_drift(stats: InputStats) -> None:
     columns = len(stats.gram)
     shrinkage = 2 * columns / (2 * columns + stats.total_weight)
     with torch.inference_mode(mode=False), thread_pool() as pool:
-        order = torch.arange(columns, device=stats.gram.device)
-        factor = shrunk_cholesky(stats.gram, order, shrinkage, pool)
+        hessian = OrderedHessian.create(stats.gram, torch.arange(columns, device=stats.gram.device), pool)
+        factor = shrunk_cholesky(hessian, hessian.order, shrinkage, pool)
         scale = range_factor(stats.gram.diagonal()) * (1 - factor.shrinkage)
         solve = partial(_solve_tile, factor, scale, drift.products)
         list(pool.map(solve, range(0, drift.products.shape[1], TILE_COLUMNS)))

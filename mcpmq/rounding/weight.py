@@ -216,6 +216,8 @@ def _round_on_grid(
     def round_rows(rows: Tensor, first_row: int, part: int) -> QTensor:
         """Round rows with the statistics of one part."""
         inputs = stats[part] if stats and stats[part].has_inputs else None
+        if inputs and len(rows) * len(stats) < source.tensor.matrix_shape[0]:
+            inputs = replace(inputs, overwrite=False)  # the Hessian is needed for the next chunk
         target = Target.create(rows, inputs, first_row) if inputs and method == "gptq" else None
         if part == len(choices):  # the first rows with these statistics
             choices.append(choose_shrinkage(rows, scheme, inputs, target) if inputs and target else None)

@@ -1,17 +1,19 @@
 """Samples that do not fit into memory are an error, with the numbers, before a weight is read."""
 
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 from re import search
 
 import psutil
 import pytest
+import torch
 
 from benchmarks.real_size import PUBLISHED_CONFIG
 from mcpmq.calibrate import memory
 from mcpmq.calibrate.forward import encode_samples
 from mcpmq.calibrate.imatrix import write_imatrix
-from mcpmq.calibrate.memory import MemoryEstimate, check_memory, estimate_memory
+from mcpmq.calibrate.memory import MemoryEstimate, estimate_memory, must_spill
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import SampleSet
 from mcpmq.errors import DatasetError
@@ -34,29 +36,39 @@ def inputs(checkpoint: Checkpoint, mixed_set: SampleSet) -> list[Inputs]:
 
 
 def test_the_estimate_counts_pixels_and_hidden_states(checkpoint: Checkpoint, inputs: list[Inputs]) -> None:
-    """Pixels count as bytes and as floats; states count for the larger of vision and language."""
+    """Decoded pixels are bytes; a sample has its pixels as floats, and states of vision or language, the larger.
+
+    The rotary embeddings of a token have 64 cosines and sines.
+    """
     estimate = estimate_memory(checkpoint.specs, checkpoint.architecture, inputs, ())
 
-    pixels = sum(part.nbytes // 3 for one in inputs for part in one.slices)
-    tokens = sum(len(one.tokens) for one in inputs)
-    assert estimate.pixel_nbytes == pixels * 3 * (1 + 4)
-    assert pixels // 14**2 * 64 < tokens * 256
-    assert estimate.state_nbytes == 2 * 4 * tokens * 256
+    pixels = [sum(part.nbytes // 3 for part in one.slices) for one in inputs]
+    tokens = [len(one.tokens) for one in inputs]
+    states = [2 * max(64 * (count // 14**2), 256 * length) for count, length in zip(pixels, tokens, strict=True)]
+    expected = [4 * (one + 3 * count) for one, count in zip(states, pixels, strict=True)]
+    assert estimate.image_nbytes == 3 * sum(pixels) + 2 * 4 * 64 * sum(tokens)
+    assert estimate.state_nbytes == sum(expected)
+    assert estimate.sample_nbytes == max(expected)
 
     wide = replace(checkpoint.architecture, vision=replace(checkpoint.architecture.required_vision, hidden_size=6400))
-    assert estimate_memory(checkpoint.specs, wide, inputs, ()).state_nbytes == 2 * 4 * (pixels // 14**2) * 6400
+    images = [count for count in pixels if count]
+    larger = estimate_memory(checkpoint.specs, wide, [one for one in inputs if one.slices], ())
+    assert larger.state_nbytes == sum(4 * (2 * 6400 * (count // 14**2) + 3 * count) for count in images)
 
 
-def test_the_total_is_the_sum_of_pixels_states_and_block() -> None:
-    """All three are in memory at once."""
-    assert MemoryEstimate(30, 5, 700, "head").total_nbytes == 735
+def test_the_total_has_the_states_of_all_samples_or_of_one() -> None:
+    """Images and the block are in memory either way."""
+    estimate = MemoryEstimate(30, 50, 7, 700, "head")
+
+    assert (estimate.total_nbytes, estimate.spilled_nbytes) == (780, 737)
 
 
-def test_a_block_has_one_hessian_for_each_width() -> None:
-    """Widths of 7 (transposed) and 5: two Hessians and all weights, or two Hessians, a factor and one weight.
+def test_a_block_has_one_hessian_for_each_width(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Widths of 7 (transposed), 5 and 5: Hessians, held-out and buffered inputs, and all weights or rounded ones.
 
-    2048 held-out inputs are kept with every Hessian.
+    At a time 1024 rows are rounded, with twelve arrays, by each of two threads; the chunk of a wide matrix is smaller.
     """
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     specs = [
         TensorSpec("a.one", "one", (7, 3), "matrix", transposed=True),
         TensorSpec("a.two", "two", (11, 5), "matrix"),
@@ -68,8 +80,10 @@ def test_a_block_has_one_hessian_for_each_width() -> None:
     both = estimate_memory(specs, architecture, [], {"a.one", "a.two", "a.three"})
     none = estimate_memory(specs, architecture, [], ())
 
-    assert both.block_nbytes == 4 * (7**2 + 5**2) + 4 * 2048 * (7 + 5) + 4 * (7**2 + 11 * 5)
-    assert none.block_nbytes == 4 * (7 * 3 + 11 * 5 + 2 * 5)
+    weights = 7 * 3 + 11 * 5 + 2 * 5
+    rounding = weights + 2 * 11 * 5 + 12 * 4 * 2 * 1024 * 7
+    assert both.block_nbytes == 4 * (7**2 + 2 * 5**2) + 2 * 4 * 2048 * (7 + 2 * 5) + rounding
+    assert none.block_nbytes == 4 * weights
 
 
 def test_a_block_with_the_original_model_has_its_weights_twice_and_one_stage() -> None:
@@ -96,17 +110,21 @@ def test_a_block_with_the_original_model_has_its_weights_twice_and_one_stage() -
 
 
 def test_the_original_model_has_states_of_its_own(checkpoint: Checkpoint, inputs: list[Inputs]) -> None:
-    """Pixels are shared."""
+    """Decoded images are shared."""
     one, both = (
         estimate_memory(checkpoint.specs, checkpoint.architecture, inputs, (), with_original)
         for with_original in (False, True)
     )
     assert both.state_nbytes == 2 * one.state_nbytes
-    assert both.pixel_nbytes == one.pixel_nbytes
+    assert both.image_nbytes == one.image_nbytes
 
 
-def test_the_largest_block_of_the_published_model(inputs: list[Inputs]) -> None:
-    """With Hessians: a language layer, for the Hessian of 18944 columns, its factor and a weight. Without: the head."""
+def test_the_largest_block_of_the_published_model(inputs: list[Inputs], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A language layer: with Hessians for the one of 18944 columns, without for its weights in float32.
+
+    The head is not loaded, and of the embedding the rows that the samples use after it is read.
+    """
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     family = family_of(PUBLISHED_CONFIG)
     architecture = family.parse_architecture(PUBLISHED_CONFIG)
     specs = family.tensor_specs(architecture)
@@ -114,49 +132,68 @@ def test_the_largest_block_of_the_published_model(inputs: list[Inputs]) -> None:
     with_hessians = estimate_memory(specs, architecture, inputs, {spec.name for spec in specs if spec.role == "matrix"})
     forward_only = estimate_memory(specs, architecture, inputs, ())
 
+    layer = sum(prod(spec.shape) for spec in specs if spec.name.startswith("language.layers.0."))
+    statistics = 4 * (18944**2 + 3 * 3584**2) + 2 * 4 * 2048 * (18944 + 3 * 3584)
     assert with_hessians.block_name.startswith("language.layers.")
-    assert with_hessians.block_nbytes == (
-        4 * (18944**2 + 3584**2) + 4 * 2048 * (18944 + 3584) + 4 * (18944**2 + 18944 * 3584)
-    )
-    assert forward_only.block_nbytes == 4 * 151666 * 3584
+    assert with_hessians.block_nbytes == statistics + max(4 * layer, layer + 2 * 18944 * 3584 + 12 * 4 * 2 * 2**23)
+    assert forward_only.block_name == "embedding"
+    assert forward_only.block_nbytes == 2 * 151666 * 3584 > 4 * layer
 
 
-@pytest.mark.parametrize(("share", "hint"), [(0.6, r"use about 5 samples"), (0.0, "more memory")])
-def test_too_many_samples_are_an_error(
-    checkpoint: Checkpoint, inputs: list[Inputs], monkeypatch: pytest.MonkeyPatch, share: float, hint: str
+@pytest.mark.parametrize(("limit", "where"), [(None, "are available on `cpu`: "), (10**12, "within the limit of 1,0")])
+@pytest.mark.parametrize(("share", "hint"), [(0.6, r"use about 5 samples"), (0.0, "")])
+def test_too_many_images_are_an_error(
+    checkpoint: Checkpoint,
+    inputs: list[Inputs],
+    monkeypatch: pytest.MonkeyPatch,
+    share: float,
+    hint: str,
+    limit: int | None,
+    where: str,
 ) -> None:
-    """The error gives the needed and the available memory; the hint the number of samples that fit."""
+    """Decoded images stay in memory. The error has the needed and the available memory, and the number that fits."""
     estimate = estimate_memory(checkpoint.specs, checkpoint.architecture, inputs, ())
-    available = estimate.block_nbytes + int(share * (estimate.pixel_nbytes + estimate.state_nbytes))
-    monkeypatch.setattr(memory, "available_nbytes", lambda _: available)
+    fixed = estimate.block_nbytes + estimate.sample_nbytes
+    monkeypatch.setattr(memory, "available_nbytes", lambda _: fixed + int(share * estimate.image_nbytes))
 
     with pytest.raises(DatasetError, match=r"^9 samples need about .* MB of memory and .* MB are available") as caught:
-        check_memory(checkpoint, inputs)
+        must_spill(checkpoint, inputs, memory_limit=limit)
 
-    assert search(hint, caught.value.hint)
+    assert where in str(caught.value)
+    expected = hint or ("raise `--memory-limit`" if limit else "more memory")
+    assert search(expected, caught.value.hint)
 
 
-def test_samples_may_need_all_of_the_memory(
+def test_hidden_states_that_do_not_fit_are_spilled(
     checkpoint: Checkpoint, inputs: list[Inputs], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that needs exactly the available memory passes, one byte less is an error."""
-    total = estimate_memory(checkpoint.specs, checkpoint.architecture, inputs, ()).total_nbytes
-    monkeypatch.setattr(memory, "available_nbytes", lambda _: total)
-    check_memory(checkpoint, inputs)
+    """A run that needs exactly the available memory keeps them, with one byte less in a file; a GPU never does."""
+    estimate = estimate_memory(checkpoint.specs, checkpoint.architecture, inputs, ())
+    total, spilled = estimate.total_nbytes, estimate.spilled_nbytes
+    for available, spills in ((total, False), (total - 1, True), (spilled, True)):
+        monkeypatch.setattr(memory, "available_nbytes", lambda _, found=available: found)
+        assert must_spill(checkpoint, inputs) is spills
 
     monkeypatch.setattr(memory, "available_nbytes", lambda _: total - 1)
-    with pytest.raises(DatasetError, match="samples need about"):
-        check_memory(checkpoint, inputs)
+    with pytest.raises(DatasetError, match="for hidden states, "):
+        must_spill(checkpoint, inputs, device=torch.device("cuda"))
+    monkeypatch.setattr(memory, "available_nbytes", lambda _: spilled - 1)
+    with pytest.raises(DatasetError, match="for hidden states of one sample, "):
+        must_spill(checkpoint, inputs)
+
+
+def test_a_limit_counts_the_memory_that_is_in_use(checkpoint: Checkpoint, inputs: list[Inputs]) -> None:
+    """The limit is that of the process, with 250 MB for libraries that are loaded later."""
+    estimate = estimate_memory(checkpoint.specs, checkpoint.architecture, inputs, ())
+    used = psutil.Process().memory_info().rss + 250_000_000
+
+    assert must_spill(checkpoint, inputs, memory_limit=used + (estimate.total_nbytes + estimate.spilled_nbytes) // 2)
+    assert not must_spill(checkpoint, inputs, memory_limit=used + 2 * estimate.total_nbytes)
 
 
 def test_samples_that_fit_pass_the_check(checkpoint: Checkpoint, inputs: list[Inputs]) -> None:
     """The tiny model fits into the memory of this machine."""
-    assert (
-        estimate_memory(checkpoint.specs, checkpoint.architecture, inputs, ()).total_nbytes
-        < psutil.virtual_memory().available
-    )
-
-    check_memory(checkpoint, inputs)
+    assert not must_spill(checkpoint, inputs)
 
 
 def test_an_imatrix_run_checks_memory_first(

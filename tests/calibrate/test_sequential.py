@@ -18,7 +18,7 @@ from mcpmq.calibrate import forward, observers
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import SampleSet
 from mcpmq.errors import CheckpointError, DatasetError
-from mcpmq.execution import chunked_matmul, torch_model
+from mcpmq.execution import chunked_matmul, spilling, torch_model
 from mcpmq.execution.chunked_matmul import torch_threads
 from mcpmq.families.family import TensorSpec
 from mcpmq.families.inputs import Inputs
@@ -290,6 +290,16 @@ def test_bytes_are_equal_on_any_number_of_threads(
             assert torch.get_num_threads() == threads
 
     assert _bytes(made[0].path) == _bytes(made[1].path)
+
+
+def test_spilled_hidden_states_change_no_byte(
+    plan: Plan, mixed_set: SampleSet, whole: QuantizedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples with and without images; their pixels as the model's input are spilled too, and all small tensors."""
+    monkeypatch.setattr(spilling, "MIN_NBYTES", 1)
+    monkeypatch.setattr(forward, "must_spill", lambda *_: True)
+
+    assert _bytes(quantize(plan, tmp_path / "out", mixed_set).path) == _bytes(whole.path)
 
 
 def test_a_finished_run_is_reused(

@@ -1,12 +1,14 @@
 """Hooks capture all inputs of every kind of matrix, and are removed afterwards."""
 
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from mcpmq.execution.hooks import capture_inputs, observe_inputs
+from mcpmq.execution.layerwise import ReplayStopped
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -103,6 +105,26 @@ def test_linears_with_the_same_input_share_an_observer() -> None:
     observe_inputs(block, MLP, replay_of(block, (random(5, 6),), (random(5, 6),)), new_observer)
 
     assert [len(one.rows) for one in created] == [10, 10]  # gate and up, down
+
+
+@torch.inference_mode()
+def test_later_samples_can_stop_at_the_last_matrix() -> None:
+    """The first sample shows which matrix is the last one; it multiplies nothing for the others. All are observed."""
+    block, samples, multiplied = Mlp(), [random(2, 6, seed=seed) for seed in range(3)], list[int]()
+    block.down.register_forward_hook(lambda *_: multiplied.append(1))
+    samples.append(random(5, 6, seed=9))
+
+    def replay() -> None:
+        for sample in samples:
+            with suppress(ReplayStopped):
+                block(sample)
+
+    stopped = observe_inputs(block, MLP, replay, RowObserver, stop_at_last=True)
+
+    assert len(multiplied) == 1
+    whole = observe_inputs(block, MLP, replay, RowObserver)
+    for name in MLP:
+        assert torch.equal(stopped[name][0], whole[name][0])
 
 
 @torch.inference_mode()

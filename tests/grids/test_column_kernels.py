@@ -7,7 +7,7 @@ from torch import Tensor
 from mcpmq.grids import GRIDS
 from mcpmq.grids.levels import Levels, has_kernels
 from mcpmq.rounding import descent, ldlq
-from tests.rounding.oracle import grid_scheme, random_layer
+from tests.rounding.oracle import grid_scheme, random_layer, shrunk_hessian
 
 SCHEMES = ["int4-g32", "int4-g16-asym", "int8-row", "iq4_nl", "q4_k", "q4_1"]
 
@@ -28,7 +28,7 @@ def test_compiled_loops_give_the_codes_of_torch(text: str, monkeypatch: pytest.M
 
     def run() -> tuple[Tensor, Tensor, Tensor, Tensor]:
         codes, error = ldlq.ldlq(columns, factor, 256, lambda start, group: levels)
-        hessian = descent.ShrunkHessian.create(gram, 0.1, 256)
+        hessian = shrunk_hessian(gram, grid_scheme(text), 0.1)
         slope = hessian.multiply(levels.values(codes) - columns)
         return codes, error, *descent.descend(codes, levels, slope, hessian, 1)
 

@@ -1,12 +1,15 @@
 """Reference GPTQ in float64, one column at a time, with the inverse Hessian as in the paper; and sample layers."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 
 import torch
 from torch import Tensor
 
 from mcpmq.qtensor import QTensor
+from mcpmq.rounding.descent import order_hessian
+from mcpmq.rounding.hessian import ShrunkHessian
 from mcpmq.rounding.stats import InputStats
 from mcpmq.scheme import GgmlScheme, GridScheme, IntegerScheme, parse_scheme
 
@@ -72,6 +75,12 @@ def input_stats(inputs: Tensor) -> InputStats:
     tokens, zero = {"vision": 0, "text": len(inputs), "answer": 0}, torch.zeros(1)
     minimum, maximum = inputs.amin(0).minimum(zero), inputs.amax(0).maximum(zero)
     return InputStats(inputs.T @ inputs, inputs.abs().sum(0), minimum, maximum, tokens, float(len(inputs)))
+
+
+def shrunk_hessian(gram: Tensor, scheme: GridScheme, shrinkage: float) -> ShrunkHessian:
+    """Return the shrunk Hessian for a descent on a scheme."""
+    with ThreadPoolExecutor(1) as pool:
+        return ShrunkHessian.create(order_hessian(gram, scheme, pool), shrinkage)
 
 
 def tensor_parts(weight: QTensor) -> dict[str, Tensor]:

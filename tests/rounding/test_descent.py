@@ -11,8 +11,8 @@ from torch import Tensor
 from mcpmq.grids import GRIDS, dequantize
 from mcpmq.grids.levels import Levels
 from mcpmq.rounding import gptq
-from mcpmq.rounding.descent import ShrunkHessian, descend
-from tests.rounding.oracle import SCHEMES, grid_scheme, input_stats, random_layer
+from mcpmq.rounding.descent import descend
+from tests.rounding.oracle import SCHEMES, grid_scheme, input_stats, random_layer, shrunk_hessian
 
 
 def _hessian(gram: Tensor, shrinkage: float) -> Tensor:
@@ -38,8 +38,10 @@ def _start(text: str, rows: int, columns: int, seed: int = 0) -> tuple[Tensor, T
     return weight, inputs.T @ inputs, codes.to(torch.uint8), levels
 
 
-def _descend(weight: Tensor, gram: Tensor, codes: Tensor, levels: Levels, sweeps: int) -> tuple[Tensor, Levels]:
-    hessian = ShrunkHessian.create(gram, 0.1, len(weight))
+def _descend(
+    weight: Tensor, gram: Tensor, codes: Tensor, levels: Levels, sweeps: int, text: str
+) -> tuple[Tensor, Levels]:
+    hessian = shrunk_hessian(gram, grid_scheme(text), 0.1)
     codes, scale = descend(codes, levels, hessian.multiply(levels.values(codes) - weight), hessian, sweeps)
     return codes, replace(levels, scale=scale)
 
@@ -51,7 +53,7 @@ def test_the_descent_ends_where_no_single_code_lowers_the_loss(text: str) -> Non
     """After many sweeps every code of every column has been tried: none is better by more than rounding errors."""
     weight, gram, codes, levels = _start(text, 3, 48)
 
-    codes, levels = _descend(weight, gram, codes, levels, sweeps=60)
+    codes, levels = _descend(weight, gram, codes, levels, 60, text)
 
     hessian = torch.zeros(len(weight), len(weight), dtype=torch.float64)
     hessian[:48, :48] = _hessian(gram, 0.1)
@@ -68,7 +70,7 @@ def test_scales_have_the_least_loss_for_their_codes(text: str) -> None:
     """At the end no fp16 number next to a scale is better."""
     weight, gram, codes, levels = _start(text, 3, 64)
 
-    codes, levels = _descend(weight, gram, codes, levels, sweeps=60)
+    codes, levels = _descend(weight, gram, codes, levels, 60, text)
 
     hessian = _hessian(gram, 0.1)
     loss = _losses((levels.values(codes) - weight).T, hessian)
@@ -86,7 +88,7 @@ def test_no_row_gets_worse(text: str, rows: int, columns: int, sweeps: int, seed
     """For any shape and grid; scales that a grid does not store by itself stay the same."""
     weight, gram, codes, levels = _start(text, rows, columns, seed)
 
-    improved, found = _descend(weight, gram, codes, levels, sweeps)
+    improved, found = _descend(weight, gram, codes, levels, sweeps, text)
 
     hessian = _hessian(gram, 0.1)
     before, after = (
@@ -120,9 +122,10 @@ def test_rescaled_channels_have_the_same_shrunk_correlations() -> None:
     scale = torch.randn(40, generator=torch.Generator().manual_seed(5)).exp2()
 
     def correlations(rows: Tensor) -> Tensor:
-        hessian = ShrunkHessian.create(rows.T @ rows, 0.3, 40)
-        roots = (rows.square().sum(0) * hessian.factor / 0.7).sqrt()
-        return hessian.between(torch.arange(40), torch.arange(40)) / roots / roots[:, None]
+        shrunk = shrunk_hessian(rows.T @ rows, grid_scheme("int4-g16"), 0.3)
+        roots = (rows.square().sum(0) * shrunk.hessian.scale).sqrt()
+        product = shrunk.multiply(torch.eye(40)) - shrunk.multiply(torch.eye(40)).diagonal().diag()
+        return product / roots / roots[:, None]
 
     assert torch.allclose(correlations(inputs), correlations(inputs * scale), atol=1e-5)
 
@@ -131,9 +134,9 @@ def test_equal_chunks_of_rows_have_equal_results() -> None:
     """A row does not depend on the others beside it."""
     weight, gram, codes, levels = _start("int4-g32", 6, 96)
 
-    whole, found = _descend(weight, gram, codes, levels, 2)
+    whole, found = _descend(weight, gram, codes, levels, 2, "int4-g32")
 
     half = replace(levels, scale=levels.scale[:, :3], zero_point=levels.zero_point[:, :3])
-    part, _ = _descend(weight[:, :3].contiguous(), gram, codes[:, :3].contiguous(), half, 2)
+    part, _ = _descend(weight[:, :3].contiguous(), gram, codes[:, :3].contiguous(), half, 2, "int4-g32")
     assert (whole[:, :3] == part).double().mean() > 0.99
     assert found.scale.shape == levels.scale.shape

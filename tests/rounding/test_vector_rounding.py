@@ -9,10 +9,10 @@ from mcpmq.grids import dequantize, ggml
 from mcpmq.grids.levels import Levels
 from mcpmq.grids.vector_table import vector_table
 from mcpmq.rounding import gptq
-from mcpmq.rounding.descent import ShrunkHessian, descend, vector_order
+from mcpmq.rounding.descent import descend, vector_order
 from mcpmq.rounding.ldlq import ldlq
 from mcpmq.scheme import GgmlScheme
-from tests.rounding.oracle import input_stats, random_layer
+from tests.rounding.oracle import input_stats, random_layer, shrunk_hessian
 
 SCHEME = GgmlScheme("iq3_s")
 
@@ -62,7 +62,7 @@ def test_the_descent_improves_every_row_or_leaves_it(columns: int) -> None:
     """The vectors stay in the table, and the scales do not change."""
     weight, inputs = random_layer(8, columns)
     gram, padded = inputs.T @ inputs, SCHEME.padded_columns(columns)
-    hessian = ShrunkHessian.create(gram, 0.1, padded)
+    hessian = shrunk_hessian(gram, SCHEME, 0.1)
     filled = torch.nn.functional.pad(weight, (0, padded - columns))
     quantized = ggml.quantize(filled, SCHEME)
     levels, codes = _levels(filled), ggml.unpack_codes(quantized.blocks, SCHEME).T.contiguous()
