@@ -4,7 +4,7 @@ python -m benchmarks.mutation                              writes benchmarks/res
 python -m benchmarks.mutation --count 300 --jobs 16        the same with more mutants, on 16 cores
 python -m benchmarks.mutation --count 5 --only grids       prints the outcomes of five mutants of one package
 python -m benchmarks.mutation --count 300 --outcomes LOG   records the outcomes that an interrupted run printed, and
-                                                           runs its survivors again
+                                                           runs its survivors again, except of equivalent ones
 
 Each mutant changes one expression of one module in a copy of the project. The tests of the module run, then those of
 its package. A mutant is killed if a test fails or the tests exceed the time limit. A survivor is either equivalent to
@@ -30,7 +30,7 @@ import tempfile
 import time
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -203,6 +203,11 @@ def name_equivalent(outcomes: Iterable[Outcome]) -> list[Outcome]:
     return [name(outcome) for outcome in outcomes]
 
 
+def _survivors(outcomes: Mapping[Mutant, Outcome]) -> list[Mutant]:
+    named = name_equivalent(outcomes.values())
+    return [mutant for mutant, outcome in zip(outcomes, named, strict=True) if outcome.verdict == "survived"]
+
+
 def run_sample(sample: Sequence[Mutant], jobs: int, minutes: float) -> list[Outcome]:
     """Check the tests without a mutation, run the mutants and print each outcome."""
     deadline, outcomes = time.monotonic() + 60 * minutes, []
@@ -244,11 +249,10 @@ def main() -> None:
     found = [mutant for package in packages for mutant in package_mutants(package)]
     sample = random.Random(options.seed).sample(found, min(options.count, len(found)))
     known = read_outcomes(options.outcomes, sample) if options.outcomes else {}
-    repeated = [mutant for mutant, outcome in known.items() if outcome.verdict == "survived"]
-    done = [outcome for outcome in known.values() if outcome.verdict != "survived"]
-    outcomes = done + run_sample(repeated if known else sample, options.jobs, options.minutes)
-    results = summary(found, name_equivalent(outcomes))
-    print(f"{len(found)} mutants, {len(outcomes)} run: {results['verdicts']}")
+    done = [outcome for outcome in name_equivalent(known.values()) if outcome.verdict != "survived"]
+    to_run = _survivors(known) if known else sample
+    results = summary(found, done + name_equivalent(run_sample(to_run, options.jobs, options.minutes)))
+    print(f"{len(found)} mutants, {len(results['outcomes'])} run: {results['verdicts']}")
     if not options.only:
         write_result("mutation", provenance("benchmarks.mutation") | {"seed": options.seed} | results)
 
