@@ -25,7 +25,8 @@ def test_the_best_vector_of_magnitudes_is_found() -> None:
 def _metric(correlation: float) -> np.ndarray:
     metric = np.diag([1.0, 0.2, 2.0, 0.6]).astype(np.float32)
     sizes = np.sqrt(metric.diagonal())
-    return metric + correlation * np.outer(sizes, sizes) * (1 - np.eye(4, dtype=np.float32))
+    metric += correlation * np.outer(sizes, sizes) * (1 - np.eye(4, dtype=np.float32))
+    return metric
 
 
 def _errors(values: np.ndarray, targets: np.ndarray, metric: np.ndarray) -> np.ndarray:
