@@ -23,10 +23,9 @@ def test_the_best_vector_of_magnitudes_is_found() -> None:
 
 
 def _metric(correlation: float) -> np.ndarray:
-    metric = np.diag([1.0, 0.2, 2.0, 0.6]).astype(np.float32)
-    sizes = np.sqrt(metric.diagonal())
-    metric += correlation * np.outer(sizes, sizes) * (1 - np.eye(4, dtype=np.float32))
-    return metric
+    sizes = np.sqrt([1.0, 0.2, 2.0, 0.6])
+    metric: np.ndarray = np.outer(sizes, sizes) * np.where(np.eye(4), 1, correlation)
+    return metric.astype(np.float32)
 
 
 def _errors(values: np.ndarray, targets: np.ndarray, metric: np.ndarray) -> np.ndarray:
