@@ -24,12 +24,12 @@ def test_the_best_vector_of_magnitudes_is_found() -> None:
 
 def _metric(correlation: float) -> np.ndarray:
     sizes = np.sqrt([1.0, 0.2, 2.0, 0.6])
-    metric: np.ndarray = np.outer(sizes, sizes) * np.where(np.eye(4), 1, correlation)
-    return metric.astype(np.float32)
+    return (np.outer(sizes, sizes) * np.where(np.eye(4), 1, correlation)).astype(np.float32)
 
 
 def _errors(values: np.ndarray, targets: np.ndarray, metric: np.ndarray) -> np.ndarray:
-    return np.einsum("...ir,ij,...jr->...r", values - targets, metric, values - targets, optimize=True)
+    errors: np.ndarray = np.einsum("...ir,ij,...jr->...r", values - targets, metric, values - targets, optimize=True)
+    return errors
 
 
 @pytest.mark.parametrize("rows", [1, 64, 150])
