@@ -3,14 +3,16 @@
 python -m benchmarks.mutation                              writes benchmarks/results/mutation.json
 python -m benchmarks.mutation --count 300 --jobs 16        the same with more mutants, on 16 cores
 python -m benchmarks.mutation --count 5 --only grids       prints the outcomes of five mutants of one package
-python -m benchmarks.mutation --count 300 --outcomes LOG   records the outcomes that an interrupted run printed
+python -m benchmarks.mutation --count 300 --outcomes LOG   records the outcomes that an interrupted run printed, and
+                                                           runs its survivors again, except of equivalent ones
 
 Each mutant changes one expression of one module in a copy of the project. The tests of the module run, then those of
 its package. A mutant is killed if a test fails or the tests exceed the time limit. A survivor is either equivalent to
-the original or a gap in the tests. `--jobs` copies of the project run mutants side by side; `--minutes` is the time
-after which no further mutant starts. Before the first mutant, all tests must pass on the unchanged copies: a test that
-fails anyway, e.g. because a package is not installed, would kill every mutant. Hypothesis uses one seed for all runs,
-because a property that seldom fails without a mutation would kill mutants by chance.
+the original, and then `equivalent_mutants.toml` has the reason, or a gap in the tests. `--jobs` copies of the project
+run mutants side by side; `--minutes` is the time after which no further mutant starts. Before the first mutant, all
+tests must pass on the unchanged copies: a test that fails anyway, e.g. because a package is not installed, would kill
+every mutant. Hypothesis uses one seed for all runs, because a property that seldom fails without a mutation would kill
+mutants by chance.
 
 Constants of modules whose names contain CHUNK or TILE are not mutated: they set how much is computed at a time, and any
 value gives the same results. Their number is recorded.
@@ -26,11 +28,12 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, TypeVar
@@ -40,6 +43,7 @@ from benchmarks.mutants import CHUNK_SIZES, Mutant, package_mutants
 
 PACKAGES = ("grids", "rounding", "calibrate", "evaluate")
 TIME_LIMIT_SECONDS = 600
+EQUIVALENT_MUTANTS = ROOT / "benchmarks" / "equivalent_mutants.toml"
 OUTPUT_LINES = 5  # of a test run that ended without the name of a failing test
 
 Item = TypeVar("Item")
@@ -48,7 +52,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A mutant, the tests that ran, and their verdict: killed, survived or timeout."""
+    """A mutant, the tests that ran, and their verdict: killed, timeout, survived or equivalent."""
 
     module: str
     line: int
@@ -57,6 +61,7 @@ class Outcome:
     tests: str
     verdict: str
     seconds: float
+    reason: str = ""  # why it is equivalent
 
 
 def test_targets(module: str) -> list[str]:
@@ -170,18 +175,37 @@ def copy_project(folder: Path) -> Path:
     return folder
 
 
-def read_outcomes(log: Path, sample: Sequence[Mutant]) -> list[Outcome]:
+def read_outcomes(log: Path, sample: Sequence[Mutant]) -> dict[Mutant, Outcome]:
     """Read the outcomes that an interrupted run of a sample printed.
 
     Raises:
         SystemExit: an outcome is not of this sample; the source or the options differ from those of the run.
     """
     outcomes = [Outcome(**json.loads(line)) for line in log.read_text().splitlines() if line.startswith("{")]
-    expected = {(one.module, one.line, one.original, one.mutated) for one in sample}
+    mutants = {(one.module, one.line, one.original, one.mutated): one for one in sample}
     for one in outcomes:
-        if (one.module, one.line, one.original, one.mutated) not in expected:
+        if (one.module, one.line, one.original, one.mutated) not in mutants:
             raise SystemExit(f"{log}: {one.module}:{one.line} `{one.mutated}` is not a mutant of this sample")
-    return outcomes
+    return {mutants[one.module, one.line, one.original, one.mutated]: one for one in outcomes}
+
+
+def name_equivalent(outcomes: Iterable[Outcome]) -> list[Outcome]:
+    """Give survivors that are known to be equivalent this verdict, with the reason."""
+    known = tomllib.loads(EQUIVALENT_MUTANTS.read_text())["mutants"]
+    reasons = {(one["module"], one["original"], one["mutated"]): one["reason"] for one in known}
+
+    def name(outcome: Outcome) -> Outcome:
+        reason = reasons.get((outcome.module, outcome.original, outcome.mutated))
+        if outcome.verdict != "survived" or reason is None:
+            return outcome
+        return replace(outcome, verdict="equivalent", reason=reason)
+
+    return [name(outcome) for outcome in outcomes]
+
+
+def _survivors(outcomes: Mapping[Mutant, Outcome]) -> list[Mutant]:
+    named = name_equivalent(outcomes.values())
+    return [mutant for mutant, outcome in zip(outcomes, named, strict=True) if outcome.verdict == "survived"]
 
 
 def run_sample(sample: Sequence[Mutant], jobs: int, minutes: float) -> list[Outcome]:
@@ -219,17 +243,16 @@ def parse_options() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Sample mutants with a seed, run them or read their outcomes, and record all."""
+    """Sample mutants with a seed, run them or only the survivors of an interrupted run, and record all."""
     options = parse_options()
     packages = [options.only] if options.only else PACKAGES
     found = [mutant for package in packages for mutant in package_mutants(package)]
     sample = random.Random(options.seed).sample(found, min(options.count, len(found)))
-    if options.outcomes:
-        outcomes = read_outcomes(options.outcomes, sample)
-    else:
-        outcomes = run_sample(sample, options.jobs, options.minutes)
-    results = summary(found, outcomes)
-    print(f"{len(found)} mutants, {len(outcomes)} run: {results['verdicts']}")
+    known = read_outcomes(options.outcomes, sample) if options.outcomes else {}
+    done = [outcome for outcome in name_equivalent(known.values()) if outcome.verdict != "survived"]
+    to_run = _survivors(known) if known else sample
+    results = summary(found, done + name_equivalent(run_sample(to_run, options.jobs, options.minutes)))
+    print(f"{len(found)} mutants, {len(results['outcomes'])} run: {results['verdicts']}")
     if not options.only:
         write_result("mutation", provenance("benchmarks.mutation") | {"seed": options.seed} | results)
 

@@ -2,14 +2,14 @@
 
 import ast
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from threading import Barrier
 
 import pytest
 
 from benchmarks.mutants import module_mutants
-from benchmarks.mutation import Outcome, check_baseline, read_outcomes, run_side_by_side
+from benchmarks.mutation import Outcome, check_baseline, name_equivalent, read_outcomes, run_side_by_side
 from benchmarks.mutation import test_targets as targets_of
 
 SOURCE = '''"""A module."""
@@ -114,6 +114,20 @@ def test_outcomes_of_an_interrupted_run_are_read(tmp_path: Path) -> None:
     log = tmp_path / "log"
     log.write_text(f"started\n{json.dumps(asdict(done))}\n")
 
-    assert read_outcomes(log, sample) == [done]
+    assert read_outcomes(log, sample) == {sample[0]: done}
     with pytest.raises(SystemExit, match="x.py:.* is not a mutant of this sample"):
         read_outcomes(log, sample[1:])
+
+
+def test_a_survivor_is_equivalent_only_with_a_reason() -> None:
+    """A killed mutant and one without a reason keep their verdicts."""
+    module = "mcpmq/rounding/magnitudes.py"
+    chunk = "CHUNK_WEIGHTS // weight.shape[1]", "CHUNK_WEIGHTS * weight.shape[1]"
+    survived = Outcome(module, 41, *chunk, "tests", "survived", 1.5)
+    killed, other = replace(survived, verdict="killed"), replace(survived, mutated="CHUNK_WEIGHTS")
+
+    named, *kept = name_equivalent([survived, killed, other])
+
+    assert named.verdict == "equivalent"
+    assert "counts are sums over rows" in named.reason
+    assert kept == [killed, other]

@@ -1,6 +1,7 @@
 """Sample files of lmms-eval: scores by document, and invalid lines."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -64,6 +65,15 @@ def test_other_files_are_errors(content: bytes, message: str, tmp_path: Path) ->
     (tmp_path / "samples.jsonl").write_bytes(content)
 
     with pytest.raises(DatasetError, match=message):
+        read_lmms_eval(tmp_path / "samples.jsonl", "exact")
+
+
+def test_a_file_above_a_gibibyte_is_an_error(tmp_path: Path) -> None:
+    """It is not read; this one has no blocks on the disk."""
+    (tmp_path / "samples.jsonl").touch()
+    os.truncate(tmp_path / "samples.jsonl", (1 << 30) + 1)
+
+    with pytest.raises(DatasetError, match="1,073,741,82[45]"):
         read_lmms_eval(tmp_path / "samples.jsonl", "exact")
 
 

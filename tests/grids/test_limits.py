@@ -1,12 +1,14 @@
 """The limits of magnitudes are those of the scales that each grid stores."""
 
+import gguf
+import numpy as np
 import pytest
 import torch
 
 from mcpmq.errors import ScaleError
 from mcpmq.grids import dequantize, ggml, quantize
 from mcpmq.grids.activation import check_range
-from mcpmq.grids.limits import range_factor, scale_limits
+from mcpmq.grids.limits import GGML_SPANS, range_factor, scale_limits
 from mcpmq.scheme import GGML_BLOCKS, GgmlScheme, parse_scheme
 from tests.rounding.oracle import grid_scheme
 
@@ -24,6 +26,24 @@ def test_every_block_type_of_ggml_has_limits(name: str) -> None:
 
     assert not limits.outside(limits.group_magnitudes(weight)).any()
     assert (error <= 3 * 2.0 ** -(limits.bits - 1) * limits.group_magnitudes(weight)).all()
+
+
+FP16_OFFSETS = {"q4_1": (0, 2), "q4_k": (0, 2), "q5_k": (0, 2), "q6_k": (208,), "q3_k": (108,), "q2_k": (80, 82)}
+
+
+@pytest.mark.parametrize("name", GGML_BLOCKS)
+def test_spans_are_the_largest_values_of_blocks(name: str) -> None:
+    """Decoded by gguf: random codes and scales with an fp16 scale of 1 and no minimum; no q8_0 is written with -128."""
+    blocks = np.random.default_rng(1).integers(0, 256, (16_000, GgmlScheme(name).row_nbytes(256)), np.uint8)
+    scale, *minimum = FP16_OFFSETS.get(name, (0,))
+    for start in range(0, blocks.shape[1], GGML_BLOCKS[name][1]):
+        blocks[:, start + scale : start + scale + 2] = np.frombuffer(np.float16(1).tobytes(), np.uint8)
+        for offset in minimum:
+            blocks[:, start + offset : start + offset + 2] = 0
+
+    values = gguf.dequantize(blocks, gguf.GGMLQuantizationType[name.upper()])
+
+    assert np.abs(values).max() == GGML_SPANS[name][1] + (name == "q8_0")
 
 
 def test_groups_of_zeros_and_the_last_group_are_within_limits() -> None:

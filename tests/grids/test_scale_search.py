@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from mcpmq.grids import GRIDS, dequantize
+from mcpmq.grids.scale_search import SHARES, search_scale
 from tests.rounding.oracle import grid_scheme
 
 
@@ -49,6 +50,18 @@ def test_the_error_is_near_that_of_the_best_scale(text: str, bound: float) -> No
 
     assert _error(rounded(fitted), weight, importance) < bound * float(best.sum())
     assert _error(rounded(fitted), weight, importance) <= _error(rounded(full), weight, importance)
+
+
+def test_every_start_is_the_best_of_some_groups() -> None:
+    """Of 400 groups of normal weights, each share of the full range gives the least error for at least 1 %."""
+    groups = torch.randn(400, 1, 32, generator=torch.Generator().manual_seed(1))
+    full = groups.abs().amax(-1) / 7
+
+    found = search_scale(
+        groups, torch.ones(32), [full * share for share in SHARES], lambda _: lambda units: units.round_().clamp_(-8, 7)
+    )
+
+    assert torch.bincount(found.start.flatten(), minlength=8).min() >= 4
 
 
 @pytest.mark.parametrize("text", ["int4-g32", "int4-g32-asym", "q4_0", "iq4_nl"])

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from mcpmq.grids import ggml, kernels
 from mcpmq.grids.limits import scale_limits
 from mcpmq.scheme import GGML_BLOCKS, GgmlScheme
+from tests.grids.kernels.hashes import weights
 from tests.grids.kernels.oracle import best_error
 
 
@@ -117,6 +118,18 @@ def test_rows_are_independent(name: str) -> None:
     parts = [ggml.quantize(part, GgmlScheme(name), importance).blocks for part in weight.split([1, 63, 64, 22])]
 
     assert torch.equal(torch.cat(parts), whole)
+
+
+@pytest.mark.parametrize("name", GGML_BLOCKS)
+@pytest.mark.parametrize("exponent", [-40, 30])
+def test_only_ratios_of_importances_count(name: str, exponent: int) -> None:
+    """A power of two times all importances gives equal bytes: no error is compared with a constant."""
+    weight, importance = (values[:12] if values.dim() > 1 else values for values in weights())
+    scheme = GgmlScheme(name)
+
+    scaled = ggml.quantize(weight, scheme, importance * 2.0**exponent).blocks
+
+    assert torch.equal(scaled, ggml.quantize(weight, scheme, importance).blocks)
 
 
 @pytest.mark.parametrize(
