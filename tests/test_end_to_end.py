@@ -120,7 +120,7 @@ def test_smoothing_scales_are_equal_in_every_engine(
     gguf = export(smoothed, "gguf", tmp_path / "gguf").path
 
     np.testing.assert_allclose(
-        np.concatenate([*answer_losses(open_onnx(onnx, 1), samples)]), expected, rtol=0, atol=2e-5
+        np.concatenate([*answer_losses(open_onnx(onnx, 1), samples)]), expected, rtol=1e-5, atol=2e-5
     )
     distance = np.abs(np.concatenate([*answer_losses(open_gguf(gguf, 1), samples)]) - expected).mean()
     assert distance < np.abs(original - expected).mean() / 3

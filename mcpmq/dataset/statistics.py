@@ -2,14 +2,12 @@
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from io import BytesIO
 from statistics import median
 from typing import Any
 
-from PIL import Image
-
 from mcpmq.dataset import SampleSet
-from mcpmq.dataset.sample import EmbeddedImage, ImageSource
+from mcpmq.dataset.sample import EmbeddedImage
+from mcpmq.system.image_file import stored_size
 
 MAX_LISTED = 10
 
@@ -17,7 +15,11 @@ MAX_LISTED = 10
 def set_statistics(samples: SampleSet) -> dict[str, Any]:
     """Return counts of samples, turns and images, lengths of texts, and sizes of images, as JSON values."""
     images = [len(sample.images) for sample in samples]
-    sizes = [_size(image) for sample in samples for image in sample.images]
+    sizes = [
+        stored_size(image.content if isinstance(image, EmbeddedImage) else image)
+        for sample in samples
+        for image in sample.images
+    ]
     properties: dict[str, Any] = {
         "samples": len(samples),
         **({"records": samples.num_records} if samples.num_records not in (0, len(samples)) else {}),
@@ -48,9 +50,3 @@ def spread(values: Iterable[int]) -> dict[str, int]:
     """Return the smallest, the median and the largest of at least one value."""
     ordered = sorted(values)
     return {"smallest": ordered[0], "median": int(median(ordered)), "largest": ordered[-1]}
-
-
-def _size(image: ImageSource) -> tuple[int, int]:
-    """Return width and height as stored; the image was checked when the set was opened."""
-    with Image.open(BytesIO(image.content) if isinstance(image, EmbeddedImage) else image) as opened:
-        return opened.size

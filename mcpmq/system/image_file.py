@@ -79,6 +79,12 @@ def decode_image(content: bytes, label: str, max_pixels: int = MAX_IMAGE_PIXELS)
         raise _unreadable(label, error, is_heic=_has_heic_brand(content[:64])) from error
 
 
+def stored_size(file: Path | bytes) -> tuple[int, int]:
+    """Return width and height in the header of an image that was read before; the EXIF orientation is not applied."""
+    with Image.open(BytesIO(file) if isinstance(file, bytes) else file, formats=_formats()) as image:
+        return image.size
+
+
 def _unreadable(name: str, error: Exception, is_heic: bool) -> DatasetError:
     if isinstance(error, Image.DecompressionBombError):
         return OversizedImage(f"{name} is too large: {error}", "shrink the image")
@@ -111,12 +117,15 @@ def _read(path: Path) -> Image.Image:
 
 
 def _decode(stream: BinaryIO, max_pixels: int) -> Image.Image:
-    Image.init()
-    formats = [name for name in FORMATS if name in Image.OPEN]
     check_color_space(stream.read(HEADER_NBYTES))
-    with Image.open(stream, formats=formats) as image:
+    with Image.open(stream, formats=_formats()) as image:
         _check_header(image, max_pixels)
         return _convert(image)
+
+
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
 
 
 def _check_header(image: Image.Image, max_pixels: int) -> None:

@@ -6,7 +6,6 @@ The short samples load all libraries and kernels first.
 """
 
 import json
-import resource
 import sys
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from mcpmq.families.encoding import encode_sample
 from mcpmq.plan import make_plan
 from mcpmq.quantize import quantize
 from mcpmq.recipe import Recipe
+from mcpmq.runners.worker import rss_bytes
 
 RESERVE_NBYTES = 5_000_000  # for libraries, which are loaded already, and for fragments of freed memory
 RECIPE = Recipe.model_validate({"name": "limited", "method": "rtn-imatrix", "weights": {"language.*": "int8-g32"}})
@@ -37,7 +37,7 @@ def main(source: Path, short: Path, long: Path, out: Path) -> None:
     memory.LATER_LIBRARIES_NBYTES = RESERVE_NBYTES
     limit = psutil.Process().memory_info().rss + estimate.spilled_nbytes + 2 * RESERVE_NBYTES
     quantize(plan, out / "second", samples, device="cpu", memory_limit=limit)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = rss_bytes("VmHWM")  # `ru_maxrss` begins with the size of the parent process
     spared = estimate.total_nbytes - estimate.spilled_nbytes - 2 * RESERVE_NBYTES
     sys.stdout.write(json.dumps({"limit": limit, "peak": peak, "spared": spared}))
 

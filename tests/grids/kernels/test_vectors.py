@@ -49,7 +49,7 @@ def test_the_error_in_a_metric_is_near_the_least_of_all_signs(rows: int, correla
 
 
 def test_no_other_sign_of_a_column_has_less_error() -> None:
-    """Of 600 signs, for targets that are small and strongly correlated; a later change can undo an earlier one."""
+    """Targets are small and strongly correlated; a later change can undo an earlier one, so two of 600 are allowed."""
     targets, values = (
         np.random.default_rng(3).standard_normal((4, 150)).astype(np.float32),
         np.empty((4, 150), np.float32),
