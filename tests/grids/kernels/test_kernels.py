@@ -132,6 +132,15 @@ def test_only_ratios_of_importances_count(name: str, exponent: int) -> None:
     assert torch.equal(scaled, ggml.quantize(weight, scheme, importance).blocks)
 
 
+@pytest.mark.parametrize(("name", "exponent"), [("q3_k", -6), ("iq3_s", -4), ("q4_0", -2)])
+def test_a_power_of_two_times_the_weights_changes_no_code(name: str, exponent: int) -> None:
+    """Down to the exponent where scales of these weights are below the normal numbers of fp16."""
+    weight, scheme = weights()[0], GgmlScheme(name)
+    small, large = (ggml.dequantize(ggml.quantize(weight * 2.0**power, scheme)) for power in (exponent, 6))
+
+    assert torch.equal(small * 2.0 ** (6 - exponent), large)
+
+
 @pytest.mark.parametrize(
     ("name", "bound"),
     [
