@@ -16,9 +16,11 @@ def load_result(name: str) -> dict[str, Any]:
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int) -> str:
-    """Return a table whose first `text_columns` columns align left and the others right."""
+    """Return a table whose first `text_columns` columns align left, the others right; without rows, a statement."""
+    if not (lines := [f"| {' | '.join(row)} |" for row in rows]):
+        return "Not measured yet."
     alignment = "|---" * text_columns + "|--:" * (len(headings) - text_columns) + "|"
-    return "\n".join([f"| {' | '.join(headings)} |", alignment, *(f"| {' | '.join(row)} |" for row in rows)])
+    return "\n".join([f"| {' | '.join(headings)} |", alignment, *lines])
 
 
 def with_provenance(text: str, result: Mapping[str, Any], note: str = "") -> str:
