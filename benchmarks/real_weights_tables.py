@@ -186,5 +186,7 @@ def _ratio(row: Mapping[str, Any], base: Mapping[str, Any]) -> str:
 def _method(row: Mapping[str, Any]) -> str:
     if row["tool"] != "mcpmq":
         return f"{TOOLS[row['tool']]}, {PEER_METHODS[row['method']]}"
-    targets = ", targets of the model" * (row.get("targets") == "model")
-    return f"mcpmq, {'AWQ + ' * (row['smooth'] == 'awq')}{METHODS[row['method']]}{targets}"
+    if row["scheme"] == "f32":
+        return "not quantized"
+    more = ", targets of the model" * (row.get("targets") == "model") + ", as float32" * bool(row.get("as_float32"))
+    return f"mcpmq, {'AWQ + ' * (row['smooth'] == 'awq')}{METHODS[row['method']]}{more}"

@@ -18,7 +18,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import bits_plot, real_weights_tables
 from benchmarks.real_weights import checkpoint, llama_quantize, results, smollm2, texts, whisper_rows
-from benchmarks.real_weights.artifacts import SOURCES, sources_hash, write_recipe
+from benchmarks.real_weights.artifacts import SOURCES, read_values, sources_hash, write_recipe
 from benchmarks.real_weights.texts import Document
 from benchmarks.real_weights.variants import LLAMA_QUANTIZE, VARIANTS, WHISPER_VARIANTS, Variant
 from benchmarks.real_weights.whisper import input_stats, parse_file
@@ -27,6 +27,8 @@ from mcpmq.calibrate.read_importance import read_importance
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import SampleSet
 from mcpmq.grids import dequantize, quantize
+from mcpmq.qtensor import QTensor
+from mcpmq.quantized_model import QuantizedModel
 from mcpmq.recipe import Recipe, to_toml
 from mcpmq.rounding import ROUNDING_FUNCTIONS
 from mcpmq.scheme import GgmlScheme, parse_scheme
@@ -286,6 +288,21 @@ def test_blocks_are_those_of_ggml_with_the_importance_of_the_original(
     assert json.loads(files[3].read_text()) == {"bits_per_weight": 4.5, "matrices": 1}
 
 
+def test_quantized_matrices_are_read_as_float32(tiny_int4: QuantizedModel) -> None:
+    """All matrices on a grid, by the names of the checkpoint, with the values of their codes; no other tensor."""
+    values = read_values(tiny_int4.path)
+
+    quantized = {tensor.spec.hub_name: tensor.name for tensor in tiny_int4.tensors if tensor.is_quantized}
+    assert values.keys() == quantized.keys()
+    assert len(values) < len(tiny_int4.tensors)
+    for hub_name, name in quantized.items():
+        stored = tiny_int4.load(name)
+        assert isinstance(stored, QTensor)
+        expected = dequantize(stored)
+        is_transposed = tiny_int4.specs[name].transposed
+        assert torch.equal(values[hub_name], expected.T if is_transposed else expected), name
+
+
 def test_columns_of_zeros_are_cropped() -> None:
     """The first rows and columns remain."""
     assert llama_quantize.cropped(torch.arange(12).reshape(3, 4), (2, 3)).tolist() == [[0, 1, 2], [4, 5, 6]]
@@ -320,7 +337,7 @@ def _result_row(tokens: int, **changes: object) -> dict[str, Any]:
 
 @pytest.fixture
 def result(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
-    """A result of seven variants in place of the committed one."""
+    """A result of nine variants in place of the committed one."""
     rows = [
         _result_row(8653),
         _result_row(0, method="rtn", scheme="int4-g32"),
@@ -328,6 +345,8 @@ def result(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         _result_row(34597),
         _result_row(1081, **{results.BY_SAMPLE: [2.0, 6.0]}),
         _result_row(8653, tool="autoround", method="200-steps", layers=30),
+        _result_row(0, method="rtn", scheme="int8-g32", layers=30, as_float32=True),
+        _result_row(0, method="rtn", scheme="f32", layers=30),
         _result_row(8653, tool="llama-quantize", method="imatrix", bits_per_weight=5.5, kl_divergence=_estimate(0.01)),
     ]
     whisper = [{**row, "method": method} for row, method in zip(rows, ("gptq", "rtn", "llama-quantize"), strict=False)]
@@ -352,7 +371,11 @@ def test_tables_separate_methods_calibration_sizes_and_layers() -> None:
     assert cells in methods
     assert [line.split(" | ")[1] for line in sizes.splitlines()[2:]] == ["1,081", "8,653", "34,597", "8,653"]
     assert "| SmolLM2 | 1,081 | 800.00 ± 80.00 | 2.000 [2.000, 2.000] | 7 | 210 |" in sizes
-    assert [line.split(" | ")[1] for line in every.splitlines()[2:]] == ["AutoRound, 200 steps"]
+    assert [line.split(" | ")[1] for line in every.splitlines()[2:]] == [
+        "AutoRound, 200 steps",
+        "mcpmq, round to nearest, as float32",
+        "not quantized",
+    ]
     assert "| int4-g32 | round to nearest | abc | 4.50 | 800.00" in whisper
 
 

@@ -8,6 +8,7 @@ import ast
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -30,6 +31,7 @@ from benchmarks.real_weights import checkpoint, smollm2
 from benchmarks.real_weights.inputs import CHECKPOINTS, LLAMA, calibration_set
 from benchmarks.real_weights.packages import WORK
 from benchmarks.real_weights.variants import Variant
+from mcpmq.execution.torch_model import to_float
 from mcpmq.quantized_model import QuantizedModel
 from mcpmq.recipe import to_toml
 
@@ -110,7 +112,12 @@ def _quantize(variant: Variant, folder: Path) -> Facts:
     calibration = ["--calibration", calibration_set(variant.samples)] if variant.samples else []
     recipe, out = write_recipe(variant, folder), folder / "quantized"
     words = ["quantize", CHECKPOINTS / variant.model, out, "--recipe", recipe, *calibration]
-    return _model_facts(variant, _mcpmq(folder, *words, source=commit_folder(variant.commit)), out)
+    facts = _model_facts(variant, _mcpmq(folder, *words, source=commit_folder(variant.commit)), out)
+    if variant.as_float32:
+        values = read_values(out)
+        shutil.rmtree(out)
+        _write_quantized(values, folder)
+    return facts
 
 
 def write_recipe(variant: Variant, folder: Path) -> Path:
@@ -124,10 +131,18 @@ def write_recipe(variant: Variant, folder: Path) -> Path:
     return folder / "recipe.toml"
 
 
+def read_values(quantized: Path) -> dict[str, Tensor]:
+    """Return the values of the quantized matrices of an unpadded model by their names in a checkpoint, float32."""
+    model = QuantizedModel.open(quantized)
+    specs = [tensor.spec for tensor in model.tensors if tensor.is_quantized]
+    return {spec.hub_name: to_float(model.load(spec.name), spec) for spec in specs}
+
+
 def _model_facts(variant: Variant, cost: Cost, quantized: Path) -> Facts:
     model = QuantizedModel.open(quantized)
-    records = [model.records[tensor.name] for tensor in model.tensors if tensor.is_quantized]
-    weights = sum(rows * columns for rows, columns in (record.shape for record in records))
+    matrices = [tensor.name for tensor in model.tensors if tensor.scheme and tensor.spec.role == "matrix"]
+    records = [model.records[name] for name in matrices]
+    weights = sum(math.prod(record.shape) for record in records)
     nearest = sum(record.method == "rtn" for record in records) if variant.method == "gptq" else 0
     bits = 8 * sum(record.nbytes for record in records) / weights
     return Facts(variant.commit or present_commit(), cost, bits, len(records), nearest)

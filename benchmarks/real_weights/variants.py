@@ -27,7 +27,8 @@ class Variant:
     """One way to quantize the language model; `weights` maps globs to schemes.
 
     The tool is `mcpmq`, at `commit` if it is not empty; `llama-quantize`, whose blocks ggml computes; or a tool of
-    benchmarks/peers with `options`.
+    benchmarks/peers with `options`. The weights of other tools, and of mcpmq if `as_float32`, are measured as float32,
+    whose products do not round activations.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Variant:
     model: str = "smollm2"
     commit: str = ""
     tool: Tool = "mcpmq"
+    as_float32: bool = False
     options: Mapping[str, object] = field(default_factory=dict)
 
     @property
@@ -70,10 +72,11 @@ def _llama_quantize(scheme: str, model: str = "smollm2") -> Variant:
     return Variant(f"llama-quantize-{scheme}", _some(scheme), "imatrix", model=model, tool="llama-quantize")
 
 
-def _peer(tool: Tool, name: str, options: Mapping[str, object]) -> Variant:
-    """Return a variant of a peer with some of the layers."""
-    chosen = {"layers": SOME_LAYERS, **options}
-    return Variant(f"{tool}-{name}", _some("int4-g32"), name, tool=tool, options=chosen)
+def _peer(tool: Tool, name: str, options: Mapping[str, object], all_layers: bool = False) -> Variant:
+    """Return a variant of a peer."""
+    if all_layers:
+        return Variant(f"{tool}-{name}-all-layers", _all("int4-g32"), name, tool=tool, options=options)
+    return Variant(f"{tool}-{name}", _some("int4-g32"), name, tool=tool, options={"layers": SOME_LAYERS, **options})
 
 
 def _all_layers(name: str, scheme: str, method: str, tool: Tool = "mcpmq", model: str = "smollm2") -> Variant:
@@ -116,6 +119,10 @@ VARIANTS = (
     Variant("gptq-int4-g32-all-layers", _all("int4-g32"), "gptq", formats=("gguf", "onnx")),
     Variant("gptq-iq4_nl-model-targets-all-layers", _all("iq4_nl"), "gptq", targets="model"),
     Variant("gptq-int4-g32-model-targets-all-layers", _all("int4-g32"), "gptq", targets="model"),
+    _peer("gptqmodel", "gptq-act-group-aware", {}, all_layers=True),
+    Variant("rtn-int8-g32-as-float32-all-layers", _all("int8-g32"), "rtn", samples=0, as_float32=True),
+    Variant("rtn-f32-all-layers", _all("f32"), "rtn", samples=0),  # the error of the engine alone
+    Variant("gptq-int4-g32-earlier-all-layers", _all("int4-g32"), "gptq", commit=EARLIER),
 )
 QUICK = ("gptq-int4-g32", "rtn-int4-g32")
 LLAMA_QUANTIZE: Final = "llama-quantize"  # the method of Whisper: rtn-imatrix with the search of ggml
