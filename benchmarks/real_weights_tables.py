@@ -58,6 +58,17 @@ def all_layers_table() -> str:
     return _table([one for one in results.load()["rows"] if one["layers"] == NUM_LAYERS])
 
 
+def qwen_table() -> str:
+    """Return the variants of Qwen, those with some layers first."""
+    return _table(results.load()["qwen"])
+
+
+def qwen_note() -> str:
+    """Return the size of the test of Qwen."""
+    result = results.load()
+    return f"{_test_facts(result['qwen_test'])}." if result["qwen"] else ""
+
+
 def calibration_size_table() -> str:
     """Return method, scheme and model of the first rows of both models by number of calibration tokens."""
     result = results.load()
@@ -141,9 +152,7 @@ def real_weights_note() -> str:
     result = results.load()
     if not result["rows"]:
         return ""
-    test, rows = result["test"], result["rows"]
-    facts = f"{test['tokens']:,} tokens of {test['samples']} texts, perplexity of the original"
-    facts += f" {test['perplexity']['value']:.1f}. "
+    facts, rows = f"{_test_facts(result['test'])}. ", result["rows"]
     ratios = [results.ratio(one, rows[0]) for one in rows[1:] if one["layers"] == rows[0]["layers"]]
     if widths := sorted(100 * one.half_width / one.value for one in ratios):
         facts += "Half the width of the interval of a ratio is"
@@ -151,8 +160,15 @@ def real_weights_note() -> str:
     return facts + provenance_line(result)
 
 
+def _test_facts(test: Mapping[str, Any]) -> str:
+    perplexity = test["perplexity"]["value"]
+    return f"{test['tokens']:,} tokens of {test['samples']} texts, perplexity of the original {perplexity:.1f}"
+
+
 def _table(rows: Rows) -> str:
-    return table(HEADINGS, [_row(one, rows[0]) for one in rows], TEXT_COLUMNS)
+    """Return rows, with ratios to the first of them that has as many layers."""
+    first = {one["layers"]: one for one in reversed(rows)}
+    return table(HEADINGS, [_row(one, first[one["layers"]]) for one in rows], TEXT_COLUMNS)
 
 
 def _family(row: Mapping[str, Any]) -> tuple[object, ...]:

@@ -17,36 +17,41 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import bits_plot, real_weights_tables
-from benchmarks.real_weights import checkpoint, llama_quantize, results, smollm2, texts, whisper_rows
+from benchmarks.real_weights import checkpoint, llama_quantize, qwen25, results, smollm2, texts, whisper_rows
 from benchmarks.real_weights.artifacts import SOURCES, read_values, sources_hash, write_recipe
+from benchmarks.real_weights.dither import dithered
 from benchmarks.real_weights.texts import Document
-from benchmarks.real_weights.variants import LLAMA_QUANTIZE, VARIANTS, WHISPER_VARIANTS, Variant
+from benchmarks.real_weights.variants import LLAMA_QUANTIZE, QWEN_VARIANTS, VARIANTS, WHISPER_VARIANTS, Variant
 from benchmarks.real_weights.whisper import input_stats, parse_file
 from mcpmq.calibrate.imatrix import write_imatrix
 from mcpmq.calibrate.read_importance import read_importance
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import SampleSet
 from mcpmq.grids import dequantize, quantize
-from mcpmq.qtensor import QTensor
+from mcpmq.qtensor import GgmlTensor, QTensor
 from mcpmq.quantized_model import QuantizedModel
 from mcpmq.recipe import Recipe, to_toml
 from mcpmq.rounding import ROUNDING_FUNCTIONS
 from mcpmq.scheme import GgmlScheme, parse_scheme
 
 
-def test_dithered_weights_stay_in_their_quantization_interval() -> None:
-    """Every value moves by at most half a step of its own block, the values are new, and their mean is kept."""
-    values = np.random.default_rng(1).normal(size=(64, 96)).astype(np.float32)
-    blocks = gguf.quantize(values, gguf.GGMLQuantizationType.Q4_1)
-    levels = gguf.dequantize(blocks, gguf.GGMLQuantizationType.Q4_1)
+@pytest.mark.parametrize(("name", "columns"), [("q4_1", 32), ("q5_0", 32), ("q8_0", 32), ("q4_k", 32), ("q6_k", 16)])
+def test_dithered_weights_stay_in_their_quantization_interval(name: str, columns: int) -> None:
+    """Every value moves by at most half a step of its own part of a block, the values are new, their mean is kept."""
+    weight = torch.from_numpy(np.random.default_rng(1).normal(size=(64, 512)).astype(np.float32))
+    quantized = quantize(weight, GgmlScheme(name, "ggml"), None)
+    assert isinstance(quantized, GgmlTensor)
+    levels = dequantize(quantized).numpy()
 
-    moved = smollm2.dithered(levels, blocks, np.random.default_rng(0)) - levels
+    kind = gguf.GGMLQuantizationType[name.upper()]
+    moved = dithered(levels, quantized.blocks.numpy(), kind, np.random.default_rng(0)) - levels
 
-    steps = np.sort(levels.reshape(-1, 32))[:, [0, -1]]
-    step = (steps[:, 1] - steps[:, 0]) / 15
-    relative = moved.reshape(-1, 32) / step[:, None]
-    assert np.abs(relative).max() <= 0.5 + 1e-3
-    assert relative.std() == pytest.approx(12**-0.5, abs=0.01)
+    parts = levels.reshape(-1, columns)
+    gaps = np.diff(np.sort(parts), axis=1)
+    step = np.where(gaps > 1e-5, gaps, np.inf).min(1)  # the levels of a part are whole steps apart
+    relative = moved.reshape(-1, columns) / step[:, None]
+    assert np.abs(relative).max() <= 0.5 + 1e-2
+    assert relative.std() == pytest.approx(12**-0.5, abs=0.02)
     assert abs(relative.mean()) < 0.02
 
 
@@ -70,6 +75,20 @@ def test_rows_of_rotated_heads_return_to_halves() -> None:
 def test_names_of_gguf_become_names_of_llama(name: str, hub: str) -> None:
     """Every tensor has the name that transformers gives it."""
     assert smollm2.hub_name(name) == hub
+
+
+@pytest.mark.parametrize(
+    ("name", "hub"),
+    [
+        ("output.weight", "model.embed_tokens.weight"),
+        ("output_norm.weight", "model.norm.weight"),
+        ("blk.12.attn_q.bias", "model.layers.12.self_attn.q_proj.bias"),
+        ("blk.3.ffn_down.weight", "model.layers.3.mlp.down_proj.weight"),
+    ],
+)
+def test_names_of_gguf_become_names_of_qwen2(name: str, hub: str) -> None:
+    """The head is the embedding too; biases keep their parameter."""
+    assert qwen25.hub_name(name) == hub
 
 
 def _llama(hidden: int, heads: int, kv_heads: int, epsilon: float) -> LlamaForCausalLM:
@@ -245,9 +264,10 @@ def test_wording_does_not_change_the_hash_of_sources(tmp_path: Path) -> None:
 
 def test_variants_have_unique_names_and_valid_recipes(tmp_path: Path) -> None:
     """The first variant, the base of the ratios, is of the present sources; every recipe loads."""
-    assert len({variant.name for variant in VARIANTS}) == len(VARIANTS)
-    assert VARIANTS[0].commit == WHISPER_VARIANTS[0].commit == ""
-    for variant in VARIANTS:
+    every = (*VARIANTS, *QWEN_VARIANTS)
+    assert len({variant.name for variant in every}) == len(every)
+    assert VARIANTS[0].commit == WHISPER_VARIANTS[0].commit == QWEN_VARIANTS[0].commit == ""
+    for variant in every:
         if variant.tool in ("mcpmq", "llama-quantize"):
             recipe = Recipe.load(str(write_recipe(variant, tmp_path)))
             is_calibrated = variant.samples > 0 and variant.tool == "mcpmq"
@@ -260,12 +280,13 @@ def test_variants_have_unique_names_and_valid_recipes(tmp_path: Path) -> None:
 
 
 def test_some_layers_are_counted() -> None:
-    """Three layers of 30 have one glob each; other variants quantize all."""
-    by_name = {variant.name: variant for variant in VARIANTS}
+    """Three layers have one glob each; other variants quantize all 30 of SmolLM2 or all 24 of Qwen."""
+    by_name = {variant.name: variant for variant in (*VARIANTS, *QWEN_VARIANTS)}
 
     assert by_name["gptq-iq4_nl"].layers == 3
     assert by_name["gptq-iq4_nl"].scheme == "iq4_nl"
     assert by_name["llama-quantize-q4_k_m-all-layers"].layers == 30
+    assert (by_name["qwen-gptq-iq4_nl"].layers, by_name["qwen-gptq-iq4_nl-all-layers"].layers) == (3, 24)
 
 
 def test_blocks_are_those_of_ggml_with_the_importance_of_the_original(
@@ -350,9 +371,18 @@ def result(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         _result_row(8653, tool="llama-quantize", method="imatrix", bits_per_weight=5.5, kl_divergence=_estimate(0.01)),
     ]
     whisper = [{**row, "method": method} for row, method in zip(rows, ("gptq", "rtn", "llama-quantize"), strict=False)]
-    found = {"rows": rows, "whisper": whisper, "test": {"tokens_by_sample": [2, 5, 4]}}
+    qwen = [rows[0], {**rows[0], "layers": 24, results.BY_SAMPLE: [4.0, 12.0, 8.0]}]
+    found = {"rows": rows, "whisper": whisper, "qwen": qwen, "test": {"tokens_by_sample": [2, 5, 4]}}
+    found["qwen_test"] = {"tokens": 11, "samples": 3, "perplexity": _estimate(30.04)}
     monkeypatch.setattr(results, "load", lambda: found)
     return found
+
+
+@pytest.mark.usefixtures("result")
+def test_ratios_are_to_the_first_row_with_as_many_layers() -> None:
+    """Both rows of Qwen are the first with their layers; its test has its own tokens."""
+    assert real_weights_tables.qwen_table().count("1.000 [1.000, 1.000]") == 2
+    assert real_weights_tables.qwen_note() == "11 tokens of 3 texts, perplexity of the original 30.0."
 
 
 @pytest.mark.usefixtures("result")
@@ -403,7 +433,6 @@ def test_the_drawings_are_those_of_the_result() -> None:
 
 def test_llama_checkpoint_has_all_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The padded norm keeps its name; biases and vision tensors complete the Qwen2-VL checkpoint."""
-    monkeypatch.setattr(smollm2, "NUM_LAYERS", 1)
     written: dict[str, Tensor] = {}
     monkeypatch.setattr(checkpoint, "save_file", lambda tensors, *_: written.update(tensors))
     vocabulary = {
@@ -413,11 +442,14 @@ def test_llama_checkpoint_has_all_names(tmp_path: Path, monkeypatch: pytest.Monk
     }
     monkeypatch.setattr(smollm2, "vocabulary", lambda _: vocabulary)
 
-    checkpoint.write_qwen2vl({"model.norm.weight": torch.ones(576)}, None, tmp_path)
+    bias = torch.full((192,), 0.5)
+    weights = {"model.norm.weight": torch.ones(576), "model.layers.0.self_attn.v_proj.bias": bias}
+    checkpoint.write_qwen2vl(weights, None, tmp_path, checkpoint.Shape(layers=1))
 
     config = json.loads((tmp_path / "config.json").read_text())
     assert config["image_token_id"] == 2
-    assert written["model.layers.0.self_attn.k_proj.bias"].shape == (192,)
+    assert written["model.layers.0.self_attn.k_proj.bias"].tolist() == [0.0] * 192
+    assert torch.equal(written["model.layers.0.self_attn.v_proj.bias"], bias)
     assert written["visual.merger.mlp.2.weight"].shape == (576, 256)
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert tokenizer.encode("ab<|image_pad|>").ids == [6, 2]

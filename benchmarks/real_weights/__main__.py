@@ -1,7 +1,8 @@
 """Compare methods, schemes, calibration sizes and tools on the weights of pretrained models.
 
 python -m benchmarks.real_weights                  all variants, the most important ones first
-python -m benchmarks.real_weights --only VARIANT   these variants; `whisper` for all of Whisper; other rows are kept
+python -m benchmarks.real_weights --only VARIANT   these variants; `whisper` and `qwen` for all of these models; other
+                                                   rows are kept
 python -m benchmarks.real_weights --quick          two variants on less text, printed only
 
 The result is benchmarks/results/real-weights.json, written after every variant; every row has its commit. pip installs
@@ -12,18 +13,27 @@ llama.cpp.
 
 import argparse
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from benchmarks.commands import ROOT
 from benchmarks.real_weights import measure, results, whisper_rows
 from benchmarks.real_weights.artifacts import make_artifacts, read_facts
-from benchmarks.real_weights.inputs import MODEL, test_set, write_inputs
+from benchmarks.real_weights.inputs import MODEL, QWEN, test_set, write_inputs, write_qwen
 from benchmarks.real_weights.packages import WORK
-from benchmarks.real_weights.variants import QUICK, QUICK_TEST_SAMPLES, TEST_SAMPLES, VARIANTS, Variant
+from benchmarks.real_weights.variants import (
+    QUICK,
+    QUICK_TEST_SAMPLES,
+    QWEN_VARIANTS,
+    TEST_SAMPLES,
+    VARIANTS,
+    Variant,
+)
 from mcpmq.evaluate import ORIGINAL, Estimate, Measurement, Settings, differences
 
+QWEN_NAME = "qwen"
 METRICS = {"kl_divergence", "top_1_agreement", "perplexity_ratio"}
 
 
@@ -33,7 +43,7 @@ def measure_variant(variant: Variant, bench: measure.Bench) -> Iterator[results.
     Raises:
         SystemExit: a tool failed; the message names its log.
     """
-    tokens = write_inputs()
+    tokens = write_qwen() if variant.model == QWEN.name else write_inputs()
     for artifact in make_artifacts(variant):
         row = describe(variant, tokens) | {"format": artifact.name}
         yield row | compare(bench.measure(artifact), bench.original)
@@ -102,7 +112,8 @@ def require_committed_sources() -> None:
 def parse_arguments() -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    names = [*(variant.name for variant in VARIANTS), whisper_rows.NAME, *whisper_rows.VARIANTS]
+    names = [variant.name for variant in (*VARIANTS, *QWEN_VARIANTS)]
+    names += [QWEN_NAME, whisper_rows.NAME, *whisper_rows.VARIANTS]
     parser.add_argument("--only", nargs="+", choices=names, metavar="VARIANT", default=names)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--threads", type=int, help="of the engines; default: all cores")
@@ -114,30 +125,45 @@ def main() -> None:
     arguments = parse_arguments()
     write_inputs()
     settings = Settings(Settings.from_options(arguments.threads).threads, WORK / "cache")
-    test = test_set(QUICK_TEST_SAMPLES if arguments.quick else TEST_SAMPLES)
-    with measure.open_bench(MODEL, test, settings) as bench:
-        if arguments.quick:
-            measure_all([one for one in VARIANTS if one.name in QUICK], bench, lambda _: None)
-        else:
-            record(arguments.only, bench)
+    if not arguments.quick:
+        record(arguments.only, settings)
+        return
+    with measure.open_bench(MODEL, test_set(QUICK_TEST_SAMPLES), settings) as bench:
+        measure_all([one for one in VARIANTS if one.name in QUICK], bench, lambda _: None)
 
 
-def record(names: Sequence[str], bench: measure.Bench) -> None:
+def record(names: Sequence[str], settings: Settings) -> None:
     """Measure the named variants and write the result after each.
 
     Raises:
         SystemExit: files are not committed, or variants failed.
     """
     require_committed_sources()
+    recorder = results.Recorder(results.load())
+    for rows in whisper_rows.measure_variants(whisper_rows.chosen(names)):
+        recorder.keep("whisper", rows)
+    smollm2 = [one for one in VARIANTS if one.name in names]
+    for part, model, write, variants in (
+        ("rows", MODEL, write_inputs, smollm2),
+        ("qwen", QWEN, write_qwen, chosen_qwen(names)),
+    ):
+        if variants:
+            write()
+            with measure.open_bench(model, test_set(TEST_SAMPLES), settings) as bench:
+                measure_all(variants, bench, partial(recorder.keep, part, test=describe_test(bench)))
+
+
+def chosen_qwen(names: Container[str]) -> list[Variant]:
+    """Return the variants of Qwen with these names in the command line, all with its own name."""
+    return [one for one in QWEN_VARIANTS if one.name in names or QWEN_NAME in names]
+
+
+def describe_test(bench: measure.Bench) -> dict[str, Any]:
+    """Return the facts about the test set and the original."""
     text, samples = bench.original.groups["text"], bench.original.samples
     perplexity = text.perplexity.model_dump(mode="json")
     test = {"samples": text.samples, "tokens": text.tokens, "perplexity": perplexity}
-    test["tokens_by_sample"] = [len(one.losses) for one in samples]
-    kept = results.load()
-    recorder = results.Recorder(test, kept["rows"], kept["whisper"])
-    for rows in whisper_rows.measure_variants(whisper_rows.chosen(names)):
-        recorder.keep_whisper(rows)
-    measure_all([one for one in VARIANTS if one.name in names], bench, recorder.keep)
+    return test | {"tokens_by_sample": [len(one.losses) for one in samples]}
 
 
 if __name__ == "__main__":

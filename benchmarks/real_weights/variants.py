@@ -3,11 +3,12 @@
 They are in the order of their value, so that an interrupted run has the most important ones.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
-NUM_LAYERS, COLUMNS_256 = 30, "smollm2-padded"  # the model that K-quants fit
+COLUMNS_256, QWEN = "smollm2-padded", "qwen25"  # a model that K-quants fit, another language model
+NUM_LAYERS, QWEN_LAYERS = 30, 24
 CALIBRATION_SAMPLES, TEST_SAMPLES, QUICK_TEST_SAMPLES = 32, 24, 8
 CURVE_SAMPLES = (10, 4, 64, 16, 128, 256)  # about 2.7k, 1k, 17k, 4k, 34k and 69k tokens
 WHISPER_TEST_SAMPLES = 16
@@ -17,6 +18,7 @@ MORE_BITS_LAYERS = (0, 1, 2, 5, 8, 11, 14, 17, 20, 23, 26, 27, 28, 29)
 Q4_K_M = {"language.*": "q4_k"} | {
     f"language.layers.{layer}.{matrix}": "q6_k" for layer in MORE_BITS_LAYERS for matrix in ("attention.v", "mlp.down")
 }
+QWEN_SOME_LAYERS = (4, 12, 20)
 SOME_LAYERS = (5, 15, 25)  # the others are kept: a row takes minutes of one core, also of slow tools
 
 Tool = Literal["mcpmq", "llama-quantize", "gptqmodel", "autoround", "llmcompressor"]
@@ -52,15 +54,16 @@ class Variant:
     @property
     def layers(self) -> int:
         """The number of quantized layers."""
-        return NUM_LAYERS if "language.*" in self.weights else len(self.weights)
+        every = QWEN_LAYERS if self.model == QWEN else NUM_LAYERS
+        return every if "language.*" in self.weights else len(self.weights)
 
 
 def _all(scheme: str) -> dict[str, str]:
     return {"language.*": scheme}
 
 
-def _some(scheme: str) -> dict[str, str]:
-    return {f"language.layers.{layer}.*": scheme for layer in SOME_LAYERS}
+def _some(scheme: str, layers: Sequence[int] = SOME_LAYERS) -> dict[str, str]:
+    return {f"language.layers.{layer}.*": scheme for layer in layers}
 
 
 def _gptq(scheme: str, model: str = "smollm2", samples: int = CALIBRATION_SAMPLES) -> Variant:
@@ -125,6 +128,22 @@ VARIANTS = (
     Variant("gptq-int4-g32-earlier-all-layers", _all("int4-g32"), "gptq", commit=EARLIER),
 )
 QUICK = ("gptq-int4-g32", "rtn-int4-g32")
+
+
+def _qwen(name: str, scheme: str, method: str = "gptq", **more: Any) -> Variant:
+    samples = 0 if method == "rtn" else CALIBRATION_SAMPLES
+    weights = _all(scheme) if name.endswith("all-layers") else _some(scheme, QWEN_SOME_LAYERS)
+    return Variant(f"qwen-{name}", weights, method, samples=samples, model=QWEN, **more)
+
+
+QWEN_VARIANTS = (
+    _qwen("gptq-iq4_nl", "iq4_nl"),
+    _qwen("gptq-int4-g32", "int4-g32"),
+    _qwen("rtn-int4-g32", "int4-g32", "rtn"),
+    _qwen("gptq-int4-g32-earlier", "int4-g32", commit=EARLIER),
+    _qwen("gptq-iq4_nl-all-layers", "iq4_nl"),
+    _qwen("gptq-iq4_nl-model-targets-all-layers", "iq4_nl", targets="model"),
+)
 LLAMA_QUANTIZE: Final = "llama-quantize"  # the method of Whisper: rtn-imatrix with the search of ggml
 
 
