@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -132,6 +133,7 @@ def test_statistics_are_those_of_plain_forward_passes(
         assert stats.drift is not None
         stats.drift.products.zero_()
 
+    monkeypatch.setattr("mcpmq.calibrate.observers.bfloat16_matmul", nullcontext)  # rounds where a CPU has it
     monkeypatch.setattr(TwoModels, "collect_stats", recording)
     monkeypatch.setitem(ROUNDING_FUNCTIONS, "gptq", to_nearest)
     monkeypatch.setattr("mcpmq.calibrate.stagewise.solve_drift", without_drift)

@@ -2,18 +2,19 @@
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from gguf import GGUFWriter
+from gguf import GGUFWriter, TokenType
 
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import FormatError
 from mcpmq.families.family import Architecture
-from mcpmq.formats.gguf.files import gguf_files
+from mcpmq.formats.gguf.files import MetadataWriter, gguf_files
 from mcpmq.formats.gguf.sizes import forecast_files
 from mcpmq.formats.model_view import PlannedModel
 from mcpmq.plan import make_plan
@@ -102,3 +103,30 @@ def test_memory_parameters_are_those_of_llama_cpp(tmp_path: Path) -> None:
     runtime = forecast_files(_planned("minicpm-v-2.5", tmp_path)).runtime
 
     assert (runtime.kv_cache_element_nbytes, runtime.resident_ratio, runtime.logits_per_pass) == (2, 1.0, 512)
+
+
+@pytest.mark.parametrize(
+    "values", [["a", "", "é☃"], [1, -2, 3], [TokenType.NORMAL], [0.5, -3.0], [True, False], [[1, 2], [3]]], ids=str
+)
+def test_arrays_have_the_bytes_of_the_writer_of_gguf(values: list[Any], tmp_path: Path) -> None:
+    """Fast arrays of texts, integers and floats, and all others, are those of gguf."""
+    written = []
+    for kind in (GGUFWriter, MetadataWriter):
+        with closing(kind(tmp_path / "file.gguf", "qwen2")) as writer:
+            writer.add_array("tokenizer.ggml.values", values)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+        written.append((tmp_path / "file.gguf").read_bytes())
+
+    assert written[0] == written[1]
+    assert len(written[0]) > 60
+
+
+@pytest.mark.parametrize("values", [[1, "a"], [1, 2.5], [True, 1]], ids=str)
+def test_arrays_of_several_types_are_an_error(values: list[Any], tmp_path: Path) -> None:
+    """Nothing is converted to the type of the first value."""
+    with closing(MetadataWriter(tmp_path / "file.gguf", "qwen2")) as writer:
+        writer.add_array("tokenizer.ggml.values", values)
+        writer.write_header_to_file()
+        with pytest.raises(ValueError, match="same type"):
+            writer.write_kv_data_to_file()

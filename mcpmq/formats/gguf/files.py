@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from math import prod
+from typing import Any
 
 import numpy as np
-from gguf import GGUFReader, GGUFType, GGUFWriter
+from gguf import GGUFReader, GGUFType, GGUFValueType, GGUFWriter
 
 from mcpmq.artifact import Artifact
 from mcpmq.errors import ArtifactError, FormatError
@@ -18,6 +19,30 @@ from mcpmq.formats.gguf.tensors import GgufTensor, gguf_tensors, padded_intermed
 from mcpmq.formats.model_view import ModelView
 
 QUANTIZATION_VERSION = 2  # of ggml's block layouts
+
+
+class MetadataWriter(GGUFWriter):
+    """The writer of gguf, with fast arrays: item by item, a vocabulary takes a second in every forecast."""
+
+    def _pack_val(
+        self, val: Any, vtype: GGUFValueType, add_vtype: bool, sub_type: GGUFValueType | None = None
+    ) -> bytes:
+        kind = ARRAY_KINDS.get(type(val[0])) if vtype == GGUFValueType.ARRAY and isinstance(val, list) and val else None
+        if kind is None or sub_type not in (None, kind) or any(type(item) is not type(val[0]) for item in val):
+            packed: bytes = super()._pack_val(val, vtype, add_vtype, sub_type)
+            return packed
+        start = struct.pack("<I", vtype) if add_vtype else b""
+        return start + struct.pack("<IQ", kind, len(val)) + _pack_items(val)
+
+
+ARRAY_KINDS = {str: GGUFValueType.STRING, int: GGUFValueType.INT32, float: GGUFValueType.FLOAT32}
+
+
+def _pack_items(items: list[Any]) -> bytes:
+    if not isinstance(items[0], str):
+        return struct.pack(f"<{len(items)}{'i' if isinstance(items[0], int) else 'f'}", *items)
+    texts = [item.encode() for item in items]
+    return b"".join(part for text in texts for part in (struct.pack("<Q", len(text)), text))
 
 
 @dataclass(frozen=True, slots=True)

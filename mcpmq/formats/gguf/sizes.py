@@ -4,10 +4,10 @@ from contextlib import closing
 from math import prod
 from pathlib import Path
 
-from gguf import GGML_QUANT_SIZES, GGUFWriter
+from gguf import GGML_QUANT_SIZES
 
 from mcpmq.formats.format import FileForecast, FilesForecast, RuntimeMemory, WeightForecast
-from mcpmq.formats.gguf.files import GgufFile, gguf_files, write_header
+from mcpmq.formats.gguf.files import GgufFile, MetadataWriter, gguf_files, write_header
 from mcpmq.formats.gguf.tensors import GgufTensor
 from mcpmq.formats.model_view import ModelView
 from mcpmq.scheme import IntegerScheme
@@ -32,7 +32,7 @@ def forecast_files(model: ModelView) -> FilesForecast:
 
 def _file_forecast(model: ModelView, file: GgufFile, folder: Path) -> FileForecast:
     path = folder / file.file_name(model)
-    with closing(GGUFWriter(path, file.architecture)) as writer:
+    with closing(MetadataWriter(path, file.architecture)) as writer:
         write_header(writer, file, model)
         alignment = writer.data_alignment
     end = path.stat().st_size

@@ -76,7 +76,7 @@ def add_vocabulary(
     texts = {index: text for text, index in vocabulary.items()}
     tokens = [texts.get(index, f"[PAD{index}]") for index in range(vocab_size)]
     writer.add_token_list(tokens)
-    writer.add_token_types([_token_type(index, texts, added, kind) for index in range(vocab_size)])
+    writer.add_token_types([int(_token_type(index, texts, added, kind)) for index in range(vocab_size)])
     _add_merges(writer, tokenizer, tokens, kind)
     _add_special_tokens(writer, special, vocabulary)
 

@@ -3,9 +3,9 @@
 from contextlib import closing
 from pathlib import Path
 
-from gguf import GGUF_DEFAULT_ALIGNMENT, GGUFWriter
+from gguf import GGUF_DEFAULT_ALIGNMENT
 
-from mcpmq.formats.gguf.files import GgufFile, gguf_files, write_header
+from mcpmq.formats.gguf.files import GgufFile, MetadataWriter, gguf_files, write_header
 from mcpmq.formats.gguf.packing import packed_parts
 from mcpmq.quantized_model import QuantizedModel
 from mcpmq.system.hashing_file import HashingFile
@@ -23,7 +23,7 @@ def write_files(quantized: QuantizedModel, out: Path, progress: Progress) -> dic
 
 def _write_file(quantized: QuantizedModel, out: Path, file: GgufFile, progress: Progress) -> str:
     name = file.file_name(quantized)
-    with closing(GGUFWriter(out / name, file.architecture)) as writer:
+    with closing(MetadataWriter(out / name, file.architecture)) as writer:
         write_header(writer, file, quantized)
     with closing(HashingFile.append_to(out / name)) as stream:
         _pad(stream)
