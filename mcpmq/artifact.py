@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from mcpmq.checkpoint import Checkpoint
+from mcpmq.checkpoint.adapter import merged_name
 from mcpmq.dataset import SampleSet
 from mcpmq.errors import ArtifactError
 from mcpmq.families import family_named
@@ -29,6 +30,7 @@ FormatName = Literal["gguf", "onnx", "gptq", "awq", "bnb", "compressed-tensors"]
 Kind = Literal["quantized", "imatrix"] | FormatName
 READ_PATTERNS = ("*.json", "*.jinja", "*.txt", "*.safetensors", "*/*.safetensors")  # read also if they are not listed
 REBUILD = "delete the artifact and build it again"
+OMIT_IF_EMPTY = Field(exclude_if=lambda value: not value)
 OMIT_IF_NONE = Field(exclude_if=lambda value: value is None)  # keeps manifests without calibration short
 
 Nbytes = Annotated[int, Field(ge=0, lt=1 << 63)]
@@ -114,19 +116,37 @@ class CalibrationRecord(_Record):
         )
 
 
-class SourceRecord(_Record):
-    """The original of an artifact."""
+class AdapterRecord(_Record):
+    """A LoRA adapter that is merged into the original."""
 
     name: str
-    sha256: str
+    sha256: str  # of its configuration and weights
+
+
+class SourceRecord(_Record):
+    """The original of an artifact: a checkpoint, with its adapters."""
+
+    name: str
+    sha256: str  # of the checkpoint and the adapters
     nbytes: Nbytes
     revision: Annotated[str | None, OMIT_IF_NONE] = None  # commit of a checkpoint of the hub
+    adapters: Annotated[tuple[AdapterRecord, ...], OMIT_IF_EMPTY] = ()  # in the order of merging
 
     @classmethod
     def from_checkpoint(cls, checkpoint: Checkpoint) -> Self:
         """Return the record of a checkpoint."""
-        name, revision = checkpoint.name, checkpoint.revision
-        return cls(name=name, sha256=checkpoint.sha256, nbytes=checkpoint.nbytes, revision=revision)
+        return cls(
+            name=checkpoint.name,
+            sha256=checkpoint.sha256,
+            nbytes=checkpoint.nbytes,
+            revision=checkpoint.revision,
+            adapters=tuple(AdapterRecord(name=one.name, sha256=one.sha256) for one in checkpoint.adapters),
+        )
+
+    @property
+    def merged_name(self) -> str:
+        """Return the name of the checkpoint with those of its adapters: `base+adapter`."""
+        return merged_name(self.name, [adapter.name for adapter in self.adapters])
 
 
 class Manifest(_Record):

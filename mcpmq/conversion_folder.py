@@ -84,7 +84,7 @@ def _difference(earlier: Artifact, plan: Plan, calibration: SampleSet | None) ->
     manifest, recipe = earlier.manifest, plan.recipe
     used, given = manifest.calibration_set, calibration if recipe.needs_calibration else None
     if manifest.source.sha256 != plan.checkpoint.sha256:
-        return f"from another checkpoint, `{manifest.source.name}`, SHA-256 {manifest.source.sha256[:12]}"
+        return f"from another checkpoint, `{manifest.source.merged_name}`, SHA-256 {manifest.source.sha256[:12]}"
     if manifest.recipe != recipe.to_dict():
         return f"with the recipe `{manifest.recipe.get('name')}`, which differs from `{recipe.name}`"
     if (used and used.sha256) != (given and given.sha256):

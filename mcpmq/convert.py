@@ -35,6 +35,7 @@ def convert(
     out: str | Path,
     *,
     formats: Sequence[FormatName],
+    adapters: Sequence[str | Path] = (),
     calibration: str | Path | None = None,
     recipe: Recipe | str | None = None,
     bits: int | None = None,
@@ -51,6 +52,7 @@ def convert(
         out: Folder for one folder of every format, and the report as JSON, Markdown and HTML. A quantized model that
             formats share, or that needs calibration, is in `quantized/`; if formats or earlier conversions have
             different recipes, in `quantized-RECIPE`.
+        adapters: Folders of LoRA adapters that PEFT saved, merged in this order into the checkpoint.
         formats: Formats to write; those of earlier conversions in `out` stay there.
         calibration: Calibration set; optional with an evaluation set, if no recipe needs calibration.
         recipe: A recipe, its name, or the path of its TOML file.
@@ -68,7 +70,7 @@ def convert(
     recipes = _load_recipes(recipe, bits, formats)
     begin_stage = begin_stages(settings.progress, _stages(recipes, budget, keep_quantized))
     begin_stage()
-    original = Checkpoint.open(checkpoint, settings.progress)
+    original = Checkpoint.open(checkpoint, settings.progress, adapters)
     inputs = _open_inputs(original, calibration, eval_set, read_options, recipes, searches=budget is not None)
     _check_outputs(out, formats, inputs.folders)
     inputs.notify_warnings(recipes, settings)
@@ -101,7 +103,7 @@ class _Inputs:
     @property
     def folders(self) -> dict[Path, str]:
         """The folders that outputs must not be written to."""
-        folders = {self.checkpoint.path: "checkpoint", self.evaluation.path: "evaluation set"}
+        folders = self.checkpoint.folders | {self.evaluation.path: "evaluation set"}
         return folders | ({self.calibration.path: "calibration set"} if self.calibration else {})
 
     def notify_warnings(self, recipes: FormatsByRecipe, settings: Settings) -> None:

@@ -45,7 +45,7 @@ def convert_in_one_pass(plan: Plan, name: FormatName, out: str | Path, progress:
     if plan.recipe.needs_calibration:
         raise FormatError(f"the recipe `{plan.recipe.name}` needs calibration", "quantize first, then export")
     check_plan(plan, name)
-    check_folder(out, {plan.checkpoint.path: "checkpoint"})
+    check_folder(out, plan.checkpoint.folders)
     check_search_library(plan)
     plan.checkpoint.family.open_processor(plan.checkpoint.path)
     try:

@@ -113,7 +113,7 @@ def _check_limit(plan: Plan, memory_limit: int | None) -> None:
 
 
 def _inputs(plan: Plan, calibration: SampleSet | None) -> dict[Path, str]:
-    return {plan.checkpoint.path: "checkpoint"} | ({calibration.path: "calibration set"} if calibration else {})
+    return plan.checkpoint.folders | ({calibration.path: "calibration set"} if calibration else {})
 
 
 def _run(

@@ -8,13 +8,13 @@ import pytest
 from benchmarks.commands import recipe_argument
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import SampleSet
-from mcpmq.execution.chunked_matmul import torch_threads
 from mcpmq.export import export
 from mcpmq.plan import make_plan
 from mcpmq.quantize import quantize
 from mcpmq.recipe import Recipe
 from mcpmq.release.package import ReleaseOptions, package
 from mcpmq.release.record import list_files
+from mcpmq.system.torch_threads import torch_threads
 from tests.fake_releases import report_for, with_license
 
 

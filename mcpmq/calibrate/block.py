@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mcpmq.calibrate.selection import BlockLoss, Candidate
 from mcpmq.errors import prefix_errors
-from mcpmq.execution.chunked_matmul import ParallelMap, torch_threads
+from mcpmq.execution.chunked_matmul import ParallelMap
 from mcpmq.execution.torch_model import StoredWeight
 from mcpmq.grids.activation import check_range
 from mcpmq.plan import Plan, TensorPlan
@@ -27,6 +27,7 @@ from mcpmq.rounding.smoothing import (
 from mcpmq.rounding.stats import InputStats
 from mcpmq.rounding.weight import NO_SCALING, RoundedWeight, quantize_weight
 from mcpmq.scheme import GgmlScheme, IntegerScheme
+from mcpmq.system.torch_threads import torch_threads
 
 BlockStats = dict[str, tuple[InputStats, ...]]
 """Input statistics of the matrices of a block, by common name."""

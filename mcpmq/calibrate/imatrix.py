@@ -85,7 +85,7 @@ def write_imatrix(
         DeviceError: the device is not available.
         OutputError: `out` exists.
     """
-    inputs = {checkpoint.path: "checkpoint", samples.path: "calibration set"}
+    inputs = checkpoint.folders | {samples.path: "calibration set"}
     check_output(out, inputs | dict.fromkeys(previous, "importance matrix"))
     torch_device = resolve_device(device)
     names = tensor_names(checkpoint)
@@ -102,7 +102,7 @@ def write_imatrix(
                 matrix = _importance_matrix(checkpoint, sums, part, names[part], samples).padded(columns[part])
                 matrices = [one for one in (matrix, *added[part]) if one.entries]
                 if matrices:
-                    name = f"{PREFIXES[part]}{safe_file_name(checkpoint.name)}-imatrix.gguf"
+                    name = f"{PREFIXES[part]}{safe_file_name(checkpoint.merged_name)}-imatrix.gguf"
                     reduce(add, matrices).write(folder / name)
                     files[part] = [name]
             write_manifest(folder, _manifest(checkpoint, samples, sums, artifacts, device_name(torch_device)), files)

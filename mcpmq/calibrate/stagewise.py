@@ -14,7 +14,6 @@ from mcpmq.calibrate.forward import LANGUAGE, CalibrationRun, check_stats
 from mcpmq.calibrate.paired_inputs import Stream, TwoModels
 from mcpmq.calibrate.selection import Candidate
 from mcpmq.calibrate.stages import Stage, find_stages
-from mcpmq.execution.chunked_matmul import torch_threads
 from mcpmq.execution.layerwise import Replay
 from mcpmq.execution.torch_model import to_float
 from mcpmq.families.family import TensorSpec
@@ -25,6 +24,7 @@ from mcpmq.rounding import RoundingMethod
 from mcpmq.rounding.smoothing import WeightScaling
 from mcpmq.rounding.target import solve_drift
 from mcpmq.rounding.weight import NO_SCALING, RoundedWeight, quantize_weight
+from mcpmq.system.torch_threads import torch_threads
 
 Scalings = Mapping[str, WeightScaling]  # by common name
 

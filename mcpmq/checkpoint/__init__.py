@@ -2,13 +2,14 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+from mcpmq.checkpoint.adapter import Adapter, merged_name
 from mcpmq.checkpoint.source import (
     CODE_PATTERN,
     LICENSE_PATTERNS,
@@ -58,17 +59,24 @@ class Checkpoint:
     architecture: Architecture
     specs: tuple[TensorSpec, ...]
     entries: Mapping[str, TensorEntry]  # by common name
+    adapters: tuple[Adapter, ...] = ()  # merged in this order into every tensor that is loaded
 
     @classmethod
-    def open(cls, source: str | Path, progress: Progress = silent) -> Self:
+    def open(cls, source: str | Path, progress: Progress = silent, adapters: Sequence[str | Path] = ()) -> Self:
         """Open a folder, or a hub id such as `openbmb/MiniCPM-V-2_6`, and check all headers.
 
         A hub id may have a revision, `owner/name@revision`: a branch, a tag or a commit. An existing folder of the same
-        name is preferred.
+        name is preferred. `adapters` are folders of LoRA adapters that PEFT saved.
 
         Raises:
-            CheckpointError: files are missing or inconsistent, the family is not supported, or a download fails.
+            CheckpointError: files are missing or inconsistent, the family is not supported, a download fails, or an
+                adapter cannot be merged.
         """
+        opened = cls._open(source, progress)
+        return replace(opened, adapters=tuple(Adapter.open(folder, opened.specs) for folder in adapters))
+
+    @classmethod
+    def _open(cls, source: str | Path, progress: Progress) -> Self:
         found = find_source(source)
         path = found.path
         _check_files(path)
@@ -106,6 +114,21 @@ class Checkpoint:
         return folder_name(self.path)
 
     @property
+    def merged_name(self) -> str:
+        """Return the name of the model with those of its adapters: `base+adapter`."""
+        return merged_name(self.name, [adapter.name for adapter in self.adapters])
+
+    @property
+    def adapter_paths(self) -> tuple[Path, ...]:
+        """Return the folders of the adapters, in order."""
+        return tuple(adapter.path for adapter in self.adapters)
+
+    @property
+    def folders(self) -> dict[Path, str]:
+        """Return the folders that are read, with their kinds: nothing is written into them."""
+        return {self.path: "checkpoint"} | dict.fromkeys(self.adapter_paths, "adapter")
+
+    @property
     def revision(self) -> str | None:
         """Return the commit of a folder in a cache of the hub."""
         return snapshot_commit(self.path)
@@ -135,7 +158,7 @@ class Checkpoint:
     def load_stored(self, spec: TensorSpec) -> "Tensor":
         """Return a tensor with the shape of the file, and its dtype if that is not float64."""
         entry = self.entries[spec.name]
-        return _tensor(read_bytes(entry), entry).reshape(entry.shape)
+        return self._merge(spec, _tensor(read_bytes(entry), entry).reshape(entry.shape))
 
     def load_every(self, spec: TensorSpec, step: int) -> "Tensor":
         """Return every `step`-th row of a matrix or table [out, in] in its stored dtype; other rows are not read."""
@@ -146,7 +169,7 @@ class Checkpoint:
         rows = bytearray()
         for begin in range(0, entry.nbytes, step * row_nbytes):
             rows += read_bytes(entry, begin, begin + row_nbytes).tobytes()
-        return _tensor(rows, entry).reshape(-1, *entry.shape[1:])
+        return self._merge(spec, _tensor(rows, entry).reshape(-1, *entry.shape[1:]), step=step)
 
     def load_rows(self, spec: TensorSpec, max_weights: int) -> Iterator["Tensor"]:
         """Yield a matrix or table [out, in] in chunks of rows; a (small) matrix stored as [in, out] in one chunk."""
@@ -158,7 +181,16 @@ class Checkpoint:
         step = max(1, max_weights // entry.shape[1]) * row_nbytes
         for begin in range(0, entry.nbytes, step):
             rows = read_bytes(entry, begin, min(begin + step, entry.nbytes))
-            yield _tensor(rows, entry).reshape(-1, entry.shape[1])
+            yield self._merge(spec, _tensor(rows, entry).reshape(-1, entry.shape[1]), begin // row_nbytes)
+
+    def _merge(self, spec: TensorSpec, rows: "Tensor", first_row: int = 0, step: int = 1) -> "Tensor":
+        """Merge the adapters into every `step`-th row from `first_row` on."""
+        for adapter in self.adapters:
+            if (change := adapter.changes.get(spec.name)) is not None:
+                from mcpmq.checkpoint.merging import merge_rows
+
+                rows = merge_rows(change, rows, first_row, step)
+        return rows
 
     @property
     def nbytes(self) -> int:
@@ -184,12 +216,14 @@ class Checkpoint:
 
     @cached_property
     def sha256(self) -> str:
-        """Return the SHA-256 of the configuration and all weight files, in the order of their names."""
+        """Return the SHA-256 of the configuration, all weight files in the order of their names, and the adapters."""
         digest = hashlib.sha256()
         files = [self.path / CONFIG, *sorted({entry.file for entry in self.entries.values()})]
         with ThreadPoolExecutor(MAX_HASHED_FILES) as pool:
             for file, sha256 in zip(files, pool.map(file_sha256, files), strict=True):
                 digest.update(file.name.encode() + bytes.fromhex(sha256))
+        for adapter in self.adapters:
+            digest.update(bytes.fromhex(adapter.sha256))
         return digest.hexdigest()
 
     def to_dict(self) -> dict[str, Any]:

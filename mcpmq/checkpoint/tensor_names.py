@@ -48,9 +48,14 @@ def unwrap_names(entries: Mapping[str, TensorEntry]) -> dict[str, TensorEntry]:
         )
     stored: dict[str, str] = {}
     for name in entries:
-        plain = LEADING_WRAPPERS.sub("", WRAPPERS.sub("", name))
-        _check_equal(entries, stored.setdefault(plain, name), name)
+        plain = unwrap_name(name)
+        check_same_values(entries, stored.setdefault(plain, name), name)
     return {plain: entries[name] for plain, name in stored.items()}
+
+
+def unwrap_name(name: str) -> str:
+    """Return a name without the prefixes of training tools."""
+    return LEADING_WRAPPERS.sub("", WRAPPERS.sub("", name))
 
 
 def passthrough_specs(family: Family, stored: Mapping[str, TensorEntry]) -> Iterator[TensorSpec]:
@@ -70,7 +75,7 @@ def match_tensors(specs: Sequence[TensorSpec], stored: Mapping[str, TensorEntry]
     Raises:
         CheckpointError: a tensor is missing, unknown or stored twice, or has another shape.
     """
-    names, found = _accepted_names(specs), _Found()
+    names, found = accepted_names(specs), _Found()
     for name in stored:
         if name in names:
             found.add(*names[name], name)
@@ -103,7 +108,7 @@ class _Found:
         by_parameter = self.stored_names[spec.name]
         for names in by_parameter.values():
             for other in names[1:]:
-                _check_equal(stored, names[0], other)
+                check_same_values(stored, names[0], other)
         return by_parameter[min(by_parameter, key=lambda parameter: parameter == _head(spec))][0]
 
     def own_head(self, spec: TensorSpec, stored: Mapping[str, TensorEntry]) -> str:
@@ -121,8 +126,8 @@ def _head(spec: TensorSpec) -> str:
     return spec.parameter_names[1] if spec.alias else ""
 
 
-def _accepted_names(specs: Sequence[TensorSpec]) -> dict[str, tuple[TensorSpec, str]]:
-    """Return each accepted stored name with its specification and the parameter: the exact names take precedence."""
+def accepted_names(specs: Sequence[TensorSpec]) -> dict[str, tuple[TensorSpec, str]]:
+    """Return each accepted stored name with its tensor and the parameter: the exact names take precedence."""
     names: dict[str, tuple[TensorSpec, str]] = {}
     for rename in (str, lambda name: name.removeprefix(BASE_PREFIX), lambda name: BASE_PREFIX + name):
         for spec in specs:
@@ -132,7 +137,12 @@ def _accepted_names(specs: Sequence[TensorSpec]) -> dict[str, tuple[TensorSpec, 
     return names
 
 
-def _check_equal(stored: Mapping[str, TensorEntry], first: str, second: str) -> None:
+def check_same_values(stored: Mapping[str, TensorEntry], first: str, second: str) -> None:
+    """Check that two tensors have the same values.
+
+    Raises:
+        CheckpointError: they differ.
+    """
     if first == second:
         return
     if stored[first].shape != stored[second].shape or not have_equal_values(stored[first], stored[second]):

@@ -15,6 +15,7 @@ PICKLE_PATTERNS = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 QUANTIZATION_KEYS = ("quantization_config", "compression_config")
 QUANTIZATION_FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 UNQUANTIZED_HINT = "use the checkpoint that it was made from, with BF16, F16 or F32 weights"
+MERGE_HINT = "give its base model, and the adapter with `--lora`"
 DTYPE_KEYS = ("dtype", "torch_dtype")
 DECLARED_DTYPES = {"bfloat16", "float16", "float32", "float64", "half", "float", "double", "auto"}
 
@@ -30,8 +31,7 @@ def check_not_adapter(folder: Path) -> None:
     base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
     raise CheckpointError(
         f"`{folder}` has an adapter (`{ADAPTER_CONFIG}`) for the base model `{base}`",
-        "merge the adapter into its base model first (peft: `merge_and_unload`, then `save_pretrained`); if the weights"
-        f" here are merged already, remove `{ADAPTER_CONFIG}`",
+        f"{MERGE_HINT}; if the weights here are merged already, remove `{ADAPTER_CONFIG}`",
     )
 
 
@@ -183,5 +183,5 @@ def _no_weights(folder: Path) -> CheckpointError:
 
 def _hint_for(file: str) -> str:
     if file.startswith("adapter"):
-        return "merge the adapter into its base model first (peft: `merge_and_unload`, then `save_pretrained`)"
+        return MERGE_HINT
     return f"download `{INDEX}` for shards, or rename a single file to `{WEIGHTS}`"

@@ -6,6 +6,7 @@ from pathlib import Path
 def ablate_components(
     artifact: Path,
     against: str,
+    lora: list[Path] | None,
     eval_set: Path,
     num_samples: int | None,
     seed: int,
@@ -26,8 +27,9 @@ def ablate_components(
 
     settings = Settings.from_options(threads, cache, ui.progress_bars())
     samples = SampleSet.open(eval_set, ReadOptions(num_samples, seed))
-    original, folder = Checkpoint.open(against, settings.progress), out or artifact.absolute().parent
-    with report_folder(folder, {original.path: "checkpoint", samples.path: "evaluation set"}):
+    folder = out or artifact.absolute().parent
+    original = Checkpoint.open(against, settings.progress, lora or ())
+    with report_folder(folder, original.folders | {samples.path: "evaluation set"}):
         ablation = measure(original, QuantizedModel.open(artifact), samples, settings)
         ablation.write(folder)
     ui.print_ablation(ablation, as_json=json)

@@ -6,7 +6,15 @@ from mcpmq.cli.recipe_options import load_recipes
 from mcpmq.cli.release import parse_format
 
 
-def convert_in_one_pass(source: str, out: Path, recipe: str | None, bits: int | None, format: str, json: bool) -> None:
+def convert_in_one_pass(
+    source: str,
+    lora: list[Path] | None,
+    out: Path,
+    recipe: str | None,
+    bits: int | None,
+    format: str,
+    json: bool,
+) -> None:
     """Write a format without a quantized model, and print the artifact."""
     name = parse_format(format)
     [(loaded, _)] = load_recipes(recipe, bits, [name])
@@ -16,7 +24,8 @@ def convert_in_one_pass(source: str, out: Path, recipe: str | None, bits: int | 
     from mcpmq.plan import make_plan
 
     progress = ui.progress_bars()
-    artifact = convert_in_one_pass(make_plan(Checkpoint.open(source, progress), loaded), name, out, progress)
+    checkpoint = Checkpoint.open(source, progress, lora or ())
+    artifact = convert_in_one_pass(make_plan(checkpoint, loaded), name, out, progress)
     ui.print_deviations(artifact)
     ui.print_artifact(artifact, as_json=json)
     ui.print_exported_steps(artifact)

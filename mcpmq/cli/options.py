@@ -25,6 +25,11 @@ def at_revision(source: str, revision: str | None) -> str:
     return f"{source}@{revision}"
 
 
+def checkpoint_words(source: str, lora: list[Path] | None) -> list[str]:
+    """Return the words of a command line that name a checkpoint and its adapters."""
+    return [source, *(word for folder in lora or () for word in ("--lora", str(folder)))]
+
+
 def complete_recipe(incomplete: str) -> Iterator[str]:
     """Yield the names of built-in recipes for the completion of a shell."""
     from mcpmq.recipe import builtin_recipes
@@ -51,6 +56,10 @@ Source = Annotated[
 Revision = Annotated[
     str | None,
     typer.Option("--revision", metavar="NAME", help="Branch, tag or commit of a CHECKPOINT that is a hub id"),
+]
+Lora = Annotated[
+    list[Path] | None,
+    typer.Option("--lora", metavar="DIR", help="LoRA adapter to merge into the checkpoint; may be repeated, in order"),
 ]
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write; must be empty or missing")]
 Private = Annotated[bool, typer.Option("--private", help="Create a private repository")]

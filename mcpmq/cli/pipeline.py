@@ -5,7 +5,6 @@ from typing import Annotated
 
 import typer
 
-from mcpmq.cli.ablation import ablate_components
 from mcpmq.cli.one_pass import convert_in_one_pass
 from mcpmq.cli.options import (
     DEFAULT_SEARCH_RECIPE,
@@ -24,6 +23,7 @@ from mcpmq.cli.options import (
     Formats,
     Json,
     KeepQuantized,
+    Lora,
     MaxMemory,
     MaxSize,
     MemoryLimit,
@@ -38,6 +38,7 @@ from mcpmq.cli.options import (
     Source,
     Threads,
     at_revision,
+    checkpoint_words,
     complete_format,
 )
 from mcpmq.cli.recipe_options import load_recipes, print_if_uncalibrated
@@ -52,6 +53,7 @@ def convert(
     out: Out,
     formats: Formats,
     revision: Revision = None,
+    lora: Lora = None,
     calibration: OptionalCalibration = None,
     recipe: RecipeName = None,
     bits: Bits = None,
@@ -90,6 +92,7 @@ def convert(
         source,
         out,
         formats=names,
+        adapters=lora or (),
         calibration=calibration,
         recipe=recipe,
         bits=bits,
@@ -102,13 +105,14 @@ def convert(
     for artifact in quantized_artifacts(out):
         ui.print_deviations(artifact)
     ui.print_report(report, as_json=json, all_rows=show_all)
-    ui.print_conversion_steps(report, out, source, calibration)
+    ui.print_conversion_steps(report, out, checkpoint_words(source, lora), calibration)
 
 
 @commands.command(rich_help_panel=PIPELINE_PANEL)
 def plan(
     source: Source,
     revision: Revision = None,
+    lora: Lora = None,
     recipe: RecipeName = None,
     bits: Bits = None,
     formats: ForecastFormats = None,
@@ -126,7 +130,7 @@ def plan(
     if HUB_ID.fullmatch(source) and not Path(source).exists():  # the checkpoint is downloaded
         _start(f"planning {source}")
     recipes = load_recipes(recipe, bits, [parse_format(name) for name in formats or ()])
-    checkpoint = Checkpoint.open(source, ui.progress_bars())
+    checkpoint = Checkpoint.open(source, ui.progress_bars(), lora or ())
     plans = [(make_plan(checkpoint, loaded), names) for loaded, names in recipes]
     ui.print_plans([(made, forecast(made, names, context)) for made, names in plans], as_json=json)
 
@@ -136,6 +140,7 @@ def quantize(
     source: Source,
     out: Out,
     revision: Revision = None,
+    lora: Lora = None,
     recipe: RecipeName = None,
     bits: Bits = None,
     calibration: OptionalCalibration = None,
@@ -150,7 +155,7 @@ def quantize(
     source = at_revision(source, revision)
     _start(f"quantizing {source}")
     if format:
-        convert_in_one_pass(source, out, recipe, bits, format, json)
+        convert_in_one_pass(source, lora, out, recipe, bits, format, json)
         return
     [(loaded, _)] = load_recipes(recipe, bits, ())
     from mcpmq import ui
@@ -166,7 +171,7 @@ def quantize(
     for text in calibration_warnings(opened) if opened and loaded.needs_calibration else ():
         ui.print_notice(text)
     progress, limit = ui.progress_bars(), parse_optional_size(memory_limit)
-    made = make_plan(Checkpoint.open(source, progress), loaded)
+    made = make_plan(Checkpoint.open(source, progress, lora or ()), loaded)
     quantized = quantize(made, out, opened, progress, device, ui.print_notice, limit)
     ui.print_deviations(quantized.artifact)
     ui.print_artifact(quantized.artifact, as_json=json)
@@ -208,6 +213,7 @@ def imatrix(
     out: Out,
     calibration: Calibration,
     revision: Revision = None,
+    lora: Lora = None,
     add: AddedImatrix = None,
     mmproj: Annotated[
         Path | None, typer.Option("--mmproj", metavar="FILE", help="GGUF file whose padded matrix shapes to match")
@@ -226,70 +232,12 @@ def imatrix(
     from mcpmq.dataset import ReadOptions, SampleSet
 
     opened, progress = SampleSet.open(calibration, ReadOptions(samples, seed)), ui.progress_bars()
-    original = Checkpoint.open(source, progress)
+    original = Checkpoint.open(source, progress, lora or ())
     artifact = write_imatrix(original, opened, out, add or [], mmproj, progress, device)
     for note in artifact.manifest.notes:
         ui.print_notice(note)
     ui.print_artifact(artifact, as_json=json)
     ui.print_imatrix_steps(artifact)
-
-
-@commands.command(rich_help_panel=PIPELINE_PANEL)
-def evaluate(
-    artifacts: Annotated[list[Path], typer.Argument(metavar="ARTIFACT...", help="Folders that mcpmq wrote")],
-    against: Annotated[str, typer.Option("--against", metavar="CHECKPOINT", help="The original")],
-    eval_set: Annotated[Path, typer.Option("--eval-set", metavar="SET", help="Evaluation set: images and prompts")],
-    revision: Revision = None,
-    samples: Samples = None,
-    seed: Seed = 0,
-    out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Folder of report.json; default: the artifact's parent")
-    ] = None,
-    engine_baselines: Annotated[
-        list[Path] | None,
-        typer.Option("--engine-baseline", metavar="ARTIFACT", help="Artifact of recipe `full` in the same format"),
-    ] = None,
-    scores: Annotated[
-        Path | None, typer.Option("--scores", metavar="FILE", help="Task scores of original and artifacts, as JSON")
-    ] = None,
-    shuffle_images: Annotated[
-        bool, typer.Option("--shuffle-images", help="Control: exchange the images of the samples")
-    ] = False,
-    engine_preprocessing: Annotated[
-        bool, typer.Option("--engine-preprocessing", help="Control: llama.cpp slices and resizes images")
-    ] = False,
-    ablate: Annotated[
-        bool, typer.Option("--ablate-components", help="Measure the loss with one component quantized at a time")
-    ] = False,
-    threads: Threads = None,
-    cache: Cache = True,
-    answers: Answers = True,
-    show_all: All = False,
-    json: Json = False,
-) -> None:
-    """Measure artifacts in their engines against the original, on the same pixels and tokens"""
-    against = at_revision(against, revision)
-    _start(f"evaluating {', '.join(map(str, artifacts))}")
-    if ablate:
-        if len(artifacts) > 1 or shuffle_images or engine_preprocessing or scores:
-            raise typer.BadParameter("needs one artifact, no control and no scores", param_hint="--ablate-components")
-        ablate_components(artifacts[0], against, eval_set, samples, seed, out, threads, cache, json)
-        return
-    from mcpmq import ui
-    from mcpmq.artifact import Artifact
-    from mcpmq.checkpoint import Checkpoint
-    from mcpmq.dataset import ReadOptions, SampleSet
-    from mcpmq.evaluate import Settings
-    from mcpmq.report.evaluation import evaluate
-
-    options = threads, cache, ui.progress_bars(), shuffle_images, engine_preprocessing
-    settings = Settings.from_options(*options, notify=ui.print_notice, generate_answers=answers)
-    opened, baselines = ([Artifact.open(path) for path in paths] for paths in (artifacts, engine_baselines or ()))
-    original = Checkpoint.open(against, settings.progress)
-    evaluation, folder = SampleSet.open(eval_set, ReadOptions(samples, seed)), out or artifacts[0].absolute().parent
-    report = evaluate(opened, original, evaluation, settings, out=folder, engine_baselines=baselines, scores=scores)
-    ui.print_report(report, as_json=json, all_rows=show_all)
-    ui.print_report_paths(folder)
 
 
 def _start(label: str) -> None:

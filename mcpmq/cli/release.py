@@ -14,6 +14,7 @@ from mcpmq.cli.options import (
     Device,
     DryRun,
     Json,
+    Lora,
     MaxMemory,
     MaxSize,
     Out,
@@ -24,6 +25,7 @@ from mcpmq.cli.options import (
     Source,
     Threads,
     at_revision,
+    checkpoint_words,
     complete_format,
     complete_recipe,
 )
@@ -53,6 +55,7 @@ def search(
         typer.Option("--imatrix", metavar="DIR", help="Result of `mcpmq imatrix`, instead of a calibration set"),
     ] = None,
     revision: Revision = None,
+    lora: Lora = None,
     max_size: MaxSize = None,
     max_memory: MaxMemory = None,
     context: Context = 4096,
@@ -85,13 +88,14 @@ def search(
         raise typer.BadParameter("give --max-size, --max-memory, or both", param_hint="--max-size")
     if (calibration is None) == (imatrix is None):
         raise typer.BadParameter("give --calibration or --imatrix", param_hint="--calibration")
-    result = _search(source, out, recipe, name, budget, calibration, samples, seed, imatrix, threads, device)
+    result = _search(source, lora, out, recipe, name, budget, calibration, samples, seed, imatrix, threads, device)
     ui.print_table(result.to_table(), result.to_dict(), as_json=json)
-    ui.print_search_steps(out, source, name, calibration)
+    ui.print_search_steps(out, checkpoint_words(source, lora), name, calibration)
 
 
 def _search(
     source: str,
+    lora: list[Path] | None,
     out: Path,
     recipe: str,
     name: "FormatName",
@@ -111,15 +115,15 @@ def _search(
     from mcpmq.recipe import Recipe
 
     base, progress = Recipe.load(recipe), ui.progress_bars()
-    original = Checkpoint.open(source, progress)
+    original = Checkpoint.open(source, progress, lora or ())
     if imatrix:
-        with recipe_file(out, {original.path: "checkpoint", imatrix: "importance matrix"}):
+        with recipe_file(out, original.folders | {imatrix: "importance matrix"}):
             result = search_with_imatrix(original, base, name, budget, imatrix, progress)
             result.write(out)
         return result
     assert calibration is not None
     samples, cores = SampleSet.open(calibration, ReadOptions(num_samples, seed)), threads or os.cpu_count() or 1
-    with recipe_file(out, {original.path: "checkpoint", samples.path: "calibration set"}):
+    with recipe_file(out, original.folders | {samples.path: "calibration set"}):
         result = search_recipe(original, base, name, budget, samples, cores, progress, device)
         result.write(out)
     return result
@@ -132,6 +136,7 @@ def package(
     source: Annotated[str, typer.Option("--source", metavar="CHECKPOINT", help="The original")],
     report: Annotated[Path, typer.Option("--report", metavar="REPORT", help="Report of `mcpmq evaluate`")],
     revision: Revision = None,
+    lora: Lora = None,
     max_size: MaxSize = None,
     max_file_size: Annotated[
         str | None, typer.Option("--max-file-size", metavar="SIZE", help="Split larger files, e.g. for an app store")
@@ -173,7 +178,7 @@ def package(
     )
     options = ReleaseOptions(name, license, base_model, *sizes, tuple(gates or ()), earlier)
     opened = [Artifact.open(path) for path in artifacts]
-    original = Checkpoint.open(at_revision(source, revision), ui.progress_bars())
+    original = Checkpoint.open(at_revision(source, revision), ui.progress_bars(), lora or ())
     release = package(opened, original, Report.load(report), out, options)
     if not (push and json):
         ui.print_table(release.to_table(), release.record.model_dump(mode="json"), as_json=json)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mcpmq.cli.options import SERVING_PANEL, Threads
+from mcpmq.cli.options import SERVING_PANEL, Lora, Threads
 
 commands = typer.Typer()
 STDIN = "-"
@@ -39,6 +39,7 @@ def run(
     source: Annotated[
         Path | None, typer.Option("--source", metavar="CHECKPOINT", help="Text files of the original, for --exact")
     ] = None,
+    lora: Lora = None,
     threads: Threads = None,
     json: Annotated[bool, typer.Option("--json", help="Print answer, tokens and timings as JSON")] = False,
 ) -> None:
@@ -54,7 +55,7 @@ def run(
     text = sys.stdin.read() if prompt == STDIN else prompt
     opened = [read_image(file, "--image") for file in images or ()]
     started = time.perf_counter()
-    engine = open_engine(artifact, threads, context, exact=exact, source=source)
+    engine = open_engine(artifact, threads, context, exact=exact, source=source, adapters=lora or ())
     load_ms = 1000 * (time.perf_counter() - started)
     try:
         if text is None:

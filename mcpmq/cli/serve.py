@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mcpmq.cli.options import SERVING_PANEL, Threads
+from mcpmq.cli.options import SERVING_PANEL, Lora, Threads
 
 commands = typer.Typer()
 MAX_PORT = (1 << 16) - 1
@@ -26,6 +26,7 @@ def serve(
     api_key: Annotated[
         str | None, typer.Option("--api-key", metavar="KEY", envvar="MCPMQ_API_KEY", help="Key that clients send")
     ] = None,
+    lora: Lora = None,
     threads: Threads = None,
 ) -> None:
     """Serve an artifact: OpenAI's chat completions, /invocations, and a page for the browser"""
@@ -36,7 +37,7 @@ def serve(
     from mcpmq.serving.backend import ServerOptions
     from mcpmq.serving.server import serve
 
-    options = ServerOptions(host, port, slots, context, threads, api_key or None, max_tokens)
+    options = ServerOptions(host, port, slots, context, threads, api_key or None, max_tokens, tuple(lora or ()))
     if not options.is_local and not options.key:
         ui.print_notice(f"`{host}` is reachable from other computers, and no --api-key is set")
     serve(artifact, options, lambda url: ui.print_notice(f"serving on {url}"))

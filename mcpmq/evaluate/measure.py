@@ -22,6 +22,7 @@ from mcpmq.formats import engine_of
 from mcpmq.formats.format import Engine
 from mcpmq.runners.launcher import ENGINES, NO_REFERENCES, RunResult, measure_sequential_peak, run_engine
 from mcpmq.runners.logprobs import logprobs_nbytes
+from mcpmq.runners.runner import EngineOptions
 from mcpmq.runners.token_metrics import TokenResults
 from mcpmq.system.environment import describe_machine, kernel_selection
 from mcpmq.system.output import check_disk_space
@@ -139,8 +140,21 @@ def _with_machine_metrics(measurement: Measurement, **metrics: object) -> Measur
 
 def _run_original(checkpoint: Checkpoint, inputs: EncodedInputs, settings: Settings, folder: Path) -> OriginalResult:
     file = folder / LOGPROBS_FILE
-    result = run_engine("torch", checkpoint.path, inputs.store, settings.threads, settings.progress, save_logprobs=file)
+    result = run_engine(
+        "torch",
+        checkpoint.path,
+        inputs.store,
+        settings.threads,
+        settings.progress,
+        save_logprobs=file,
+        options=original_options(checkpoint),
+    )
     return OriginalResult(_measurement(engine_name("torch"), result, _original_nbytes(checkpoint), inputs), file)
+
+
+def original_options(checkpoint: Checkpoint) -> EngineOptions:
+    """Return the options of the runner of a checkpoint: its adapters."""
+    return EngineOptions(tuple(str(path.absolute()) for path in checkpoint.adapter_paths))
 
 
 def _cache_key(checkpoint: Checkpoint, inputs: EncodedInputs, settings: Settings) -> str:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mcpmq.execution.device import CPU
+from mcpmq.system.torch_threads import torch_threads
 
 CHUNK_TOKENS, CHUNK_OUTPUTS = 512, 1024
 
@@ -43,17 +44,6 @@ def thread_pool() -> Iterator[Executor]:
     # The initializer is needed because OpenMP, which oneDNN queries, has a thread count for every thread.
     with torch_threads(1), ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         yield pool
-
-
-@contextmanager
-def torch_threads(count: int) -> Iterator[None]:
-    """Set the number of torch threads inside the context."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 @contextmanager

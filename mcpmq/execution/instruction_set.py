@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from mcpmq.execution.chunked_matmul import bfloat16_matmul, torch_threads
+from mcpmq.execution.chunked_matmul import bfloat16_matmul
+from mcpmq.system.torch_threads import torch_threads
 
 FINGERPRINT_DIGITS = 8
 

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from mcpmq.artifact import Artifact, CalibrationRecord, FileRecord, Manifest, SourceRecord
+from mcpmq.artifact import AdapterRecord, Artifact, CalibrationRecord, FileRecord, Manifest, SourceRecord
 from mcpmq.families.family import Architecture, TensorSpec
 from mcpmq.plan import Plan, TensorPlan
 from mcpmq.scheme import Scheme
@@ -84,7 +84,10 @@ class PlannedModel:
         """The manifest that quantization will write, with the text files that it will copy."""
         checkpoint, recipe = self.plan.checkpoint, self.plan.recipe
         calibrated = recipe.needs_calibration
-        source = SourceRecord(name=checkpoint.name, sha256=PLACEHOLDER_SHA256, nbytes=checkpoint.nbytes)
+        adapters = tuple(AdapterRecord(name=one.name, sha256=PLACEHOLDER_SHA256) for one in checkpoint.adapters)
+        source = SourceRecord(
+            name=checkpoint.name, sha256=PLACEHOLDER_SHA256, nbytes=checkpoint.nbytes, adapters=adapters
+        )
         samples = CalibrationRecord(name="", sha256=PLACEHOLDER_SHA256, samples=0, with_image=0, fingerprints=())
         manifest = Manifest(
             kind="quantized",

@@ -17,7 +17,6 @@ from mcpmq.calibrate.forward import CalibrationRun, open_calibration, run_calibr
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import Sample
 from mcpmq.errors import DatasetError, ScaleError, prefix_errors
-from mcpmq.execution.chunked_matmul import torch_threads
 from mcpmq.execution.device import CPU
 from mcpmq.execution.layerwise import Replay
 from mcpmq.families.family import TensorSpec
@@ -29,6 +28,7 @@ from mcpmq.rounding import ROUNDING_FUNCTIONS, RoundingMethod
 from mcpmq.rounding.stats import InputStats
 from mcpmq.scheme import CodebookScheme, FloatScheme, GridScheme, IntegerScheme, Scheme
 from mcpmq.system.progress import Progress
+from mcpmq.system.torch_threads import torch_threads
 
 PROBE_SCHEME = IntegerScheme(4, 32)  # the reference error, by rounding to nearest
 SAMPLED_ROWS = 128  # rows of a matrix, evenly spread, that the error is computed on

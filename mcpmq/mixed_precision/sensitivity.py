@@ -38,7 +38,7 @@ def block_sensitivities(
     """
     processor = checkpoint.family.open_processor(checkpoint.path)
     inputs = encode_samples(processor, samples, progress)
-    runner = open_runner(checkpoint.path, threads)
+    runner = open_runner(checkpoint.path, threads, checkpoint.adapter_paths)
     with temporary_folder() as folder:
         original = folder / ORIGINAL
         _mean_kld(runner, inputs, TokenMetrics(inputs, original, {}))

@@ -92,7 +92,7 @@ def _artifact_changes(kind: str, before: Artifact, after: Artifact) -> list[Fiel
 def _origin(artifact: Artifact) -> dict[str, str]:
     manifest, used = artifact.manifest, artifact.manifest.calibration_set
     return {
-        "original": f"{manifest.source.name}, {manifest.source.sha256[:12]}",
+        "original": f"{manifest.source.merged_name}, {manifest.source.sha256[:12]}",
         "revision of the original": manifest.source.revision or "",
         "recipe": str(manifest.recipe.get("name", "")),
         "calibration set": f"{used.name}, {used.sha256[:12]}" if used else "none",

@@ -55,7 +55,7 @@ def package(
         ArtifactError: files of an artifact changed.
         OutputError: `out` exists and is not empty, or the disk is full.
     """
-    inputs = {checkpoint.path: "checkpoint"} | {artifact.path: "artifact" for artifact in artifacts}
+    inputs = checkpoint.folders | {artifact.path: "artifact" for artifact in artifacts}
     check_output(out, inputs)
     license = license_of(checkpoint, options.license)
     _check_artifacts(artifacts, checkpoint)
@@ -101,9 +101,9 @@ def _check_artifacts(artifacts: Sequence[Artifact], checkpoint: Checkpoint) -> N
             raise ReleaseError(f"two artifacts have the format `{manifest.kind}`", "package one release for each")
         if manifest.source.sha256 != checkpoint.sha256:
             raise ReleaseError(
-                f"`{artifact.path}` was made from `{manifest.source.name}` ({manifest.source.sha256[:12]}), not from"
-                f" `{checkpoint.path}` ({checkpoint.sha256[:12]})",
-                "give the original of the artifact",
+                f"`{artifact.path}` was made from `{manifest.source.merged_name}` ({manifest.source.sha256[:12]}), not"
+                f" from `{checkpoint.path}` ({checkpoint.sha256[:12]})",
+                "give the original of the artifact, with its adapters",
             )
 
 

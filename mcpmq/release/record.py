@@ -85,7 +85,7 @@ class Release:
         """Return original, license, artifacts and sizes as a table."""
         record = self.record
         rows: list[Row] = [
-            ("original", [f"{record.source.name}, sha256 {record.source.sha256}"]),
+            ("original", [f"{record.source.merged_name}, sha256 {record.source.sha256}"]),
             ("license", [record.license]),
             *((artifact.folder, [_describe(artifact)]) for artifact in record.artifacts),
             ("files", [f"{len(record.files)}, {format_megabytes(sum(file.nbytes for file in record.files))}"]),

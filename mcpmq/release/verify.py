@@ -71,7 +71,7 @@ def _verify_release(path: Path, progress: Progress) -> Iterator[str]:
         manifest = Artifact.open(path / packaged.folder).manifest
         if (manifest.kind, manifest.source.sha256) != (packaged.kind, release.record.source.sha256):
             raise ReleaseError(f"`{path / packaged.folder}` was made from another model than the release", REFETCH_HINT)
-    yield f"{len(release.record.artifacts)} artifacts were made from `{release.record.source.name}`"
+    yield f"{len(release.record.artifacts)} artifacts were made from `{release.record.source.merged_name}`"
 
 
 def _check_files(release: Release, progress: Progress) -> None:

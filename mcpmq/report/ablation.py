@@ -95,7 +95,7 @@ def ablate_components(
             for name, subset in subsets.items()
         }
     return ComponentAblation(
-        checkpoint=SourceInfo(name=checkpoint.name, sha256=checkpoint.sha256),
+        checkpoint=SourceInfo(name=checkpoint.merged_name, sha256=checkpoint.sha256),
         recipe=str(quantized.artifact.manifest.recipe.get("name", "")),
         eval_set=dataset_info(samples, settings),
         components=results,

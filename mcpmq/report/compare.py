@@ -104,7 +104,7 @@ def compare(
         checkpoint, samples, answers, original.measurement, by_kind, on_calibration, task_scores
     )
     return Report(
-        checkpoint=SourceInfo(name=checkpoint.name, sha256=checkpoint.sha256),
+        checkpoint=SourceInfo(name=checkpoint.merged_name, sha256=checkpoint.sha256),
         eval_set=dataset_info(samples, settings, held_out_from_calibration=held_out_from_calibration),
         original=original.measurement,
         artifacts=tuple(artifact_result(context, *pair, one) for pair, one in zip(measured, greedy, strict=True)),
@@ -121,9 +121,9 @@ def check_source(checkpoint: Checkpoint, artifact: Artifact) -> None:
     source = artifact.manifest.source
     if source.sha256 != checkpoint.sha256:
         raise ArtifactError(
-            f"`{artifact.path}` was made from `{source.name}` ({source.sha256[:12]}), not from"
+            f"`{artifact.path}` was made from `{source.merged_name}` ({source.sha256[:12]}), not from"
             f" `{checkpoint.path}` ({checkpoint.sha256[:12]})",
-            "give the original of the artifact",
+            "give the original of the artifact, with its adapters",
         )
 
 

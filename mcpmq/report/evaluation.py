@@ -62,7 +62,7 @@ def evaluate(
     )
     if out is None:
         return measure()
-    with report_folder(Path(out), {checkpoint.path: "checkpoint", eval_set.path: "evaluation set"}):
+    with report_folder(Path(out), checkpoint.folders | {eval_set.path: "evaluation set"}):
         return measure_and_write(measure, Path(out), (*engine_baselines, *artifacts))
 
 

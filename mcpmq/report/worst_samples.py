@@ -15,6 +15,7 @@ from mcpmq.artifact import Artifact
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import Sample, SampleSet
 from mcpmq.evaluate import EncodedInputs, Measurement, Settings
+from mcpmq.evaluate.measure import original_options
 from mcpmq.evaluate.schema import SampleMetrics
 from mcpmq.families.images import open_image
 from mcpmq.families.inputs import Inputs
@@ -24,7 +25,8 @@ from mcpmq.formats.format import Engine
 from mcpmq.report.report import WorstSample
 from mcpmq.runners.greedy import MIN_BUDGET, GreedyAnswer
 from mcpmq.runners.inputs_store import InputsStore
-from mcpmq.runners.launcher import generate_answers
+from mcpmq.runners.launcher import NO_OPTIONS, generate_answers
+from mcpmq.runners.runner import EngineOptions
 from mcpmq.system.temporary_folder import temporary_folder
 
 MAX_SAMPLES, MAX_THUMBNAILS, THUMBNAIL_PIXELS, JPEG_QUALITY = 6, 4, 192, 80
@@ -68,7 +70,7 @@ def generate_worst_answers(
         encoded = {one.id: one for one in inputs.store if one.id in ids}
         budget = _token_budget(checkpoint, sum(len(one.tokens) for one in inputs.store))
         answers = partial(_answers, folder, encoded, settings.threads, budget)
-        originals = answers("original", "torch", checkpoint.path, list(ids))
+        originals = answers("original", "torch", checkpoint.path, list(ids), original_options(checkpoint))
         models = [(engine_of(artifact.manifest.kind), artifact.path) for artifact, _ in measured]
         return [
             GreedyAnswers(originals, answers(f"{number}", *model, one))
@@ -92,12 +94,15 @@ def _answers(
     engine: Engine,
     model: Path,
     ids: list[str],
+    options: EngineOptions = NO_OPTIONS,
 ) -> dict[str, GreedyAnswer]:
     (folder / name).mkdir()
     store = InputsStore(folder / name)
     for sample_id in ids:
         store.append(encoded[sample_id])
-    return dict(zip(ids, generate_answers(engine, model, store, threads, budget), strict=True)) if ids else {}
+    if not ids:
+        return {}
+    return dict(zip(ids, generate_answers(engine, model, store, threads, budget, options), strict=True))
 
 
 def worst_samples(

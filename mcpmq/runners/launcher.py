@@ -17,7 +17,7 @@ from mcpmq.errors import EngineError
 from mcpmq.formats.format import Engine
 from mcpmq.runners.greedy import MIN_BUDGET, GreedyAnswer
 from mcpmq.runners.inputs_store import InputsStore
-from mcpmq.runners.runner import PhaseTimings
+from mcpmq.runners.runner import EngineOptions, PhaseTimings
 from mcpmq.runners.token_metrics import TokenResults
 from mcpmq.runners.worker import RESULT_FILE, SAMPLE_DONE, Mode, Task
 from mcpmq.system.child_output import UnresponsiveError, output_lines
@@ -34,6 +34,7 @@ ENGINES: dict[Engine, tuple[str, str]] = {  # display name, and the package whos
 }
 MAX_STDERR_LINES = 20
 MAX_IDLE_SECONDS = 60  # without output and processor time, before a worker is ended
+NO_OPTIONS = EngineOptions()
 NO_REFERENCES: Mapping[str, Path] = MappingProxyType({})
 
 
@@ -83,6 +84,7 @@ def run_engine(
     *,
     save_logprobs: Path | None = None,
     references: Mapping[str, Path] = NO_REFERENCES,
+    options: EngineOptions = NO_OPTIONS,
 ) -> RunResult:
     """Run every sample through the model in a worker process that holds nothing else.
 
@@ -95,7 +97,7 @@ def run_engine(
     """
     files = {name: str(file) for name, file in references.items()}
     saved = str(save_logprobs) if save_logprobs else None
-    task = Task("measure", engine, str(model), str(samples.folder), threads, saved, files)
+    task = Task("measure", engine, str(model), str(samples.folder), threads, saved, files, options=options.keywords())
     return RunResult.model_validate_json(_run_worker(task, ENGINES[engine][0], len(samples), progress))
 
 
@@ -110,14 +112,20 @@ def measure_sequential_peak(engine: Engine, model: Path, samples: InputsStore, t
 
 
 def generate_answers(
-    engine: Engine, model: Path, samples: InputsStore, threads: int, budget: int = MIN_BUDGET
+    engine: Engine,
+    model: Path,
+    samples: InputsStore,
+    threads: int,
+    budget: int = MIN_BUDGET,
+    options: EngineOptions = NO_OPTIONS,
 ) -> tuple[GreedyAnswer, ...]:
     """Return the greedy answer of a model to the prompt of every sample; no pass begins after `budget` tokens.
 
     Raises:
         EngineError: the engine failed or did not respond.
     """
-    task = Task("greedy", engine, str(model), str(samples.folder), threads, budget=budget)
+    keywords = options.keywords()
+    task = Task("greedy", engine, str(model), str(samples.folder), threads, budget=budget, options=keywords)
     return _GreedyAnswers.model_validate_json(_run_worker(task, ENGINES[engine][0], 0, silent)).answers
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,10 +48,21 @@ class SupportsPhases(Protocol):
         """Time image encoding, prefill, and token-by-token decode of the answer."""
 
 
-class OpenRunner(Protocol):
-    """The signature of `open_runner`, which every runner module defines."""
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """Options of a runner module's `open_runner`; those that are not set are not passed to it."""
 
-    def __call__(self, path: Path, threads: int) -> Runner: ...
+    adapters: tuple[str, ...] = ()  # folders of LoRA adapters, merged into a checkpoint by the `torch` runner
+
+    def keywords(self) -> dict[str, Any]:
+        """Return the arguments of `open_runner` for the options that are set."""
+        return {"adapters": self.adapters} if self.adapters else {}
+
+
+class OpenRunner(Protocol):
+    """The signature of `open_runner`, which every runner module defines, with its options."""
+
+    def __call__(self, path: Path, threads: int, **options: Any) -> Runner: ...
 
 
 class SequentialEngine(Protocol):

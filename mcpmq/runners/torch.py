@@ -139,8 +139,8 @@ def _size(sample: Inputs) -> int:
     return max(len(sample.tokens), pixels // PIXELS_PER_TOKEN)
 
 
-def open_runner(path: Path, threads: int) -> TorchRunner:
-    """Open a checkpoint folder, or a quantized model, whose weights are dequantized.
+def open_runner(path: Path, threads: int, adapters: Sequence[str | Path] = ()) -> TorchRunner:
+    """Open a checkpoint folder with LoRA adapters, or a quantized model, whose weights are dequantized.
 
     One block at a time is in memory, in float32; its weights are read again for every batch of samples.
 
@@ -148,7 +148,7 @@ def open_runner(path: Path, threads: int) -> TorchRunner:
         McpmqError: the folder is neither, or its files are damaged.
     """
     torch.set_num_threads(threads)
-    family, config, weights, notes = _quantized(path) if (path / MANIFEST).is_file() else _checkpoint(path)
+    family, config, weights, notes = _quantized(path) if (path / MANIFEST).is_file() else _checkpoint(path, adapters)
     return build_runner(path, family, config, weights, (*notes, STREAMED_NOTE))
 
 
@@ -164,8 +164,10 @@ def build_runner(
     return TorchRunner(model, weights, family.open_processor(path).model_inputs, notes)
 
 
-def _checkpoint(path: Path) -> tuple[Family, Mapping[str, Any], WeightStore, tuple[str, ...]]:
-    checkpoint = Checkpoint.open(path)
+def _checkpoint(
+    path: Path, adapters: Sequence[str | Path]
+) -> tuple[Family, Mapping[str, Any], WeightStore, tuple[str, ...]]:
+    checkpoint = Checkpoint.open(path, adapters=adapters)
     weights = WeightStore(checkpoint.specs, checkpoint.load_float32)
     return checkpoint.family, checkpoint.config, weights, ()
 

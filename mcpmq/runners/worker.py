@@ -38,6 +38,7 @@ class Task:
     save_logprobs: str | None = None  # file to write the log-probabilities of all answers to
     references: dict[str, str] = field(default_factory=dict)  # log-probability files to compare with, by model name
     budget: int = 0  # tokens of all passes that generate answers
+    options: dict[str, Any] = field(default_factory=dict)  # more arguments of `open_runner`
 
 
 def main(file: str) -> int:
@@ -58,7 +59,7 @@ def _measure(task: Task) -> dict[str, Any]:
     started = time.perf_counter()
     open_runner = cast(OpenRunner, _engine_module(task).open_runner)
     baseline = rss_bytes("VmRSS")
-    runner = open_runner(Path(task.model), task.threads)
+    runner = open_runner(Path(task.model), task.threads, **task.options)
     loaded = time.perf_counter()
     for answer in runner.run(samples, metrics):
         answers.append(asdict(answer))
@@ -118,7 +119,8 @@ def _greedy(task: Task) -> dict[str, Any]:
 
     open_runner = cast(OpenRunner, _engine_module(task).open_runner)
     samples = list(InputsStore(Path(task.samples)))
-    answers = greedy_answers(open_runner(Path(task.model), task.threads), samples, task.budget)
+    runner = open_runner(Path(task.model), task.threads, **task.options)
+    answers = greedy_answers(runner, samples, task.budget)
     return {"answers": [asdict(answer) for answer in answers]}
 
 

@@ -26,6 +26,7 @@ def open_engine(
     *,
     exact: bool = False,
     source: Path | None = None,
+    adapters: Sequence[Path] = (),
 ) -> ChatEngine:
     """Load the model of a folder into its engine.
 
@@ -35,6 +36,7 @@ def open_engine(
         context: Maximum tokens of a chat and its answer; at most those of the model.
         exact: Give llama.cpp the image slices and tokens of the original. The other engines always get them.
         source: Folder with the text files of the original, for `exact`; by default they are found beside the artifact.
+        adapters: Folders of LoRA adapters, merged in this order into a checkpoint.
 
     Raises:
         McpmqError: the folder has no model, a file is missing or damaged, or the engine is not installed.
@@ -43,9 +45,11 @@ def open_engine(
     if is_checkpoint(path):
         from mcpmq.serving import torch
 
-        checkpoint = Checkpoint.open(path)
-        return torch.open_engine(checkpoint.path, checkpoint.family, "torch", threads, context)
-    return _open_artifact(find_artifact(path), threads, context, source if exact else None, exact=exact)
+        checkpoint = Checkpoint.open(path, adapters=adapters)
+        return torch.open_engine(checkpoint.path, checkpoint.family, "torch", threads, context, adapters)
+    artifact = find_artifact(path)
+    check_no_adapters(artifact, adapters)
+    return _open_artifact(artifact, threads, context, source if exact else None, exact=exact)
 
 
 def _open_artifact(artifact: Artifact, threads: int, context: int, source: Path | None, *, exact: bool) -> ChatEngine:
@@ -68,6 +72,19 @@ def _open_artifact(artifact: Artifact, threads: int, context: int, source: Path 
     from mcpmq.serving import torch
 
     return torch.open_engine(artifact.path, family, engine_of(kind), threads, context)
+
+
+def check_no_adapters(artifact: Artifact, adapters: Sequence[Path]) -> None:
+    """Check that no adapter is given for an artifact, whose weights have their final values.
+
+    Raises:
+        ArtifactError: one is given.
+    """
+    if adapters:
+        raise ArtifactError(
+            f"`{artifact.path}` is an artifact: the adapter `{adapters[0]}` cannot be merged into it",
+            "convert the original with `--lora`, and run the result",
+        )
 
 
 def _check_files(artifact: Artifact) -> None:

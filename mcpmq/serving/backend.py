@@ -14,7 +14,7 @@ from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import EngineError
 from mcpmq.evaluate.measure import engine_name
 from mcpmq.families import family_named
-from mcpmq.serving.artifacts import CONTEXT, find_artifact, is_checkpoint
+from mcpmq.serving.artifacts import CONTEXT, check_no_adapters, find_artifact, is_checkpoint
 from mcpmq.serving.engine import MAX_TOKENS
 from mcpmq.serving.engine_client import EngineClient
 from mcpmq.serving.engine_process import EngineProcess, running_engine
@@ -42,6 +42,7 @@ class ServerOptions:
     threads: int | None = None  # None: one for every core
     key: str | None = None
     max_tokens: int = MAX_TOKENS  # of an answer
+    adapters: tuple[Path, ...] = ()  # folders of LoRA adapters, merged into a checkpoint
 
     @property
     def is_local(self) -> bool:
@@ -62,11 +63,12 @@ def running_model(
         McpmqError: the folder has no model, or the engine cannot load it, or not with several slots.
     """
     if is_checkpoint(path):
-        checkpoint = Checkpoint.open(path)
-        with _running_worker(checkpoint.path, checkpoint.name, options) as (engine, facts):
+        checkpoint = Checkpoint.open(path, adapters=options.adapters)
+        with _running_worker(checkpoint.path, checkpoint.merged_name, options) as (engine, facts):
             yield engine, describe_original(checkpoint, facts, limits)
         return
     artifact = find_artifact(path)
+    check_no_adapters(artifact, options.adapters)
     name = model_name(artifact)
     is_gguf = artifact.manifest.kind == "gguf"
     running = _running_llama(artifact, name, options) if is_gguf else _running_worker(artifact.path, name, options)
@@ -105,6 +107,7 @@ def _running_worker(path: Path, name: str, options: ServerOptions) -> Iterator[t
         "path": str(path.absolute()),
         "context": options.context,
         "threads": _threads(options),
+        "adapters": [str(folder.absolute()) for folder in options.adapters],
     }
     with running_engine(WORKER, settings) as engine:
         facts = engine.facts

@@ -50,7 +50,7 @@ def describe(artifact: Artifact, engine: EngineFacts, limits: Limits) -> ServedM
     """Return the description of an artifact."""
     facts = {
         "sha256": artifact.sha256,
-        "original": escape_controls(artifact.manifest.source.name),
+        "original": escape_controls(artifact.manifest.source.merged_name),
         "original_sha256": artifact.manifest.source.sha256,
         "recipe": _recipe(artifact),
         "format": artifact.manifest.kind,
@@ -63,7 +63,7 @@ def describe(artifact: Artifact, engine: EngineFacts, limits: Limits) -> ServedM
 
 def describe_original(checkpoint: Checkpoint, engine: EngineFacts, limits: Limits) -> ServedModel:
     """Return the description of a checkpoint, which is not quantized."""
-    name = escape_controls(checkpoint.name)
+    name = escape_controls(checkpoint.merged_name)
     facts = {"original": name, "recipe": None, "format": "checkpoint", "nbytes": checkpoint.nbytes, "quality": None}
     created = int((checkpoint.path / CONFIG).stat().st_mtime)
     return ServedModel(name, created, engine, {**facts, **_engine_facts(engine, limits)})
@@ -82,7 +82,7 @@ def _engine_facts(engine: EngineFacts, limits: Limits) -> dict[str, Any]:
 def model_name(artifact: Artifact) -> str:
     """Return the name in requests and answers: original, recipe and format."""
     manifest = artifact.manifest
-    return escape_controls(f"{manifest.source.name}-{_recipe(artifact)}-{manifest.kind}")
+    return escape_controls(f"{manifest.source.merged_name}-{_recipe(artifact)}-{manifest.kind}")
 
 
 def _recipe(artifact: Artifact) -> str:

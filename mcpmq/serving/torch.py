@@ -1,6 +1,6 @@
 """Chat engine of quantized models, Hugging Face artifacts and checkpoints: native classes in PyTorch."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from mcpmq.evaluate.measure import engine_name
@@ -18,15 +18,17 @@ OPENERS: Mapping[Engine, Callable[[Path, int], TorchRunner | TransformersRunner]
 }
 
 
-def open_engine(path: Path, family: Family, engine: Engine, threads: int, context: int) -> DecodingEngine:
-    """Load a folder whole: a checkpoint, a quantized model, or an artifact of a Hugging Face format.
+def open_engine(
+    path: Path, family: Family, engine: Engine, threads: int, context: int, adapters: Sequence[Path] = ()
+) -> DecodingEngine:
+    """Load a folder whole: a checkpoint with its adapters, a quantized model, or an artifact of Hugging Face.
 
     Raises:
         McpmqError: a file is missing or damaged.
         EngineError: the weights need more memory than is available.
         MissingExtra: the package of the format is not installed.
     """
-    runner = OPENERS[engine](path, threads)
+    runner = torch.open_runner(path, threads, adapters) if adapters else OPENERS[engine](path, threads)
     notes = runner.notes
     if isinstance(runner, TorchRunner):
         runner.load_all()

@@ -3,7 +3,7 @@
     python -m mcpmq.serving.worker
 
 reads a line of JSON from stdin (the fields of `WorkerSettings`), and serves until it is killed. So all engines have one
-adapter, and an engine that crashes is replaced in the same way.
+interface, and an engine that crashes is replaced in the same way.
 """
 
 import json
@@ -33,6 +33,7 @@ class WorkerSettings:
     threads: int
     socket: str
     key: str
+    adapters: tuple[str, ...] = ()  # folders of LoRA adapters, merged into a checkpoint
 
 
 class _Server(uvicorn.Server):
@@ -51,7 +52,8 @@ def main() -> int:
     """Load the model, write `READY` with facts about it, and serve; return 1 if the model cannot be loaded."""
     settings = WorkerSettings(**json.loads(sys.stdin.readline()))
     try:
-        engine = open_engine(Path(settings.path), settings.threads, settings.context)
+        adapters = [Path(folder) for folder in settings.adapters]
+        engine = open_engine(Path(settings.path), settings.threads, settings.context, adapters=adapters)
     except McpmqError as error:
         sys.stderr.write(f"{error}\n{error.hint}\n")
         return 1

@@ -136,7 +136,9 @@ def inspect_path(path: Path, *, as_json: bool = False, all_rows: bool = False) -
 
 def _artifact_table(artifact: "Artifact") -> Table:
     manifest, sizes = artifact.manifest, artifact.nbytes_by_component()
-    source = f"{manifest.source.name}, {format_megabytes(manifest.source.nbytes)}, sha256 {manifest.source.sha256}"
+    source = (
+        f"{manifest.source.merged_name}, {format_megabytes(manifest.source.nbytes)}, sha256 {manifest.source.sha256}"
+    )
     rows: list[Row] = [
         ("sha256", [artifact.sha256]),
         ("family", [manifest.family]),

@@ -26,8 +26,11 @@ def print_run_command(artifact: Path, *, has_vision: bool) -> None:
     print_notice(f"try it: {_command('run', artifact, *image, 'PROMPT')}")
 
 
-def print_conversion_steps(report: "Report", out: Path, source: str, calibration: Path | None) -> None:
-    """Print the outputs of a conversion, its report, and `search` if it is known to have better recipes."""
+def print_conversion_steps(report: "Report", out: Path, source: list[str], calibration: Path | None) -> None:
+    """Print the outputs of a conversion, its report, and `search` if it is known to have better recipes.
+
+    `source` are the words that name the checkpoint and its adapters.
+    """
     names = [result.name for result in report.artifacts]
     print_notice(f"written: {', '.join(str(out / name) for name in names) or out}")
     if names:
@@ -38,7 +41,7 @@ def print_conversion_steps(report: "Report", out: Path, source: str, calibration
     print_report_paths(out)
 
 
-def _print_search(recipe: str, kind: str, nbytes: int, source: str, calibration: Path | None) -> None:
+def _print_search(recipe: str, kind: str, nbytes: int, source: list[str], calibration: Path | None) -> None:
     from mcpmq.formats.recipes import Measurements
 
     measured = Measurements.load()
@@ -47,7 +50,7 @@ def _print_search(recipe: str, kind: str, nbytes: int, source: str, calibration:
     fixed, searched = (one.mean_kld["image"][0] for one in better)
     options = ("--format", kind, SIZE_LIMIT, str(nbytes), "--calibration", calibration or "DIR")
     print_notice(
-        f"more accurate at this size: {_command('search', source, 'recipe.toml', *options)}"
+        f"more accurate at this size: {_command('search', *source, 'recipe.toml', *options)}"
         f" (mean KLD on {measured.checkpoint}: {searched:.4f} instead of {fixed:.4f} nats)"
     )
 
@@ -61,7 +64,8 @@ def print_quantized_steps(artifact: "Artifact") -> None:
 def print_exported_steps(artifact: "Artifact") -> None:
     """Print the commands that run and measure an exported artifact."""
     print_run_command(artifact.path, has_vision=artifact.has_vision)
-    options = ("--against", "CHECKPOINT", "--eval-set", "DIR")
+    adapters = ("--lora", "DIR") * len(artifact.manifest.source.adapters)
+    options = ("--against", "CHECKPOINT", *adapters, "--eval-set", "DIR")
     print_notice(f"measure it: {_command('evaluate', artifact.path, *options)}")
 
 
@@ -73,11 +77,11 @@ def print_imatrix_steps(artifact: "Artifact") -> None:
             print_notice(f"next: llama-quantize --imatrix {file} IN.gguf OUT.gguf q4_k_m")
 
 
-def print_search_steps(recipe: Path, source: str, kind: str, calibration: Path | None) -> None:
+def print_search_steps(recipe: Path, source: list[str], kind: str, calibration: Path | None) -> None:
     """Print the path of a searched recipe, and the command that measures it."""
     options = ("--recipe", recipe, "--format", kind, "--calibration", calibration or "DIR")
     print_notice(f"written: {recipe}")
-    print_notice(f"measure it: {_command('convert', source, 'OUT', *options)}")
+    print_notice(f"measure it: {_command('convert', *source, 'OUT', *options)}")
 
 
 def print_release_steps(release: Path, *, has_vision: bool) -> None:

@@ -57,7 +57,7 @@ def _plan_table(plan: "Plan") -> Table:
         rows.append((name, [weights, scheme, format_megabytes(sum(tensor.nbytes for tensor in tensors)), reason]))
     before, after = plan.checkpoint.nbytes, plan.nbytes
     total = [f"{len(plan.tensors)}", "", format_megabytes(after), f"{after / before:.1%} of the original"]
-    source = plan.checkpoint.name
+    source = plan.checkpoint.merged_name
     title = f"{plan.recipe.name} on {source}: {format_megabytes(before)} to {format_megabytes(after)}"
     notes = [
         "Sizes are computed from headers; --format adds those of a format. --json lists every tensor.",

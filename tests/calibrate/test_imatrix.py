@@ -22,7 +22,6 @@ from mcpmq.dataset import SampleSet
 from mcpmq.errors import ArtifactError, DatasetError, FormatError, OutputError
 from mcpmq.evaluate import Settings, measure
 from mcpmq.execution import chunked_matmul, torch_model
-from mcpmq.execution.chunked_matmul import torch_threads
 from mcpmq.families.family import TensorSpec
 from mcpmq.formats.gguf import mmproj, names
 from mcpmq.formats.gguf.imatrix_file import ImportanceMatrix
@@ -31,6 +30,7 @@ from mcpmq.formats.gguf.resampler import SIGLIP_RESAMPLER
 from mcpmq.quantized_model import QuantizedModel
 from mcpmq.rounding.stats import VISION
 from mcpmq.system.progress import Item, silent
+from mcpmq.system.torch_threads import torch_threads
 from tests.gguf_tools import export_gguf, gguf_reader, metadata_value, quantize_with
 
 

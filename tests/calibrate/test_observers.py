@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from mcpmq.calibrate import observers
 from mcpmq.calibrate.observers import HessianObserver, HoldOut, TokenModalities, collect_stats
-from mcpmq.execution.chunked_matmul import deterministic_threads, serial_map, torch_threads
+from mcpmq.execution.chunked_matmul import deterministic_threads, serial_map
 from mcpmq.rounding.stats import MODALITIES, Drift, InputStats
+from mcpmq.system.torch_threads import torch_threads
 
 MODALITY_IDS = torch.tensor([0, 0, 1, 1, 1, 2, 2], dtype=torch.uint8)
 

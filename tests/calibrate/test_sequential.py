@@ -20,7 +20,6 @@ from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import SampleSet
 from mcpmq.errors import CheckpointError, DatasetError
 from mcpmq.execution import chunked_matmul, spilling, torch_model
-from mcpmq.execution.chunked_matmul import torch_threads
 from mcpmq.families.family import TensorSpec
 from mcpmq.families.inputs import Inputs
 from mcpmq.families.minicpmv_inputs import MiniCpmVProcessor
@@ -34,6 +33,7 @@ from mcpmq.rounding import ROUNDING_FUNCTIONS
 from mcpmq.rounding.shrinkage import ShrinkageChoice
 from mcpmq.rounding.stats import InputStats
 from mcpmq.system.progress import Item
+from mcpmq.system.torch_threads import torch_threads
 from tests.tiny import SMALL_CONFIG, build_checkpoint, make_uneven
 
 BLOCKS = 11  # of the small model

@@ -15,7 +15,6 @@ from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import SampleSet
 from mcpmq.errors import DatasetError
 from mcpmq.execution import torch_model
-from mcpmq.execution.chunked_matmul import torch_threads
 from mcpmq.families.encoding import encode_sample
 from mcpmq.families.family import TensorSpec
 from mcpmq.plan import Plan, make_plan
@@ -26,6 +25,7 @@ from mcpmq.rounding import ROUNDING_FUNCTIONS
 from mcpmq.rounding.shrinkage import ShrinkageChoice
 from mcpmq.rounding.stats import InputStats
 from mcpmq.system.progress import Item
+from mcpmq.system.torch_threads import torch_threads
 from tests.tiny import make_uneven
 
 WEIGHTS = {"vision": 0.25, "text": 1.0, "answer": 2.0}

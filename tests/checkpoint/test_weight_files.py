@@ -104,7 +104,7 @@ def test_an_adapter_folder_is_rejected(tmp_path: Path) -> None:
 
     with pytest.raises(CheckpointError, match="Qwen2-VL-2B-Instruct") as caught:
         check_not_adapter(tmp_path)
-    assert "merge the adapter" in caught.value.hint
+    assert "`--lora`" in caught.value.hint
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from mcpmq.execution.chunked_matmul import (
     chunk_linears,
     deterministic_threads,
     serial_map,
-    torch_threads,
 )
+from mcpmq.system.torch_threads import torch_threads
 
 
 def model() -> nn.Sequential:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from mcpmq.execution.chunked_matmul import torch_threads
 from mcpmq.execution.instruction_set import instruction_set
+from mcpmq.system.torch_threads import torch_threads
 from tests.kill_points import read_files
 
 QUANTIZE = """

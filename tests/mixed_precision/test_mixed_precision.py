@@ -17,7 +17,6 @@ from mcpmq.dataset import SampleSet
 from mcpmq.errors import DatasetError, FormatError, RecipeError
 from mcpmq.estimate.forecast import forecast
 from mcpmq.evaluate import Settings
-from mcpmq.execution.chunked_matmul import torch_threads
 from mcpmq.export import export
 from mcpmq.formats import FormatName
 from mcpmq.mixed_precision import Budget, SearchResult, search_recipe
@@ -30,6 +29,7 @@ from mcpmq.quantize import quantize
 from mcpmq.recipe import Recipe
 from mcpmq.scheme import parse_scheme
 from mcpmq.system.progress import silent
+from mcpmq.system.torch_threads import torch_threads
 from tests.fake_releases import report_for
 
 BASE = Recipe.load("phone-int4")

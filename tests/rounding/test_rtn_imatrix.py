@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from mcpmq.errors import DatasetError
-from mcpmq.execution.chunked_matmul import torch_threads
 from mcpmq.grids import dequantize
 from mcpmq.qtensor import IntegerTensor
 from mcpmq.rounding import ROUNDING_FUNCTIONS, rtn_imatrix
 from mcpmq.rounding.stats import InputStats
+from mcpmq.system.torch_threads import torch_threads
 from tests.rounding.oracle import grid_scheme, input_stats, random_layer, same_bytes
 
 SCHEMES = [

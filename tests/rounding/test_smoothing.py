@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import SampleSet
-from mcpmq.execution.chunked_matmul import deterministic_threads, serial_map, torch_threads
+from mcpmq.execution.chunked_matmul import deterministic_threads, serial_map
 from mcpmq.families.family import SmoothingMapping
 from mcpmq.grids import dequantize
 from mcpmq.plan import Plan, make_plan
@@ -33,6 +33,7 @@ from mcpmq.rounding.smoothing import (
     weight_scalings,
 )
 from mcpmq.rounding.stats import InputStats
+from mcpmq.system.torch_threads import torch_threads
 from tests.rounding.oracle import grid_scheme, input_stats, random_layer
 from tests.smoothing_tools import random_scales, scaled_logits
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from mcpmq.execution.chunked_matmul import torch_threads
 from mcpmq.rounding import target as target_module
 from mcpmq.rounding.stats import Drift, InputStats
 from mcpmq.rounding.target import Target, solve_drift
+from mcpmq.system.torch_threads import torch_threads
 from tests.rounding.oracle import input_stats, random_layer
 
 ROWS, COLUMNS = 10, 24

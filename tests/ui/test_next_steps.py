@@ -22,7 +22,7 @@ def report_of(recipe: str, kind: str = "gguf") -> Report:
 
 def test_a_conversion_ends_with_paths_and_commands(capsys: pytest.CaptureFixture[str]) -> None:
     """Artifacts, the page of the report, `search` with the size of the artifact, and `check`; names are quoted."""
-    ui.print_conversion_steps(report_of("calibrated-int4"), Path("my out"), "model", Path("photos"))
+    ui.print_conversion_steps(report_of("calibrated-int4"), Path("my out"), ["model"], Path("photos"))
     printed = capsys.readouterr()
 
     assert printed.out == ""
@@ -45,7 +45,7 @@ def test_search_is_suggested_for_dominated_recipes_only(
     recipe: str, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Not for a searched recipe, for a format that stores one scheme, or for a recipe without results."""
-    ui.print_conversion_steps(report_of(recipe, kind), Path("out"), "model", None)
+    ui.print_conversion_steps(report_of(recipe, kind), Path("out"), ["model"], None)
 
     assert "search" not in capsys.readouterr().err
 

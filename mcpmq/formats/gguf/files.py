@@ -59,7 +59,7 @@ class GgufFile:
 
     def file_name(self, model: ModelView) -> str:
         """Return the name that llama.cpp's own tools would choose."""
-        return f"{self.prefix}{safe_file_name(model.artifact.manifest.source.name)}-{self.file_type}.gguf"
+        return f"{self.prefix}{safe_file_name(model.artifact.manifest.source.merged_name)}-{self.file_type}.gguf"
 
 
 def gguf_files(model: ModelView) -> tuple[GgufFile, ...]:
@@ -121,7 +121,7 @@ def write_header(writer: GGUFWriter, file: GgufFile, model: ModelView) -> None:
 
 def _add_provenance(writer: GGUFWriter, model: ModelView) -> None:
     manifest = model.artifact.manifest
-    writer.add_name(manifest.source.name)
+    writer.add_name(manifest.source.merged_name)
     writer.add_quantized_by("mcpmq")
     writer.add_quantization_version(QUANTIZATION_VERSION)
     writer.add_string("mcpmq.version", manifest.versions.get("mcpmq", ""))
