@@ -103,8 +103,9 @@ def transformers_js_text() -> str:
     pinned = json.loads((ROOT / "tests/transformers_js/package.json").read_text())["dependencies"]
     version = f"{pinned['@huggingface/transformers']} in Node: `make transformers-js`"
     return (
-        f"ONNX artifacts of Qwen2-VL, Qwen2.5-VL and Qwen3-VL load in transformers.js ({version}) and generate\n"
-        "the same answers. transformers.js shrinks images without antialiasing, so resize images before you pass them."
+        f"ONNX artifacts of Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5 load in transformers.js ({version})\n"
+        "and generate the same answers. transformers.js shrinks images without antialiasing, so resize images\n"
+        "before you pass them."
     )
 
 

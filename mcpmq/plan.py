@@ -40,6 +40,11 @@ class TensorPlan:
         return (columns, rows) if self.spec.transposed else (rows, columns)
 
     @property
+    def adjacent_columns(self) -> int:
+        """Columns that are adjacent in every format: those of a head where a format reorders heads, else all."""
+        return self.spec.head_columns or self.matrix_shape[1]
+
+    @property
     def is_quantized(self) -> bool:
         return self.scheme is not None and self.scheme.is_quantized
 
@@ -148,7 +153,7 @@ def _with_scheme(tensor: TensorPlan, request: SchemeRequest) -> TensorPlan:
     """Give a weight its scheme; of a choice, the first whose blocks divide its columns."""
     if not isinstance(request, SchemeChoice):
         return replace(tensor, scheme=request)
-    columns, first = tensor.matrix_shape[1], request.schemes[0]
+    columns, first = tensor.adjacent_columns, request.schemes[0]
     chosen = request.for_columns(columns)
     if chosen == first:
         return replace(tensor, scheme=chosen)
@@ -176,7 +181,7 @@ def _last_match(globs: Iterable[str], spec: TensorSpec) -> str | None:
 
 def scheme_fits(tensor: TensorPlan) -> bool:
     """Return whether the columns are a multiple of the scheme's blocks, or zeros may pad the last block."""
-    columns, scheme = tensor.matrix_shape[1], tensor.scheme
+    columns, scheme = tensor.adjacent_columns, tensor.scheme
     if scheme is None or columns % scheme.column_multiple == 0:
         return True
     return isinstance(scheme, GgmlScheme) and tensor.spec.paddable_axis == "columns"
@@ -191,10 +196,11 @@ def _check_tensor(tensor: TensorPlan) -> None:
         )
     if scheme_fits(tensor):
         return
-    columns, scheme, line = tensor.matrix_shape[1], tensor.scheme, tensor.reason.partition(";")[0]
+    columns, scheme, line = tensor.adjacent_columns, tensor.scheme, tensor.reason.partition(";")[0]
     assert scheme is not None
+    unit = "heads of " if tensor.spec.head_columns else ""
     raise RecipeError(
-        f"`{tensor.name}` has {columns} columns, not a multiple of the {scheme.column_multiple} of `{scheme}`",
+        f"`{tensor.name}` has {unit}{columns} columns, not a multiple of the {scheme.column_multiple} of `{scheme}`",
         f'use {_alternatives(scheme, columns)}: add `"{tensor.name}" = ...` after {line} in the recipe',
     )
 

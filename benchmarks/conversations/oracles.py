@@ -70,6 +70,7 @@ class Oracle:
 
     def _qwen(self) -> Any:
         names = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor", "qwen3_vl": "Qwen3VLProcessor"}
+        names["qwen3_5"] = names["qwen3_vl"]
         return self._create(getattr(transformers, names[self._model_type]))
 
     def _minicpm(self) -> Any:

@@ -32,6 +32,7 @@ from mcpmq.execution.layerwise import Replay
 from mcpmq.families.family import TensorSpec
 from mcpmq.formats.gguf import language, mmproj
 from mcpmq.formats.gguf.imatrix_file import ImatrixEntry, ImportanceMatrix, column_counts
+from mcpmq.formats.gguf.linear_attention import column_order
 from mcpmq.formats.gguf.names import (
     HYBRID_LANGUAGE_NAMES,
     LANGUAGE_NAMES,
@@ -205,7 +206,7 @@ def _importance_matrix(
     checkpoint: Checkpoint, sums: MatrixSums, part: str, names: TensorNames, samples: SampleSet
 ) -> ImportanceMatrix:
     entries = {
-        name: _entry(spec, one)
+        name: _entry(spec, one, column_order(spec, checkpoint.architecture.language))
         for spec in component_specs(checkpoint, part)
         if spec.name in sums
         for name, one in _split(gguf_names(spec.name, names), sums[spec.name])
@@ -218,10 +219,12 @@ def _split(names: Sequence[str], sums: Sequence[SquareSums]) -> Iterator[tuple[s
     return zip(names, sums if len(sums) > 1 else [sums[0]] * len(names), strict=True)
 
 
-def _entry(spec: TensorSpec, sums: SquareSums) -> ImatrixEntry:
+def _entry(spec: TensorSpec, sums: SquareSums, order: Sequence[int]) -> ImatrixEntry:
+    """Return the statistics of a matrix; `order` has its columns in the order of the file, or nothing."""
     if not sums.sums.isfinite().all():
         raise nonfinite_error(spec.name)
-    return ImatrixEntry(sums.sums.numpy(), sum(sums.token_counts.values()))
+    values = sums.sums.numpy()
+    return ImatrixEntry(values[list(order)] if order else values, sum(sums.token_counts.values()))
 
 
 def open_imatrix(folder: Path, checkpoint: Checkpoint) -> Artifact:

@@ -13,6 +13,7 @@ from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import ArtifactError
 from mcpmq.families.family import TensorSpec
 from mcpmq.formats.gguf.imatrix_file import ImatrixEntry
+from mcpmq.formats.gguf.linear_attention import column_order
 from mcpmq.formats.gguf.names import gguf_names
 
 LANGUAGE_PREFIX = "language."
@@ -52,13 +53,15 @@ def _mean_squares(artifact: Artifact, checkpoint: Checkpoint) -> Iterator[tuple[
         for spec in component_specs(checkpoint, part):
             found = [entries[name] for name in gguf_names(spec.name, names) if name in entries]
             if found:
-                yield spec.name, [_mean_square(spec, entry) for entry in found]
+                order = column_order(spec, checkpoint.architecture.language)
+                yield spec.name, [_mean_square(spec, entry, order) for entry in found]
 
 
-def _mean_square(spec: TensorSpec, entry: ImatrixEntry) -> Tensor:
-    """Return the mean squares of the columns of the checkpoint, without padding."""
+def _mean_square(spec: TensorSpec, entry: ImatrixEntry, order: Sequence[int]) -> Tensor:
+    """Return the mean squares of the columns of the checkpoint, in its order and without padding."""
     columns = spec.shape[0 if spec.transposed else 1]
-    return torch.from_numpy(entry.square_sums[:columns].copy()) / max(1, entry.count)
+    values = torch.from_numpy(entry.square_sums[:columns].copy()) / max(1, entry.count)
+    return values[torch.argsort(torch.tensor(order))] if order else values
 
 
 def _vision_share(artifact: Artifact) -> float:

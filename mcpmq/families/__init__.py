@@ -13,6 +13,7 @@ from mcpmq.families import (
     minicpmv47,
     qwen2_5vl,
     qwen2vl,
+    qwen3_5,
     qwen3vl,
 )
 from mcpmq.families.family import Family
@@ -30,6 +31,7 @@ FAMILIES: tuple[Family, ...] = (
     qwen2vl.QWEN2_VL,
     qwen2_5vl.QWEN2_5_VL,
     qwen3vl.QWEN3_VL,
+    qwen3_5.QWEN3_5,
 )
 
 

@@ -36,6 +36,7 @@ class TensorSpec:
     paddable_axis: Literal["rows", "columns"] | None = None  # zero padding of this axis does not change the output
     module_names: tuple[str, ...] = ()  # parameters of the torch module with this value; () for `hub_name`
     alias: str = ""  # second name in recipes: a tied embedding is also called `head`
+    head_columns: int = 0  # a format may reorder the columns in units of this many, those of a head; 0: never
 
     @property
     def component(self) -> str:
@@ -58,6 +59,11 @@ class LinearAttention:
     key_head_dim: int
     value_head_dim: int
     conv_kernel_size: int  # tokens
+
+    @property
+    def values_per_key(self) -> int:
+        """Value heads that share a key head; those of one key head are adjacent."""
+        return self.num_value_heads // self.num_key_heads
 
     @property
     def conv_channels(self) -> int:

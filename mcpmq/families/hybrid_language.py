@@ -9,6 +9,8 @@ from mcpmq.families.config_schema import HeadCount, HiddenSize
 from mcpmq.families.family import LanguageShape, LinearAttention
 from mcpmq.families.language import LanguageConfig, RopeConfig
 
+DEFAULT_MROPE_SECTIONS = (11, 11, 10)  # frequencies for time, row and column
+
 
 class _Rope(RopeConfig):
     partial_rotary_factor: PositiveFloat = Field(default=0.25, le=1)
@@ -38,11 +40,18 @@ class HybridConfig(LanguageConfig):
         """Return the hyperparameters, with gated attention, QK norms and a partial rotary embedding.
 
         Raises:
-            CheckpointError: `layer_types` does not have one entry per layer.
+            CheckpointError: `layer_types` does not have one entry per layer, or key heads have no equal number of
+                value heads.
         """
         if self.layer_types and len(self.layer_types) != self.num_hidden_layers:
             raise CheckpointError(
                 f"`config.json` has {self.num_hidden_layers} layers but {len(self.layer_types)} `layer_types`",
+                "compare it with the published file",
+            )
+        if self.linear_num_value_heads % self.linear_num_key_heads:
+            raise CheckpointError(
+                f"`config.json` has {self.linear_num_value_heads} value heads of linear attention, not a multiple of"
+                f" its {self.linear_num_key_heads} key heads",
                 "compare it with the published file",
             )
         linear = LinearAttention(

@@ -6,16 +6,10 @@ from typing import Any
 
 from mcpmq.families.config_schema import validate_config
 from mcpmq.families.family import Architecture
-from mcpmq.families.hybrid_language import HybridConfig
+from mcpmq.families.hybrid_language import DEFAULT_MROPE_SECTIONS, HybridConfig
 from mcpmq.families.language import normalize_text_config
 from mcpmq.families.minicpmv46 import MINICPM_V_4_6
 from mcpmq.families.prompt_format import PromptFormat
-
-DEFAULT_MROPE_SECTIONS = (
-    11,
-    11,
-    10,
-)  # frequencies for time, row and column
 
 
 def _parse_architecture(config: Mapping[str, Any]) -> Architecture:

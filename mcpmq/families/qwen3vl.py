@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from mcpmq.families.config_schema import HiddenSize, IntermediateSize, validate_config
-from mcpmq.families.family import Architecture, TensorSpec
+from mcpmq.families.family import Architecture, TensorSpec, VisionShape
 from mcpmq.families.language import LanguageConfig, normalize_text_config
 from mcpmq.families.qwen2vl import QWEN2_VL
 from mcpmq.families.qwen_vision import QwenVisionConfig, patch_embedding_spec, qwen_layer_specs, qwen_merger_specs
@@ -25,7 +25,9 @@ class _Language(LanguageConfig):
     head_dim: PositiveInt = Field(default=128, le=4096)
 
 
-class _Vision(QwenVisionConfig):
+class VisionConfig(QwenVisionConfig):
+    """Keys of `vision_config`, also of Qwen3.5; defaults are those of the transformers class."""
+
     hidden_act: Literal["gelu_pytorch_tanh"] = "gelu_pytorch_tanh"
     hidden_size: HiddenSize = 1152
     intermediate_size: IntermediateSize = 4304
@@ -34,6 +36,12 @@ class _Vision(QwenVisionConfig):
     num_position_embeddings: PositiveInt = Field(default=2304, le=1 << 20)
     deepstack_visual_indexes: tuple[NonNegativeInt, ...] = (8, 16, 24)
 
+    def to_tower(self) -> VisionShape:
+        """Return the hyperparameters."""
+        side, layers = isqrt(self.num_position_embeddings), self.deepstack_visual_indexes
+        sizes = self.hidden_size, self.intermediate_size
+        return self.to_shape("qwen3-vl", *sizes, position_grid_size=side, deepstack_layers=layers)
+
 
 def _parse_architecture(config: Mapping[str, Any]) -> Architecture:
     """Read the hyperparameters from a raw config.json.
@@ -41,20 +49,15 @@ def _parse_architecture(config: Mapping[str, Any]) -> Architecture:
     Raises:
         CheckpointError: a size is missing or out of range.
     """
-    sizes, text = (
-        validate_config(_Vision, config.get("vision_config") or {}),
-        validate_config(_Language, normalize_text_config(config)),
-    )
+    vision = validate_config(VisionConfig, config.get("vision_config") or {}).to_tower()
+    text = validate_config(_Language, normalize_text_config(config))
     sections = text.rope.mrope_section or DEFAULT_MROPE_SECTIONS
     language = text.to_shape("qwen3vl", qk_norm=True, mrope_sections=sections, mrope_interleaved=True)
-    deep = {
-        "position_grid_size": isqrt(sizes.num_position_embeddings),
-        "deepstack_layers": sizes.deepstack_visual_indexes,
-    }
-    return Architecture(language, sizes.to_shape("qwen3-vl", sizes.hidden_size, sizes.intermediate_size, **deep))
+    return Architecture(language, vision)
 
 
-def _tensor_specs(architecture: Architecture) -> tuple[TensorSpec, ...]:
+def tensor_specs(architecture: Architecture) -> tuple[TensorSpec, ...]:
+    """Return all tensors, also of Qwen3.5."""
     return (
         *_vision_specs(architecture, "model.visual"),
         *qwen_merger_specs(architecture, MERGER_NAMES, "projector", "model.visual.merger"),
@@ -90,7 +93,7 @@ QWEN3_VL = replace(
     hub_ids=("Qwen/Qwen3-VL-4B-Instruct", "Qwen/Qwen3-VL-8B-Instruct"),
     matches=lambda config: config.get("model_type") == "qwen3_vl",
     parse_architecture=_parse_architecture,
-    tensor_specs=_tensor_specs,
+    tensor_specs=tensor_specs,
     torch_builder="mcpmq.families.modeling_transformers:qwen3_vl",
     caveats=(),
     smoothing_mappings=(*DECODER, *QWEN_VISION),

@@ -17,6 +17,7 @@ SETTINGS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of an
 # model types if tokenizer_config.json has no other; where its class counts, tokenizer_config.json can select it.
 REBUILT_CLASS, REBUILT_MODEL_TYPES = "Qwen2Tokenizer", ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
 SELECTABLE_MODEL_TYPES = ("minicpmo", None)
+ALWAYS_REBUILT_MODEL_TYPES = ("qwen3_5",)  # with a class of their own, also if tokenizer_config.json has another one
 HINT = "compare the tokenizer files with the published files"
 
 
@@ -80,6 +81,8 @@ def add_configured_tokens(tokenizer: Tokenizer, folder: Path, config: Mapping[st
 def is_rebuilt(folder: Path, config: Mapping[str, Any]) -> bool:
     """Return whether the tokenizer class of transformers takes only the vocabulary and merges of tokenizer.json."""
     model_type = _read(folder / "config.json").get("model_type")
+    if model_type in ALWAYS_REBUILT_MODEL_TYPES:
+        return True
     default = REBUILT_CLASS if model_type in REBUILT_MODEL_TYPES else ""
     name = str(config.get("tokenizer_class", default)).removesuffix("Fast")
     return name == REBUILT_CLASS and model_type in (*REBUILT_MODEL_TYPES, *SELECTABLE_MODEL_TYPES)

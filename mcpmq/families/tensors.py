@@ -25,10 +25,17 @@ BIASED_MATRICES = ("attention.q", "attention.k", "attention.v")
 
 
 def matrix_specs(
-    name: str, hub_name: str, shape: tuple[int, int], bias: bool = True, paddable_axis: PaddableAxis | None = None
+    name: str,
+    hub_name: str,
+    shape: tuple[int, int],
+    bias: bool = True,
+    paddable_axis: PaddableAxis | None = None,
+    head_columns: int = 0,
 ) -> Iterator[TensorSpec]:
     """Yield a matrix [rows, columns] and its bias, if it has one."""
-    yield TensorSpec(name, f"{hub_name}.weight", shape, "matrix", paddable_axis=paddable_axis)
+    yield TensorSpec(
+        name, f"{hub_name}.weight", shape, "matrix", paddable_axis=paddable_axis, head_columns=head_columns
+    )
     if bias:
         bias_axis: PaddableAxis | None = "rows" if paddable_axis == "rows" else None
         yield TensorSpec(f"{name}.bias", f"{hub_name}.bias", shape[:1], paddable_axis=bias_axis)
@@ -91,7 +98,8 @@ def linear_attention_layer_specs(shape: LanguageShape, name: str, hub_name: str)
     yield TensorSpec(f"{name}.linear.decay", f"{hub}.A_log", (heads,))
     yield TensorSpec(f"{name}.linear.time_step", f"{hub}.dt_bias", (heads,))
     yield TensorSpec(f"{name}.linear.norm", f"{hub}.norm.weight", (linear.value_head_dim,))
-    yield from matrix_specs(f"{name}.linear.o", f"{hub}.out_proj", (hidden, values), bias=False)
+    columns = 0 if linear.values_per_key == 1 else linear.value_head_dim
+    yield from matrix_specs(f"{name}.linear.o", f"{hub}.out_proj", (hidden, values), bias=False, head_columns=columns)
     yield from _ffn_specs(shape, name, hub_name)
 
 

@@ -48,6 +48,25 @@ MINICPM_V_4_6: dict[str, Any] = {
     },
 }
 
+QWEN_3_5: dict[str, Any] = {
+    "model_type": "qwen3_5",
+    "image_token_id": 248056,
+    "video_token_id": 248057,
+    "vision_start_token_id": 248053,
+    "vision_end_token_id": 248054,
+}
+QWEN_3_5_TEXT: dict[str, Any] = {
+    **MINICPM_V_4_6["text_config"],
+    "vocab_size": 248320,
+    "max_position_embeddings": 262144,
+    "rope_parameters": {
+        **MINICPM_V_4_6["text_config"]["rope_parameters"],
+        "mrope_section": [11, 11, 10],
+        "mrope_interleaved": True,
+    },
+}
+QWEN_3_5_VISION = {"patch_size": 16, "num_position_embeddings": 2304, "deepstack_visual_indexes": []}
+
 # Checkpoint -> family, configuration, number of weights.
 PUBLISHED: dict[str, tuple[str, dict[str, Any], int]] = {
     "MiniCPM-V-2": (
@@ -274,6 +293,76 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], int]] = {
             },
         },
         4_437_815_808,
+    ),
+}
+PUBLISHED |= {
+    "Qwen3.5-0.8B": (
+        "qwen3.5",
+        {
+            **QWEN_3_5,
+            "tie_word_embeddings": True,
+            "text_config": QWEN_3_5_TEXT,
+            "vision_config": {
+                **QWEN_3_5_VISION,
+                "depth": 12,
+                "hidden_size": 768,
+                "intermediate_size": 3072,
+                "num_heads": 12,
+                "out_hidden_size": 1024,
+            },
+        },
+        852_985_920,  # without the draft layer
+    ),
+    "Qwen3.5-4B": (
+        "qwen3.5",
+        {
+            **QWEN_3_5,
+            "tie_word_embeddings": True,
+            "text_config": {
+                **QWEN_3_5_TEXT,
+                "hidden_size": 2560,
+                "intermediate_size": 9216,
+                "num_hidden_layers": 32,
+                "num_attention_heads": 16,
+                "num_key_value_heads": 4,
+                "linear_num_value_heads": 32,
+            },
+            "vision_config": {
+                **QWEN_3_5_VISION,
+                "depth": 24,
+                "hidden_size": 1024,
+                "intermediate_size": 4096,
+                "num_heads": 16,
+                "out_hidden_size": 2560,
+            },
+        },
+        4_539_265_536,  # without the draft layer
+    ),
+    "Qwen3.6-27B": (
+        "qwen3.5",
+        {
+            **QWEN_3_5,
+            "tie_word_embeddings": False,
+            "text_config": {
+                **QWEN_3_5_TEXT,
+                "hidden_size": 5120,
+                "intermediate_size": 17408,
+                "num_hidden_layers": 64,
+                "num_attention_heads": 24,
+                "num_key_value_heads": 4,
+                "linear_num_value_heads": 48,
+                "tie_word_embeddings": False,
+            },
+            "vision_config": {
+                **QWEN_3_5_VISION,
+                "depth": 27,
+                "hidden_size": 1152,
+                "intermediate_size": 4304,
+                "num_heads": 16,
+                "out_hidden_size": 5120,
+            },
+        },
+        27_356_728_560,  # without the draft layer
     ),
 }
 

@@ -98,7 +98,7 @@ TEXT_CHANGES = (
     {"use_sliding_window": True},
     {"layer_types": ["full_attention", "sliding_attention"]},
 )
-QWEN_VL = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl")
+QWEN_VL = ("qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3.5")
 UNSUPPORTED: list[tuple[str, str, dict[str, Any]]] = [
     *((name, "text_config", changes) for name in (*QWEN_VL, "minicpm-v-2.6", "minicpm3") for changes in TEXT_CHANGES),
     *((name, "vision_config", {"hidden_act": "relu"}) for name in (*QWEN_VL, "minicpm-v-2.6", "minicpm-v-4.6")),

@@ -9,7 +9,7 @@ from mcpmq.families import family_of
 from tests.tiny_families import TINY_FAMILIES
 
 
-@pytest.mark.parametrize("name", ["qwen2-vl", "qwen2.5-vl", "qwen3-vl"])
+@pytest.mark.parametrize("name", ["qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3.5"])
 def test_tensor_shapes_follow_the_spatial_merge_size(name: str) -> None:
     """With 9 patches per token, names and shapes are those of the torch class."""
     [tiny] = [family for family in TINY_FAMILIES if family.name == name]

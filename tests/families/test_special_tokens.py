@@ -147,6 +147,22 @@ def test_invalid_and_contradictory_definitions_are_rejected(config: dict[str, An
     assert caught.value.hint
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", ["qwen3.5", "qwen3-vl"])
+@pytest.mark.parametrize("tokenizer_class", [None, "Qwen2TokenizerFast", "TokenizersBackend"])
+def test_the_tokenizer_class_changes_what_it_changes_in_transformers(
+    tokenizer_class: str | None, name: str, tmp_path: Path
+) -> None:
+    """The class of Qwen3.5 always normalizes texts, that of other models only if tokenizer_config.json selects it."""
+    build_family(name, tmp_path)
+    if tokenizer_class:
+        edit_json(tmp_path / "tokenizer_config.json", tokenizer_class=tokenizer_class)
+
+    expected = AutoTokenizer.from_pretrained(tmp_path).encode(TEXT, add_special_tokens=False)
+
+    assert token_ids(read_tokenizer(tmp_path), TEXT) == expected
+
+
 def test_tokenizer_json_is_required(folder: Path) -> None:
     """The hint is to download it or to save it with transformers."""
     (folder / "tokenizer.json").unlink()

@@ -68,7 +68,6 @@ def _add_all_metadata(model: Any, folder: Path) -> None:
         ("minicpm3", _language(embedding_scale=11.0), "llama.cpp uses"),
         ("minicpm3", _language(residual_scale=0.3), "llama.cpp uses"),
         ("minicpm3", _language(logits_divisor=2.5), "llama.cpp uses"),
-        ("minicpm-v-4.6", _linear_attention(num_value_heads=4), "2 key heads of .* and 4 value heads"),
         ("minicpm-v-4.6", _linear_attention(value_head_dim=8), "value heads of 8"),
     ],
 )

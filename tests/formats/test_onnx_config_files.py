@@ -49,8 +49,11 @@ def test_text_sizes_are_at_both_levels_of_the_config(source: Path) -> None:
     given, written = read(source, "config.json"), read(write_files(source), "config.json")
     architecture = Checkpoint.open(source).family.parse_architecture
 
+    language = architecture(given).language
+
     for sizes in (written, written["text_config"]):
-        assert (sizes["num_hidden_layers"], sizes["num_key_value_heads"], sizes["hidden_size"]) == (3, 2, 128)
+        assert (sizes["num_hidden_layers"], sizes["hidden_size"]) == (language.num_layers, 128)
+        assert sizes["num_key_value_heads"] == language.num_kv_heads
     assert written["text_config"]["model_type"] == f"{given['model_type']}_text"
     assert all(written[key] == value for key, value in given.items() if key != "text_config")
     assert architecture(written) == architecture(given)

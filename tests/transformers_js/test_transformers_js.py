@@ -35,6 +35,7 @@ CLASSES = {
     "qwen2-vl": "Qwen2VLForConditionalGeneration",
     "qwen2.5-vl": "Qwen2_5_VLForConditionalGeneration",
     "qwen3-vl": "Qwen3VLForConditionalGeneration",
+    "qwen3.5": "Qwen3_5ForConditionalGeneration",
 }
 
 

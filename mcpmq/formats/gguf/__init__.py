@@ -25,7 +25,7 @@ GGML_TYPES = ("q8_0", "q4_0", "q4_1", "q5_0", "iq4_nl", "q4_k", "q5_k", "q6_k", 
 def _shape_limit(tensor: TensorPlan) -> str | None:
     if not isinstance(tensor.scheme, IntegerScheme) or tensor.spec.paddable_axis == "columns":
         return None
-    columns = tensor.matrix_shape[1]
+    columns = tensor.adjacent_columns
     if columns % BLOCK_COLUMNS == 0:
         return None
     return f"{columns} columns are not a multiple of the block size {BLOCK_COLUMNS}; use `f16`, `f32` or `keep`"

@@ -5,7 +5,8 @@ from gguf import GGMLQuantizationType, GGUFWriter, RopeScalingType
 
 from mcpmq.errors import FormatError
 from mcpmq.families import family_named
-from mcpmq.families.family import LanguageShape, LatentAttention, LinearAttention
+from mcpmq.families.family import LanguageShape, LatentAttention
+from mcpmq.formats.gguf import linear_attention
 from mcpmq.formats.gguf.tensors import GgufTensor
 from mcpmq.formats.gguf.tokenizer import add_tokenizer
 from mcpmq.formats.model_view import ModelView
@@ -46,7 +47,7 @@ def add_metadata(writer: GGUFWriter, model: ModelView, required_tokens: tuple[st
     if shape.latent_attention:
         _add_latent_attention(writer, shape, shape.latent_attention)
     if shape.linear_attention:
-        _add_linear_attention(writer, shape, shape.linear_attention)
+        linear_attention.add_metadata(writer, shape, shape.linear_attention)
     prompt_format = family_named(model.artifact.manifest.family).prompt_format
     add_tokenizer(writer, model.path, shape.vocab_size, prompt_format, required_tokens)
 
@@ -90,27 +91,3 @@ def _add_latent_attention(writer: GGUFWriter, shape: LanguageShape, latent: Late
     writer.add_q_lora_rank(latent.q_lora_rank)
     writer.add_kv_lora_rank(latent.kv_lora_rank)
     writer.add_rope_dimension_count(shape.rotary_dim)
-
-
-def _add_linear_attention(writer: GGUFWriter, shape: LanguageShape, linear: LinearAttention) -> None:
-    """Write the sizes of linear attention, and M-RoPE sections: llama.cpp always applies M-RoPE to this architecture.
-
-    Raises:
-        FormatError: several value heads share one key head, which needs a row order that is not implemented.
-    """
-    if (linear.num_value_heads, linear.value_head_dim) != (linear.num_key_heads, linear.key_head_dim):
-        raise FormatError(
-            f"linear attention has {linear.num_key_heads} key heads of {linear.key_head_dim} and"
-            f" {linear.num_value_heads} value heads of {linear.value_head_dim}; only equal heads can be exported",
-            "export to another format, for example `onnx`",
-        )
-    frequencies = shape.rotary_dim // 2
-    writer.add_rope_dimension_count(shape.rotary_dim)
-    writer.add_rope_dimension_sections([(frequencies + 2 - axis) // 3 for axis in range(3)] + [0])
-    writer.add_ssm_conv_kernel(linear.conv_kernel_size)
-    writer.add_ssm_state_size(linear.key_head_dim)
-    writer.add_ssm_group_count(linear.num_key_heads)
-    writer.add_ssm_time_step_rank(linear.num_value_heads)
-    writer.add_ssm_inner_size(linear.num_value_heads * linear.value_head_dim)
-    recurrent = [shape.is_linear_attention(layer) for layer in range(shape.num_layers)]
-    writer.add_array(f"{shape.gguf_architecture}.attention.recurrent_layers", recurrent)

@@ -33,7 +33,9 @@ def _keeps_rows(tensor: GgufTensor, quantized: QuantizedModel) -> bool:
     """Return whether the rows of a tensor are those of a quantized weight, except for padding."""
     assert tensor.source
     scheme, spec = quantized.scheme(tensor.source), quantized.specs[tensor.source]
-    is_changed = tensor.permuted_heads or tensor.source_rows or tensor.transform or tensor.first_row
+    is_changed = (
+        tensor.permuted_heads or tensor.source_rows or tensor.source_heads or tensor.transform or tensor.first_row
+    )
     rows = spec.shape[1 if spec.transposed else 0]
     return scheme is not None and scheme.is_quantized and not is_changed and rows <= tensor.shape[0]
 
@@ -65,8 +67,15 @@ def _rows(weight: QTensor | Tensor, tensor: GgufTensor, extra: Sequence[QTensor 
     if isinstance(weight, Tensor):
         values = weight if tensor.frame is None else weight[:, :, tensor.frame]
         values = tensor.transform(values, *extra) if tensor.transform else values
-        return _float_bytes(values[rows], tensor.type)
-    return _packed_rows(weight, rows)
+        return _reorder_heads(_float_bytes(values[rows], tensor.type), tensor)
+    return _reorder_heads(_packed_rows(weight, rows), tensor)
+
+
+def _reorder_heads(rows: NDArray[np.uint8], tensor: GgufTensor) -> NDArray[np.uint8]:
+    """Reorder the columns by head; a head is whole blocks, so bytes move and no code changes."""
+    if not tensor.source_heads:
+        return rows
+    return rows.reshape(len(rows), len(tensor.source_heads), -1)[:, tensor.source_heads].reshape(rows.shape)
 
 
 def _packed_rows(weight: QTensor, rows: slice | Tensor) -> NDArray[np.uint8]:

@@ -39,6 +39,7 @@ class GgufTensor:
     frame: int | None = None  # temporal index in a kernel that covers several frames
     permuted_heads: int = 0  # heads whose rows are permuted for RoPE; 0: no permutation
     source_rows: tuple[int, ...] = ()  # rows of the source in a different order, with repetitions; empty: in order
+    source_heads: tuple[int, ...] = ()  # equal parts of the source's columns in a different order; empty: in order
     values: tuple[float, ...] = ()  # empty: zeros
     transform: "Callable[..., Tensor] | None" = None  # of the source and the extra sources, which are all floats
     extra_sources: tuple[str, ...] = ()  # common names
