@@ -165,6 +165,8 @@ class Manifest(_Record):
     weights: tuple[WeightRecord, ...]
     # By block and method: relative squared error of the outputs on held-out samples.
     held_out_errors: Annotated[dict[str, dict[str, float]] | None, OMIT_IF_NONE] = None
+    # Bytes of a full context in llama.cpp's KV cache, by type and tokens.
+    kv_cache_nbytes: Annotated[dict[str, dict[int, Nbytes]] | None, OMIT_IF_NONE] = None
     notes: tuple[str, ...] = ()
     files: tuple[FileRecord, ...] = ()
 

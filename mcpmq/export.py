@@ -10,6 +10,7 @@ from mcpmq.errors import DatasetError, FormatError
 from mcpmq.families import family_named
 from mcpmq.families.encoding import check_samples
 from mcpmq.formats import FormatName, check_tensors, format_named
+from mcpmq.formats.kv_cache import context_nbytes
 from mcpmq.quantized_model import QuantizedModel
 from mcpmq.system.output import atomic_dir, check_disk_space, check_folder, lock_output, remove_stale_lock
 from mcpmq.system.progress import Progress, silent
@@ -88,5 +89,7 @@ def exported_manifest(quantized: QuantizedModel, name: FormatName, npu: SampleSe
     shapes = format_named(name).padded_shapes(quantized)
     weights = tuple(one.model_copy(update={"padded_shape": shapes.get(one.name)}) for one in manifest.weights)
     notes = (NPU_NOTE.format(npu.name, npu.sha256),) if npu else ()
-    changes = {"kind": name, "files": (), "weights": weights, "notes": (*manifest.notes, *notes)}
+    changes: dict[str, Any] = {"kind": name, "files": (), "weights": weights, "notes": (*manifest.notes, *notes)}
+    if name == "gguf":
+        changes["kv_cache_nbytes"] = context_nbytes(quantized.architecture.language)
     return manifest.model_copy(update=changes)

@@ -67,6 +67,7 @@ def make_measurement(seed: int, worse: float = 0.0) -> Measurement:
             sequential_peak_rss_bytes=123_000_000 if seed else None,
         ),
         kv_cache_bytes_per_token=6144 if seed else None,
+        kv_cache="f16" if seed else None,
         notes=("a note",),
         samples=tuple(samples),
     )

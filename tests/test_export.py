@@ -21,7 +21,7 @@ def test_two_exports_have_the_same_bytes(tiny_int4: QuantizedModel, tmp_path: Pa
 
 
 def test_the_manifest_extends_that_of_the_quantized_model(tiny_int4: QuantizedModel, tmp_path: Path) -> None:
-    """Recipe, hashes and decisions are the same; kind, files and padded shapes are those of the format.
+    """Recipe, hashes and decisions are the same; kind, files, padded shapes and cache sizes are those of the format.
 
     The hash of the quantized model is recorded.
     """
@@ -30,7 +30,13 @@ def test_the_manifest_extends_that_of_the_quantized_model(tiny_int4: QuantizedMo
     assert manifest.kind == "gguf"
     weights = tuple(record.model_copy(update={"padded_shape": None}) for record in manifest.weights)
     assert manifest.quantized_sha256 == tiny_int4.artifact.sha256
-    quantized = {"kind": "quantized", "files": (), "weights": weights, "quantized_sha256": None}
+    quantized = {
+        "kind": "quantized",
+        "files": (),
+        "weights": weights,
+        "quantized_sha256": None,
+        "kv_cache_nbytes": None,
+    }
     assert manifest.model_copy(update=quantized) == source.model_copy(update={"files": ()})
 
 

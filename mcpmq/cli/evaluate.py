@@ -12,6 +12,7 @@ from mcpmq.cli.options import (
     Answers,
     Cache,
     Json,
+    KvCacheTypes,
     Lora,
     Revision,
     Samples,
@@ -51,6 +52,7 @@ def evaluate(
     ablate: Annotated[
         bool, typer.Option("--ablate-components", help="Measure the loss with one component quantized at a time")
     ] = False,
+    kv_cache: KvCacheTypes = None,
     threads: Threads = None,
     cache: Cache = True,
     answers: Answers = True,
@@ -63,18 +65,20 @@ def evaluate(
 
     ui.start_progress(f"evaluating {', '.join(map(str, artifacts))}")
     if ablate:
-        if len(artifacts) > 1 or shuffle_images or engine_preprocessing or scores:
-            raise typer.BadParameter("needs one artifact, no control and no scores", param_hint="--ablate-components")
+        if len(artifacts) > 1 or shuffle_images or engine_preprocessing or scores or kv_cache:
+            raise typer.BadParameter("needs one artifact and no other option", param_hint="--ablate-components")
         ablate_components(artifacts[0], against, lora, eval_set, samples, seed, out, threads, cache, json)
         return
     from mcpmq.artifact import Artifact
     from mcpmq.checkpoint import Checkpoint
     from mcpmq.dataset import ReadOptions, SampleSet
     from mcpmq.evaluate import Settings
+    from mcpmq.formats.kv_cache import KvCache
     from mcpmq.report.evaluation import evaluate
 
+    types = KvCache.parse(kv_cache) if kv_cache else None
     options = threads, cache, ui.progress_bars(), shuffle_images, engine_preprocessing
-    settings = Settings.from_options(*options, notify=ui.print_notice, generate_answers=answers)
+    settings = Settings.from_options(*options, notify=ui.print_notice, generate_answers=answers, kv_cache=types)
     opened, baselines = ([Artifact.open(path) for path in paths] for paths in (artifacts, engine_baselines or ()))
     original = Checkpoint.open(against, settings.progress, lora or ())
     evaluation, folder = SampleSet.open(eval_set, ReadOptions(samples, seed)), out or artifacts[0].absolute().parent

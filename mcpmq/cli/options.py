@@ -71,6 +71,14 @@ Seed = Annotated[int, typer.Option("--seed", metavar="S", help="Selects which sa
 Threads = Annotated[
     int | None, typer.Option("--threads", metavar="N", min=1, help="Threads of the engines; default: all cores")
 ]
+KvCacheTypes = Annotated[
+    str | None,
+    typer.Option(
+        "--kv-cache",
+        metavar="TYPE",
+        help="Type of the KV cache in llama.cpp: f16 (default), q8_0, q4_0 or others; or KEYS/VALUES, e.g. q8_0/q4_0",
+    ),
+]
 Device = Annotated[
     str | None,
     typer.Option(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from mcpmq.cli.options import SERVING_PANEL, Lora, Threads
+from mcpmq.cli.options import SERVING_PANEL, KvCacheTypes, Lora, Threads
 
 commands = typer.Typer()
 STDIN = "-"
@@ -39,12 +39,14 @@ def run(
     source: Annotated[
         Path | None, typer.Option("--source", metavar="CHECKPOINT", help="Text files of the original, for --exact")
     ] = None,
+    kv_cache: KvCacheTypes = None,
     lora: Lora = None,
     threads: Threads = None,
     json: Annotated[bool, typer.Option("--json", help="Print answer, tokens and timings as JSON")] = False,
 ) -> None:
     """Ask a model about images: one prompt, or a chat with history"""
     _check_prompt(prompt, json)
+    from mcpmq.formats.kv_cache import KvCache
     from mcpmq.serving.artifacts import open_engine
     from mcpmq.serving.engine import Message, Sampling
     from mcpmq.system.image_file import read_image
@@ -55,7 +57,8 @@ def run(
     text = sys.stdin.read() if prompt == STDIN else prompt
     opened = [read_image(file, "--image") for file in images or ()]
     started = time.perf_counter()
-    engine = open_engine(artifact, threads, context, exact=exact, source=source, adapters=lora or ())
+    cache = KvCache.parse(kv_cache) if kv_cache else None
+    engine = open_engine(artifact, threads, context, exact=exact, source=source, adapters=lora or (), kv_cache=cache)
     load_ms = 1000 * (time.perf_counter() - started)
     try:
         if text is None:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mcpmq.cli.options import SERVING_PANEL, Lora, Threads
+from mcpmq.cli.options import SERVING_PANEL, KvCacheTypes, Lora, Threads
 
 commands = typer.Typer()
 MAX_PORT = (1 << 16) - 1
@@ -26,6 +26,7 @@ def serve(
     api_key: Annotated[
         str | None, typer.Option("--api-key", metavar="KEY", envvar="MCPMQ_API_KEY", help="Key that clients send")
     ] = None,
+    kv_cache: KvCacheTypes = None,
     lora: Lora = None,
     threads: Threads = None,
 ) -> None:
@@ -34,10 +35,12 @@ def serve(
     from mcpmq.serving import require_extra
 
     require_extra()
+    from mcpmq.formats.kv_cache import KvCache
     from mcpmq.serving.backend import ServerOptions
     from mcpmq.serving.server import serve
 
-    options = ServerOptions(host, port, slots, context, threads, api_key or None, max_tokens, tuple(lora or ()))
+    cache = KvCache.parse(kv_cache) if kv_cache else None
+    options = ServerOptions(host, port, slots, context, threads, api_key or None, max_tokens, tuple(lora or ()), cache)
     if not options.is_local and not options.key:
         ui.print_notice(f"`{host}` is reachable from other computers, and no --api-key is set")
     serve(artifact, options, lambda url: ui.print_notice(f"serving on {url}"))

@@ -16,6 +16,7 @@ from mcpmq.estimate.resources import (
 )
 from mcpmq.formats import FormatName, check_plan, format_named
 from mcpmq.formats.format import FilesForecast, WeightForecast
+from mcpmq.formats.kv_cache import F16_CACHE, KvCache, cached_per_token, listed_types
 from mcpmq.formats.model_view import PlannedModel
 from mcpmq.plan import Plan
 from mcpmq.system.table import Row, Table, format_megabytes
@@ -46,6 +47,7 @@ class FormatEstimate:
     device: DeviceMemory
     export_seconds: float | None
     export_peak_rss_bytes: int
+    cache_nbytes: dict[str, int]  # of a full context, by type of llama.cpp's KV cache; empty for other engines
 
     @property
     def nbytes(self) -> int:
@@ -88,6 +90,7 @@ class Forecast:
             ("all files, MB", [f"{one.nbytes / 1e6:,.2f}" for one in formats]),
             ("  bits per weight", [f"{one.bits_per_weight:.2f}" for one in formats]),
             ("KV cache, MB", [_megabytes(one.device.kv_cache_nbytes) for one in formats]),
+            *_cache_rows(formats),
             ("device peak, concurrent, MB", [_megabytes(one.device.concurrent_nbytes) for one in formats]),
             ("device peak, sequential, MB", [_megabytes(one.device.sequential_nbytes) for one in formats]),
             ("export, peak RSS, MB", [_megabytes(one.export_peak_rss_bytes) for one in formats]),
@@ -115,7 +118,25 @@ def _format_estimate(plan: Plan, name: FormatName, context: int) -> FormatEstima
     files = format_named(name).forecast(PlannedModel(plan))
     device = device_memory(plan.checkpoint.architecture, files, context)
     seconds, peak = export_seconds(plan, name, files.nbytes), export_peak_rss_bytes(plan, name)
-    return FormatEstimate(name, files, tuple(_component_estimates(plan, files.weights)), device, seconds, peak)
+    components = tuple(_component_estimates(plan, files.weights))
+    caches = _cache_nbytes(plan, context) if name == "gguf" else {}
+    return FormatEstimate(name, files, components, device, seconds, peak, caches)
+
+
+def _cache_nbytes(plan: Plan, context: int) -> dict[str, int]:
+    """Return the bytes of a full context for every listed type that the heads fit."""
+    shape = plan.checkpoint.architecture.language
+    return {name: context * KvCache(name, name).nbytes(cached_per_token(shape)) for name in listed_types(shape)}
+
+
+def _cache_rows(formats: Sequence[FormatEstimate]) -> list[Row]:
+    """Return the bytes of other types of llama.cpp's KV cache than its default."""
+    names = dict.fromkeys(name for one in formats for name in one.cache_nbytes if name != F16_CACHE.keys)
+    return [(f"  as {name}, MB", [_cache_cell(one, name) for one in formats]) for name in names]
+
+
+def _cache_cell(estimate: FormatEstimate, name: str) -> str:
+    return _megabytes(estimate.cache_nbytes[name]) if estimate.cache_nbytes else ""
 
 
 def _component_estimates(plan: Plan, weights: Iterable[WeightForecast]) -> Iterable[ComponentEstimate]:
@@ -138,7 +159,7 @@ def _format_dict(estimate: FormatEstimate) -> dict[str, Any]:
         "components": [
             {**asdict(part), "bits_per_weight": round(part.bits_per_weight, 4)} for part in estimate.components
         ],
-        "device": asdict(device) | totals,
+        "device": asdict(device) | totals | {"kv_cache_nbytes_by_type": estimate.cache_nbytes},
         "estimated_export_seconds": estimate.export_seconds,
         "estimated_export_peak_rss_bytes": estimate.export_peak_rss_bytes,
         "weights": [asdict(weight) for weight in estimate.files.weights],

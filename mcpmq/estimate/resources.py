@@ -8,6 +8,7 @@ from mcpmq.families.family import Architecture, LanguageShape
 from mcpmq.families.residual import stream_reader
 from mcpmq.formats import FormatName
 from mcpmq.formats.format import FilesForecast, RuntimeMemory
+from mcpmq.formats.kv_cache import cached_per_token
 from mcpmq.plan import Plan, TensorPlan
 from mcpmq.scheme import GgmlScheme, IntegerScheme
 
@@ -61,13 +62,13 @@ def device_memory(architecture: Architecture, files: FilesForecast, context: int
 
 def _cache_nbytes(shape: LanguageShape, context: int, runtime: RuntimeMemory) -> int:
     """Return the bytes of keys and values, and of the states of linear-attention layers."""
-    kv_nbytes = 2 * shape.num_kv_heads * shape.head_dim * context * runtime.kv_cache_element_nbytes
+    kv_nbytes = sum(cached_per_token(shape)) * context * runtime.kv_cache_element_nbytes
     linear = shape.linear_attention
     if linear is None:
-        return shape.num_layers * kv_nbytes
+        return kv_nbytes
     state = linear.num_value_heads * linear.key_head_dim * linear.value_head_dim
     state += linear.conv_channels * (linear.conv_kernel_size - 1)
-    return (shape.num_layers - len(linear.layers)) * kv_nbytes + len(linear.layers) * STATE_NBYTES * state
+    return kv_nbytes + len(linear.layers) * STATE_NBYTES * state
 
 
 def _vision_activation_nbytes(architecture: Architecture) -> int:

@@ -14,6 +14,7 @@ from mcpmq.evaluate.settings import Settings
 from mcpmq.families.encoding import encode_sample
 from mcpmq.families.images import open_image
 from mcpmq.families.inputs import Inputs
+from mcpmq.formats.kv_cache import cached_per_token
 from mcpmq.runners.inputs_store import InputsStore
 from mcpmq.system.temporary_folder import temporary_folder
 
@@ -27,7 +28,7 @@ class EncodedInputs:
     store: InputsStore
     groups: tuple[str, ...]  # of each sample
     notes: tuple[str, ...] = ()  # modifications of the samples
-    kv_values_per_token: int = 0  # keys and values of all layers
+    cached_per_token: tuple[int, int] = (0, 0)  # key values and values of all layers with a KV cache
     resources: ExitStack = field(default_factory=ExitStack)  # released with the inputs, e.g. a lock on a cache entry
 
 
@@ -48,10 +49,9 @@ def encode_samples(checkpoint: Checkpoint, samples: SampleSet, settings: Setting
             groups.append(_group(sample, inputs))
             layouts.append(_layout(inputs))
         notes = _shuffle_images(store, layouts) if settings.shuffle_images else ()
-        language = checkpoint.architecture.language
-        kv_values = 2 * language.num_layers * language.num_kv_heads * language.head_dim
+        cached = cached_per_token(checkpoint.architecture.language)
         with ExitStack() as resources:
-            yield EncodedInputs(store, tuple(groups), notes, kv_values, resources)
+            yield EncodedInputs(store, tuple(groups), notes, cached, resources)
 
 
 def _with_uncut_images(sample: Sample, inputs: Inputs) -> Inputs:

@@ -20,6 +20,7 @@ from mcpmq.evaluate.settings import Settings
 from mcpmq.families.inputs import Inputs
 from mcpmq.formats import engine_of
 from mcpmq.formats.format import Engine
+from mcpmq.formats.kv_cache import F16_CACHE, F32_CACHE
 from mcpmq.runners.launcher import ENGINES, NO_REFERENCES, RunResult, measure_sequential_peak, run_engine
 from mcpmq.runners.logprobs import logprobs_nbytes
 from mcpmq.runners.runner import EngineOptions
@@ -29,7 +30,7 @@ from mcpmq.system.output import check_disk_space
 
 DECIMALS = 8  # of losses and divergences, in nats
 MEASUREMENT_FILE, LOGPROBS_FILE = "measurement.json", "log_probabilities"
-KV_VALUE_NBYTES = {"gguf": 2, "onnx": 4}  # F16 is the default of llama.cpp; the ONNX graphs use float32
+DEFAULT_CACHES = {"gguf": F16_CACHE, "onnx": F32_CACHE}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,7 @@ def measure(
         settings.progress,
         references=references,
         save_logprobs=save_logprobs,
+        options=artifact_options(engine, settings),
     )
     measurement = _measurement(engine_name(engine), result, artifact.nbytes_by_component(), inputs)
     return _with_memory(measurement, engine, artifact.path, inputs, settings)
@@ -80,15 +82,17 @@ def _with_memory(
     measurement: Measurement, engine: Engine, path: Path, inputs: EncodedInputs, settings: Settings
 ) -> Measurement:
     """Add the size of the KV cache and, for image samples, the peak memory of sequential loading."""
-    if engine not in KV_VALUE_NBYTES:
+    if engine not in DEFAULT_CACHES:
         return measurement
     machine = measurement.machine_dependent
     if not settings.engine_preprocessing and any(sample.slices for sample in inputs.store):
-        peak = measure_sequential_peak(engine, path, inputs.store, settings.threads)
+        peak = measure_sequential_peak(engine, path, inputs.store, settings.threads, artifact_options(engine, settings))
         peaks = {"sequential_peak_rss_bytes": peak.total_rss_bytes, "vision_peak_rss_bytes": peak.vision_rss_bytes}
         machine = machine.model_copy(update=peaks)
-    cache_bytes = KV_VALUE_NBYTES[engine] * inputs.kv_values_per_token
-    return measurement.model_copy(update={"machine_dependent": machine, "kv_cache_bytes_per_token": cache_bytes})
+    cache = settings.kv_cache or DEFAULT_CACHES[engine]
+    name, nbytes = str(cache) if engine == "gguf" else None, cache.nbytes(inputs.cached_per_token)
+    changes = {"machine_dependent": machine, "kv_cache": name, "kv_cache_bytes_per_token": nbytes}
+    return measurement.model_copy(update=changes)
 
 
 def engine_name(engine: Engine) -> str:
@@ -150,6 +154,12 @@ def _run_original(checkpoint: Checkpoint, inputs: EncodedInputs, settings: Setti
         options=original_options(checkpoint),
     )
     return OriginalResult(_measurement(engine_name("torch"), result, _original_nbytes(checkpoint), inputs), file)
+
+
+def artifact_options(engine: Engine, settings: Settings) -> EngineOptions:
+    """Return the options of the runner of an artifact: the types of llama.cpp's KV cache."""
+    cache = settings.kv_cache if engine == "gguf" else None
+    return EngineOptions(kv_cache=str(cache) if cache else None)
 
 
 def original_options(checkpoint: Checkpoint) -> EngineOptions:

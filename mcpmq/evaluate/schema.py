@@ -137,6 +137,7 @@ class Measurement(Record):
     notes: tuple[str, ...]
     samples: tuple[SampleMetrics, ...]
     kv_cache_bytes_per_token: int | None = None  # computed from the model's dimensions
+    kv_cache: str | None = None  # type of cached keys and values in llama.cpp, or two types: `q8_0/q4_0`
 
     @property
     def nbytes(self) -> int:

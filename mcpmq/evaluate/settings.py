@@ -4,6 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from mcpmq.formats.kv_cache import KvCache
 from mcpmq.system.progress import Notify, Progress, ignore_notice, silent
 
 
@@ -20,6 +21,7 @@ class Settings:
     generate_answers: bool = False  # greedy answers to the worst samples, for the report
     notify: Notify = ignore_notice  # gets warnings about inputs, before the work
     memory_limit: int | None = None  # largest resident memory of a quantization, in bytes
+    kv_cache: KvCache | None = None  # types of the KV cache in llama.cpp; None for its default, F16
 
     @classmethod
     def from_options(
@@ -33,12 +35,13 @@ class Settings:
         notify: Notify = ignore_notice,
         generate_answers: bool = True,
         memory_limit: int | None = None,
+        kv_cache: KvCache | None = None,
     ) -> "Settings":
         """Convert command-line options; None for `threads` uses all cores, the cache is in the user's cache folder."""
         cache_folder = _user_cache() if use_cache else None
         controls = shuffle_images, engine_preprocessing
         count = threads or os.cpu_count() or 1
-        return cls(count, cache_folder, progress, *controls, device, generate_answers, notify, memory_limit)
+        return cls(count, cache_folder, progress, *controls, device, generate_answers, notify, memory_limit, kv_cache)
 
 
 def _user_cache() -> Path | None:

@@ -9,12 +9,13 @@ from mcpmq.artifact import Artifact
 from mcpmq.errors import ArtifactError
 from mcpmq.evaluate import ORIGINAL, Estimate, changes
 from mcpmq.evaluate.task_scores import score_changes
+from mcpmq.formats.kv_cache import F16_CACHE
 from mcpmq.gate.gate import ARTIFACT, Bound, Gate, Reference
 from mcpmq.gate.verdict import Verdict
 from mcpmq.report import ArtifactResult, Report
 from mcpmq.report.report import CalibrationInfo, DatasetInfo, SourceInfo
 
-SIZES = ("nbytes", "bits_per_weight", "peak_rss_bytes", "tokens_per_second")
+SIZES = ("nbytes", "bits_per_weight", "peak_rss_bytes", "kv_cache_bytes_per_token", "tokens_per_second")
 Metrics: TypeAlias = Mapping[str, Estimate | float]  # by name
 MISSING_GROUP = {
     "original": "the report has no `{}`",
@@ -107,7 +108,9 @@ def _ratio(after: float, before: float) -> float:
 
 def _sizes(result: ArtifactResult) -> dict[str, float]:
     nbytes, machine = result.measurement.nbytes, result.measurement.machine_dependent
-    values = (nbytes, result.weights.bits_per_weight, machine.peak_rss_bytes, machine.tokens_per_second)
+    cache = result.measurement.kv_cache_bytes_per_token
+    memory = (machine.peak_rss_bytes, math.nan if cache is None else cache)
+    values = (nbytes, result.weights.bits_per_weight, *memory, machine.tokens_per_second)
     return dict(zip(SIZES, values, strict=True))
 
 
@@ -125,11 +128,13 @@ def _find_baseline(
         "evaluation set": (report.eval_set, baseline.eval_set),
         "calibration set": (result.calibration_set, earlier.calibration_set),
     }
-    return earlier, {
+    differing = {
         name: f"{_describe(now)} differs from {_describe(then)} of the baseline"
         for name, (now, then) in pairs.items()
         if now != then
     }
+    now, then = (one.measurement.kv_cache or str(F16_CACHE) for one in (result, earlier))
+    return earlier, differing | ({"KV cache": f"`{now}` differs from `{then}` of the baseline"} if now != then else {})
 
 
 def _describe(info: Info) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mcpmq.artifact import Artifact
+from mcpmq.formats.kv_cache import context_table
 from mcpmq.release.license import MODEL_CARD, License
 from mcpmq.release.record import CHECKSUMS, RECORD, ReleaseRecord
 from mcpmq.report import Report, report_table
@@ -43,12 +44,24 @@ def render_card(
         record_file=RECORD,
         checksums=CHECKSUMS,
         evaluation=report_table(report).to_markdown().replace("## ", "## Evaluation: ", 1),
+        caches=_cache_tables(artifacts, report),
         artifacts=list(zip(record.artifacts, artifacts, strict=True)),
         source_size=format_megabytes(record.source.nbytes),
         license_files=license.text_files,
         original_card=ORIGINAL_CARD if any(file.name == MODEL_CARD for file in license.files) else None,
     )
     return f"{card}\n"
+
+
+def _cache_tables(artifacts: Sequence[Artifact], report: Report) -> list[str]:
+    """Return the sizes of the KV cache of every GGUF artifact, with the mean KLD of the type that was measured."""
+    divergences = {
+        name: {group: found.kl_divergence.value for group, found in one.differences.items()}
+        for one in report.artifacts
+        if (name := one.measurement.kv_cache)
+    }
+    sizes = [artifact.manifest.kv_cache_nbytes for artifact in artifacts]
+    return [context_table(nbytes, divergences).to_markdown() for nbytes in sizes if nbytes]
 
 
 def _copied_metadata(original: dict[str, Any], base_model: str | None) -> dict[str, Any]:

@@ -24,6 +24,8 @@ from mcpmq.evaluate import (
     measure_original,
 )
 from mcpmq.evaluate.score_file import ScoresByArtifact, read_scores
+from mcpmq.formats import engine_of
+from mcpmq.formats.kv_cache import check_cache, head_widths
 from mcpmq.report.layer_errors import layer_errors
 from mcpmq.report.report import (
     ArtifactResult,
@@ -77,11 +79,12 @@ def compare(
     Raises:
         ArtifactError: an artifact was made from another checkpoint, its files changed, or a baseline is quantized.
         DatasetError: an artifact was calibrated on a sample of the set, or the file of scores is invalid.
-        EngineError: an engine failed.
+        EngineError: an engine failed, or does not support the types of the KV cache.
     """
     _check_engine_baselines(engine_baselines, artifacts)
     for artifact in (*engine_baselines, *artifacts):
         check_source(checkpoint, artifact)
+        check_cache(settings.kv_cache, _engine(artifact), head_widths(checkpoint.architecture.language))
         if not held_out_from_calibration and (used := artifact.manifest.calibration_set):
             samples.check_disjoint(used.name, used.fingerprints)
     task_scores = read_scores(scores, checkpoint, artifacts) if scores else {}
@@ -110,6 +113,11 @@ def compare(
         artifacts=tuple(artifact_result(context, *pair, one) for pair, one in zip(measured, greedy, strict=True)),
         environment=describe_environment(settings),
     )
+
+
+def _engine(artifact: Artifact) -> str:
+    kind = artifact.manifest.kind
+    return kind if kind == "imatrix" else engine_of(kind)
 
 
 def check_source(checkpoint: Checkpoint, artifact: Artifact) -> None:

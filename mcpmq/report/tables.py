@@ -163,6 +163,8 @@ def _memory_rows(report: Report) -> list[Row]:
             megabyte_cells([one * KV_CACHE_TOKENS if one else None for one in kv_cache]),
         ),
     ]
+    if any(one.kv_cache not in (None, "f16") for one in measurements):
+        rows.append(("  type", [one.kv_cache or "" for one in measurements]))
     return [row for row in rows if any(row[1])]
 
 

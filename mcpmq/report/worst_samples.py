@@ -15,7 +15,7 @@ from mcpmq.artifact import Artifact
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import Sample, SampleSet
 from mcpmq.evaluate import EncodedInputs, Measurement, Settings
-from mcpmq.evaluate.measure import original_options
+from mcpmq.evaluate.measure import artifact_options, original_options
 from mcpmq.evaluate.schema import SampleMetrics
 from mcpmq.families.images import open_image
 from mcpmq.families.inputs import Inputs
@@ -73,8 +73,8 @@ def generate_worst_answers(
         originals = answers("original", "torch", checkpoint.path, list(ids), original_options(checkpoint))
         models = [(engine_of(artifact.manifest.kind), artifact.path) for artifact, _ in measured]
         return [
-            GreedyAnswers(originals, answers(f"{number}", *model, one))
-            for number, (model, one) in enumerate(zip(models, worst, strict=True))
+            GreedyAnswers(originals, answers(f"{number}", engine, path, one, artifact_options(engine, settings)))
+            for number, ((engine, path), one) in enumerate(zip(models, worst, strict=True))
         ]
 
 

@@ -13,6 +13,7 @@ from mcpmq.errors import ArtifactError, EngineError
 from mcpmq.families import family_named
 from mcpmq.families.inputs import Inputs
 from mcpmq.families.position_ids import mrope_position_ids
+from mcpmq.formats.kv_cache import F16_CACHE, KvCache
 from mcpmq.runners.generation import Predictions, without_answer
 from mcpmq.runners.llamacpp import Chunk, llamacpp
 from mcpmq.runners.llamacpp.language import Context, LanguageModel, LayerObserver
@@ -35,7 +36,9 @@ class GgufRunner:
         threads: int,
         f32_attention: bool,
         uses_mrope: bool = False,
+        cache: KvCache = F16_CACHE,
     ) -> None:
+        self._cache = cache
         self._language, self._threads, self._f32_attention = language, threads, f32_attention
         self._optional_vision, self._uses_mrope = vision, uses_mrope
         self._resized: list[str] = []  # ids of samples with a slice that llama.cpp resized
@@ -57,7 +60,8 @@ class GgufRunner:
             context.close()
 
     def _context(self, max_tokens: int, layer_observer: LayerObserver | None = None) -> Context:
-        return Context(self._language, max_tokens, self._threads, self._f32_attention, layer_observer)
+        options = self._threads, self._f32_attention, layer_observer, self._cache
+        return Context(self._language, max_tokens, *options)
 
     def _check_finite(self, sample: Inputs, logits: Iterator[Logits]) -> Iterator[Logits]:
         for row in logits:
@@ -216,11 +220,11 @@ def _max_tokens(sample: Inputs) -> int:
     return len(sample.tokens) + len(sample.images) * MAX_SLICES * (tokens_per_slice + MARKER_TOKENS_PER_SLICE)
 
 
-def open_runner(path: Path, threads: int, *, f32_attention: bool = False) -> GgufRunner:
+def open_runner(path: Path, threads: int, *, f32_attention: bool = False, kv_cache: str | None = None) -> GgufRunner:
     """Load a GGUF artifact into llama.cpp with the engine's default settings.
 
     By default llama.cpp rounds cached keys and values to F16. `f32_attention` keeps them in F32, which separates this
-    rounding from an error of the artifact.
+    rounding from an error of the artifact. `kv_cache` has other types, as in `KvCache.parse`.
 
     Raises:
         ArtifactError: the folder is not a GGUF artifact.
@@ -230,7 +234,8 @@ def open_runner(path: Path, threads: int, *, f32_attention: bool = False) -> Ggu
     files = artifact_files(path)
     language = LanguageModel(llamacpp(), files.language)
     vision = VisionEncoder(llamacpp(), files.mmproj, language, threads, f32_attention) if files.mmproj else None
-    return GgufRunner(language, vision, threads, f32_attention, files.uses_mrope)
+    cache = KvCache.parse(kv_cache) if kv_cache else F16_CACHE
+    return GgufRunner(language, vision, threads, f32_attention, files.uses_mrope, cache)
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,10 +290,11 @@ def encode_images(path: Path, threads: int, samples: Sequence[Inputs]) -> SliceE
     return embeddings
 
 
-def open_language_model(path: Path, threads: int, embeddings: SliceEmbeddings) -> GgufRunner:
+def open_language_model(
+    path: Path, threads: int, embeddings: SliceEmbeddings, *, kv_cache: str | None = None
+) -> GgufRunner:
     """Load the language model alone; the embeddings of slices are taken from `embeddings`, in order."""
     files = artifact_files(path)
     language = LanguageModel(llamacpp(), files.language)
-    return GgufRunner(
-        language, PrecomputedImages(embeddings), threads, f32_attention=False, uses_mrope=files.uses_mrope
-    )
+    images, cache = PrecomputedImages(embeddings), KvCache.parse(kv_cache) if kv_cache else F16_CACHE
+    return GgufRunner(language, images, threads, f32_attention=False, uses_mrope=files.uses_mrope, cache=cache)

@@ -101,13 +101,15 @@ def run_engine(
     return RunResult.model_validate_json(_run_worker(task, ENGINES[engine][0], len(samples), progress))
 
 
-def measure_sequential_peak(engine: Engine, model: Path, samples: InputsStore, threads: int) -> PeakMemory:
+def measure_sequential_peak(
+    engine: Engine, model: Path, samples: InputsStore, threads: int, options: EngineOptions = NO_OPTIONS
+) -> PeakMemory:
     """Run the samples that need the most memory, with the vision encoder freed before the language model is loaded.
 
     Raises:
         EngineError: the engine failed or did not respond.
     """
-    task = Task("sequential-memory", engine, str(model), str(samples.folder), threads)
+    task = Task("sequential-memory", engine, str(model), str(samples.folder), threads, options=options.keywords())
     return PeakMemory.model_validate_json(_run_worker(task, ENGINES[engine][0], 0, silent))
 
 

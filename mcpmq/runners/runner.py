@@ -1,7 +1,7 @@
 """The interface of all runners."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
@@ -53,10 +53,11 @@ class EngineOptions:
     """Options of a runner module's `open_runner`; those that are not set are not passed to it."""
 
     adapters: tuple[str, ...] = ()  # folders of LoRA adapters, merged into a checkpoint by the `torch` runner
+    kv_cache: str | None = None  # types of the KV cache of the `gguf` runner
 
     def keywords(self) -> dict[str, Any]:
         """Return the arguments of `open_runner` for the options that are set."""
-        return {"adapters": self.adapters} if self.adapters else {}
+        return {name: value for name, value in asdict(self).items() if value}
 
 
 class OpenRunner(Protocol):
@@ -71,7 +72,7 @@ class SequentialEngine(Protocol):
     def encode_images(self, path: Path, threads: int, samples: Sequence[Inputs]) -> SliceEmbeddings:
         """Load the vision encoder, encode every slice, and free the encoder."""
 
-    def open_language_model(self, path: Path, threads: int, embeddings: SliceEmbeddings) -> Runner:
+    def open_language_model(self, path: Path, threads: int, embeddings: SliceEmbeddings, **options: Any) -> Runner:
         """Load the language model alone; the runner takes the slices' embeddings from `embeddings`, in order."""
 
 

@@ -97,7 +97,7 @@ def _sequential_memory(task: Task) -> dict[str, Any]:
     samples = worst_case_samples(InputsStore(Path(task.samples)))
     embeddings = engine.encode_images(Path(task.model), task.threads, samples)
     vision_peak = rss_bytes("VmHWM")
-    runner = engine.open_language_model(Path(task.model), task.threads, embeddings)
+    runner = engine.open_language_model(Path(task.model), task.threads, embeddings, **task.options)
     for _ in runner.run(samples, _consume):
         pass
     return {"vision_rss_bytes": vision_peak, "total_rss_bytes": rss_bytes("VmHWM")}

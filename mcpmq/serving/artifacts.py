@@ -9,6 +9,7 @@ from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import ArtifactError, CheckpointError
 from mcpmq.families import family_named
 from mcpmq.formats import FORMATS, engine_of, format_named, format_of
+from mcpmq.formats.kv_cache import KvCache, check_cache
 from mcpmq.release.record import Release
 from mcpmq.serving.engine import ChatEngine
 from mcpmq.system.inside import is_file_inside
@@ -17,6 +18,7 @@ QUANTIZED = "quantized"  # kind of an artifact, and its folder in a conversion
 CONTEXT = 8192  # tokens, unless another length is requested
 PREFERRED = ("gguf", "onnx", QUANTIZED, *(name for name in FORMATS if name not in ("gguf", "onnx")))
 CONFIG = "config.json"
+NO_HEADS = (0, 0)  # widths for engines that are rejected
 
 
 def open_engine(
@@ -27,6 +29,7 @@ def open_engine(
     exact: bool = False,
     source: Path | None = None,
     adapters: Sequence[Path] = (),
+    kv_cache: KvCache | None = None,
 ) -> ChatEngine:
     """Load the model of a folder into its engine.
 
@@ -37,6 +40,7 @@ def open_engine(
         exact: Give llama.cpp the image slices and tokens of the original. The other engines always get them.
         source: Folder with the text files of the original, for `exact`; by default they are found beside the artifact.
         adapters: Folders of LoRA adapters, merged in this order into a checkpoint.
+        kv_cache: Types of the KV cache of llama.cpp; by default F16.
 
     Raises:
         McpmqError: the folder has no model, a file is missing or damaged, or the engine is not installed.
@@ -45,14 +49,24 @@ def open_engine(
     if is_checkpoint(path):
         from mcpmq.serving import torch
 
+        check_cache(kv_cache, "torch", NO_HEADS)
         checkpoint = Checkpoint.open(path, adapters=adapters)
         return torch.open_engine(checkpoint.path, checkpoint.family, "torch", threads, context, adapters)
     artifact = find_artifact(path)
     check_no_adapters(artifact, adapters)
-    return _open_artifact(artifact, threads, context, source if exact else None, exact=exact)
+    check_artifact_cache(artifact, kv_cache)
+    return _open_artifact(artifact, threads, context, source if exact else None, kv_cache, exact=exact)
 
 
-def _open_artifact(artifact: Artifact, threads: int, context: int, source: Path | None, *, exact: bool) -> ChatEngine:
+def _open_artifact(
+    artifact: Artifact,
+    threads: int,
+    context: int,
+    source: Path | None,
+    kv_cache: KvCache | None,
+    *,
+    exact: bool,
+) -> ChatEngine:
     kind, family = artifact.manifest.kind, family_named(artifact.manifest.family)
     _check_files(artifact)
     if (target := format_of(kind)) is not None:
@@ -63,8 +77,8 @@ def _open_artifact(artifact: Artifact, threads: int, context: int, source: Path 
         if exact:
             source = source or text_files(artifact)
             check_source(artifact, source)
-            return exact_gguf.open_engine(artifact, source, threads, context)
-        return gguf.open_engine(artifact, threads, context)
+            return exact_gguf.open_engine(artifact, source, threads, context, kv_cache)
+        return gguf.open_engine(artifact, threads, context, kv_cache)
     if kind == "onnx":
         from mcpmq.serving import onnx
 
@@ -72,6 +86,25 @@ def _open_artifact(artifact: Artifact, threads: int, context: int, source: Path 
     from mcpmq.serving import torch
 
     return torch.open_engine(artifact.path, family, engine_of(kind), threads, context)
+
+
+def check_artifact_cache(artifact: Artifact, cache: KvCache | None) -> None:
+    """Check that the engine of an artifact supports the types of the KV cache.
+
+    Raises:
+        EngineError: it does not.
+        ArtifactError: the artifact is not a model.
+    """
+    if cache is None:
+        return
+    kind = artifact.manifest.kind
+    if kind != "gguf":
+        check_cache(cache, "torch" if kind == "imatrix" else engine_of(kind), NO_HEADS)
+        return
+    from mcpmq.formats.gguf.language_metadata import read_head_widths
+
+    language, *_ = artifact.component_files("language")
+    check_cache(cache, "gguf", read_head_widths(language))
 
 
 def check_no_adapters(artifact: Artifact, adapters: Sequence[Path]) -> None:

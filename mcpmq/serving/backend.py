@@ -14,7 +14,15 @@ from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import EngineError
 from mcpmq.evaluate.measure import engine_name
 from mcpmq.families import family_named
-from mcpmq.serving.artifacts import CONTEXT, check_no_adapters, find_artifact, is_checkpoint
+from mcpmq.formats.kv_cache import F16_CACHE, KvCache, check_cache
+from mcpmq.serving.artifacts import (
+    CONTEXT,
+    NO_HEADS,
+    check_artifact_cache,
+    check_no_adapters,
+    find_artifact,
+    is_checkpoint,
+)
 from mcpmq.serving.engine import MAX_TOKENS
 from mcpmq.serving.engine_client import EngineClient
 from mcpmq.serving.engine_process import EngineProcess, running_engine
@@ -43,6 +51,7 @@ class ServerOptions:
     key: str | None = None
     max_tokens: int = MAX_TOKENS  # of an answer
     adapters: tuple[Path, ...] = ()  # folders of LoRA adapters, merged into a checkpoint
+    kv_cache: KvCache | None = None  # types of the KV cache of llama.cpp; None for F16
 
     @property
     def is_local(self) -> bool:
@@ -63,12 +72,14 @@ def running_model(
         McpmqError: the folder has no model, or the engine cannot load it, or not with several slots.
     """
     if is_checkpoint(path):
+        check_cache(options.kv_cache, "torch", NO_HEADS)
         checkpoint = Checkpoint.open(path, adapters=options.adapters)
         with _running_worker(checkpoint.path, checkpoint.merged_name, options) as (engine, facts):
             yield engine, describe_original(checkpoint, facts, limits)
         return
     artifact = find_artifact(path)
     check_no_adapters(artifact, options.adapters)
+    check_artifact_cache(artifact, options.kv_cache)
     name = model_name(artifact)
     is_gguf = artifact.manifest.kind == "gguf"
     running = _running_llama(artifact, name, options) if is_gguf else _running_worker(artifact.path, name, options)
@@ -82,7 +93,7 @@ def _running_llama(
 ) -> Iterator[tuple[EngineProcess, EngineFacts]]:
     language, *_ = artifact.component_files("language")  # llama.cpp finds the other parts of a split file
     mmproj = artifact.component_files(VISION_COMPONENT)
-    settings = {
+    settings: dict[str, Any] = {
         "name": name,
         "language": str(language.absolute()),
         "mmproj": str(mmproj[0].absolute()) if mmproj else None,
@@ -90,12 +101,14 @@ def _running_llama(
         "context": options.context,
         "threads": _threads(options),
         "http_threads": options.slots + SPARE_HTTP_THREADS,
+        "kv_cache": str(options.kv_cache or F16_CACHE),
     }
     with running_engine(LLAMA_SERVER, settings) as engine:
         context = min(options.context, asyncio.run(EngineClient(engine, LIMITS).trained_context()))
         family = family_named(artifact.manifest.family)
         notes = (PREPROCESSING_NOTE,) if mmproj else ()
-        yield engine, EngineFacts(engine_name("gguf"), context, bool(mmproj), notes, family=family)
+        cache = settings["kv_cache"]
+        yield engine, EngineFacts(engine_name("gguf"), context, bool(mmproj), notes, family=family, kv_cache=cache)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from mcpmq.errors import DatasetError, EngineError
 from mcpmq.evaluate.measure import engine_name
 from mcpmq.families import family_named
 from mcpmq.families.family import Family
+from mcpmq.formats.kv_cache import F16_CACHE, KvCache
 from mcpmq.runners.gguf import ArtifactFiles, artifact_files
 from mcpmq.runners.llamacpp import llamacpp
 from mcpmq.runners.llamacpp.language import CONTEXT_MULTIPLE, LanguageModel
@@ -77,8 +78,8 @@ class LlamaCppEngine:
         self.resources.close()
 
 
-def open_engine(artifact: Artifact, threads: int, context: int) -> LlamaCppEngine:
-    """Load a GGUF artifact.
+def open_engine(artifact: Artifact, threads: int, context: int, kv_cache: KvCache | None = None) -> LlamaCppEngine:
+    """Load a GGUF artifact, with a KV cache of these types.
 
     Raises:
         ArtifactError: the folder is not a GGUF artifact with all files.
@@ -91,12 +92,12 @@ def open_engine(artifact: Artifact, threads: int, context: int) -> LlamaCppEngin
     vocabulary.close()
     resources = ExitStack()
     folder = resources.enter_context(temporary_folder())
-    server = _server(files, threads, context, folder)
+    server = _server(files, threads, context, folder, kv_cache or F16_CACHE)
     preprocessing = EnginePreprocessing.read(files.mmproj) if files.mmproj else None
     return LlamaCppEngine(engine_name("gguf"), family, context, [server], preprocessing, resources)
 
 
-def _server(files: ArtifactFiles, threads: int, context: int, folder: Path) -> Any:
+def _server(files: ArtifactFiles, threads: int, context: int, folder: Path, cache: KvCache) -> Any:
     import xllamacpp
 
     parameters = xllamacpp.CommonParams()
@@ -106,6 +107,7 @@ def _server(files: ArtifactFiles, threads: int, context: int, folder: Path) -> A
     parameters.n_ctx, parameters.n_parallel, parameters.use_jinja, parameters.ui = context, 1, True, False
     parameters.cpuparams.n_threads = parameters.cpuparams_batch.n_threads = threads
     parameters.hostnames, parameters.api_keys = [str(folder / "server.sock")], [secrets.token_hex()]
+    set_cache_types(parameters, cache)
     parameters.fit_params = False  # the context is the requested one
     parameters.cache_ram_mib, parameters.n_threads_http = 0, 1  # by default, 8 GiB of prompts are kept
     parameters.offline, parameters.verbosity = True, 0
@@ -116,6 +118,15 @@ def _server(files: ArtifactFiles, threads: int, context: int, folder: Path) -> A
         return server
     except Exception as error:  # the wheel raises several types
         raise EngineError(f"llama.cpp cannot load `{files.language}`: {error}", "export the artifact again") from error
+
+
+def set_cache_types(parameters: Any, cache: KvCache) -> None:
+    """Set the types of the KV cache in the parameters of llama.cpp's server, and flash attention where they need it."""
+    import xllamacpp
+
+    parameters.cache_type_k, parameters.cache_type_v = map(xllamacpp.ggml_type, cache.ids)
+    if cache.needs_flash_attention:
+        parameters.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_ENABLED
 
 
 class _Stream:

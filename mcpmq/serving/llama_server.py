@@ -10,7 +10,9 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
+from mcpmq.formats.kv_cache import F16_CACHE, KvCache
 from mcpmq.serving.engine_process import READY
+from mcpmq.serving.gguf import set_cache_types
 from mcpmq.system.ggml_library import load_library
 
 ERRORS_ONLY = 1  # verbosity of llama.cpp's log
@@ -29,6 +31,7 @@ class LlamaSettings:
     http_threads: int
     socket: str
     key: str
+    kv_cache: str = str(F16_CACHE)
 
 
 def main() -> None:
@@ -53,6 +56,7 @@ def _parameters(parameters: Any, settings: LlamaSettings) -> Any:
     parameters.n_threads_http = settings.http_threads
     parameters.use_jinja, parameters.ui, parameters.offline = True, False, True
     parameters.endpoint_slots, parameters.endpoint_metrics = False, True
+    set_cache_types(parameters, KvCache.parse(settings.kv_cache))
     parameters.fit_params = False  # the context is the requested one
     parameters.cache_ram_mib = 0  # by default, 8 GiB of prompts are kept
     parameters.verbosity = ERRORS_ONLY

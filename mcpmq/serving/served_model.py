@@ -29,6 +29,7 @@ class EngineFacts:
     notes: tuple[str, ...] = ()  # differences from the measured quality
     unsupported: tuple[str, ...] = ()  # fields of requests
     family: Family | None = None  # for llama.cpp, which does not add the tags around images; None for others
+    kv_cache: str | None = None  # types of llama.cpp's KV cache
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +74,7 @@ def _engine_facts(engine: EngineFacts, limits: Limits) -> dict[str, Any]:
     return {
         "engine": engine.name,
         "context_tokens": engine.context,
+        "kv_cache": engine.kv_cache,
         "vision": engine.has_vision,
         "notes": engine.notes,
         "limits": {name: getattr(limits, name) for name in ("images", "pixels", "body_nbytes", "tokens")},

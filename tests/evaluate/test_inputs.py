@@ -43,7 +43,7 @@ def test_a_note_counts_the_images_that_stay(
 def test_keys_and_values_of_all_layers_are_counted(tiny_checkpoint: Path, mixed_set: SampleSet) -> None:
     """The tiny model has a key and a value of 64 numbers for 2 heads in 2 layers; unshuffled images have no note."""
     with encode_samples(Checkpoint.open(tiny_checkpoint), mixed_set, Settings(threads=1)) as inputs:
-        assert inputs.kv_values_per_token == 2 * 64 * 2 * 2
+        assert inputs.cached_per_token == (64 * 2 * 2, 64 * 2 * 2)
         assert inputs.notes == ()
 
 

@@ -4,6 +4,7 @@ import math
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,10 +27,12 @@ from mcpmq.evaluate import (
 from mcpmq.evaluate.inputs import EncodedInputs
 from mcpmq.evaluate.measure import sample_metrics
 from mcpmq.families.inputs import Inputs
+from mcpmq.formats.kv_cache import KvCache
 from mcpmq.quantized_model import QuantizedModel
 from mcpmq.runners import launcher
 from mcpmq.runners.inputs_store import InputsStore
 from mcpmq.runners.launcher import PeakMemory, RunResult
+from mcpmq.runners.runner import EngineOptions
 from mcpmq.runners.token_metrics import TokenComparison, TokenResults
 
 ONE_THREAD = Settings(threads=1)
@@ -65,12 +68,12 @@ def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def encoded(folder: Path, *, with_image: bool = False) -> EncodedInputs:
-    """Return two samples with answers of three tokens and one; a token has 100 keys and values."""
+    """Return two samples with answers of three tokens and one; a token has 32 key values and 64 values."""
     store, pixels = InputsStore(folder), (np.zeros((14, 14, 3), np.uint8),) if with_image else ()
     bounds = np.array([[0, 1]] if with_image else np.empty((0, 2)), np.int64)
     store.append(Inputs("a", np.arange(10), 7, pixels, bounds))
     store.append(Inputs("b", np.arange(5), 4, (), np.empty((0, 2), np.int64)))
-    return EncodedInputs(store, ("image" if with_image else "text", "text"), kv_values_per_token=100)
+    return EncodedInputs(store, ("image" if with_image else "text", "text"), cached_per_token=(32, 64))
 
 
 def test_losses_and_divergences_are_rounded_to_eight_decimals() -> None:
@@ -98,8 +101,33 @@ def test_the_speed_counts_all_tokens(tiny_int4: QuantizedModel, tmp_path: Path) 
 def test_the_kv_cache_has_the_dtype_of_the_engine(tiny_exports: list[Artifact], tmp_path: Path) -> None:
     """llama.cpp stores 2 bytes per value, the ONNX graphs 4."""
     inputs = encoded(tmp_path)
-    found = [measure(artifact, inputs, ONE_THREAD).kv_cache_bytes_per_token for artifact in tiny_exports]
-    assert found == [200, 400]
+    found = [measure(artifact, inputs, ONE_THREAD) for artifact in tiny_exports]
+    assert [(one.kv_cache, one.kv_cache_bytes_per_token) for one in found] == [("f16", 2 * 96), (None, 4 * 96)]
+
+
+@pytest.mark.parametrize(("types", "nbytes"), [("q8_0", 34 + 2 * 34), ("q8_0/q4_0", 34 + 2 * 18), ("f32", 4 * 96)])
+def test_the_types_of_the_kv_cache_reach_llama_cpp(
+    types: str, nbytes: int, tiny_exports: list[Artifact], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every worker process of a GGUF artifact gets them; the measurement records types and bytes of a token."""
+    taken: list[Any] = []
+
+    def run(*given: Any, options: EngineOptions, **_: Any) -> RunResult:
+        taken.append(options.keywords())
+        return run_result(given[2])
+
+    def peak(*given: Any) -> PeakMemory:
+        taken.append(given[-1].keywords())
+        return PeakMemory(vision_rss_bytes=11, total_rss_bytes=22)
+
+    monkeypatch.setattr(MODULE, "run_engine", run)
+    monkeypatch.setattr(MODULE, "measure_sequential_peak", peak)
+    settings = Settings(threads=1, kv_cache=KvCache.parse(types))
+
+    measurement = measure(tiny_exports[0], encoded(tmp_path, with_image=True), settings)
+
+    assert taken == [{"kv_cache": types}] * 2
+    assert (measurement.kv_cache, measurement.kv_cache_bytes_per_token) == (types, nbytes)
 
 
 @pytest.mark.usefixtures("no_engine")

@@ -132,15 +132,27 @@ def test_the_baseline_is_compared_token_by_token() -> None:
     assert f"{found['image'].kl_divergence_increase.value:.6g}" in first
 
 
+def test_the_bytes_of_the_cache_are_a_metric() -> None:
+    """6,144 bytes of a token are allowed, one less is violated; without a known cache the bound is violated."""
+    report = make_report(1)
+    for limit, lines in ((6144, 0), (6143, 1)):
+        bounds = {"artifact": {"kv_cache_bytes_per_token": {"at_most": limit}}}
+        assert len(violated(report, gate(original=bounds))) == lines
+    unknown = report.artifacts[0].measurement.model_copy(update={"kv_cache_bytes_per_token": None})
+    assert len(violated(with_result(report, measurement=unknown), gate(original=bounds))) == 1
+
+
 def test_a_baseline_that_cannot_be_compared_is_violated() -> None:
     """The violation has the reason: another checkpoint or set, or a missing report or artifact."""
     report, bounds = make_report(1), {"image": {"kl_divergence_increase": {"at_most": 9}}}
     bounded = gate(baseline=bounds)
     other_source = report.checkpoint.model_copy(update={"sha256": "99" * 32})
     other_set = report.eval_set.model_copy(update={"name": "easy", "sha256": "77" * 32})
+    other_cache = report.artifacts[0].measurement.model_copy(update={"kv_cache": "q8_0"})
     for baseline, reason in (
         (report.model_copy(update={"checkpoint": other_source}), "checkpoint.*`model.*differs from.*9999"),
         (report.model_copy(update={"eval_set": other_set}), "evaluation set.*`heldout`.*`easy` .7777"),
+        (with_result(report, measurement=other_cache), "KV cache.*`f16` differs from `q8_0`"),
         (with_result(report, calibration_set=None), "calibration set.*`starter`.*none"),
         (with_result(report, recipe="other"), "the baseline has no `gguf phone-int4`"),
         (None, "no baseline report is given"),

@@ -28,6 +28,8 @@ def test_the_card_has_license_usage_and_evaluation(tiny_release: Release) -> Non
     assert tiny_release.record.source.sha256 in text
     assert "## Evaluation: tiny on 30 samples" in text
     assert "perplexity, images" in text
+    assert "## KV cache" in text
+    assert "| q8_0 | 1.11 MB | 2.23 MB | 4.46 MB |" in text
 
 
 def test_the_card_has_the_revision_of_a_downloaded_original(tiny_release: Release) -> None:

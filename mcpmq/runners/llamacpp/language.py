@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mcpmq.errors import EngineError
+from mcpmq.formats.kv_cache import F16_CACHE, F32_CACHE, KvCache
 from mcpmq.runners.llamacpp import (
     CACHE_TYPES_OFFSET,
     EVAL_CALLBACK,
@@ -95,8 +96,11 @@ class Context:
         threads: int,
         f32_attention: bool,
         layer_observer: LayerObserver | None = None,
+        cache: KvCache = F16_CACHE,
     ) -> None:
-        """Allocate a cache of `max_tokens`; `f32_attention` replaces the F16 cache and flash attention of llama.cpp.
+        """Allocate a cache of `max_tokens` with the types of `cache`.
+
+        `f32_attention` replaces the cache by one in F32, and the flash attention of llama.cpp.
 
         Raises:
             EngineError: the memory is not sufficient, or llama.cpp read other sizes than were set.
@@ -104,7 +108,7 @@ class Context:
         engine, length = model.engine, -(-max_tokens // CONTEXT_MULTIPLE) * CONTEXT_MULTIPLE
         batch = min(length, MAX_BATCH_TOKENS)
         engine.record_log()
-        parameters = _context_parameters(engine, length, batch, f32_attention)
+        parameters = _context_parameters(engine, length, batch, f32_attention, cache)
         if layer_observer:
             self._callback = _eval_callback(engine, layer_observer)  # llama.cpp calls it until the context is freed
             parameters.write_pointer(EVAL_CALLBACK_OFFSET, ctypes.cast(self._callback, POINTER).value)
@@ -171,12 +175,12 @@ class Context:
             yield np.ctypeslib.as_array(logits, shape=(self._model.vocab_size,))
 
 
-def _context_parameters(engine: LlamaCpp, length: int, batch: int, f32_attention: bool) -> OpaqueParams:
+def _context_parameters(engine: LlamaCpp, length: int, batch: int, f32_attention: bool, cache: KvCache) -> OpaqueParams:
     parameters: OpaqueParams = engine("llama_context_default_params")
     parameters.write_uint32(0, length, batch)
-    if f32_attention:
-        parameters.write_uint32(FLASH_ATTENTION_OFFSET, 0)
-        parameters.write_uint32(CACHE_TYPES_OFFSET, 0, 0)  # F32
+    parameters.write_uint32(CACHE_TYPES_OFFSET, *(F32_CACHE if f32_attention else cache).ids)
+    if f32_attention or cache.needs_flash_attention:
+        parameters.write_uint32(FLASH_ATTENTION_OFFSET, int(not f32_attention))
     return parameters
 
 
