@@ -23,6 +23,8 @@ from mcpmq.rounding.stats import Drift, InputStats
 NewObserver = Callable[[int, Drift], HessianObserver]
 """Creates an observer of inputs with this number of columns; it adds to the drift."""
 
+_Parameter = tuple[nn.Module, str, nn.Parameter]  # the module in a block, the name in it, the value
+
 
 @dataclass(frozen=True, slots=True)
 class Stream:
@@ -61,15 +63,17 @@ class TwoModels:
         `column_scales` are those of smoothed matrices: inputs of the quantized model are divided by them.
         """
         pair = _InputPair(stage, stream, column_scales, new_observer)
+        weights, new_weights = (_parameters(self.block, one) for one in (self.original, self.quantized))
         with pair.hooks(self.block, input_modules):
             for original, quantized in self.samples:
-                self._run(original, self.original, pair.begin_original)
-                self._run(quantized, self.quantized, pair.begin_quantized)
+                self._run(original, weights, pair.begin_original)
+                self._run(quantized, new_weights, pair.begin_quantized)
         return pair.results()
 
-    def _run(self, sample: int, weights: Mapping[str, Tensor], begin: Callable[[], None]) -> None:
+    def _run(self, sample: int, parameters: Sequence[_Parameter], begin: Callable[[], None]) -> None:
         begin()
-        self.block.load_state_dict(dict(weights), assign=True)
+        for module, name, value in parameters:
+            setattr(module, name, value)
         self.replay((sample,))
 
 
@@ -163,6 +167,15 @@ class _InputPair:
             products = drift.new_zeros(inputs.shape[1], drift.shape[1])
             self.observers[name] = self.new_observer(inputs.shape[1], Drift(self.stream is not None, products))
         self.observers[name].update(inputs, drift)
+
+
+def _parameters(block: nn.Module, weights: Mapping[str, Tensor]) -> list[_Parameter]:
+    """Return parameters of a block with their modules: `load_state_dict` for every short sample takes too long."""
+    found = []
+    for name, value in weights.items():
+        path, _, leaf = name.rpartition(".")
+        found.append((block.get_submodule(path), leaf, nn.Parameter(value, requires_grad=False)))
+    return found
 
 
 def _rows(tensor: Tensor) -> Tensor:
