@@ -116,22 +116,27 @@ class StatsRounder:
             self.stats.update(scale_stats(self.stats, self.scales))
             self.has_scaled_stats = True
         inputs = {name: InputSummary.of_parts(parts) for name, parts in self.stats.items()}
-        take = self._take_last if is_last else self.stats.get
+        take = take_last if is_last else _keep
         with torch_threads(self.threads):
             weights = {
                 tensor.name: quantize_weight(
-                    *(self.plan, tensor, take(tensor.name, ()), candidate.method),
+                    *(self.plan, tensor, take(self.stats, tensor.name), candidate.method),
                     scaling.get(tensor.name, NO_SCALING),
                 )
                 for tensor in self.plan.blocks[self.block]
             }
         return RoundedBlock(weights, inputs)
 
-    def _take_last(self, name: str, default: tuple[InputStats, ...]) -> tuple[InputStats, ...]:
-        """Remove the statistics of a weight for their last use; a Hessian that no other weight has is overwritten."""
-        parts = self.stats.pop(name, default)
-        uses = Counter(id(part.gram) for parts in (parts, *self.stats.values()) for part in parts)
-        return tuple(replace(part, overwrite=uses[id(part.gram)] == 1) for part in parts)
+
+def take_last(stats: BlockStats, name: str) -> tuple[InputStats, ...]:
+    """Remove the statistics of a weight for their last use; a Hessian that no other weight has is overwritten."""
+    parts = stats.pop(name, ())
+    uses = Counter(id(part.gram) for parts in (parts, *stats.values()) for part in parts)
+    return tuple(replace(part, overwrite=uses[id(part.gram)] == 1) for part in parts)
+
+
+def _keep(stats: BlockStats, name: str) -> tuple[InputStats, ...]:
+    return stats.get(name, ())
 
 
 @dataclass(frozen=True, slots=True)

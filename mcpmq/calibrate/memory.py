@@ -16,7 +16,7 @@ from mcpmq.errors import DatasetError
 from mcpmq.execution.device import CPU, available_nbytes
 from mcpmq.families.family import Architecture, TensorSpec
 from mcpmq.families.inputs import Inputs
-from mcpmq.families.residual import stream_reader
+from mcpmq.families.residual import LAYER_OUTPUT, stream_reader
 from mcpmq.plan import block_name
 from mcpmq.rounding import gptq
 from mcpmq.rounding.weight import GPTQ_CHUNK_WEIGHTS
@@ -116,16 +116,21 @@ def _block_nbytes(specs: Sequence[TensorSpec], with_hessian: Collection[str]) ->
 def _staged_block_nbytes(specs: Sequence[TensorSpec], with_hessian: Collection[str]) -> int:
     """Return the bytes of the block's weights, original and rounded, and of the largest stage of its matrices.
 
-    A stage has a Hessian, its Cholesky factor, the products of the drift, held-out inputs, and the target of rows.
+    A stage has a Hessian, whose factor takes its memory, the products of the drift, and held-out and waiting inputs.
+    Its matrices are there once while the samples pass, and the target of rows while they are rounded; when those at the
+    end of a layer are rounded, the others have only codes.
     """
-    names, stages = {spec.name for spec in specs}, []
+    names, weights = {spec.name for spec in specs}, sum(prod(spec.shape) for spec in specs)
+    stages = []
     for spec in (spec for spec in specs if spec.name in with_hessian):
         rows, columns = reversed(spec.shape) if spec.transposed else spec.shape
-        drift = columns if stream_reader(spec.name, names) is None else rows
-        held_out, target = HELD_OUT_TOKENS * (columns + drift), 2 * min(rows * columns, TARGET_WEIGHTS)
-        stages.append(2 * columns**2 + columns * drift + held_out + target)
-    weights = sum(prod(spec.shape) for spec in specs)
-    return FLOAT_NBYTES * (weights + (weights + max(stages) if stages else 0))
+        reader = stream_reader(spec.name, names)
+        drift = columns if reader is None else rows
+        statistics = columns**2 + columns * drift + 2 * HELD_OUT_TOKENS * (columns + drift)
+        copies = weights if reader == LAYER_OUTPUT else 2 * FLOAT_NBYTES * weights
+        rounding = copies + 2 * FLOAT_NBYTES * min(rows * columns, TARGET_WEIGHTS) + _rounded_rows_nbytes(columns)
+        stages.append(FLOAT_NBYTES * statistics + max(FLOAT_NBYTES * (2 * weights - rows * columns), rounding))
+    return max(stages, default=FLOAT_NBYTES * weights)
 
 
 def _loaded_nbytes(spec: TensorSpec) -> int:
@@ -138,9 +143,13 @@ def _loaded_nbytes(spec: TensorSpec) -> int:
 def _rounding_nbytes(specs: Sequence[TensorSpec], columns: Collection[int]) -> int:
     """Return the bytes of the codes of a block, of a chunk of a weight, and of the rows that all threads round."""
     weights = [prod(spec.shape) for spec in specs]
-    chunk = min(gptq.CHUNK_ROWS * max(columns), max(gptq.CHUNK_WEIGHTS, max(columns)))
-    rows = ROUNDING_ARRAYS * FLOAT_NBYTES * torch.get_num_threads() * chunk
-    return sum(weights) + STORED_NBYTES * min(max(weights), GPTQ_CHUNK_WEIGHTS) + rows
+    return sum(weights) + STORED_NBYTES * min(max(weights), GPTQ_CHUNK_WEIGHTS) + _rounded_rows_nbytes(max(columns))
+
+
+def _rounded_rows_nbytes(columns: int) -> int:
+    """Return the bytes of the rows of a matrix that all threads round at a time."""
+    chunk = min(gptq.CHUNK_ROWS * columns, max(gptq.CHUNK_WEIGHTS, columns))
+    return ROUNDING_ARRAYS * FLOAT_NBYTES * torch.get_num_threads() * chunk
 
 
 def must_spill(

@@ -9,7 +9,7 @@ from typing import Self
 
 from torch import Tensor, nn
 
-from mcpmq.calibrate.block import BlockStats, InputSummary, RoundedBlock
+from mcpmq.calibrate.block import BlockStats, InputSummary, RoundedBlock, take_last
 from mcpmq.calibrate.forward import LANGUAGE, CalibrationRun, check_stats
 from mcpmq.calibrate.paired_inputs import Stream, TwoModels
 from mcpmq.calibrate.selection import Candidate
@@ -42,7 +42,7 @@ class StagewiseRounder:
     name: str  # of the block
     block: nn.Module
     specs: Mapping[str, TensorSpec]
-    original: Mapping[str, Tensor]
+    original: dict[str, Tensor]
     matrices: Mapping[str, str | None]
     stages: Sequence[Stage]
     replay: Replay
@@ -84,22 +84,32 @@ class StagewiseRounder:
         for stage in self.stages:
             stats = self._collect_stats(models, stage, scaling)
             inputs |= {name: InputSummary.of_parts(parts) for name, parts in stats.items()}
+            if stage is self.stages[-1]:
+                self._unload(weights, is_last)
             stage_weights = self._round(list(stats), stats, candidate.method, scaling)
-            weights |= self._parameters(stage_weights)
             rounded |= stage_weights
-        self.run.model.unload_block(self.block)
+            if stage is not self.stages[-1]:
+                weights |= self._parameters(stage_weights)
         return RoundedBlock(
             {name: rounded[name] for name in names}, {name: inputs[name] for name in names if name in inputs}
         )
 
+    def _unload(self, weights: dict[str, Tensor], is_last: bool) -> None:
+        """Free the weights that no stage needs any more; those of the original if no candidate does."""
+        weights.clear()
+        if is_last:
+            self.original.clear()
+        self.run.model.unload_block(self.block)
+
     def _round(
         self, names: Sequence[str], stats: BlockStats, method: RoundingMethod, scaling: Scalings
     ) -> dict[str, RoundedWeight]:
+        """Round weights; their statistics are removed at their last use."""
         tensors = {tensor.name: tensor for tensor in self.plan.blocks[self.name]}
         with torch_threads(self.run.threads):
             return {
                 name: quantize_weight(
-                    self.plan, tensors[name], stats.get(name, ()), method, scaling.get(name, NO_SCALING)
+                    self.plan, tensors[name], take_last(stats, name), method, scaling.get(name, NO_SCALING)
                 )
                 for name in names
             }

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import prod
 
 from mcpmq.families.family import Architecture, LanguageShape
-from mcpmq.families.residual import stream_reader
+from mcpmq.families.residual import LAYER_OUTPUT, stream_reader
 from mcpmq.formats import FormatName
 from mcpmq.formats.format import FilesForecast, RuntimeMemory
 from mcpmq.formats.kv_cache import cached_per_token
@@ -135,16 +135,24 @@ def _calibration_nbytes(tensors: Sequence[TensorPlan]) -> int:
 def _staged_calibration_nbytes(tensors: Sequence[TensorPlan]) -> int:
     """Return the bytes of a block in float32, original and rounded, and of the largest stage of its matrices.
 
-    A stage has a Hessian, one Cholesky factor, the products of the drift, and the target of one weight.
+    A stage has a Hessian, whose factor takes its memory, the products of the drift, and held-out and waiting inputs.
+    Its matrices are there once while the samples pass, and the target of one of them while it is rounded; when those
+    at the end of a layer are rounded, the others have only codes.
     """
     matrices = [tensor for tensor in tensors if tensor.spec.role == "matrix"]
     names = {tensor.name for tensor in tensors}
+    weights = sum(num_weights(tensor) for tensor in matrices if "." in tensor.name)
     stages = [0]
     for tensor in matrices:
         rows, columns = tensor.matrix_shape
-        drift = columns if stream_reader(tensor.name, names) is None else rows
-        stages.append(2 * columns**2 + columns * drift + 2 * min(rows * columns, TARGET_WEIGHTS))
-    return 8 * sum(num_weights(tensor) for tensor in matrices if "." in tensor.name) + 4 * max(stages)
+        reader = stream_reader(tensor.name, names)
+        drift = columns if reader is None else rows
+        statistics = 4 * (columns**2 + columns * drift + 2 * HELD_OUT_TOKENS * (columns + drift))
+        rounded = ROUNDING_NBYTES_PER_WEIGHT * min(ROUNDED_ROWS * columns, ROUNDED_WEIGHTS)
+        rounding = 8 * min(rows * columns, TARGET_WEIGHTS) + rounded
+        copies = weights if reader == LAYER_OUTPUT else 8 * weights
+        stages.append(statistics + max(8 * weights - 4 * rows * columns, copies + rounding))
+    return max(stages)
 
 
 def export_peak_rss_bytes(plan: Plan, name: FormatName) -> int:

@@ -69,6 +69,11 @@ class OrderedHessian:
         if self.scale != 1:
             self.matrix.div_(self.scale)
 
+    def drop_factor(self, pool: Executor) -> None:
+        """Give the entries above the diagonal, which a factor replaced, the values of those below it."""
+        self.matrix.diagonal().copy_(self.energy)
+        _run(pool, self._mirror, tiles(len(self.matrix), TILE_COLUMNS))
+
     def add_inputs(self, inputs: Tensor, factor: float, pool: Executor) -> None:
         """Add `factor` times X^T X of inputs [tokens, columns]; the matrix is symmetric afterwards."""
         rows = torch.nn.functional.pad(inputs, (0, len(self.order) - self.columns)).index_select(1, self.order)
@@ -157,6 +162,8 @@ def _padded(gram: Tensor, padded: int, overwrite: bool) -> Tensor:
 
 def _reorder(matrix: Tensor, order: Tensor, pool: Executor) -> None:
     """Reorder columns and rows in place, some of them at a time in further memory."""
+    if (order.diff() > 0).all():
+        return
 
     def reorder_columns(rows: slice) -> None:
         matrix[rows] = matrix[rows].index_select(1, order)

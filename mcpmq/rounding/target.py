@@ -24,18 +24,21 @@ TILE_COLUMNS = 512  # of a solution: any number of threads computes the same pro
 
 
 def solve_drift(stats: InputStats) -> None:
-    """Replace the products of the drift by C, in place; needs the memory of a second Hessian."""
+    """Replace the products of the drift by C, in place; the factor of the Hessian is for a while in its memory."""
     drift = stats.drift
     if drift is None or not stats.has_inputs:
         return
     columns = len(stats.gram)
     shrinkage = 2 * columns / (2 * columns + stats.total_weight)
     with torch.inference_mode(mode=False), thread_pool() as pool:
-        hessian = OrderedHessian.create(stats.gram, torch.arange(columns, device=stats.gram.device), pool)
+        order = torch.arange(columns, device=stats.gram.device)
+        hessian = OrderedHessian.create(stats.gram, order, pool, overwrite=True)
         factor = shrunk_cholesky(hessian, hessian.order, shrinkage, pool)
         scale = range_factor(stats.gram.diagonal()) * (1 - factor.shrinkage)
         solve = partial(_solve_tile, factor, scale, drift.products)
         list(pool.map(solve, range(0, drift.products.shape[1], TILE_COLUMNS)))
+        hessian.drop_factor(pool)
+        hessian.restore(pool)
 
 
 def _solve_tile(factor: LdlFactor, scale: float, products: Tensor, start: int) -> None:

@@ -76,6 +76,21 @@ def test_missing_outputs_are_those_of_the_held_out_inputs(of_outputs: bool) -> N
     assert torch.equal(taken.weight, found.weight[[4, 1]])
 
 
+@pytest.mark.parametrize("magnitude", [1.0, 2.0**-30])
+def test_the_hessian_is_unchanged_after_its_factor_was_in_its_memory(magnitude: float) -> None:
+    """Every entry has its bits, also those of inputs that are scaled before the factorization."""
+    _, _, _, stats = drifted(of_outputs=False)
+    stats.gram.mul_(magnitude)
+    before, products = stats.gram.clone(), stats.drift.products.clone() if stats.drift else None
+
+    solve_drift(stats)
+
+    assert torch.equal(stats.gram, before)
+    assert stats.drift is not None
+    assert products is not None
+    assert not torch.equal(stats.drift.products, products)
+
+
 def test_without_drift_the_target_is_the_weight() -> None:
     """Without drift, and without any input, nothing is solved."""
     weight, inputs = random_layer(ROWS, COLUMNS)
