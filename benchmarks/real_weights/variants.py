@@ -68,7 +68,7 @@ def _some(scheme: str, layers: Sequence[int] = SOME_LAYERS) -> dict[str, str]:
 
 def _gptq(scheme: str, model: str = "smollm2", samples: int = CALIBRATION_SAMPLES) -> Variant:
     size = "" if samples == CALIBRATION_SAMPLES else f"-{samples}-samples"
-    return Variant(f"gptq-{scheme}{size}", _some(scheme), "gptq", samples=samples, model=model)
+    return Variant(f"gptq-{scheme}{size}", _some(scheme), "gptq", targets="model", samples=samples, model=model)
 
 
 def _llama_quantize(scheme: str, model: str = "smollm2") -> Variant:
@@ -82,10 +82,9 @@ def _peer(tool: Tool, name: str, options: Mapping[str, object], all_layers: bool
     return Variant(f"{tool}-{name}", _some("int4-g32"), name, tool=tool, options={"layers": SOME_LAYERS, **options})
 
 
-def _all_layers(name: str, scheme: str, method: str, tool: Tool = "mcpmq", model: str = "smollm2") -> Variant:
+def _all_layers(name: str, scheme: str, method: str, **more: Any) -> Variant:
     weights = Q4_K_M if scheme == "q4_k_m" else _all(scheme)
-    samples = 0 if method == "rtn" else CALIBRATION_SAMPLES
-    return Variant(f"{name}-all-layers", weights, method, samples=samples, tool=tool, model=model)
+    return Variant(f"{name}-all-layers", weights, method, samples=0 if method == "rtn" else CALIBRATION_SAMPLES, **more)
 
 
 # The KL divergences of the others are divided by that of the first variant, in its first format.
@@ -109,23 +108,24 @@ VARIANTS = (
     _llama_quantize("q8_0"),
     _peer("llmcompressor", "gptq", {}),
     _peer("autoround", "200-steps", {"iters": 200}),
-    _all_layers("rtn-int8-g32", "int8-g32", "rtn"),
-    _all_layers("llama-quantize-q4_k_m", "q4_k_m", "imatrix", "llama-quantize", COLUMNS_256),
-    _all_layers("gptq-q4_k_m", "q4_k_m", "gptq", model=COLUMNS_256),
     *(_gptq("iq4_nl", samples=samples) for samples in CURVE_SAMPLES[4:]),
     Variant("gptq-int4-g32-earlier", _some("int4-g32"), "gptq", commit=EARLIER),
     Variant("gptq-iq4_nl-earlier", _some("iq4_nl"), "gptq", commit=EARLIER),
     _gptq("int8-g32"),
-    Variant("gptq-int4-g128", _some("int4-g128"), "gptq", formats=("onnx",)),
-    Variant("awq-gptq-int4-g32", _some("int4-g32"), "gptq", smooth="awq"),
-    Variant("gptq-iq4_nl-all-layers", _all("iq4_nl"), "gptq"),
-    Variant("gptq-int4-g32-all-layers", _all("int4-g32"), "gptq", formats=("gguf", "onnx")),
-    Variant("gptq-iq4_nl-model-targets-all-layers", _all("iq4_nl"), "gptq", targets="model"),
-    Variant("gptq-int4-g32-model-targets-all-layers", _all("int4-g32"), "gptq", targets="model"),
+    Variant("gptq-int4-g128", _some("int4-g128"), "gptq", targets="model", formats=("onnx",)),
+    Variant("awq-gptq-int4-g32", _some("int4-g32"), "gptq", smooth="awq", targets="model"),
+    _all_layers("gptq-iq4_nl-model-targets", "iq4_nl", "gptq", targets="model"),
+    _all_layers("gptq-iq4_nl", "iq4_nl", "gptq"),
+    _all_layers("gptq-int4-g32-model-targets", "int4-g32", "gptq", targets="model"),
+    _all_layers("gptq-int4-g32", "int4-g32", "gptq", formats=("gguf", "onnx")),
+    _all_layers("gptq-int4-g32-earlier", "int4-g32", "gptq", commit=EARLIER),
     _peer("gptqmodel", "gptq-act-group-aware", {}, all_layers=True),
-    Variant("rtn-int8-g32-as-float32-all-layers", _all("int8-g32"), "rtn", samples=0, as_float32=True),
-    Variant("rtn-f32-all-layers", _all("f32"), "rtn", samples=0),  # the error of the engine alone
-    Variant("gptq-int4-g32-earlier-all-layers", _all("int4-g32"), "gptq", commit=EARLIER),
+    _all_layers("gptq-q4_k_m-model-targets", "q4_k_m", "gptq", model=COLUMNS_256, targets="model"),
+    _all_layers("llama-quantize-q4_k_m", "q4_k_m", "imatrix", tool="llama-quantize", model=COLUMNS_256),
+    _all_layers("rtn-int8-g32", "int8-g32", "rtn"),
+    _all_layers("rtn-int8-g32-as-float32", "int8-g32", "rtn", as_float32=True),
+    _all_layers("gptq-int8-g32-model-targets-as-float32", "int8-g32", "gptq", targets="model", as_float32=True),
+    _all_layers("rtn-f32", "f32", "rtn"),  # the error of the engine alone
 )
 QUICK = ("gptq-int4-g32", "rtn-int4-g32")
 
@@ -137,8 +137,9 @@ def _qwen(name: str, scheme: str, method: str = "gptq", **more: Any) -> Variant:
 
 
 QWEN_VARIANTS = (
-    _qwen("gptq-iq4_nl", "iq4_nl"),
-    _qwen("gptq-int4-g32", "int4-g32"),
+    _qwen("gptq-iq4_nl", "iq4_nl", targets="model"),
+    _qwen("gptq-iq4_nl-layer-targets", "iq4_nl"),
+    _qwen("gptq-int4-g32", "int4-g32", targets="model"),
     _qwen("rtn-int4-g32", "int4-g32", "rtn"),
     _qwen("gptq-int4-g32-earlier", "int4-g32", commit=EARLIER),
     _qwen("gptq-iq4_nl-all-layers", "iq4_nl"),
