@@ -1,12 +1,12 @@
 # `make demo` quantizes and evaluates the reference checkpoint; `make test` runs the checks of a change; `make compat` loads
-# artifacts with packages that cannot be installed next to mcpmq, `make transformers-js` with transformers.js. `make campaign`
-# injects faults: kills, fuzzed files, full disks, concurrent runs.
+# artifacts with packages that cannot be installed next to mcpmq, `make transformers-js` with transformers.js, `make mlx` with
+# mlx-vlm. `make campaign` injects faults: kills, fuzzed files, full disks, concurrent runs.
 PYTHON ?= python3
 BIN := .venv/bin
 # Spinning threads of two busy processes slow each other down by a factor of eight.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: setup demo gate test lint types layers unit docs site min-runtime transformers-js compat campaign readme clean
+.PHONY: setup demo gate test lint types layers unit docs site min-runtime transformers-js mlx compat campaign readme clean
 
 setup: .venv/ready
 
@@ -58,6 +58,15 @@ $(JAVASCRIPT)/ready: tests/transformers_js/package.json
 	mkdir -p $(JAVASCRIPT)
 	cp $< $(JAVASCRIPT)
 	npm install --prefix $(JAVASCRIPT) --ignore-scripts --no-package-lock --no-audit --no-fund
+	touch $@
+
+# Load MLX artifacts in mlx-vlm, on the CPU.
+MLX := build/mlx
+mlx: setup $(MLX)/ready
+	PYTHONPATH=$(MLX) $(BIN)/pytest --quiet -m mlx -W ignore tests/formats/test_mlx.py
+
+$(MLX)/ready: Makefile
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $(MLX) mlx==0.32.4 mlx-cpu==0.32.4 mlx-lm==0.32.2 mlx-vlm==0.7.10
 	touch $@
 
 # The generated parts of the documents are up to date.

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 PIPELINE_PANEL, INSPECT_PANEL, SERVING_PANEL = "Pipeline steps", "Inspect and verify", "Run and serve"
-FORMAT_NAMES = "gguf, onnx, gptq, awq, bnb or compressed-tensors"
+FORMAT_NAMES = "gguf, onnx, gptq, awq, bnb, compressed-tensors or mlx"
 DEFAULT_SEARCH_RECIPE = "calibrated-int4"
 
 

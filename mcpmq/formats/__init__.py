@@ -72,7 +72,7 @@ def check_tensors(family: Family, tensors: Iterable[TensorPlan], name: FormatNam
         MissingExtra: a package that writes or runs the format is not installed.
     """
     target, tensors = format_named(name), tuple(tensors)
-    if reason := dict(family.unsupported_formats).get(name):
+    if reason := target.unsupported_family(family):
         raise FormatError(f"`{name}` does not support `{family.name}`", reason)
     for tensor in tensors:
         _check_tensor(tensor, target)

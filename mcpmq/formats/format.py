@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from mcpmq.artifact import Artifact, FormatName
+from mcpmq.families.family import Family
 from mcpmq.formats.model_view import ModelView
 from mcpmq.plan import TensorPlan
 
@@ -100,6 +101,7 @@ class Format:
     recipes: Mapping[int, str] = field(default_factory=dict)  # recommended built-in recipes, by bits
     single_scheme: bool = False  # one scheme for all quantized weights of an artifact
     activations: tuple[str, ...] = ()  # schemes of quantized activations
+    families: tuple[str, ...] | None = None  # with a model class in the software that loads it; None: all
     write: Callable[..., dict[str, list[str]]]
     forecast: Callable[[ModelView], FilesForecast]
     shape_limit: Callable[[TensorPlan], str | None] = _no_limit
@@ -107,6 +109,12 @@ class Format:
     padded_shapes: "Callable[[QuantizedModel], Mapping[str, tuple[int, ...]]]" = _no_padding
     split: Callable[[Artifact, Path, int], dict[str, list[str]]] | None = None
     provenance: Callable[[Artifact], Iterator[FileProvenance]] | None = None
+
+    def unsupported_family(self, family: Family) -> str | None:
+        """Return why the format does not support a family; None if it does."""
+        if self.families is not None and family.name not in self.families:
+            return f"{self.min_runtime} does not load this family from this format"
+        return dict(family.unsupported_formats).get(self.name)
 
     def unsupported_reason(self, tensor: TensorPlan) -> str | None:
         """Return why the format cannot store this tensor with its scheme, naming alternatives; None if it can."""

@@ -16,8 +16,8 @@ def support_matrix() -> list[dict[str, Any]]:
 
 
 def _family_support(family: Family) -> dict[str, Any]:
-    reasons = dict(family.unsupported_formats)
-    formats: dict[str, str] = {name: f"no: {reasons[name]}" if name in reasons else "yes" for name in FORMATS}
+    reasons = {name: declared_format(name).unsupported_family(family) for name in FORMATS}
+    formats: dict[str, str] = {name: f"no: {reason}" if reason else "yes" for name, reason in reasons.items()}
     return {
         "family": family.name,
         "has_vision": family.has_vision,

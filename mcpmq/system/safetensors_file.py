@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DTYPES = {"BF16": ("bfloat16", 2), "F16": ("float16", 2), "F32": ("float32", 4), "U8": ("uint8", 1)}
-PACKED_DTYPES = DTYPES | {"I8": ("int8", 1), "I32": ("int32", 4), "I64": ("int64", 8)}  # also of packed weights
+PACKED_DTYPES = DTYPES | {"I8": ("int8", 1), "I32": ("int32", 4), "I64": ("int64", 8), "U32": ("uint32", 4)}
 FLOAT_DTYPES = frozenset({"BF16", "F16", "F32", "F64"})
 STORED_DTYPES = PACKED_DTYPES | {  # every dtype of whole bytes; a checkpoint may store tensors that are not its weights
     "F64": ("float64", 8),
@@ -30,7 +30,6 @@ STORED_DTYPES = PACKED_DTYPES | {  # every dtype of whole bytes; a checkpoint ma
     "BOOL": ("bool", 1),
     "I16": ("int16", 2),
     "U16": ("uint16", 2),
-    "U32": ("uint32", 4),
     "U64": ("uint64", 8),
     "F8_E4M3": ("float8_e4m3fn", 1),
     "F8_E5M2": ("float8_e5m2", 1),

@@ -19,8 +19,9 @@ from mcpmq.artifact import Kind
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.cli.options import FORMAT_NAMES
 from mcpmq.errors import FormatError, MissingExtra
-from mcpmq.families.family import TensorSpec
-from mcpmq.formats import FORMATS, FormatName, check_plan, declared_format, engine_of, format_of
+from mcpmq.families import family_named
+from mcpmq.families.family import Family, TensorSpec
+from mcpmq.formats import FORMATS, FormatName, check_plan, check_tensors, declared_format, engine_of, format_of
 from mcpmq.formats.format import integer_schemes
 from mcpmq.formats.gguf.packing import pack as pack_gguf
 from mcpmq.formats.gguf.tensors import GgufTensor, stored_type
@@ -93,7 +94,13 @@ READERS: dict[FormatName, Reader] = {
     "awq": _hf_reader("awq"),
     "bnb": _hf_reader("bnb"),
     "compressed-tensors": _hf_reader("compressed_tensors"),
+    "mlx": _hf_reader("mlx"),
 }
+
+
+def _family(name: FormatName) -> Family:
+    """Return a family that the format supports."""
+    return family_named((declared_format(name).families or ("minicpm-v-2.6",))[0])
 
 
 def _plan(checkpoint: Path, scheme: str) -> Plan:
@@ -136,6 +143,7 @@ def test_every_kind_has_an_engine() -> None:
         "awq": "dequantized",
         "bnb": "transformers",
         "compressed-tensors": "transformers",
+        "mlx": "dequantized",
     }
     assert {engine_of(kind) for kind in kinds} == set(ENGINES)
     assert format_of("quantized") is format_of("imatrix") is None
@@ -153,6 +161,7 @@ def test_every_format_declares_its_packages_and_runtime() -> None:
             ("compressed_tensors", "accelerate"),
             "transformers 5.23 with compressed-tensors and accelerate",
         ),
+        "mlx": ((), "mlx-vlm 0.7"),
     }
 
 
@@ -187,14 +196,14 @@ def test_a_declared_scheme_round_trips(name: FormatName, scheme: str, tmp_path: 
 @pytest.mark.parametrize(("name", "scheme"), DECLARED)
 def test_a_declared_scheme_passes_the_check(name: FormatName, scheme: str, tiny_checkpoint: Path) -> None:
     """For the linear layers of the language model."""
-    check_plan(_plan(tiny_checkpoint, scheme), name)
+    check_tensors(_family(name), _plan(tiny_checkpoint, scheme).tensors, name)
 
 
 @pytest.mark.parametrize(("name", "scheme"), UNDECLARED)
 def test_an_undeclared_scheme_is_rejected_before_work(name: FormatName, scheme: str, tiny_checkpoint: Path) -> None:
     """The error names the weight and the scheme, the hint the supported schemes."""
     with pytest.raises(FormatError, match=rf"language\.layers\.0\.attention\.q` as `{scheme}`") as caught:
-        check_plan(_plan(tiny_checkpoint, scheme), name)
+        check_tensors(_family(name), _plan(tiny_checkpoint, scheme).tensors, name)
 
     assert all(f"`{supported}`" in caught.value.hint for supported in declared_format(name).schemes)
 
@@ -208,7 +217,7 @@ def test_quantized_activations_are_rejected_where_they_are_not_supported(
     recipe = Recipe.model_validate({"name": "test", "weights": weights, "activations": activations})
 
     with pytest.raises(FormatError, match="does not support quantized activations") as caught:
-        check_plan(make_plan(Checkpoint.open(tiny_checkpoint), recipe), name)
+        check_tensors(_family(name), make_plan(Checkpoint.open(tiny_checkpoint), recipe).tensors, name)
 
     assert caught.value.hint.endswith("export to: onnx")
 

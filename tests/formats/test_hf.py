@@ -168,11 +168,11 @@ def test_every_weight_reads_back_exactly(name: str, scheme: str, tiny_checkpoint
 
 
 def test_artifacts_of_other_formats_are_errors(tiny_exports: list[Artifact]) -> None:
-    """Opening a GGUF or an ONNX artifact as a Hugging Face one is an error that lists the four formats."""
+    """Opening a GGUF or an ONNX artifact as a Hugging Face one is an error that lists the formats."""
     for artifact in tiny_exports:
         with pytest.raises(ArtifactError, match=f"is a {artifact.manifest.kind} artifact") as caught:
             HuggingFaceArtifact.open(artifact.path)
-        assert caught.value.hint == "expected one of: gptq, awq, bnb, compressed-tensors"
+        assert caught.value.hint == "expected one of: gptq, awq, bnb, compressed-tensors, mlx"
 
 
 @pytest.mark.parametrize("shard_nbytes", [1, 200_000, 10**9])

@@ -3,10 +3,10 @@
 import pytest
 
 from mcpmq.families import FAMILIES
-from mcpmq.formats import FORMATS
+from mcpmq.formats import FORMATS, declared_format
 from mcpmq.formats.support import scheme_support, scheme_table, support_matrix, support_table
 
-INTEGER_READERS = ("gguf", "onnx", "gptq", "awq", "compressed-tensors")
+INTEGER_READERS = ("gguf", "onnx", "gptq", "awq", "compressed-tensors", "mlx")
 
 
 def test_every_family_is_listed_once_with_its_checkpoints() -> None:
@@ -28,7 +28,8 @@ def test_limitations_are_marked_and_explained() -> None:
     table = support_table()
     rows = [cells for name, cells in table.rows if not name.startswith(" ")]
     for family, cells in zip(FAMILIES, rows, strict=True):
-        reasons = {**dict(family.unsupported_formats), **dict(family.caveats)}
+        excluded = {name: declared_format(name).unsupported_family(family) for name in FORMATS}
+        reasons = {name: reason for name, reason in excluded.items() if reason} | dict(family.caveats)
         assert sum(cell.endswith("*") for cell in cells) == len(reasons), family.name
         for reason in reasons.values():
             assert any(note.endswith(reason) for note in table.notes)
@@ -39,12 +40,13 @@ def test_limitations_are_marked_and_explained() -> None:
     [
         ("int4-g32", INTEGER_READERS),
         ("int4-g64", INTEGER_READERS),
+        ("q4_1", ("gguf", "mlx")),
         ("int4-g16", ("onnx", "compressed-tensors")),
         ("int4-g256", ("gguf", "onnx", "compressed-tensors")),
         ("int4-row", ("gguf", "onnx", "gptq", "compressed-tensors")),
         ("int4-g128-asym", ("onnx", "gptq", "awq")),
         ("int4-row-asym", ("onnx", "gptq")),
-        ("int8-g32", ("gguf", "onnx", "gptq", "compressed-tensors")),
+        ("int8-g32", ("gguf", "onnx", "gptq", "compressed-tensors", "mlx")),
         ("int8-row", ("gguf", "onnx", "gptq", "bnb", "compressed-tensors")),
         ("int8-g16-asym", ("onnx",)),
         ("q4_k", ("gguf",)),

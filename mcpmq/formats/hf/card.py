@@ -15,17 +15,23 @@ TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 
 
 def render_card(
-    manifest: Manifest, config: Mapping[str, Any], tensors: Sequence[TensorPlan], format_name: str, usage: str
+    manifest: Manifest,
+    config: Mapping[str, Any],
+    tensors: Sequence[TensorPlan],
+    format_name: str,
+    usage: str,
+    library: str = "transformers",
 ) -> str:
     """Render README.md: metadata of the Hugging Face hub in YAML, then the text.
 
-    `format_name` is `quant_method` of config.json; `usage` names the software that loads the artifact.
+    `format_name` is `quant_method` of config.json; `usage` names the software that loads the artifact, and `library` is
+    its library on the hub.
     """
     from huggingface_hub import ModelCard, ModelCardData  # slow to import
 
     has_vision = any(tensor.spec.component == "vision" for tensor in tensors)
     metadata = ModelCardData(
-        library_name="transformers",
+        library_name=library,
         pipeline_tag="image-text-to-text" if has_vision else "text-generation",
         tags=["mcpmq", "quantized", format_name],
         **_base_model(manifest.source.name, config),

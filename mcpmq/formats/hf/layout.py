@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcpmq.artifact import MODEL_CARD
+from mcpmq.families.family import LanguageShape, TensorSpec
 from mcpmq.formats.format import FilesForecast, Format
 from mcpmq.formats.hf.card import render_card
 from mcpmq.formats.hf.constraints import is_linear, is_packed
@@ -30,6 +31,14 @@ FLOAT16_SCALES = (
 )
 
 
+def _published_name(family: str, name: str) -> str:
+    return name
+
+
+def _unchanged(values: "Tensor", spec: TensorSpec, shape: LanguageShape) -> "Tensor":
+    return values
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HfLayout:
     """One Hugging Face format.
@@ -41,6 +50,12 @@ class HfLayout:
     packing: module with `pack(weight, dtype) -> tensors by their names in the weight's module` and its inverse `unpack`
     usage: software that loads the artifact, for the model card
     legacy_config: a second file with `quantization_config`, for loaders that do not read config.json
+    method: name of the format on the model card and in forecasts; None: `quant_method` of `quantization_config`
+    library: the library that loads the artifact, for the metadata of the model card
+    config_keys: keys of config.json that have `quantization_config`
+    stored_name: (family, published name) -> name in the files; also of a module, with a dot at its end
+    to_stored, from_stored: (unquantized tensor, its spec, the language model) -> the same in the layout of the files,
+        and back
     """
 
     components: tuple[str, ...]
@@ -51,6 +66,12 @@ class HfLayout:
     packing: str
     usage: str
     legacy_config: str | None = None
+    method: str | None = None
+    library: str = "transformers"
+    config_keys: tuple[str, ...] = ("quantization_config",)
+    stored_name: Callable[[str, str], str] = _published_name
+    to_stored: "Callable[[Tensor, TensorSpec, LanguageShape], Tensor]" = _unchanged
+    from_stored: "Callable[[Tensor, TensorSpec, LanguageShape], Tensor]" = _unchanged
 
     @property
     def declare(self) -> partial[Format]:
@@ -97,13 +118,17 @@ class HfLayout:
 
         return forecast_files(model, self)
 
+    def method_name(self, model: ModelView) -> str:
+        """Return the name of the format on the model card."""
+        return self.method or str(self.quantization_config(model)["quant_method"])
+
     def text_files(self, model: ModelView, shards: ShardLayout) -> dict[str, str]:
         """Return the content of the files that are not copied from the checkpoint: name -> text."""
-        quantization_config = self.quantization_config(model)
-        method = str(quantization_config["quant_method"])
+        quantization_config, manifest = self.quantization_config(model), model.artifact.manifest
+        names = self.method_name(model), self.usage, self.library
         texts = {
-            CONFIG: json_text({**model.config, "quantization_config": quantization_config}),
-            MODEL_CARD: render_card(model.artifact.manifest, model.config, model.tensors, method, self.usage),
+            CONFIG: json_text({**model.config, **dict.fromkeys(self.config_keys, quantization_config)}),
+            MODEL_CARD: render_card(manifest, model.config, model.tensors, *names),
             INDEX: json_text(shards.index()),
         }
         return {**texts, self.legacy_config: json_text(quantization_config)} if self.legacy_config else texts

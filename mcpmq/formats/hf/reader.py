@@ -13,7 +13,7 @@ from torch import Tensor
 from mcpmq.artifact import Artifact, Kind
 from mcpmq.errors import ArtifactError
 from mcpmq.families import family_named
-from mcpmq.families.family import TensorSpec
+from mcpmq.families.family import LanguageShape, TensorSpec
 from mcpmq.formats import FORMATS
 from mcpmq.formats.hf.constraints import is_packed
 from mcpmq.formats.hf.layout import HfLayout
@@ -33,6 +33,7 @@ class HuggingFaceArtifact:
     config: Mapping[str, Any]  # of the original
     quantization_config: Mapping[str, Any]  # of config.json
     specs: Mapping[str, TensorSpec]
+    language: LanguageShape
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -47,24 +48,21 @@ class HuggingFaceArtifact:
             supported = ", ".join(name for name in FORMATS if layout_of(name))
             raise ArtifactError(f"`{path}` is a {artifact.manifest.kind} artifact", f"expected one of: {supported}")
         config = read_json(path / "config.json")
-        quantization_config = config.pop("quantization_config", {})
+        found = [config.pop(key, {}) for key in layout.config_keys]
         family = family_named(artifact.manifest.family)
-        return cls(
-            artifact,
-            layout,
-            config,
-            quantization_config,
-            {spec.name: spec for spec in family.tensor_specs(family.parse_architecture(config))},
-        )
+        architecture = family.parse_architecture(config)
+        specs = {spec.name: spec for spec in family.tensor_specs(architecture)}
+        return cls(artifact, layout, config, found[0], specs, architecture.language)
 
     def load(self, name: str) -> QTensor | Tensor:
         """Load a quantized weight, or an unquantized one as a tensor [out, in] in its dtype."""
         spec, scheme_name = self.specs[name], self._schemes[name]
         scheme = parse_scheme(scheme_name) if scheme_name else None
+        stored = self.layout.stored_name(self.artifact.manifest.family, spec.hub_name)
         if not is_packed(scheme):
-            tensor = _tensor(self._entries[spec.hub_name])
+            tensor = self.layout.from_stored(_tensor(self._entries[stored]), spec, self.language)
             return tensor.T.contiguous() if spec.transposed else tensor
-        return self.layout.unpack(self._module_tensors(module_name(spec.hub_name)), scheme)
+        return self.layout.unpack(self._module_tensors(module_name(stored)), scheme)
 
     def _module_tensors(self, module: str) -> dict[str, Tensor]:
         return {

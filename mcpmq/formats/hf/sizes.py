@@ -20,13 +20,13 @@ RUNTIME = RuntimeMemory(kv_cache_element_nbytes=2, resident_ratio=1.0, logits_pe
 def forecast_files(model: ModelView, layout: HfLayout) -> FilesForecast:
     """Forecast every file of an artifact and the storage of every weight."""
     shards, weights = ShardLayout(), []
-    method = str(layout.quantization_config(model)["quant_method"])
+    method, family = layout.method_name(model), model.artifact.manifest.family
     tensors = {tensor.name: tensor for tensor in model.tensors}
     for component, specs in specs_by_component(model).items():
         shards.begin(component, max_header_nbytes(model, specs))
         for spec in specs:
             tensor = tensors[spec.name]
-            sizes = _stored_nbytes(tensor, layout)
+            sizes = _stored_nbytes(tensor, layout, layout.stored_name(family, spec.hub_name))
             shards.add(sizes)
             stored_as = method if is_packed(tensor.scheme) else str(tensor.scheme or tensor.dtype)
             weights.append(WeightForecast(spec.name, stored_as, sum(sizes.values()), ""))
@@ -44,12 +44,12 @@ def _file_forecasts(model: ModelView, layout: HfLayout, shards: ShardLayout) -> 
     yield from (FileForecast(name, "model", nbytes) for name, nbytes in texts.items())
 
 
-def _stored_nbytes(tensor: TensorPlan, layout: HfLayout) -> dict[str, int]:
-    """Return the bytes of the tensors that store a weight, by hub name."""
+def _stored_nbytes(tensor: TensorPlan, layout: HfLayout, stored: str) -> dict[str, int]:
+    """Return the bytes of the tensors that store a weight, by their names in the files."""
     if is_packed(tensor.scheme):
-        module = module_name(tensor.spec.hub_name)
+        module = module_name(stored)
         return {f"{module}.{name}": nbytes for name, nbytes in layout.packed_nbytes(tensor).items()}
-    return {tensor.spec.hub_name: prod(tensor.spec.shape) * _element_nbytes(tensor)}
+    return {stored: prod(tensor.spec.shape) * _element_nbytes(tensor)}
 
 
 def _element_nbytes(tensor: TensorPlan) -> int:

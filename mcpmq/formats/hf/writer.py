@@ -41,12 +41,13 @@ def write_model(
 
 
 def packed_tensors(quantized: QuantizedModel, spec: TensorSpec, layout: HfLayout) -> dict[str, Tensor]:
-    """Return the tensors that store a weight, by hub name: packed, or floats in the dtype of the plan."""
-    weight = quantized.load(spec.name)
+    """Return the tensors that store a weight, by their names in the files: packed, or floats in the planned dtype."""
+    weight, stored = quantized.load(spec.name), layout.stored_name(quantized.artifact.manifest.family, spec.hub_name)
     if isinstance(weight, QTensor):
-        module, dtype = module_name(spec.hub_name), quantized.records[spec.name].dtype
+        module, dtype = module_name(stored), quantized.records[spec.name].dtype
         return {f"{module}.{name}": tensor for name, tensor in layout.pack(weight, dtype).items()}
-    return {spec.hub_name: weight.T if spec.transposed else weight}
+    values = weight.T if spec.transposed else weight
+    return {stored: layout.to_stored(values, spec, quantized.architecture.language)}
 
 
 @dataclass
