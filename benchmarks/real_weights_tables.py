@@ -131,7 +131,7 @@ def _earlier_divergence(row: Mapping[str, Any]) -> list[str]:
 def _size_cells(row: Mapping[str, Any], usual: Mapping[str, Any]) -> list[str]:
     divergence = Estimate.model_validate(row["kl_divergence"])
     counts = [f"{row[key]:,}" for key in ("rounded_to_nearest", "matrices")]
-    return [f"{row['calibration_tokens']:,}", thousandths(divergence), _ratio(row, usual), *counts]
+    return [f"{row['calibration_tokens']:,}", thousandths(divergence), ratio_cell(row, usual), *counts]
 
 
 def whisper_table() -> str:
@@ -191,10 +191,11 @@ def _other_cells(row: Mapping[str, Any]) -> list[str]:
 
 def _bits_and_divergence(row: Mapping[str, Any], base: Mapping[str, Any]) -> list[str]:
     divergence = Estimate.model_validate(row["kl_divergence"])
-    return [f"{row['bits_per_weight']:.2f}", thousandths(divergence), _ratio(row, base)]
+    return [f"{row['bits_per_weight']:.2f}", thousandths(divergence), ratio_cell(row, base)]
 
 
-def _ratio(row: Mapping[str, Any], base: Mapping[str, Any]) -> str:
+def ratio_cell(row: Mapping[str, Any], base: Mapping[str, Any]) -> str:
+    """Return the ratio of the mean KL divergences of two rows with its interval."""
     found = results.ratio(row, base)
     return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
 

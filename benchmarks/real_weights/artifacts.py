@@ -109,7 +109,8 @@ def _quantize(variant: Variant, folder: Path) -> Facts:
         return _quantize_with_ggml(variant, folder)
     if variant.tool != "mcpmq":
         return _quantize_with_peer(variant, folder)
-    calibration = ["--calibration", calibration_set(variant.samples)] if variant.samples else []
+    samples = calibration_set(variant.samples, variant.calibration)
+    calibration = ["--calibration", samples] if variant.samples else []
     recipe, out = write_recipe(variant, folder), folder / "quantized"
     words = ["quantize", CHECKPOINTS / variant.model, out, "--recipe", recipe, *calibration]
     facts = _model_facts(variant, _mcpmq(folder, *words, source=commit_folder(variant.commit)), out)

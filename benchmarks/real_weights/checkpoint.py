@@ -1,6 +1,6 @@
 """SmolLM2 as the language model of a Qwen2-VL checkpoint, which mcpmq reads unchanged, and as a Llama checkpoint.
 
-The vision encoder of the Qwen2-VL checkpoint is tiny and random: only text can be evaluated. Qwen2 has biases that
+The vision encoder is tiny and random, for measurements of text, or the trained one of `tower/`. Qwen2 has biases that
 Llama does not have; they are zero.
 
 K-quants need columns in multiples of 256, and the hidden size of SmolLM2 is 576. `padded` extends it to 768 with zeros
@@ -56,6 +56,14 @@ class Shape:
     rope_theta: float = smollm2.ROPE_THETA
 
 
+@dataclass(frozen=True, slots=True)
+class Vision:
+    """A vision encoder with its merger: `vision_config`, and tensors by the names in the checkpoint."""
+
+    config: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+
+
 PADDED = Shape(768, 12, 4, smollm2.NORM_EPSILON * smollm2.HIDDEN / 768)
 
 
@@ -94,14 +102,17 @@ def write_tokenizer(reader: Any, out: Path) -> Tokenizer:
     return tokenizer
 
 
-def write_qwen2vl(weights: Mapping[str, Tensor], reader: Any, out: Path, shape: Shape | None = None) -> None:
-    """Write the Qwen2-VL checkpoint with these weights of the language model."""
+def write_qwen2vl(
+    weights: Mapping[str, Tensor], reader: Any, out: Path, shape: Shape | None = None, vision: Vision | None = None
+) -> None:
+    """Write the Qwen2-VL checkpoint with these weights of the language model; the default encoder is random."""
     shape = shape or Shape()
+    vision = vision or Vision(vision_config(shape.hidden, 1, TOWER, 1), dict(_vision_tensors(shape.hidden)))
     out.mkdir(parents=True, exist_ok=True)
-    tensors = {**dict(_zero_biases(shape)), **weights, **dict(_vision_tensors(shape.hidden))}
+    tensors = {**dict(_zero_biases(shape)), **weights, **vision.tensors}
     save_file({name: value.contiguous() for name, value in tensors.items()}, out / "model.safetensors")
     tokenizer = write_tokenizer(reader, out)
-    (out / "config.json").write_text(json.dumps(_qwen2vl_config(shape, tokenizer), indent=1))
+    (out / "config.json").write_text(json.dumps(_qwen2vl_config(shape, tokenizer, vision.config), indent=1))
     (out / "preprocessor_config.json").write_text(json.dumps(_preprocessor_config(), indent=1))
 
 
@@ -133,14 +144,13 @@ def _language_config(shape: Shape) -> dict[str, Any]:
     }
 
 
-def _qwen2vl_config(shape: Shape, tokenizer: Tokenizer) -> dict[str, Any]:
-    vision_tokens = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
-    ids = {key: tokenizer.token_to_id(token) for key, token in zip(vision_tokens, RENAMED_TOKENS.values(), strict=True)}
-    vision = {
-        "depth": 1,
-        "embed_dim": TOWER,
-        "hidden_size": shape.hidden,
-        "num_heads": 1,
+def vision_config(hidden: int, depth: int, width: int, heads: int) -> dict[str, Any]:
+    """Return the settings of a vision encoder; `hidden` are the channels of the language model."""
+    return {
+        "depth": depth,
+        "embed_dim": width,
+        "hidden_size": hidden,
+        "num_heads": heads,
         "mlp_ratio": 4,
         "in_chans": 3,
         "patch_size": PATCH,
@@ -148,13 +158,18 @@ def _qwen2vl_config(shape: Shape, tokenizer: Tokenizer) -> dict[str, Any]:
         "temporal_patch_size": 2,
         "hidden_act": "quick_gelu",
     }
+
+
+def _qwen2vl_config(shape: Shape, tokenizer: Tokenizer, vision: Mapping[str, Any]) -> dict[str, Any]:
+    vision_tokens = ("vision_start_token_id", "vision_end_token_id", "image_token_id", "video_token_id")
+    ids = {key: tokenizer.token_to_id(token) for key, token in zip(vision_tokens, RENAMED_TOKENS.values(), strict=True)}
     return {
         "architectures": ["Qwen2VLForConditionalGeneration"],
         "model_type": "qwen2_vl",
         **_language_config(shape),
-        "rope_scaling": {"type": "mrope", "mrope_section": [8, 12, 12]},
+        "rope_scaling": {"type": "mrope", "mrope_section": smollm2.MROPE_SECTION},
         **ids,
-        "vision_config": vision,
+        "vision_config": dict(vision),
     }
 
 

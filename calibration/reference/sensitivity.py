@@ -20,10 +20,10 @@ from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from calibration.reference.batched_vision import batched_features
 from calibration.reference.checkpoint_files import build_model, model_config, read_weights
 from calibration.reference.samples import IGNORED_LABEL, Example, collate, image_example
 from calibration.reference.tokenizer import UNKNOWN, token_id
-from calibration.reference.vision_probe import batched_features
 from mcpmq.families.modeling_minicpmv import MiniCPMVForConditionalGeneration
 
 HERE = Path(__file__).parent

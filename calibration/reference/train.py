@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from torch.nn import functional
 
+from calibration.reference.batched_vision import init_query_grid, patch_states, run_resampler
 from calibration.reference.checkpoint_files import build_model, model_config
 from calibration.reference.samples import (
     IGNORED_LABEL,
@@ -29,8 +30,10 @@ from calibration.reference.samples import (
     text_batch,
 )
 from calibration.reference.tokenizer import UNKNOWN, token_id, train_tokenizer
-from calibration.reference.training_state import Phase, TrainingClock, load_state, save_state
-from calibration.reference.vision_probe import VisionProbe, init_query_grid, patch_states, run_resampler
+from calibration.reference.training_state import Phase, load_state, save_state, scheduled_rate, train_step
+from calibration.scene_labels import label_arrays
+from calibration.scene_probe import SceneProbe, weighted_sum
+from calibration.scenes import Scene
 from mcpmq.families.modeling_minicpmv import MiniCPMVForConditionalGeneration
 
 SEED = 11
@@ -46,7 +49,7 @@ class TrainingModel(nn.Module):
     def __init__(self, model: MiniCPMVForConditionalGeneration, tokenizer: Tokenizer) -> None:
         super().__init__()
         self.model = model
-        self.probe = VisionProbe(model.config.text_config.hidden_size)
+        self.probe = SceneProbe(*[model.config.text_config.hidden_size] * 2)
         self.tokenizer = tokenizer
         self.image_token_id = token_id(tokenizer, UNKNOWN)
 
@@ -55,6 +58,12 @@ class TrainingModel(nn.Module):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             states = patch_states(self.model, pixels)
             return states.float(), run_resampler(self.model.resampler, states).float()
+
+    def probe_losses(self, states: Tensor, features: Tensor, scenes: list[Scene]) -> dict[str, Tensor]:
+        """Return the losses of the probe."""
+        labels = {name: torch.from_numpy(value) for name, value in label_arrays(scenes).items()}
+        parts: dict[str, Tensor] = self.probe(states, features, labels)
+        return parts
 
     def answer_loss(self, batch: Batch, features: Tensor | None) -> Tensor:
         """Return the mean cross-entropy of labeled tokens; features replace the placeholder tokens in order."""
@@ -84,17 +93,12 @@ def probe_loss(training_model: TrainingModel, step: int, progress: float) -> Ten
     drawn = draw_single(step_rng(VISION_STREAM, step), 48)
     batch = scene_batch(training_model.tokenizer, drawn)
     assert batch.pixels is not None
-    parts = training_model.probe(*training_model.encode_images(batch.pixels), drawn)
+    parts = training_model.probe_losses(*training_model.encode_images(batch.pixels), drawn)
     if step % 50 == 0:
         log_line(
             f"vision {step} {progress:.3f} " + " ".join(f"{name} {part.item():.3f}" for name, part in parts.items())
         )
-    return weighted_probe_loss(parts)
-
-
-def weighted_probe_loss(parts: dict[str, Tensor]) -> Tensor:
-    """Return the weighted sum of all losses of the probe."""
-    return parts["objects"] + parts["patches"] + parts["regions"] + 2 * parts["numbers"]
+    return weighted_sum(parts)
 
 
 def answers_loss(training_model: TrainingModel, step: int, progress: float) -> Tensor:
@@ -109,7 +113,7 @@ def answers_loss(training_model: TrainingModel, step: int, progress: float) -> T
     states, features = training_model.encode_images(torch.cat([single.pixels, sliced.pixels]))
     single_features, sliced_features = features[: len(drawn)], features[len(drawn) :]
     probe = (
-        weighted_probe_loss(training_model.probe(states[: len(drawn)], single_features, drawn))
+        weighted_sum(training_model.probe_losses(states[: len(drawn)], single_features, drawn))
         if progress < 0.8
         else torch.zeros(())
     )
@@ -141,12 +145,6 @@ def log_validation(training_model: TrainingModel, progress: float) -> None:
     words = ("image", "swapped", "sliced", "swapped", "text")
     values = " ".join(f"{word} {math.exp(loss.item()):.3f}" for word, loss in zip(words, found, strict=True))
     log_line(f"report {progress:.3f} {values}")
-
-
-def scheduled_rate(phase: Phase, clock: TrainingClock) -> float:
-    """Return the learning rate: a linear warmup, then a half cosine down to two percent."""
-    rise = min(1.0, (clock.step + 1) / phase.warmup_steps)
-    return phase.peak_learning_rate * rise * (0.49 * (1 + math.cos(math.pi * min(1.0, clock.progress(phase)))) + 0.02)
 
 
 def log_line(line: str) -> None:
@@ -201,18 +199,6 @@ def run_phase(training_model: TrainingModel, phase: Phase, path: Path) -> None:
             saved = clock.seconds
     save_state(path, training_model, optimizer, phase, clock)
     log_line(f"{phase.name} done after {clock.step} steps, {clock.seconds / 60:.1f} minutes")
-
-
-def train_step(
-    loss: Tensor, optimizer: torch.optim.AdamW, parameters: dict[str, nn.Parameter], learning_rate: float
-) -> None:
-    """Apply one optimizer step."""
-    for group in optimizer.param_groups:
-        group["lr"] = learning_rate * group["share"]
-    loss.backward()
-    nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
 
 
 def parse_arguments() -> argparse.Namespace:

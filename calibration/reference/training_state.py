@@ -1,12 +1,14 @@
-"""Training phases of the reference checkpoint, and their state on disk, so that an interrupted run resumes."""
+"""Training phases, their learning rate, and their state on disk, so that an interrupted run resumes."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,24 @@ class TrainingClock:
     def progress(self, phase: Phase) -> float:
         """Return 0 at the beginning of the phase and 1 at its end."""
         return (self.step if phase.by_steps else self.seconds) / phase.budget
+
+
+def scheduled_rate(phase: Phase, clock: TrainingClock) -> float:
+    """Return the learning rate: a linear warmup, then a half cosine down to two percent."""
+    rise = min(1.0, (clock.step + 1) / phase.warmup_steps)
+    return phase.peak_learning_rate * rise * (0.49 * (1 + math.cos(math.pi * min(1.0, clock.progress(phase)))) + 0.02)
+
+
+def train_step(
+    loss: Tensor, optimizer: torch.optim.AdamW, parameters: Mapping[str, nn.Parameter], learning_rate: float
+) -> None:
+    """Apply one optimizer step."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group["share"]
+    loss.backward()
+    nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def save_state(
@@ -60,7 +80,7 @@ def load_state(
             value.copy_(file.get_tensor(f"value.{name}"))
             if facts["phase"] == phase.name and f"exp_avg.{name}" in names:
                 optimizer.state[value] = {
-                    key: file.get_tensor(f"{key}.{name}") for key in ("step", "exp_avg", "exp_avg_sq")
+                    key: file.get_tensor(f"{key}.{name}").to(value.device) for key in ("step", "exp_avg", "exp_avg_sq")
                 }
     if facts["phase"] == phase.name:
         return TrainingClock(int(facts["step"]), float(facts["seconds"]))
