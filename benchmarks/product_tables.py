@@ -103,9 +103,9 @@ def transformers_js_text() -> str:
     pinned = json.loads((ROOT / "tests/transformers_js/package.json").read_text())["dependencies"]
     version = f"{pinned['@huggingface/transformers']} in Node: `make transformers-js`"
     return (
-        f"ONNX artifacts of Qwen2-VL, Qwen2.5-VL, Qwen3-VL and Qwen3.5 load in transformers.js ({version})\n"
-        "and generate the same answers. transformers.js shrinks images without antialiasing, so resize images\n"
-        "before you pass them."
+        "ONNX artifacts of Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3.5 and SmolVLM2 load in transformers.js\n"
+        f"({version}) and generate the same answers. transformers.js resizes images\n"
+        "without antialiasing, so resize them before you pass them."
     )
 
 

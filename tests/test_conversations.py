@@ -10,7 +10,13 @@ from benchmarks.conversations.compare import compare
 from benchmarks.conversations.draw import draw_conversation, draw_images
 from tests.tiny_families import TINY_FAMILIES, TinyFamily
 
-NAMES = ("minicpm-v-2.5", "minicpm-v-2.6", "minicpm-v-4.7", "qwen3.5")  # the benchmark compares all families
+NAMES = (
+    "minicpm-v-2.5",
+    "minicpm-v-2.6",
+    "minicpm-v-4.7",
+    "qwen3.5",
+    "smolvlm2",
+)  # the benchmark compares all families
 FAMILIES = [one for one in TINY_FAMILIES if one.name in NAMES]
 
 

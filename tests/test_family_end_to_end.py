@@ -98,6 +98,8 @@ def test_graph_inputs_are_those_of_transformers_js(tiny_family: TinyFamily, onnx
         grid = "grid_thw" if tiny_family.name == "qwen2-vl" else "image_grid_thw"
         assert {node.name for node in onnx.vision.get_inputs()} == {"pixel_values", grid}
         assert [node.name for node in onnx.vision.get_outputs()] == ["image_features"]
+    if tiny_family.name == "smolvlm2":
+        assert {node.name for node in onnx.vision.get_inputs()} == {"pixel_values", "pixel_attention_mask"}
 
 
 def test_gguf_has_the_losses_of_torch(

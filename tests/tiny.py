@@ -37,6 +37,8 @@ class TinyTokenizer:
     split_regex: str = SPLIT_REGEX
     chat_template: str | None = CHAT_TEMPLATE  # None: the checkpoint has no template file
     settings: Mapping[str, str] = field(default_factory=dict)
+    more_words: tuple[str, ...] = ()  # to train on
+    splits_digits: bool = False  # every digit, then the regular expression of GPT-2, instead of `split_regex`
 
 
 TOKENIZER = TinyTokenizer(
@@ -197,7 +199,7 @@ def write_shards(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def write_tokenizer(path: Path, definition: TinyTokenizer = TOKENIZER) -> None:
     """Train a BPE tokenizer with the special tokens of the family."""
-    tokenizer = _byte_level(definition.split_regex) if definition.split_regex else _sentencepiece()
+    tokenizer = _byte_level(definition) if definition.split_regex else _sentencepiece()
     words = "What does the sign say? The sign says red. How many circles are there? You are a helpful assistant. user"
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB_SIZE - len(definition.special_tokens),
@@ -205,7 +207,7 @@ def write_tokenizer(path: Path, definition: TinyTokenizer = TOKENIZER) -> None:
         special_tokens=[] if definition.split_regex else SENTENCEPIECE_TOKENS,
         show_progress=False,
     )
-    tokenizer.train_from_iterator([words] * 4, trainer)
+    tokenizer.train_from_iterator([*[words] * 4, *definition.more_words * 8], trainer)
     tokenizer.add_special_tokens(
         [AddedToken(token, special=True, normalized=False) for token in definition.special_tokens]
     )
@@ -217,14 +219,12 @@ def write_tokenizer(path: Path, definition: TinyTokenizer = TOKENIZER) -> None:
     (path / "tokenizer_config.json").write_text(json.dumps(settings, indent=1))
 
 
-def _byte_level(split: str) -> Tokenizer:
+def _byte_level(definition: TinyTokenizer) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(split), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    by_regex = pre_tokenizers.Split(Regex(definition.split_regex), behavior="isolated")
+    split = pre_tokenizers.Digits(individual_digits=True) if definition.splits_digits else by_regex
+    bytes_ = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=definition.splits_digits)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, bytes_])
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer
 

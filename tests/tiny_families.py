@@ -270,6 +270,66 @@ QWEN3_5 = replace(
     tokenizer=replace(QWEN2_VL.tokenizer, split_regex=QWEN_3_5_SPLIT_REGEX),
     extra_tensors={"mtp.norm.weight": torch.ones(8).bfloat16()},
 )
+SMOLVLM_TEMPLATE = (
+    "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}"
+    "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
+    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}"
+    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+SMOLVLM_SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>", "<end_of_utterance>"]
+SMOLVLM_SPECIAL_TOKENS += ["<fake_token_around_image>", "<global-img>"]
+SMOLVLM_SPECIAL_TOKENS += [f"<row_{row}_col_{column}>" for row in range(1, 4) for column in range(1, 4)]
+SMOLVLM2 = TinyFamily(
+    "smolvlm2",
+    {
+        "architectures": ["SmolVLMForConditionalGeneration"],
+        "model_type": "smolvlm",
+        "image_token_id": "<image>",
+        "scale_factor": 2,
+        "tie_word_embeddings": False,
+        "text_config": {
+            "model_type": "llama",
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 32,
+            "vocab_size": 320,
+            "max_position_embeddings": 2048,
+            "rms_norm_eps": 1e-5,
+            "rope_theta": 100000.0,
+            "tie_word_embeddings": False,
+        },
+        "vision_config": {
+            "model_type": "smolvlm_vision",
+            "hidden_size": 64,
+            "intermediate_size": 144,
+            "num_attention_heads": 4,
+            "num_hidden_layers": 2,
+            "image_size": 56,
+            "patch_size": 14,
+        },
+    },
+    {
+        "image_processor_type": "SmolVLMImageProcessor",
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "do_image_splitting": True,
+        "do_pad": True,
+        "max_image_size": {"longest_edge": 56},
+        "size": {"longest_edge": 168},
+        "resample": 1,
+    },
+    TinyTokenizer(
+        SMOLVLM_SPECIAL_TOKENS,
+        chat_template=SMOLVLM_TEMPLATE,
+        settings={"bos_token": "<|im_start|>", "eos_token": "<end_of_utterance>", "pad_token": "<|im_end|>"},
+        more_words=("\n\n",),
+        splits_digits=True,
+    ),
+)
 TINY_FAMILIES = [
     TinyFamily(
         "minicpm-v-2.0",
@@ -353,6 +413,7 @@ TINY_FAMILIES = [
     ),
     QWEN3_VL,
     QWEN3_5,
+    SMOLVLM2,
     MINICPM_V_4_6,
     replace(
         MINICPM_V_4_6,

@@ -13,6 +13,8 @@ from PIL import Image
 from tokenizers import Tokenizer
 from transformers.models.minicpmv4_6.image_processing_pil_minicpmv4_6 import MiniCPMV4_6ImageProcessorPil, ensure_divide
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.smolvlm import processing_smolvlm
+from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from mcpmq.dataset import Turn
 from mcpmq.families import modeling_transformers
@@ -38,6 +40,8 @@ QWEN_TEMPLATE = CHAT_ML.format(
 )
 MINICPM_TEMPLATE = CHAT_ML.format(default="", image="<|image_pad|>", separator="'\\n'")
 TEMPLATES = {"qwen": QWEN_TEMPLATE, "minicpmv4": MINICPM_TEMPLATE}
+IMAGE_PROCESSORS = {"qwen": Qwen2VLImageProcessorPil, "minicpmv4": MiniCPMV4_6ImageProcessorPil}
+IMAGE_PROCESSORS["smolvlm"] = SmolVLMImageProcessorPil
 MINICPM_TOKENS = {
     "image_token": "<|image_pad|>",
     "video_token": "<|video_pad|>",
@@ -54,19 +58,18 @@ class Oracle:
     """The processor of a checkpoint in transformers, without its video processor, which needs another library."""
 
     def __init__(self, checkpoint: Path) -> None:
-        """Open the processor of a checkpoint, whose chat template becomes one of `TEMPLATES`."""
+        """Open the processor of a checkpoint, whose chat template becomes one of `TEMPLATES` if it takes only texts."""
         self._config = read_json(checkpoint / "config.json")
         self._model: Any = None
         self._tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
         settings = read_json(checkpoint / "preprocessor_config.json")
         self._model_type = str(self._config["model_type"])
-        is_qwen = self._model_type.startswith("qwen")
-        template = TEMPLATES["qwen" if is_qwen else "minicpmv4"]
-        (checkpoint / "chat_template.jinja").write_text(template)
-        self._tokenizer.chat_template = template
-        processor_type = Qwen2VLImageProcessorPil if is_qwen else MiniCPMV4_6ImageProcessorPil
-        self._image_processor = processor_type(**settings)
-        self._processor = self._qwen() if is_qwen else self._minicpm()
+        kind = next(name for name in IMAGE_PROCESSORS if self._model_type.startswith(name))
+        if template := TEMPLATES.get(kind):
+            (checkpoint / "chat_template.jinja").write_text(template)
+            self._tokenizer.chat_template = template
+        self._image_processor = IMAGE_PROCESSORS[kind](**settings)
+        self._processor = {"qwen": self._qwen, "minicpmv4": self._minicpm, "smolvlm": self._smolvlm}[kind]()
 
     def _qwen(self) -> Any:
         names = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor", "qwen3_vl": "Qwen3VLProcessor"}
@@ -80,7 +83,13 @@ class Oracle:
         names = {"minicpmv4_6": "MiniCPMV4_6Processor", "minicpmv4_7": "MiniCPMV4_7Processor"}
         return self._create(getattr(transformers, names[self._model_type]))
 
-    def _create(self, processor_class: Any) -> Any:
+    def _smolvlm(self) -> Any:
+        vars(processing_smolvlm)["num2words"] = str  # of a package that only videos need
+        vision = self._config["vision_config"]
+        side = vision["image_size"] // vision["patch_size"] // self._config["scale_factor"]
+        return self._create(transformers.SmolVLMProcessor, image_seq_len=side**2)
+
+    def _create(self, processor_class: Any, **sizes: int) -> Any:
         """Create a processor whose video processor is a record of settings."""
         mixin: Any = transformers.ProcessorMixin
         original = mixin.__init__
@@ -93,7 +102,7 @@ class Oracle:
         mixin.__init__ = initialize
         try:
             return processor_class(
-                image_processor=self._image_processor, tokenizer=self._tokenizer, video_processor=settings
+                image_processor=self._image_processor, tokenizer=self._tokenizer, video_processor=settings, **sizes
             )
         finally:
             mixin.__init__ = original
@@ -174,7 +183,7 @@ class PublishedOracle:
 
 def open_oracle(checkpoint: Path, family: Family) -> Oracle | PublishedOracle:
     """Return the processor of a checkpoint with vision."""
-    native = str(read_json(checkpoint / "config.json")["model_type"]).startswith(("qwen", "minicpmv4_"))
+    native = str(read_json(checkpoint / "config.json")["model_type"]).startswith(("qwen", "minicpmv4_", "smolvlm"))
     return Oracle(checkpoint) if native else PublishedOracle(checkpoint, family)
 
 

@@ -15,6 +15,7 @@ from mcpmq.families import (
     qwen2vl,
     qwen3_5,
     qwen3vl,
+    smolvlm,
 )
 from mcpmq.families.family import Family
 
@@ -32,6 +33,7 @@ FAMILIES: tuple[Family, ...] = (
     qwen2_5vl.QWEN2_5_VL,
     qwen3vl.QWEN3_VL,
     qwen3_5.QWEN3_5,
+    smolvlm.SMOLVLM2,
 )
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +12,10 @@ from tokenizers import Tokenizer
 from mcpmq.dataset import ImageSource, Sample, Turn
 from mcpmq.errors import DatasetError
 from mcpmq.families.answer_spans import answer_characters, token_spans
-from mcpmq.families.chat_template import ChatTemplate
+from mcpmq.families.chat_template import ChatTemplate, PartsTemplate
 from mcpmq.families.images import open_image
 from mcpmq.families.inputs import Inputs
-from mcpmq.families.messages import Message, template_messages
+from mcpmq.families.messages import Message, template_messages, template_parts
 from mcpmq.families.prompt_format import PromptFormat
 from mcpmq.families.tokenizer import check_special_tokens, check_tokens, token_ids
 
@@ -84,7 +84,7 @@ class ChatProcessor(Protocol):
         images = self.prompt_images(label, sum(len(turn.images) for turn in turns))
         messages = [_message(sample_id, turn) for turn in turns]
         self._check_texts(label, messages)
-        answer = messages[-1].texts[-1] + self.prompt_format.end_of_turn
+        answer = self.prompt_format.answer_prefix + messages[-1].texts[-1] + self.prompt_format.end_of_turn
         return replace(self._encode(label, messages[:-1], answer, images), id=sample_id)
 
     def encode_chat(self, messages: Sequence[Message]) -> Inputs:
@@ -105,12 +105,13 @@ class ChatProcessor(Protocol):
             raise DatasetError(f"{label} has a system prompt, but the model has none", "write it into the first prompt")
 
     def _encode(self, label: str, messages: Sequence[Message], answer: str, images: PromptImages) -> Inputs:
-        rendered = template_messages(messages, images.text, self.prompt_format.content_separator)
-        prompt = self.template.render(rendered)
+        template, rendered = self._template_messages(messages, images)
+        prompt = template.render(rendered)
         encoding = self.tokenizer.encode(prompt, add_special_tokens=False)
         tokens = np.array([*encoding.ids, *token_ids(self.tokenizer, answer)], dtype=np.int64)
         check_tokens(label, tokens, self.vocab_size, self.context_length)
-        spans = answer_characters(self.template, rendered, prompt, self.prompt_format.end_of_turn) if answer else ()
+        around = self.prompt_format.end_of_turn, self.prompt_format.answer_prefix
+        spans = answer_characters(template, rendered, prompt, *around) if answer else ()
         return Inputs(
             label,
             tokens,
@@ -120,6 +121,16 @@ class ChatProcessor(Protocol):
             earlier_answers=np.array(token_spans(encoding, spans), np.int64).reshape(-1, 2),
             slices_per_image=tuple(images.slices_per_image),
         )
+
+    def _template_messages(
+        self, messages: Sequence[Message], images: PromptImages
+    ) -> tuple[ChatTemplate | PartsTemplate, list[dict[str, Any]]]:
+        """Return the template and its messages, with the images in their texts or as parts."""
+        placeholder = self.prompt_format.image_placeholder
+        if not placeholder:
+            return self.template, template_messages(messages, images.text, self.prompt_format.content_separator)
+        texts = [images.text(image) for message in messages for image in message.images]
+        return PartsTemplate(self.template, placeholder, texts), template_parts(messages)
 
 
 def _message(sample_id: str, turn: Turn) -> Message:

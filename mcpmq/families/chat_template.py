@@ -54,7 +54,7 @@ class ChatTemplate:
             raise CheckpointError(message, "compare it with the published file") from error
         return cls(source, {**dict(default_tokens), **named_special_tokens(read_tokenizer_config(checkpoint))})
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """Render messages, followed by the generation prompt.
 
         Raises:
@@ -65,6 +65,29 @@ class ChatTemplate:
             return render_template(self.source, variables)
         except TemplateFailedError as error:
             raise CheckpointError(f"the chat template failed: {error}", "compare it with the published file") from error
+
+
+@dataclass(frozen=True, slots=True)
+class PartsTemplate:
+    """A chat template that writes a placeholder for every image part; the placeholders become the texts of images."""
+
+    template: ChatTemplate
+    placeholder: str
+    image_texts: Sequence[str]
+
+    def render(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """Render messages, followed by the generation prompt.
+
+        Raises:
+            CheckpointError: the template fails, or drops or repeats an image.
+        """
+        first, *others = self.template.render(messages).split(self.placeholder)
+        if len(others) != len(self.image_texts):
+            raise CheckpointError(
+                f"the rendered prompt has {len(others)} of {len(self.image_texts)} images",
+                "compare `chat_template` with the published template",
+            )
+        return first + "".join(text + other for text, other in zip(self.image_texts, others, strict=True))
 
 
 def read_chat_template(folder: Path) -> str | None:

@@ -151,7 +151,9 @@ class LanguageShape:
         return f"{self.num_layers} layers of width {self.hidden_size}, {self.vocab_size:,} tokens"
 
 
-VisionKind = Literal["siglip-resampler", "timm-resampler", "siglip-merger", "qwen2-vl", "qwen2.5-vl", "qwen3-vl"]
+VisionKind = Literal[
+    "siglip-resampler", "timm-resampler", "siglip-merger", "siglip-tiles", "qwen2-vl", "qwen2.5-vl", "qwen3-vl"
+]
 
 
 @dataclass(frozen=True, slots=True)

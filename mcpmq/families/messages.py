@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -24,6 +24,15 @@ class Message:
     def images(self) -> "tuple[Image.Image, ...]":
         """Return the images in their order."""
         return tuple(part for part in self.content if not isinstance(part, str))
+
+
+def template_parts(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Return the messages for a chat template that iterates over the parts of a message."""
+    return [{"role": one.role, "content": [_part(part) for part in one.content]} for one in messages]
+
+
+def _part(part: "str | Image.Image") -> dict[str, str]:
+    return {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
 
 
 def template_messages(

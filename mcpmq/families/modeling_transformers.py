@@ -30,6 +30,11 @@ def qwen3_5(config: Mapping[str, Any]) -> nn.Module:
     return build_on_meta(transformers.Qwen3_5ForConditionalGeneration, transformers.Qwen3_5Config(**config))
 
 
+def smolvlm(config: Mapping[str, Any]) -> nn.Module:
+    """Build SmolVLM from a raw config.json."""
+    return build_on_meta(transformers.SmolVLMForConditionalGeneration, transformers.SmolVLMConfig(**config))
+
+
 def minicpmv4_6(config: Mapping[str, Any]) -> nn.Module:
     """Build MiniCPM-V 4.6 from a raw config.json."""
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from annotated_types import MaxLen, MinLen
@@ -19,7 +19,7 @@ NESTED_KEY = "image_processor"  # of processor_config.json, as transformers 5 wr
 RESCALE_FACTOR = 1 / 255
 BICUBIC = int(Image.Resampling.BICUBIC)
 # Steps of image processors in transformers; other steps that a file enables are not supported.
-KNOWN_STEPS = {"do_resize", "do_rescale", "do_normalize", "do_convert_rgb", "do_sample_frames"}
+KNOWN_STEPS = frozenset({"do_resize", "do_rescale", "do_normalize", "do_convert_rgb", "do_sample_frames"})
 # Null means the default of other keys; for these, the step is off or fails in transformers.
 NOT_NULL = ("do_resize", "do_rescale", "do_normalize", "resample", "rescale_factor", "patch_size", "merge_size")
 STATISTICS = ("image_mean", "image_std", "norm_mean", "norm_std")
@@ -63,6 +63,7 @@ def has_preprocessor(folder: Path) -> bool:
 class PreprocessorConfig(ConfigSchema):
     """Settings that all families have; defaults are those of transformers."""
 
+    known_steps: ClassVar[frozenset[str]] = KNOWN_STEPS
     patch_size: PositiveInt = Field(default=14, le=256)
     do_resize: Literal[True] = True
     do_convert_rgb: Literal[True] = True
@@ -85,7 +86,7 @@ class PreprocessorConfig(ConfigSchema):
     def _reject_unknown_steps(cls, settings: Any) -> Any:
         if isinstance(settings, Mapping):
             for key, value in settings.items():
-                if key.startswith("do_") and key not in KNOWN_STEPS and value:
+                if key.startswith("do_") and key not in cls.known_steps and value:
                     raise ValueError(f"`{key}` is enabled, which is not supported")
         return settings
 
@@ -110,6 +111,12 @@ class PreprocessorConfig(ConfigSchema):
     def scale(self) -> float:
         """Return the factor of pixel values before normalization."""
         return self.rescale_factor if self.do_rescale else 1.0
+
+    def normalize(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Rescale and normalize RGB pixels [height, width, 3]."""
+        mean, std = (np.array(values, np.float32) for values in self.enabled_mean_and_std)
+        normalized: NDArray[np.float32] = (pixels.astype(np.float32) * np.float32(self.scale) - mean) / std
+        return normalized
 
     def resize_image(self, image: Image.Image, width: int, height: int) -> NDArray[np.uint8]:
         """Resize an RGB image with the filter of the settings: uint8 [height, width, 3]."""

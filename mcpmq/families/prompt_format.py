@@ -19,6 +19,9 @@ class PromptFormat:
     uses_image_id: bool = True  # `<image_id>0</image_id>` precedes an image
     image_tags_for_slices: bool = False  # slices have `<image>` tags; one `<slice>` pair encloses all of them
     image_span_input: Literal["bounds", "types", "none"] = "bounds"  # forward argument that locates the image tokens
+    image_placeholder: str = ""  # text that a template writes for an image part; "": images are written into the text
+    answer_prefix: str = ""  # text that a template writes before an answer, but not after the generation prompt
+    image_markers: tuple[int, int] = (1, 1)  # tokens of an image before its first and after its last slice
     default_chat_template: str | None = None  # for checkpoints without a template file
     default_special_tokens: tuple[tuple[str, str], ...] = ()  # (name, text) of the tokenizer class in transformers
 

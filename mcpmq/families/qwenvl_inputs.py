@@ -104,8 +104,7 @@ class Resizing(PreprocessorConfig):
 
     def _patches(self, part: ImagePixels) -> NDArray[np.float32]:
         """Return normalized patches grouped by image token, each repeated for all frames."""
-        mean, std = (np.array(values, np.float32) for values in self.enabled_mean_and_std)
-        pixels = (part.astype(np.float32) * np.float32(self.scale) - mean) / std
+        pixels = self.normalize(part)
         (rows, columns), merge, patch = self.token_grid(part), self.merge_size, self.patch_size
         split = pixels.reshape(rows, merge, patch, columns, merge, patch, 3).transpose(0, 3, 1, 4, 6, 2, 5)
         frames = np.repeat(split[:, :, :, :, :, None], self.temporal_patch_size, axis=5)

@@ -6,8 +6,9 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveFloat, PositiveInt
 
+from mcpmq.errors import CheckpointError
 from mcpmq.families.config_schema import ConfigSchema, HeadCount, HiddenSize, IntermediateSize, LayerCount
-from mcpmq.families.family import TensorSpec, VisionKind, VisionShape
+from mcpmq.families.family import Role, TensorSpec, VisionKind, VisionShape
 from mcpmq.families.tensors import PaddableAxis, layer_norm_specs, matrix_specs
 
 SIGLIP_LAYER_NAMES = {
@@ -52,15 +53,44 @@ class SiglipConfig(ConfigSchema):
         )
 
 
-def siglip_specs(shape: VisionShape, hub_name: str) -> Iterator[TensorSpec]:
-    """Yield the tensors of the vision encoder."""
+class TiledSiglipConfig(SiglipConfig):
+    """Keys of `vision_config` of SmolVLM; defaults are those of the transformers class."""
+
+    hidden_size: HiddenSize = 1152
+    intermediate_size: IntermediateSize = 3072
+    num_hidden_layers: LayerCount = 12
+    num_attention_heads: HeadCount = 16
+    patch_size: PositiveInt = Field(default=32, le=256)
+    image_size: PositiveInt = Field(default=224, le=16384)
+
+    def to_tiles(self, scale_factor: int) -> VisionShape:
+        """Return the hyperparameters; `scale_factor` is the side of the square of patches that becomes one token.
+
+        Raises:
+            CheckpointError: a tile has no whole number of squares.
+        """
+        grid = self.image_size // self.patch_size
+        if grid % scale_factor:
+            raise CheckpointError(
+                f"`config.json` has tiles of {grid}x{grid} patches, not a multiple of `scale_factor` {scale_factor}",
+                "compare it with the published file",
+            )
+        tokens = (grid // scale_factor) ** 2
+        sizes = {"slice_resolution": self.image_size, "spatial_merge_size": scale_factor, "num_queries": tokens}
+        return self.to_shape("siglip-tiles", **sizes)
+
+
+def siglip_specs(shape: VisionShape, hub_name: str, position_role: Role = "table") -> Iterator[TensorSpec]:
+    """Yield the tensors of the vision encoder; the position embeddings are a table if patches select rows of them."""
     patches = f"{hub_name}.embeddings.patch_embedding"
     yield TensorSpec(
         "vision.patch_embedding", f"{patches}.weight", (shape.hidden_size, 3, shape.patch_size, shape.patch_size)
     )
     yield TensorSpec("vision.patch_embedding.bias", f"{patches}.bias", (shape.hidden_size,))
     positions = f"{hub_name}.embeddings.position_embedding.weight"
-    yield TensorSpec("vision.position_embedding", positions, (shape.position_grid_size**2, shape.hidden_size), "table")
+    yield TensorSpec(
+        "vision.position_embedding", positions, (shape.position_grid_size**2, shape.hidden_size), position_role
+    )
     for layer in range(shape.num_layers):
         yield from _siglip_layer_specs(shape, f"vision.layers.{layer}", f"{hub_name}.encoder.layers.{layer}")
         if layer == shape.merger_layer:

@@ -17,7 +17,7 @@ from mcpmq.formats.kv_cache import F16_CACHE, KvCache
 from mcpmq.runners.generation import Predictions, without_answer
 from mcpmq.runners.llamacpp import Chunk, llamacpp
 from mcpmq.runners.llamacpp.language import Context, LanguageModel, LayerObserver
-from mcpmq.runners.llamacpp.vision import Grid, VisionEncoder, token_grid
+from mcpmq.runners.llamacpp.vision import Grid, PrecomputedImages, VisionEncoder, token_grid
 from mcpmq.runners.runner import Logits, Metric, PhaseTimings, Result, SliceEmbeddings, phase_timings
 
 MAX_SLICES = 10  # of an image that llama.cpp slices: the overview and nine parts
@@ -32,15 +32,16 @@ class GgufRunner:
     def __init__(
         self,
         language: LanguageModel,
-        vision: "VisionEncoder | PrecomputedImages | None",
+        vision: VisionEncoder | PrecomputedImages | None,
         threads: int,
         f32_attention: bool,
         uses_mrope: bool = False,
         cache: KvCache = F16_CACHE,
+        image_markers: tuple[int, int] = (1, 1),
     ) -> None:
         self._cache = cache
         self._language, self._threads, self._f32_attention = language, threads, f32_attention
-        self._optional_vision, self._uses_mrope = vision, uses_mrope
+        self._optional_vision, self._uses_mrope, self._image_markers = vision, uses_mrope, image_markers
         self._resized: list[str] = []  # ids of samples with a slice that llama.cpp resized
         self.notes: tuple[str, ...] = ()  # complete after all samples were run
 
@@ -124,7 +125,7 @@ class GgufRunner:
         self._language.close()
 
     @property
-    def _vision(self) -> "VisionEncoder | PrecomputedImages":
+    def _vision(self) -> VisionEncoder | PrecomputedImages:
         if self._optional_vision is None:
             raise EngineError("the artifact has no mmproj file", "evaluate it on text samples")
         return self._optional_vision
@@ -173,8 +174,9 @@ class GgufRunner:
         """Yield the tokens of each image that llama.cpp slices and resizes, and the chunks with its marker tokens."""
         assert isinstance(self._vision, VisionEncoder)
         last = np.cumsum(sample.slices_per_image) - 1
+        before, after = self._image_markers
         for image, first, end in zip(sample.images, last - sample.slices_per_image + 1, last, strict=True):
-            span = int(sample.image_bounds[first, 0]) - 1, int(sample.image_bounds[end, 1]) + 1
+            span = int(sample.image_bounds[first, 0]) - before, int(sample.image_bounds[end, 1]) + after
             yield span, self._vision.encode_image(image)
 
     def _encode(self, sample: Inputs, pixels: NDArray[np.uint8], num_tokens: int) -> tuple[Chunk, Grid]:
@@ -235,7 +237,7 @@ def open_runner(path: Path, threads: int, *, f32_attention: bool = False, kv_cac
     language = LanguageModel(llamacpp(), files.language)
     vision = VisionEncoder(llamacpp(), files.mmproj, language, threads, f32_attention) if files.mmproj else None
     cache = KvCache.parse(kv_cache) if kv_cache else F16_CACHE
-    return GgufRunner(language, vision, threads, f32_attention, files.uses_mrope, cache)
+    return GgufRunner(language, vision, threads, f32_attention, files.uses_mrope, cache, files.image_markers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +247,7 @@ class ArtifactFiles:
     language: Path
     mmproj: Path | None  # None for a text-only model
     uses_mrope: bool
+    image_markers: tuple[int, int]  # tokens of an image before its first and after its last slice
 
 
 def artifact_files(path: Path) -> ArtifactFiles:
@@ -260,21 +263,8 @@ def artifact_files(path: Path) -> ArtifactFiles:
         expected = "a language model file and an mmproj file" if family.has_vision else "a language model file"
         raise ArtifactError(f"`{path}` is not a GGUF artifact with {expected}", "export one with `--format gguf`")
     # llama.cpp finds the other files of a split model by the name of the first.
-    return ArtifactFiles(language[0], mmproj[0] if family.has_vision else None, family.uses_mrope)
-
-
-class PrecomputedImages:
-    """Embeddings of slices that were encoded earlier; replaces a `VisionEncoder`."""
-
-    def __init__(self, embeddings: SliceEmbeddings) -> None:
-        self._embeddings = iter(embeddings)
-
-    def encode_slice(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], tuple[int, int]]:
-        """Return the embeddings [tokens, input size] of the next slice, and its (height, width)."""
-        return next(self._embeddings), (pixels.shape[0], pixels.shape[1])
-
-    def close(self) -> None:
-        """Do nothing: no encoder is loaded."""
+    markers = family.prompt_format.image_markers
+    return ArtifactFiles(language[0], mmproj[0] if family.has_vision else None, family.uses_mrope, markers)
 
 
 def encode_images(path: Path, threads: int, samples: Sequence[Inputs]) -> SliceEmbeddings:

@@ -7,6 +7,7 @@ from typing import Any, Self
 from gguf import GGUFReader
 from PIL import Image
 
+SAME_RESIZING = ("idefics3",)  # projector types whose images llama.cpp resizes as the processor of the original
 MERGED_PATCHES = 2  # side of the square of patches that becomes one token, if the file has no other
 
 
@@ -24,8 +25,10 @@ class EnginePreprocessing:
         side, patch = (_number(reader, f"clip.vision.{name}") or 0 for name in ("image_size", "patch_size"))
         merged = _number(reader, "clip.vision.spatial_merge_size") or MERGED_PATCHES
         projector: Any = reader.get_field("clip.projector_type")
-        is_qwen = projector is not None and str(projector.contents()).startswith("qwen")
-        return cls(0 if is_qwen else side, patch * merged)
+        name = "" if projector is None else str(projector.contents())
+        if name in SAME_RESIZING:
+            return cls(0, 1)
+        return cls(0 if name.startswith("qwen") else side, patch * merged)
 
     def resizes(self, image: Image.Image) -> bool:
         """Return True if llama.cpp resizes an image, with another filter than the processor of the original."""

@@ -365,6 +365,67 @@ PUBLISHED |= {
         27_356_728_560,  # without the draft layer
     ),
 }
+PUBLISHED |= {
+    "SmolVLM2-256M-Video-Instruct": (
+        "smolvlm2",
+        {
+            "model_type": "smolvlm",
+            "image_token_id": 49190,
+            "scale_factor": 4,
+            "tie_word_embeddings": False,
+            "vision_config": {
+                "model_type": "smolvlm_vision",
+                "hidden_size": 768,
+                "image_size": 512,
+                "num_attention_heads": 12,
+                "patch_size": 16,
+            },
+            "text_config": {
+                "model_type": "llama",
+                "hidden_size": 576,
+                "intermediate_size": 1536,
+                "num_hidden_layers": 30,
+                "num_attention_heads": 9,
+                "num_key_value_heads": 3,
+                "head_dim": 64,
+                "vocab_size": 49280,
+                "max_position_embeddings": 8192,
+                "rope_theta": 100000.0,
+            },
+        },
+        256_484_928,
+    ),
+    "SmolVLM2-2.2B-Instruct": (
+        "smolvlm2",
+        {
+            "model_type": "smolvlm",
+            "image_token_id": 49190,
+            "scale_factor": 3,
+            "tie_word_embeddings": False,
+            "vision_config": {
+                "model_type": "smolvlm_vision",
+                "hidden_size": 1152,
+                "image_size": 384,
+                "intermediate_size": 4304,
+                "num_attention_heads": 16,
+                "num_hidden_layers": 27,
+                "patch_size": 14,
+            },
+            "text_config": {
+                "model_type": "llama",
+                "hidden_size": 2048,
+                "intermediate_size": 8192,
+                "num_hidden_layers": 24,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 32,
+                "vocab_size": 49280,
+                "max_position_embeddings": 8192,
+                "rope_theta": 130000.0,
+            },
+        },
+        2_246_784_880,
+    ),
+}
 
 # MiniCPM-V-4.7-35B-A3B, whose number of weights is published; its language model is that of Qwen3.5-35B-A3B.
 MOE_SIBLING_OF_4_7 = {

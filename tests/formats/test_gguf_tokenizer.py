@@ -65,6 +65,32 @@ def test_a_byte_level_tokenizer_has_merges() -> None:
     assert not {"add_bos_token_id", "add_token_scores"} & calls.keys()
 
 
+@pytest.mark.parametrize(
+    ("digits", "bytes_"),
+    [
+        ({}, {}),
+        ({"individual_digits": False}, {}),
+        ({}, {"use_regex": False}),
+        ({}, {"add_prefix_space": True}),
+        ({"type": "Punctuation"}, {}),
+    ],
+)
+def test_a_split_of_single_digits_is_that_of_smollm(digits: dict[str, Any], bytes_: dict[str, Any]) -> None:
+    """Digits one by one, then the regular expression of GPT-2; another setting of one of them is not supported."""
+    tokenizer = _byte_level({"a": 0})
+    steps = [
+        {"type": "Digits", "individual_digits": True, **digits},
+        {"type": "ByteLevel", "use_regex": True, "add_prefix_space": False, **bytes_},
+    ]
+    tokenizer["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": steps}
+
+    if not digits and not bytes_:
+        assert _added(tokenizer, {})["add_tokenizer_pre"] == "smollm"
+        return
+    with pytest.raises(FormatError, match="is not one of: qwen2, .*smollm"):
+        _added(tokenizer, {})
+
+
 def test_a_sentencepiece_tokenizer_has_scores() -> None:
     """The first merge that produces a token gives its score; other tokens can not be the result of a merge."""
     calls = _added(_sentencepiece({"type": "Prepend", "prepend": "▁"}), {})

@@ -18,6 +18,8 @@ from PIL import Image
 
 from mcpmq.artifact import Artifact
 from mcpmq.errors import ArtifactError, EngineError
+from mcpmq.families import family_named
+from mcpmq.families.family import Processor
 from mcpmq.families.inputs import Inputs
 from mcpmq.families.minicpmv_inputs import MiniCpmVProcessor
 from mcpmq.formats.gguf import files
@@ -25,6 +27,8 @@ from mcpmq.quantized_model import QuantizedModel
 from mcpmq.runners.gguf import GgufRunner, open_runner
 from mcpmq.runners.llamacpp.vision import VisionEncoder
 from mcpmq.runners.torch import open_runner as open_torch_runner
+from mcpmq.serving.preprocessing import EnginePreprocessing
+from tests.checkpoint_tools import build_family
 from tests.gguf_tools import export_gguf, quantize_with
 from tests.loss_tools import answer_losses
 from tests.tiny import CONFIG, build_checkpoint
@@ -358,3 +362,38 @@ def test_llama_cpp_can_preprocess_images(full: Artifact, tiny_samples: list[Inpu
         np.testing.assert_allclose(found[text_or_square], expected[text_or_square], atol=1e-6)
     assert any(np.abs(found[number] - expected[number]).max() > 1e-4 for number in (2, 3))
     np.testing.assert_allclose(answer_losses(runner, tiny_samples)[2], expected[2], atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def tiled(tmp_path_factory: pytest.TempPathFactory) -> tuple[Artifact, Processor]:
+    """Unquantized tiny SmolVLM2, whose images are cut into tiles, and its processor."""
+    folder = tmp_path_factory.mktemp("tiled")
+    quantized = quantize_with(build_family("smolvlm2", folder / "tiny"), folder)
+    return export_gguf(quantized, folder), family_named("smolvlm2").open_processor(quantized.path)
+
+
+def test_llama_cpp_cuts_an_image_into_the_tiles_of_the_original(
+    tiled: tuple[Artifact, Processor], tmp_path: Path
+) -> None:
+    """Its tokens around tiles and its embeddings are those of tiles that are given one by one, and no notice is due."""
+    artifact, processor = tiled
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (90, 150, 3), np.uint8))
+    image.save(tmp_path / "image.png")
+    sample = processor.encode("image", tmp_path / "image.png", "What does it say?", "red sign")
+    runner = open_runner(artifact.path, 1)
+    [mmproj] = artifact.component_files("vision+projector")
+    whole = replace(sample, images=(np.asarray(image),))
+
+    assert len(sample.slices) == 7
+    np.testing.assert_allclose(losses(runner, [whole]), losses(runner, [sample]), rtol=0, atol=1e-5)
+    assert not EnginePreprocessing.read(mmproj).resizes(image)
+
+
+def test_a_build_without_the_longest_edge_is_an_error(
+    tiled: tuple[Artifact, Processor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without it, llama.cpp would enlarge every tile without a note."""
+    monkeypatch.setattr("mcpmq.runners.llamacpp.vision.MAX_HPARAMS_NBYTES", 8)
+
+    with pytest.raises(EngineError, match="the image sizes of llama.cpp have an unknown layout"):
+        open_runner(tiled[0].path, 1)

@@ -2,7 +2,7 @@
 //
 // node generate.mjs INSTALLED ARTIFACT   INSTALLED: the folder that `npm install` filled
 //
-// Reads {image, question, count} as JSON from stdin; writes the model inputs, the generated tokens and the logits
+// Reads {image, content, count} as JSON from stdin; writes the model inputs, the generated tokens and the logits
 // before each of them as JSON to stdout.
 
 import { createRequire } from "node:module";
@@ -24,14 +24,13 @@ class LogitsRecorder extends LogitsProcessor {
   }
 }
 
-const { image, question, count } = JSON.parse(readFileSync(0, "utf8"));
+const { image, content, count } = JSON.parse(readFileSync(0, "utf8"));
 const processor = await AutoProcessor.from_pretrained(basename(artifact));
 // Without a dtype argument, transformers.js reads the dtype of every file from config.json.
 const model = await AutoModelForImageTextToText.from_pretrained(basename(artifact), {
   device: "cpu",
   session_options: { intraOpNumThreads: 1 },
 });
-const content = `<|vision_start|><|image_pad|><|vision_end|>${question}`;
 const prompt = processor.apply_chat_template([{ role: "user", content }], { add_generation_prompt: true });
 const inputs = await processor(prompt, [await RawImage.read(image)]);
 const [recorder, processors] = [new LogitsRecorder(), new LogitsProcessorList()];
@@ -49,7 +48,7 @@ const result = {
   model: model.constructor.name,
   tokens,
   pixels: numbers(inputs.pixel_values),
-  grid: numbers(inputs.image_grid_thw),
+  grid: inputs.image_grid_thw ? numbers(inputs.image_grid_thw) : inputs.pixel_values.dims,
   generated: numbers(output).slice(tokens.length),
   logits: recorder.recorded,
 };

@@ -23,6 +23,7 @@ from mcpmq.quantize import quantize
 from mcpmq.quantized_model import QuantizedModel
 from mcpmq.recipe import Recipe
 from mcpmq.runners.onnx import open_runner
+from tests.checkpoint_tools import build_family
 from tests.onnx_tools import write_onnx_artifact
 from tests.reference_model import greedy_tokens, reference_model
 from tests.tiny_families import TINY_FAMILIES, TinyFamily
@@ -30,6 +31,8 @@ from tests.tiny_families import TINY_FAMILIES, TinyFamily
 pytestmark = pytest.mark.transformers_js
 INSTALLED = "TRANSFORMERS_JS"  # environment variable: the folder that npm filled
 QUESTION, COUNT = "What does the sign say?", 12
+QWEN_CONTENT = f"<|vision_start|><|image_pad|><|vision_end|>{QUESTION}"
+TILED_CONTENT = [{"type": "image"}, {"type": "text", "text": QUESTION}]
 FAMILIES = {one.name: one for one in TINY_FAMILIES if one.name.startswith("qwen")}
 CLASSES = {
     "qwen2-vl": "Qwen2VLForConditionalGeneration",
@@ -95,14 +98,47 @@ def noise_image(folder: Path, width: int, height: int) -> Path:
     return folder / "noise.png"
 
 
-def generate(installed: Path, artifact: Path, image: Path) -> Generation:
+def generate(installed: Path, artifact: Path, image: Path, content: object = QWEN_CONTENT) -> Generation:
     """Run the script in a process that can load models only from disk."""
-    request = json.dumps({"image": str(image), "question": QUESTION, "count": COUNT})
+    request = json.dumps({"image": str(image), "content": content, "count": COUNT})
     command = ["node", str(Path(__file__).with_name("generate.mjs")), str(installed), str(artifact)]
     process = subprocess.run(command, input=request, capture_output=True, text=True, timeout=120)
     assert process.returncode == 0, process.stderr
     result: dict[str, Any] = json.loads(process.stdout)
     return Generation(**result | {name: np.array(result[name]) for name in ("pixels", "logits")})
+
+
+@pytest.fixture(scope="module")
+def tiled(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Checkpoint, Path]:
+    """Tiny SmolVLM2 and its artifact."""
+    folder = tmp_path_factory.mktemp("tiled")
+    checkpoint = Checkpoint.open(build_family("smolvlm2", folder / "tiny"))
+    quantized = quantize(make_plan(checkpoint, Recipe.load("full")), folder / "codes")
+    return checkpoint, write_onnx_artifact(quantized, folder / "artifact")
+
+
+@pytest.mark.parametrize(("width", "height"), [(168, 168), (150, 90), (60, 200)])
+def test_tiles_of_images_give_the_tokens_and_logits_of_the_onnx_runner(
+    width: int, height: int, installed: Path, tiled: tuple[Checkpoint, Path], tmp_path: Path
+) -> None:
+    """SmolVLM2 has the same tiles and tokens; transformers.js resizes them differently, so its pixels are used."""
+    checkpoint, artifact = tiled
+    found = generate(installed, artifact, noise_image(tmp_path, width, height), TILED_CONTENT)
+    sample = encode(artifact, checkpoint, tmp_path / "noise.png")
+    runner = open_runner(artifact, 1)
+    pixels = found.pixels.reshape(found.grid).astype(np.float32)
+    mask = np.ones((*found.grid[:2], *found.grid[3:]), np.bool_)
+    features = runner.vision.run(None, {"pixel_values": pixels, "pixel_attention_mask": mask})[0]
+    with_features = replace(runner, precomputed=iter(np.split(features, len(sample.slices))))
+    tokens = np.array([*sample.tokens[: sample.answer_start], *found.generated[:-1]], np.int64)
+
+    embeddings = with_features.embed(replace(sample, tokens=tokens), len(tokens))
+    logits, _ = runner.decode(embeddings, runner.empty_cache(), len(found.generated))
+
+    assert found.model == "SmolVLMForConditionalGeneration"
+    assert found.tokens == sample.tokens[: sample.answer_start].tolist()
+    assert found.grid[1] == len(sample.slices)
+    np.testing.assert_allclose(found.logits, logits, rtol=0, atol=1e-4)
 
 
 def encode(artifact: Path, checkpoint: Checkpoint, image: Path) -> Inputs:

@@ -5,8 +5,8 @@ from gguf import GGUFWriter
 from mcpmq.errors import FormatError
 from mcpmq.families import family_named
 from mcpmq.families.family import VisionKind
-from mcpmq.families.preprocessor import BICUBIC, PreprocessorConfig
-from mcpmq.formats.gguf import merger, qwenvl, resampler, resampler_2_0
+from mcpmq.families.preprocessor import PreprocessorConfig
+from mcpmq.formats.gguf import merger, qwenvl, resampler, resampler_2_0, tiles
 from mcpmq.formats.gguf.vision_tower import VisionTower
 from mcpmq.formats.model_view import ModelView
 
@@ -15,6 +15,7 @@ TOWERS: dict[VisionKind, VisionTower] = {
     "siglip-resampler": resampler.SIGLIP_RESAMPLER,
     "timm-resampler": resampler_2_0.TIMM_RESAMPLER,
     "siglip-merger": merger.SIGLIP_MERGER,
+    "siglip-tiles": tiles.SIGLIP_TILES,
     "qwen2-vl": qwenvl.QWEN2_VL,
     "qwen2.5-vl": qwenvl.QWEN2_5_VL,
     "qwen3-vl": qwenvl.QWEN3_VL,
@@ -35,9 +36,9 @@ def open_preprocessor(model: ModelView) -> PreprocessorConfig:
     """
     settings = family_named(model.artifact.manifest.family).open_vision_inputs(model.path)
     assert isinstance(settings, PreprocessorConfig)
-    if settings.resample != BICUBIC:
+    if settings.resample != (used := tower_of(model).resample):
         raise FormatError(
-            f"images are resized with the filter {settings.resample} of Pillow (`resample`), llama.cpp uses {BICUBIC}",
+            f"images are resized with the filter {settings.resample} of Pillow (`resample`), llama.cpp uses {used}",
             "export to another format: `onnx` supports any filter",
         )
     return settings

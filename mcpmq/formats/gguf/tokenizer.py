@@ -23,6 +23,7 @@ PRE_TOKENIZERS = {
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
     r"|\s+(?!\S)|\s+": "llama-bpe",
 }
+SINGLE_DIGITS = "smollm"  # the regular expression of GPT-2 after a split of digits
 SENTENCEPIECE = "llama"  # value of `tokenizer.ggml.model`
 LINE_FEED = {SENTENCEPIECE: "<0x0A>"}  # byte-level tokenizers write "Ċ"
 BYTE = re.compile("<0x[0-9A-F]{2}>")
@@ -71,7 +72,7 @@ def add_vocabulary(
     kind = _kind(tokenizer)
     added = {token["id"]: token for token in tokenizer.get("added_tokens", [])}
     vocabulary = {**tokenizer["model"]["vocab"], **{token["content"]: index for index, token in added.items()}}
-    required = [LINE_FEED.get(kind, "Ċ") if text == "\n" else text for text in required_tokens]
+    required = [text.replace("\n", LINE_FEED.get(kind, "Ċ")) for text in required_tokens]
     _check_vocabulary(vocabulary, vocab_size, required)
     texts = {index: text for text, index in vocabulary.items()}
     tokens = [texts.get(index, f"[PAD{index}]") for index in range(vocab_size)]
@@ -101,13 +102,26 @@ def _kind(tokenizer: Mapping[str, Any]) -> str:
     splits = [PRE_TOKENIZERS.get(step["pattern"].get("Regex")) for step in steps if step.get("type") == "Split"]
     if name := next(filter(None, splits), None):
         return name
+    if _splits_single_digits(steps):
+        return SINGLE_DIGITS
     if model.get("byte_fallback") and not steps:
         return SENTENCEPIECE
     raise FormatError(
-        f"the pre-tokenizer of `tokenizer.json` is not one of: {', '.join(PRE_TOKENIZERS.values())}, SentencePiece;"
+        f"the pre-tokenizer of `tokenizer.json` is not one of: {', '.join(PRE_TOKENIZERS.values())}, {SINGLE_DIGITS},"
+        " SentencePiece;"
         " llama.cpp would produce different tokens",
         "use the tokenizer of the published checkpoint",
     )
+
+
+def _splits_single_digits(steps: list[Any]) -> bool:
+    """Return True for a split of every digit, followed by the split of GPT-2."""
+    kinds = [step.get("type") for step in steps if step.get("type") != "Sequence"]
+    digits, bytes_ = ([step for step in steps if step.get("type") == kind] for kind in ("Digits", "ByteLevel"))
+    if kinds != ["Digits", "ByteLevel"]:
+        return False
+    is_split = digits[0].get("individual_digits") and bytes_[0].get("use_regex", True)
+    return bool(is_split) and not bytes_[0].get("add_prefix_space", True)
 
 
 def _steps(part: object, key: str) -> list[Any]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from gguf import GGUFWriter
 
-from mcpmq.families.preprocessor import PreprocessorConfig
+from mcpmq.families.preprocessor import BICUBIC, PreprocessorConfig
 from mcpmq.formats.gguf.names import TensorNames
 from mcpmq.formats.gguf.tensors import GgufTensor
 from mcpmq.formats.model_view import ModelView
@@ -37,3 +37,4 @@ class VisionTower:
     add_metadata: Callable[[GGUFWriter, ModelView, PreprocessorConfig], None]
     unused_tensors: Callable[[ModelView], list[GgufTensor]] = no_unused_tensors
     transform: Callable[[ModelView, GgufTensor], GgufTensor] = unchanged
+    resample: int = BICUBIC  # the filter with which llama.cpp resizes images, as in Pillow

@@ -8,7 +8,7 @@ from typing import Any
 
 from mcpmq.families import family_named
 from mcpmq.families.chat_template import read_chat_template
-from mcpmq.families.preprocessor import read_preprocessor
+from mcpmq.families.preprocessor import PROCESSOR_CONFIG, PreprocessorConfig, read_preprocessor
 from mcpmq.families.prompt_format import PromptFormat
 from mcpmq.families.special_tokens import NAMES, end_token, end_token_ids, named_special_tokens, read_tokenizer_config
 from mcpmq.families.tokenizer import complete_tokenizer, read_tokenizer
@@ -22,6 +22,7 @@ PROCESSOR_CLASSES = {
     "qwen2_5_vl": "Qwen2_5_VLProcessor",
     "qwen3_vl": "Qwen3VLProcessor",
     "qwen3_5": "Qwen3VLProcessor",
+    "smolvlm": "SmolVLMProcessor",
 }
 NON_TEXT_KEYS = ("architectures", "vision_config", "text_config", "transformers_version")
 TEXT_SIZE_KEYS = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "head_dim")
@@ -42,9 +43,12 @@ def write_config_files(model: ModelView, out: Path, graphs: Mapping[str, GraphFi
     config, format_ = dict(model.config), family_named(model.artifact.manifest.family).prompt_format
     added = _tokenizer_files(out, format_)
     if config.get("model_type") in PROCESSOR_CLASSES:
-        added["preprocessor_config.json"] = _preprocessor(out, config["model_type"])
         added.setdefault("tokenizer_config.json", read_optional_json(out / "tokenizer_config.json"))
-        config = _with_text_sizes(config)
+        if model.architecture.required_vision.kind == "siglip-tiles":
+            added |= _tile_processor(model, out)
+        else:
+            added["preprocessor_config.json"] = _preprocessor(out, config["model_type"])
+            config = _with_text_sizes(config)
     added["config.json"] = {**config, "transformers.js_config": _session_config(graphs)}
     for name, content in added.items():
         _write(out / name, content)
@@ -98,6 +102,22 @@ def _preprocessor(folder: Path, model_type: str) -> dict[str, Any]:
     sizes = resizing.model_dump(mode="json", exclude={"size", "image_processor_type", *bounds})
     classes = {"image_processor_type": "Qwen2VLImageProcessor", "processor_class": PROCESSOR_CLASSES[model_type]}
     return {**DEFAULT_STEPS, "resample": BICUBIC, "rescale_factor": 1 / 255, **sizes, **bounds, **explicit, **classes}
+
+
+def _tile_processor(model: ModelView, folder: Path) -> dict[str, dict[str, Any]]:
+    """Return the configurations of the image processor, with its defaults, and of the processor."""
+    settings = family_named(model.artifact.manifest.family).open_vision_inputs(folder)
+    assert isinstance(settings, PreprocessorConfig)
+    explicit, _ = read_preprocessor(folder)
+    processor_class = PROCESSOR_CLASSES[model.config["model_type"]]
+    image_class = f"{processor_class.removesuffix('Processor')}ImageProcessor"
+    classes = {"image_processor_type": image_class, "processor_class": processor_class}
+    count = model.architecture.required_vision.num_queries
+    given = read_optional_json(folder / PROCESSOR_CONFIG)
+    return {
+        "preprocessor_config.json": {**DEFAULT_STEPS, **settings.model_dump(mode="json"), **explicit, **classes},
+        PROCESSOR_CONFIG: {**given, "processor_class": processor_class, "image_seq_len": count},
+    }
 
 
 def _write(file: Path, content: Mapping[str, Any]) -> None:

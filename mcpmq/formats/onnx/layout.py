@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from mcpmq.families.family import Architecture, VisionKind
 from mcpmq.formats.model_view import ModelView
-from mcpmq.formats.onnx import decoder, embedding, linear_attention, vision, vision_merger, vision_qwenvl
+from mcpmq.formats.onnx import decoder, embedding, linear_attention, vision, vision_merger, vision_qwenvl, vision_tiles
 from mcpmq.formats.onnx.block_quant import ACCURACY_LEVEL, block_size
 from mcpmq.formats.onnx.external_data import ExternalData
 from mcpmq.formats.onnx.graph import Graph
@@ -53,6 +53,7 @@ VISION_EMITTERS: dict[VisionKind, Emit] = {
     "siglip-resampler": vision.emit,
     "timm-resampler": vision.emit,
     "siglip-merger": vision_merger.emit,
+    "siglip-tiles": vision_tiles.emit,
     "qwen2-vl": vision_qwenvl.emit,
     "qwen2.5-vl": vision_qwenvl.emit,
     "qwen3-vl": vision_qwenvl.emit,

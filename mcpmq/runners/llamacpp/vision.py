@@ -4,7 +4,7 @@ import ctypes
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from math import ceil, sqrt
+from math import ceil, isqrt, sqrt
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +24,11 @@ from mcpmq.runners.llamacpp import (
     image_chunk_size,
 )
 from mcpmq.runners.llamacpp.language import LanguageModel
+from mcpmq.runners.runner import SliceEmbeddings
 from mcpmq.system import ggml_library
 
 CLIP_HPARAMS_SYMBOL = "_Z16clip_get_hparamsPK8clip_ctx"  # returns clip_hparams; its first field is image_size
+MAX_HPARAMS_NBYTES = 128  # of clip_hparams, with the fields of image sizes
 Grid = tuple[int, int]  # rows and columns of tokens
 PROBE_IMAGE = np.zeros((8, 8, 3), np.uint8)  # smaller than a slice: llama.cpp resizes it to the slice size
 
@@ -47,6 +49,9 @@ class VisionEncoder:
     llama.cpp slices every image itself, and encodes an overview of the whole image first. Given one slice, the overview
     is the unchanged slice if the slice size of llama.cpp lies between the square root of the area and the longer side.
     `encode_slice` sets the size accordingly.
+
+    If tiles have one size, llama.cpp first enlarges every image to a longest edge of several tiles.
+    `encode_slice` sets the longest edge to one tile, which is then unchanged.
     """
 
     def __init__(
@@ -71,6 +76,8 @@ class VisionEncoder:
             raise EngineError(f"`{file}` has no vision encoder", "export the artifact again")
         self._default_side = self._probed_side()
         self._slice_side = self._find_slice_side(self._default_side)
+        self._longest_edge = self._find_longest_edge(self._default_side)
+        self._default_longest_edge = self._longest_edge.value if self._longest_edge else 0
 
     def close(self) -> None:
         """Free the memory."""
@@ -87,6 +94,8 @@ class VisionEncoder:
         if self._slice_side is not None:
             height, width, _ = pixels.shape
             self._slice_side.value = ceil(sqrt(height * width))
+        if self._longest_edge is not None:
+            self._longest_edge.value = max(pixels.shape[:2])
         with self._chunks(pixels) as chunks:
             first = self._first_image(chunks)
             return self._embeddings(first), self._size(first)
@@ -101,6 +110,8 @@ class VisionEncoder:
         """
         if self._slice_side is not None:
             self._slice_side.value = self._default_side
+        if self._longest_edge is not None:
+            self._longest_edge.value = self._default_longest_edge
         with self._chunks(pixels) as chunks:
             return [self._read_chunk(chunk) for chunk in chunks]
 
@@ -122,8 +133,7 @@ class VisionEncoder:
 
     def _find_slice_side(self, default: int) -> ctypes.c_int32 | None:
         """Return the slice size variable of llama.cpp after a test of its effect; None if it is not exported."""
-        clip = POINTER.from_address(self._context).value  # the first field of mtmd_context
-        address = self._engine.optional(CLIP_HPARAMS_SYMBOL, POINTER, POINTER)(clip)
+        address = self._hparams_address()
         if address is None:
             return None
         side = INT.from_address(address)
@@ -133,6 +143,37 @@ class VisionEncoder:
         moved = self._probed_side() == 2 * default
         side.value = default
         return side if moved else None
+
+    def _hparams_address(self) -> int | None:
+        clip = POINTER.from_address(self._context).value  # the first field of mtmd_context
+        address: int | None = self._engine.optional(CLIP_HPARAMS_SYMBOL, POINTER, POINTER)(clip)
+        return address
+
+    def _find_longest_edge(self, side: int) -> ctypes.c_int32 | None:
+        """Return the longest edge variable of llama.cpp after a test of its effect; None if images have one tile.
+
+        Raises:
+            EngineError: the variable is not found, so that no tile could be encoded unchanged.
+        """
+        tiles = self._probed_images() - 1  # the last one is the whole image
+        address = self._hparams_address() if tiles > 1 else None
+        for field in range(address + 4, address + MAX_HPARAMS_NBYTES, 4) if address else ():
+            edge = INT.from_address(field)
+            if ceil((original := edge.value) / side) != isqrt(tiles):
+                continue
+            edge.value = side
+            is_found = self._probed_images() == 2
+            edge.value = original
+            if is_found:
+                return edge
+        if tiles > 1:
+            raise EngineError("the image sizes of llama.cpp have an unknown layout", ggml_library.INSTALL_HINT)
+        return None
+
+    def _probed_images(self) -> int:
+        """Return the number of images that llama.cpp cuts a small one into."""
+        with self._chunks(PROBE_IMAGE) as chunks:
+            return sum(map(self._is_image, chunks))
 
     def _probed_side(self) -> int:
         with self._chunks(PROBE_IMAGE) as chunks:
@@ -177,3 +218,17 @@ class VisionEncoder:
         if size is None:
             raise EngineError("the image chunks of llama.cpp have an unknown layout", ggml_library.INSTALL_HINT)
         return size[1], size[0]
+
+
+class PrecomputedImages:
+    """Embeddings of slices that were encoded earlier; replaces a `VisionEncoder`."""
+
+    def __init__(self, embeddings: SliceEmbeddings) -> None:
+        self._embeddings = iter(embeddings)
+
+    def encode_slice(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], tuple[int, int]]:
+        """Return the embeddings [tokens, input size] of the next slice, and its (height, width)."""
+        return next(self._embeddings), (pixels.shape[0], pixels.shape[1])
+
+    def close(self) -> None:
+        """Do nothing: no encoder is loaded."""

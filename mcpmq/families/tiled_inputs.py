@@ -1,0 +1,142 @@
+"""Model inputs of families that cut an image into tiles of one size, all with the same number of tokens."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import PositiveInt
+
+from mcpmq.errors import CheckpointError
+from mcpmq.families import family_of
+from mcpmq.families.chat_processor import ChatProcessor
+from mcpmq.families.chat_template import ChatTemplate
+from mcpmq.families.config_schema import ConfigSchema, validate_config
+from mcpmq.families.family import VisionShape
+from mcpmq.families.inputs import Inputs
+from mcpmq.families.preprocessor import PreprocessorConfig
+from mcpmq.families.prompt_format import PromptFormat
+from mcpmq.families.tokenizer import open_tokenizer
+from mcpmq.system.json_file import read_json
+
+Tile = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class TiledImage:
+    """The tiles of an image in the order of their tokens, uint8 RGB [side, side, 3] each."""
+
+    grid: tuple[int, int]  # rows and columns; (0, 0) for an image that is one tile
+    tiles: tuple[Tile, ...]
+
+
+class Tiling(PreprocessorConfig):
+    """Settings of an image processor with tiles; a family defines `cut`, `image_text`, `pixel_values` and `side`."""
+
+    @property
+    def side(self) -> int:
+        """Side of a tile in pixels."""
+        raise NotImplementedError
+
+    def cut(self, image: Image.Image) -> TiledImage:
+        """Resize an image and cut it into tiles."""
+        raise NotImplementedError
+
+    def image_text(self, grid: tuple[int, int], tokens: str) -> str:
+        """Return the tags of an image with `tokens`, the image tokens of a tile, for every tile."""
+        raise NotImplementedError
+
+    def pixel_values(self, tiles: Sequence[Tile]) -> NDArray[np.float32]:
+        """Return the argument of the torch module's forward for all tiles of a prompt."""
+        raise NotImplementedError
+
+    def graph_inputs(self, pixels: Tile) -> dict[str, NDArray[Any]]:
+        """Return the inputs of the vision graph for one tile: `pixel_values`."""
+        return {"pixel_values": self.pixel_values([pixels])}
+
+    def position_ids(self, inputs: Inputs) -> NDArray[np.int64]:
+        """Return 0, 1, 2, ...: int64 [length]."""
+        return np.arange(len(inputs.tokens), dtype=np.int64)
+
+    def check_consistent(self, shape: VisionShape, checkpoint: Path) -> None:
+        """Check that the settings are those of the vision encoder.
+
+        Raises:
+            CheckpointError: they are not.
+        """
+
+
+class _Config(ConfigSchema):
+    vocab_size: PositiveInt
+    max_position_embeddings: PositiveInt = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class TiledProcessor(ChatProcessor):
+    """Encodes samples with the tokenizer, chat template and image processor settings of a checkpoint."""
+
+    tiling: Tiling
+    tokens_per_tile: int
+
+    @classmethod
+    def open_with(cls, checkpoint: Path, prompt_format: PromptFormat, tiling: Tiling, *tags: str) -> Self:
+        """Open the text files of a checkpoint or an artifact; the tokenizer must have the tags.
+
+        Raises:
+            CheckpointError: a file is missing or invalid, or two files contradict each other.
+        """
+        raw = read_json(checkpoint / "config.json")
+        shape = family_of(raw).parse_architecture(raw).required_vision
+        tiling.check_consistent(shape, checkpoint)
+        config = validate_config(_Config, {**raw, **(raw.get("text_config") or {})})
+        required = prompt_format.image_token, prompt_format.end_of_turn, *tags
+        tokenizer, special = open_tokenizer(checkpoint, required, config.vocab_size)
+        limits = config.vocab_size, config.max_position_embeddings
+        template = ChatTemplate.open(checkpoint)
+        return cls(tokenizer, template, *limits, special, prompt_format, tiling, shape.num_queries)
+
+    def prompt_images(self, label: str, count: int) -> "TiledImages":
+        """Return the images of a new prompt, of any number."""
+        return TiledImages(self)
+
+    def model_inputs(self, inputs: Inputs) -> dict[str, NDArray[Any]]:
+        """Return the forward arguments of the torch module: `input_ids` int64 [1, tokens], and `pixel_values`."""
+        tokens: dict[str, NDArray[Any]] = {"input_ids": inputs.tokens[None]}
+        return tokens | ({"pixel_values": self.tiling.pixel_values(inputs.slices)} if inputs.slices else {})
+
+
+@dataclass(frozen=True, slots=True)
+class TiledImages:
+    """The tiles of the images of one prompt."""
+
+    processor: TiledProcessor
+    slices: list[Tile] = field(default_factory=list)
+    slices_per_image: list[int] = field(default_factory=list)
+
+    def text(self, image: Image.Image) -> str:
+        """Cut an image into tiles, and return the tags with its tokens."""
+        cut = self.processor.tiling.cut(image)
+        self.slices.extend(cut.tiles)
+        self.slices_per_image.append(len(cut.tiles))
+        tokens = self.processor.prompt_format.image_token * self.processor.tokens_per_tile
+        return self.processor.tiling.image_text(cut.grid, tokens)
+
+    def bounds(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the begin and end of the tokens of every tile: int64 [tiles, 2].
+
+        Raises:
+            CheckpointError: the prompt has another number of image tokens.
+        """
+        special: Mapping[str, int] = self.processor.special_tokens
+        found = np.flatnonzero(tokens == special[self.processor.prompt_format.image_token])
+        count = self.processor.tokens_per_tile
+        if len(found) != count * len(self.slices):
+            raise CheckpointError(
+                f"the rendered prompt has {len(found)} image tokens instead of {count * len(self.slices)}",
+                "compare `chat_template` with the published template",
+            )
+        starts = found[::count]
+        return np.stack([starts, starts + count], axis=1).astype(np.int64)
