@@ -32,12 +32,13 @@ only. AutoRound takes ten times the processor time
 REAL_WEIGHTS_NOTE = """\
 Three of 30 layers of a pretrained language model, SmolLM2 with 135 million weights: mean KL divergence from the
 original on {tokens:,} held-out tokens of text, 10⁻³ nats ± half of the 95 % interval. All tools have the same
-calibration tokens. The blocks of llama-quantize are those of ggml, called by mcpmq.
-[Benchmarks](benchmarks/README.md#real-weights) have the conditions, all layers, other sizes, and a comparison with
-images in the calibration on the reference checkpoint."""
+calibration tokens. The blocks of llama-quantize are those of ggml, called by mcpmq. {all_layers}
+[Benchmarks](benchmarks/README.md#real-weights) have the conditions, all layers, other sizes, the
+[rows that each default follows from](benchmarks/README.md#defaults), and a comparison with images in the calibration on
+the reference checkpoint."""
 # Rows of real-weights.json by name.
 REAL_WEIGHTS = {
-    "gptq-int4-g32": "**mcpmq, GPTQ**, `int4-g32`",
+    "gptq-int4-g32": "**mcpmq, GPTQ**, `int4-g32`, the default in ONNX",
     "gptq-iq4_nl": "**mcpmq, GPTQ**, `iq4_nl`, the default in GGUF",
     "gptq-q4_k": "**mcpmq, GPTQ**, `q4_k`, the default in GGUF for widths that it divides",
     "gptqmodel-gptq-desc-act": "GPTQModel, GPTQ with `desc_act`",
@@ -69,8 +70,19 @@ def quality_table() -> str:
     """Return the comparison on pretrained weights if the tools are measured, otherwise on the reference checkpoint."""
     result = results.load()
     if {one["name"] for one in result["rows"]} >= REQUIRED:
-        return f"{real_weights_table(result)}\n\n{REAL_WEIGHTS_NOTE.format(**result['test'])}"
+        note = REAL_WEIGHTS_NOTE.format(**result["test"], all_layers=_all_layers_sentence(result))
+        return f"{real_weights_table(result)}\n\n{note}"
     return f"{reference_table()}\n\n{PEERS_NOTE}\n\n{_all_layers_list()}"
+
+
+def _all_layers_sentence(result: Mapping[str, Any]) -> str:
+    """Return the mean KLD of the default and of GPTQModel on all layers, if both are measured."""
+    rows = {one["name"]: one for one in result["rows"]}
+    found = [rows.get(f"{name}-all-layers") for name in ("gptq-iq4_nl-model-targets", "gptqmodel-gptq-act-group-aware")]
+    if None in found:
+        return ""
+    ours, other = (thousandths(Estimate.model_validate(one["kl_divergence"])) for one in found if one)
+    return f"With all layers, `iq4_nl` by mcpmq has {ours}, GPTQModel with `act_group_aware` {other}."
 
 
 def _all_layers_list() -> str:

@@ -72,7 +72,7 @@ class WeightRecord(_Record):
     method: Annotated[str | None, OMIT_IF_NONE] = None  # of a calibrated weight
     # Shrinkage of the Hessian towards its diagonal; one for every equal share of the rows with an input of its own.
     shrinkage: Annotated[tuple[float | None, ...] | None, OMIT_IF_NONE] = None
-    smoothing_exponent: Annotated[float | None, OMIT_IF_NONE] = None  # alpha of the scales on its columns
+    smoothing_exponent: Annotated[float | None, OMIT_IF_NONE] = None  # alpha of the scales on its columns, 1 if fitted
     # Powers of two that rows and columns were multiplied by, which cancel in neighboring layers: channels by exponent.
     row_exponents: Annotated[dict[int, int] | None, OMIT_IF_NONE] = None
     column_exponents: Annotated[dict[int, int] | None, OMIT_IF_NONE] = None

@@ -73,8 +73,8 @@ class Recipe(BaseModel):
         block's outputs on held-out samples. Tables are looked up by row and always rounded to nearest.
     targets: the outputs that `gptq` approximates on inputs in the quantized model: those of the `layer` before it is
         quantized, or those of the original `model`, so that later layers correct errors of earlier ones.
-    smooth: smoothing of each block by `awq` or `smoothquant` scales, used where it lowers that error. `smoothquant`
-        accounts for the error of 8-bit activations too.
+    smooth: smoothing of each block by `awq`, `smoothquant` or `fitted` scales, used where it lowers that error.
+        `smoothquant` accounts for the error of 8-bit activations too; `fitted` minimizes the error that `gptq` leaves.
     token_weights: weights of the modalities in the input statistics.
     activations: globs -> dtype of the inputs of matrices in engines that multiply integers: `u8` over the range in the
         calibration samples.
@@ -85,7 +85,7 @@ class Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
     name: str
-    smooth: Literal["none", "awq", "smoothquant"] = "none"
+    smooth: Literal["none", "awq", "smoothquant", "fitted"] = "none"
     method: Literal["rtn", "rtn-imatrix", "gptq", "auto"] = "rtn"
     targets: Literal["layer", "model"] = "layer"
     token_weights: TokenWeights | None = None

@@ -108,7 +108,22 @@ def test_the_comparison_on_pretrained_weights_is_sorted_and_has_one_format() -> 
     lines = quality.real_weights_table({"rows": [*rows, other]}).splitlines()[2:]
 
     assert [line.split("|")[1:4] for line in lines] == [
-        [" **mcpmq, GPTQ**, `int4-g32` ", " 4.50 ", " 100.00 ± 20.00 "],
+        [" **mcpmq, GPTQ**, `int4-g32`, the default in ONNX ", " 4.50 ", " 100.00 ± 20.00 "],
         [" llama-quantize, Q4_K with imatrix ", " 4.50 ", " 150.00 ± 20.00 "],
         [" round to nearest, `int4-g32` ", " 4.50 ", " 300.00 ± 20.00 "],
     ]
+
+
+def test_the_comparison_on_all_layers_needs_both_tools() -> None:
+    """The sentence has both divergences, times 1000; without one of them it is empty."""
+    rows = [
+        {
+            "name": f"{name}-all-layers",
+            "kl_divergence": {"value": value, "standard_error": 0.01, "low": 0.0, "high": 0.1},
+        }
+        for name, value in (("gptq-iq4_nl-model-targets", 0.08), ("gptqmodel-gptq-act-group-aware", 0.24))
+    ]
+
+    assert "mcpmq has 80.00 ± 50.00" in quality._all_layers_sentence({"rows": rows})
+    assert "`act_group_aware` 240.00 ±" in quality._all_layers_sentence({"rows": rows})
+    assert quality._all_layers_sentence({"rows": rows[:1]}) == ""

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks import bits_plot, real_weights_tables
+from benchmarks import bits_plot, real_weights_defaults, real_weights_tables
 from benchmarks.real_weights import checkpoint, llama_quantize, qwen25, results, smollm2, texts, whisper_rows
 from benchmarks.real_weights.artifacts import SOURCES, read_values, sources_hash, write_recipe
 from benchmarks.real_weights.dither import dithered
@@ -383,6 +383,24 @@ def test_ratios_are_to_the_first_row_with_as_many_layers() -> None:
     """Both rows of Qwen are the first with their layers; its test has its own tokens."""
     assert real_weights_tables.qwen_table().count("1.000 [1.000, 1.000]") == 2
     assert real_weights_tables.qwen_note() == "11 tokens of 3 texts, perplexity of the original 30.0."
+
+
+def test_defaults_name_variants_and_have_paired_ratios(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every row is a variant; a default has a line when both of its rows are measured."""
+    names = {variant.name for variant in (*VARIANTS, *QWEN_VARIANTS)}
+    for one in real_weights_defaults.DEFAULTS:
+        assert {one.row, one.alternative_row} <= names
+    first, *_, last = real_weights_defaults.DEFAULTS
+    rows = [
+        {"name": first.row, results.BY_SAMPLE: [1.0, 3.0]},
+        {"name": first.alternative_row, results.BY_SAMPLE: [2.0, 6.0]},
+    ]
+    monkeypatch.setattr(results, "load", lambda: {"rows": rows, "qwen": [{**rows[0], "name": last.row}]})
+
+    [line] = real_weights_defaults.defaults_table().splitlines()[2:]
+
+    assert line.endswith("| 0.500 [0.500, 0.500] |")
+    assert f"`{first.row}` / `{first.alternative_row}`" in line
 
 
 @pytest.mark.usefixtures("result")

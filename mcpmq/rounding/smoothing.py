@@ -3,12 +3,13 @@
 A column is multiplied by a scale before it is quantized, and its input is divided by the scale, so the error of the
 column shrinks by the scale. AWQ (arXiv 2306.00978) derives scales from the mean magnitudes of inputs, SmoothQuant
 (arXiv 2211.10438) from the largest magnitudes of inputs and weights. Both have an exponent, which is searched on the
-input statistics of the calibration samples.
+input statistics of the calibration samples. Fitted scales minimize the error that GPTQ is expected to leave.
 """
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, Self
 
 import torch
@@ -17,15 +18,18 @@ from torch import Tensor
 from mcpmq.execution.chunked_matmul import ParallelMap
 from mcpmq.families.family import SmoothingMapping
 from mcpmq.grids import dequantize, quantize
+from mcpmq.rounding.fitted_scales import column_pivots, fit_log_scales
 from mcpmq.rounding.stats import InputStats
-from mcpmq.scheme import GridScheme
+from mcpmq.scheme import GridScheme, IntegerScheme
 
-SmoothingMethod = Literal["awq", "smoothquant"]
+SmoothingMethod = Literal["awq", "smoothquant", "fitted"]
 # No scales, which is AWQ's exponent of 0, is always a candidate too.
 EXPONENTS: dict[SmoothingMethod, tuple[float, ...]] = {
     "awq": tuple(step / 20 for step in range(1, 20)),
     "smoothquant": (0.3, 0.4, 0.5, 0.6, 0.7, 0.8),
+    "fitted": (1.0,),
 }
+GGML_GROUP_COLUMNS = 32  # that share a scale in most of ggml's types
 MAGNITUDE_EPSILON = 1e-4  # of the largest magnitude: the minimum that enters a scale
 SEARCH_ROWS, SEARCH_WEIGHTS = 512, 1 << 20  # of every matrix, evenly spaced rows
 
@@ -62,7 +66,7 @@ class SmoothingScales:
     """The scales of one smoothing mapping: float32 [channels], and float32 [columns] of the balance layers."""
 
     mapping: SmoothingMapping
-    exponent: float  # of the method; 0 for powers of two that make fp16 scales exact
+    exponent: float  # of the method, 1 for fitted scales; 0 for powers of two that make fp16 scales exact
     channel_scale: Tensor
     column_scale: Tensor
 
@@ -148,6 +152,8 @@ def search_scales(
 def _candidate_scales(method: SmoothingMethod, layers: Sequence[BalanceLayer], channels: Channels) -> list[Tensor]:
     """Return the scales of every exponent."""
     stats = layers[0].stats  # all layers of a mapping have the same inputs
+    if method == "fitted":
+        return [fitted_scale(layers, channels)]
     if method == "awq":
         magnitude = channels.reduce(stats.abs_sum)
         return [awq_scale(magnitude, exponent) for exponent in EXPONENTS[method]]
@@ -155,6 +161,20 @@ def _candidate_scales(method: SmoothingMethod, layers: Sequence[BalanceLayer], c
     column_absmax = torch.stack([layer.weight.abs().amax(0) for layer in layers]).amax(0)
     weight_absmax = channels.reduce(column_absmax, use_max=True)
     return [smoothquant_scale(input_absmax, weight_absmax, exponent) for exponent in EXPONENTS[method]]
+
+
+def fitted_scale(layers: Sequence[BalanceLayer], channels: Channels) -> Tensor:
+    """Return fitted scales [channels] for some rows of every layer; 1 where a channel was always zero."""
+    stats, scheme, columns = layers[0].stats, layers[0].scheme, layers[0].weight.shape[1]
+    logs = fit_log_scales(
+        [layer.sample_rows().weight for layer in layers],
+        column_pivots(stats),
+        scheme.group_columns(columns) if isinstance(scheme, IntegerScheme) else GGML_GROUP_COLUMNS,
+        partial(channels.expand, columns=columns),
+        channels.reduce,
+        channels.count,
+    )
+    return _center_geometrically(logs.exp().float().to(stats.gram.device), channels.reduce(stats.abs_sum) > 0)
 
 
 def awq_scale(magnitude: Tensor, exponent: float) -> Tensor:
