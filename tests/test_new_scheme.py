@@ -11,7 +11,7 @@ from mcpmq.errors import FormatError, RecipeError
 from mcpmq.estimate.forecast import forecast
 from mcpmq.execution.chunked_matmul import serial_map
 from mcpmq.families.family import SmoothingMapping, TensorSpec
-from mcpmq.formats import FORMATS, check_plan
+from mcpmq.formats import FORMATS, check_plan, declared_format
 from mcpmq.grids import dequantize
 from mcpmq.plan import Plan, make_plan
 from mcpmq.qtensor import IntegerTensor
@@ -23,6 +23,7 @@ from mcpmq.rounding.smoothing import BalanceLayer, Channels, search_scales
 from mcpmq.scheme import SYMMETRIC_RANGES, IntegerScheme, SymmetricRange, parse_scheme
 from mcpmq.system.safetensors_file import read_header
 from tests.rounding.oracle import grid_scheme, input_stats, random_layer, same_bytes
+from tests.tiny_families import QWEN2_VL
 
 SCHEMES = ["int3-g32", "int3-row", "int3-g32-asym"]
 
@@ -123,9 +124,9 @@ def test_a_checkpoint_is_quantized_to_the_new_scheme(tiny_checkpoint: Path, tmp_
 
 @pytest.mark.usefixtures("int3")
 @pytest.mark.parametrize("name", FORMATS)
-def test_the_new_scheme_is_an_error_of_every_format(name: FormatName, tiny_checkpoint: Path) -> None:
+def test_the_new_scheme_is_an_error_of_every_format(name: FormatName, tiny_checkpoint: Path, tmp_path: Path) -> None:
     """No format declares 3 bits, so checking and forecasting a plan are errors that name the scheme."""
-    plan = _plan(tiny_checkpoint)
+    plan = _plan(QWEN2_VL.build(tmp_path / "qwen") if declared_format(name).families else tiny_checkpoint)
 
     with pytest.raises(FormatError, match="`int3-g32`"):
         check_plan(plan, name)

@@ -34,6 +34,7 @@ METRIC_DESCRIPTIONS = {
     "nbytes": "Size of all files of the artifact",
     "bits_per_weight": "Bits per weight",
     "peak_rss_bytes": "Peak memory of the engine",
+    "kv_cache_bytes_per_token": "Bytes of the KV cache for one token",
     "tokens_per_second": "Tokens per second of the evaluation",
 }
 

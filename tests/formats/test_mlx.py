@@ -1,9 +1,7 @@
 """MLX: stored words, scales and biases by the definition of the layout, names of mlx-vlm, and unsupported requests."""
 
 import json
-import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -40,11 +38,6 @@ SCHEMES = {
     "language.layers.*.mlp.up": "q8_0",
     "vision.layers.*.attention.*": "int8-g32",
     "vision.layers.0.attention.*": "int4-g64",
-}
-# Keys of the published configuration that mlx-vlm needs and the tiny one does not have.
-MLX_CONFIG: dict[str, dict[str, Any]] = {
-    "text_config": {"full_attention_interval": 2, "rope_theta": 1e6},
-    "vision_config": {"model_type": "qwen3_vl"},
 }
 
 
@@ -198,8 +191,29 @@ def test_other_families_are_rejected(tiny_checkpoint: Path) -> None:
     assert caught.value.hint == "mlx-vlm 0.7 does not load this family from this format"
 
 
+def test_the_configuration_has_the_keys_of_mlx_vlm(
+    family: TinyFamily, exported: tuple[QuantizedModel, Artifact]
+) -> None:
+    """Keys that transformers can leave out are added, and the quantization; others are those of the checkpoint."""
+    quantized, artifact = exported
+    config, language = json.loads((artifact.path / "config.json").read_text()), quantized.architecture.language
+    added = {"quantization", "quantization_config", "text_config", "vision_config"}
+
+    assert {key: value for key, value in config.items() if key not in added} == {
+        key: value for key, value in quantized.config.items() if key not in added
+    }
+    if "text_config" in quantized.config:
+        assert config["text_config"].items() >= quantized.config["text_config"].items()
+        assert config["text_config"]["tie_word_embeddings"] is language.tied_embeddings
+        assert config["text_config"]["rope_theta"] > 1
+    if language.linear_attention:
+        assert config["text_config"]["full_attention_interval"] == 2
+    if family.name == "qwen3-vl":
+        assert config["vision_config"]["model_type"] == "qwen3_vl"
+
+
 @pytest.mark.mlx
-def test_mlx_vlm_computes_the_same_logits(family: TinyFamily, exported: tuple[QuantizedModel, Artifact]) -> None:
+def test_mlx_vlm_computes_the_same_logits(exported: tuple[QuantizedModel, Artifact]) -> None:
     """It loads every tensor; its logits are those of PyTorch with the same values, except for its float16 products."""
     import mlx.core as mx
     from mlx_vlm.utils import load_model
@@ -208,17 +222,8 @@ def test_mlx_vlm_computes_the_same_logits(family: TinyFamily, exported: tuple[Qu
     from mcpmq.runners.dequantized import open_runner
 
     _, artifact = exported
-    folder = artifact.path.with_name("loaded")
-    folder.mkdir()
-    for file in artifact.path.iterdir():
-        os.link(file, folder / file.name)
-    config = json.loads((artifact.path / "config.json").read_text())
-    for part, defaults in MLX_CONFIG.items():
-        config[part] = {**defaults, **config.get(part, {})} | (defaults if family.name == "qwen3-vl" else {})
-    (folder / "config.json").unlink()
-    (folder / "config.json").write_text(json.dumps(config))
     tokens = np.arange(3, 40)
-    model = load_model(folder)
+    model = load_model(artifact.path)
     found = np.array(model.language_model(mx.array(tokens)[None]).logits[0].astype(mx.float32))[:-1]
     sample = Inputs("a", tokens, 1, (), np.empty((0, 2), np.int64))
 

@@ -31,6 +31,10 @@ FLOAT16_SCALES = (
 )
 
 
+def _checkpoint_config(model: ModelView) -> Mapping[str, Any]:
+    return model.config
+
+
 def _published_name(family: str, name: str) -> str:
     return name
 
@@ -52,6 +56,7 @@ class HfLayout:
     legacy_config: a second file with `quantization_config`, for loaders that do not read config.json
     method: name of the format on the model card and in forecasts; None: `quant_method` of `quantization_config`
     library: the library that loads the artifact, for the metadata of the model card
+    config: (model) -> config.json without the quantization; by default that of the checkpoint
     config_keys: keys of config.json that have `quantization_config`
     stored_name: (family, published name) -> name in the files; also of a module, with a dot at its end
     to_stored, from_stored: (unquantized tensor, its spec, the language model) -> the same in the layout of the files,
@@ -68,6 +73,7 @@ class HfLayout:
     legacy_config: str | None = None
     method: str | None = None
     library: str = "transformers"
+    config: Callable[[ModelView], Mapping[str, Any]] = _checkpoint_config
     config_keys: tuple[str, ...] = ("quantization_config",)
     stored_name: Callable[[str, str], str] = _published_name
     to_stored: "Callable[[Tensor, TensorSpec, LanguageShape], Tensor]" = _unchanged
@@ -127,7 +133,7 @@ class HfLayout:
         quantization_config, manifest = self.quantization_config(model), model.artifact.manifest
         names = self.method_name(model), self.usage, self.library
         texts = {
-            CONFIG: json_text({**model.config, **dict.fromkeys(self.config_keys, quantization_config)}),
+            CONFIG: json_text({**self.config(model), **dict.fromkeys(self.config_keys, quantization_config)}),
             MODEL_CARD: render_card(manifest, model.config, model.tensors, *names),
             INDEX: json_text(shards.index()),
         }

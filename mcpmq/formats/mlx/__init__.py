@@ -22,6 +22,7 @@ from mcpmq.formats.format import FLOAT_SCHEMES, integer_schemes
 from mcpmq.formats.hf.constraints import is_packed
 from mcpmq.formats.hf.layout import HfLayout, packed_int32_nbytes
 from mcpmq.formats.hf.names import module_name
+from mcpmq.formats.mlx.config import mlx_config
 from mcpmq.formats.mlx.modes import GGML_BITS, GROUP_SIZES, bits_of, common_scheme, group_size_of, mode_of
 from mcpmq.formats.mlx.names import PREFIXES, from_mlx, mlx_name, to_mlx
 from mcpmq.formats.model_view import ModelView
@@ -77,6 +78,7 @@ LAYOUT = HfLayout(
     ),
     method="mlx",
     library="mlx",
+    config=mlx_config,
     config_keys=("quantization", "quantization_config"),
     stored_name=mlx_name,
     to_stored=to_mlx,
