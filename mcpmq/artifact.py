@@ -102,6 +102,7 @@ class CalibrationRecord(_Record):
     sha256: str
     samples: int
     with_image: int
+    with_audio: Annotated[int | None, OMIT_IF_NONE] = None  # None for a set without audio
     fingerprints: tuple[str, ...]  # of images and text samples, to detect overlap
 
     @classmethod
@@ -112,6 +113,7 @@ class CalibrationRecord(_Record):
             sha256=samples.sha256,
             samples=len(samples),
             with_image=sum(sample.image is not None for sample in samples),
+            with_audio=sum(bool(sample.audio) for sample in samples) or None,
             fingerprints=samples.fingerprints,
         )
 

@@ -16,7 +16,7 @@ from mcpmq.scheme import CodebookScheme, FloatScheme, GgmlScheme, IntegerScheme,
 from mcpmq.system.safetensors_file import PACKED_DTYPES
 
 INTEGER_MATMUL_SCHEME = IntegerScheme(8, None)
-COMPONENTS = {"vision", "projector", "embedding", "language", "head"}
+COMPONENTS = {"vision", "projector", "audio", "audio_projector", "embedding", "language", "head"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,10 +55,11 @@ class TokenWeights(BaseModel):
     vision: float = Field(default=1.0, ge=0)  # image tokens
     text: float = Field(default=1.0, ge=0)  # the other tokens of the prompt
     answer: float = Field(default=1.0, ge=0)
+    audio: float = Field(default=1.0, ge=0)  # audio tokens
 
     @model_validator(mode="after")
     def _check_total(self) -> Self:
-        if not any((self.vision, self.text, self.answer)):
+        if not any((self.vision, self.text, self.answer, self.audio)):
             raise ValueError("at least one modality must have a weight greater than 0")
         return self
 

@@ -30,6 +30,7 @@ from mcpmq.runners.onnx import open_runner as open_onnx
 from mcpmq.runners.torch import open_runner as open_torch
 from mcpmq.runners.transformers import open_runner as open_transformers
 from mcpmq.system.progress import silent
+from tests.audio_tools import write_wav
 from tests.loss_tools import answer_losses
 from tests.onnx_tools import write_onnx_artifact
 from tests.smoothing_tools import few_exponents, random_scales, scaled_logits
@@ -48,7 +49,7 @@ SMOOTH = {
 
 @pytest.fixture(scope="module")
 def samples(family_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> SampleSet:
-    """Two text samples, and two image samples for a family with vision, so that one can be held out."""
+    """Two text samples, and two samples for each encoder of the family, so that one can be held out."""
     folder = tmp_path_factory.mktemp("set")
     answers = ("three circles are there", "red sign")
     lines = [{"id": f"text-{number}", "prompt": "How many?", "answer": answer} for number, answer in enumerate(answers)]
@@ -57,6 +58,10 @@ def samples(family_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFact
         Image.fromarray(pixels).save(folder / f"{number}.png")
         fields = {"prompt": "What does the sign say?", "answer": answers[number], "image": f"{number}.png"}
         lines.append({"id": f"image-{number}", **fields})
+    for number in range(len(answers)) if family_checkpoint.family.has_audio else ():
+        write_wav(folder / f"{number}.wav", 1.3 + number, seed=number)
+        fields = {"prompt": "How many circles?", "answer": answers[number], "audio": f"{number}.wav"}
+        lines.append({"id": f"audio-{number}", **fields})
     (folder / "manifest.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return SampleSet.open(folder)
 
@@ -124,7 +129,7 @@ def test_the_forecast_is_exact(plan: Plan, artifacts: dict[FormatName, Artifact]
         }
         known = {spec.name for spec in plan.checkpoint.family.tensor_specs(plan.checkpoint.architecture)}
         listed = {weight.name for weight in layout.files.weights if weight.nbytes}
-        assert listed >= {name for name in known if not name.startswith("vision.merger.")}
+        assert listed >= {name for name in known if not name.startswith(("vision.merger.", "audio.unused_tokens"))}
         assert layout.device.sequential_nbytes <= layout.device.concurrent_nbytes
 
 
@@ -139,7 +144,7 @@ def test_sequential_vision_and_language_give_the_same_losses(
         features = engine.encode_images(artifact.path, 1, inputs)
         sequential = answer_losses(engine.open_language_model(artifact.path, 1, features), inputs)
 
-        assert len(features) == sum(len(sample.slices) for sample in inputs)
+        assert len(features) == sum(len(sample.slices) + len(sample.audio) for sample in inputs)
         np.testing.assert_array_equal(np.concatenate(sequential), np.concatenate(concurrent))
         assert check_provenance(artifact) == len(dict.fromkeys(_parts(artifact)))
 
@@ -150,7 +155,8 @@ def _parts(artifact: Artifact) -> list[str]:
 
 def test_phases_are_timed(plan: Plan, artifacts: dict[FormatName, Artifact], samples: SampleSet) -> None:
     """Prefill and decode are timed, and image encoding for families with vision."""
-    inputs = encode_samples(plan.checkpoint.family.open_processor(plan.checkpoint.path), samples.samples, silent)[-1]
+    encoded = encode_samples(plan.checkpoint.family.open_processor(plan.checkpoint.path), samples.samples, silent)
+    inputs = max(encoded, key=lambda sample: len(sample.slices))
     for name, artifact in artifacts.items():
         phases = ENGINES[name].open_runner(artifact.path, 1).time_phases(inputs)
 

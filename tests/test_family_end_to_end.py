@@ -137,8 +137,14 @@ def test_gguf_has_the_losses_of_torch(
 def _with(full: QuantizedModel, folder: Path, keys: Mapping[str, Any]) -> Path:
     """Copy the model with changed keys in config.json."""
     copy = shutil.copytree(full.path, folder / "changed")
-    (copy / "config.json").write_text(json.dumps({**full.config, **keys}))
+    (copy / "config.json").write_text(json.dumps(_merged(full.config, keys)))
     return copy
+
+
+def _merged(config: Mapping[str, Any], keys: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration with changed keys, also of its inner objects."""
+    changed = {key: _merged(config[key], value) if isinstance(value, Mapping) else value for key, value in keys.items()}
+    return {**config, **changed}
 
 
 def test_llama_cpp_tokenizes_as_the_checkpoint(tiny_family: TinyFamily, full: QuantizedModel, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ def test_a_recipe_is_rebuilt_from_its_dict() -> None:
 
     for one in (recipe, weighted, with_activations):
         assert Recipe.model_validate(one.to_dict()) == one
-    assert weighted.to_dict()["token_weights"] == {"vision": 0.25, "text": 1.0, "answer": 1.0}
+    assert weighted.to_dict()["token_weights"] == {"vision": 0.25, "text": 1.0, "answer": 1.0, "audio": 1.0}
     assert with_activations.needs_calibration
     assert not Recipe.load("phone-int4").needs_calibration
 

@@ -130,8 +130,9 @@ def build_checkpoint(
 def _with_token_ids(config: Mapping[str, Any], path: Path) -> dict[str, Any]:
     """Replace tokens by their ids, for example in `{"image_token_id": "<|image_pad|>"}`."""
     tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
-    tokens = {key for key, value in config.items() if key.endswith("_id") and isinstance(value, str)}
-    return {key: tokenizer.token_to_id(value) if key in tokens else value for key, value in config.items()}
+    inner = {key: _with_token_ids(value, path) for key, value in config.items() if isinstance(value, Mapping)}
+    tokens = {key for key, value in config.items() if key.endswith(("_id", "_index")) and isinstance(value, str)}
+    return {key: tokenizer.token_to_id(value) if key in tokens else value for key, value in config.items()} | inner
 
 
 def random_tensors(config: Mapping[str, Any], seed: int) -> dict[str, Tensor]:

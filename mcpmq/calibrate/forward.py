@@ -12,6 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from mcpmq.calibrate.memory import must_spill
+from mcpmq.calibrate.modalities import (
+    HEAD,
+    LANGUAGE,
+    is_predicted,
+    modality_labels,
+    sample_modalities,
+    token_modalities,
+)
 from mcpmq.calibrate.observers import HessianObserver, HoldOut, TokenModalities, collect_stats
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import Sample
@@ -25,14 +33,12 @@ from mcpmq.families.encoding import encode_sample
 from mcpmq.families.family import Family, Processor, TensorSpec
 from mcpmq.families.inputs import Inputs
 from mcpmq.recipe import TokenWeights
-from mcpmq.rounding.stats import ANSWER, MODALITIES, TEXT, VISION, Drift, InputStats
+from mcpmq.rounding.stats import Drift, InputStats
 from mcpmq.system.progress import Progress
 
 EMBEDDING = "embedding"
-HEAD, LANGUAGE = "head", "language"  # components with text tokens as input; all others process images only
 
-# The modality of every token of the sample in its forward pass; each sample runs in a context of its own.
-_sample_modalities: ContextVar[Tensor] = ContextVar("modalities")
+# Whether the sample in its forward pass is held out; each sample runs in a context of its own.
 _sample_is_held_out: ContextVar[bool] = ContextVar("is_held_out", default=False)
 
 
@@ -169,8 +175,8 @@ def run_calibration(
     With `with_original` each sample has a second forward pass, for the original model: the visitor lets
     `original_samples` pass through original weights before it loads those of the quantized model.
 
-    The head receives all positions but those of images. Logits are not needed during calibration, so the head returns
-    its input and loads no weights. `label` is for the progress, `held_out` has the indices of held-out samples.
+    The head receives all positions but those of images and audio. Logits are not needed during calibration, so the head
+    returns its input and loads no weights. `label` is for the progress, `held_out` has the indices of held-out samples.
     """
     model = run.model
     if model.device == CPU:  # other devices distribute matrix products themselves
@@ -200,13 +206,14 @@ def _forward(run: CalibrationRun, modalities: Tensor, is_held_out: bool, inputs:
     model = run.model
     _sample_is_held_out.set(is_held_out)
     modalities = modalities.to(model.device)
-    _sample_modalities.set(modalities)
+    sample_modalities.set(modalities)
     arrays = run.processor.model_inputs(inputs)
     tensors = {name: torch.from_numpy(value).to(model.device) for name, value in arrays.items()}
     if run.spill:  # only memory of torch can be spilled
         tensors = {name: value.clone() for name, value in tensors.items()}
     del arrays
-    model.module(**tensors, logits_to_keep=(modalities != VISION).nonzero()[:, 0], use_cache=False)
+    predicted = is_predicted(modalities).nonzero()[:, 0]
+    model.module(**tensors, logits_to_keep=predicted, use_cache=False)
 
 
 def encode_samples(processor: Processor, samples: Sequence[Sample], progress: Progress) -> list[Inputs]:
@@ -224,36 +231,6 @@ def block_component(model: TorchModel, block: nn.Module) -> str:
     if is_head(model, block):
         return HEAD
     return next(iter(model.blocks[block].values())).component
-
-
-def token_modalities(inputs: Inputs) -> Tensor:
-    """Return the modality of every token, uint8 [tokens], an index into MODALITIES.
-
-    Tokens inside an image span are vision; those of the answers of all turns are answer; all others are text.
-    """
-    modalities = torch.full((len(inputs.tokens),), TEXT, dtype=torch.uint8)
-    modalities[torch.from_numpy(inputs.measured)] = ANSWER
-    for begin, end in inputs.image_bounds.tolist():
-        modalities[begin:end] = VISION
-    return modalities
-
-
-def modality_labels(component: str, weights: Mapping[str, float], device: torch.device = CPU) -> TokenModalities:
-    """Return the modalities and weights of a component's input tokens; in image components every weight is 1."""
-    if component not in (HEAD, LANGUAGE):
-        ones = torch.ones(len(MODALITIES), device=device)
-        return TokenModalities(lambda count: torch.full((count,), VISION, dtype=torch.uint8, device=device), ones)
-    modality_ids = _head_tokens if component == HEAD else _all_tokens
-    return TokenModalities(modality_ids, torch.tensor([weights[name] for name in MODALITIES], device=device))
-
-
-def _all_tokens(_: int) -> Tensor:
-    return _sample_modalities.get()
-
-
-def _head_tokens(_: int) -> Tensor:
-    modalities = _sample_modalities.get()
-    return modalities[modalities != VISION]
 
 
 def input_module(family: Family, spec: TensorSpec, parameter: str) -> str | None:

@@ -14,6 +14,7 @@ from mcpmq.calibrate.observers import HELD_OUT_TOKENS
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import DatasetError
 from mcpmq.execution.device import CPU, available_nbytes
+from mcpmq.families.audio_shape import SAMPLES_PER_MEL_FRAME
 from mcpmq.families.family import Architecture, TensorSpec
 from mcpmq.families.inputs import Inputs
 from mcpmq.families.residual import LAYER_OUTPUT, stream_reader
@@ -79,11 +80,15 @@ def _pixels(inputs: Inputs) -> int:
 
 
 def _state_nbytes(architecture: Architecture, inputs: Inputs, passes: int) -> int:
-    """Return the bytes of a sample's hidden states before the current and the first block, and of its pixels."""
+    """Return the bytes of a sample's hidden states before the current and the first block, of pixels and of audio."""
     states, pixel_values = len(inputs.tokens) * architecture.language.hidden_size, 0
     if vision := architecture.vision:
         states = max(states, _pixels(inputs) // vision.patch_size**2 * vision.hidden_size)
         pixel_values = COLOR_CHANNELS * max(1, vision.temporal_patch_size) * _pixels(inputs)
+    if audio := architecture.audio:
+        mel_frames = sum(map(len, inputs.audio)) // SAMPLES_PER_MEL_FRAME
+        states = max(states, mel_frames // 2 * audio.hidden_size)
+        pixel_values += mel_frames * (audio.num_mel_bins + audio.hidden_size)
     return FLOAT_NBYTES * passes * (STATES_PER_SAMPLE * states + pixel_values)
 
 

@@ -41,7 +41,7 @@ class TokenModalities:
     """The modality of every input row of the current sample, and the weight of each modality.
 
     `modality_ids(count)` returns the modalities of `count` input rows, uint8 [count], as indices into MODALITIES.
-    `weights` is float32 [3].
+    `weights` is float32 [4].
     """
 
     modality_ids: Callable[[int], Tensor]

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 
 from mcpmq.calibrate.block import BlockQuantizer, BlockStats, Rounder, StatsRounder, smoothing_scales
 from mcpmq.calibrate.forward import (
-    HEAD,
-    LANGUAGE,
     CalibrationRun,
     check_stats,
     is_head,
@@ -23,6 +21,7 @@ from mcpmq.calibrate.forward import (
     open_calibration,
     run_calibration,
 )
+from mcpmq.calibrate.modalities import HEAD, LANGUAGE
 from mcpmq.calibrate.selection import BlockLoss, candidates, held_out_samples, hessian_mse, output_mse
 from mcpmq.calibrate.stagewise import StagewiseRounder
 from mcpmq.dataset import Sample, SampleSet

@@ -10,7 +10,8 @@ from typing import Self
 from torch import Tensor, nn
 
 from mcpmq.calibrate.block import BlockStats, InputSummary, RoundedBlock, take_last
-from mcpmq.calibrate.forward import LANGUAGE, CalibrationRun, check_stats
+from mcpmq.calibrate.forward import CalibrationRun, check_stats
+from mcpmq.calibrate.modalities import LANGUAGE
 from mcpmq.calibrate.paired_inputs import Stream, TwoModels
 from mcpmq.calibrate.selection import Candidate
 from mcpmq.calibrate.stages import Stage, find_stages

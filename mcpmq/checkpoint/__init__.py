@@ -239,6 +239,7 @@ class Checkpoint:
             "bytes_by_component": dict(sizes),
             "language": str(self.architecture.language),
             "vision": str(self.architecture.vision or "none (text only)"),
+            **({"audio": str(self.architecture.audio)} if self.architecture.audio else {}),
         }
 
 

@@ -1,4 +1,4 @@
-"""Sample sets of images, prompts and answers, for calibration and evaluation."""
+"""Sample sets of images, audio, prompts and answers, for calibration and evaluation."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from typing import Self
 from mcpmq.dataset.hub import find_set
 from mcpmq.dataset.manifest import MANIFEST_HINT
 from mcpmq.dataset.options import READ_ALL, ReadOptions
-from mcpmq.dataset.sample import EmbeddedImage, ImageSource, Sample, Turn
+from mcpmq.dataset.sample import Audio, EmbeddedImage, ImageSource, Part, Sample, Turn
 from mcpmq.dataset.source import MANIFEST, Record, RecordSource, has_records, open_source
 from mcpmq.errors import DatasetError
 from mcpmq.system.hub_cache import folder_name
@@ -21,8 +21,10 @@ __all__ = [
     "HOLDOUT_EVERY",
     "MANIFEST",
     "RECOMMENDED_CALIBRATION_TOKENS",
+    "Audio",
     "EmbeddedImage",
     "ImageSource",
+    "Part",
     "ReadOptions",
     "Sample",
     "SampleSet",

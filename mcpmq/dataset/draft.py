@@ -1,20 +1,25 @@
-"""Samples as a dataset file describes them, before their images are opened."""
+"""Samples as a dataset file describes them, before their images and audio are opened."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from mcpmq.dataset.image_files import checked_image
-from mcpmq.dataset.sample import EmbeddedImage, ImageSource, Role, Sample, Turn
+from mcpmq.dataset.image_files import checked_audio, checked_image
+from mcpmq.dataset.sample import Audio, EmbeddedImage, ImageSource, Part, Role, Sample, Turn
 from mcpmq.dataset.turns import check_turns
 
 
 @dataclass(frozen=True, slots=True)
-class ImageReference:
-    """An image as a record gives it: the path of a file, or its bytes and a name for errors."""
+class FileReference:
+    """A file as a record gives it: its path, or its bytes and a name for errors."""
 
     name: str
     content: bytes | None = None
     sha256: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ImageReference(FileReference):
+    """An image file."""
 
     def open(self, folder: Path, where: str) -> ImageSource:
         """Return the image after decoding it once; see `checked_image`."""
@@ -27,30 +32,48 @@ class ImageReference:
 
 
 @dataclass(frozen=True, slots=True)
+class AudioReference(FileReference):
+    """An audio file."""
+
+    def open(self, folder: Path, where: str) -> Audio:
+        """Return the audio after decoding it once; see `checked_audio`."""
+        from mcpmq.system.audio_file import decode_audio
+
+        if self.content is None:
+            return Audio(checked_audio(folder, self.name, where, self.sha256))
+        decode_audio(self.content, f"{where}: the audio `{self.name}`")
+        return Audio(EmbeddedImage(self.name, self.content))
+
+
+DraftPart = str | ImageReference | AudioReference
+
+
+@dataclass(frozen=True, slots=True)
 class DraftTurn:
-    """A message: texts and images in their order."""
+    """A message: texts, images and audio in their order."""
 
     role: Role
-    content: tuple[str | ImageReference, ...]
+    content: tuple[DraftPart, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class DraftSample:
-    """A conversation whose images are not opened yet."""
+    """A conversation whose images and audio are not opened yet."""
 
     id: str
     turns: tuple[DraftTurn, ...]
     tags: tuple[str, ...] = ()
 
     def open(self, folder: Path, where: str) -> Sample:
-        """Check the turns and the images, whose paths are relative to `folder`.
+        """Check the turns and the files, whose paths are relative to `folder`.
 
         Raises:
-            DatasetError: the conversation cannot be measured, or an image is invalid; the error has `where`.
+            DatasetError: the conversation cannot be measured, or a file is invalid; the error has `where`.
         """
-        turns = [
-            Turn(turn.role, tuple(part if isinstance(part, str) else part.open(folder, where) for part in turn.content))
-            for turn in self.turns
-        ]
+
+        def opened(part: DraftPart) -> Part:
+            return part if isinstance(part, str) else part.open(folder, where)
+
+        turns = [Turn(turn.role, tuple(map(opened, turn.content))) for turn in self.turns]
         check_turns(turns, where)
         return Sample(self.id, tuple(turns), self.tags)

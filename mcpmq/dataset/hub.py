@@ -10,6 +10,7 @@ from mcpmq.dataset.source import MANIFEST, PARQUET_SUFFIX, select_split
 from mcpmq.errors import DatasetError
 from mcpmq.system.hub import HUB_ID, hub_requests, hub_token
 
+AUDIO_SUFFIXES = (".wav", ".flac")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".gif", ".bmp", ".ppm", ".avif")
 MAX_DOWNLOAD_NBYTES = 16 << 30
 PART_HINT = "download some of its Parquet files, and give the folder with them"
@@ -18,7 +19,7 @@ PART_HINT = "download some of its Parquet files, and give the folder with them"
 def find_set(path: Path) -> Path:
     """Return a local path, else the folder of a set `owner/name` or `owner/name@revision` of the hub.
 
-    The manifest and the images are downloaded, or the Parquet files of a repository without a manifest.
+    The manifest, the images and the audio are downloaded, or the Parquet files of a repository without a manifest.
 
     Raises:
         DatasetError: the download fails, the repository has neither of them, or its files are too large.
@@ -42,8 +43,9 @@ def find_set(path: Path) -> Path:
 def _patterns(name: str, sizes: Mapping[str, int]) -> list[str]:
     """Return the patterns of the files to download."""
     if MANIFEST in sizes:
-        names = [file for file in sizes if file == MANIFEST or file.lower().endswith(IMAGE_SUFFIXES)]
-        patterns = [MANIFEST, *(f"*{suffix}" for suffix in (*IMAGE_SUFFIXES, *map(str.upper, IMAGE_SUFFIXES)))]
+        suffixes = (*IMAGE_SUFFIXES, *AUDIO_SUFFIXES)
+        names = [file for file in sizes if file == MANIFEST or file.lower().endswith(suffixes)]
+        patterns = [MANIFEST, *(f"*{suffix}" for suffix in (*suffixes, *map(str.upper, suffixes)))]
     else:
         parquet = [file for file in sizes if file.endswith(PARQUET_SUFFIX)]
         in_root = [file for file in parquet if "/" not in file]

@@ -1,4 +1,4 @@
-"""Checks of the image files that a dataset names."""
+"""Checks of the image and audio files that a dataset names."""
 
 from pathlib import Path
 
@@ -16,19 +16,37 @@ def checked_image(folder: Path, name: str, where: str, sha256: str | None = None
     """
     from mcpmq.system.image_file import read_image
 
+    path = _checked_file(folder, name, where, "image", sha256)
+    read_image(path, where)
+    return path
+
+
+def checked_audio(folder: Path, name: str, where: str, sha256: str | None = None) -> Path:
+    """Return the file of an audio that a dataset in `folder` names, after decoding it once.
+
+    Raises:
+        DatasetError: as `checked_image`, for an audio.
+    """
+    from mcpmq.system.audio_file import read_audio
+
+    path = _checked_file(folder, name, where, "audio", sha256)
+    read_audio(path, where)
+    return path
+
+
+def _checked_file(folder: Path, name: str, where: str, kind: str, sha256: str | None) -> Path:
     path = folder / name
     try:
         if not is_inside(path, folder):
-            raise DatasetError(f"{where}: the image `{name}` is outside of the folder", "copy it into the folder")
+            raise DatasetError(f"{where}: the {kind} `{name}` is outside of the folder", "copy it into the folder")
         if not path.is_file():
-            kind = "is not a regular file" if path.exists() else "is missing"
-            raise DatasetError(f"{where}: the image `{name}` {kind}", "paths are relative to the folder of the set")
+            state = "is not a regular file" if path.exists() else "is missing"
+            raise DatasetError(f"{where}: the {kind} `{name}` {state}", "paths are relative to the folder of the set")
     except (OSError, ValueError, RuntimeError) as error:  # a name that is too long or has a null, a loop of links
-        raise DatasetError(f"{where}: `image` is not a valid path: {error}", "name a file in the folder") from error
+        raise DatasetError(f"{where}: `{kind}` is not a valid path: {error}", "name a file in the folder") from error
     if sha256 and image_digest(path) != sha256.lower():
         raise DatasetError(
-            f"{where}: the image `{name}` differs from its SHA-256",
-            "restore the image, or compute its hash again with `sha256sum`",
+            f"{where}: the {kind} `{name}` differs from its SHA-256",
+            f"restore the {kind}, or compute its hash again with `sha256sum`",
         )
-    read_image(path, where)
     return path

@@ -6,14 +6,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from mcpmq.dataset.draft import DraftSample, DraftTurn, ImageReference
-from mcpmq.dataset.sample import ImageSource, Role, Sample, Turn
+from mcpmq.dataset.draft import AudioReference, DraftSample, DraftTurn, ImageReference
+from mcpmq.dataset.sample import Audio, ImageSource, Part, Role, Sample, Turn
 from mcpmq.errors import DatasetError
 
 MANIFEST_HINT = (
     'write one JSON object per line: {"id": "1", "image": "images/1.jpg", "prompt": "How many?", "answer": "Three."}'
 )
-KEYS_HINT = "use the keys {}; the image file is named in `image`"
+KEYS_HINT = "use the keys {}; the image file is named in `image`, the audio file in `audio`"
+KEYS_WITHOUT_MESSAGES = ("image", "image_sha256", "audio", "audio_sha256", "prompt", "answer")
 Text = Annotated[str, Field(min_length=1)]
 Hash = Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")]
 
@@ -39,11 +40,20 @@ class _ImagePart(_Object):
         return ImageReference(self.image, sha256=self.sha256)
 
 
+class _AudioPart(_Object):
+    type: Literal["audio"]
+    audio: Text
+    sha256: Hash | None = None
+
+    def part(self) -> AudioReference:
+        return AudioReference(self.audio, sha256=self.sha256)
+
+
 def _as_parts(content: Any) -> Any:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
-_Part = Annotated[_TextPart | _ImagePart, Field(discriminator="type")]
+_Part = Annotated[_TextPart | _ImagePart | _AudioPart, Field(discriminator="type")]
 
 
 class _Message(_Object):
@@ -58,6 +68,8 @@ class _Line(_Object):
     id: Text
     image: Text | None = None
     image_sha256: Hash | None = None
+    audio: Text | None = None
+    audio_sha256: Hash | None = None
     prompt: Text | None = None
     answer: Text | None = None
     tags: list[str] = []
@@ -69,7 +81,8 @@ class _Line(_Object):
             yield from (message.turn() for message in self.messages)
             return
         image = () if self.image is None else (ImageReference(self.image, sha256=self.image_sha256),)
-        yield DraftTurn("user", (*image, str(self.prompt)))
+        audio = () if self.audio is None else (AudioReference(self.audio, sha256=self.audio_sha256),)
+        yield DraftTurn("user", (*image, *audio, str(self.prompt)))
         yield DraftTurn("assistant", (str(self.answer),))
 
     @field_validator("id")
@@ -79,11 +92,12 @@ class _Line(_Object):
 
     @model_validator(mode="after")
     def _check_keys(self) -> Self:
-        given = [name for name in ("image", "image_sha256", "prompt", "answer") if getattr(self, name) is not None]
+        given = [name for name in KEYS_WITHOUT_MESSAGES if getattr(self, name) is not None]
         if self.messages is not None and given:
             raise ValueError(f"`messages` and `{given[0]}`")
-        if self.image_sha256 and not self.image:
-            raise ValueError("`image_sha256` without `image`")
+        for name in ("image", "audio"):
+            if getattr(self, f"{name}_sha256") and not getattr(self, name):
+                raise ValueError(f"`{name}_sha256` without `{name}`")
         if missing := [name for name in ("prompt", "answer") if not self.messages and getattr(self, name) is None]:
             raise ValueError(f"`{missing[0]}` is missing")
         return self
@@ -114,7 +128,7 @@ def parse_line(value: Any, where: str) -> DraftSample:
 
 
 def manifest_line(sample: Sample, names: Mapping[ImageSource, str]) -> dict[str, Any]:
-    """Return the JSON value of a sample; `names` has the path of every image, relative to the folder."""
+    """Return the JSON value of a sample; `names` has the path of every file, relative to the folder."""
     tags = {"tags": list(sample.tags)} if sample.tags else {}
     messages = [{"role": turn.role, "content": _parts(turn, names)} for turn in sample.turns]
     return {"id": sample.id, "messages": messages, **tags}
@@ -123,10 +137,15 @@ def manifest_line(sample: Sample, names: Mapping[ImageSource, str]) -> dict[str,
 def _parts(turn: Turn, names: Mapping[ImageSource, str]) -> str | list[dict[str, str]]:
     if len(turn.content) == 1 and isinstance(turn.content[0], str):
         return turn.content[0]
-    return [
-        {"type": "text", "text": part} if isinstance(part, str) else {"type": "image", "image": names[part]}
-        for part in turn.content
-    ]
+    return [_part(part, names) for part in turn.content]
+
+
+def _part(part: Part, names: Mapping[ImageSource, str]) -> dict[str, str]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    if isinstance(part, Audio):
+        return {"type": "audio", "audio": names[part.source]}
+    return {"type": "image", "image": names[part]}
 
 
 def _line_error(where: str, error: ValidationError) -> DatasetError:

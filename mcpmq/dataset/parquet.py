@@ -48,7 +48,8 @@ class ParquetRows:
                 nbytes += _images_nbytes(values)
                 if nbytes > MAX_IMAGES_NBYTES:
                     raise DatasetError(
-                        f"the images of `{file}` have more than {MAX_IMAGES_NBYTES:,} bytes until row {number + 1:,}",
+                        f"the images and audio of `{file}` have more than {MAX_IMAGES_NBYTES:,} bytes until row"
+                        f" {number + 1:,}",
                         "read a part of the set with `--samples`",
                     )
                 yield first + number, f"`{file}` row {number + 1}", values

@@ -1,12 +1,12 @@
 """Records of training sets: the formats of OpenAI, ShareGPT, LLaVA, ms-swift and LLaMA-Factory; the keys select one."""
 
-import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
-from mcpmq.dataset.draft import DraftSample, DraftTurn, ImageReference
+from mcpmq.dataset.draft import DraftPart, DraftSample, DraftTurn
 from mcpmq.dataset.manifest import check_id
-from mcpmq.dataset.record_images import image_reference, image_references
+from mcpmq.dataset.record_files import audio_reference, image_reference
+from mcpmq.dataset.record_media import PLACEHOLDER, Media
 from mcpmq.dataset.sample import Role
 from mcpmq.errors import DatasetError
 
@@ -19,7 +19,13 @@ ROLES: Mapping[str, Role] = {
     "model": "assistant",
 }
 PROMPTS, ANSWERS = ("query", "prompt", "question", "instruction"), ("response", "answer", "output", "completion")
-CONTENT_KEYS = ("id", "tags", "system", "image", "images")  # in every format
+CONTENT_KEYS = ("id", "tags", "system", "image", "images", "audio", "audios")  # in every format
+VALUE_KEYS = {"image": {"image", "path", "url"}, "audio": {"audio", "path", "url"}}  # of parts
+WRAPPED_KINDS = {
+    "image_url": "image",
+    "audio_url": "audio",
+    "input_audio": "audio",
+}  # of parts with the key of their type
 METADATA = (
     "source",
     "dataset",
@@ -34,7 +40,6 @@ METADATA = (
     "metadata",
     "meta",
 )  # ignored
-PLACEHOLDER = re.compile(r"<image(?:_\d+)?>")
 FORMAT_HINT = "docs/datasets.md has an example of every accepted format"
 KEY_HINT = "remove the key, or ignore it with `mcpmq dataset convert --ignore-key {}`"
 
@@ -52,9 +57,9 @@ def parse_record(record: Any, number: int, where: str, ignored_keys: Collection[
     unknown = [key for key in given if key not in (*known, *CONTENT_KEYS, *METADATA)]
     if unknown:
         raise DatasetError(f"{where}: unknown key `{unknown[0]}`", KEY_HINT.format(unknown[0]))
-    images = _Images(given, where)
-    turns = [_turn(role, content, images, where) for role, content in read(given, where)]
-    return DraftSample(_id(given, number, where), images.place_rest(turns), _tags(given, where))
+    media = Media(given, where)
+    turns = [_turn(role, content, media, where) for role, content in read(given, where)]
+    return DraftSample(_id(given, number, where), media.place_rest(turns), _tags(given, where))
 
 
 Messages = Iterator[tuple[Role, Any]]
@@ -124,79 +129,47 @@ def _system(record: Mapping[str, Any], where: str) -> Messages:
         yield "system", system
 
 
-class _Images:
-    """The images of a record, which placeholders and parts without a path take in their order."""
-
-    def __init__(self, record: Mapping[str, Any], where: str) -> None:
-        self._where, named = where, record.get("image")
-        # MiniCPM-V trains on {"<image_00>": path}: a placeholder takes the image of its name
-        self._named = dict(named) if isinstance(named, dict) and all(map(PLACEHOLDER.fullmatch, named)) else {}
-        listed = [record[key] for key in ("image", "images") if key in record and not self._named]
-        self._rest = [image for value in listed for image in image_references(value, where)]
-        self.placed = 0
-
-    def take(self, placeholder: str) -> ImageReference:
-        """Return the image of the next placeholder."""
-        self.placed += 1
-        if placeholder in self._named:
-            return image_reference(self._named.pop(placeholder), self._where)
-        if not self._rest:
-            raise DatasetError(
-                f"{self._where}: `{placeholder}` number {self.placed} has no image", "give one image per placeholder"
-            )
-        return self._rest.pop(0)
-
-    def place_rest(self, turns: Sequence[DraftTurn]) -> tuple[DraftTurn, ...]:
-        """Return the turns; images without any placeholder precede the first prompt."""
-        if self._named:
-            raise DatasetError(f"{self._where}: no `{min(self._named)}` in a prompt", "write it where the image is")
-        if not self._rest:
-            return tuple(turns)
-        if self.placed:
-            raise DatasetError(
-                f"{self._where}: {self.placed + len(self._rest)} images and {self.placed} places for them",
-                "write `<image>` for every image, or for none",
-            )
-        first = next((number for number, turn in enumerate(turns) if turn.role == "user"), None)
-        if first is None:
-            raise DatasetError(f"{self._where}: no prompt for {len(self._rest)} images", FORMAT_HINT)
-        changed = DraftTurn("user", (*self._rest, *turns[first].content))
-        return (*turns[:first], changed, *turns[first + 1 :])
-
-
-def _turn(role: Role, content: Any, images: _Images, where: str) -> DraftTurn:
+def _turn(role: Role, content: Any, media: Media, where: str) -> DraftTurn:
     parts = content if isinstance(content, list) else [content]
-    read = [part for one in parts for part in _parts(one, role, images, where)]
+    read = [part for one in parts for part in _parts(one, role, media, where)]
     return DraftTurn(role, tuple(part for part in read if part != ""))
 
 
-def _parts(part: Any, role: Role, images: _Images, where: str) -> Iterator[str | ImageReference]:
+def _parts(part: Any, role: Role, media: Media, where: str) -> Iterator[DraftPart]:
     if isinstance(part, str):
-        yield from _split(part, images) if role == "user" else [part]
+        yield from _split(part, media) if role == "user" else [part]
         return
     given = {key: value for key, value in part.items() if value is not None} if isinstance(part, dict) else {}
     kind, keys = given.get("type"), given.keys() - {"type", "index"}  # an index counts the images in their order
     if kind == "text" and keys == {"text"} and isinstance(given["text"], str):
-        yield from _split(given["text"], images) if role == "user" else [given["text"]]
-    elif kind == "image" and not keys:
-        yield images.take("<image>")
-    elif kind == "image" and len(keys) == 1 and keys <= {"image", "path", "url"}:
-        images.placed += 1
-        yield image_reference(given[min(keys)], where)
-    elif kind == "image_url" and keys == {"image_url"}:
-        images.placed += 1
-        url = given["image_url"]
-        yield image_reference(url.get("url") if isinstance(url, dict) else url, where)
+        yield from _split(given["text"], media) if role == "user" else [given["text"]]
+    elif kind in VALUE_KEYS and not keys:
+        yield media.take(f"<{kind}>")
+    elif kind in WRAPPED_KINDS and keys == {kind}:
+        wrapped = given[kind]
+        value = wrapped["url"] if isinstance(wrapped, dict) and "url" in wrapped else wrapped
+        yield _placed(WRAPPED_KINDS[kind], value, media, where)
+    elif kind in VALUE_KEYS and len(keys) == 1 and keys <= VALUE_KEYS[kind]:
+        yield _placed(kind, given[min(keys)], media, where)
     else:
         raise DatasetError(f"{where}: unknown part of type `{kind}` with the keys {_quote(given)}", FORMAT_HINT)
 
 
-def _split(text: str, images: _Images) -> Iterator[str | ImageReference]:
-    """Yield the texts and images of a text with placeholders."""
+def _placed(kind: str, value: Any, media: Media, where: str) -> DraftPart:
+    """Return the image or audio of a part that has it."""
+    if kind == "image":
+        media.images.placed += 1
+        return image_reference(value, where)
+    media.audios.placed += 1
+    return audio_reference(value, where)
+
+
+def _split(text: str, media: Media) -> Iterator[DraftPart]:
+    """Yield the texts, images and audios of a text with placeholders."""
     end = 0
     for found in PLACEHOLDER.finditer(text):
         yield text[end : found.start()]
-        yield images.take(found[0])
+        yield media.take(found[0])
         end = found.end()
     yield text[end:]
 

@@ -1,4 +1,4 @@
-"""Samples: conversations of texts and images that end with an answer."""
+"""Samples: conversations of texts, images and audio that end with an answer."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ FINGERPRINT_DIGITS = 16
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedImage:
-    """The bytes of an image file that is stored inside of a dataset file."""
+    """The bytes of an image or audio file that is stored inside of a dataset file."""
 
     name: str  # its place in the dataset file, for errors
     content: bytes
@@ -24,11 +24,25 @@ ImageSource = Path | EmbeddedImage
 
 
 @dataclass(frozen=True, slots=True)
+class Audio:
+    """An audio file."""
+
+    source: ImageSource
+
+    def content(self) -> dict[str, str]:
+        """Return the hash of the file as a JSON value."""
+        return {"audio": image_digest(self.source)}
+
+
+Part = str | ImageSource | Audio
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
-    """One message of a conversation: texts and images in their order."""
+    """One message of a conversation: texts, images and audio in their order."""
 
     role: Role
-    content: tuple[str | ImageSource, ...]
+    content: tuple[Part, ...]
 
     @property
     def text(self) -> str:
@@ -38,7 +52,18 @@ class Turn:
     @property
     def images(self) -> tuple[ImageSource, ...]:
         """Return the images in their order."""
-        return tuple(part for part in self.content if not isinstance(part, str))
+        return tuple(part for part in self.content if not isinstance(part, str | Audio))
+
+    @property
+    def audio(self) -> tuple[Audio, ...]:
+        """Return the audios in their order."""
+        return tuple(part for part in self.content if isinstance(part, Audio))
+
+    @property
+    def files(self) -> tuple[ImageSource, ...]:
+        """Return the files of all images and audios in their order."""
+        media = (part for part in self.content if not isinstance(part, str))
+        return tuple(part.source if isinstance(part, Audio) else part for part in media)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +89,18 @@ class Sample:
 
     @property
     def image(self) -> ImageSource | None:
-        """Return the first image, or None for a text sample."""
+        """Return the first image, or None for a sample without images."""
         return next(iter(self.images), None)
+
+    @property
+    def audio(self) -> tuple[Audio, ...]:
+        """Return the audios of all turns in their order."""
+        return tuple(audio for turn in self.turns for audio in turn.audio)
+
+    @property
+    def files(self) -> tuple[ImageSource, ...]:
+        """Return the files of all images and audios in their order."""
+        return tuple(file for turn in self.turns for file in turn.files)
 
     @property
     def prompt(self) -> str:
@@ -80,13 +115,13 @@ class Sample:
 
     @property
     def fingerprints(self) -> set[str]:
-        """Return the fingerprints of the images, or that of the text of a sample without images."""
+        """Return the fingerprints of the files, or that of the text of a sample without images and audio."""
         text = json.dumps(self._texts()).encode()
-        digests = [image_digest(image) for image in self.images] or [hashlib.sha256(text).hexdigest()]
+        digests = [image_digest(file) for file in self.files] or [hashlib.sha256(text).hexdigest()]
         return {digest[:FINGERPRINT_DIGITS] for digest in digests}
 
     def content(self) -> list[Any]:
-        """Return texts and image hashes as JSON values; equal for two samples that differ in id and tags only."""
+        """Return texts and hashes of files as JSON values; equal for two samples that differ in id and tags only."""
         if self._is_plain():
             return [image_digest(self.image) if self.image else "", self.prompt, self.answer]
         return [[turn.role, [_content(part) for part in turn.content]] for turn in self.turns]
@@ -103,13 +138,13 @@ class Sample:
         content = self.turns[0].content
         return (
             isinstance(content[-1], str)
-            and not any(isinstance(part, str) for part in content[:-1])
+            and not any(isinstance(part, str | Audio) for part in content[:-1])
             and (len(content) <= 2)
         )
 
 
 def image_digest(image: ImageSource) -> str:
-    """Return the SHA-256 of the bytes of an image file.
+    """Return the SHA-256 of the bytes of a file.
 
     Raises:
         DatasetError: the file cannot be read.
@@ -120,10 +155,10 @@ def image_digest(image: ImageSource) -> str:
         with image.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
     except OSError as error:
-        raise DatasetError(
-            f"the image `{image}` cannot be read: {error}", "check the file and its permissions"
-        ) from error
+        raise DatasetError(f"`{image}` cannot be read: {error}", "check the file and its permissions") from error
 
 
-def _content(part: str | ImageSource) -> Any:
+def _content(part: Part) -> Any:
+    if isinstance(part, Audio):
+        return part.content()
     return part if isinstance(part, str) else {"image": image_digest(part)}

@@ -6,7 +6,8 @@ from statistics import median
 from typing import Any
 
 from mcpmq.dataset import SampleSet
-from mcpmq.dataset.sample import EmbeddedImage
+from mcpmq.dataset.sample import Audio, EmbeddedImage
+from mcpmq.system.audio_file import SAMPLING_RATE, StoredAudio, stored_audio
 from mcpmq.system.image_file import stored_size
 
 MAX_LISTED = 10
@@ -27,6 +28,7 @@ def set_statistics(samples: SampleSet) -> dict[str, Any]:
         **listed("duplicates", [f"{sample_id} of {first}" for sample_id, first in samples.duplicates]),
         "with_image": sum(count > 0 for count in images),
         "with_several_images": sum(count > 1 for count in images),
+        **({"with_audio": count} if (count := sum(bool(sample.audio) for sample in samples)) else {}),
         "with_system_prompt": sum(sample.turns[0].role == "system" for sample in samples),
         "answers": sum(turn.role == "assistant" for sample in samples for turn in sample.turns),
         "characters_of_prompts": spread(len(sample.prompt) for sample in samples),
@@ -37,8 +39,26 @@ def set_statistics(samples: SampleSet) -> dict[str, Any]:
     if sizes:
         properties |= {"images": len(sizes), "image_width": spread(width for width, _ in sizes)}
         properties |= {"image_height": spread(height for _, height in sizes)}
+    properties |= _audio_statistics([audio for sample in samples for audio in sample.audio])
     tags = dict(Counter(tag for sample in samples for tag in sample.tags))
     return {**properties, "tags": tags, "sha256": samples.sha256}
+
+
+def _audio_statistics(audios: Sequence[Audio]) -> dict[str, Any]:
+    """Return the number of audios, their durations, and the number of those that are converted to mono at 16 kHz."""
+    if not audios:
+        return {}
+    stored = list(map(_stored, audios))
+    return {
+        "audios": len(stored),
+        "audio_seconds": spread(round(one.seconds) for one in stored),
+        "audios_mixed_to_mono": sum(one.channels > 1 for one in stored),
+        "audios_resampled_to_16_khz": sum(one.rate != SAMPLING_RATE for one in stored),
+    }
+
+
+def _stored(audio: Audio) -> StoredAudio:
+    return stored_audio(audio.source.content if isinstance(audio.source, EmbeddedImage) else audio.source)
 
 
 def listed(name: str, texts: Sequence[str]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""Write a sample set as a folder with a manifest and its images, each image once."""
+"""Write a sample set as a folder with a manifest, its images and its audio, each file once."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from mcpmq.dataset import MANIFEST, SampleSet
@@ -10,8 +11,8 @@ from mcpmq.errors import DatasetError
 from mcpmq.system.durable_file import write_durably
 from mcpmq.system.output import atomic_dir, check_outside, lock_output, output_errors
 
-IMAGE_FOLDER = "images"
-DIGITS = 16  # of the hash in the name of an image
+IMAGE_FOLDER, AUDIO_FOLDER = "images", "audio"
+DIGITS = 16  # of the hash in the name of a file
 SIGNATURES = {
     b"\xff\xd8": ".jpg",
     b"\x89PNG": ".png",
@@ -21,47 +22,51 @@ SIGNATURES = {
     b"MM\0*": ".tif",
     b"RIFF": ".webp",
 }
+AUDIO_SIGNATURES = {b"RIFF": ".wav", b"fLaC": ".flac"}
 
 
 def write_set(samples: SampleSet, out: Path) -> SampleSet:
-    """Write a sample set and open it; images are named by their hashes, so that equal ones are stored once.
+    """Write a sample set and open it; files are named by their hashes, so that equal ones are stored once.
 
     Raises:
         OutputError: `out` exists and is not empty, or is inside of the set, or cannot be written.
-        DatasetError: an image cannot be read.
+        DatasetError: a file cannot be read.
     """
     check_outside(out, {samples.path: "sample set"})
     with lock_output(out), atomic_dir(out) as folder:
         lines = []
         for sample in samples:
-            names = {image: _write_image(image, folder) for image in sample.images}
+            names = {image: _write_file(image, folder / IMAGE_FOLDER, SIGNATURES) for image in sample.images}
+            names |= {
+                one.source: _write_file(one.source, folder / AUDIO_FOLDER, AUDIO_SIGNATURES) for one in sample.audio
+            }
             lines.append(json.dumps(manifest_line(sample, names), ensure_ascii=False))
         with output_errors(out):
             write_durably(folder / MANIFEST, "\n".join(lines) + "\n")
     return SampleSet.open(out)
 
 
-def _write_image(image: ImageSource, folder: Path) -> str:
-    content = _content(image)
-    name = f"{IMAGE_FOLDER}/{image_digest(EmbeddedImage('', content))[:DIGITS]}{_suffix(image, content)}"
-    file = folder / name
-    with output_errors(folder):
-        file.parent.mkdir(exist_ok=True)
+def _write_file(source: ImageSource, folder: Path, signatures: Mapping[bytes, str]) -> str:
+    """Write a file into a folder; return its path relative to the parent of the folder."""
+    content = _content(source)
+    file = folder / f"{image_digest(EmbeddedImage('', content))[:DIGITS]}{_suffix(source, content, signatures)}"
+    with output_errors(folder.parent):
+        folder.mkdir(exist_ok=True)
         if not file.exists():
             file.write_bytes(content)
-    return name
+    return f"{folder.name}/{file.name}"
 
 
-def _content(image: ImageSource) -> bytes:
-    if isinstance(image, EmbeddedImage):
-        return image.content
+def _content(source: ImageSource) -> bytes:
+    if isinstance(source, EmbeddedImage):
+        return source.content
     try:
-        return image.read_bytes()
+        return source.read_bytes()
     except OSError as error:
-        raise DatasetError(f"the image `{image}` cannot be read: {error}", "check the file") from error
+        raise DatasetError(f"`{source}` cannot be read: {error}", "check the file") from error
 
 
-def _suffix(image: ImageSource, content: bytes) -> str:
+def _suffix(source: ImageSource, content: bytes, signatures: Mapping[bytes, str]) -> str:
     """Return the suffix of the file, or that of the format of bytes without a name."""
-    found = next((suffix for mark, suffix in SIGNATURES.items() if content.startswith(mark)), ".img")
-    return found if isinstance(image, EmbeddedImage) else image.suffix.lower() or found
+    found = next((suffix for mark, suffix in signatures.items() if content.startswith(mark)), ".img")
+    return found if isinstance(source, EmbeddedImage) else source.suffix.lower() or found

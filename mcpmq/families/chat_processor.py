@@ -1,6 +1,6 @@
-"""Encoding of samples and chats, the same in every family but for the text and the token spans of images."""
+"""Encoding of samples and chats, the same in every family but for the text and the token spans of images and audio."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -9,15 +9,17 @@ from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import Tokenizer
 
-from mcpmq.dataset import ImageSource, Sample, Turn
+from mcpmq.dataset import Audio, ImageSource, Part, Sample, Turn
 from mcpmq.errors import DatasetError
 from mcpmq.families.answer_spans import answer_characters, token_spans
+from mcpmq.families.audio_inputs import AudioEncoding, PromptAudio
 from mcpmq.families.chat_template import ChatTemplate, PartsTemplate
-from mcpmq.families.images import open_image
+from mcpmq.families.images import open_audio, open_image
 from mcpmq.families.inputs import Inputs
 from mcpmq.families.messages import Message, template_messages, template_parts
 from mcpmq.families.prompt_format import PromptFormat
 from mcpmq.families.tokenizer import check_special_tokens, check_tokens, token_ids
+from mcpmq.system.audio_file import Waveform
 
 CHAT = "the chat"  # in messages
 
@@ -48,7 +50,7 @@ class PromptImages(Protocol):
 class ChatProcessor(Protocol):
     """Encodes samples and chats with the tokenizer and the chat template of a checkpoint.
 
-    A family defines `prompt_images`.
+    A family defines `prompt_images`, and `audio_encoding` if its models have an audio encoder.
     """
 
     tokenizer: Tokenizer
@@ -64,6 +66,11 @@ class ChatProcessor(Protocol):
         Raises:
             DatasetError: there are more images than the model accepts.
         """
+
+    @property
+    def audio_encoding(self) -> AudioEncoding | None:
+        """Conversion of audio; None for a model without an audio encoder."""
+        return None
 
     def encode(self, sample_id: str, image: ImageSource | None, prompt: str, answer: str) -> Inputs:
         """Encode a prompt, after its image if any, and the answer to it; see `encode_turns`."""
@@ -82,10 +89,11 @@ class ChatProcessor(Protocol):
         """
         label = f"sample `{sample_id}`"
         images = self.prompt_images(label, sum(len(turn.images) for turn in turns))
+        audio = self._prompt_audio(label, any(turn.audio for turn in turns))
         messages = [_message(sample_id, turn) for turn in turns]
         self._check_texts(label, messages)
         answer = self.prompt_format.answer_prefix + messages[-1].texts[-1] + self.prompt_format.end_of_turn
-        return replace(self._encode(label, messages[:-1], answer, images), id=sample_id)
+        return replace(self._encode(label, messages[:-1], answer, images, audio), id=sample_id)
 
     def encode_chat(self, messages: Sequence[Message]) -> Inputs:
         """Encode the prompt for the next message of a chat.
@@ -96,16 +104,32 @@ class ChatProcessor(Protocol):
             CheckpointError: a token id is not below the vocabulary size, or the chat template drops image tokens.
         """
         images = self.prompt_images(CHAT, sum(len(one.images) for one in messages))
+        audio = self._prompt_audio(CHAT, any(one.audio for one in messages))
         self._check_texts(CHAT, messages)
-        return self._encode(CHAT, messages, "", images)
+        return self._encode(CHAT, messages, "", images, audio)
+
+    def _prompt_audio(self, label: str, is_used: bool) -> PromptAudio | None:
+        """Return the audios of a new prompt, or None if it has none.
+
+        Raises:
+            DatasetError: it has audio, and the model has no audio encoder.
+        """
+        if not is_used:
+            return None
+        if self.audio_encoding is None:
+            hint = "ask without audio" if label == CHAT else "use a dataset without audio"
+            raise DatasetError(f"{label} has audio, but the model has no audio encoder", hint)
+        return PromptAudio(self.audio_encoding, self.prompt_format, self.special_tokens, label)
 
     def _check_texts(self, label: str, messages: Sequence[Message]) -> None:
         check_special_tokens(label, self.special_tokens, *(text for one in messages for text in one.texts))
         if not self.prompt_format.has_system_prompt and any(one.role == "system" for one in messages):
             raise DatasetError(f"{label} has a system prompt, but the model has none", "write it into the first prompt")
 
-    def _encode(self, label: str, messages: Sequence[Message], answer: str, images: PromptImages) -> Inputs:
-        template, rendered = self._template_messages(messages, images)
+    def _encode(
+        self, label: str, messages: Sequence[Message], answer: str, images: PromptImages, audio: PromptAudio | None
+    ) -> Inputs:
+        template, rendered = self._template_messages(messages, images, audio.text if audio else no_audio)
         prompt = template.render(rendered)
         encoding = self.tokenizer.encode(prompt, add_special_tokens=False)
         tokens = np.array([*encoding.ids, *token_ids(self.tokenizer, answer)], dtype=np.int64)
@@ -120,20 +144,31 @@ class ChatProcessor(Protocol):
             images.bounds(tokens),
             earlier_answers=np.array(token_spans(encoding, spans), np.int64).reshape(-1, 2),
             slices_per_image=tuple(images.slices_per_image),
+            **(audio.inputs(tokens) if audio else {}),
         )
 
     def _template_messages(
-        self, messages: Sequence[Message], images: PromptImages
+        self, messages: Sequence[Message], images: PromptImages, audio_text: Callable[[Waveform], str]
     ) -> tuple[ChatTemplate | PartsTemplate, list[dict[str, Any]]]:
         """Return the template and its messages, with the images in their texts or as parts."""
         placeholder = self.prompt_format.image_placeholder
         if not placeholder:
-            return self.template, template_messages(messages, images.text, self.prompt_format.content_separator)
+            separator = self.prompt_format.content_separator
+            return self.template, template_messages(messages, images.text, audio_text, separator)
         texts = [images.text(image) for message in messages for image in message.images]
         return PartsTemplate(self.template, placeholder, texts), template_parts(messages)
 
 
+def no_audio(audio: Waveform) -> str:
+    """Raise an error: a prompt with audio has a `PromptAudio`."""
+    raise AssertionError("the prompt has no audio")
+
+
 def _message(sample_id: str, turn: Turn) -> Message:
-    return Message(
-        turn.role, tuple(one if isinstance(one, str) else open_image(sample_id, one) for one in turn.content)
-    )
+    return Message(turn.role, tuple(_opened(sample_id, part) for part in turn.content))
+
+
+def _opened(sample_id: str, part: Part) -> str | Image.Image | Waveform:
+    if isinstance(part, str):
+        return part
+    return open_audio(sample_id, part) if isinstance(part, Audio) else open_image(sample_id, part)

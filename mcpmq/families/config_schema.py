@@ -35,6 +35,18 @@ def validate_config(schema: type[Schema], value: Mapping[str, Any], file: str = 
         raise CheckpointError(f"`{file}`: {keys}{first['msg']}", "compare it with the published file") from error
 
 
+def required_table(config: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """Return the object of a key.
+
+    Raises:
+        CheckpointError: the configuration has no such object.
+    """
+    table = config.get(key)
+    if not isinstance(table, Mapping):
+        raise CheckpointError(f"`config.json` has no `{key}`", "compare it with the published file")
+    return dict(table)
+
+
 def check_unsupported_keys(config: Mapping[str, Any], name: str, *keys: str) -> None:
     """Check that no feature is enabled that a family does not support.
 

@@ -1,6 +1,6 @@
 """Description of a model family: its tensors, hyperparameters, inputs and torch class, as data and three functions."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mcpmq.dataset import ImageSource, Turn
+from mcpmq.families.audio_shape import AudioShape
 from mcpmq.families.inputs import Inputs
 from mcpmq.families.messages import Message
 from mcpmq.families.prompt_format import MINICPM_V_FORMAT, PromptFormat
@@ -151,9 +152,8 @@ class LanguageShape:
         return f"{self.num_layers} layers of width {self.hidden_size}, {self.vocab_size:,} tokens"
 
 
-VisionKind = Literal[
-    "siglip-resampler", "timm-resampler", "siglip-merger", "siglip-tiles", "qwen2-vl", "qwen2.5-vl", "qwen3-vl"
-]
+QwenVisionKind = Literal["qwen2-vl", "qwen2.5-vl", "qwen2.5-omni", "qwen3-vl"]
+VisionKind = Literal["siglip-resampler", "timm-resampler", "siglip-merger", "siglip-tiles", QwenVisionKind]
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +190,8 @@ class Architecture:
     """Hyperparameters from a validated config.json."""
 
     language: LanguageShape
-    vision: VisionShape | None  # None for a text-only model
+    vision: VisionShape | None  # None for a model without a vision encoder
+    audio: AudioShape | None = None  # None for a model without an audio encoder
 
     @property
     def num_deepstack_layers(self) -> int:
@@ -202,6 +203,12 @@ class Architecture:
         """Vision hyperparameters of a model with a vision encoder."""
         assert self.vision is not None
         return self.vision
+
+    @property
+    def required_audio(self) -> AudioShape:
+        """Audio hyperparameters of a model with an audio encoder."""
+        assert self.audio is not None
+        return self.audio
 
 
 class Processor(Protocol):
@@ -232,6 +239,9 @@ class VisionInputs(Protocol):
     def graph_inputs(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         """Return the inputs of the vision graph for one slice, uint8 RGB [height, width, 3], by input name."""
 
+    def audio_graph_inputs(self, samples: NDArray[np.float32]) -> Iterator[dict[str, NDArray[Any]]]:
+        """Yield the inputs of the audio graph by input name, for each segment of mono samples at 16 kHz."""
+
     def position_ids(self, inputs: Inputs) -> NDArray[np.int64]:
         """Return token positions: int64 [length], or [3, length] with time, row and column (M-RoPE)."""
 
@@ -257,6 +267,7 @@ class Family:
     torch_builder: str  # "module:function" that builds the torch model from the raw config.json on the meta device
     prompt_format: PromptFormat = MINICPM_V_FORMAT
     has_vision: bool = True
+    has_audio: bool = False
     uses_mrope: bool = False  # image tokens have row and column positions (M-RoPE)
     minicpmv_version: int = 0  # `clip.minicpmv_version` of llama.cpp: selects its slicing and slice tags
     passthrough: tuple[tuple[str, str], ...] = ()  # (component, hub name prefix) of tensors that are copied unchanged

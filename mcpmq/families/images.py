@@ -1,8 +1,9 @@
-"""Load the images of a sample."""
+"""Load the images and the audio of a sample."""
 
 from PIL import Image
 
-from mcpmq.dataset import EmbeddedImage, ImageSource
+from mcpmq.dataset import Audio, EmbeddedImage, ImageSource
+from mcpmq.system.audio_file import Waveform, decode_audio, read_audio
 from mcpmq.system.image_file import decode_image, read_image
 
 
@@ -16,3 +17,15 @@ def open_image(sample_id: str, image: ImageSource) -> Image.Image:
     if isinstance(image, EmbeddedImage):
         return decode_image(image.content, f"{label}: the image `{image.name}`")
     return read_image(image, label)
+
+
+def open_audio(sample_id: str, audio: Audio) -> Waveform:
+    """Load an audio as mono samples at 16 kHz.
+
+    Raises:
+        DatasetError: as `read_audio`; the error names the sample.
+    """
+    label, source = f"sample `{sample_id}`", audio.source
+    if isinstance(source, EmbeddedImage):
+        return decode_audio(source.content, f"{label}: the audio `{source.name}`")
+    return read_audio(source, label)

@@ -1,10 +1,13 @@
-"""Model inputs of one sample: tokens, pixels, and the places of images and answers."""
+"""Model inputs of one sample: tokens, pixels, audio, and the places of images, audio and answers."""
 
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+Modality = Literal["image", "images", "text", "audio", "audio-image"]
 
 
 def _no_spans() -> NDArray[np.int64]:
@@ -13,7 +16,7 @@ def _no_spans() -> NDArray[np.int64]:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """Model inputs of one sample: the same tokens and pixels for all engines.
+    """Model inputs of one sample: the same tokens, pixels and audio for all engines.
 
     Attributes:
         tokens: int64 [length], all turns; the last answer ends with the end-of-turn token.
@@ -25,6 +28,9 @@ class Inputs:
             preprocessing.
         earlier_answers: int64 [answers, 2], first and past-the-last token of the answers of earlier turns.
         slices_per_image: number of slices of each image; empty if all slices are those of one image.
+        audio: float32 [samples] each, mono at 16 kHz, in their order.
+        audio_bounds: int64 [spans, 2], first and past-the-last token of each span of audio tokens.
+        spans_per_audio: number of spans of each audio, which its embeddings fill in their order.
     """
 
     id: str
@@ -35,11 +41,27 @@ class Inputs:
     images: tuple[NDArray[np.uint8], ...] = ()
     earlier_answers: NDArray[np.int64] = field(default_factory=_no_spans)
     slices_per_image: tuple[int, ...] = ()
+    audio: tuple[NDArray[np.float32], ...] = ()
+    audio_bounds: NDArray[np.int64] = field(default_factory=_no_spans)
+    spans_per_audio: tuple[int, ...] = ()
 
     @property
-    def modality(self) -> Literal["image", "images", "text"]:
-        """`image` if the sample has one image, `images` if it has several."""
+    def modality(self) -> Modality:
+        """`audio` or `audio-image` if the sample has audio; else `image` for one image, and `images` for several."""
+        if self.audio:
+            return "audio-image" if self.slices else "audio"
         return "images" if len(self.slices_per_image) > 1 else "image" if self.slices else "text"
+
+    @property
+    def audio_tokens(self) -> NDArray[np.int64]:
+        """Indices of the audio tokens: int64 [audio tokens]."""
+        return np.concatenate([np.arange(0), *(np.arange(start, end) for start, end in self.audio_bounds.tolist())])
+
+    @property
+    def spans_by_audio(self) -> list[list[tuple[int, int]]]:
+        """First and past-the-last token of the spans of each audio."""
+        spans = iter([(start, end) for start, end in self.audio_bounds.tolist()])
+        return [list(islice(spans, count)) for count in self.spans_per_audio]
 
     @property
     def answer_spans(self) -> list[tuple[int, int]]:

@@ -1,7 +1,7 @@
 """Torch models of families with a class in transformers, built without weights."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers  # imports a model class on first access, so only the needed one
@@ -33,6 +33,24 @@ def qwen3_5(config: Mapping[str, Any]) -> nn.Module:
 def smolvlm(config: Mapping[str, Any]) -> nn.Module:
     """Build SmolVLM from a raw config.json."""
     return build_on_meta(transformers.SmolVLMForConditionalGeneration, transformers.SmolVLMConfig(**config))
+
+
+def qwen2_5_omni(config: Mapping[str, Any]) -> nn.Module:
+    """Build the thinker of Qwen2.5-Omni, which reads texts, images and audio, from a raw config.json."""
+
+    class SelectiveLogits(transformers.Qwen2_5OmniThinkerForConditionalGeneration):  # type: ignore[no-untyped-call]
+        """Subclass that supports `logits_to_keep`, which the transformers class ignores."""
+
+        def forward(self, logits_to_keep: int | Tensor = 0, **arguments: Any) -> CausalLMOutputWithPast:
+            output = self.model(**arguments)
+            logits = self.lm_head(slice_logits_to_keep(output.last_hidden_state, logits_to_keep))
+            return CausalLMOutputWithPast(logits=logits, past_key_values=output.past_key_values)
+
+    # Transformers selects the stored names of the weights by the name of the class, and only for its own modules.
+    published = transformers.Qwen2_5OmniThinkerForConditionalGeneration
+    SelectiveLogits.__name__, SelectiveLogits.__module__ = published.__name__, published.__module__
+    thinker = transformers.Qwen2_5OmniThinkerConfig(**config["thinker_config"])
+    return build_on_meta(SelectiveLogits, thinker)
 
 
 def minicpmv4_6(config: Mapping[str, Any]) -> nn.Module:
@@ -67,9 +85,16 @@ def build_on_meta(model_class: Any, config: transformers.PreTrainedConfig) -> nn
         if isinstance(scale := getattr(module, "scalar_embed_scale", None), int | float):
             module.embed_scale = torch.tensor(scale)
         elif any(buffer.is_meta for buffer in module.buffers(recurse=False)):
-            model.set_submodule(name, type(module)(module.config))
+            model.set_submodule(name, _rebuilt(module))
     shape = model.get_parameter("lm_head.weight").shape
     # A tied head gets a parameter of its own, because blocks are loaded and released one at a time.
     model.get_submodule("lm_head").weight = nn.Parameter(torch.empty(shape, device="meta"))
     model.train(False)
     return model
+
+
+def _rebuilt(module: Any) -> nn.Module:
+    """Return a module without parameters, built again outside of the meta device."""
+    if hasattr(module, "config"):
+        return cast(nn.Module, type(module)(module.config))
+    return cast(nn.Module, type(module)(module.length, module.channels, module.max_timescale))  # sinusoids

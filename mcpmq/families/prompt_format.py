@@ -24,6 +24,10 @@ class PromptFormat:
     image_markers: tuple[int, int] = (1, 1)  # tokens of an image before its first and after its last slice
     default_chat_template: str | None = None  # for checkpoints without a template file
     default_special_tokens: tuple[tuple[str, str], ...] = ()  # (name, text) of the tokenizer class in transformers
+    vision_tags: tuple[str, str] = ("<|vision_start|>", "<|vision_end|>")  # around the image tokens of Qwen-VL
+    audio_token: str = ""  # placeholder, one per audio embedding; "" for a model without audio
+    audio_tags: tuple[str, str] = ("", "")  # around the audio tokens of a span
+    audio_span_tokens: int = 0  # audio tokens of one span; 0: all tokens of an audio are one span
 
     @property
     def opening_tags(self) -> tuple[str, ...]:
@@ -33,7 +37,13 @@ class PromptFormat:
     @property
     def required_tokens(self) -> tuple[str, ...]:
         """Special tokens that the tokenizer must have."""
-        return (*IMAGE_TAGS, *(IMAGE_ID_TAGS if self.uses_image_id else ()), self.image_token, self.end_of_turn)
+        tags = (*IMAGE_TAGS, *(IMAGE_ID_TAGS if self.uses_image_id else ()))
+        return (*tags, self.image_token, self.end_of_turn, *self.audio_tokens)
+
+    @property
+    def audio_tokens(self) -> tuple[str, ...]:
+        """Special tokens of audio that the tokenizer must have; empty for a model without audio."""
+        return (self.audio_token, *self.audio_tags) if self.audio_token else ()
 
 
 MINICPM_V_FORMAT = PromptFormat()  # MiniCPM-V 2.6 to 4.5

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, NonNegativeInt, PositiveInt
 
 from mcpmq.families.config_schema import HiddenSize, IntermediateSize, validate_config
-from mcpmq.families.family import Architecture
+from mcpmq.families.family import Architecture, VisionShape
 from mcpmq.families.qwen2vl import QWEN2_VL, parse_language, tensor_specs
 from mcpmq.families.qwen_vision import QwenVisionConfig
 from mcpmq.families.smoothing_mappings import DECODER, GATED_QWEN_VISION
@@ -29,13 +29,17 @@ def _parse_architecture(config: Mapping[str, Any]) -> Architecture:
     Raises:
         CheckpointError: a size is missing or out of range.
     """
+    return Architecture(parse_language(config), parse_vision(config))
+
+
+def parse_vision(config: Mapping[str, Any]) -> VisionShape:
+    """Read the hyperparameters of the vision encoder."""
     sizes = validate_config(_Vision, config.get("vision_config") or {})
     window = {
         "window_size": sizes.window_size // sizes.patch_size,
         "full_attention_layers": sizes.fullatt_block_indexes,
     }
-    vision = sizes.to_shape("qwen2.5-vl", sizes.hidden_size, sizes.intermediate_size, **window)
-    return Architecture(parse_language(config), vision)
+    return sizes.to_shape("qwen2.5-vl", sizes.hidden_size, sizes.intermediate_size, **window)
 
 
 QWEN2_5_VL = replace(

@@ -11,6 +11,7 @@ from mcpmq.families.tensors import PaddableAxis, layer_norm_specs, matrix_specs
 
 NORM_EPSILON = 1e-6
 LAYER_NAMES = {"norm1": "norm1", "attention.qkv": "attn.qkv", "attention.o": "attn.proj", "norm2": "norm2"}
+SEPARATE_NAMES = {f"attention.{part}": f"attn.{part}" for part in "qkv"}  # of Qwen2.5-Omni, instead of `attention.qkv`
 
 # QuickGELU(0) = SiLU(0) = 0, so zero rows of gate and up with zero columns of down do not change the output.
 PADDABLE_AXES: dict[str, PaddableAxis] = {"mlp.gate": "rows", "mlp.up": "rows", "mlp.down": "columns"}
@@ -57,19 +58,26 @@ def qwen_layer_specs(
     shape: VisionShape, ffn_names: Mapping[str, str], layer: int, hub_name: str
 ) -> Iterator[TensorSpec]:
     """Yield one layer; `ffn_names` maps common names of the FFN matrices to hub names."""
+    square = (shape.hidden_size, shape.hidden_size)
     sizes = {
         "attention.qkv": (3 * shape.hidden_size, shape.hidden_size),
-        "attention.o": (shape.hidden_size, shape.hidden_size),
+        **dict.fromkeys((*SEPARATE_NAMES, "attention.o"), square),
         "mlp.gate": (shape.intermediate_size, shape.hidden_size),
         "mlp.up": (shape.intermediate_size, shape.hidden_size),
         "mlp.down": (shape.hidden_size, shape.intermediate_size),
     }
-    for part, hub_part in {**LAYER_NAMES, **ffn_names}.items():
+    for part, hub_part in {**_layer_names(shape), **ffn_names}.items():
         name, hub = f"vision.layers.{layer}.{part}", f"{hub_name}.blocks.{layer}.{hub_part}"
         if part in sizes:
             yield from matrix_specs(name, hub, sizes[part], paddable_axis=PADDABLE_AXES.get(part))
         else:
             yield from _norm_specs(shape, name, hub, shape.hidden_size)
+
+
+def _layer_names(shape: VisionShape) -> dict[str, str]:
+    if shape.kind != "qwen2.5-omni":
+        return LAYER_NAMES
+    return SEPARATE_NAMES | {part: name for part, name in LAYER_NAMES.items() if part != "attention.qkv"}
 
 
 def qwen_merger_specs(
@@ -87,6 +95,6 @@ def qwen_merger_specs(
 
 
 def _norm_specs(shape: VisionShape, name: str, hub_name: str, width: int) -> Iterator[TensorSpec]:
-    """Yield a LayerNorm, or for Qwen2.5-VL an RMSNorm without a bias."""
+    """Yield a LayerNorm, or for Qwen2.5 an RMSNorm without a bias."""
     scale, bias = layer_norm_specs(name, hub_name, width)
-    yield from (scale,) if shape.kind == "qwen2.5-vl" else (scale, bias)
+    yield from (scale,) if shape.kind in ("qwen2.5-vl", "qwen2.5-omni") else (scale, bias)

@@ -13,9 +13,11 @@ from pydantic import Field, PositiveInt, model_validator
 
 from mcpmq.errors import CheckpointError
 from mcpmq.families import family_of
+from mcpmq.families.audio_inputs import AudioEncoding
 from mcpmq.families.chat_processor import ChatProcessor
 from mcpmq.families.chat_template import ChatTemplate
 from mcpmq.families.config_schema import ConfigSchema, validate_config
+from mcpmq.families.family import VisionShape
 from mcpmq.families.inputs import Inputs
 from mcpmq.families.position_ids import mrope_position_ids
 from mcpmq.families.preprocessor import ChannelMeans, ChannelStds, PreprocessorConfig, check_consistent
@@ -23,7 +25,6 @@ from mcpmq.families.prompt_format import PromptFormat
 from mcpmq.families.tokenizer import open_tokenizer
 from mcpmq.system.json_file import read_json
 
-VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"  # tags around the image tokens
 ImagePixels = NDArray[np.uint8]
 
 
@@ -121,6 +122,7 @@ class QwenVlProcessor(ChatProcessor):
     """Encodes samples with the tokenizer, chat template and preprocessor settings of a checkpoint."""
 
     resizing: Resizing
+    audio_encoding: AudioEncoding | None = None
 
     @classmethod
     def open(cls, checkpoint: Path, prompt_format: PromptFormat) -> Self:
@@ -130,14 +132,21 @@ class QwenVlProcessor(ChatProcessor):
             CheckpointError: a file is missing or invalid.
         """
         raw = read_json(checkpoint / "config.json")
-        config = validate_config(_Config, {**raw, **(raw.get("text_config") or {})})
-        needed = VISION_START, prompt_format.image_token, VISION_END, prompt_format.end_of_turn
-        tokenizer, special = open_tokenizer(checkpoint, needed, config.vocab_size)
+        config = validate_config(_Config, cls.language_config(raw))
+        needed = (*prompt_format.vision_tags, prompt_format.image_token, prompt_format.end_of_turn)
+        tokenizer, special = open_tokenizer(checkpoint, (*needed, *prompt_format.audio_tokens), config.vocab_size)
         template = ChatTemplate.open(checkpoint, default_tokens=prompt_format.default_special_tokens)
         resizing = Resizing.open(checkpoint)
-        _check_vision(raw, resizing)
+        architecture = family_of(raw).parse_architecture(raw)
+        _check_vision(architecture.required_vision, resizing)
+        audio = AudioEncoding.open(checkpoint, architecture.audio) if architecture.audio else None
         limits = config.vocab_size, config.max_position_embeddings
-        return cls(tokenizer, template, *limits, special, prompt_format, resizing)
+        return cls(tokenizer, template, *limits, special, prompt_format, resizing, audio)
+
+    @staticmethod
+    def language_config(config: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the part of a raw config.json that describes the language model."""
+        return {**config, **(config.get("text_config") or {})}
 
     def prompt_images(self, label: str, count: int) -> "ResizedImages":
         """Return the images of a new prompt, of any number."""
@@ -178,7 +187,8 @@ class ResizedImages:
         """Resize an image, and return the tags with its tokens."""
         self.slices.append(self.processor.resizing.resize(image))
         rows, columns = self.processor.resizing.token_grid(self.slices[-1])
-        return f"{VISION_START}{self.processor.prompt_format.image_token * (rows * columns)}{VISION_END}"
+        begin, end = self.processor.prompt_format.vision_tags
+        return f"{begin}{self.processor.prompt_format.image_token * (rows * columns)}{end}"
 
     def bounds(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the begin and end of the tokens of every image: int64 [images, 2].
@@ -186,9 +196,8 @@ class ResizedImages:
         Raises:
             CheckpointError: the prompt has another number of images.
         """
-        special = self.processor.special_tokens
-        starts = np.flatnonzero(tokens == special[VISION_START]) + 1
-        ends = np.flatnonzero(tokens == special[VISION_END])
+        begin, end = (self.processor.special_tokens[tag] for tag in self.processor.prompt_format.vision_tags)
+        starts, ends = np.flatnonzero(tokens == begin) + 1, np.flatnonzero(tokens == end)
         if not len(starts) == len(ends) == len(self.slices):
             raise CheckpointError(
                 f"the rendered prompt has {len(starts)} of {len(self.slices)} images",
@@ -197,9 +206,8 @@ class ResizedImages:
         return np.stack([starts, ends], axis=1)
 
 
-def _check_vision(config: Mapping[str, Any], resizing: Resizing) -> None:
+def _check_vision(shape: VisionShape, resizing: Resizing) -> None:
     """Check that the patches of the image processor are those of the vision encoder."""
-    shape = family_of(config).parse_architecture(config).required_vision
     check_consistent("patch_size", shape.patch_size, resizing.patch_size)
     check_consistent("spatial_merge_size", shape.spatial_merge_size, resizing.merge_size)
     check_consistent("temporal_patch_size", shape.temporal_patch_size, resizing.temporal_patch_size)

@@ -57,3 +57,9 @@ GATED_QWEN_VISION = (
     SmoothingMapping("vision", "norm2", ("mlp.gate", "mlp.up")),
     SmoothingMapping("vision", "mlp.up", ("mlp.down",)),
 )
+# The same encoder with a matrix each for queries, keys and values.
+SEPARATE_QWEN_VISION = (
+    *SIGLIP[:2],
+    *GATED_QWEN_VISION[2:],
+)
+WHISPER = tuple(replace(mapping, component="audio") for mapping in SIGLIP)

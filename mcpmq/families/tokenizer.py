@@ -112,15 +112,16 @@ def _control_tokens(tokenizer: Tokenizer, checkpoint: Path) -> dict[str, int]:
     """
     config, template = read_json(checkpoint / "config.json"), read_chat_template(checkpoint) or ""
     named = {*named_special_tokens(read_tokenizer_config(checkpoint)).values(), *UNNAMED_CONTROL_TOKENS}
-    text = config.get("text_config")
-    ids = {*_token_ids_in(config), *_token_ids_in(text if isinstance(text, dict) else {}), *end_token_ids(checkpoint)}
+    inner = (config.get(key) for key in ("text_config", "thinker_config"))
+    parts = (config, *(one for one in inner if isinstance(one, dict)))
+    ids = {*end_token_ids(checkpoint), *(number for part in parts for number in _token_ids_in(part))}
     special = ((number, one.content) for number, one in tokenizer.get_added_tokens_decoder().items() if one.special)
     return {text: number for number, text in special if text in named or text in template or number in ids}
 
 
 def _token_ids_in(config: Mapping[str, Any]) -> Iterator[int]:
-    """Yield the values of keys such as `image_token_id` and `slice_start_id`."""
-    return (value for key, value in config.items() if key.endswith("_id") and type(value) is int)
+    """Yield the values of keys such as `image_token_id`, `slice_start_id` and `audio_token_index`."""
+    return (value for key, value in config.items() if key.endswith(("_id", "_index")) and type(value) is int)
 
 
 def check_special_tokens(label: str, control_tokens: Mapping[str, int], *texts: str) -> None:
@@ -133,7 +134,7 @@ def check_special_tokens(label: str, control_tokens: Mapping[str, int], *texts: 
         if found := [token for token in control_tokens if token in text]:
             raise DatasetError(
                 f"{label} contains the special token `{found[0]}`, which structures prompts",
-                "remove the token; images are given beside the text",
+                "remove the token; images and audio are given beside the text",
             )
 
 

@@ -25,8 +25,10 @@ from mcpmq.report.task_tables import SCORE, task_change_rows, task_notes, task_r
 from mcpmq.system.table import Row, Table
 
 KV_CACHE_TOKENS = 4096  # context of the computed KV cache size
+AUDIO_GROUP = "audio and projector"
 COMPONENT_GROUPS = {
     "vision and projector": ("vision", "projector"),
+    AUDIO_GROUP: ("audio", "audio_projector"),
     "language model": ("language", "embedding", "head"),
 }
 OTHER_FILES = "other files"
@@ -34,6 +36,8 @@ GROUP_LABELS = {
     "image": "images",
     NONSQUARE: "engine-resized images",
     "images": "several images",
+    "audio": "audio",
+    "audio-image": "audio and images",
     "text": "text",
 }
 INTERVAL_NOTE = "±: half of the 95 % interval; 10,000 bootstrap resamples of the samples, differences paired by token"
@@ -131,7 +135,8 @@ def _measurements(report: Report) -> list[Measurement]:
 
 def _size_rows(report: Report) -> list[Row]:
     sizes = [_group_sizes(one.nbytes_by_component) for one in _measurements(report)]
-    rows = [(f"{name}, MB", megabyte_cells([size[name] for size in sizes])) for name in sizes[0]]
+    shown = [name for name in sizes[0] if name != AUDIO_GROUP or any(size[name] for size in sizes)]
+    rows = [(f"{name}, MB", megabyte_cells([size[name] for size in sizes])) for name in shown]
     totals = [one.nbytes for one in _measurements(report)]
     shares = [f"{total / totals[0] * 100:.1f}" for total in totals]
     bits = ["", *(f"{result.weights.bits_per_weight:.2f}" for result in report.artifacts)]

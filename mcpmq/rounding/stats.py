@@ -8,8 +8,8 @@ from torch import Tensor
 
 from mcpmq.errors import DatasetError
 
-MODALITIES = ("vision", "text", "answer")
-VISION, TEXT, ANSWER = range(3)
+MODALITIES = ("vision", "text", "answer", "audio")
+VISION, TEXT, ANSWER, AUDIO = range(4)
 MIN_SQUARE = 2.0**-100  # of all inputs of a column: below it products of inputs are rounded to zero
 
 

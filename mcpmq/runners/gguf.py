@@ -2,26 +2,26 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mcpmq.artifact import Artifact
-from mcpmq.errors import ArtifactError, EngineError
-from mcpmq.families import family_named
+from mcpmq.errors import EngineError
 from mcpmq.families.inputs import Inputs
 from mcpmq.families.position_ids import mrope_position_ids
 from mcpmq.formats.kv_cache import F16_CACHE, KvCache
 from mcpmq.runners.generation import Predictions, without_answer
 from mcpmq.runners.llamacpp import Chunk, llamacpp
+from mcpmq.runners.llamacpp.artifact_files import artifact_files
 from mcpmq.runners.llamacpp.language import Context, LanguageModel, LayerObserver
 from mcpmq.runners.llamacpp.vision import Grid, PrecomputedImages, VisionEncoder, token_grid
 from mcpmq.runners.runner import Logits, Metric, PhaseTimings, Result, SliceEmbeddings, phase_timings
 
 MAX_SLICES = 10  # of an image that llama.cpp slices: the overview and nine parts
 MARKER_TOKENS_PER_SLICE = 3  # start, end, line feed
+AUDIO_NOTE = "llama.cpp pads audio with silence to segments of 30 seconds; the features of the padding were left out"
 _Span = tuple[int, int]  # first and past-the-last token
 _MaskedChunk = tuple[Chunk, Grid | None, NDArray[np.bool_]]  # the mask is True for tokens whose logits are needed
 
@@ -158,7 +158,7 @@ class GgufRunner:
         mask = np.zeros(len(tokens), np.bool_)
         mask[sample.measured - 1] = True  # each predicts the next token
         encoded = self._engine_images(sample) if sample.images else self._encoded_slices(sample)
-        for (start, end), chunks in encoded:
+        for (start, end), chunks in sorted([*encoded, *self._encoded_audio(sample)], key=lambda one: one[0]):
             yield tokens[done:start], None, mask[done:start]
             for chunk, grid in chunks:
                 yield chunk, grid, np.zeros(len(chunk), np.bool_)
@@ -169,6 +169,19 @@ class GgufRunner:
         """Yield the tokens that each slice replaces, and its embeddings."""
         for pixels, (start, end) in zip(sample.slices, sample.image_bounds.tolist(), strict=True):
             yield (start, end), [self._encode(sample, pixels, end - start)]
+
+    def _encoded_audio(self, sample: Inputs) -> Iterator[tuple[_Span, list[tuple[Chunk, Grid | None]]]]:
+        """Yield the tokens of each span of audio tokens, and the embeddings that replace them."""
+        for samples, spans in zip(sample.audio, sample.spans_by_audio, strict=True):
+            embeddings, done = self._vision.encode_audio(samples), 0
+            needed = sum(end - start for start, end in spans)
+            if len(embeddings) < needed or not np.isfinite(embeddings[:needed]).all():
+                found = f"llama.cpp encoded audio to {len(embeddings)} tokens; expected {needed} with finite values"
+                raise EngineError(f"sample `{sample.id}`: {found}", "export the artifact again")
+            self.notes = tuple(dict.fromkeys((*self.notes, AUDIO_NOTE)))
+            for start, end in spans:
+                yield (start, end), [(embeddings[done : done + end - start], None)]
+                done += end - start
 
     def _engine_images(self, sample: Inputs) -> Iterator[tuple[_Span, list[tuple[Chunk, Grid | None]]]]:
         """Yield the tokens of each image that llama.cpp slices and resizes, and the chunks with its marker tokens."""
@@ -183,8 +196,9 @@ class GgufRunner:
         embeddings, size = self._vision.encode_slice(pixels)
         if size != pixels.shape[:2] and sample.id not in self._resized:
             self._resized.append(sample.id)
-            count = len(self._resized)
-            self.notes = (f"llama.cpp resized slices of {count} samples, the first of them `{self._resized[0]}`",)
+            count, kept = len(self._resized), [note for note in self.notes if note == AUDIO_NOTE]
+            note = f"llama.cpp resized slices of {count} samples, the first of them `{self._resized[0]}`"
+            self.notes = (note, *kept)
         if not np.isfinite(embeddings).all():
             raise EngineError(
                 f"sample `{sample.id}`: non-finite values in the output of `vision` or `projector`",
@@ -240,41 +254,17 @@ def open_runner(path: Path, threads: int, *, f32_attention: bool = False, kv_cac
     return GgufRunner(language, vision, threads, f32_attention, files.uses_mrope, cache, files.image_markers)
 
 
-@dataclass(frozen=True, slots=True)
-class ArtifactFiles:
-    """The files of a GGUF artifact; the first one of each split model."""
-
-    language: Path
-    mmproj: Path | None  # None for a text-only model
-    uses_mrope: bool
-    image_markers: tuple[int, int]  # tokens of an image before its first and after its last slice
-
-
-def artifact_files(path: Path) -> ArtifactFiles:
-    """Return the files of a GGUF artifact.
-
-    Raises:
-        ArtifactError: the folder is not a GGUF artifact.
-    """
-    artifact = Artifact.open(path)
-    family = family_named(artifact.manifest.family)
-    language, mmproj = (artifact.component_files(component) for component in ("language", "vision+projector"))
-    if artifact.manifest.kind != "gguf" or not language or len(mmproj) != int(family.has_vision):
-        expected = "a language model file and an mmproj file" if family.has_vision else "a language model file"
-        raise ArtifactError(f"`{path}` is not a GGUF artifact with {expected}", "export one with `--format gguf`")
-    # llama.cpp finds the other files of a split model by the name of the first.
-    markers = family.prompt_format.image_markers
-    return ArtifactFiles(language[0], mmproj[0] if family.has_vision else None, family.uses_mrope, markers)
-
-
 def encode_images(path: Path, threads: int, samples: Sequence[Inputs]) -> SliceEmbeddings:
-    """Return the embeddings of every slice, in order, without the language model's weights in memory."""
+    """Return the embeddings of every slice and audio, in order, without the language model's weights in memory."""
     files = artifact_files(path)
     if files.mmproj is None:
         return []
     language = LanguageModel(llamacpp(), files.language, vocab_only=True)
     vision = VisionEncoder(llamacpp(), files.mmproj, language, threads, f32_attention=False)
-    embeddings = [vision.encode_slice(pixels)[0] for sample in samples for pixels in sample.slices]
+    embeddings: SliceEmbeddings = []
+    for sample in samples:
+        embeddings += [vision.encode_slice(pixels)[0] for pixels in sample.slices]
+        embeddings += map(vision.encode_audio, sample.audio)
     vision.close()
     language.close()
     return embeddings

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from mcpmq.families.inputs import Inputs
 
 UNCUT_IMAGE = "whole"  # first part of the array names of images before slicing
+AUDIO = "audio"  # first part of the array names of audio
 
 
 class InputsStore(Sequence[Inputs]):
@@ -21,12 +22,14 @@ class InputsStore(Sequence[Inputs]):
         self._count = sum(1 for _ in folder.glob("*.text.npz"))
 
     def append(self, sample: Inputs) -> None:
-        """Write a sample: text (id, tokens, bounds) and pixels in separate files, without pickle."""
+        """Write a sample: pixels in a file of their own, everything else in another one, without pickle."""
         text_file, pixel_file = self._files(self._count)
         arrays: dict[str, Any] = {f"{index:06}": pixels for index, pixels in enumerate(sample.slices)}
         arrays |= {f"{UNCUT_IMAGE}{index:06}": image for index, image in enumerate(sample.images)}
         texts: dict[str, Any] = {"tokens": sample.tokens, "start": sample.answer_start, "bounds": sample.image_bounds}
         texts |= {"earlier": sample.earlier_answers, "per_image": np.array(sample.slices_per_image, np.int64)}
+        texts |= {"audio_bounds": sample.audio_bounds, "per_audio": np.array(sample.spans_per_audio, np.int64)}
+        texts |= {f"{AUDIO}{index:06}": samples for index, samples in enumerate(sample.audio)}
         np.savez(text_file, id=sample.id, **texts)
         np.savez(pixel_file, **arrays)
         self._count += 1
@@ -40,11 +43,13 @@ class InputsStore(Sequence[Inputs]):
 
     @property
     def sha256(self) -> str:
-        """The hash of all tokens and pixels, in order."""
+        """The hash of all tokens, pixels and audio, in order."""
         digest = hashlib.sha256()
         for sample in self:
             texts = (sample.tokens, sample.image_bounds, sample.earlier_answers)
             arrays: tuple[NDArray[Any], ...] = (*texts, *sample.slices, *sample.images)
+            if sample.audio:
+                arrays = (*arrays, sample.audio_bounds, *sample.audio)
             for array in arrays:
                 place = f"{sample.id} {sample.answer_start} {sample.slices_per_image} {array.shape}"
                 digest.update(place.encode())
@@ -83,4 +88,7 @@ class InputsStore(Sequence[Inputs]):
                 images,
                 text["earlier"],
                 tuple(text["per_image"].tolist()),
+                tuple(text[f"{AUDIO}{index:06}"] for index in range(len(text["per_audio"]))),
+                text["audio_bounds"],
+                tuple(text["per_audio"].tolist()),
             )

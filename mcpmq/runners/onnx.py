@@ -22,7 +22,8 @@ INT8_ACTIVATIONS_NOTE = (
     "ONNX Runtime rounds activations to 8 bits where they meet integer weights, as it does on phones"
 )
 RESIZED_SLICES_NOTE = "the vision graph accepts slices of one size; other slices were resized to it"
-VISION_COMPONENT, LANGUAGE_COMPONENTS = "vision+projector", ("embedding", "language")  # components of the artifact
+VISION_COMPONENT, AUDIO_COMPONENT = "vision+projector", "audio+audio_projector"  # components of the artifact
+LANGUAGE_COMPONENTS = ("embedding", "language")
 GRAPH_INPUT_NAMES = {"image_grid_thw": "grid_thw"}  # graph input name -> name in `VisionInputs`, where they differ
 EMPTY_CACHE_DIMENSIONS = {"batch_size": 1, "past_sequence_length": 0}
 Floats = NDArray[np.float32]
@@ -39,7 +40,8 @@ class OnnxRunner:
     vision_inputs: VisionInputs
     notes: tuple[str, ...] = ()
     fixed_slice_size: tuple[int, int] | None = None  # height and width in pixels, if the vision graph is static
-    precomputed: Iterator[Floats] | None = None  # embeddings of all slices, in order
+    precomputed: Iterator[Floats] | None = None  # embeddings of all slices, in order, then of audio
+    audio: Any = None  # None for a model without an audio encoder
 
     def run(self, samples: Sequence[Inputs], metric: Metric[Result]) -> Iterator[Result]:
         """Yield `metric(sample, logits)` for each sample, in order."""
@@ -97,6 +99,8 @@ class OnnxRunner:
         embeddings = self.embed_tokens(sample.tokens[:length])
         for pixels, (start, end) in zip(sample.slices, sample.image_bounds.tolist(), strict=True):
             embeddings[start:end] = self.encode_slice(pixels)
+        if sample.audio:
+            embeddings[sample.audio_tokens] = np.concatenate([self.encode_audio(one) for one in sample.audio])
         return embeddings
 
     def embed_tokens(self, tokens: NDArray[np.int64]) -> Floats:
@@ -114,6 +118,13 @@ class OnnxRunner:
         names = [one.name for one in self.vision.get_inputs()]  # a static graph has no input for the slice size
         features: Floats = self.vision.run(None, {name: arrays[GRAPH_INPUT_NAMES.get(name, name)] for name in names})[0]
         return features
+
+    def encode_audio(self, samples: Floats) -> Floats:
+        """Convert mono samples at 16 kHz, float32 [samples], to embeddings [tokens, input size]."""
+        if self.precomputed is not None:
+            return next(self.precomputed)
+        segments = self.vision_inputs.audio_graph_inputs(samples)
+        return np.concatenate([self.audio.run(None, arrays)[0] for arrays in segments])
 
     def decode(
         self, embeddings: Floats, cache: KeyValueCache, num_logits: int, positions: NDArray[np.int64] | None = None
@@ -170,22 +181,33 @@ def open_runner(path: Path, threads: int) -> OnnxRunner:
         EngineError: ONNX Runtime rejects a graph.
     """
     artifact, family = _open_artifact(path)
-    vision = _session(artifact, VISION_COMPONENT, threads) if family.has_vision else None
+    vision, audio = _encoders(artifact, family, threads)
     embedding, decoder = (_session(artifact, component, threads) for component in LANGUAGE_COMPONENTS)
-    notes, slice_size = _notes(*filter(None, (vision, decoder))), _fixed_slice_size(vision)
+    notes, slice_size = _notes(*filter(None, (vision, audio, decoder))), _fixed_slice_size(vision)
     if slice_size:
         notes = (*notes, RESIZED_SLICES_NOTE)
-    return OnnxRunner(vision, embedding, decoder, family.open_vision_inputs(path), notes, slice_size)
+    return OnnxRunner(vision, embedding, decoder, family.open_vision_inputs(path), notes, slice_size, audio=audio)
+
+
+def _encoders(artifact: Artifact, family: Family, threads: int) -> tuple[Any, Any]:
+    """Return the sessions of the vision and the audio graph; None for an encoder that the model does not have."""
+    vision = _session(artifact, VISION_COMPONENT, threads) if family.has_vision else None
+    return vision, _session(artifact, AUDIO_COMPONENT, threads) if artifact.component_files(AUDIO_COMPONENT) else None
 
 
 def encode_images(path: Path, threads: int, samples: Sequence[Inputs]) -> SliceEmbeddings:
-    """Return the embeddings of every slice, in order, with only the vision graph in memory."""
+    """Return the embeddings of every slice and audio, in order, with only the graphs of the encoders in memory."""
     artifact, family = _open_artifact(path)
     if not family.has_vision:
         return []
-    vision, vision_inputs = _session(artifact, VISION_COMPONENT, threads), family.open_vision_inputs(path)
-    runner = OnnxRunner(vision, None, None, vision_inputs, fixed_slice_size=_fixed_slice_size(vision))
-    return [runner.encode_slice(pixels) for sample in samples for pixels in sample.slices]
+    vision, audio = _encoders(artifact, family, threads)
+    slice_size, inputs = _fixed_slice_size(vision), family.open_vision_inputs(path)
+    runner = OnnxRunner(vision, None, None, inputs, fixed_slice_size=slice_size, audio=audio)
+    embeddings: SliceEmbeddings = []
+    for sample in samples:
+        embeddings += map(runner.encode_slice, sample.slices)
+        embeddings += map(runner.encode_audio, sample.audio)
+    return embeddings
 
 
 def open_language_model(path: Path, threads: int, embeddings: SliceEmbeddings) -> OnnxRunner:

@@ -30,9 +30,11 @@ from mcpmq.runners.generation import Predictions, without_answer
 from mcpmq.runners.runner import Logits, Metric, Result
 from mcpmq.runners.torch_generation import predict
 
-# Tokens that pass through a block together, and pixels that count as one token: both bound the memory for activations.
-# A batch of this size takes much longer to compute than the weights to read, so they are read for every batch.
+# Tokens that pass through a block together, and pixels and audio samples that count as one token: they bound the memory
+# for activations. A batch of this size takes much longer to compute than the weights to read, so they are read for
+# every batch.
 BATCH_TOKENS, PIXELS_PER_TOKEN = 8192, 1600
+AUDIO_SAMPLES_PER_TOKEN = 320  # one frame of an audio encoder
 STREAMED_NOTE = "weights read block by block and computed in float32: one block is in memory at a time"
 MEMORY_FRACTION = 0.8  # of the available memory, for all blocks in float32
 FLOAT32_NBYTES = 4
@@ -134,9 +136,10 @@ def batches(samples: Sequence[Inputs], max_tokens: int) -> Iterator[list[Inputs]
 
 
 def _size(sample: Inputs) -> int:
-    """Return the number of tokens of a sample, or of its pixels if these need more memory."""
+    """Return the number of tokens of a sample, or of its pixels and audio samples if these need more memory."""
     pixels = sum(prod(part.shape[:2]) for part in sample.slices)
-    return max(len(sample.tokens), pixels // PIXELS_PER_TOKEN)
+    audio = sum(map(len, sample.audio))
+    return max(len(sample.tokens), pixels // PIXELS_PER_TOKEN + audio // AUDIO_SAMPLES_PER_TOKEN)
 
 
 def open_runner(path: Path, threads: int, adapters: Sequence[str | Path] = ()) -> TorchRunner:

@@ -19,13 +19,14 @@ from mcpmq.evaluate.measure import engine_name
 from mcpmq.families import family_named
 from mcpmq.families.family import Family
 from mcpmq.formats.kv_cache import F16_CACHE, KvCache
-from mcpmq.runners.gguf import ArtifactFiles, artifact_files
 from mcpmq.runners.llamacpp import llamacpp
+from mcpmq.runners.llamacpp.artifact_files import ArtifactFiles, artifact_files
 from mcpmq.runners.llamacpp.language import CONTEXT_MULTIPLE, LanguageModel
 from mcpmq.serving.decoding import context_overflow
 from mcpmq.serving.engine import Answer, Completion, FinishReason, Message, Piece, Sampling, TokenLogprob
 from mcpmq.serving.image_tags import with_image_tags
 from mcpmq.serving.preprocessing import EnginePreprocessing
+from mcpmq.system.audio_file import Waveform, encode_wav
 from mcpmq.system.temporary_folder import temporary_folder
 
 Event = Mapping[str, Any]  # of a stream in the OpenAI format
@@ -192,17 +193,24 @@ def chat_request(family: Family, messages: Sequence[Message], sampling: Sampling
 
 
 def engine_messages(family: Family, messages: Sequence[Message]) -> list[dict[str, Any]]:
-    """Return messages in the format of OpenAI, with images as PNG and the tags of the processor around them."""
+    """Return messages in the format of OpenAI, with images as PNG and audio as WAV, and the tags of the processor."""
     contents = with_image_tags([one.content for one in messages], family.prompt_format)
     return [
-        {"role": one.role, "content": [_part(part) for part in content] if one.images else "".join(map(str, content))}
+        {
+            "role": one.role,
+            "content": [_part(part) for part in content] if one.images or one.audio else "".join(map(str, content)),
+        }
         for one, content in zip(messages, contents, strict=True)
     ]
 
 
-def _part(part: str | Image.Image) -> dict[str, Any]:
+def _part(part: object) -> dict[str, Any]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
+    if isinstance(part, Waveform):
+        data = base64.b64encode(encode_wav(part.samples)).decode()
+        return {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
+    assert isinstance(part, Image.Image)
     return {"type": "image_url", "image_url": {"url": _data_url(part)}}
 
 

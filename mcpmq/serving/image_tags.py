@@ -5,14 +5,15 @@ from itertools import count
 from typing import TypeVar
 
 from mcpmq.families.prompt_format import PromptFormat
+from mcpmq.system.audio_file import Waveform
 
-Image = TypeVar("Image")
+Image = TypeVar("Image")  # or audio
 
 
 def with_image_tags(contents: Sequence[Sequence[str | Image]], prompt_format: PromptFormat) -> list[list[str | Image]]:
-    """Return the texts and images of every message of a chat with the tags of the family's processor.
+    """Return the parts of every message of a chat with the tags that the family's processor puts around images.
 
-    Texts and images alternate, so that the separator of llama.cpp between two texts is not added.
+    Texts and other parts alternate, so that the separator of llama.cpp between two texts is not added.
     """
     numbers = count()
     return [list(_alternating(content, prompt_format, numbers)) for content in contents]
@@ -27,7 +28,8 @@ def _alternating(
         if isinstance(part, str):
             text += part
             continue
-        if text := text + (f"<image_id>{next(numbers)}</image_id>" if prompt_format.uses_image_id else ""):
+        has_id = prompt_format.uses_image_id and not isinstance(part, Waveform)
+        if text := text + (f"<image_id>{next(numbers)}</image_id>" if has_id else ""):
             yield text
         yield part
         text = ""

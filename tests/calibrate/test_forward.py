@@ -15,8 +15,8 @@ from mcpmq.calibrate.forward import (
     input_module,
     open_calibration,
     run_calibration,
-    token_modalities,
 )
+from mcpmq.calibrate.modalities import sample_modalities, token_modalities
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import SampleSet
 from mcpmq.errors import DatasetError
@@ -28,7 +28,7 @@ from mcpmq.recipe import TokenWeights
 from mcpmq.rounding.stats import MODALITIES, TEXT, VISION
 from mcpmq.system.progress import Item, silent
 
-WEIGHTS = {"vision": 0.25, "text": 1.0, "answer": 2.0}
+WEIGHTS = {"vision": 0.25, "text": 1.0, "answer": 2.0, "audio": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +164,7 @@ def test_inputs_that_are_not_finite_are_an_error(run: CalibrationRun) -> None:
     run.load_original(block)
     down = block.get_submodule("mlp.down_proj")
 
-    forward._sample_modalities.set(torch.full((3,), TEXT, dtype=torch.uint8))
+    sample_modalities.set(torch.full((3,), TEXT, dtype=torch.uint8))
     with pytest.raises(DatasetError, match=r"the inputs of `language\.layers\.0\.mlp\.down` are not finite"):
         run.collect_stats(block, specs, lambda *_: down(torch.full((3, 512), torch.inf)), TokenWeights())
 

@@ -17,7 +17,7 @@ MODALITY_IDS = torch.tensor([0, 0, 1, 1, 1, 2, 2], dtype=torch.uint8)
 
 def modalities(*weights: float) -> TokenModalities:
     return TokenModalities(
-        lambda count: MODALITY_IDS[:count], torch.tensor(weights or (1.0, 1.0, 1.0), dtype=torch.float32)
+        lambda count: MODALITY_IDS[:count], torch.tensor([*(weights or (1.0, 1.0, 1.0)), 0.0], dtype=torch.float32)
     )
 
 
@@ -96,7 +96,7 @@ def test_statistics_equal_sums_over_single_tokens(
         assert torch.equal(stats.minimum, lowest)
         assert torch.equal(stats.maximum, highest)
         assert torch.equal(stats.abs_max, torch.maximum(-lowest, highest))
-        assert stats.token_counts == {"vision": 6, "text": 9, "answer": 3}
+        assert stats.token_counts == {"vision": 6, "text": 9, "answer": 3, "audio": 0}
         assert stats.total_weight == pytest.approx(6 * weights[0] + 9 * weights[1] + 3 * weights[2])
 
 

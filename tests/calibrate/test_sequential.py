@@ -38,7 +38,7 @@ from tests.tiny import SMALL_CONFIG, build_checkpoint, make_uneven
 
 BLOCKS = 11  # of the small model
 CALIBRATED = (4, 5, 6, 8, 9, 11)  # positions of the blocks with matrices; three files need no calibration
-WEIGHTS = {"vision": 0.25, "text": 1.0, "answer": 2.0}
+WEIGHTS = {"vision": 0.25, "text": 1.0, "answer": 2.0, "audio": 1.0}
 
 
 def recipe(**more: Any) -> Recipe:

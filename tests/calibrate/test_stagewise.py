@@ -28,7 +28,7 @@ from mcpmq.system.progress import Item
 from mcpmq.system.torch_threads import torch_threads
 from tests.tiny import make_uneven
 
-WEIGHTS = {"vision": 0.25, "text": 1.0, "answer": 2.0}
+WEIGHTS = {"vision": 0.25, "text": 1.0, "answer": 2.0, "audio": 1.0}
 LANGUAGE, VISION = "llm.model.layers.1", "vpm.encoder.layers.1"
 # A matrix of every stage of a layer, and the module that reads the residual stream; "" is the layer itself.
 STAGES = (
@@ -241,7 +241,7 @@ def test_smoothing_is_selected_by_the_outputs_of_the_original(
 
 def test_a_matrix_without_tokens_is_an_error(checkpoint: Checkpoint, samples: SampleSet, tmp_path: Path) -> None:
     """A weight of zero for all tokens of the language model leaves nothing to round for."""
-    weights = {"vision": 1.0, "text": 0.0, "answer": 0.0}
+    weights = {"vision": 1.0, "text": 0.0, "answer": 0.0, "audio": 0.0}
     texts = SampleSet(samples.path, samples.samples[2:])
     only_language = {"language.*": "int4-g32"}
     plan = make_plan(checkpoint, recipe(token_weights=weights, weights=only_language))

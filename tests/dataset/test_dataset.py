@@ -210,7 +210,7 @@ def test_unknown_keys_are_rejected(folder: Path, key: str) -> None:
     """A sample whose image has another key must not become a text sample; the hint has the known keys."""
     with pytest.raises(DatasetError, match=f"line 2: unknown key `{key}`") as caught:
         SampleSet.open(_write(folder, _line(), _line(id="2", image=None, **{key: "red.png"})))
-    assert "`id`, `image`, `image_sha256`, `prompt`, `answer`, `tags`" in caught.value.hint
+    assert "`id`, `image`, `image_sha256`, `audio`, `audio_sha256`, `prompt`, `answer`, `tags`" in caught.value.hint
     assert "the image file is named in `image`" in caught.value.hint
 
 

@@ -176,8 +176,8 @@ def test_images_may_be_inside_of_the_record(folder: Path) -> None:
         ({"messages": CHAT, "images": ["data:image/png;base64,AAAA"]}, "cannot be read"),
         ({"messages": [*CHAT, {"role": "user", "content": "a"}], "images": ["red.png"]}, "is not an answer"),
         (
-            {"messages": [{"role": "user", "content": [{"type": "audio", "audio": "a"}]}]},
-            "unknown part of type `audio`",
+            {"messages": [{"role": "user", "content": [{"type": "input_text", "text": "a"}]}]},
+            "unknown part of type `input_text`",
         ),
         ({"messages": [{"role": "user", "content": [7]}]}, "unknown part of type `None`"),
         ({"query": "a", "response": 7}, "unknown part"),

@@ -67,7 +67,7 @@ QWEN_3_5_TEXT: dict[str, Any] = {
 }
 QWEN_3_5_VISION = {"patch_size": 16, "num_position_embeddings": 2304, "deepstack_visual_indexes": []}
 
-# Checkpoint -> family, configuration, number of weights.
+# Checkpoint -> family, configuration, number of weights; of Qwen2.5-Omni those of the thinker.
 PUBLISHED: dict[str, tuple[str, dict[str, Any], int]] = {
     "MiniCPM-V-2": (
         "minicpm-v-2.0",
@@ -293,6 +293,30 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], int]] = {
             },
         },
         4_437_815_808,
+    ),
+    "Qwen2.5-Omni-3B": (
+        "qwen2.5-omni",
+        {
+            "model_type": "qwen2_5_omni",
+            "thinker_config": {
+                "model_type": "qwen2_5_omni_thinker",
+                "audio_config": {"output_dim": 2048},
+                "vision_config": {"hidden_size": 1280, "out_hidden_size": 2048},
+                "text_config": {
+                    "hidden_size": 2048,
+                    "intermediate_size": 11008,
+                    "num_hidden_layers": 36,
+                    "num_attention_heads": 16,
+                    "num_key_value_heads": 2,
+                    "vocab_size": 151936,
+                    "max_position_embeddings": 32768,
+                    "rope_theta": 1000000.0,
+                    "rope_scaling": {"type": "default", "rope_type": "default", "mrope_section": [16, 24, 24]},
+                    "tie_word_embeddings": False,
+                },
+            },
+        },
+        4_703_464_448,
     ),
 }
 PUBLISHED |= {

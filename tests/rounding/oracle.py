@@ -72,7 +72,7 @@ def random_layer(rows: int, columns: int, seed: int = 0, tokens: int = 600) -> t
 
 def input_stats(inputs: Tensor) -> InputStats:
     """Return the statistics of inputs [tokens, columns] that are all text."""
-    tokens, zero = {"vision": 0, "text": len(inputs), "answer": 0}, torch.zeros(1)
+    tokens, zero = {"vision": 0, "text": len(inputs), "answer": 0, "audio": 0}, torch.zeros(1)
     minimum, maximum = inputs.amin(0).minimum(zero), inputs.amax(0).maximum(zero)
     return InputStats(inputs.T @ inputs, inputs.abs().sum(0), minimum, maximum, tokens, float(len(inputs)))
 

@@ -21,7 +21,7 @@ def test_merged_statistics_are_those_of_all_inputs() -> None:
 
     for name in ("gram", "abs_sum", "minimum", "maximum"):
         assert torch.equal(getattr(merged, name), getattr(whole, name))
-    assert merged.token_counts == {"vision": 0, "text": 3, "answer": 0}
+    assert merged.token_counts == {"vision": 0, "text": 3, "answer": 0, "audio": 0}
     assert merged.total_weight == 3
 
 

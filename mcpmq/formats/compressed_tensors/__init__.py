@@ -56,7 +56,7 @@ def _packed_nbytes(tensor: TensorPlan) -> dict[str, int]:
 
 
 LAYOUT = HfLayout(
-    components=("language", "vision"),
+    components=("language", "vision", "audio"),
     quantization_config=quantization_config,
     packed_nbytes=_packed_nbytes,
     packing="mcpmq.formats.compressed_tensors.packing",

@@ -71,7 +71,8 @@ def gguf_files(model: ModelView) -> tuple[GgufFile, ...]:
 def _mmproj(model: ModelView) -> GgufFile:
     size, tower = padded_intermediate_size(model), mmproj.tower_of(model)
     from_model = gguf_tensors(model, mmproj.COMPONENTS, tower.names, size)
-    tensors = [*tower.unused_tensors(model), *(tower.transform(model, tensor) for tensor in from_model)]
+    changed = (tower.transform(model, tensor) for tensor in from_model)
+    tensors = [*tower.unused_tensors(model), *filter(None, changed)]
     if not model.architecture.required_vision.uses_vit_merger:
         tensors = [tensor for tensor in tensors if not (tensor.source or "").startswith("vision.merger.")]
     metadata = partial(mmproj.add_metadata, model=model, intermediate_size=size)

@@ -1,4 +1,4 @@
-"""Metadata of the mmproj file: vision encoder and projector."""
+"""Metadata of the mmproj file: encoders and their projectors."""
 
 from gguf import GGUFWriter
 
@@ -6,11 +6,11 @@ from mcpmq.errors import FormatError
 from mcpmq.families import family_named
 from mcpmq.families.family import VisionKind
 from mcpmq.families.preprocessor import PreprocessorConfig
-from mcpmq.formats.gguf import merger, qwenvl, resampler, resampler_2_0, tiles
+from mcpmq.formats.gguf import merger, qwen_omni, qwenvl, resampler, resampler_2_0, tiles
 from mcpmq.formats.gguf.vision_tower import VisionTower
 from mcpmq.formats.model_view import ModelView
 
-COMPONENTS = {"vision", "projector"}
+COMPONENTS = {"vision", "projector", "audio", "audio_projector"}
 TOWERS: dict[VisionKind, VisionTower] = {
     "siglip-resampler": resampler.SIGLIP_RESAMPLER,
     "timm-resampler": resampler_2_0.TIMM_RESAMPLER,
@@ -18,6 +18,7 @@ TOWERS: dict[VisionKind, VisionTower] = {
     "siglip-tiles": tiles.SIGLIP_TILES,
     "qwen2-vl": qwenvl.QWEN2_VL,
     "qwen2.5-vl": qwenvl.QWEN2_5_VL,
+    "qwen2.5-omni": qwen_omni.QWEN2_5_OMNI,
     "qwen3-vl": qwenvl.QWEN3_VL,
 }
 
@@ -34,7 +35,8 @@ def open_preprocessor(model: ModelView) -> PreprocessorConfig:
         CheckpointError: no file has them, or they are invalid.
         FormatError: llama.cpp resizes images with another filter.
     """
-    settings = family_named(model.artifact.manifest.family).open_vision_inputs(model.path)
+    opened = family_named(model.artifact.manifest.family).open_vision_inputs(model.path)
+    settings = getattr(opened, "resizing", opened)  # beside those of the audio encoder
     assert isinstance(settings, PreprocessorConfig)
     if settings.resample != (used := tower_of(model).resample):
         raise FormatError(

@@ -48,7 +48,9 @@ def pack(
     `extra_weights` are the further arguments of the tensor's transform. Bytes after the weight's rows and columns are
     zero.
     """
-    if weight is None and tensor.values:
+    if weight is None and tensor.compute:
+        weight = tensor.compute()
+    elif weight is None and tensor.values:
         weight = torch.tensor(tensor.values)
     rows = _rows(weight, tensor, extra_weights) if weight is not None else np.empty((0,) * len(tensor.shape), np.uint8)
     return _pad(rows, tensor.byte_shape)

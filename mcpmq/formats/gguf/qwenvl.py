@@ -14,6 +14,15 @@ from mcpmq.formats.model_view import ModelView
 TEMPORAL_PATCH_SIZE, SPATIAL_MERGE_SIZE = 2, 2  # constants of llama.cpp
 WINDOW_SIDE = 8  # patches; a constant of llama.cpp
 IMAGE_SIDE = 560  # pixels; llama.cpp requires a value, although images may have any size
+LAYER_NAMES: dict[str, str | tuple[str, ...]] = {
+    "norm1": "ln1",
+    "attention.qkv": ("attn_q", "attn_k", "attn_v"),
+    "attention.o": "attn_out",
+    "norm2": "ln2",
+    "mlp.gate": "ffn_gate",
+    "mlp.up": "ffn_up",
+    "mlp.down": "ffn_down",
+}
 NAMES = TensorNames(
     global_names={
         "vision.patch_embedding": ("v.patch_embd", "v.patch_embd.weight.1"),  # one per frame
@@ -21,20 +30,7 @@ NAMES = TensorNames(
         "projector.up": "mm.0",
         "projector.down": "mm.2",
     },
-    layer_names={
-        "vision": (
-            "v.blk",
-            {
-                "norm1": "ln1",
-                "attention.qkv": ("attn_q", "attn_k", "attn_v"),
-                "attention.o": "attn_out",
-                "norm2": "ln2",
-                "mlp.gate": "ffn_gate",
-                "mlp.up": "ffn_up",
-                "mlp.down": "ffn_down",
-            },
-        )
-    },
+    layer_names={"vision": ("v.blk", LAYER_NAMES)},
 )
 
 
@@ -90,7 +86,7 @@ QWEN3_VL_NAMES = TensorNames(
         "vision.position_embedding": "v.position_embd",
     },
     layer_names={
-        "vision": ("v.blk", {**NAMES.layer_names["vision"][1], "attention.qkv": "attn_qkv"}),
+        "vision": ("v.blk", {**LAYER_NAMES, "attention.qkv": "attn_qkv"}),
         "projector": ("v.deepstack", {"norm": "norm", "up": "fc1", "down": "fc2"}),
     },
 )

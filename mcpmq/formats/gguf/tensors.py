@@ -41,6 +41,7 @@ class GgufTensor:
     source_rows: tuple[int, ...] = ()  # rows of the source in a different order, with repetitions; empty: in order
     source_heads: tuple[int, ...] = ()  # equal parts of the source's columns in a different order; empty: in order
     values: tuple[float, ...] = ()  # empty: zeros
+    compute: "Callable[[], Tensor] | None" = None  # of the values of a tensor without a source
     transform: "Callable[..., Tensor] | None" = None  # of the source and the extra sources, which are all floats
     extra_sources: tuple[str, ...] = ()  # common names
     reason: str = ""  # why the values or their order differ from the source
@@ -80,8 +81,8 @@ def _frames(
 def _row_parts(
     spec: TensorSpec, shape: tuple[int, ...], kind: GGMLQuantizationType, names: TensorNames, language: LanguageShape
 ) -> Iterator[GgufTensor]:
-    """Split a weight into one tensor per name; a convolution kernel [channels, 1, tokens] becomes a matrix."""
-    if len(shape) == 3:
+    """Split a weight into one tensor per name; a depthwise kernel [channels, 1, tokens] becomes a matrix."""
+    if len(shape) == 3 and shape[1] == 1:
         shape = (shape[0], shape[2])
     parts, heads = gguf_names(spec.name, names), _permuted_heads(spec, language)
     rows, transform = shape[0] // len(parts), names.transforms.get(name_in_layer(spec.name))

@@ -28,7 +28,8 @@ class VisionTower:
     add_metadata: (writer, model, preprocessor settings) -> None; writes the keys that are specific to the projector
         type, and raises FormatError for a model that llama.cpp would compute differently
     unused_tensors: (model) -> tensors that llama.cpp requires but does not read
-    transform: (model, tensor) -> the tensor with the values that llama.cpp needs, where they differ
+    transform: (model, tensor) -> the tensor with the values that llama.cpp needs, where they differ; None if it has no
+        use in the file
     """
 
     projector_type: str  # value of `clip.projector_type`
@@ -36,5 +37,5 @@ class VisionTower:
     required_tokens: tuple[str, ...]  # tokens that llama.cpp looks up in the vocabulary
     add_metadata: Callable[[GGUFWriter, ModelView, PreprocessorConfig], None]
     unused_tensors: Callable[[ModelView], list[GgufTensor]] = no_unused_tensors
-    transform: Callable[[ModelView, GgufTensor], GgufTensor] = unchanged
+    transform: Callable[[ModelView, GgufTensor], GgufTensor | None] = unchanged
     resample: int = BICUBIC  # the filter with which llama.cpp resizes images, as in Pillow

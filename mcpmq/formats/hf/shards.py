@@ -13,7 +13,8 @@ MAX_SHARD_NBYTES = 5_000_000_000
 MAX_HEADER_ENTRY_NBYTES = 160  # of one tensor, without the name of its weight
 MAX_TENSORS_PER_WEIGHT = 6  # double quantization of bitsandbytes
 PREFIX_NBYTES = 8  # of a safetensors file: the length of its header
-VISION, LANGUAGE = "vision+projector", "language"
+LANGUAGE, SPEECH = "language", "speech"
+ENCODERS = ("vision+projector", "audio+audio_projector")  # with the names of their components
 
 
 @dataclass(slots=True)
@@ -74,11 +75,12 @@ class ShardLayout:
 
 
 def specs_by_component(model: ModelView) -> dict[str, list[TensorSpec]]:
-    """Return the weights of vision and of language; shards keep the two apart, so that each has a size on disk."""
+    """Return the weights of the encoders, of language and of speech output; shards keep them apart, so that each has a
+    size on disk."""
     components: dict[str, list[TensorSpec]] = {}
     for spec in model.specs.values():
-        component = VISION if spec.component in ("vision", "projector") else LANGUAGE
-        components.setdefault(component, []).append(spec)
+        encoder = next((name for name in ENCODERS if spec.component in name.split("+")), LANGUAGE)
+        components.setdefault(SPEECH if spec.component == SPEECH else encoder, []).append(spec)
     return components
 
 

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING
 
 from mcpmq.families.family import Architecture, VisionKind
 from mcpmq.formats.model_view import ModelView
-from mcpmq.formats.onnx import decoder, embedding, linear_attention, vision, vision_merger, vision_qwenvl, vision_tiles
+from mcpmq.formats.onnx import (
+    audio,
+    decoder,
+    embedding,
+    linear_attention,
+    vision,
+    vision_merger,
+    vision_qwenvl,
+    vision_tiles,
+)
 from mcpmq.formats.onnx.block_quant import ACCURACY_LEVEL, block_size
 from mcpmq.formats.onnx.external_data import ExternalData
 from mcpmq.formats.onnx.graph import Graph
@@ -26,7 +35,7 @@ if TYPE_CHECKING:  # a forecast emits graphs without torch
     from mcpmq.quantized_model import QuantizedModel
 
 FOLDER = "onnx"
-VISION = "vision+projector"
+VISION, AUDIO = "vision+projector", "audio+audio_projector"
 MIN_RUNTIME = "1.24"  # the first ONNX Runtime with every operator in use, 8-bit blocks among them
 # Dtype names and file name suffixes of transformers.js, which has none for bfloat16.
 FLOAT32 = ("fp32", "")
@@ -56,16 +65,19 @@ VISION_EMITTERS: dict[VisionKind, Emit] = {
     "siglip-tiles": vision_tiles.emit,
     "qwen2-vl": vision_qwenvl.emit,
     "qwen2.5-vl": vision_qwenvl.emit,
+    "qwen2.5-omni": vision_qwenvl.emit,
     "qwen3-vl": vision_qwenvl.emit,
 }
 
 
 def graph_specs(architecture: Architecture) -> tuple[GraphSpec, ...]:
-    """Return the graphs of a model: vision encoder, embedding, decoder; a text-only model has no vision encoder."""
+    """Return the graphs of a model: the encoders that it has, embedding, decoder."""
     shape = architecture.vision
     encoder = (
         [GraphSpec(VISION, "vision_encoder", ("vision", "projector"), VISION_EMITTERS[shape.kind])] if shape else []
     )
+    if architecture.audio:
+        encoder.append(GraphSpec(AUDIO, "audio_encoder", ("audio", "audio_projector"), audio.emit))
     return (
         *encoder,
         GraphSpec("embedding", "embed_tokens", ("embedding",), embedding.emit),

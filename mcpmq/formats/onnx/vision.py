@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
+from mcpmq.families.audio_shape import AudioShape
 from mcpmq.families.family import Architecture, VisionShape
 from mcpmq.families.resampler import RESAMPLER_HEAD_DIM
 from mcpmq.formats.onnx import interpolate
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 RESAMPLER_NORM_EPSILON = 1e-6
 WAVELENGTH = 10000.0
+EXACT_GELU_KINDS = ("timm-resampler", "qwen2.5-omni", "minicpm-o")  # others have the approximation with tanh
 Attention = Callable[[Graph, ir.Value, ir.Value, ir.Value, int, int], ir.Value]
 """(graph, queries, keys, values, number of heads, width of all heads) -> attention output."""
 
@@ -137,20 +139,25 @@ def _cell(graph: Graph, index: ir.Value, length: ir.Value, grid: int) -> ir.Valu
 
 
 def encoder_layer(
-    graph: Graph, weights: WeightEmitter, shape: VisionShape, name: str, value: ir.Value, attention: Attention
+    graph: Graph,
+    weights: WeightEmitter,
+    shape: VisionShape | AudioShape,
+    name: str,
+    value: ir.Value,
+    attention: Attention,
 ) -> ir.Value:
-    """Emit one layer of the encoder: [slices, patches, hidden] -> [slices, patches, hidden]."""
+    """Emit one layer of a SigLIP or Whisper encoder: [slices, patches, hidden] -> [slices, patches, hidden]."""
     normed = layer_norm(graph, weights, f"{name}.norm1", value, shape.norm_epsilon)
-    query, key, content = _project(weights, normed, f"{name}.attention")
+    query, key, content = project(weights, normed, f"{name}.attention")
     attended = attention(graph, query, key, content, shape.num_heads, shape.hidden_size)
     value = graph.node("Add", value, weights.linear(attended, f"{name}.attention.o"))
     normed = layer_norm(graph, weights, f"{name}.norm2", value, shape.norm_epsilon)
-    gelu = "none" if shape.kind == "timm-resampler" else "tanh"
+    gelu = "none" if shape.kind in EXACT_GELU_KINDS else "tanh"
     activated = graph.node("Gelu", weights.linear(normed, f"{name}.mlp.up"), approximate=gelu)
     return graph.node("Add", value, weights.linear(activated, f"{name}.mlp.down"))
 
 
-def _project(weights: WeightEmitter, value: ir.Value, name: str) -> tuple[ir.Value, ...]:
+def project(weights: WeightEmitter, value: ir.Value, name: str) -> tuple[ir.Value, ...]:
     """Emit queries, keys and values, from one fused matrix or from three."""
     if weights.has(f"{name}.qkv"):
         return weights.linear_split([value] * 3, f"{name}.qkv", "qkv")

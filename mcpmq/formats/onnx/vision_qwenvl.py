@@ -8,6 +8,7 @@ import onnx_ir as ir
 
 from mcpmq.families.family import Architecture, VisionShape
 from mcpmq.formats.onnx.graph import Graph
+from mcpmq.formats.onnx.vision import project
 from mcpmq.formats.onnx.weight_emitter import WeightEmitter
 from mcpmq.system.progress import Progress
 
@@ -150,7 +151,7 @@ def _layer(
     graph: Graph, weights: WeightEmitter, shape: VisionShape, name: str, value: ir.Value, rotary: Rotary
 ) -> ir.Value:
     normed = _norm(graph, weights, f"{name}.norm1", value, shape.norm_epsilon)
-    query, key, content = weights.linear_split([normed] * 3, f"{name}.attention.qkv", "qkv")
+    query, key, content = project(weights, normed, f"{name}.attention")
     rotated = [_rotate(graph, one, rotary, shape.num_heads) for one in (query, key)]
     heads, bias = shape.num_heads, _attention_bias(rotary)
     attended = graph.contrib_node("MultiHeadAttention", *rotated, content, *bias, num_heads=heads)

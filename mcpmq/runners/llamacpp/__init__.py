@@ -32,7 +32,7 @@ VOCAB_ONLY_OFFSET, VOCAB_ONLY_FLAGS = 72, 1 << 16 | 1
 MTMD_LAYOUT = {16: (1, 4), 40: (AUTO, 1)}  # timings, threads; flash attention, warm-up
 MEDIA_MARKER_OFFSET, MTMD_THREADS_OFFSET, MTMD_FLASH_ATTENTION_OFFSET = 32, 20, 40
 CHUNK_VERSION = 2
-IMAGE_CHUNK_TYPE = 1
+IMAGE_CHUNK_TYPE, AUDIO_CHUNK_TYPE = 1, 2
 LOG_LEVEL_WARN, LOG_LEVEL_CONT = 3, 5  # ggml_log_level: WARN 3, ERROR 4, CONT 5 (progress dots)
 
 Chunk = NDArray[np.int32 | np.float32]  # tokens [length], or embeddings [length, input size]
@@ -112,7 +112,9 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "mtmd_init_from_file": (POINTER, TEXT, POINTER, OpaqueParams),
     "mtmd_free": (None, POINTER),
     "mtmd_support_vision": (FLAG, POINTER),
+    "mtmd_support_audio": (FLAG, POINTER),
     "mtmd_bitmap_init": (POINTER, UINT, UINT, TEXT),
+    "mtmd_bitmap_init_from_audio": (POINTER, SIZE, FLOATS),
     "mtmd_bitmap_free": (None, POINTER),
     "mtmd_tokenize": (INT, POINTER, POINTER, ctypes.POINTER(InputText), ctypes.POINTER(POINTER), SIZE),
     "mtmd_input_chunks_init": (POINTER,),

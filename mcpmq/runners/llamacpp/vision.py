@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from mcpmq.errors import EngineError
 from mcpmq.runners.llamacpp import (
+    AUDIO_CHUNK_TYPE,
+    FLOATS,
     IMAGE_CHUNK_TYPE,
     INT,
     MTMD_FLASH_ATTENTION_OFFSET,
@@ -115,6 +117,21 @@ class VisionEncoder:
         with self._chunks(pixels) as chunks:
             return [self._read_chunk(chunk) for chunk in chunks]
 
+    def encode_audio(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Convert mono samples at 16 kHz, float32 [samples], to embeddings float32 [tokens, input size].
+
+        The tokens are those of whole segments of 30 seconds, also of the silence that pads the last one.
+
+        Raises:
+            EngineError: the file has no audio encoder, or llama.cpp rejected the audio.
+        """
+        if not self._engine("mtmd_support_audio", self._context):
+            raise EngineError("the mmproj file has no audio encoder", "export the artifact again")
+        data = np.ascontiguousarray(samples, np.float32)
+        bitmap = self._engine("mtmd_bitmap_init_from_audio", len(data), data.ctypes.data_as(FLOATS))
+        with self._tokenized(bitmap, f"audio of {len(data):,} samples") as chunks:
+            return np.concatenate([self._embeddings(one) for one in chunks if self._type(one) == AUDIO_CHUNK_TYPE])
+
     def _read_chunk(self, chunk: int) -> tuple[Chunk, Grid | None]:
         if self._is_image(chunk):
             embeddings = self._embeddings(chunk)
@@ -125,7 +142,7 @@ class VisionEncoder:
 
     def _embeddings(self, chunk: int) -> NDArray[np.float32]:
         if self._engine("mtmd_encode_chunk", self._context, chunk):
-            raise self._engine.error("llama.cpp could not encode an image")
+            raise self._engine.error("llama.cpp could not encode an image or audio")
         shape = (self._engine("mtmd_input_chunk_get_n_tokens", chunk), self._width)
         output = self._engine("mtmd_get_output_embd", self._context)
         embeddings: NDArray[np.float32] = np.ctypeslib.as_array(output, shape=shape)
@@ -185,14 +202,20 @@ class VisionEncoder:
     @contextmanager
     def _chunks(self, pixels: NDArray[np.uint8]) -> Iterator[list[int]]:
         height, width, _ = pixels.shape
-        chunks = self._engine("mtmd_input_chunks_init")
         bitmap = self._engine("mtmd_bitmap_init", width, height, pixels.tobytes())
+        with self._tokenized(bitmap, f"an image of {width}x{height}") as chunks:
+            yield chunks
+
+    @contextmanager
+    def _tokenized(self, bitmap: int, name: str) -> Iterator[list[int]]:
+        """Yield the chunks of an image or audio, which is freed with them; `name` is for errors."""
+        chunks = self._engine("mtmd_input_chunks_init")
         try:
             marker = ctypes.string_at(self._engine("mtmd_default_marker"))
             text = InputText(marker, len(marker), False, True)
             bitmaps = (POINTER * 1)(bitmap)
             if self._engine("mtmd_tokenize", self._context, chunks, ctypes.byref(text), bitmaps, 1):
-                raise self._engine.error(f"llama.cpp could not prepare an image of {width}x{height}")
+                raise self._engine.error(f"llama.cpp could not prepare {name}")
             count = self._engine("mtmd_input_chunks_size", chunks)
             yield [self._engine("mtmd_input_chunks_get", chunks, number) for number in range(count)]
         finally:
@@ -206,8 +229,11 @@ class VisionEncoder:
         return found
 
     def _is_image(self, chunk: int) -> bool:
+        return self._type(chunk) == IMAGE_CHUNK_TYPE
+
+    def _type(self, chunk: int) -> int:
         kind: int = self._engine("mtmd_input_chunk_get_type", chunk)
-        return kind == IMAGE_CHUNK_TYPE
+        return kind
 
     def _size(self, chunk: int) -> tuple[int, int]:
         nbytes = SIZE()
@@ -221,7 +247,7 @@ class VisionEncoder:
 
 
 class PrecomputedImages:
-    """Embeddings of slices that were encoded earlier; replaces a `VisionEncoder`."""
+    """Embeddings of slices and audio that were encoded earlier; replaces a `VisionEncoder`."""
 
     def __init__(self, embeddings: SliceEmbeddings) -> None:
         self._embeddings = iter(embeddings)
@@ -229,6 +255,10 @@ class PrecomputedImages:
     def encode_slice(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], tuple[int, int]]:
         """Return the embeddings [tokens, input size] of the next slice, and its (height, width)."""
         return next(self._embeddings), (pixels.shape[0], pixels.shape[1])
+
+    def encode_audio(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return the embeddings [tokens, input size] of the next audio."""
+        return next(self._embeddings)
 
     def close(self) -> None:
         """Do nothing: no encoder is loaded."""

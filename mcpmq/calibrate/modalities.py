@@ -1,0 +1,56 @@
+"""The modality of every token of a sample, and of every input row of a component."""
+
+from collections.abc import Mapping
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor
+
+from mcpmq.calibrate.observers import TokenModalities
+from mcpmq.execution.device import CPU
+from mcpmq.families.inputs import Inputs
+from mcpmq.rounding.stats import ANSWER, AUDIO, MODALITIES, TEXT, VISION
+
+HEAD, LANGUAGE = "head", "language"  # components with tokens as input; all others are those of an encoder
+AUDIO_COMPONENTS = ("audio", "audio_projector")
+
+# The modality of every token of the sample in its forward pass; each sample runs in a context of its own.
+sample_modalities: ContextVar[Tensor] = ContextVar("modalities")
+
+
+def token_modalities(inputs: Inputs) -> Tensor:
+    """Return the modality of every token, uint8 [tokens], an index into MODALITIES.
+
+    Tokens inside an image span are vision, those inside an audio span audio; those of the answers of all turns are
+    answer; all others are text.
+    """
+    modalities = torch.full((len(inputs.tokens),), TEXT, dtype=torch.uint8)
+    modalities[torch.from_numpy(inputs.measured)] = ANSWER
+    for begin, end in inputs.image_bounds.tolist():
+        modalities[begin:end] = VISION
+    modalities[torch.from_numpy(inputs.audio_tokens)] = AUDIO
+    return modalities
+
+
+def is_predicted(modalities: Tensor) -> Tensor:
+    """Return whether the head receives a token: all but those of images and audio."""
+    return (modalities != VISION) & (modalities != AUDIO)
+
+
+def modality_labels(component: str, weights: Mapping[str, float], device: torch.device = CPU) -> TokenModalities:
+    """Return the modalities and weights of a component's input tokens; in those of encoders every weight is 1."""
+    if component not in (HEAD, LANGUAGE):
+        ones = torch.ones(len(MODALITIES), device=device)
+        modality = AUDIO if component in AUDIO_COMPONENTS else VISION
+        return TokenModalities(lambda count: torch.full((count,), modality, dtype=torch.uint8, device=device), ones)
+    modality_ids = _head_tokens if component == HEAD else _all_tokens
+    return TokenModalities(modality_ids, torch.tensor([weights[name] for name in MODALITIES], device=device))
+
+
+def _all_tokens(_: int) -> Tensor:
+    return sample_modalities.get()
+
+
+def _head_tokens(_: int) -> Tensor:
+    modalities = sample_modalities.get()
+    return modalities[is_predicted(modalities)]
