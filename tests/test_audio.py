@@ -1,5 +1,6 @@
 """Families with an audio encoder: prompts with audio in all engines, calibration, and artifacts."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
+from mcpmq.artifact import Artifact
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.families.family import Processor
 from mcpmq.families.inputs import Inputs
@@ -25,7 +27,9 @@ from mcpmq.runners.generation import generate
 from mcpmq.runners.gguf import AUDIO_NOTE
 from mcpmq.runners.torch import TorchRunner
 from mcpmq.runners.torch import open_runner as open_torch
-from tests.audio_tools import waveform
+from mcpmq.serving.gguf import AUDIO_NOTE as SILENCE_NOTE
+from tests.audio_tools import waveform, write_wav
+from tests.commands import Command
 from tests.gguf_tools import export_gguf
 from tests.loss_tools import answer_losses
 from tests.onnx_tools import write_onnx_artifact
@@ -33,7 +37,8 @@ from tests.reference_model import greedy_tokens, reference_model
 from tests.tiny_families import QWEN2_5_OMNI, TinyFamily
 
 FAMILIES = [QWEN2_5_OMNI]
-SEGMENT_SAMPLES = 480_000  # 30 seconds, which llama.cpp encodes at once
+SEGMENT_SAMPLES, SEGMENT_TOKENS = 480_000, 750  # of 30 seconds, which llama.cpp encodes at once
+NOISE_TOKENS = 58  # of 2.31 seconds
 
 
 @pytest.fixture(scope="module", params=FAMILIES, ids=lambda tiny: tiny.name)
@@ -131,12 +136,40 @@ def test_gguf_has_the_features_of_a_segment_of_30_seconds(
 
     features = runner._vision.encode_audio(prompt.audio[0])
 
-    assert len(features) == 750
+    assert len(features) == SEGMENT_TOKENS
     assert _relative_error(features[:count], expected[:count]) < 0.005
     assert _relative_error(expected[:count], original) > 0.02
     losses = list(answer_losses(runner, [_answered(prompt)]))
     assert np.isfinite(losses[0]).all()
     assert runner.notes == (AUDIO_NOTE,)
+
+
+def test_run_answers_prompts_with_audio(
+    mcpmq: Command, checkpoint: Checkpoint, full: QuantizedModel, onnx_folder: Path, tmp_path: Path
+) -> None:
+    """llama.cpp adds the tokens of the silence, with a note; `--exact` has the prompt of the other engines."""
+    file, artifact = write_wav(tmp_path / "noise.wav", seconds=2.31), export_gguf(full, tmp_path).path
+    options = "--audio", file, "--max-tokens", 3, "--threads", 1, "--json"
+    commands = (onnx_folder,), (artifact, "--exact", "--source", checkpoint.path), (artifact,)
+
+    answers = [json.loads(mcpmq("run", *command, "How many?", *options).stdout) for command in commands]
+
+    onnx_tokens, exact_tokens, tokens = (answer["prompt_tokens"] for answer in answers)
+    assert onnx_tokens == exact_tokens
+    assert tokens == onnx_tokens - NOISE_TOKENS + SEGMENT_TOKENS
+    assert [answer["notes"] for answer in answers] == [[], [], [SILENCE_NOTE]]
+
+
+def test_run_rejects_audio_for_a_model_without_an_encoder(
+    mcpmq: Command, tiny_exports: list[Artifact], tmp_path: Path
+) -> None:
+    """GGUF and ONNX have the same error."""
+    file = write_wav(tmp_path / "noise.wav", seconds=0.1)
+    for artifact in tiny_exports:
+        result = mcpmq("run", artifact.path, "How many?", "--audio", file, "--threads", 1)
+
+        assert result.exit_code == 1
+        assert "the chat has audio, but the model has no audio encoder" in result.stderr
 
 
 def _whole_segment(model: nn.Module, samples: np.ndarray, mel_bins: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The command that answers prompts about images, once or in a chat."""
+"""The command that answers prompts about images and audio, once or in a chat."""
 
 import sys
 import time
@@ -24,6 +24,9 @@ def run(
     images: Annotated[
         list[Path] | None, typer.Option("--image", "-i", metavar="FILE", help="Image file; may be repeated")
     ] = None,
+    audio: Annotated[
+        list[Path] | None, typer.Option("--audio", metavar="FILE", help="WAV or FLAC file; may be repeated")
+    ] = None,
     temperature: Annotated[
         float, typer.Option("--temperature", metavar="N", min=0, help="0 takes the most probable token")
     ] = 0,
@@ -44,27 +47,30 @@ def run(
     threads: Threads = None,
     json: Annotated[bool, typer.Option("--json", help="Print answer, tokens and timings as JSON")] = False,
 ) -> None:
-    """Ask a model about images: one prompt, or a chat with history"""
+    """Ask a model about images and audio: one prompt, or a chat with history"""
     _check_prompt(prompt, json)
     from mcpmq.formats.kv_cache import KvCache
     from mcpmq.serving.artifacts import open_engine
     from mcpmq.serving.engine import Message, Sampling
+    from mcpmq.system.audio_file import read_audio
     from mcpmq.system.image_file import read_image
     from mcpmq.ui.answers import print_answer
     from mcpmq.ui.chat import run_chat
 
     sampling = Sampling(temperature, top_p, seed, max_tokens)
     text = sys.stdin.read() if prompt == STDIN else prompt
-    opened = [read_image(file, "--image") for file in images or ()]
+    opened_images = [read_image(file, "--image") for file in images or ()]
+    opened_audio = [read_audio(file, "--audio") for file in audio or ()]
     started = time.perf_counter()
     cache = KvCache.parse(kv_cache) if kv_cache else None
     engine = open_engine(artifact, threads, context, exact=exact, source=source, adapters=lora or (), kv_cache=cache)
     load_ms = 1000 * (time.perf_counter() - started)
     try:
         if text is None:
-            run_chat(engine, sampling, opened)
+            run_chat(engine, sampling, [*opened_images, *opened_audio])
         else:
-            print_answer(engine, [Message("user", (*opened, text))], sampling, load_ms=load_ms, as_json=json)
+            message = Message("user", (*opened_images, *opened_audio, text))
+            print_answer(engine, [message], sampling, load_ms=load_ms, as_json=json)
     finally:
         engine.close()
 

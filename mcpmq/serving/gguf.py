@@ -34,6 +34,10 @@ PREPROCESSING_NOTE = (
     "llama.cpp resizes and slices this image with another filter than the original, and for some sizes with another"
     " grid: answers can differ; `--exact` uses the slices of the original"
 )
+AUDIO_NOTE = (
+    "llama.cpp pads audio with silence to segments of 30 seconds, whose tokens are part of the prompt; `--exact` leaves"
+    " them out"
+)
 PNG_COMPRESSION = 1  # fast: the image stays in this process
 
 
@@ -58,6 +62,9 @@ class LlamaCppEngine:
         images = [image for message in messages for image in message.images]
         if images and self.preprocessing is None:
             raise DatasetError("the chat has an image, but the model is text-only", "ask without an image")
+        has_audio = any(message.audio for message in messages)
+        if has_audio and not self.family.has_audio:
+            raise DatasetError("the chat has audio, but the model has no audio encoder", "ask without audio")
         check_texts(self.family, messages)
         last: Event = {}
         reason: FinishReason = "stop"
@@ -71,7 +78,8 @@ class LlamaCppEngine:
                     if choice["delta"].get("content"):
                         yield Piece(choice["delta"]["content"], _logprobs(choice))
         resized = self.preprocessing is not None and any(map(self.preprocessing.resizes, images))
-        return _completion(last, reason, (PREPROCESSING_NOTE,) if resized else ())
+        notes = {PREPROCESSING_NOTE: resized, AUDIO_NOTE: has_audio}
+        return _completion(last, reason, tuple(note for note, applies in notes.items() if applies))
 
     def close(self) -> None:
         """Free the memory of the model."""

@@ -1,4 +1,4 @@
-"""An interactive chat in the terminal, with history and images."""
+"""An interactive chat in the terminal, with history, images and audio."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -10,22 +10,26 @@ from PIL import Image
 
 from mcpmq.errors import McpmqError
 from mcpmq.serving.engine import ChatEngine, Message, Sampling
+from mcpmq.system.audio_file import Waveform, read_audio
 from mcpmq.system.image_file import read_image
 from mcpmq.system.interruption import keyboard_interrupts
 from mcpmq.ui.answers import print_notes, statistics, stream_answer
 from mcpmq.ui.terminal import print_error, print_notice
 
 PROMPT = "> "
-HELP = "/image FILE adds an image, /clear begins a new chat, /exit or Ctrl-D ends; Ctrl-C stops an answer"
+HELP = (
+    "/image FILE adds an image, /audio FILE adds audio, /clear begins a new chat, /exit or Ctrl-D ends; Ctrl-C stops an"
+    " answer"
+)
 
 
 @dataclass(slots=True)
 class Chat:
-    """The messages of a chat, and the images of the next message."""
+    """The messages of a chat, and the images and audio of the next message."""
 
     engine: ChatEngine
     sampling: Sampling
-    images: list[Image.Image] = field(default_factory=list)
+    media: list[Image.Image | Waveform] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)
     shown_notes: set[str] = field(default_factory=set)
 
@@ -48,12 +52,12 @@ class Chat:
             raise McpmqError(f"`{name}` is not a command", HELP)
 
     def _answer(self, text: str) -> None:
-        messages = [*self.messages, Message("user", (*self.images, text))]
+        messages = [*self.messages, Message("user", (*self.media, text))]
         received: list[str] = []
         try:
             printed = stream_answer(self.engine, messages, self.sampling, received, show=True)
         except McpmqError:
-            self.images.clear()
+            self.media.clear()
             raise
         except KeyboardInterrupt:
             self._remember(messages, received)
@@ -66,17 +70,24 @@ class Chat:
 
     def _remember(self, messages: Sequence[Message], received: Sequence[str]) -> None:
         self.messages[:] = [*messages, Message("assistant", ("".join(received),))]
-        self.images.clear()
+        self.media.clear()
 
     def add_image(self, file: str) -> None:
         """Read an image for the next message."""
-        self.images.append(read_image(Path(file).expanduser(), "/image"))
-        print_notice(f"image {self.images[-1].width} x {self.images[-1].height}, for the next message")
+        image = read_image(Path(file).expanduser(), "/image")
+        self.media.append(image)
+        print_notice(f"image {image.width} x {image.height}, for the next message")
+
+    def add_audio(self, file: str) -> None:
+        """Read audio for the next message."""
+        audio = read_audio(Path(file).expanduser(), "/audio")
+        self.media.append(audio)
+        print_notice(f"audio of {audio.stored.seconds:.1f} seconds, for the next message")
 
     def clear(self, _: str) -> None:
-        """Forget the history and the images of the next message."""
+        """Forget the history, and the images and audio of the next message."""
         self.messages.clear()
-        self.images.clear()
+        self.media.clear()
         print_notice("new chat")
 
     def leave(self, _: str) -> None:
@@ -86,17 +97,18 @@ class Chat:
 
 COMMANDS: Mapping[str, Callable[[Chat, str], None]] = {
     "/image": Chat.add_image,
+    "/audio": Chat.add_audio,
     "/clear": Chat.clear,
     "/exit": Chat.leave,
     "/help": lambda _, __: print_notice(HELP),
 }
 
 
-def run_chat(engine: ChatEngine, sampling: Sampling, images: Sequence[Image.Image]) -> None:
+def run_chat(engine: ChatEngine, sampling: Sampling, media: Sequence[Image.Image | Waveform]) -> None:
     """Read messages from the terminal and print the answers, until Ctrl-D or `/exit`."""
     with suppress(ImportError):
         import readline  # noqa: F401 - `input` then edits lines and recalls earlier ones
-    chat = Chat(engine, sampling, list(images))
+    chat = Chat(engine, sampling, list(media))
     print_notice(f"{engine.label}, context of {engine.context_length:,} tokens. {HELP}")
     with keyboard_interrupts():
         while _take_turn(chat):

@@ -68,13 +68,14 @@ def test_every_answer_of_a_conversation_is_measured(family_checkpoint: Checkpoin
     """The measured tokens are the answers, each with the end of its turn if the template writes it."""
     processor = family_checkpoint.family.open_processor(family_checkpoint.path)
     turns = [turn for text in ANSWERS for turn in (Turn("user", ("How many?",)), Turn("assistant", (text,)))]
-    end = family_checkpoint.family.prompt_format.end_of_turn
+    prompt_format = family_checkpoint.family.prompt_format
+    end, answers = prompt_format.end_of_turn, [prompt_format.answer_prefix + answer for answer in ANSWERS]
 
     inputs = processor.encode_turns("chat", turns)
 
     texts = [_text(processor.tokenizer, inputs.tokens[start:stop]) for start, stop in inputs.answer_spans]
     writes_end = family_checkpoint.family.name != "minicpm-v-2.0"
-    assert texts == [*(answer + end * writes_end for answer in ANSWERS[:-1]), ANSWERS[-1] + end]
+    assert texts == [*(answer + end * writes_end for answer in answers[:-1]), answers[-1] + end]
     lengths = [stop - start for start, stop in inputs.answer_spans]
     assert len(inputs.answer_tokens) == len(inputs.measured) == sum(lengths)
     assert inputs.answer_tokens.tolist()[-lengths[-1] :] == inputs.tokens[inputs.answer_start :].tolist()

@@ -14,7 +14,9 @@ from PIL import Image
 
 from mcpmq.errors import DatasetError, McpmqError
 from mcpmq.serving.engine import Sampling
+from mcpmq.system.audio_file import Waveform
 from mcpmq.ui.chat import Chat
+from tests.audio_tools import write_wav
 from tests.ui.chat_engine import DescribingEngine
 
 SECONDS = 30
@@ -57,13 +59,26 @@ def test_images_are_of_the_next_message(chat: Chat, image: Path, capsys: pytest.
     assert "image 8 x 6" in captured.err
 
 
+def test_audio_is_of_the_next_message(chat: Chat, image: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Audio and an image are sent with one message in their order."""
+    chat.handle(f"/audio {write_wav(image.with_name('noise.wav'), seconds=0.5)}")
+    chat.handle(f"/image {image}")
+    chat.handle("one")
+    chat.handle("two")
+
+    first, _, third, _ = chat.messages
+    assert [type(part) for part in first.content] == [Waveform, Image.Image, str]
+    assert third.content == ("two",)
+    assert "audio of 0.5 seconds" in capsys.readouterr().err
+
+
 def test_clear_begins_a_new_chat(chat: Chat, image: Path) -> None:
     """History and images are forgotten."""
     chat.handle("one")
     chat.handle(f"/image {image}")
     chat.handle("/clear")
 
-    assert chat.messages == chat.images == []
+    assert chat.messages == chat.media == []
 
 
 def test_errors_keep_the_history(chat: Chat, tmp_path: Path) -> None:
@@ -75,7 +90,7 @@ def test_errors_keep_the_history(chat: Chat, tmp_path: Path) -> None:
             chat.handle(line)
 
     assert [one.texts for one in chat.messages] == [("one",), ("<u0> one\x1b[2J",)]
-    assert chat.images == []
+    assert chat.media == []
 
 
 def test_exit_ends_the_chat(chat: Chat) -> None:
