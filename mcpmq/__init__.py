@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mcpmq.recipe import Recipe
     from mcpmq.report import Report
     from mcpmq.report.evaluation import evaluate
+    from mcpmq.vocabulary import trim_vocabulary
 
 # Read by the libraries when they are imported. ONNX Runtime would contact a telemetry host and write to ~/.cache.
 os.environ.update(ORT_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_TELEMETRY="1")
@@ -50,6 +51,7 @@ __all__ = [
     "export",
     "make_plan",
     "quantize",
+    "trim_vocabulary",
 ]
 
 _MODULES = {
@@ -68,6 +70,7 @@ _MODULES = {
     "export": "export",
     "make_plan": "plan",
     "quantize": "quantize",
+    "trim_vocabulary": "vocabulary",
 }
 
 

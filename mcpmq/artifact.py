@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.checkpoint.adapter import merged_name
+from mcpmq.checkpoint.kept_vocabulary import KeptVocabulary
 from mcpmq.dataset import SampleSet
 from mcpmq.errors import ArtifactError
 from mcpmq.families import family_named
@@ -140,7 +141,7 @@ class SourceRecord(_Record):
         return cls(
             name=checkpoint.name,
             sha256=checkpoint.sha256,
-            nbytes=checkpoint.nbytes,
+            nbytes=checkpoint.source.nbytes,
             revision=checkpoint.revision,
             adapters=tuple(AdapterRecord(name=one.name, sha256=one.sha256) for one in checkpoint.adapters),
         )
@@ -159,6 +160,7 @@ class Manifest(_Record):
     family: str
     source: SourceRecord
     recipe: dict[str, Any]
+    vocabulary: Annotated[KeptVocabulary | None, OMIT_IF_NONE] = None  # None: all tokens of the original
     calibration_set: Annotated[CalibrationRecord | None, OMIT_IF_NONE] = None  # None: not calibrated
     device: Annotated[str | None, OMIT_IF_NONE] = None  # of calibration; None: CPU
     instruction_set: Annotated[str | None, OMIT_IF_NONE] = None  # of calibration; another one gives other codes

@@ -87,6 +87,8 @@ def _difference(earlier: Artifact, plan: Plan, calibration: SampleSet | None) ->
         return f"from another checkpoint, `{manifest.source.merged_name}`, SHA-256 {manifest.source.sha256[:12]}"
     if manifest.recipe != recipe.to_dict():
         return f"with the recipe `{manifest.recipe.get('name')}`, which differs from `{recipe.name}`"
+    if manifest.vocabulary != plan.checkpoint.vocabulary:
+        return f"with another vocabulary, {manifest.vocabulary or 'all tokens'}"
     if (used and used.sha256) != (given and given.sha256):
         return f"with another calibration set, `{used.name if used else 'none'}`"
     return None

@@ -1,6 +1,7 @@
 """Convert a checkpoint to evaluated artifacts: quantize, export, evaluate. Start reading here."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -18,16 +19,17 @@ from mcpmq.families.encoding import check_samples
 from mcpmq.families.family import Processor
 from mcpmq.formats import FORMATS, FormatName, check_plan, format_named
 from mcpmq.formats.model_view import PlannedModel
-from mcpmq.formats.recipes import FormatsByRecipe, load_recipes
+from mcpmq.formats.recipes import FormatsByRecipe, load_recipes, with_vocabulary
 from mcpmq.mixed_precision import Budget, search_recipe
 from mcpmq.one_pass import convert_in_one_pass
 from mcpmq.plan import Plan, make_plan
 from mcpmq.quantize import quantize
-from mcpmq.recipe import Recipe
+from mcpmq.recipe import Recipe, VocabularyTable
 from mcpmq.report import JSON_FILE, Report, check_report_folder, compare
 from mcpmq.report.evaluation import measure_and_write
 from mcpmq.system.output import check_folder, check_output, lock_folder
 from mcpmq.system.progress import begin_stages
+from mcpmq.vocabulary import trim_vocabulary
 
 
 def convert(
@@ -44,6 +46,7 @@ def convert(
     settings: Settings | None = None,
     keep_quantized: bool = False,
     read_options: ReadOptions = READ_ALL,
+    vocabulary: VocabularyTable | None = None,
 ) -> Report:
     """Quantize a checkpoint, export it to formats, and measure the artifacts against it. A killed run resumes.
 
@@ -62,12 +65,13 @@ def convert(
         settings: Threads, device, cache and progress; by default all cores, a GPU if there is one, no progress.
         keep_quantized: Write the quantized model also if one format needs it only once.
         read_options: Number of samples to draw from each set, and the seed.
+        vocabulary: The tokens that the artifacts keep, instead of those of the recipe; by default all.
 
     Raises:
         McpmqError: an input is invalid, or a format does not support the recipe; raised before weights are read.
     """
     out, settings = Path(out), settings or Settings.from_options()
-    recipes = _load_recipes(recipe, bits, formats)
+    recipes = with_vocabulary(_load_recipes(recipe, bits, formats), vocabulary)
     begin_stage = begin_stages(settings.progress, _stages(recipes, budget, keep_quantized))
     begin_stage()
     original = Checkpoint.open(checkpoint, settings.progress, adapters)
@@ -77,13 +81,13 @@ def convert(
     if budget:
         begin_stage()
         recipes = _search(inputs, recipes, formats, budget, settings)
-    plans = [_checked_plan(inputs.checkpoint, *one) for one in recipes]
-    if not budget:  # else checked before the search
-        inputs.check_evaluation_samples(settings)
-    targets = make_targets(out, plans, recipes, inputs.calibration)
-    if others := ", ".join(map(str, other_formats(out, formats))):
-        settings.notify(f"not in this report: {others} of an earlier run; `mcpmq evaluate` measures them together")
-    with lock_folder(out):
+    with ExitStack() as stack:
+        plans = [_checked_plan(stack.enter_context(inputs.trimmed(one[0], settings)), *one) for one in recipes]
+        if not budget:  # else checked before the search
+            inputs.check_evaluation_samples(settings)
+        targets = make_targets(out, plans, recipes, inputs.calibration)
+        _notify_other_formats(out, formats, settings)
+        stack.enter_context(lock_folder(out))
         options = inputs.calibration, settings, begin_stage, keep_quantized
         artifacts = [one for each in targets for one in _export(each, *options)]
         begin_stage()
@@ -105,6 +109,10 @@ class _Inputs:
         """The folders that outputs must not be written to."""
         folders = self.checkpoint.folders | {self.evaluation.path: "evaluation set"}
         return folders | ({self.calibration.path: "calibration set"} if self.calibration else {})
+
+    def trimmed(self, recipe: Recipe, settings: Settings) -> AbstractContextManager[Checkpoint]:
+        """Return a context with the checkpoint that has the tokens of a recipe; all, if it has no [vocabulary]."""
+        return trim_vocabulary(self.checkpoint, recipe.vocabulary, self.calibration, settings.progress)
 
     def notify_warnings(self, recipes: FormatsByRecipe, settings: Settings) -> None:
         """Notify of sets that are too small for a calibration or a measurement."""
@@ -178,6 +186,11 @@ def _checked_plan(checkpoint: Checkpoint, recipe: Recipe, formats: Sequence[Form
     return plan
 
 
+def _notify_other_formats(out: Path, formats: Sequence[FormatName], settings: Settings) -> None:
+    if others := ", ".join(map(str, other_formats(out, formats))):
+        settings.notify(f"not in this report: {others} of an earlier run; `mcpmq evaluate` measures them together")
+
+
 def _load_recipes(recipe: Recipe | str | None, bits: int | None, formats: Sequence[FormatName]) -> FormatsByRecipe:
     if unknown := [name for name in formats if name not in FORMATS]:
         raise FormatError(f"`{unknown[0]}` is not a format", f"give one of: {', '.join(FORMATS)}")
@@ -211,7 +224,8 @@ def _search(
     assert inputs.calibration is not None
     options = settings.threads, settings.progress, settings.device
     [(recipe, names)] = recipes
-    found = search_recipe(inputs.checkpoint, recipe, formats[0], budget, inputs.calibration, *options)
+    with inputs.trimmed(recipe, settings) as trimmed:
+        found = search_recipe(trimmed, recipe, formats[0], budget, inputs.calibration, *options)
     return [(found.recipe, names)]
 
 

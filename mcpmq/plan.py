@@ -110,14 +110,31 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     A glob for a component that the model does not have is ignored: `vision.*` for a text-only model.
 
     Raises:
-        RecipeError: a glob matches no weight, a scheme does not fit the shape of a weight, or smoothing is requested
-            and no smoothing mapping applies.
+        RecipeError: a glob matches no weight, a scheme does not fit the shape of a weight, smoothing is requested and
+            no smoothing mapping applies, or the checkpoint is not trimmed as the recipe requests.
     """
+    _check_vocabulary(checkpoint, recipe)
     tensors = tuple(_plan_tensor(checkpoint, recipe, spec) for spec in checkpoint.specs)
     _check_globs(checkpoint, recipe, recipe.weights, {"matrix", "table"})
     _check_globs(checkpoint, recipe, recipe.activations, {"matrix"})
-    plan = Plan(checkpoint, recipe, tensors, notes=tuple(_choice_notes(recipe, tensors)))
+    plan = Plan(checkpoint, recipe, tensors, notes=(*_vocabulary_notes(checkpoint), *_choice_notes(recipe, tensors)))
     return plan if recipe.smooth == "none" else _with_smoothing(plan)
+
+
+def _check_vocabulary(checkpoint: Checkpoint, recipe: Recipe) -> None:
+    if (recipe.vocabulary is None) != (checkpoint.vocabulary is None):
+        kept = "a trimmed vocabulary" if checkpoint.vocabulary else "all tokens"
+        raise RecipeError(
+            f"recipe `{recipe.name}` has {'a' if recipe.vocabulary else 'no'} [vocabulary], the checkpoint has {kept}",
+            "make the plan inside of `with trim_vocabulary(checkpoint, recipe.vocabulary)`",
+        )
+
+
+def _vocabulary_notes(checkpoint: Checkpoint) -> Iterator[str]:
+    """Yield a note with the numbers of kept and removed tokens of a trimmed vocabulary."""
+    if kept := checkpoint.vocabulary:
+        removed = ", ".join(f"{script} {kept.removed_by_script[script]:,}" for script in kept.affected_scripts)
+        yield f"vocabulary trimmed to {kept}; removed by script: {removed}"
 
 
 def _check_globs(checkpoint: Checkpoint, recipe: Recipe, globs: Iterable[str], roles: Collection[str]) -> None:

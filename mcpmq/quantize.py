@@ -221,6 +221,7 @@ def planned_manifest(plan: Plan, calibration: SampleSet | None = None, device: s
         family=checkpoint.family.name,
         source=SourceRecord.from_checkpoint(checkpoint),
         recipe=plan.recipe.to_dict(),
+        vocabulary=checkpoint.vocabulary,
         calibration_set=CalibrationRecord.from_samples(calibration) if calibration and calibrated else None,
         device=device,
         instruction_set=instruction_set() if calibrated else None,

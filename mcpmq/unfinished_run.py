@@ -32,6 +32,8 @@ class RunRequest(BaseModel):
         now, before = self.manifest, earlier.manifest
         if now.recipe != before.recipe:
             return [f"recipe (`{before.recipe.get('name')}`, not `{now.recipe.get('name')}`)"]
+        if now.vocabulary != before.vocabulary:
+            return [f"vocabulary{_both(*(str(one.vocabulary or 'all tokens') for one in (before, now)))}"]
         pairs = {
             "checkpoint": ((before.source, earlier.copied_files), (now.source, self.copied_files)),
             "calibration set": (before.calibration_set, now.calibration_set),

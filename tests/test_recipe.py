@@ -67,8 +67,11 @@ def test_a_recipe_reports_whether_it_needs_calibration(
         ('name = "x"\n[weights]\n"head" = "q6_k or keep"', "`keep` among its schemes"),
         ('name = "x"\nmethod = "gptq"\n[weights]\n[token_weights]\nvision = -1', "vision"),
         ('name = "x"\nmethod = "gptq"\n[weights]\n[token_weights]\nvision = inf', "vision"),
-        ('name = "x"\nmethod = "gptq"\n[weights]\n[token_weights]\naudio = 1', "audio"),
-        ('name = "x"\nmethod = "gptq"\n[weights]\n[token_weights]\nvision = 0\ntext = 0\nanswer = 0', "greater than 0"),
+        ('name = "x"\nmethod = "gptq"\n[weights]\n[token_weights]\nsound = 1', "sound"),
+        (
+            'name = "x"\nmethod = "gptq"\n[weights]\n[token_weights]\nvision = 0\ntext = 0\nanswer = 0\naudio = 0',
+            "greater than 0",
+        ),
         ('name = "x"\nmethod = "rtn"\n[weights]\n[token_weights]\nvision = 0.5', "needs calibration"),
         ('name = "x"\n[weights]\n[activations]\n"vision.*" = "s8"', "vision"),
         ("name = ", "TOML"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from mcpmq.checkpoint.adapter import Adapter, merged_name
+from mcpmq.checkpoint.kept_vocabulary import KeptVocabulary
 from mcpmq.checkpoint.source import (
     CODE_PATTERN,
     LICENSE_PATTERNS,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
 
 __all__ = ["CODE_PATTERN", "INDEX", "LICENSE_PATTERNS", "TEXT_PATTERNS", "WEIGHT_PATTERN", "Checkpoint"]
 CONFIG = "config.json"
+TOKEN_TABLES = ("embedding", "head")  # weights with one row for each token
 MAX_TEXT_NBYTES = 256 << 20
 CHUNK_WEIGHTS = 1 << 24  # weights that are converted to float32 at a time
 MAX_HASHED_FILES = 4  # at a time
@@ -60,6 +62,8 @@ class Checkpoint:
     specs: tuple[TensorSpec, ...]
     entries: Mapping[str, TensorEntry]  # by common name
     adapters: tuple[Adapter, ...] = ()  # merged in this order into every tensor that is loaded
+    vocabulary: KeptVocabulary | None = None  # of a checkpoint whose vocabulary is trimmed
+    untrimmed: Self | None = None  # the checkpoint that it is a view of
 
     @classmethod
     def open(cls, source: str | Path, progress: Progress = silent, adapters: Sequence[str | Path] = ()) -> Self:
@@ -108,10 +112,26 @@ class Checkpoint:
             return None
         return cls(path, config, family, architecture, (*computed, *copied), matched.entries)
 
+    def with_vocabulary(self, vocabulary: KeptVocabulary, path: Path, config: Mapping[str, Any]) -> Self:
+        """Return a view with some rows of embedding and head; `path` has its text files, `config` its configuration."""
+        rows = vocabulary.ids
+        tables = {name: self.entries[name].select_rows(rows) for name in TOKEN_TABLES if name in self.entries}
+        specs = tuple(
+            replace(one, shape=(len(rows), *one.shape[1:])) if one.name in tables else one for one in self.specs
+        )
+        architecture = self.family.parse_architecture(config)
+        view = replace(self, path=path, config=config, architecture=architecture, specs=specs)
+        return replace(view, entries={**self.entries, **tables}, vocabulary=vocabulary, untrimmed=self)
+
+    @property
+    def source(self) -> Self:
+        """The checkpoint with all tokens, which is on disk."""
+        return self.untrimmed or self
+
     @property
     def name(self) -> str:
         """Return the name of the model: `owner/name` in a cache of the hub, else the name of the folder."""
-        return folder_name(self.path)
+        return folder_name(self.source.path)
 
     @property
     def merged_name(self) -> str:
@@ -126,12 +146,12 @@ class Checkpoint:
     @property
     def folders(self) -> dict[Path, str]:
         """Return the folders that are read, with their kinds: nothing is written into them."""
-        return {self.path: "checkpoint"} | dict.fromkeys(self.adapter_paths, "adapter")
+        return {self.source.path: "checkpoint"} | dict.fromkeys(self.adapter_paths, "adapter")
 
     @property
     def revision(self) -> str | None:
         """Return the commit of a folder in a cache of the hub."""
-        return snapshot_commit(self.path)
+        return snapshot_commit(self.source.path)
 
     def dtype(self, spec: TensorSpec) -> str:
         """Return the dtype of a loaded tensor, as torch names it; float64 is loaded as float32."""
@@ -185,11 +205,15 @@ class Checkpoint:
 
     def _merge(self, spec: TensorSpec, rows: "Tensor", first_row: int = 0, step: int = 1) -> "Tensor":
         """Merge the adapters into every `step`-th row from `first_row` on."""
+        selected = self.entries[spec.name].rows
         for adapter in self.adapters:
             if (change := adapter.changes.get(spec.name)) is not None:
-                from mcpmq.checkpoint.merging import merge_rows
+                from mcpmq.checkpoint.merging import merge_rows, merge_selected_rows
 
-                rows = merge_rows(change, rows, first_row, step)
+                if selected is None:
+                    rows = merge_rows(change, rows, first_row, step)
+                else:
+                    rows = merge_selected_rows(change, rows, selected[first_row::step][: len(rows)])
         return rows
 
     @property
@@ -199,7 +223,7 @@ class Checkpoint:
     @property
     def code_files(self) -> list[Path]:
         """Return the Python files if config.json refers to them; mcpmq copies them and never runs them."""
-        return sorted(self.path.glob(CODE_PATTERN)) if "auto_map" in self.config else []
+        return sorted(self.source.path.glob(CODE_PATTERN)) if "auto_map" in self.config else []
 
     @cached_property
     def text_files(self) -> tuple[TextFile, ...]:
@@ -211,12 +235,17 @@ class Checkpoint:
     @property
     def license_files(self) -> list[Path]:
         """Return the model card, license and notice files, sorted."""
-        found = {file for pattern in LICENSE_PATTERNS for file in self.path.glob(pattern)}
+        found = {file for pattern in LICENSE_PATTERNS for file in self.source.path.glob(pattern)}
         return sorted(file for file in found if not file.is_dir())
 
     @cached_property
     def sha256(self) -> str:
-        """Return the SHA-256 of the configuration, all weight files in the order of their names, and the adapters."""
+        """Return the SHA-256 of the configuration, all weight files in the order of their names, and the adapters.
+
+        That of a view is the one of the original.
+        """
+        if self.untrimmed:
+            return self.untrimmed.sha256
         digest = hashlib.sha256()
         files = [self.path / CONFIG, *sorted({entry.file for entry in self.entries.values()})]
         with ThreadPoolExecutor(MAX_HASHED_FILES) as pool:

@@ -7,11 +7,13 @@ in tiles of fixed rows by one thread: the result does not depend on how many row
 
 from collections.abc import Iterator
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mcpmq.checkpoint.adapter import Change, LowRank
-from mcpmq.system.safetensors_file import TensorEntry, read_bytes
+from mcpmq.system.safetensors_file import TensorEntry, consecutive_runs, read_bytes
 from mcpmq.system.torch_threads import torch_threads
 
 TILE_ROWS = 256
@@ -31,6 +33,12 @@ def merge_rows(change: Change, rows: Tensor, first_row: int = 0, step: int = 1) 
         added = _read_every(change.added, len(rows), first_row, step).float() * change.scaling
         rows = (rows.float() + added).to(rows.dtype)
     return rows
+
+
+def merge_selected_rows(change: Change, rows: Tensor, numbers: NDArray[np.int64]) -> Tensor:
+    """Return rows of a merged weight, given their ascending numbers."""
+    merged = [merge_rows(change, rows[run], int(numbers[run.start])) for run in consecutive_runs(numbers)]
+    return torch.cat(merged)
 
 
 def _merged_tiles(low_rank: LowRank, rows: Tensor, first_row: int, step: int) -> Iterator[Tensor]:

@@ -1,31 +1,37 @@
 """The option `--format` of `quantize`."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from mcpmq.cli.recipe_options import load_recipes
-from mcpmq.cli.release import parse_format
+if TYPE_CHECKING:  # --help imports no library
+    from mcpmq.formats.recipes import FormatsByRecipe
 
 
 def convert_in_one_pass(
     source: str,
     lora: list[Path] | None,
     out: Path,
-    recipe: str | None,
-    bits: int | None,
-    format: str,
-    json: bool,
+    recipes: "FormatsByRecipe",
+    calibration: Path | None,
+    samples: int | None,
+    seed: int,
+    *,
+    as_json: bool,
 ) -> None:
-    """Write a format without a quantized model, and print the artifact."""
-    name = parse_format(format)
-    [(loaded, _)] = load_recipes(recipe, bits, [name])
+    """Write a format without a quantized model, and print the artifact; the set is for a trimmed vocabulary."""
     from mcpmq import ui
     from mcpmq.checkpoint import Checkpoint
+    from mcpmq.dataset import ReadOptions, SampleSet
     from mcpmq.one_pass import convert_in_one_pass
     from mcpmq.plan import make_plan
+    from mcpmq.vocabulary import trim_vocabulary
 
+    [(recipe, [name])] = recipes
+    opened = SampleSet.open(calibration, ReadOptions(samples, seed)) if calibration else None
     progress = ui.progress_bars()
-    checkpoint = Checkpoint.open(source, progress, lora or ())
-    artifact = convert_in_one_pass(make_plan(checkpoint, loaded), name, out, progress)
+    original = Checkpoint.open(source, progress, lora or ())
+    with trim_vocabulary(original, recipe.vocabulary, opened, progress) as checkpoint:
+        artifact = convert_in_one_pass(make_plan(checkpoint, recipe), name, out, progress)
     ui.print_deviations(artifact)
-    ui.print_artifact(artifact, as_json=json)
+    ui.print_artifact(artifact, as_json=as_json)
     ui.print_exported_steps(artifact)

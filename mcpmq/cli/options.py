@@ -108,6 +108,12 @@ AddedImatrix = Annotated[
     list[Path] | None,
     typer.Option("--add", metavar="DIR", help="Add the imatrix of another set; may be repeated"),
 ]
+Mmproj = Annotated[
+    Path | None, typer.Option("--mmproj", metavar="FILE", help="GGUF file whose padded matrix shapes to match")
+]
+Scores = Annotated[
+    Path | None, typer.Option("--scores", metavar="FILE", help="Task scores of original and artifacts, as JSON")
+]
 Npu = Annotated[
     Path | None,
     typer.Option("--npu", metavar="SET", help="ONNX vision graph for NPUs: 16-bit activations over these images"),
@@ -168,6 +174,19 @@ OptionalCalibration = Annotated[
     Path | None,
     typer.Option(
         "--calibration", metavar="SET", help="Calibration set: images and prompts; optional if the recipe needs none"
+    ),
+]
+PlanCalibration = Annotated[
+    Path | None,
+    typer.Option("--calibration", metavar="SET", help="Calibration set, if the vocabulary is trimmed to its tokens"),
+]
+TrimVocabulary = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--trim-vocabulary",
+        metavar="KEPT",
+        help="Keep the tokens of languages (en,zh), scripts (Han), texts (calibration or FILE.txt), or at most a number"
+        " (65536); may be repeated",
     ),
 ]
 EvalSet = Annotated[

@@ -27,21 +27,25 @@ from mcpmq.cli.options import (
     MaxMemory,
     MaxSize,
     MemoryLimit,
+    Mmproj,
     Npu,
     OnePassFormat,
     OptionalCalibration,
     Out,
+    PlanCalibration,
     RecipeName,
     Revision,
     Samples,
     Seed,
     Source,
     Threads,
+    TrimVocabulary,
     at_revision,
     checkpoint_words,
     complete_format,
 )
-from mcpmq.cli.recipe_options import load_recipes, print_if_uncalibrated
+from mcpmq.cli.planning import print_plans
+from mcpmq.cli.recipe_options import load_recipes, parse_vocabulary, print_if_uncalibrated
 from mcpmq.cli.release import make_budget, parse_format, parse_optional_size
 
 commands = typer.Typer()
@@ -57,6 +61,7 @@ def convert(
     calibration: OptionalCalibration = None,
     recipe: RecipeName = None,
     bits: Bits = None,
+    trim_vocabulary: TrimVocabulary = None,
     max_size: MaxSize = None,
     max_memory: MaxMemory = None,
     context: Context = 4096,
@@ -101,6 +106,7 @@ def convert(
         settings=settings,
         keep_quantized=keep_quantized,
         read_options=ReadOptions(samples, seed),
+        vocabulary=parse_vocabulary(trim_vocabulary or ()),
     )
     for artifact in quantized_artifacts(out):
         ui.print_deviations(artifact)
@@ -115,24 +121,20 @@ def plan(
     lora: Lora = None,
     recipe: RecipeName = None,
     bits: Bits = None,
+    trim_vocabulary: TrimVocabulary = None,
+    calibration: PlanCalibration = None,
     formats: ForecastFormats = None,
     context: Context = 4096,
     json: Json = False,
 ) -> None:
     """Show the scheme and size of every weight, and forecast memory and time; reads headers only"""
     source = at_revision(source, revision)
-    from mcpmq import ui
-    from mcpmq.checkpoint import Checkpoint
-    from mcpmq.estimate.forecast import forecast
-    from mcpmq.plan import make_plan
     from mcpmq.system.hub import HUB_ID
 
     if HUB_ID.fullmatch(source) and not Path(source).exists():  # the checkpoint is downloaded
         _start(f"planning {source}")
-    recipes = load_recipes(recipe, bits, [parse_format(name) for name in formats or ()])
-    checkpoint = Checkpoint.open(source, ui.progress_bars(), lora or ())
-    plans = [(make_plan(checkpoint, loaded), names) for loaded, names in recipes]
-    ui.print_plans([(made, forecast(made, names, context)) for made, names in plans], as_json=json)
+    names = [parse_format(name) for name in formats or ()]
+    print_plans(source, lora, load_recipes(recipe, bits, names, trim_vocabulary), calibration, context, as_json=json)
 
 
 @commands.command(rich_help_panel=PIPELINE_PANEL)
@@ -143,6 +145,7 @@ def quantize(
     lora: Lora = None,
     recipe: RecipeName = None,
     bits: Bits = None,
+    trim_vocabulary: TrimVocabulary = None,
     calibration: OptionalCalibration = None,
     samples: Samples = None,
     seed: Seed = 0,
@@ -154,16 +157,18 @@ def quantize(
     """Quantize every weight, block by block; the result can be exported to several formats"""
     source = at_revision(source, revision)
     _start(f"quantizing {source}")
+    recipes = load_recipes(recipe, bits, [parse_format(format)] if format else (), trim_vocabulary)
     if format:
-        convert_in_one_pass(source, lora, out, recipe, bits, format, json)
+        convert_in_one_pass(source, lora, out, recipes, calibration, samples, seed, as_json=json)
         return
-    [(loaded, _)] = load_recipes(recipe, bits, ())
+    [(loaded, _)] = recipes
     from mcpmq import ui
     from mcpmq.checkpoint import Checkpoint
     from mcpmq.dataset import ReadOptions, SampleSet
     from mcpmq.evaluate import calibration_warnings
     from mcpmq.plan import make_plan
     from mcpmq.quantize import quantize
+    from mcpmq.vocabulary import trim_vocabulary as trim
 
     opened = SampleSet.open(calibration, ReadOptions(samples, seed)) if calibration else None
     if opened:
@@ -171,8 +176,9 @@ def quantize(
     for text in calibration_warnings(opened) if opened and loaded.needs_calibration else ():
         ui.print_notice(text)
     progress, limit = ui.progress_bars(), parse_optional_size(memory_limit)
-    made = make_plan(Checkpoint.open(source, progress, lora or ()), loaded)
-    quantized = quantize(made, out, opened, progress, device, ui.print_notice, limit)
+    original = Checkpoint.open(source, progress, lora or ())
+    with trim(original, loaded.vocabulary, opened, progress) as checkpoint:
+        quantized = quantize(make_plan(checkpoint, loaded), out, opened, progress, device, ui.print_notice, limit)
     ui.print_deviations(quantized.artifact)
     ui.print_artifact(quantized.artifact, as_json=json)
     ui.print_quantized_steps(quantized.artifact)
@@ -215,9 +221,7 @@ def imatrix(
     revision: Revision = None,
     lora: Lora = None,
     add: AddedImatrix = None,
-    mmproj: Annotated[
-        Path | None, typer.Option("--mmproj", metavar="FILE", help="GGUF file whose padded matrix shapes to match")
-    ] = None,
+    mmproj: Mmproj = None,
     samples: Samples = None,
     seed: Seed = 0,
     device: Device = None,

@@ -1,8 +1,8 @@
 """Evaluation of a model in its engine: accuracy, size, memory and speed, with confidence intervals."""
 
-from mcpmq.evaluate.inputs import EncodedInputs, encode_samples
+from mcpmq.evaluate.inputs import EncodedInputs, encode_samples, with_vocabulary
 from mcpmq.evaluate.measure import measure, measure_original
-from mcpmq.evaluate.metrics import changes, differences
+from mcpmq.evaluate.metrics import changes, differences, vocabulary_differences
 from mcpmq.evaluate.sample_size import (
     calibration_warnings,
     distribution_notes,
@@ -19,6 +19,7 @@ from mcpmq.evaluate.schema import (
     Measurement,
     Record,
     TaskScores,
+    VocabularyDifference,
 )
 from mcpmq.evaluate.settings import Settings
 
@@ -34,6 +35,7 @@ __all__ = [
     "Record",
     "Settings",
     "TaskScores",
+    "VocabularyDifference",
     "calibration_warnings",
     "changes",
     "differences",
@@ -43,4 +45,6 @@ __all__ = [
     "measure",
     "measure_original",
     "small_group_notes",
+    "vocabulary_differences",
+    "with_vocabulary",
 ]

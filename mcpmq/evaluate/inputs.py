@@ -6,8 +6,10 @@ from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mcpmq.checkpoint import Checkpoint
+from mcpmq.checkpoint.kept_vocabulary import KeptVocabulary
 from mcpmq.dataset import Sample, SampleSet
 from mcpmq.evaluate.schema import NONSQUARE
 from mcpmq.evaluate.settings import Settings
@@ -16,7 +18,9 @@ from mcpmq.families.images import open_image
 from mcpmq.families.inputs import Inputs
 from mcpmq.formats.kv_cache import cached_per_token
 from mcpmq.runners.inputs_store import InputsStore
+from mcpmq.runners.token_metrics import ReferenceVocabulary
 from mcpmq.system.temporary_folder import temporary_folder
+from mcpmq.vocabulary import trimmed_view
 
 Layout: TypeAlias = tuple[tuple[int, ...], ...]  # numbers of image tokens, by image and slice
 
@@ -25,11 +29,14 @@ Layout: TypeAlias = tuple[tuple[int, ...], ...]  # numbers of image tokens, by i
 class EncodedInputs:
     """The encoded samples of an evaluation set."""
 
+    checkpoint: Checkpoint  # whose processor encoded the samples
+    samples: SampleSet
     store: InputsStore
     groups: tuple[str, ...]  # of each sample
     notes: tuple[str, ...] = ()  # modifications of the samples
     cached_per_token: tuple[int, int] = (0, 0)  # key values and values of all layers with a KV cache
     resources: ExitStack = field(default_factory=ExitStack)  # released with the inputs, e.g. a lock on a cache entry
+    vocabulary: ReferenceVocabulary | None = None  # of the checkpoint, if the tokens are those of a trimmed vocabulary
 
 
 @contextmanager
@@ -51,7 +58,40 @@ def encode_samples(checkpoint: Checkpoint, samples: SampleSet, settings: Setting
         notes = _shuffle_images(store, layouts) if settings.shuffle_images else ()
         cached = cached_per_token(checkpoint.architecture.language)
         with ExitStack() as resources:
-            yield EncodedInputs(store, tuple(groups), notes, cached, resources)
+            yield EncodedInputs(checkpoint, samples, store, tuple(groups), notes, cached, resources)
+
+
+@contextmanager
+def with_vocabulary(inputs: EncodedInputs, kept: KeptVocabulary | None) -> Iterator[EncodedInputs]:
+    """Yield the samples in the tokens of a trimmed vocabulary; the samples themselves if it is None.
+
+    Samples of kept tokens have these tokens. Others are encoded again, in more tokens, with the same pixels.
+
+    Raises:
+        CheckpointError: the vocabulary is not a part of that of the checkpoint.
+        DatasetError: a sample is too long in the tokens of the trimmed vocabulary.
+    """
+    if kept is None:
+        yield inputs
+        return
+    with trimmed_view(inputs.checkpoint, kept) as view, temporary_folder(inputs.store.folder) as folder:
+        store, rows = InputsStore(folder), _same_token_rows(inputs.store, kept.new_ids)
+        processor = view.family.open_processor(view.path)
+        for number, (sample, row) in enumerate(zip(inputs.samples, rows, strict=True)):
+            encoded = encode_sample(processor, sample) if row < 0 else inputs.store[number]
+            tokens = encoded.tokens if row < 0 else kept.new_ids[encoded.tokens]
+            store.append_with_pixels(replace(encoded, tokens=tokens), inputs.store.pixel_file(number))
+        num_rows = sum(len(one.measured) for one in inputs.store)
+        vocabulary = ReferenceVocabulary(kept.original_size, kept.ids, np.array(rows, np.int64), num_rows)
+        yield replace(inputs, store=store, vocabulary=vocabulary)
+
+
+def _same_token_rows(store: InputsStore, new_ids: NDArray[np.int64]) -> list[int]:
+    """Return the first row of each sample among all answer tokens; -1 for a sample with a removed token."""
+    lengths = [len(sample.measured) for sample in store]
+    starts = np.cumsum([0, *lengths])[:-1]
+    kept = [bool((new_ids[sample.tokens] >= 0).all()) for sample in store]
+    return [start if is_kept else -1 for start, is_kept in zip(starts.tolist(), kept, strict=True)]
 
 
 def _with_uncut_images(sample: Sample, inputs: Inputs) -> Inputs:

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -13,7 +13,7 @@ from mcpmq.artifact import Artifact
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import ArtifactError, OutputError
 from mcpmq.evaluate import cache
-from mcpmq.evaluate.inputs import EncodedInputs
+from mcpmq.evaluate.inputs import EncodedInputs, with_vocabulary
 from mcpmq.evaluate.metrics import group_results
 from mcpmq.evaluate.schema import ComparedTokens, MachineMetrics, Measurement, SampleMetrics
 from mcpmq.evaluate.settings import Settings
@@ -29,7 +29,7 @@ from mcpmq.system.environment import describe_machine, kernel_selection
 from mcpmq.system.output import check_disk_space
 
 DECIMALS = 8  # of losses and divergences, in nats
-MEASUREMENT_FILE, LOGPROBS_FILE = "measurement.json", "log_probabilities"
+MEASUREMENT_FILE, LOGPROBS_FILE, VOCABULARY_FILE = "measurement.json", "log_probabilities", "vocabulary.npz"
 DEFAULT_CACHES = {"gguf": F16_CACHE, "onnx": F32_CACHE}
 
 
@@ -64,18 +64,29 @@ def measure(
         )
     artifact.verify()
     engine = engine_of(kind)
-    result = run_engine(
-        engine,
-        artifact.path,
-        inputs.store,
-        settings.threads,
-        settings.progress,
-        references=references,
-        save_logprobs=save_logprobs,
-        options=artifact_options(engine, settings),
-    )
-    measurement = _measurement(engine_name(engine), result, artifact.nbytes_by_component(), inputs)
-    return _with_memory(measurement, engine, artifact.path, inputs, settings)
+    with with_vocabulary(inputs, artifact.manifest.vocabulary) as own:
+        result = run_engine(
+            engine,
+            artifact.path,
+            own.store,
+            settings.threads,
+            settings.progress,
+            references=references,
+            reference_vocabulary=_vocabulary_file(own),
+            save_logprobs=save_logprobs,
+            options=artifact_options(engine, settings),
+        )
+        measurement = _measurement(engine_name(engine), result, artifact.nbytes_by_component(), own)
+        return _with_memory(measurement, engine, artifact.path, own, settings)
+
+
+def _vocabulary_file(inputs: EncodedInputs) -> Path | None:
+    """Write the vocabulary of the references, if the inputs have the tokens of a part of it."""
+    if inputs.vocabulary is None:
+        return None
+    file = inputs.store.folder / VOCABULARY_FILE
+    inputs.vocabulary.save(file)
+    return file
 
 
 def _with_memory(
@@ -192,8 +203,7 @@ def _original_nbytes(checkpoint: Checkpoint) -> dict[str, int]:
 
 
 def _measurement(engine: str, result: RunResult, nbytes: Mapping[str, int], inputs: EncodedInputs) -> Measurement:
-    answers = zip(inputs.store, inputs.groups, result.answers, strict=True)
-    samples = tuple(sample_metrics(*answer) for answer in answers)
+    samples = tuple(_sample_metrics(inputs, result))
     machine = MachineMetrics(
         load_seconds=round(result.load_seconds, 3),
         tokens_per_second=round(result.tokens / result.seconds, 1),
@@ -211,12 +221,28 @@ def _measurement(engine: str, result: RunResult, nbytes: Mapping[str, int], inpu
     )
 
 
+def _sample_metrics(inputs: EncodedInputs, result: RunResult) -> Iterator[SampleMetrics]:
+    """Yield the metrics of every sample; ids are those of the original."""
+    vocabulary = inputs.vocabulary
+    for number, (sample, results) in enumerate(zip(inputs.store, result.answers, strict=True)):
+        if vocabulary is None:
+            yield sample_metrics(sample, inputs.groups[number], results)
+            continue
+        restored = replace(sample, tokens=vocabulary.kept_ids[sample.tokens])
+        compared = results if vocabulary.same_tokens[number] else replace(results, compared={})
+        answers = (turn.text for turn in inputs.samples.samples[number].turns if turn.role == "assistant")
+        characters = max(1, sum(map(len, answers)))
+        metrics = sample_metrics(restored, inputs.groups[number], compared)
+        yield metrics.model_copy(update={"characters": characters})
+
+
 def sample_metrics(sample: Inputs, group: str, results: TokenResults) -> SampleMetrics:
     """Convert the token results of a sample to the record of a report; losses and divergences are rounded."""
     compared = {
         name: ComparedTokens(
             kl_divergences=tuple(round(one, DECIMALS) for one in tokens.kl_divergences),
             top1_match=tuple(tokens.top1_match),
+            removed_probability=tuple(round(one, DECIMALS) for one in tokens.removed_probability),
         )
         for name, tokens in results.compared.items()
     }

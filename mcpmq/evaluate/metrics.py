@@ -2,12 +2,21 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from mcpmq.errors import ArtifactError
 from mcpmq.evaluate.bootstrap import bootstrap_mean, bootstrap_quantile
-from mcpmq.evaluate.schema import GROUPS, Change, Difference, Estimate, GroupResult, SampleMetrics
+from mcpmq.evaluate.schema import (
+    GROUPS,
+    Change,
+    Difference,
+    Estimate,
+    GroupResult,
+    SampleMetrics,
+    VocabularyDifference,
+)
 
+UNKNOWN = Estimate(value=math.nan, standard_error=math.nan, low=math.nan, high=math.nan)  # of no sample
 TAIL_QUANTILE = 0.99  # of the KL divergence, reported besides the mean
 SamplePairs: TypeAlias = Sequence[tuple[SampleMetrics, SampleMetrics]]
 
@@ -41,7 +50,47 @@ def differences(others: Sequence[SampleMetrics], samples: Sequence[SampleMetrics
     """
     pairs = _pair_samples(others, samples)
     _check_compared(samples, name)
-    return {group: _difference([pair for pair in pairs if pair[0].group == group], name) for group in _groups(others)}
+    same = [pair for pair in pairs if pair[1].has_original_tokens]
+    return {group: _difference([pair for pair in same if pair[0].group == group], name) for group in _groups(others)}
+
+
+def vocabulary_differences(
+    others: Sequence[SampleMetrics], samples: Sequence[SampleMetrics], name: str
+) -> dict[str, VocabularyDifference]:
+    """Compute, by group, the differences of a trimmed model from the original, `others`, by character.
+
+    Raises:
+        ArtifactError: the samples differ.
+    """
+    pairs = _pair_samples(others, samples)
+    groups = {group: [pair for pair in pairs if pair[0].group == group] for group in _groups(others)}
+    return {group: _vocabulary_difference(found, name) for group, found in groups.items()}
+
+
+def _vocabulary_difference(pairs: SamplePairs, name: str) -> VocabularyDifference:
+    same = [after.compared[name] for _, after in pairs if name in after.compared]
+    before, after = ([_character_losses(pair[number], pair[1]) for pair in pairs] for number in (0, 1))
+    increases = [_increases(*one) for one in zip(before, after, strict=True)]
+    return VocabularyDifference(
+        samples=len(pairs),
+        same_tokens=len(same),
+        answer_tokens=sum(len(one.losses) for _, one in pairs),
+        original_answer_tokens=sum(len(one.losses) for one, _ in pairs),
+        removed_probability=_mean([one.removed_probability for one in same]),
+        original_character_perplexity=bootstrap_mean(before).exponential(),
+        character_perplexity=bootstrap_mean(after).exponential(),
+        character_perplexity_ratio=bootstrap_mean(increases).exponential(),
+    )
+
+
+def _character_losses(sample: SampleMetrics, trimmed: SampleMetrics) -> list[float]:
+    """Return the mean loss of a character, once for every character of the answers."""
+    assert trimmed.characters is not None
+    return [math.fsum(sample.losses) / trimmed.characters] * trimmed.characters
+
+
+def _mean(clusters: Sequence[Sequence[float]]) -> Estimate:
+    return bootstrap_mean(clusters) if clusters else UNKNOWN
 
 
 def changes(earlier: Sequence[SampleMetrics], samples: Sequence[SampleMetrics], name: str) -> dict[str, Change]:
@@ -53,21 +102,31 @@ def changes(earlier: Sequence[SampleMetrics], samples: Sequence[SampleMetrics], 
     pairs = _pair_samples(earlier, samples)
     _check_compared(earlier, name)
     _check_compared(samples, name)
-    return {group: _change([pair for pair in pairs if pair[0].group == group], name) for group in _groups(earlier)}
+    same = list(filter(_have_original_tokens, pairs))
+    return {group: _change([pair for pair in same if pair[0].group == group], name) for group in _groups(earlier)}
 
 
 def _pair_samples(others: Sequence[SampleMetrics], samples: Sequence[SampleMetrics]) -> SamplePairs:
-    if [(one.id, len(one.losses)) for one in others] != [(one.id, len(one.losses)) for one in samples]:
+    same = [one.id for one in others] == [one.id for one in samples]
+    pairs = [pair for pair in zip(others, samples, strict=False) if _have_original_tokens(pair)]
+    if not same or any(len(one.losses) != len(two.losses) for one, two in pairs):
         raise ArtifactError("the two measurements have different samples", "evaluate both on the same set")
     return list(zip(others, samples, strict=True))
 
 
+def _have_original_tokens(pair: tuple[SampleMetrics, SampleMetrics]) -> bool:
+    return all(one.has_original_tokens for one in pair)
+
+
 def _check_compared(samples: Sequence[SampleMetrics], name: str) -> None:
-    if any(name not in one.compared for one in samples):
+    if any(name not in one.compared for one in samples if one.has_original_tokens):
         raise ArtifactError(f"the measurement was not compared with `{name}`", "measure again with `mcpmq evaluate`")
 
 
 def _difference(pairs: SamplePairs, name: str) -> Difference:
+    if not pairs:
+        unknown: dict[str, Any] = dict.fromkeys(Difference.model_fields, UNKNOWN)
+        return Difference(**{**unknown, "kl_divergence_largest": math.nan})
     compared = [after.compared[name] for _, after in pairs]
     divergences, matches = [one.kl_divergences for one in compared], [one.top1_match for one in compared]
     increase = _loss_increase(pairs)
@@ -85,6 +144,8 @@ def _difference(pairs: SamplePairs, name: str) -> Difference:
 
 
 def _change(pairs: SamplePairs, name: str) -> Change:
+    if not pairs:
+        return Change(**dict.fromkeys(Change.model_fields, UNKNOWN))
     compared = [(before.compared[name], after.compared[name]) for before, after in pairs]
     return Change(
         perplexity_ratio=_loss_increase(pairs).exponential(),

@@ -1,7 +1,7 @@
 """The records of a measurement, as stored in report.json."""
 
 import math
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
@@ -11,6 +11,7 @@ NONSQUARE = "nonsquare"  # tag of images that llama.cpp resizes differently from
 GROUPS = ("image", NONSQUARE, "images", "audio", "audio-image", "text")
 ORIGINAL, ENGINE_BASELINE = "original", "engine_baseline"  # names of the reference models of an artifact
 MAX_EXPONENT = 700.0
+OptionalValues = Annotated[tuple[float, ...], Field(exclude_if=lambda values: not values)]
 
 
 class Record(BaseModel):
@@ -43,6 +44,7 @@ class ComparedTokens(Record):
 
     kl_divergences: tuple[float, ...]  # KL(reference || this) over the vocabulary, in nats
     top1_match: tuple[bool, ...]  # both models have the same most probable token
+    removed_probability: OptionalValues = ()  # that the reference gives to tokens that a trimmed vocabulary lacks
 
 
 class SampleMetrics(Record):
@@ -53,7 +55,13 @@ class SampleMetrics(Record):
     losses: tuple[float, ...]  # negative log-likelihood, in nats
     correct: tuple[bool, ...]  # the answer token is the most probable one
     argmax_ids: tuple[int, ...]  # the most probable token at each position, given the correct answer before it
-    compared: dict[str, ComparedTokens]  # by name of the reference model
+    compared: dict[str, ComparedTokens]  # by name of the reference model; empty for a sample with other tokens
+    characters: Annotated[int | None, Field(exclude_if=lambda value: value is None)] = None  # of a trimmed model
+
+    @property
+    def has_original_tokens(self) -> bool:
+        """Return whether the tokens are those of the original; a trimmed vocabulary may have others."""
+        return self.characters is None or bool(self.compared)
 
     @model_validator(mode="after")
     def _check_values(self) -> Self:
@@ -91,6 +99,19 @@ class Difference(Record):
     probability_change: Estimate  # mean over tokens of the change of the answer token's probability
     greedy_agreement: Estimate  # fraction of answers in which the most probable token agrees at every position
     exact_match_change: Estimate  # of the fraction of answers that greedy decoding reproduces
+
+
+class VocabularyDifference(Record):
+    """Difference of a group's answers in a trimmed vocabulary from those of the original, in the same characters."""
+
+    samples: int
+    same_tokens: int  # samples with the tokens of the original; only these are compared by token
+    answer_tokens: int
+    original_answer_tokens: int
+    removed_probability: Estimate  # that the original gives to removed tokens, mean over compared tokens
+    original_character_perplexity: Estimate  # exp of the mean loss of a character of the answers
+    character_perplexity: Estimate
+    character_perplexity_ratio: Estimate  # 1.01 is an increase by 1 %
 
 
 class Change(Record):

@@ -85,18 +85,19 @@ class PlannedModel:
         checkpoint, recipe = self.plan.checkpoint, self.plan.recipe
         calibrated = recipe.needs_calibration
         adapters = tuple(AdapterRecord(name=one.name, sha256=PLACEHOLDER_SHA256) for one in checkpoint.adapters)
-        source = SourceRecord(
-            name=checkpoint.name, sha256=PLACEHOLDER_SHA256, nbytes=checkpoint.nbytes, adapters=adapters
-        )
+        nbytes = checkpoint.source.nbytes
+        source = SourceRecord(name=checkpoint.name, sha256=PLACEHOLDER_SHA256, nbytes=nbytes, adapters=adapters)
         samples = CalibrationRecord(name="", sha256=PLACEHOLDER_SHA256, samples=0, with_image=0, fingerprints=())
         manifest = Manifest(
             kind="quantized",
             family=checkpoint.family.name,
             source=source,
             recipe=recipe.to_dict(),
+            vocabulary=checkpoint.vocabulary,
             calibration_set=samples if calibrated else None,
             versions=installed_versions((*ARTIFACT_PACKAGES, *(MODEL_PACKAGES if calibrated else ()))),
             weights=(),
+            notes=self.plan.notes,
             files=self._text_records(),
         )
         return Artifact(checkpoint.path, manifest)

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 from mcpmq.errors import RecipeError
 from mcpmq.formats import FORMATS, FormatName, declared_format
 from mcpmq.formats.format import FLOAT_SCHEMES
-from mcpmq.recipe import BUILTIN_DIRECTORY, RECIPE_BY_BITS, Recipe, builtin_recipes, recipe_reason
+from mcpmq.recipe import BUILTIN_DIRECTORY, RECIPE_BY_BITS, Recipe, VocabularyTable, builtin_recipes, recipe_reason
 from mcpmq.scheme import requested_schemes
 from mcpmq.system.table import Row, Table
 
@@ -95,6 +95,13 @@ def load_recipes(recipe: Recipe | str | None, bits: int | None, formats: Sequenc
     for name in dict.fromkeys(formats):
         names.setdefault(recipe_for(bits, name), []).append(name)
     return [(Recipe.load(recipe_name), several) for recipe_name, several in names.items()]
+
+
+def with_vocabulary(recipes: FormatsByRecipe, vocabulary: VocabularyTable | None) -> FormatsByRecipe:
+    """Return the recipes with another [vocabulary], if one is given."""
+    if vocabulary is None:
+        return recipes
+    return [(recipe.model_copy(update={"vocabulary": vocabulary}), names) for recipe, names in recipes]
 
 
 def formats_of(recipe: Recipe) -> list[FormatName]:

@@ -15,7 +15,7 @@ from mcpmq.families.inputs import Inputs
 from mcpmq.mixed_precision.layer_error import PROBE_SCHEME
 from mcpmq.rounding import ROUNDING_FUNCTIONS
 from mcpmq.runners.token_metrics import TokenMetrics
-from mcpmq.runners.torch import TorchRunner, open_runner
+from mcpmq.runners.torch import TorchRunner, open_checkpoint
 from mcpmq.system.progress import Progress
 from mcpmq.system.temporary_folder import temporary_folder
 
@@ -38,7 +38,7 @@ def block_sensitivities(
     """
     processor = checkpoint.family.open_processor(checkpoint.path)
     inputs = encode_samples(processor, samples, progress)
-    runner = open_runner(checkpoint.path, threads, checkpoint.adapter_paths)
+    runner = open_checkpoint(checkpoint, threads)
     with temporary_folder() as folder:
         original = folder / ORIGINAL
         _mean_kld(runner, inputs, TokenMetrics(inputs, original, {}))

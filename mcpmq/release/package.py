@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from mcpmq.release.record import (
 )
 from mcpmq.report import ArtifactResult, Report, write_report
 from mcpmq.system.output import atomic_dir, check_output, lock_output
+from mcpmq.vocabulary import trimmed_view
 
 MIN_SAMPLES = 2  # of a group in a report; one sample has no interval
 PROCESSOR, RECIPES = "processor", "recipes"
@@ -99,6 +101,9 @@ def _check_artifacts(artifacts: Sequence[Artifact], checkpoint: Checkpoint) -> N
             raise ReleaseError(f"`{artifact.path}` is a {manifest.kind} artifact, which no engine loads", "export it")
         if kinds.count(manifest.kind) > 1:
             raise ReleaseError(f"two artifacts have the format `{manifest.kind}`", "package one release for each")
+        if manifest.vocabulary != artifacts[0].manifest.vocabulary:
+            sizes = " and ".join(str(one.manifest.vocabulary or "all tokens") for one in (artifacts[0], artifact))
+            raise ReleaseError(f"the artifacts have different vocabularies: {sizes}", "package one release for each")
         if manifest.source.sha256 != checkpoint.sha256:
             raise ReleaseError(
                 f"`{artifact.path}` was made from `{manifest.source.merged_name}` ({manifest.source.sha256[:12]}), not"
@@ -157,8 +162,10 @@ def _copy_artifact(artifact: Artifact, folder: Path, max_file_nbytes: int | None
 def _copy_texts(checkpoint: Checkpoint, license: License, artifacts: Sequence[Artifact], folder: Path) -> None:
     for name in (PROCESSOR, RECIPES):
         (folder / name).mkdir()
-    for text in checkpoint.text_files:
-        text.copy(folder / PROCESSOR)
+    kept = artifacts[0].manifest.vocabulary
+    with trimmed_view(checkpoint, kept) if kept else nullcontext(checkpoint) as view:
+        for text in view.text_files:
+            text.copy(folder / PROCESSOR)
     for file in license.files:
         shutil.copyfile(file, folder / (ORIGINAL_CARD if file.name == MODEL_CARD else file.name))
     for artifact in artifacts:

@@ -82,6 +82,11 @@ def ablate_components(
         EngineError: a loss is not finite.
     """
     check_source(checkpoint, quantized.artifact)
+    if quantized.artifact.manifest.vocabulary:
+        raise ArtifactError(
+            f"the vocabulary of `{quantized.path}` is trimmed, so its components do not fit to those of the original",
+            "quantize the checkpoint with all tokens",
+        )
     quantized.artifact.verify()
     torch.set_num_threads(settings.threads)
     names = list(dict.fromkeys(tensor.spec.component for tensor in quantized.tensors if tensor.scheme))

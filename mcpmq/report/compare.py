@@ -18,10 +18,12 @@ from mcpmq.evaluate import (
     Estimate,
     Measurement,
     Settings,
+    VocabularyDifference,
     differences,
     encode_samples,
     measure,
     measure_original,
+    vocabulary_differences,
 )
 from mcpmq.evaluate.score_file import ScoresByArtifact, read_scores
 from mcpmq.formats import engine_of
@@ -202,6 +204,10 @@ def _measure_artifacts(
 def _check_engine_baselines(baselines: Sequence[Artifact], artifacts: Sequence[Artifact]) -> None:
     kinds, baseline_kinds = ([one.manifest.kind for one in several] for several in (artifacts, baselines))
     for baseline, kind in zip(baselines, baseline_kinds, strict=True):
+        if baseline.manifest.vocabulary:
+            raise ArtifactError(
+                f"the vocabulary of the engine baseline `{baseline.path}` is trimmed", "export one with all tokens"
+            )
         if schemes := {one.scheme for one in baseline.manifest.weights if one.scheme not in UNQUANTIZED_SCHEMES}:
             listed = ", ".join(f"`{scheme}`" for scheme in sorted(map(str, schemes)))
             raise ArtifactError(
@@ -234,12 +240,21 @@ def artifact_result(
         weights=_weight_info(artifact),
         measurement=measurement,
         differences=differences(context.original.samples, measurement.samples, ORIGINAL),
+        vocabulary=_vocabulary_differences(context, artifact, measurement),
         calibration_kl_divergence=context.calibration_divergences.get(artifact.sha256),
         engine_baseline_differences=baseline_differences,
         task_scores=dict(context.task_scores.get(artifact.sha256, {})),
         layers=layer_errors(context.checkpoint, artifact),
         worst_samples=worst_samples(context.checkpoint, context.samples, context.answers, pairs, greedy),
     )
+
+
+def _vocabulary_differences(
+    context: ComparisonContext, artifact: Artifact, measurement: Measurement
+) -> dict[str, VocabularyDifference] | None:
+    if artifact.manifest.vocabulary is None:
+        return None
+    return vocabulary_differences(context.original.samples, measurement.samples, ORIGINAL)
 
 
 def _weight_info(artifact: Artifact) -> WeightInfo:

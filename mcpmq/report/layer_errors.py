@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from mcpmq.artifact import MANIFEST, Artifact, WeightRecord
-from mcpmq.checkpoint import Checkpoint
+from mcpmq.checkpoint import TOKEN_TABLES, Checkpoint
 from mcpmq.plan import block_name
 from mcpmq.report.report import BlockInfo, LayerErrors
 
@@ -54,7 +54,7 @@ def _find_quantized_model(artifact: Artifact) -> "QuantizedModel | None":
 
     quantized = QuantizedModel.open(folder)
     ours = quantized.artifact.manifest
-    same = (ours.source, ours.recipe) == (theirs.source, theirs.recipe)
+    same = (ours.source, ours.recipe, ours.vocabulary) == (theirs.source, theirs.recipe, theirs.vocabulary)
     # Scaled weights differ from the original, although their outputs are equal.
     scaled = any(
         (record.smoothing_exponent, record.row_exponents, record.column_exponents) != (None, None, None)
@@ -71,13 +71,15 @@ def _weight_errors(
 
     from mcpmq.execution.torch_model import to_float
 
-    specs = {spec.name: spec for spec in checkpoint.specs}
+    specs, kept = {spec.name: spec for spec in checkpoint.specs}, quantized.artifact.manifest.vocabulary
     errors = {}
     for block, records in blocks.items():
         error = total = 0.0
         for record in records:
-            spec = specs[record.name]
-            before, after = to_float(checkpoint.load(spec), spec), to_float(quantized.load(record.name), spec)
+            spec, stored = specs[record.name], checkpoint.load(specs[record.name])
+            if kept and record.name in TOKEN_TABLES:
+                stored = stored[kept.ids]
+            before, after = to_float(stored, spec), to_float(quantized.load(record.name), spec)
             error += float((after - before).square().sum(dtype=torch.float64))
             total += float(before.square().sum(dtype=torch.float64))
         errors[block] = math.sqrt(error / total) if total else 0.0

@@ -5,18 +5,19 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from mcpmq.errors import ArtifactError
-from mcpmq.evaluate import Difference, Estimate, Measurement, Record, TaskScores
+from mcpmq.evaluate import Difference, Estimate, Measurement, Record, TaskScores, VocabularyDifference
 from mcpmq.system.json_file import check_integers
 
 JSON_FILE = "report.json"
 MAX_REPORT_NBYTES = 1 << 30
 IMAGE_URI = re.compile(r"data:image/(gif|jpeg|png);base64,[A-Za-z0-9+/]*=*")
 EVALUATE_AGAIN = "evaluate again with `mcpmq evaluate`"
+VocabularyDifferences = Annotated[dict[str, VocabularyDifference] | None, Field(exclude_if=lambda value: value is None)]
 SCHEMA_VERSION: Literal[2] = 2  # changes are listed in CHANGELOG.md
 
 
@@ -113,6 +114,7 @@ class ArtifactResult(Record):
     weights: WeightInfo
     measurement: Measurement
     differences: dict[str, Difference]  # from the original, by group
+    vocabulary: VocabularyDifferences = None  # by group, for a trimmed vocabulary
     calibration_kl_divergence: dict[str, Estimate] | None = None  # on calibration samples, by group, in nats
     engine_baseline_differences: dict[str, Difference] | None  # from the engine baseline, by group
     task_scores: dict[str, TaskScores] = Field(default_factory=dict)  # by task, from a score file

@@ -183,6 +183,25 @@ def _accuracy_rows(group: str, report: Report) -> list[Row]:
         ("  mean KLD, nats", nats_cells([one.kl_divergence if one else None for one in found])),
         ("  same top-1, %", share_cells([one.top_1_agreement if one else None for one in found])),
         ("  exact match, %", share_cells([one.exact_match for one in results])),
+        *_vocabulary_rows(group, report),
+    ]
+
+
+def _vocabulary_rows(group: str, report: Report) -> list[Row]:
+    """Return the differences by character, if the vocabulary of an artifact is trimmed."""
+    found = [None, *((result.vocabulary or {}).get(group) for result in report.artifacts)]
+    if not any(found):
+        return []
+    ratios = [one.character_perplexity_ratio if one else None for one in found]
+    removed = [one.removed_probability if one else None for one in found]
+    return [
+        ("  change per character, %", ratio_cells(ratios)),
+        ("  probability of removed tokens, %", share_cells(removed)),
+        ("  samples with the same tokens", [f"{one.same_tokens} of {one.samples}" if one else "" for one in found]),
+        (
+            "  answer tokens, % of the original",
+            [f"{one.answer_tokens / one.original_answer_tokens * 100:.1f}" if one else "" for one in found],
+        ),
     ]
 
 
@@ -212,6 +231,7 @@ def _notes(report: Report, columns: Sequence[str]) -> list[str]:
         *sample_notes(report),
         *ACCURACY_NOTES,
         *task_notes(report),
+        *_vocabulary_notes(report),
         "KV cache: computed from the configuration",
         *_machine_notes(report),
         *_resizing_note(report),
@@ -221,6 +241,16 @@ def _notes(report: Report, columns: Sequence[str]) -> list[str]:
     if original.cache_error:
         notes.append(f"original: the measurement is not cached: {original.cache_error}")
     return [*notes, *_engine_notes(report, columns)]
+
+
+def _vocabulary_notes(report: Report) -> list[str]:
+    """Return notes about the metrics of artifacts with a trimmed vocabulary."""
+    if not any(result.vocabulary for result in report.artifacts):
+        return []
+    return [
+        "trimmed vocabulary: KLD, top-1 and perplexity change on samples with the same tokens, over the kept tokens",
+        "probability of removed tokens: in the original; change per character: on all samples",
+    ]
 
 
 def sample_notes(report: Report) -> list[str]:

@@ -2,7 +2,7 @@
 
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
 from math import prod
@@ -45,8 +45,9 @@ class GreedyAnswers:
 
 
 def worst_pairs(original: Measurement, measurement: Measurement) -> list[tuple[SampleMetrics, SampleMetrics]]:
-    """Return both metrics of the samples whose answer loss increased most."""
-    pairs = sorted(zip(original.samples, measurement.samples, strict=True), key=_loss_increase, reverse=True)
+    """Return both metrics of the samples whose answer loss increased most, among those with the original's tokens."""
+    both = zip(original.samples, measurement.samples, strict=True)
+    pairs = sorted((pair for pair in both if pair[1].has_original_tokens), key=_loss_increase, reverse=True)
     return [pair for pair in pairs[:MAX_SAMPLES] if _loss_increase(pair) > 0]
 
 
@@ -71,11 +72,24 @@ def generate_worst_answers(
         budget = _token_budget(checkpoint, sum(len(one.tokens) for one in inputs.store))
         answers = partial(_answers, folder, encoded, settings.threads, budget)
         originals = answers("original", "torch", checkpoint.path, list(ids), original_options(checkpoint))
-        models = [(engine_of(artifact.manifest.kind), artifact.path) for artifact, _ in measured]
         return [
-            GreedyAnswers(originals, answers(f"{number}", engine, path, one, artifact_options(engine, settings)))
-            for number, ((engine, path), one) in enumerate(zip(models, worst, strict=True))
+            GreedyAnswers(originals, _artifact_answers(artifact, folder / f"{number}", encoded, one, settings, budget))
+            for number, ((artifact, _), one) in enumerate(zip(measured, worst, strict=True))
         ]
+
+
+def _artifact_answers(
+    artifact: Artifact, folder: Path, encoded: Mapping[str, Inputs], ids: list[str], settings: Settings, budget: int
+) -> dict[str, GreedyAnswer]:
+    """Return the answers of an artifact in the tokens of the original."""
+    engine, kept = engine_of(artifact.manifest.kind), artifact.manifest.vocabulary
+    model = engine, artifact.path, ids, artifact_options(engine, settings)
+    if kept is None:
+        return _answers(folder.parent, encoded, settings.threads, budget, folder.name, *model)
+    new_ids, old_ids = kept.new_ids, kept.ids
+    trimmed = {name: replace(encoded[name], tokens=new_ids[encoded[name].tokens]) for name in ids}
+    answers = _answers(folder.parent, trimmed, settings.threads, budget, folder.name, *model)
+    return {name: replace(one, tokens=tuple(old_ids[list(one.tokens)].tolist())) for name, one in answers.items()}
 
 
 def _token_budget(checkpoint: Checkpoint, tokens: int) -> int:

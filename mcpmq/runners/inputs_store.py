@@ -26,13 +26,20 @@ class InputsStore(Sequence[Inputs]):
         text_file, pixel_file = self._files(self._count)
         arrays: dict[str, Any] = {f"{index:06}": pixels for index, pixels in enumerate(sample.slices)}
         arrays |= {f"{UNCUT_IMAGE}{index:06}": image for index, image in enumerate(sample.images)}
-        texts: dict[str, Any] = {"tokens": sample.tokens, "start": sample.answer_start, "bounds": sample.image_bounds}
-        texts |= {"earlier": sample.earlier_answers, "per_image": np.array(sample.slices_per_image, np.int64)}
-        texts |= {"audio_bounds": sample.audio_bounds, "per_audio": np.array(sample.spans_per_audio, np.int64)}
-        texts |= {f"{AUDIO}{index:06}": samples for index, samples in enumerate(sample.audio)}
-        np.savez(text_file, id=sample.id, **texts)
+        _write_text(text_file, sample)
         np.savez(pixel_file, **arrays)
         self._count += 1
+
+    def append_with_pixels(self, sample: Inputs, pixels: Path) -> None:
+        """Write the text of a sample whose pixels are in the file of another store."""
+        text_file, pixel_file = self._files(self._count)
+        _write_text(text_file, sample)
+        pixel_file.hardlink_to(pixels)
+        self._count += 1
+
+    def pixel_file(self, number: int) -> Path:
+        """Return the file with the pixels of a sample."""
+        return self._files(number)[1]
 
     def permute_pixels(self, sources: Sequence[int]) -> None:
         """Replace the pixels of sample n by those of sample `sources[n]`; `sources` is a permutation."""
@@ -92,3 +99,11 @@ class InputsStore(Sequence[Inputs]):
                 text["audio_bounds"],
                 tuple(text["per_audio"].tolist()),
             )
+
+
+def _write_text(file: Path, sample: Inputs) -> None:
+    texts: dict[str, Any] = {"tokens": sample.tokens, "start": sample.answer_start, "bounds": sample.image_bounds}
+    texts |= {"earlier": sample.earlier_answers, "per_image": np.array(sample.slices_per_image, np.int64)}
+    texts |= {"audio_bounds": sample.audio_bounds, "per_audio": np.array(sample.spans_per_audio, np.int64)}
+    texts |= {f"{AUDIO}{index:06}": samples for index, samples in enumerate(sample.audio)}
+    np.savez(file, id=sample.id, **texts)

@@ -84,20 +84,22 @@ def run_engine(
     *,
     save_logprobs: Path | None = None,
     references: Mapping[str, Path] = NO_REFERENCES,
+    reference_vocabulary: Path | None = None,
     options: EngineOptions = NO_OPTIONS,
 ) -> RunResult:
     """Run every sample through the model in a worker process that holds nothing else.
 
     The log-probabilities of all answers are written to `save_logprobs` and compared with those in the files of
-    `references`, by model name.
+    `references`, by model name; `reference_vocabulary` is the file of their vocabulary if the model has a part of it.
 
     Raises:
         EngineError: the engine failed, was killed or did not respond, returned non-finite losses, or has another
             vocabulary.
     """
     files = {name: str(file) for name, file in references.items()}
-    saved = str(save_logprobs) if save_logprobs else None
-    task = Task("measure", engine, str(model), str(samples.folder), threads, saved, files, options=options.keywords())
+    saved, vocabulary = (str(file) if file else None for file in (save_logprobs, reference_vocabulary))
+    keywords = options.keywords()
+    task = Task("measure", engine, str(model), str(samples.folder), threads, saved, files, vocabulary, options=keywords)
     return RunResult.model_validate_json(_run_worker(task, ENGINES[engine][0], len(samples), progress))
 
 

@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ class TokenComparison:
 
     kl_divergences: list[float]  # KL(reference || this) over the vocabulary, in nats
     top1_match: list[bool]  # both models have the same most probable token
+    removed_probability: list[float] = field(default_factory=list)  # of tokens that only the reference has
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,15 +33,60 @@ class TokenResults:
     compared: dict[str, TokenComparison]  # by name of the reference model
 
 
+@dataclass(frozen=True, slots=True)
+class ReferenceVocabulary:
+    """The vocabulary of reference models, for a model with a part of it.
+
+    Attributes:
+        size: tokens of the reference.
+        kept_ids: int64 [tokens of the model], the id in the reference of each token.
+        first_rows: int64 [samples], the first row of each sample in the files of references; -1 for a sample with other
+            tokens, which is not compared.
+        num_rows: rows of these files.
+    """
+
+    size: int
+    kept_ids: NDArray[np.int64]
+    first_rows: NDArray[np.int64]
+    num_rows: int
+
+    def save(self, file: Path) -> None:
+        """Write the file that `load` reads."""
+        sizes = np.array([self.size, self.num_rows])
+        np.savez(file, sizes=sizes, kept_ids=self.kept_ids, first_rows=self.first_rows)
+
+    @classmethod
+    def load(cls, file: Path) -> Self:
+        """Read a file of `save`."""
+        with np.load(file, allow_pickle=False) as arrays:
+            size, num_rows = arrays["sizes"].tolist()
+            return cls(size, arrays["kept_ids"], arrays["first_rows"], num_rows)
+
+    @property
+    def same_tokens(self) -> list[bool]:
+        """Return for each sample whether it has the tokens of the reference."""
+        return [row >= 0 for row in self.first_rows.tolist()]
+
+
 class TokenMetrics:
     """A `Metric` over answer tokens; `seconds` is the time spent here, which is not the engine's."""
 
-    def __init__(self, samples: Sequence[Inputs], save_logprobs: Path | None, references: Mapping[str, Path]) -> None:
-        """Save log-probabilities to `save_logprobs`; compare with the files of `references`, by model name."""
+    def __init__(
+        self,
+        samples: Sequence[Inputs],
+        save_logprobs: Path | None,
+        references: Mapping[str, Path],
+        vocabulary: ReferenceVocabulary | None = None,
+    ) -> None:
+        """Save log-probabilities to `save_logprobs`; compare with the files of `references`, by model name.
+
+        With a `vocabulary` of the references, ids in the results are those of the references.
+        """
         lengths = [len(sample.measured) for sample in samples]
-        starts = np.cumsum([0, *lengths]).tolist()
+        starts = np.cumsum([0, *lengths]).tolist() if vocabulary is None else vocabulary.first_rows.tolist()
         self._first_rows = {sample.id: start for sample, start in zip(samples, starts, strict=False)}
-        self._num_rows, self._save_logprobs, self._references = sum(lengths), save_logprobs, references
+        self._num_rows = sum(lengths) if vocabulary is None else vocabulary.num_rows
+        self._save_logprobs, self._references, self._vocabulary = save_logprobs, references, vocabulary
         self._saved: LogprobFile | None = None
         self._reference_files: dict[str, LogprobFile] = {}
         self.seconds = 0.0
@@ -73,17 +120,25 @@ class TokenMetrics:
                 "the weights or activations overflow in this engine",
             )
         argmax = int(logprobs.argmax())
+        argmax = argmax if self._vocabulary is None else int(self._vocabulary.kept_ids[argmax])
         results.losses.append(-float(logprobs[token]))
         results.argmax_ids.append(argmax)
+        if self._first_rows[sample_id] < 0:  # other tokens than the references
+            return
         row = self._first_rows[sample_id] + index
         if self._saved:
             self._saved.write(row, logprobs)
         for name, file in self._reference_files.items():
             reference, reference_argmax = file.read(row)
-            results.compared[name].kl_divergences.append(kl_divergence(reference, logprobs))
-            results.compared[name].top1_match.append(argmax == reference_argmax)
+            compared = results.compared[name]
+            if self._vocabulary:
+                reference, kept = restricted(reference, self._vocabulary.kept_ids)
+                compared.removed_probability.append(max(0.0, 1 - kept))
+            compared.kl_divergences.append(kl_divergence(reference, logprobs))
+            compared.top1_match.append(argmax == reference_argmax)
 
     def _open_files(self, vocab_size: int) -> None:
+        vocab_size = self._vocabulary.size if self._vocabulary else vocab_size
         if self._save_logprobs:
             self._saved = LogprobFile(self._save_logprobs, self._num_rows, vocab_size, write=True)
         self._reference_files = {
@@ -95,6 +150,13 @@ class TokenMetrics:
         for file in (self._saved, *self._reference_files.values()):
             if file:
                 file.close()
+
+
+def restricted(logprobs: NDArray[np.float64], kept_ids: NDArray[np.int64]) -> tuple[NDArray[np.float64], float]:
+    """Return the log-probabilities of some tokens, given that one of them follows, and their probability."""
+    kept = logprobs[kept_ids]
+    probability = float(np.exp(kept).sum())
+    return kept - np.log(probability), probability
 
 
 def kl_divergence(reference: NDArray[np.float64], candidate: NDArray[np.float64]) -> float:

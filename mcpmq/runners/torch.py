@@ -150,9 +150,18 @@ def open_runner(path: Path, threads: int, adapters: Sequence[str | Path] = ()) -
     Raises:
         McpmqError: the folder is neither, or its files are damaged.
     """
+    if not (path / MANIFEST).is_file():
+        return open_checkpoint(Checkpoint.open(path, adapters=adapters), threads)
     torch.set_num_threads(threads)
-    family, config, weights, notes = _quantized(path) if (path / MANIFEST).is_file() else _checkpoint(path, adapters)
+    family, config, weights, notes = _quantized(path)
     return build_runner(path, family, config, weights, (*notes, STREAMED_NOTE))
+
+
+def open_checkpoint(checkpoint: Checkpoint, threads: int) -> TorchRunner:
+    """Return the runner of an open checkpoint, also of one with a trimmed vocabulary."""
+    torch.set_num_threads(threads)
+    weights = WeightStore(checkpoint.specs, checkpoint.load_float32)
+    return build_runner(checkpoint.path, checkpoint.family, checkpoint.config, weights, (STREAMED_NOTE,))
 
 
 def build_runner(
@@ -165,14 +174,6 @@ def build_runner(
         name = block_name(next(iter(parameters.values())).name)
         block.register_forward_hook(partial(_check_finite, name))
     return TorchRunner(model, weights, family.open_processor(path).model_inputs, notes)
-
-
-def _checkpoint(
-    path: Path, adapters: Sequence[str | Path]
-) -> tuple[Family, Mapping[str, Any], WeightStore, tuple[str, ...]]:
-    checkpoint = Checkpoint.open(path, adapters=adapters)
-    weights = WeightStore(checkpoint.specs, checkpoint.load_float32)
-    return checkpoint.family, checkpoint.config, weights, ()
 
 
 def _quantized(path: Path) -> tuple[Family, Mapping[str, Any], WeightStore, tuple[str, ...]]:

@@ -19,7 +19,7 @@ from mcpmq.errors import McpmqError
 from mcpmq.families.inputs import Inputs
 from mcpmq.runners.inputs_store import InputsStore
 from mcpmq.runners.runner import Logits, OpenRunner, SequentialEngine, SupportsPhases
-from mcpmq.runners.token_metrics import TokenMetrics
+from mcpmq.runners.token_metrics import ReferenceVocabulary, TokenMetrics
 
 SAMPLE_DONE = "mcpmq: sample done"
 RESULT_FILE = "result.json"
@@ -37,6 +37,7 @@ class Task:
     threads: int
     save_logprobs: str | None = None  # file to write the log-probabilities of all answers to
     references: dict[str, str] = field(default_factory=dict)  # log-probability files to compare with, by model name
+    reference_vocabulary: str | None = None  # file of the vocabulary of the references, if the model has a part of it
     budget: int = 0  # tokens of all passes that generate answers
     options: dict[str, Any] = field(default_factory=dict)  # more arguments of `open_runner`
 
@@ -55,7 +56,8 @@ def main(file: str) -> int:
 def _measure(task: Task) -> dict[str, Any]:
     samples, answers = InputsStore(Path(task.samples)), []
     references = {name: Path(path) for name, path in task.references.items()}
-    metrics = TokenMetrics(samples, Path(task.save_logprobs) if task.save_logprobs else None, references)
+    vocabulary = ReferenceVocabulary.load(Path(task.reference_vocabulary)) if task.reference_vocabulary else None
+    metrics = TokenMetrics(samples, Path(task.save_logprobs) if task.save_logprobs else None, references, vocabulary)
     started = time.perf_counter()
     open_runner = cast(OpenRunner, _engine_module(task).open_runner)
     baseline = rss_bytes("VmRSS")

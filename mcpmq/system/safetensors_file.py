@@ -6,7 +6,8 @@ Format: 8 bytes little-endian header length, a JSON header, the data (https://gi
 
 import json
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ import numpy as np
 from mcpmq.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
     from torch import Tensor
@@ -44,13 +45,20 @@ MAX_HEADER_NBYTES = 100 << 20  # the limit of the reference implementation
 
 @dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """Location, dtype and shape of one tensor in a file."""
+    """Location, dtype and shape of one tensor in a file, or of some of its rows."""
 
     file: Path
     dtype: str  # as safetensors writes it, `BF16`
     shape: tuple[int, ...]
     offset: int  # from the start of the file
     nbytes: int
+    rows: "NDArray[np.int64] | None" = field(default=None, compare=False)  # of the file, in the order of this tensor
+
+    def select_rows(self, rows: "NDArray[np.int64]") -> "TensorEntry":
+        """Return the tensor of some rows of a whole tensor."""
+        assert self.rows is None
+        row_nbytes = self.nbytes // self.shape[0]
+        return replace(self, shape=(len(rows), *self.shape[1:]), nbytes=len(rows) * row_nbytes, rows=rows)
 
     @property
     def torch_dtype(self) -> str:
@@ -134,15 +142,37 @@ def read_bytes(entry: TensorEntry, begin: int = 0, end: int | None = None) -> "N
     Raises:
         CheckpointError: the file was truncated after its header was read.
     """
-    values = np.empty((entry.nbytes if end is None else end) - begin, np.uint8)
+    end = entry.nbytes if end is None else end
+    values, done = np.empty(end - begin, np.uint8), 0
     with entry.file.open("rb", buffering=0) as stream:
-        stream.seek(entry.offset + begin)
-        view, done = values.data, 0
-        while done < len(values) and (count := stream.readinto(view[done:])):
-            done += count
-    if done < len(values):
-        raise CheckpointError(f"`{entry.file}` ended {len(values) - done:,} bytes early", REFETCH)
+        for offset, nbytes in [(begin, end - begin)] if entry.rows is None else _row_ranges(entry, begin, end):
+            stream.seek(entry.offset + offset)
+            view, done = values.data[done : done + nbytes], done + nbytes
+            while view and (count := stream.readinto(view)):
+                view = view[count:]
+            if view:
+                raise CheckpointError(f"`{entry.file}` ended {len(view):,} bytes early", REFETCH)
     return values
+
+
+def _row_ranges(entry: TensorEntry, begin: int, end: int) -> "Iterator[tuple[int, int]]":
+    """Yield offset and size, in the whole tensor, of the bytes `begin` to `end` of selected rows."""
+    assert entry.rows is not None
+    if begin == end:
+        return
+    row_nbytes = entry.nbytes // len(entry.rows)
+    first = begin // row_nbytes
+    rows = entry.rows[first : -(-end // row_nbytes)]
+    for run in consecutive_runs(rows):
+        skipped = max(0, begin - (first + run.start) * row_nbytes)
+        omitted = max(0, (first + run.stop) * row_nbytes - end)
+        yield int(rows[run.start]) * row_nbytes + skipped, (run.stop - run.start) * row_nbytes - skipped - omitted
+
+
+def consecutive_runs(numbers: "NDArray[np.int64]") -> "Iterator[slice]":
+    """Yield the ranges of indices in which every number is one more than the one before."""
+    breaks = [0, *(np.flatnonzero(np.diff(numbers) != 1) + 1).tolist(), len(numbers)]
+    yield from (slice(*ends) for ends in pairwise(breaks))
 
 
 def have_equal_values(first: TensorEntry, second: TensorEntry) -> bool:

@@ -144,6 +144,7 @@ def _artifact_table(artifact: "Artifact") -> Table:
         ("family", [manifest.family]),
         ("original", [source]),
         ("recipe", [str(manifest.recipe.get("name"))]),
+        *([("vocabulary", [str(manifest.vocabulary)])] if manifest.vocabulary else []),
         ("calibration set", [_calibration_set(artifact)]),
         *((f"calibration tokens, {component}", [tokens]) for component, tokens in _token_counts(artifact).items()),
         ("weights", [", ".join(f"{count} {scheme}" for scheme, count in _scheme_counts(artifact).most_common())]),

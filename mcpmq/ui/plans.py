@@ -43,7 +43,7 @@ def _plan_to_dict(plan: "Plan") -> dict[str, Any]:
         }
         for tensor in plan.tensors
     ]
-    sizes = {"source_nbytes": plan.checkpoint.nbytes, "nbytes": plan.nbytes}
+    sizes = {"source_nbytes": plan.checkpoint.source.nbytes, "nbytes": plan.nbytes}
     return {"family": plan.checkpoint.family.name, "recipe": plan.recipe.to_dict(), **sizes, "weights": weights}
 
 
@@ -55,7 +55,7 @@ def _plan_table(plan: "Plan") -> Table:
     for (name, shape, scheme, reason), tensors in groups.items():
         weights = f"{len(tensors)} x {shape}" if shape else f"{len(tensors)}"
         rows.append((name, [weights, scheme, format_megabytes(sum(tensor.nbytes for tensor in tensors)), reason]))
-    before, after = plan.checkpoint.nbytes, plan.nbytes
+    before, after = plan.checkpoint.source.nbytes, plan.nbytes
     total = [f"{len(plan.tensors)}", "", format_megabytes(after), f"{after / before:.1%} of the original"]
     source = plan.checkpoint.merged_name
     title = f"{plan.recipe.name} on {source}: {format_megabytes(before)} to {format_megabytes(after)}"

@@ -1,0 +1,35 @@
+"""The command `plan` without its options."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # --help imports no library
+    from mcpmq.formats.recipes import FormatsByRecipe
+
+
+def print_plans(
+    source: str,
+    lora: list[Path] | None,
+    recipes: "FormatsByRecipe",
+    calibration: Path | None,
+    context: int,
+    *,
+    as_json: bool,
+) -> None:
+    """Plan every recipe and print the plans with their forecasts; the vocabulary is trimmed if a recipe requests it."""
+    from mcpmq import ui
+    from mcpmq.checkpoint import Checkpoint
+    from mcpmq.dataset import SampleSet
+    from mcpmq.estimate.forecast import forecast
+    from mcpmq.plan import make_plan
+    from mcpmq.vocabulary import trim_vocabulary
+
+    progress, samples = ui.progress_bars(), SampleSet.open(calibration) if calibration else None
+    checkpoint = Checkpoint.open(source, progress, lora or ())
+    with ExitStack() as stack:
+        views = [
+            stack.enter_context(trim_vocabulary(checkpoint, one.vocabulary, samples, progress)) for one, _ in recipes
+        ]
+        plans = [(make_plan(view, one), names) for view, (one, names) in zip(views, recipes, strict=True)]
+        ui.print_plans([(made, forecast(made, names, context)) for made, names in plans], as_json=as_json)
