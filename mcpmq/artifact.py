@@ -102,9 +102,9 @@ class CalibrationRecord(_Record):
     name: str
     sha256: str
     samples: int
-    with_image: int
+    with_image: int  # or a video
     with_audio: Annotated[int | None, OMIT_IF_NONE] = None  # None for a set without audio
-    fingerprints: tuple[str, ...]  # of images and text samples, to detect overlap
+    fingerprints: tuple[str, ...]  # of images, videos and text samples, to detect overlap
 
     @classmethod
     def from_samples(cls, samples: SampleSet) -> Self:
@@ -113,7 +113,7 @@ class CalibrationRecord(_Record):
             name=samples.name,
             sha256=samples.sha256,
             samples=len(samples),
-            with_image=sum(sample.image is not None for sample in samples),
+            with_image=sum(sample.has_vision for sample in samples),
             with_audio=sum(bool(sample.audio) for sample in samples) or None,
             fingerprints=samples.fingerprints,
         )

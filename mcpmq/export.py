@@ -78,7 +78,7 @@ def _options(quantized: QuantizedModel, name: FormatName, npu: SampleSet | None)
             f"`{quantized.artifact.manifest.family}` has no vision graph for NPUs, which need a fixed slice size",
             "export it without `--npu`",
         )
-    if npu and not any(sample.image for sample in npu):
+    if npu and not any(sample.has_vision for sample in npu):
         raise DatasetError(f"no sample of `{npu.path}` has an image", "pass a set with images to `--npu`")
     return {"npu": npu} if npu else {}
 

@@ -20,14 +20,16 @@ NAMES = (
 FAMILIES = [one for one in TINY_FAMILIES if one.name in NAMES]
 
 
+@pytest.mark.parametrize("with_videos", [False, True])
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name + family.variant)
-def test_conversations_are_those_of_transformers(family: TinyFamily, tmp_path: Path) -> None:
-    """Conversations with several turns, images next to one another, and images in any turn."""
-    found = compare(family.build(tmp_path / "tiny"), tmp_path, 3, seed=3)
+def test_conversations_are_those_of_transformers(family: TinyFamily, with_videos: bool, tmp_path: Path) -> None:
+    """Conversations with several turns, images next to one another, and images and videos in any turn."""
+    found = compare(family.build(tmp_path / "tiny"), tmp_path, 3, seed=3, with_videos=with_videos)
 
     assert found.conversations == 3
     assert found.different == ()
     assert found.images > 3
+    assert found.videos >= 3 * with_videos
 
 
 def test_draws_are_reproducible(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.dataset import Turn
+from mcpmq.dataset import Turn, Video
 from mcpmq.errors import FormatError
 from mcpmq.families import family_named
 from mcpmq.families.family import Family, Processor, TensorSpec
@@ -48,7 +48,7 @@ def full(family_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.fixture(scope="module")
 def samples(family_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> list[Inputs]:
-    """A text sample, and for families with vision a wide and a tall image, and a conversation with both."""
+    """A text sample; for families with vision a wide and a tall image, a conversation with both, and with a video."""
     processor = family_checkpoint.family.open_processor(family_checkpoint.path)
     folder = tmp_path_factory.mktemp("images")
     encoded = [processor.encode("text", None, "How many?", "three circles are there")]
@@ -60,7 +60,20 @@ def samples(family_checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFact
     system = [Turn("system", ("Be brief.",))] if family_checkpoint.family.prompt_format.has_system_prompt else []
     first = [Turn("user", ("Here", *images[:1], "and here:", *images[1:])), Turn("assistant", ("two signs",))]
     second = [Turn("user", (*images[1:], "How many?")), Turn("assistant", ("one is red",))]
-    return [*encoded, processor.encode_turns("chat", [*system, *first, *second])]
+    encoded.append(processor.encode_turns("chat", [*system, *first, *second]))
+    if family_checkpoint.family.has_vision and family_checkpoint.family.prompt_format.supports_video:
+        moving = [Turn("user", ("Before", _video(folder), *images[:1], "and?")), Turn("assistant", ("it moves",))]
+        encoded.append(processor.encode_turns("video", [*system, *moving, *second]))
+    return encoded
+
+
+def _video(folder: Path) -> Video:
+    """Return a video of five random frames, six a second; its times are not after those of llama.cpp's limit."""
+    frames = np.random.default_rng(5).integers(0, 256, (5, 70, 100, 3), np.uint8)
+    files = tuple(folder / f"frame-{number}.png" for number in range(len(frames)))
+    for file, pixels in zip(files, frames, strict=True):
+        Image.fromarray(pixels).save(file)
+    return Video(files, fps=6.0)
 
 
 @pytest.fixture(scope="module")

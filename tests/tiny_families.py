@@ -1,5 +1,6 @@
 """Tiny checkpoints of all families in the published layouts."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -94,9 +95,13 @@ class TinyFamily:
     llama_cpp_config: Mapping[str, Any] = field(
         default_factory=dict
     )  # config.json keys that make torch compute as llama.cpp
+    video_preprocessor: Mapping[str, Any] | None = None  # settings of videos, where they are not those of images
 
     def build(self, path: Path) -> Path:
         """Write the checkpoint."""
+        if self.video_preprocessor is not None:
+            path.mkdir(parents=True, exist_ok=True)
+            (path / "video_preprocessor_config.json").write_text(json.dumps(self.video_preprocessor))
         return build_checkpoint(
             path,
             self.config,
@@ -244,6 +249,15 @@ QWEN3_VL = replace(
         "min_pixels": 8 * 32 * 32,
         "max_pixels": 24 * 32 * 32,
         "patch_size": 16,
+    },
+    video_preprocessor={
+        "video_processor_type": "Qwen3VLVideoProcessor",
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "size": {"shortest_edge": 48 * 32 * 32, "longest_edge": 120 * 32 * 32},
+        "patch_size": 16,
+        "merge_size": 2,
+        "temporal_patch_size": 2,
     },
     llama_cpp_config={},
 )

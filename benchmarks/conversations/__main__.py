@@ -1,6 +1,7 @@
 """Compare drawn conversations of every tiny family with transformers, and write the result.
 
-python -m benchmarks.conversations [--count 200] [--seed 1]
+python -m benchmarks.conversations [--count 200] [--seed 1]            texts and images
+python -m benchmarks.conversations --videos [--count 200] [--seed 1]   also videos, at least one in each
 """
 
 import argparse
@@ -11,6 +12,7 @@ from time import perf_counter
 
 from benchmarks.commands import provenance, write_result
 from benchmarks.conversations.compare import compare
+from mcpmq.families import family_named
 from tests.tiny_families import TINY_FAMILIES
 
 
@@ -19,18 +21,22 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--count", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--videos", action="store_true", help="give every conversation a video")
     options = parser.parse_args()
     families = {}
     for family in TINY_FAMILIES:
-        if "vision_config" not in family.config:
+        supports = family_named(family.name).prompt_format.supports_video or not options.videos
+        if "vision_config" not in family.config or not supports:
             continue
-        start = perf_counter()
+        start, name = perf_counter(), family.name + family.variant
         with TemporaryDirectory() as folder:
-            found = compare(family.build(Path(folder) / "tiny"), Path(folder), options.count, options.seed)
-        families[family.name + family.variant] = asdict(found)
-        print(family.name + family.variant, asdict(found), f"{perf_counter() - start:.0f} s", flush=True)
+            checkpoint = family.build(Path(folder) / "tiny")
+            found = compare(checkpoint, Path(folder), options.count, options.seed, with_videos=options.videos)
+        families[name] = asdict(found)
+        print(name, asdict(found), f"{perf_counter() - start:.0f} s", flush=True)
     record = provenance("benchmarks.conversations", "transformers", "tokenizers", "numpy", "pillow")
-    write_result("conversations", {**record, "count": options.count, "seed": options.seed, "families": families})
+    settings = {"count": options.count, "seed": options.seed, "families": families}
+    write_result("conversations-videos" if options.videos else "conversations", {**record, **settings})
     raise SystemExit(any(one["different"] for one in families.values()))
 
 

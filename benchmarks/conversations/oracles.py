@@ -1,5 +1,6 @@
 """Tokens, pixels and positions of conversations from the processors and models of transformers."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,17 +17,21 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from transformers.models.smolvlm import processing_smolvlm
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
-from mcpmq.dataset import Turn
+from benchmarks.conversations.draw import VIDEO_KINDS
+from benchmarks.conversations.video_inputs import published_frames, read_rgb, video_options
+from benchmarks.conversations.video_processors import video_processor_class
+from mcpmq.dataset import Turn, Video
 from mcpmq.families import modeling_transformers
 from mcpmq.families.chat_template import ChatTemplate
 from mcpmq.families.family import Family
-from mcpmq.system.json_file import read_json
+from mcpmq.system.json_file import read_json, read_optional_json
 
 # Chat templates that accept texts, and lists of parts as the published ones do.
 CHAT_ML = (
     "{{% for message in messages %}}{default}<|im_start|>{{{{ message['role'] }}}}\n"
     "{{% if message['content'] is string %}}{{{{ message['content'] }}}}{{% else %}}"
     "{{% for part in message['content'] %}}{{% if part['type'] == 'image' %}}{image}"
+    "{{% elif part['type'] == 'video' %}}{video}"
     "{{% else %}}{{{{ part['text'] }}}}{{% endif %}}"
     "{{% if not loop.last %}}{{{{ {separator} }}}}{{% endif %}}{{% endfor %}}{{% endif %}}"
     "<|im_end|>\n{{% endfor %}}{{% if add_generation_prompt %}}<|im_start|>assistant\n{{% endif %}}"
@@ -36,12 +41,16 @@ DEFAULT_SYSTEM = (
     "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
 )
 QWEN_TEMPLATE = CHAT_ML.format(
-    default=DEFAULT_SYSTEM, image="<|vision_start|><|image_pad|><|vision_end|>", separator="''"
+    default=DEFAULT_SYSTEM,
+    image="<|vision_start|><|image_pad|><|vision_end|>",
+    video="<|vision_start|><|video_pad|><|vision_end|>",
+    separator="''",
 )
-MINICPM_TEMPLATE = CHAT_ML.format(default="", image="<|image_pad|>", separator="'\\n'")
+MINICPM_TEMPLATE = CHAT_ML.format(default="", image="<|image_pad|>", video="<|video_pad|>", separator="'\\n'")
 TEMPLATES = {"qwen": QWEN_TEMPLATE, "minicpmv4": MINICPM_TEMPLATE}
 IMAGE_PROCESSORS = {"qwen": Qwen2VLImageProcessorPil, "minicpmv4": MiniCPMV4_6ImageProcessorPil}
 IMAGE_PROCESSORS["smolvlm"] = SmolVLMImageProcessorPil
+VIDEO_PROCESSORS = {"qwen": "Qwen2VLVideoProcessor", "minicpmv4": "MiniCPMV4_6VideoProcessor"}
 MINICPM_TOKENS = {
     "image_token": "<|image_pad|>",
     "video_token": "<|video_pad|>",
@@ -55,7 +64,7 @@ MINICPM_TOKENS = {
 
 
 class Oracle:
-    """The processor of a checkpoint in transformers, without its video processor, which needs another library."""
+    """The processor of a checkpoint in transformers."""
 
     def __init__(self, checkpoint: Path) -> None:
         """Open the processor of a checkpoint, whose chat template becomes one of `TEMPLATES` if it takes only texts."""
@@ -69,7 +78,20 @@ class Oracle:
             (checkpoint / "chat_template.jinja").write_text(template)
             self._tokenizer.chat_template = template
         self._image_processor = IMAGE_PROCESSORS[kind](**settings)
+        self._video_processor = self._open_video_processor(checkpoint, settings, kind)
         self._processor = {"qwen": self._qwen, "minicpmv4": self._minicpm, "smolvlm": self._smolvlm}[kind]()
+        self._count_name = "num_frames" if kind == "qwen" else "max_num_frames"
+        # the processor of MiniCPM-V has no rate to sample
+        self.video_kinds = VIDEO_KINDS if kind == "qwen" else VIDEO_KINDS[:-1]
+
+    def _open_video_processor(self, checkpoint: Path, settings: Mapping[str, Any], kind: str) -> Any:
+        """Return the video processor; its settings are those of images without a file of their own."""
+        if kind not in VIDEO_PROCESSORS:
+            return SimpleNamespace(model_input_names=[])
+        found = read_optional_json(checkpoint / "video_preprocessor_config.json") or dict(settings)
+        name = found.pop("video_processor_type", VIDEO_PROCESSORS[kind])
+        found.pop("image_processor_type", None)
+        return video_processor_class(name)(**found, **({"cap_pixels_per_frame": False} if kind == "qwen" else {}))
 
     def _qwen(self) -> Any:
         names = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor", "qwen3_vl": "Qwen3VLProcessor"}
@@ -90,19 +112,21 @@ class Oracle:
         return self._create(transformers.SmolVLMProcessor, image_seq_len=side**2)
 
     def _create(self, processor_class: Any, **sizes: int) -> Any:
-        """Create a processor whose video processor is a record of settings."""
+        """Create a processor without checks of the types of its parts."""
         mixin: Any = transformers.ProcessorMixin
         original = mixin.__init__
-        settings = SimpleNamespace(slice_mode=True, downsample_mode="16x", merge_size=2, model_input_names=[])
 
         def initialize(self: Any, *_: Any, **__: Any) -> None:
             self.image_processor, self.tokenizer, self.video_processor, self.chat_template = parts
 
-        parts = self._image_processor, self._tokenizer, settings, self._tokenizer.chat_template
+        parts = self._image_processor, self._tokenizer, self._video_processor, self._tokenizer.chat_template
         mixin.__init__ = initialize
         try:
             return processor_class(
-                image_processor=self._image_processor, tokenizer=self._tokenizer, video_processor=settings, **sizes
+                image_processor=self._image_processor,
+                tokenizer=self._tokenizer,
+                video_processor=self._video_processor,
+                **sizes,
             )
         finally:
             mixin.__init__ = original
@@ -112,8 +136,12 @@ class Oracle:
         messages = [{"role": turn.role, "content": [_part(part) for part in turn.content]} for turn in turns[:-1]]
         tokenizer: Any = self._tokenizer
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        arrays = self._processor(images=_open_images(turns) or None, text=[text], return_tensors="np")
-        return {name: np.asarray(value) for name, value in arrays.items()}
+        videos = [video for turn in turns for video in turn.videos]
+        options = video_options(videos, self._count_name) if videos else {}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # the processor of MiniCPM-V calls numpy on tensors
+            arrays = self._processor(images=_open_images(turns) or None, text=[text], return_tensors="np", **options)
+        return {name: np.asarray(value) for name, value in arrays.items() if name != "video_metadata"}
 
     def positions(self, arguments: Mapping[str, NDArray[Any]]) -> NDArray[np.int64] | None:
         """Return the position ids [3, length] of the torch module's arguments; None without M-RoPE."""
@@ -122,7 +150,7 @@ class Oracle:
         if self._model is None:
             builder: Callable[[Any], Any] = getattr(modeling_transformers, self._model_type)
             self._model = builder(self._config).model
-        tensors = {name: torch.from_numpy(value) for name, value in arguments.items() if name != "pixel_values"}
+        tensors = {name: torch.from_numpy(one) for name, one in arguments.items() if not name.startswith("pixel")}
         found: NDArray[np.int64] = self._model.get_rope_index(**tensors)[0][:, 0].numpy()
         return found
 
@@ -146,6 +174,7 @@ class PublishedOracle:
     """The algorithm of the published code of MiniCPM-V 2.0 to 4.5, with tags that are replaced after the template."""
 
     TAG = "(<image>./</image>)"
+    video_kinds = VIDEO_KINDS
 
     def __init__(self, checkpoint: Path, family: Family) -> None:
         """Open the tokenizer and the settings of a checkpoint."""
@@ -159,23 +188,29 @@ class PublishedOracle:
 
     def encode(self, turns: Sequence[Turn]) -> dict[str, NDArray[Any]]:
         """Return the arrays of the prompt before the last answer: tokens, pixels and sizes."""
-        contents = ["\n".join(part if isinstance(part, str) else self.TAG for part in turn.content) for turn in turns]
-        messages = [{"role": turn.role, "content": content} for turn, content in zip(turns, contents, strict=True)]
-        text, images = self._template.render(messages[:-1]), _open_images(turns)
-        arrays = dict(self._image_processor(images=images, return_tensors="np")) if images else {}
+        contents = [[one for part in turn.content for one in _opened(part)] for turn in turns]
+        texts = ["\n".join(one if isinstance(one, str) else self.TAG for one in content) for content in contents]
+        messages = [{"role": turn.role, "content": text} for turn, text in zip(turns, texts, strict=True)]
+        text = self._template.render(messages[:-1])
+        images = [one for content in contents for one in content if not isinstance(one, str)]
+        has_video = any(turn.videos for turn in turns)
+        options: dict[str, Any] = {"max_slice_nums": self._format.video_max_slices} if has_video else {}
+        arrays = dict(self._image_processor(images=images, return_tensors="np", **options)) if images else {}
         for number in range(len(images)):
-            text = text.replace(self.TAG, self._placeholder(number, list(arrays["grids"][number])), 1)
+            tag = self._placeholder(None if has_video else number, list(arrays["grids"][number]))
+            text = text.replace(self.TAG, tag, 1)
         tokens = self._tokenizer.encode(text, add_special_tokens=False).ids
         return {"input_ids": np.array([tokens]), **arrays}
 
-    def _placeholder(self, number: int, grid: Sequence[int]) -> str:
+    def _placeholder(self, number: int | None, grid: Sequence[int]) -> str:
         queries = self._format.image_token * self._config["query_num"]
         rows, columns = grid
         if self._format.image_tags_for_slices:
             lines = "\n".join([f"<image>{queries}</image>" * columns] * rows)
             return f"<image>{queries}</image>" + (f"<slice>{lines}</slice>" if rows else "")
         lines = "\n".join([f"<slice>{queries}</slice>" * columns] * rows)
-        return f"<image_id>{number}</image_id><image>{queries}</image>{lines}"
+        tag = "" if number is None else f"<image_id>{number}</image_id>"
+        return f"{tag}<image>{queries}</image>{lines}"
 
     def positions(self, _: Mapping[str, NDArray[Any]]) -> None:
         """Return None: the positions are consecutive."""
@@ -188,8 +223,17 @@ def open_oracle(checkpoint: Path, family: Family) -> Oracle | PublishedOracle:
 
 
 def _open_images(turns: Sequence[Turn]) -> list[Image.Image]:
-    return [Image.open(image).convert("RGB") for turn in turns for image in turn.images if isinstance(image, Path)]
+    return [read_rgb(image) for turn in turns for image in turn.images if isinstance(image, Path)]
+
+
+def _opened(part: Any) -> list[str | Image.Image]:
+    """Return a text, an image, or the frames of a video, which the published usage samples."""
+    if isinstance(part, Video):
+        return list(published_frames(part))
+    return [part if isinstance(part, str) else read_rgb(part)]
 
 
 def _part(part: Any) -> dict[str, str]:
-    return {"type": "text", "text": part} if isinstance(part, str) else {"type": "image"}
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    return {"type": "video" if isinstance(part, Video) else "image"}

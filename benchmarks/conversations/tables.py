@@ -2,14 +2,14 @@
 
 from benchmarks.markdown import load_result, table, with_provenance
 
-HEADINGS = ("family", "conversations", "turns", "images", "tokens", "different")
+HEADINGS = ("family", "conversations", "turns", "images", "videos", "tokens", "different")
 
 
-def conversations_table() -> str:
+def conversations_table(name: str = "conversations") -> str:
     """Return the number of drawn conversations of every family, and of those that differ from transformers."""
-    result = load_result("conversations")
+    result = load_result(name)
     rows = [
-        [name, *(f"{one[key]:,}" for key in HEADINGS[1:-1]), str(len(one["different"]))]
+        [name, *(f"{one.get(key, 0):,}" for key in HEADINGS[1:-1]), str(len(one["different"]))]
         for name, one in result["families"].items()
     ]
     return with_provenance(table(HEADINGS, rows, text_columns=1), result)

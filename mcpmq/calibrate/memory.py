@@ -16,7 +16,7 @@ from mcpmq.errors import DatasetError
 from mcpmq.execution.device import CPU, available_nbytes
 from mcpmq.families.audio_shape import SAMPLES_PER_MEL_FRAME
 from mcpmq.families.family import Architecture, TensorSpec
-from mcpmq.families.inputs import Inputs
+from mcpmq.families.inputs import Inputs, slice_size
 from mcpmq.families.residual import LAYER_OUTPUT, stream_reader
 from mcpmq.plan import block_name
 from mcpmq.rounding import gptq
@@ -76,7 +76,7 @@ def estimate_memory(
 
 
 def _pixels(inputs: Inputs) -> int:
-    return sum(part.shape[0] * part.shape[1] for part in inputs.slices)
+    return sum(prod(slice_size(part)) for part in inputs.slices)
 
 
 def _state_nbytes(architecture: Architecture, inputs: Inputs, passes: int) -> int:

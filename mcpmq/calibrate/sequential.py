@@ -60,12 +60,12 @@ def require_calibration(plan: Plan, calibration: SampleSet | None) -> tuple[Samp
             " given",
             "pass a directory of images and questions with `--calibration`",
         )
-    if not any(sample.image for sample in calibration):
+    if not any(sample.has_vision for sample in calibration):
         for tensor in calibrated:
             if tensor.spec.component not in (HEAD, LANGUAGE):
                 raise no_tokens_error(tensor.name, len(calibration))
     if plan.recipe.selects_per_block:
-        _check_held_out([bool(sample.image) for sample in calibration])
+        _check_held_out([sample.has_vision for sample in calibration])
     return calibration.samples
 
 

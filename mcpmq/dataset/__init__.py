@@ -1,4 +1,4 @@
-"""Sample sets of images, audio, prompts and answers, for calibration and evaluation."""
+"""Sample sets of images, videos, audio, prompts and answers, for calibration and evaluation."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from typing import Self
 from mcpmq.dataset.hub import find_set
 from mcpmq.dataset.manifest import MANIFEST_HINT
 from mcpmq.dataset.options import READ_ALL, ReadOptions
-from mcpmq.dataset.sample import Audio, EmbeddedImage, ImageSource, Part, Sample, Turn
+from mcpmq.dataset.sample import Audio, EmbeddedImage, ImageSource, Part, Sample, Turn, Video
 from mcpmq.dataset.source import MANIFEST, Record, RecordSource, has_records, open_source
 from mcpmq.errors import DatasetError
 from mcpmq.system.hub_cache import folder_name
@@ -29,6 +29,7 @@ __all__ = [
     "Sample",
     "SampleSet",
     "Turn",
+    "Video",
     "has_records",
 ]
 
@@ -79,7 +80,7 @@ class SampleSet:
 
     @cached_property
     def sha256(self) -> str:
-        """Return the SHA-256 of all samples and image bytes, in order."""
+        """Return the SHA-256 of all samples and the bytes of their files, in order."""
         digest = hashlib.sha256()
         for sample in self.samples:
             digest.update(json.dumps([sample.id, *sample.content()]).encode())
@@ -87,14 +88,14 @@ class SampleSet:
 
     @cached_property
     def fingerprints(self) -> tuple[str, ...]:
-        """Return the fingerprints of all images and text samples; disjoint sets share none."""
+        """Return the fingerprints of all images, videos and text samples; disjoint sets share none."""
         return tuple(sorted({fingerprint for sample in self.samples for fingerprint in sample.fingerprints}))
 
     @cached_property
     def duplicates(self) -> tuple[tuple[str, str], ...]:
         """Return the ids of samples with the content of an earlier one, each with the id of that one."""
         texts = Counter((sample.prompt, sample.answer) for sample in self.samples)
-        repeated = [sample for sample in self.samples if texts[sample.prompt, sample.answer] > 1]  # images are hashed
+        repeated = [sample for sample in self.samples if texts[sample.prompt, sample.answer] > 1]  # files are hashed
         first: dict[str, str] = {}
         found = [(sample.id, first.setdefault(json.dumps(sample.content()), sample.id)) for sample in repeated]
         return tuple(pair for pair in found if pair[0] != pair[1])
@@ -112,12 +113,12 @@ class SampleSet:
         """Check that no sample is in the calibration set of that name and fingerprints.
 
         Raises:
-            DatasetError: an image or a text sample is in both.
+            DatasetError: an image, a frame, a video or a text sample is in both.
         """
         shared = set(self.fingerprints).intersection(fingerprints)
         if shared:
             raise DatasetError(
-                f"`{self.path}` shares {len(shared):,} images or texts with the calibration set `{name}`",
+                f"`{self.path}` shares {len(shared):,} images, videos or texts with the calibration set `{name}`",
                 "use an evaluation set that does not overlap the calibration set",
             )
 

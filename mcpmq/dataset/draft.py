@@ -1,10 +1,10 @@
-"""Samples as a dataset file describes them, before their images and audio are opened."""
+"""Samples as a dataset file describes them, before their images, videos and audio are opened."""
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from mcpmq.dataset.image_files import checked_audio, checked_image
-from mcpmq.dataset.sample import Audio, EmbeddedImage, ImageSource, Part, Role, Sample, Turn
+from mcpmq.dataset.media_files import checked_audio, checked_image, checked_video, frame_names
+from mcpmq.dataset.sample import Audio, EmbeddedImage, ImageSource, Part, Role, Sample, Turn, Video
 from mcpmq.dataset.turns import check_turns
 
 
@@ -45,12 +45,36 @@ class AudioReference(FileReference):
         return Audio(EmbeddedImage(self.name, self.content))
 
 
-DraftPart = str | ImageReference | AudioReference
+@dataclass(frozen=True, slots=True)
+class VideoReference:
+    """A video: a file, a folder of frames, or a list of frames, with the settings of `Video`."""
+
+    source: FileReference | tuple[ImageReference, ...]
+    fps: float | None = None
+    num_frames: int | None = None
+
+    def open(self, folder: Path, where: str) -> Video:
+        """Return the video after decoding all frames once; see `checked_video` and `checked_image`."""
+        from mcpmq.system.video_file import video_info
+
+        source = self.source
+        if isinstance(source, FileReference) and source.content is None:
+            names = frame_names(folder, source.name, where)
+            source = tuple(map(ImageReference, names)) or source
+        if isinstance(source, tuple):
+            return Video(tuple(frame.open(folder, where) for frame in source), self.fps, self.num_frames)
+        if source.content is None:
+            return Video(checked_video(folder, source.name, where, source.sha256), self.fps, self.num_frames)
+        video_info(source.content, f"{where}: the video `{source.name}`")
+        return Video(EmbeddedImage(source.name, source.content), self.fps, self.num_frames)
+
+
+DraftPart = str | ImageReference | VideoReference | AudioReference
 
 
 @dataclass(frozen=True, slots=True)
 class DraftTurn:
-    """A message: texts, images and audio in their order."""
+    """A message: texts, images, videos and audio in their order."""
 
     role: Role
     content: tuple[DraftPart, ...]
@@ -58,7 +82,7 @@ class DraftTurn:
 
 @dataclass(frozen=True, slots=True)
 class DraftSample:
-    """A conversation whose images and audio are not opened yet."""
+    """A conversation whose images, videos and audio are not opened yet."""
 
     id: str
     turns: tuple[DraftTurn, ...]

@@ -6,13 +6,14 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from mcpmq.dataset.draft import AudioReference, DraftSample, DraftTurn, ImageReference
-from mcpmq.dataset.sample import Audio, ImageSource, Part, Role, Sample, Turn
+from mcpmq.dataset.draft import AudioReference, DraftSample, DraftTurn, FileReference, ImageReference, VideoReference
+from mcpmq.dataset.sample import Audio, ImageSource, Part, Role, Sample, Turn, Video
 from mcpmq.errors import DatasetError
 
 MANIFEST_HINT = (
     'write one JSON object per line: {"id": "1", "image": "images/1.jpg", "prompt": "How many?", "answer": "Three."}'
 )
+MAX_FPS, MAX_NUM_FRAMES = 1000.0, 100_000  # of a video
 KEYS_HINT = "use the keys {}; the image file is named in `image`, the audio file in `audio`"
 KEYS_WITHOUT_MESSAGES = ("image", "image_sha256", "audio", "audio_sha256", "prompt", "answer")
 Text = Annotated[str, Field(min_length=1)]
@@ -49,11 +50,32 @@ class _AudioPart(_Object):
         return AudioReference(self.audio, sha256=self.sha256)
 
 
+class _VideoPart(_Object):
+    type: Literal["video"]
+    video: Text | Annotated[list[Text], Field(min_length=1)]
+    fps: Annotated[float, Field(gt=0, le=MAX_FPS)] | None = None
+    num_frames: Annotated[int, Field(ge=1, le=MAX_NUM_FRAMES)] | None = None
+    sha256: Hash | None = None
+
+    def part(self) -> VideoReference:
+        if isinstance(self.video, str):
+            return VideoReference(FileReference(self.video, sha256=self.sha256), self.fps, self.num_frames)
+        return VideoReference(tuple(map(ImageReference, self.video)), self.fps, self.num_frames)
+
+    @model_validator(mode="after")
+    def _check_file_keys(self) -> Self:
+        if self.sha256 and not isinstance(self.video, str):
+            raise ValueError("`sha256` is that of a file, not of a list of frames")
+        if self.fps and self.num_frames and isinstance(self.video, str):
+            raise ValueError("a video file has `fps` and `num_frames`; give one of them")
+        return self
+
+
 def _as_parts(content: Any) -> Any:
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
-_Part = Annotated[_TextPart | _ImagePart | _AudioPart, Field(discriminator="type")]
+_Part = Annotated[_TextPart | _ImagePart | _VideoPart | _AudioPart, Field(discriminator="type")]
 
 
 class _Message(_Object):
@@ -134,18 +156,23 @@ def manifest_line(sample: Sample, names: Mapping[ImageSource, str]) -> dict[str,
     return {"id": sample.id, "messages": messages, **tags}
 
 
-def _parts(turn: Turn, names: Mapping[ImageSource, str]) -> str | list[dict[str, str]]:
+def _parts(turn: Turn, names: Mapping[ImageSource, str]) -> str | list[dict[str, Any]]:
     if len(turn.content) == 1 and isinstance(turn.content[0], str):
         return turn.content[0]
     return [_part(part, names) for part in turn.content]
 
 
-def _part(part: Part, names: Mapping[ImageSource, str]) -> dict[str, str]:
+def _part(part: Part, names: Mapping[ImageSource, str]) -> dict[str, Any]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
     if isinstance(part, Audio):
         return {"type": "audio", "audio": names[part.source]}
-    return {"type": "image", "image": names[part]}
+    if not isinstance(part, Video):
+        return {"type": "image", "image": names[part]}
+    video = [names[file] for file in part.files]
+    settings = {"fps": part.fps, "num_frames": part.num_frames}
+    given = {name: value for name, value in settings.items() if value is not None}
+    return {"type": "video", "video": video if isinstance(part.source, tuple) else video[0], **given}
 
 
 def _line_error(where: str, error: ValidationError) -> DatasetError:

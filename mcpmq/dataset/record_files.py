@@ -1,4 +1,4 @@
-"""Image and audio files as records of training sets give them: paths, data URLs, and bytes."""
+"""Image, video and audio files as records of training sets give them: paths, data URLs, and bytes."""
 
 import base64
 import binascii
@@ -9,10 +9,10 @@ from typing import Any
 from mcpmq.dataset.draft import AudioReference, FileReference, ImageReference
 from mcpmq.errors import DatasetError
 
-DATA_URL = re.compile(r"data:(?:image|audio)/[\w.+-]+;base64,")
+DATA_URL = re.compile(r"data:(?:image|video|audio)/[\w.+-]+;base64,")
 URL_HINT = "download the {0} into the folder of the set, and name the file; mcpmq fetches no {0}"
 VALUE_HINT = "give the path of a file, a data URL, or the bytes of a file"
-ARTICLES = {"image": "an image", "audio": "an audio"}
+ARTICLES = {"image": "an image", "video": "a video", "audio": "an audio"}
 
 
 def image_references(value: Any, where: str) -> Iterator[ImageReference]:
@@ -50,7 +50,7 @@ def audio_reference(value: Any, where: str) -> AudioReference:
 
 
 def file_reference(value: Any, where: str, kind: str) -> FileReference:
-    """Return the file of an image or an audio.
+    """Return the file of an image, a video or an audio.
 
     Raises:
         DatasetError: the value is not a file, or is a URL, which is never fetched.

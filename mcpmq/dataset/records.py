@@ -7,6 +7,7 @@ from mcpmq.dataset.draft import DraftPart, DraftSample, DraftTurn
 from mcpmq.dataset.manifest import check_id
 from mcpmq.dataset.record_files import audio_reference, image_reference
 from mcpmq.dataset.record_media import PLACEHOLDER, Media
+from mcpmq.dataset.record_videos import COUNT_KEYS, FPS_KEYS, video_reference
 from mcpmq.dataset.sample import Role
 from mcpmq.errors import DatasetError
 
@@ -19,10 +20,13 @@ ROLES: Mapping[str, Role] = {
     "model": "assistant",
 }
 PROMPTS, ANSWERS = ("query", "prompt", "question", "instruction"), ("response", "answer", "output", "completion")
-CONTENT_KEYS = ("id", "tags", "system", "image", "images", "audio", "audios")  # in every format
-VALUE_KEYS = {"image": {"image", "path", "url"}, "audio": {"audio", "path", "url"}}  # of parts
+# In every format.
+CONTENT_KEYS = ("id", "tags", "system", "image", "images", "video", "videos", "fps", "audio", "audios")
+VALUE_KEYS = {kind: {kind, "path", "url"} for kind in ("image", "video", "audio")}  # of parts
+SETTING_KEYS: Mapping[str, set[str]] = {"image": set(), "video": {*FPS_KEYS, *COUNT_KEYS}, "audio": set()}
 WRAPPED_KINDS = {
     "image_url": "image",
+    "video_url": "video",
     "audio_url": "audio",
     "input_audio": "audio",
 }  # of parts with the key of their type
@@ -148,24 +152,28 @@ def _parts(part: Any, role: Role, media: Media, where: str) -> Iterator[DraftPar
     elif kind in WRAPPED_KINDS and keys == {kind}:
         wrapped = given[kind]
         value = wrapped["url"] if isinstance(wrapped, dict) and "url" in wrapped else wrapped
-        yield _placed(WRAPPED_KINDS[kind], value, media, where)
-    elif kind in VALUE_KEYS and len(keys) == 1 and keys <= VALUE_KEYS[kind]:
-        yield _placed(kind, given[min(keys)], media, where)
+        yield _placed(WRAPPED_KINDS[kind], value, {}, media, where)
+    elif kind in VALUE_KEYS and len(keys & VALUE_KEYS[kind]) == 1 and keys <= VALUE_KEYS[kind] | SETTING_KEYS[kind]:
+        settings = {key: given[key] for key in keys & SETTING_KEYS[kind]}
+        yield _placed(kind, given[min(keys & VALUE_KEYS[kind])], settings, media, where)
     else:
         raise DatasetError(f"{where}: unknown part of type `{kind}` with the keys {_quote(given)}", FORMAT_HINT)
 
 
-def _placed(kind: str, value: Any, media: Media, where: str) -> DraftPart:
-    """Return the image or audio of a part that has it."""
+def _placed(kind: str, value: Any, settings: Mapping[str, Any], media: Media, where: str) -> DraftPart:
+    """Return the image, video or audio of a part that has it."""
     if kind == "image":
         media.images.placed += 1
         return image_reference(value, where)
-    media.audios.placed += 1
-    return audio_reference(value, where)
+    if kind == "audio":
+        media.audios.placed += 1
+        return audio_reference(value, where)
+    media.videos.placed += 1
+    return video_reference(value, where, settings)
 
 
 def _split(text: str, media: Media) -> Iterator[DraftPart]:
-    """Yield the texts, images and audios of a text with placeholders."""
+    """Yield the texts, images, videos and audios of a text with placeholders."""
     end = 0
     for found in PLACEHOLDER.finditer(text):
         yield text[end : found.start()]

@@ -1,4 +1,4 @@
-"""Samples: conversations of texts, images and audio that end with an answer."""
+"""Samples: conversations of texts, images, videos and audio that end with an answer."""
 
 import hashlib
 import json
@@ -34,12 +34,39 @@ class Audio:
         return {"audio": image_digest(self.source)}
 
 
-Part = str | ImageSource | Audio
+@dataclass(frozen=True, slots=True)
+class Video:
+    """A video: one file with all frames, or an image file for each frame.
+
+    Attributes:
+        source: the file, or the frames in their order.
+        fps: frames per second of a list of frames, or those to sample from a file; None if they are not given.
+        num_frames: number of frames to sample; None for the rules of the processor.
+    """
+
+    source: ImageSource | tuple[ImageSource, ...]
+    fps: float | None = None
+    num_frames: int | None = None
+
+    @property
+    def files(self) -> tuple[ImageSource, ...]:
+        """Return the file, or those of all frames."""
+        return self.source if isinstance(self.source, tuple) else (self.source,)
+
+    def content(self) -> dict[str, Any]:
+        """Return the hashes of the files and the settings as JSON values."""
+        digests = [image_digest(file) for file in self.files]
+        settings = {"fps": self.fps, "num_frames": self.num_frames}
+        given = {name: value for name, value in settings.items() if value is not None}
+        return {"video": digests if isinstance(self.source, tuple) else digests[0], **given}
+
+
+Part = str | ImageSource | Video | Audio
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One message of a conversation: texts, images and audio in their order."""
+    """One message of a conversation: texts, images, videos and audio in their order."""
 
     role: Role
     content: tuple[Part, ...]
@@ -52,7 +79,12 @@ class Turn:
     @property
     def images(self) -> tuple[ImageSource, ...]:
         """Return the images in their order."""
-        return tuple(part for part in self.content if not isinstance(part, str | Audio))
+        return tuple(part for part in self.content if not isinstance(part, str | Video | Audio))
+
+    @property
+    def videos(self) -> tuple[Video, ...]:
+        """Return the videos in their order."""
+        return tuple(part for part in self.content if isinstance(part, Video))
 
     @property
     def audio(self) -> tuple[Audio, ...]:
@@ -61,9 +93,8 @@ class Turn:
 
     @property
     def files(self) -> tuple[ImageSource, ...]:
-        """Return the files of all images and audios in their order."""
-        media = (part for part in self.content if not isinstance(part, str))
-        return tuple(part.source if isinstance(part, Audio) else part for part in media)
+        """Return the files of all images, videos and audios in their order."""
+        return tuple(file for part in self.content if not isinstance(part, str) for file in _files(part))
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,13 +124,23 @@ class Sample:
         return next(iter(self.images), None)
 
     @property
+    def videos(self) -> tuple[Video, ...]:
+        """Return the videos of all turns in their order."""
+        return tuple(video for turn in self.turns for video in turn.videos)
+
+    @property
+    def has_vision(self) -> bool:
+        """Return whether the sample has an image or a video."""
+        return bool(self.images or self.videos)
+
+    @property
     def audio(self) -> tuple[Audio, ...]:
         """Return the audios of all turns in their order."""
         return tuple(audio for turn in self.turns for audio in turn.audio)
 
     @property
     def files(self) -> tuple[ImageSource, ...]:
-        """Return the files of all images and audios in their order."""
+        """Return the files of all images, videos and audios in their order."""
         return tuple(file for turn in self.turns for file in turn.files)
 
     @property
@@ -115,7 +156,7 @@ class Sample:
 
     @property
     def fingerprints(self) -> set[str]:
-        """Return the fingerprints of the files, or that of the text of a sample without images and audio."""
+        """Return the fingerprints of the files, or that of the text of a sample without files."""
         text = json.dumps(self._texts()).encode()
         digests = [image_digest(file) for file in self.files] or [hashlib.sha256(text).hexdigest()]
         return {digest[:FINGERPRINT_DIGITS] for digest in digests}
@@ -138,7 +179,7 @@ class Sample:
         content = self.turns[0].content
         return (
             isinstance(content[-1], str)
-            and not any(isinstance(part, str | Audio) for part in content[:-1])
+            and not any(isinstance(part, str | Video | Audio) for part in content[:-1])
             and (len(content) <= 2)
         )
 
@@ -158,7 +199,13 @@ def image_digest(image: ImageSource) -> str:
         raise DatasetError(f"`{image}` cannot be read: {error}", "check the file and its permissions") from error
 
 
+def _files(part: ImageSource | Video | Audio) -> tuple[ImageSource, ...]:
+    if isinstance(part, Video):
+        return part.files
+    return (part.source,) if isinstance(part, Audio) else (part,)
+
+
 def _content(part: Part) -> Any:
-    if isinstance(part, Audio):
+    if isinstance(part, Video | Audio):
         return part.content()
     return part if isinstance(part, str) else {"image": image_digest(part)}

@@ -6,21 +6,23 @@ from statistics import median
 from typing import Any
 
 from mcpmq.dataset import SampleSet
-from mcpmq.dataset.sample import Audio, EmbeddedImage
+from mcpmq.dataset.sample import Audio, EmbeddedImage, Video
 from mcpmq.system.audio_file import SAMPLING_RATE, StoredAudio, stored_audio
 from mcpmq.system.image_file import stored_size
+from mcpmq.system.video_file import video_info
 
 MAX_LISTED = 10
 
 
 def set_statistics(samples: SampleSet) -> dict[str, Any]:
-    """Return counts of samples, turns and images, lengths of texts, and sizes of images, as JSON values."""
+    """Return counts of samples, turns, images and videos, lengths of texts, and sizes of images, as JSON values."""
     images = [len(sample.images) for sample in samples]
     sizes = [
         stored_size(image.content if isinstance(image, EmbeddedImage) else image)
         for sample in samples
         for image in sample.images
     ]
+    videos = [video for sample in samples for video in sample.videos]
     properties: dict[str, Any] = {
         "samples": len(samples),
         **({"records": samples.num_records} if samples.num_records not in (0, len(samples)) else {}),
@@ -28,6 +30,7 @@ def set_statistics(samples: SampleSet) -> dict[str, Any]:
         **listed("duplicates", [f"{sample_id} of {first}" for sample_id, first in samples.duplicates]),
         "with_image": sum(count > 0 for count in images),
         "with_several_images": sum(count > 1 for count in images),
+        **({"with_video": sum(bool(sample.videos) for sample in samples)} if videos else {}),
         **({"with_audio": count} if (count := sum(bool(sample.audio) for sample in samples)) else {}),
         "with_system_prompt": sum(sample.turns[0].role == "system" for sample in samples),
         "answers": sum(turn.role == "assistant" for sample in samples for turn in sample.turns),
@@ -39,6 +42,8 @@ def set_statistics(samples: SampleSet) -> dict[str, Any]:
     if sizes:
         properties |= {"images": len(sizes), "image_width": spread(width for width, _ in sizes)}
         properties |= {"image_height": spread(height for _, height in sizes)}
+    if videos:
+        properties |= {"videos": len(videos), "frames_of_videos": spread(map(_num_frames, videos))}
     properties |= _audio_statistics([audio for sample in samples for audio in sample.audio])
     tags = dict(Counter(tag for sample in samples for tag in sample.tags))
     return {**properties, "tags": tags, "sha256": samples.sha256}
@@ -59,6 +64,13 @@ def _audio_statistics(audios: Sequence[Audio]) -> dict[str, Any]:
 
 def _stored(audio: Audio) -> StoredAudio:
     return stored_audio(audio.source.content if isinstance(audio.source, EmbeddedImage) else audio.source)
+
+
+def _num_frames(video: Video) -> int:
+    if isinstance(video.source, tuple):
+        return len(video.source)
+    file = video.source.content if isinstance(video.source, EmbeddedImage) else video.source
+    return video_info(file, f"the video `{video.source.name}`").num_frames
 
 
 def listed(name: str, texts: Sequence[str]) -> dict[str, Any]:

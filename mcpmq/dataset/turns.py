@@ -9,7 +9,7 @@ ORDER_HINT = "begin with one system prompt or none, then alternate `user` and `a
 
 
 def check_turns(turns: Sequence[Turn], where: str) -> None:
-    """Check the order of turns, that images and audio are in prompts, and that every answer has one text.
+    """Check the order of turns, that images, videos and audio are in prompts, and that every answer has one text.
 
     Raises:
         DatasetError: the conversation cannot be measured; the error has `where`.
@@ -22,9 +22,9 @@ def check_turns(turns: Sequence[Turn], where: str) -> None:
         raise DatasetError(f"{where}: the last message is not an answer", ORDER_HINT)
     for turn in turns:
         if turn.files and turn.role != "user":
-            found = "an image" if turn.images else "audio"
+            found = "an image" if turn.images else "a video" if turn.videos else "audio"
             raise DatasetError(
-                f"{where}: a message of `{turn.role}` has {found}", "only prompts can have images and audio"
+                f"{where}: a message of `{turn.role}` has {found}", "only prompts can have images, videos and audio"
             )
         if turn.role == "assistant" and (len(turn.content) != 1 or not turn.text.strip()):
             raise DatasetError(f"{where}: an answer is not one text", "write every answer as one text")

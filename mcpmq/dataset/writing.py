@@ -1,4 +1,4 @@
-"""Write a sample set as a folder with a manifest, its images and its audio, each file once."""
+"""Write a sample set as a folder with a manifest, its images, videos and audio, each file once."""
 
 import json
 from collections.abc import Mapping
@@ -36,9 +36,12 @@ def write_set(samples: SampleSet, out: Path) -> SampleSet:
     with lock_output(out), atomic_dir(out) as folder:
         lines = []
         for sample in samples:
-            names = {image: _write_file(image, folder / IMAGE_FOLDER, SIGNATURES) for image in sample.images}
-            names |= {
-                one.source: _write_file(one.source, folder / AUDIO_FOLDER, AUDIO_SIGNATURES) for one in sample.audio
+            audio = {one.source for one in sample.audio}
+            names = {
+                file: _write_file(file, folder / AUDIO_FOLDER, AUDIO_SIGNATURES)
+                if file in audio
+                else _write_file(file, folder / IMAGE_FOLDER, SIGNATURES)
+                for file in sample.files
             }
             lines.append(json.dumps(manifest_line(sample, names), ensure_ascii=False))
         with output_errors(out):

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.checkpoint.kept_vocabulary import KeptVocabulary
 from mcpmq.dataset import Sample, SampleSet
+from mcpmq.errors import DatasetError
 from mcpmq.evaluate.schema import NONSQUARE
 from mcpmq.evaluate.settings import Settings
 from mcpmq.families.encoding import encode_sample
@@ -22,7 +23,7 @@ from mcpmq.runners.token_metrics import ReferenceVocabulary
 from mcpmq.system.temporary_folder import temporary_folder
 from mcpmq.vocabulary import trimmed_view
 
-Layout: TypeAlias = tuple[tuple[int, ...], ...]  # numbers of image tokens, by image and slice
+Layout: TypeAlias = tuple[tuple[int, ...], ...]  # dimensions and numbers of image tokens, by image and slice
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +96,11 @@ def _same_token_rows(store: InputsStore, new_ids: NDArray[np.int64]) -> list[int
 
 
 def _with_uncut_images(sample: Sample, inputs: Inputs) -> Inputs:
+    if sample.videos:
+        raise DatasetError(
+            f"sample `{sample.id}` has a video, and the preprocessing of llama.cpp is compared on images only",
+            "evaluate without `--engine-preprocessing`, or on a set without videos",
+        )
     return replace(inputs, images=tuple(np.asarray(open_image(sample.id, image)) for image in sample.images))
 
 
@@ -103,10 +109,16 @@ def _group(sample: Sample, inputs: Inputs) -> str:
 
 
 def _layout(inputs: Inputs) -> Layout:
-    """Return the number of image tokens of every slice of every image."""
-    counts = np.diff(inputs.image_bounds)[:, 0]
-    images = np.split(counts, np.cumsum(inputs.slices_per_image)[:-1]) if len(counts) else []
-    return tuple(tuple(image.tolist()) for image in images)
+    """Return the dimensions of a slice and the number of tokens of every slice, for every image and video."""
+    if not inputs.slices:
+        return ()
+    images = np.split(np.diff(inputs.image_bounds)[:, 0], np.cumsum(inputs.slices_per_image)[:-1])
+    return tuple((pixels.ndim, *image.tolist()) for image, pixels in zip(images, _first_slices(inputs), strict=True))
+
+
+def _first_slices(inputs: Inputs) -> list[NDArray[np.uint8]]:
+    """Return the first slice of every image or video."""
+    return [inputs.slices[index] for index in np.cumsum([0, *inputs.slices_per_image[:-1]])]
 
 
 def _shuffle_images(store: InputsStore, layouts: Sequence[Layout]) -> tuple[str, ...]:

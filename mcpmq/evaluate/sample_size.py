@@ -11,7 +11,7 @@ MAX_KLD_RATIO = 2.0  # between the evaluation set and calibration samples
 
 def calibration_warnings(samples: SampleSet) -> Iterator[str]:
     """Yield the reasons why a calibration set may not represent the inputs of the model."""
-    images = sum(sample.image is not None for sample in samples)
+    images = sum(sample.has_vision for sample in samples)
     name = f"calibration set `{samples.name}`"
     if len(samples) < MIN_CALIBRATION_SAMPLES:
         yield (
@@ -28,7 +28,7 @@ def calibration_warnings(samples: SampleSet) -> Iterator[str]:
 def evaluation_warnings(samples: SampleSet) -> Iterator[str]:
     """Yield the reasons why the figures of an evaluation set are uncertain."""
     yield from _duplicate_warnings(f"evaluation set `{samples.name}`", samples)
-    images = sum(sample.image is not None for sample in samples)
+    images = sum(sample.has_vision for sample in samples)
     for count, kind in ((images, "with an image"), (len(samples) - images, "without an image")):
         if 0 < count < MIN_EVALUATION_SAMPLES:
             yield (

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 from mcpmq.runners.runner import PhaseTimings
 
 NONSQUARE = "nonsquare"  # tag of images that llama.cpp resizes differently from the published code
-GROUPS = ("image", NONSQUARE, "images", "audio", "audio-image", "text")
+GROUPS = ("image", NONSQUARE, "images", "video", "audio", "audio-image", "text")
 ORIGINAL, ENGINE_BASELINE = "original", "engine_baseline"  # names of the reference models of an artifact
 MAX_EXPONENT = 700.0
 OptionalValues = Annotated[tuple[float, ...], Field(exclude_if=lambda values: not values)]

@@ -1,4 +1,4 @@
-"""Encoding of samples and chats, the same in every family but for the text and the token spans of images and audio."""
+"""Encoding of samples and chats, the same in all families but for text and token spans of images, videos and audio."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import Tokenizer
 
-from mcpmq.dataset import Audio, ImageSource, Part, Sample, Turn
+from mcpmq.dataset import Audio, ImageSource, Part, Sample, Turn, Video
 from mcpmq.errors import DatasetError
 from mcpmq.families.answer_spans import answer_characters, token_spans
 from mcpmq.families.audio_inputs import AudioEncoding, PromptAudio
@@ -19,24 +19,40 @@ from mcpmq.families.inputs import Inputs
 from mcpmq.families.messages import Message, template_messages, template_parts
 from mcpmq.families.prompt_format import PromptFormat
 from mcpmq.families.tokenizer import check_special_tokens, check_tokens, token_ids
+from mcpmq.families.video_frames import VideoFrames, open_video
 from mcpmq.system.audio_file import Waveform
 
 CHAT = "the chat"  # in messages
 
 
-class PromptImages(Protocol):
-    """The images of one prompt, in their order."""
+class PromptMedia(Protocol):
+    """The images and videos of one prompt, in their order; the properties are those of `Inputs`."""
 
     @property
     def slices(self) -> Sequence[NDArray[np.uint8]]:
-        """Pixels of the slices of all images, RGB [height, width, 3]."""
+        """Pixels of the slices of all images and videos."""
 
     @property
     def slices_per_image(self) -> Sequence[int]:
-        """Number of slices of each image."""
+        """Number of slices of each image, video or frame of a video."""
+
+    @property
+    def frame_intervals(self) -> Sequence[float]:
+        """Seconds between the slices or frames of each video, 0 for an image."""
+
+    @property
+    def slice_times(self) -> Sequence[int]:
+        """Time position of each slice in its video."""
 
     def text(self, image: Image.Image) -> str:
         """Add an image, and return the text with its tokens."""
+
+    def video_text(self, video: VideoFrames) -> str:
+        """Add a video, and return the text with its tokens.
+
+        Raises:
+            DatasetError: the frames cannot be read, differ in size, or are too few.
+        """
 
     def bounds(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the begin and end of the image tokens of every slice: int64 [slices, 2].
@@ -50,7 +66,7 @@ class PromptImages(Protocol):
 class ChatProcessor(Protocol):
     """Encodes samples and chats with the tokenizer and the chat template of a checkpoint.
 
-    A family defines `prompt_images`, and `audio_encoding` if its models have an audio encoder.
+    A family defines `prompt_media`, and `audio_encoding` if its models have an audio encoder.
     """
 
     tokenizer: Tokenizer
@@ -60,11 +76,11 @@ class ChatProcessor(Protocol):
     special_tokens: Mapping[str, int]  # control tokens, not allowed in texts; token -> id
     prompt_format: PromptFormat
 
-    def prompt_images(self, label: str, count: int) -> PromptImages:
-        """Return the images of a new prompt, which will have `count`; `label` names the prompt.
+    def prompt_media(self, label: str, count: int, has_video: bool) -> PromptMedia:
+        """Return the images and videos of a new prompt, which will have `count`; `label` names the prompt.
 
         Raises:
-            DatasetError: there are more images than the model accepts.
+            DatasetError: there are more than the model accepts.
         """
 
     @property
@@ -88,12 +104,13 @@ class ChatProcessor(Protocol):
                 answers.
         """
         label = f"sample `{sample_id}`"
-        images = self.prompt_images(label, sum(len(turn.images) for turn in turns))
+        videos = sum(len(turn.videos) for turn in turns)
+        media = self.prompt_media(label, videos + sum(len(turn.images) for turn in turns), has_video=videos > 0)
         audio = self._prompt_audio(label, any(turn.audio for turn in turns))
         messages = [_message(sample_id, turn) for turn in turns]
         self._check_texts(label, messages)
         answer = self.prompt_format.answer_prefix + messages[-1].texts[-1] + self.prompt_format.end_of_turn
-        return replace(self._encode(label, messages[:-1], answer, images, audio), id=sample_id)
+        return replace(self._encode(label, messages[:-1], answer, media, audio), id=sample_id)
 
     def encode_chat(self, messages: Sequence[Message]) -> Inputs:
         """Encode the prompt for the next message of a chat.
@@ -103,10 +120,10 @@ class ChatProcessor(Protocol):
                 too long.
             CheckpointError: a token id is not below the vocabulary size, or the chat template drops image tokens.
         """
-        images = self.prompt_images(CHAT, sum(len(one.images) for one in messages))
+        media = self.prompt_media(CHAT, sum(len(one.images) for one in messages), has_video=False)
         audio = self._prompt_audio(CHAT, any(one.audio for one in messages))
         self._check_texts(CHAT, messages)
-        return self._encode(CHAT, messages, "", images, audio)
+        return self._encode(CHAT, messages, "", media, audio)
 
     def _prompt_audio(self, label: str, is_used: bool) -> PromptAudio | None:
         """Return the audios of a new prompt, or None if it has none.
@@ -127,9 +144,9 @@ class ChatProcessor(Protocol):
             raise DatasetError(f"{label} has a system prompt, but the model has none", "write it into the first prompt")
 
     def _encode(
-        self, label: str, messages: Sequence[Message], answer: str, images: PromptImages, audio: PromptAudio | None
+        self, label: str, messages: Sequence[Message], answer: str, media: PromptMedia, audio: PromptAudio | None
     ) -> Inputs:
-        template, rendered = self._template_messages(messages, images, audio.text if audio else no_audio)
+        template, rendered = self._template_messages(messages, media, audio.text if audio else no_audio)
         prompt = template.render(rendered)
         encoding = self.tokenizer.encode(prompt, add_special_tokens=False)
         tokens = np.array([*encoding.ids, *token_ids(self.tokenizer, answer)], dtype=np.int64)
@@ -140,22 +157,27 @@ class ChatProcessor(Protocol):
             label,
             tokens,
             len(encoding.ids),
-            tuple(images.slices),
-            images.bounds(tokens),
+            tuple(media.slices),
+            media.bounds(tokens),
             earlier_answers=np.array(token_spans(encoding, spans), np.int64).reshape(-1, 2),
-            slices_per_image=tuple(images.slices_per_image),
+            slices_per_image=tuple(media.slices_per_image),
+            frame_intervals=tuple(media.frame_intervals) if any(media.frame_intervals) else (),
+            slice_times=tuple(media.slice_times) if any(media.slice_times) else (),
             **(audio.inputs(tokens) if audio else {}),
         )
 
     def _template_messages(
-        self, messages: Sequence[Message], images: PromptImages, audio_text: Callable[[Waveform], str]
+        self, messages: Sequence[Message], media: PromptMedia, audio_text: Callable[[Waveform], str]
     ) -> tuple[ChatTemplate | PartsTemplate, list[dict[str, Any]]]:
         """Return the template and its messages, with the images in their texts or as parts."""
+
+        def text(part: Image.Image | VideoFrames) -> str:
+            return media.video_text(part) if isinstance(part, VideoFrames) else media.text(part)
+
         placeholder = self.prompt_format.image_placeholder
         if not placeholder:
-            separator = self.prompt_format.content_separator
-            return self.template, template_messages(messages, images.text, audio_text, separator)
-        texts = [images.text(image) for message in messages for image in message.images]
+            return self.template, template_messages(messages, text, audio_text, self.prompt_format.content_separator)
+        texts = [media.text(image) for message in messages for image in message.images]
         return PartsTemplate(self.template, placeholder, texts), template_parts(messages)
 
 
@@ -164,11 +186,25 @@ def no_audio(audio: Waveform) -> str:
     raise AssertionError("the prompt has no audio")
 
 
+def check_video(label: str, has_video: bool, prompt_format: PromptFormat) -> None:
+    """Check that a prompt has no video that the family does not support.
+
+    Raises:
+        DatasetError: it has one; `label` names the prompt.
+    """
+    if has_video and not prompt_format.supports_video:
+        raise DatasetError(
+            f"{label} has a video, which mcpmq does not support for this model", "give its frames as images"
+        )
+
+
 def _message(sample_id: str, turn: Turn) -> Message:
     return Message(turn.role, tuple(_opened(sample_id, part) for part in turn.content))
 
 
-def _opened(sample_id: str, part: Part) -> str | Image.Image | Waveform:
+def _opened(sample_id: str, part: Part) -> str | Image.Image | VideoFrames | Waveform:
     if isinstance(part, str):
         return part
+    if isinstance(part, Video):
+        return open_video(sample_id, part)
     return open_audio(sample_id, part) if isinstance(part, Audio) else open_image(sample_id, part)

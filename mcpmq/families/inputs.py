@@ -7,7 +7,12 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Modality = Literal["image", "images", "text", "audio", "audio-image"]
+Modality = Literal["image", "images", "video", "text", "audio", "audio-image"]
+
+
+def slice_size(pixels: NDArray[np.uint8]) -> tuple[int, int]:
+    """Return height and width of a slice, also of one with several frames."""
+    return pixels.shape[-3], pixels.shape[-2]
 
 
 def _no_spans() -> NDArray[np.int64]:
@@ -22,15 +27,20 @@ class Inputs:
         tokens: int64 [length], all turns; the last answer ends with the end-of-turn token.
         answer_start: index of the first token of the last answer.
         slices: uint8 RGB [height, width, 3] each, with sides that are multiples of the patch size; one per image for a
-            family without slicing.
+            family without slicing. A slice of several frames of a video, which become the same tokens, is uint8 RGB
+            [frames, height, width, 3].
         image_bounds: int64 [slices, 2], first and past-the-last token of each slice's image tokens.
         images: uint8 RGB [height, width, 3] each, the images before slicing; only for engines with their own
             preprocessing.
         earlier_answers: int64 [answers, 2], first and past-the-last token of the answers of earlier turns.
-        slices_per_image: number of slices of each image; empty if all slices are those of one image.
+        slices_per_image: number of slices of each image, video or frame of a video; empty if all slices are those of
+            one image.
         audio: float32 [samples] each, mono at 16 kHz, in their order.
         audio_bounds: int64 [spans, 2], first and past-the-last token of each span of audio tokens.
         spans_per_audio: number of spans of each audio, which its embeddings fill in their order.
+        frame_intervals: seconds from one slice or frame of a video to the next, 0 for an image, for every entry of
+            `slices_per_image`; empty without a video.
+        slice_times: time position of each slice relative to the first one of its video (M-RoPE); empty if all are 0.
     """
 
     id: str
@@ -44,12 +54,16 @@ class Inputs:
     audio: tuple[NDArray[np.float32], ...] = ()
     audio_bounds: NDArray[np.int64] = field(default_factory=_no_spans)
     spans_per_audio: tuple[int, ...] = ()
+    frame_intervals: tuple[float, ...] = ()
+    slice_times: tuple[int, ...] = ()
 
     @property
     def modality(self) -> Modality:
-        """`audio` or `audio-image` if the sample has audio; else `image` for one image, and `images` for several."""
+        """`audio` or `audio-image` if the sample has audio; else `video`, `image`, or `images` for several images."""
         if self.audio:
             return "audio-image" if self.slices else "audio"
+        if self.frame_intervals:
+            return "video"
         return "images" if len(self.slices_per_image) > 1 else "image" if self.slices else "text"
 
     @property

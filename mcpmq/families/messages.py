@@ -1,9 +1,10 @@
-"""Messages of a chat: texts, images and audio in their order."""
+"""Messages of a chat: texts, images, videos and audio in their order."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from mcpmq.families.video_frames import VideoFrames
 from mcpmq.system.audio_file import Waveform
 
 if TYPE_CHECKING:
@@ -12,10 +13,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a chat: texts, RGB images and audio in their order."""
+    """One turn of a chat: texts, RGB images, videos and audio in their order."""
 
     role: Literal["system", "user", "assistant"]
-    content: "tuple[str | Image.Image | Waveform, ...]"
+    content: "tuple[str | Image.Image | VideoFrames | Waveform, ...]"
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -25,7 +26,7 @@ class Message:
     @property
     def images(self) -> "tuple[Image.Image, ...]":
         """Return the images in their order."""
-        return tuple(part for part in self.content if not isinstance(part, str | Waveform))
+        return tuple(part for part in self.content if not isinstance(part, str | VideoFrames | Waveform))
 
     @property
     def audio(self) -> tuple[Waveform, ...]:
@@ -38,7 +39,7 @@ def template_parts(messages: Sequence[Message]) -> list[dict[str, Any]]:
     return [{"role": one.role, "content": [_part(part) for part in one.content]} for one in messages]
 
 
-def _part(part: "str | Image.Image | Waveform") -> dict[str, str]:
+def _part(part: "str | Image.Image | VideoFrames | Waveform") -> dict[str, str]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
     return {"type": "audio" if isinstance(part, Waveform) else "image"}
@@ -46,15 +47,15 @@ def _part(part: "str | Image.Image | Waveform") -> dict[str, str]:
 
 def template_messages(
     messages: Sequence[Message],
-    image_text: "Callable[[Image.Image], str]",
+    media_text: "Callable[[Image.Image | VideoFrames], str]",
     audio_text: Callable[[Waveform], str],
     separator: str,
 ) -> list[dict[str, str]]:
-    """Return the messages for a chat template, in which images and audio are replaced by the text with their tokens."""
+    """Return the messages for a chat template, with the text of their tokens instead of images, videos and audio."""
 
-    def text(part: "str | Image.Image | Waveform") -> str:
+    def text(part: "str | Image.Image | VideoFrames | Waveform") -> str:
         if isinstance(part, str):
             return part
-        return audio_text(part) if isinstance(part, Waveform) else image_text(part)
+        return audio_text(part) if isinstance(part, Waveform) else media_text(part)
 
     return [{"role": message.role, "content": separator.join(map(text, message.content))} for message in messages]

@@ -51,12 +51,9 @@ def _family(
         """
         sizes = validate_config(_Config, normalize_text_config(config))
         check_unsupported_keys(config, name, "tie_word_embeddings", "drop_vision_last_layer")
-        slices = {
-            "slice_resolution": sizes.image_size,
-            "num_queries": sizes.query_num,
-            "flat_positions": flat_positions,
-        }
-        return Architecture(language(sizes), sizes.vision_config.to_shape("siglip-resampler", **slices))
+        slices = {"slice_resolution": sizes.image_size, "num_queries": sizes.query_num}
+        vision = sizes.vision_config.to_shape("siglip-resampler", flat_positions=flat_positions, **slices)
+        return Architecture(language(sizes), vision)
 
     return Family(
         name=name,
@@ -77,7 +74,7 @@ MINICPM_V_2_5 = _family(
     "openbmb/MiniCPM-Llama3-V-2_5",
     lambda sizes: sizes.to_shape("llama", permuted_rope=True),
     flat_positions=True,
-    prompt_format=PromptFormat("<|eot_id|>", uses_image_id=False, image_tags_for_slices=True),
+    prompt_format=PromptFormat("<|eot_id|>", video_max_slices=1, uses_image_id=False, image_tags_for_slices=True),
     minicpmv_version=2,
     caveats=(
         (
@@ -96,5 +93,6 @@ MINICPM_V_4_5 = _family(
     "4.5",
     "openbmb/MiniCPM-V-4_5",
     lambda sizes: sizes.to_shape("qwen3", qk_norm=True, head_dim=sizes.head_dim or 128),
+    prompt_format=PromptFormat(video_max_slices=1),
     minicpmv_version=6,
 )

@@ -79,6 +79,7 @@ MINICPM_V_2_0 = Family(
         "</s>",
         has_system_prompt=False,
         slicing="configured",
+        video_max_slices=1,
         uses_image_id=False,
         image_tags_for_slices=True,
         default_chat_template=CHAT_TEMPLATE,

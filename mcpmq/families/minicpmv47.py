@@ -29,7 +29,9 @@ MINICPM_V_4_7 = replace(
     hub_ids=("openbmb/MiniCPM-V-4.7-1B",),
     matches=lambda config: config.get("model_type") == "minicpmv4_7",
     parse_architecture=_parse_architecture,
-    prompt_format=PromptFormat(image_token="<|image_pad|>", slicing="canvas", image_span_input="types"),
+    prompt_format=PromptFormat(
+        image_token="<|image_pad|>", video_token="<|video_pad|>", slicing="canvas", image_span_input="types"
+    ),
     torch_builder="mcpmq.families.modeling_transformers:minicpmv4_7",
     unsupported_formats=(
         (

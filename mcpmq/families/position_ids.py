@@ -9,20 +9,24 @@ Spans = Iterable[tuple[int, int]]
 Grids = Iterable[tuple[int, int]]
 
 
-def mrope_position_ids(length: int, spans: Spans, grids: Grids) -> NDArray[np.int64]:
+def mrope_position_ids(length: int, spans: Spans, grids: Grids, times: Sequence[int] = ()) -> NDArray[np.int64]:
     """Compute time, row and column of each token: int64 [3, length].
 
-    `spans` has the first and the past-the-last token of each image, `grids` its rows and columns of tokens. The text
-    after an image starts at the image's position plus its longer side. Source: section 2.1 of arXiv 2409.12191.
+    `spans` has the first and the past-the-last token of each slice, `grids` its rows and columns of tokens, `times` its
+    time in its video; without `times` all are 0. A slice that directly follows another one is of the same video. The
+    text after an image or a video starts at its position plus its longer side. Source: section 2.1 of arXiv 2409.12191,
+    and transformers for the text after a video.
     """
     positions = np.empty((3, length), np.int64)
-    done = after = 0
-    for (start, end), (rows, columns) in zip(spans, grids, strict=True):
-        positions[:, done:start] = after + np.arange(start - done)
-        after += start - done
+    done = origin = after = 0
+    placed = list(zip(spans, grids, strict=True))
+    for ((start, end), (rows, columns)), time in zip(placed, times or [0] * len(placed), strict=True):
+        if start > done or not done:
+            positions[:, done:start] = after + np.arange(start - done)
+            origin = after + start - done
         row, column = np.divmod(np.arange(rows * columns), columns)
-        positions[:, start:end] = after + np.stack([np.zeros_like(row), row, column])
-        done, after = end, after + max(rows, columns)
+        positions[:, start:end] = origin + np.stack([np.full_like(row, time), row, column])
+        done, after = end, origin + max(rows, columns)
     positions[:, done:] = after + np.arange(length - done)
     return positions
 

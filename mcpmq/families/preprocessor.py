@@ -15,7 +15,8 @@ from mcpmq.families.config_schema import ConfigSchema, validate_config
 from mcpmq.system.json_file import read_json, read_optional_json
 
 PREPROCESSOR_CONFIG, PROCESSOR_CONFIG = "preprocessor_config.json", "processor_config.json"
-NESTED_KEY = "image_processor"  # of processor_config.json, as transformers 5 writes it
+VIDEO_PREPROCESSOR_CONFIG = "video_preprocessor_config.json"
+NESTED_KEY, NESTED_VIDEO_KEY = "image_processor", "video_processor"  # of processor_config.json, from transformers 5
 RESCALE_FACTOR = 1 / 255
 BICUBIC = int(Image.Resampling.BICUBIC)
 # Steps of image processors in transformers; other steps that a file enables are not supported.
@@ -46,12 +47,35 @@ def read_preprocessor(folder: Path) -> tuple[dict[str, Any], str]:
     if nested is None:
         hint = f"download it, or `{PROCESSOR_CONFIG}` with the key `{NESTED_KEY}`"
         nested, file = read_json(folder / PREPROCESSOR_CONFIG, hint), PREPROCESSOR_CONFIG
-    if not isinstance(nested, dict):
-        raise CheckpointError(f"`{NESTED_KEY}` of `{file}` is not an object", "compare it with the published file")
-    if undefined := [key for key in (*NOT_NULL, *STATISTICS) if key in nested and nested[key] is None]:
+    return _checked(nested, f"`{NESTED_KEY}` of `{file}`", file), file
+
+
+def read_video_preprocessor(folder: Path) -> tuple[dict[str, Any], str]:
+    """Return the settings of the video processor that are not null, and the name of their file.
+
+    As in transformers, they are `video_processor` of processor_config.json, else video_preprocessor_config.json, else
+    preprocessor_config.json.
+
+    Raises:
+        CheckpointError: no file has the settings, or one is invalid.
+    """
+    nested, file = read_optional_json(folder / PROCESSOR_CONFIG).get(NESTED_VIDEO_KEY), PROCESSOR_CONFIG
+    if nested is None:
+        nested, file = read_optional_json(folder / VIDEO_PREPROCESSOR_CONFIG) or None, VIDEO_PREPROCESSOR_CONFIG
+    if nested is None:
+        hint = f"download `{VIDEO_PREPROCESSOR_CONFIG}`, or `{PROCESSOR_CONFIG}` with the key `{NESTED_VIDEO_KEY}`"
+        nested, file = read_json(folder / PREPROCESSOR_CONFIG, hint), PREPROCESSOR_CONFIG
+    return _checked(nested, f"`{NESTED_VIDEO_KEY}` of `{file}`", file), file
+
+
+def _checked(settings: Any, name: str, file: str) -> dict[str, Any]:
+    """Return the settings that are not null."""
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{name} is not an object", "compare it with the published file")
+    if undefined := [key for key in (*NOT_NULL, *STATISTICS) if key in settings and settings[key] is None]:
         message = f"`{file}`: {undefined[0]} is null, which versions of transformers read differently"
         raise CheckpointError(message, "remove the key for its default value, or write a value")
-    return {key: value for key, value in nested.items() if value is not None}, file
+    return {key: value for key, value in settings.items() if value is not None}
 
 
 def has_preprocessor(folder: Path) -> bool:
@@ -113,7 +137,7 @@ class PreprocessorConfig(ConfigSchema):
         return self.rescale_factor if self.do_rescale else 1.0
 
     def normalize(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Rescale and normalize RGB pixels [height, width, 3]."""
+        """Rescale and normalize RGB pixels [..., height, width, 3]."""
         mean, std = (np.array(values, np.float32) for values in self.enabled_mean_and_std)
         normalized: NDArray[np.float32] = (pixels.astype(np.float32) * np.float32(self.scale) - mean) / std
         return normalized

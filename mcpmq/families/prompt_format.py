@@ -8,14 +8,23 @@ IMAGE_TAGS, IMAGE_ID_TAGS = ("<image>", "</image>", "<slice>", "</slice>"), ("<i
 
 @dataclass(frozen=True, slots=True)
 class PromptFormat:
-    """Special tokens of a prompt. The fields from `slicing` to `image_span_input` apply to MiniCPM-V only."""
+    """Special tokens of a prompt. The fields from `slicing` to `image_span_input` apply to MiniCPM-V only.
+
+    `video_time` is the time of a video in Qwen-VL: a position for every slice, positions in proportion to seconds, or
+    timestamps in the text.
+    """
 
     end_of_turn: str = "<|im_end|>"
     image_token: str = "<unk>"  # placeholder, one per image embedding
+    video_token: str = ""  # placeholder of a frame's embeddings; "" if the frames are images
+    video_time: Literal["index", "seconds", "text"] = "index"
+    supports_video: bool = True
     content_separator: str = "\n"  # between images and texts of a message
     has_system_prompt: bool = True
     # Slicing algorithm: number of tokens per slice, their position ids, and the file with the slicing settings.
     slicing: Literal["queries", "configured", "merged", "canvas"] = "queries"
+    video_max_slices: int = 2  # of images and frames of a prompt with a video whose frames are images
+    video_has_id: bool = False  # `<image_id>0</image_id>` precedes a video with tokens of its own
     uses_image_id: bool = True  # `<image_id>0</image_id>` precedes an image
     image_tags_for_slices: bool = False  # slices have `<image>` tags; one `<slice>` pair encloses all of them
     image_span_input: Literal["bounds", "types", "none"] = "bounds"  # forward argument that locates the image tokens

@@ -76,6 +76,7 @@ QWEN2_5_OMNI = replace(
     torch_builder="mcpmq.families.modeling_transformers:qwen2_5_omni",
     prompt_format=replace(
         QWEN2_5_VL.prompt_format,
+        supports_video=False,
         image_token="<|IMAGE|>",
         vision_tags=("<|vision_bos|>", "<|vision_eos|>"),
         audio_token="<|AUDIO|>",

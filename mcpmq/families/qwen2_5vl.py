@@ -49,6 +49,7 @@ QWEN2_5_VL = replace(
     matches=lambda config: config.get("model_type") == "qwen2_5_vl",
     parse_architecture=_parse_architecture,
     tensor_specs=lambda architecture: tensor_specs(architecture, FFN_NAMES),
+    prompt_format=replace(QWEN2_VL.prompt_format, video_time="seconds"),
     torch_builder="mcpmq.families.modeling_transformers:qwen2_5_vl",
     smoothing_mappings=(*DECODER, *GATED_QWEN_VISION),
 )

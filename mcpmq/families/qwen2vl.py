@@ -81,6 +81,7 @@ QWEN2_VL = Family(
     inputs_module="mcpmq.families.qwenvl_inputs",
     prompt_format=PromptFormat(
         image_token="<|image_pad|>",
+        video_token="<|video_pad|>",
         content_separator="",
         uses_image_id=False,
         default_special_tokens=DEFAULT_SPECIAL_TOKENS,

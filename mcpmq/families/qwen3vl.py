@@ -49,11 +49,10 @@ def _parse_architecture(config: Mapping[str, Any]) -> Architecture:
     Raises:
         CheckpointError: a size is missing or out of range.
     """
-    vision = validate_config(VisionConfig, config.get("vision_config") or {}).to_tower()
-    text = validate_config(_Language, normalize_text_config(config))
+    vision, text = config.get("vision_config") or {}, validate_config(_Language, normalize_text_config(config))
     sections = text.rope.mrope_section or DEFAULT_MROPE_SECTIONS
     language = text.to_shape("qwen3vl", qk_norm=True, mrope_sections=sections, mrope_interleaved=True)
-    return Architecture(language, vision)
+    return Architecture(language, validate_config(VisionConfig, vision).to_tower())
 
 
 def tensor_specs(architecture: Architecture) -> tuple[TensorSpec, ...]:
@@ -94,6 +93,7 @@ QWEN3_VL = replace(
     matches=lambda config: config.get("model_type") == "qwen3_vl",
     parse_architecture=_parse_architecture,
     tensor_specs=tensor_specs,
+    prompt_format=replace(QWEN2_VL.prompt_format, video_time="text"),
     torch_builder="mcpmq.families.modeling_transformers:qwen3_vl",
     caveats=(),
     smoothing_mappings=(*DECODER, *QWEN_VISION),

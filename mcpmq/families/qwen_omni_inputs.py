@@ -13,7 +13,8 @@ from mcpmq.families.audio_inputs import AudioEncoding
 from mcpmq.families.config_schema import required_table
 from mcpmq.families.inputs import Inputs
 from mcpmq.families.prompt_format import PromptFormat
-from mcpmq.families.qwenvl_inputs import QwenVlProcessor, Resizing
+from mcpmq.families.qwenvl_inputs import QwenVlProcessor
+from mcpmq.families.qwenvl_resizing import Resizing
 from mcpmq.system.json_file import read_json
 
 

@@ -1,7 +1,7 @@
-"""Model inputs of Qwen-VL: one image of any size, and tokens."""
+"""Model inputs of Qwen-VL: images of any size, videos, and tokens."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -9,112 +9,33 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import Field, PositiveInt, model_validator
+from pydantic import PositiveFloat, PositiveInt
 
 from mcpmq.errors import CheckpointError
 from mcpmq.families import family_of
 from mcpmq.families.audio_inputs import AudioEncoding
-from mcpmq.families.chat_processor import ChatProcessor
+from mcpmq.families.chat_processor import ChatProcessor, check_video
 from mcpmq.families.chat_template import ChatTemplate
 from mcpmq.families.config_schema import ConfigSchema, validate_config
 from mcpmq.families.family import VisionShape
 from mcpmq.families.inputs import Inputs
-from mcpmq.families.position_ids import mrope_position_ids
-from mcpmq.families.preprocessor import ChannelMeans, ChannelStds, PreprocessorConfig, check_consistent
+from mcpmq.families.preprocessor import check_consistent
 from mcpmq.families.prompt_format import PromptFormat
-from mcpmq.families.tokenizer import open_tokenizer
+from mcpmq.families.qwenvl_resizing import ImagePixels, Resizing
+from mcpmq.families.qwenvl_video import SampledVideo, open_video_resizing
+from mcpmq.families.tokenizer import open_tokenizer, placeholder_id
+from mcpmq.families.video_frames import VideoFrames
 from mcpmq.system.json_file import read_json
 
-ImagePixels = NDArray[np.uint8]
 
-
-class _Size(ConfigSchema):
-    shortest_edge: PositiveInt  # despite the names, these are areas in pixels
-    longest_edge: PositiveInt
-
-
-DEFAULT_SIZE = _Size(shortest_edge=56 * 56, longest_edge=28 * 28 * 1280)
-
-
-class Resizing(PreprocessorConfig):
-    """Resizing and normalization settings of the image processor."""
-
-    image_processor_type: str = Field(default="Qwen2VLImageProcessor", pattern=r"^Qwen\w*ImageProcessor(Fast|Pil)?$")
-    merge_size: PositiveInt = Field(default=2, le=8)
-    temporal_patch_size: PositiveInt = Field(default=2, le=8)
-    image_mean: ChannelMeans = (0.48145466, 0.4578275, 0.40821073)
-    image_std: ChannelStds = (0.26862954, 0.26130258, 0.27577711)
-    min_pixels: PositiveInt | None = None
-    max_pixels: PositiveInt | None = None
-    size: _Size = DEFAULT_SIZE
-
-    @model_validator(mode="before")
-    @classmethod
-    def _merge_bounds(cls, settings: Any) -> Any:
-        """As in transformers, `min_pixels` and `max_pixels` take precedence over `size`."""
-        size = settings.get("size", DEFAULT_SIZE.model_dump()) if isinstance(settings, Mapping) else None
-        if not isinstance(size, Mapping):
-            return settings
-        bounds = {"shortest_edge": settings.get("min_pixels"), "longest_edge": settings.get("max_pixels")}
-        return {**settings, "size": {**size, **{key: value for key, value in bounds.items() if value is not None}}}
-
-    @property
-    def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Return `image_mean` and `image_std`."""
-        return self.image_mean, self.image_std
-
-    @property
-    def size_factor(self) -> int:
-        """Side in pixels of the square that becomes one image token."""
-        return self.patch_size * self.merge_size
-
-    def token_grid(self, pixels: ImagePixels) -> tuple[int, int]:
-        """Return the rows and columns of image tokens."""
-        return pixels.shape[0] // self.size_factor, pixels.shape[1] // self.size_factor
-
-    def graph_inputs(self, pixels: ImagePixels) -> dict[str, NDArray[Any]]:
-        """Return the inputs of the vision graph for one image.
-
-        `pixel_values` float32 [patches, 3 * frames * patch * patch]; `grid_thw` int64 [1, 3], frames, rows and columns
-        of patches.
-        """
-        rows, columns = (side * self.merge_size for side in self.token_grid(pixels))
-        return {"pixel_values": self._patches(pixels), "grid_thw": np.array([[1, rows, columns]], np.int64)}
-
-    def position_ids(self, inputs: Inputs) -> NDArray[np.int64]:
-        """Compute time, row and column of each token: int64 [3, length]."""
-        return mrope_position_ids(len(inputs.tokens), inputs.image_bounds.tolist(), map(self.token_grid, inputs.slices))
-
-    def resize(self, image: Image.Image) -> ImagePixels:
-        """Resize an image to the size of `best_size`: uint8 [height, width, 3]."""
-        return self.resize_image(image, *self.best_size(image.width, image.height))
-
-    def best_size(self, width: int, height: int) -> tuple[int, int]:
-        """Compute width and height: multiples of `size_factor`, area within the bounds, nearly the aspect ratio."""
-        smallest, largest = self.size.shortest_edge, self.size.longest_edge
-        sides = [round(side / self.size_factor) * self.size_factor for side in (width, height)]
-        if math.prod(sides) > largest:
-            shrink = math.sqrt(width * height / largest)
-            sides = [
-                max(math.floor(side / shrink / self.size_factor), 1) * self.size_factor for side in (width, height)
-            ]
-        elif math.prod(sides) < smallest:
-            grow = math.sqrt(smallest / (width * height))
-            sides = [math.ceil(side * grow / self.size_factor) * self.size_factor for side in (width, height)]
-        return sides[0], sides[1]
-
-    def _patches(self, part: ImagePixels) -> NDArray[np.float32]:
-        """Return normalized patches grouped by image token, each repeated for all frames."""
-        pixels = self.normalize(part)
-        (rows, columns), merge, patch = self.token_grid(part), self.merge_size, self.patch_size
-        split = pixels.reshape(rows, merge, patch, columns, merge, patch, 3).transpose(0, 3, 1, 4, 6, 2, 5)
-        frames = np.repeat(split[:, :, :, :, :, None], self.temporal_patch_size, axis=5)
-        return np.ascontiguousarray(frames.reshape(rows * columns * merge**2, -1))
+class _VisionConfig(ConfigSchema):
+    tokens_per_second: PositiveFloat = 4
 
 
 class _Config(ConfigSchema):
     vocab_size: PositiveInt
     max_position_embeddings: PositiveInt = 32768
+    vision_config: _VisionConfig = _VisionConfig()
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +43,9 @@ class QwenVlProcessor(ChatProcessor):
     """Encodes samples with the tokenizer, chat template and preprocessor settings of a checkpoint."""
 
     resizing: Resizing
+    folder: Path  # with the settings of the video processor
+    model_type: str
+    tokens_per_second: float
     audio_encoding: AudioEncoding | None = None
 
     @classmethod
@@ -141,69 +65,149 @@ class QwenVlProcessor(ChatProcessor):
         _check_vision(architecture.required_vision, resizing)
         audio = AudioEncoding.open(checkpoint, architecture.audio) if architecture.audio else None
         limits = config.vocab_size, config.max_position_embeddings
-        return cls(tokenizer, template, *limits, special, prompt_format, resizing, audio)
+        return cls(
+            tokenizer,
+            template,
+            *limits,
+            special,
+            prompt_format,
+            resizing,
+            checkpoint,
+            str(raw.get("model_type")),
+            config.vision_config.tokens_per_second,
+            audio,
+        )
 
     @staticmethod
     def language_config(config: Mapping[str, Any]) -> dict[str, Any]:
         """Return the part of a raw config.json that describes the language model."""
         return {**config, **(config.get("text_config") or {})}
 
-    def prompt_images(self, label: str, count: int) -> "ResizedImages":
-        """Return the images of a new prompt, of any number."""
-        return ResizedImages(self)
+    def prompt_media(self, label: str, count: int, has_video: bool) -> "ResizedMedia":
+        """Return the images and videos of a new prompt, of any number.
+
+        Raises:
+            DatasetError: the prompt has a video, and the family does not support it.
+        """
+        check_video(label, has_video, self.prompt_format)
+        return ResizedMedia(self)
 
     def model_inputs(self, inputs: Inputs) -> dict[str, NDArray[Any]]:
         """Return the forward arguments of the torch module.
 
         `input_ids` int64 [1, tokens]; with images `pixel_values` and `image_grid_thw`, those of
         `Resizing.graph_inputs` for all images, and `mm_token_type_ids` int32 [1, tokens], 1 for image tokens.
+
+        With a video all images are videos of one temporal patch, so that the vision encoder runs once for both:
+        `pixel_values_videos`, `video_grid_thw`, `mm_token_type_ids` of 2, and for times in seconds
+        `second_per_grid_ts` float32 [videos].
         """
         tokens: dict[str, NDArray[Any]] = {"input_ids": inputs.tokens[None]}
         if not inputs.slices:
             return tokens
-        images = [self.resizing.graph_inputs(pixels) for pixels in inputs.slices]
-        return tokens | {
-            "pixel_values": np.concatenate([image["pixel_values"] for image in images]),
-            "image_grid_thw": np.concatenate([image["grid_thw"] for image in images]),
-            "mm_token_type_ids": (tokens["input_ids"] == self.special_tokens[self.prompt_format.image_token]).astype(
-                np.int32
-            ),
+        parts = [self.resizing.graph_inputs(pixels) for pixels in inputs.slices]
+        pixels = np.concatenate([part["pixel_values"] for part in parts])
+        grids = np.concatenate([part["grid_thw"] for part in parts])
+        is_image = tokens["input_ids"] == self.special_tokens[self.prompt_format.image_token]
+        if not inputs.frame_intervals:
+            types = is_image.astype(np.int32)
+            return tokens | {"pixel_values": pixels, "image_grid_thw": grids, "mm_token_type_ids": types}
+        ids = np.where(is_image, self.video_token_id, tokens["input_ids"])
+        videos = {
+            "input_ids": ids,
+            "pixel_values_videos": pixels,
+            "video_grid_thw": _video_grids(grids, inputs.slices_per_image),
+            "mm_token_type_ids": 2 * (ids == self.video_token_id).astype(np.int32),
         }
+        if self.prompt_format.video_time == "seconds":
+            videos["second_per_grid_ts"] = np.array(inputs.frame_intervals, np.float32)
+        return videos
+
+    @property
+    def video_token_id(self) -> int:
+        """Return the id of the placeholder of videos; see `placeholder_id`."""
+        return placeholder_id(self.tokenizer, self.prompt_format.video_token, self.vocab_size)
+
+
+def _video_grids(grids: NDArray[np.int64], slices_per_video: Sequence[int]) -> NDArray[np.int64]:
+    """Return temporal patches, rows and columns of every video from those of its slices."""
+    first = np.cumsum([0, *slices_per_video[:-1]])
+    return np.column_stack([slices_per_video, grids[first, 1:]]).astype(np.int64)
 
 
 @dataclass(frozen=True, slots=True)
-class ResizedImages:
-    """The resized images of one prompt; each is one slice."""
+class ResizedMedia:
+    """The resized images and videos of one prompt; an image is one slice, and a video one for every temporal patch."""
 
     processor: QwenVlProcessor
     slices: list[ImagePixels] = field(default_factory=list)
-
-    @property
-    def slices_per_image(self) -> list[int]:
-        """One slice for each image."""
-        return [1] * len(self.slices)
+    slices_per_image: list[int] = field(default_factory=list)
+    frame_intervals: list[float] = field(default_factory=list)
+    slice_times: list[int] = field(default_factory=list)
 
     def text(self, image: Image.Image) -> str:
         """Resize an image, and return the tags with its tokens."""
-        self.slices.append(self.processor.resizing.resize(image))
-        rows, columns = self.processor.resizing.token_grid(self.slices[-1])
+        self._add([self.processor.resizing.resize(image)], 0.0, [0])
         begin, end = self.processor.prompt_format.vision_tags
-        return f"{begin}{self.processor.prompt_format.image_token * (rows * columns)}{end}"
+        return f"{begin}{self._placeholders(self.processor.prompt_format.image_token)}{end}"
+
+    def video_text(self, video: VideoFrames) -> str:
+        """Sample and resize a video, and return the tags with its tokens.
+
+        As in transformers, frames with timestamps have tags of their own inside of those of the video.
+        """
+        token, time = self.processor.prompt_format.video_token, self.processor.prompt_format.video_time
+        assert self.processor.video_token_id
+        resizing = open_video_resizing(self.processor.folder, self.processor.model_type, self.processor.resizing)
+        sampled = resizing.sample(video)
+        self._add(sampled.slices, sampled.seconds_per_slice, self._times(sampled))
+        frames, (begin, end) = self._placeholders(token), self.processor.prompt_format.vision_tags
+        if time == "text":
+            frames = "".join(f"<{one:.1f} seconds>{begin}{frames}{end}" for one in sampled.timestamps)
+        else:
+            frames *= len(sampled.slices)
+        return f"{begin}{frames}{end}"
+
+    def _times(self, sampled: SampledVideo) -> Sequence[int]:
+        """Return the time positions of the slices of a video, computed in float32 as in transformers."""
+        time, indices = self.processor.prompt_format.video_time, np.arange(len(sampled.slices), dtype=np.float32)
+        if time == "text":
+            return [0] * len(indices)
+        per_second = np.float32(self.processor.tokens_per_second)
+        step = per_second * np.float32(sampled.seconds_per_slice) if time == "seconds" else np.float32(1)
+        times: list[int] = (indices * step).astype(np.int64).tolist()
+        return times
+
+    def _add(self, slices: Sequence[ImagePixels], interval: float, times: Sequence[int]) -> None:
+        self.slices.extend(slices)
+        self.slices_per_image.append(len(slices))
+        self.frame_intervals.append(interval)
+        self.slice_times.extend(times)
+
+    def _placeholders(self, token: str) -> str:
+        """Return the tokens of the last slice."""
+        return token * math.prod(self.processor.resizing.token_grid(self.slices[-1]))
 
     def bounds(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return the begin and end of the tokens of every image: int64 [images, 2].
+        """Return the begin and end of the tokens of every slice: int64 [slices, 2].
 
         Raises:
-            CheckpointError: the prompt has another number of images.
+            CheckpointError: the prompt has other images.
         """
-        begin, end = (self.processor.special_tokens[tag] for tag in self.processor.prompt_format.vision_tags)
-        starts, ends = np.flatnonzero(tokens == begin) + 1, np.flatnonzero(tokens == end)
-        if not len(starts) == len(ends) == len(self.slices):
+        counts = [math.prod(self.processor.resizing.token_grid(pixels)) for pixels in self.slices]
+        places = np.flatnonzero(np.isin(tokens, self._token_ids()))
+        ends = np.cumsum(counts, dtype=np.int64)
+        if len(places) != sum(counts) or (counts and (places[ends - 1] - places[ends - counts] + 1 != counts).any()):
+            runs = int((np.diff(places, prepend=-2) > 1).sum())
             raise CheckpointError(
-                f"the rendered prompt has {len(starts)} of {len(self.slices)} images",
+                f"the rendered prompt has {runs} of {len(counts)} images",
                 "compare `chat_template` with the published template",
             )
-        return np.stack([starts, ends], axis=1)
+        return np.stack([places[ends - counts], places[ends - 1] + 1], axis=1) if counts else np.empty((0, 2), np.int64)
+
+    def _token_ids(self) -> list[int]:
+        image = self.processor.special_tokens[self.processor.prompt_format.image_token]
+        return [image, self.processor.video_token_id] if any(self.frame_intervals) else [image]
 
 
 def _check_vision(shape: VisionShape, resizing: Resizing) -> None:

@@ -64,6 +64,7 @@ SMOLVLM2 = Family(
     tensor_specs=_tensor_specs,
     inputs_module="mcpmq.families.smolvlm_inputs",
     prompt_format=PromptFormat(
+        supports_video=False,
         end_of_turn="<end_of_utterance>",
         image_token="<image>",
         uses_image_id=False,

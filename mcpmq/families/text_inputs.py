@@ -17,6 +17,7 @@ from mcpmq.families.config_schema import ConfigSchema, validate_config
 from mcpmq.families.inputs import Inputs
 from mcpmq.families.prompt_format import PromptFormat
 from mcpmq.families.tokenizer import open_tokenizer
+from mcpmq.families.video_frames import VideoFrames
 from mcpmq.system.json_file import read_json
 
 
@@ -37,15 +38,21 @@ class NoVisionInputs:
         return np.arange(len(inputs.tokens), dtype=np.int64)
 
 
-class NoImages:
-    """The images of a prompt for a text-only model: none."""
+class NoMedia:
+    """The images and videos of a prompt for a text-only model: none."""
 
     slices: Sequence[NDArray[np.uint8]] = ()
     slices_per_image: Sequence[int] = ()
+    frame_intervals: Sequence[float] = ()
+    slice_times: Sequence[int] = ()
 
     def text(self, image: Image.Image) -> NoReturn:
         """Raise an error: the number of images is checked before."""
         raise AssertionError("the prompt has no image")
+
+    def video_text(self, video: VideoFrames) -> NoReturn:
+        """Raise an error: the number of videos is checked before."""
+        raise AssertionError("the prompt has no video")
 
     def bounds(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return an empty array, int64 [0, 2]."""
@@ -69,16 +76,17 @@ class TextProcessor(ChatProcessor):
         template = ChatTemplate.open(checkpoint)
         return cls(tokenizer, template, config.vocab_size, config.max_position_embeddings, special, text_format)
 
-    def prompt_images(self, label: str, count: int) -> NoImages:
-        """Return no images.
+    def prompt_media(self, label: str, count: int, has_video: bool) -> NoMedia:
+        """Return no images and videos.
 
         Raises:
-            DatasetError: the prompt has an image.
+            DatasetError: the prompt has one.
         """
         if count:
             hint = "ask without an image" if label == CHAT else "use a text-only dataset"
-            raise DatasetError(f"{label} has an image, but the model is text-only", hint)
-        return NoImages()
+            found = "a video" if has_video else "an image"
+            raise DatasetError(f"{label} has {found}, but the model is text-only", hint)
+        return NoMedia()
 
     def model_inputs(self, inputs: Inputs) -> dict[str, NDArray[Any]]:
         """Return the forward arguments of the torch module: `input_ids`, int64 [1, tokens]."""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +12,7 @@ from pydantic import PositiveInt
 
 from mcpmq.errors import CheckpointError
 from mcpmq.families import family_of
-from mcpmq.families.chat_processor import ChatProcessor
+from mcpmq.families.chat_processor import ChatProcessor, check_video
 from mcpmq.families.chat_template import ChatTemplate
 from mcpmq.families.config_schema import ConfigSchema, validate_config
 from mcpmq.families.family import VisionShape
@@ -20,6 +20,7 @@ from mcpmq.families.inputs import Inputs
 from mcpmq.families.preprocessor import PreprocessorConfig
 from mcpmq.families.prompt_format import PromptFormat
 from mcpmq.families.tokenizer import open_tokenizer
+from mcpmq.families.video_frames import VideoFrames
 from mcpmq.system.json_file import read_json
 
 Tile = NDArray[np.uint8]
@@ -98,8 +99,13 @@ class TiledProcessor(ChatProcessor):
         template = ChatTemplate.open(checkpoint)
         return cls(tokenizer, template, *limits, special, prompt_format, tiling, shape.num_queries)
 
-    def prompt_images(self, label: str, count: int) -> "TiledImages":
-        """Return the images of a new prompt, of any number."""
+    def prompt_media(self, label: str, count: int, has_video: bool) -> "TiledImages":
+        """Return the images of a new prompt, of any number.
+
+        Raises:
+            DatasetError: the prompt has a video.
+        """
+        check_video(label, has_video, self.prompt_format)
         return TiledImages(self)
 
     def model_inputs(self, inputs: Inputs) -> dict[str, NDArray[Any]]:
@@ -115,6 +121,8 @@ class TiledImages:
     processor: TiledProcessor
     slices: list[Tile] = field(default_factory=list)
     slices_per_image: list[int] = field(default_factory=list)
+    frame_intervals: Sequence[float] = ()
+    slice_times: Sequence[int] = ()
 
     def text(self, image: Image.Image) -> str:
         """Cut an image into tiles, and return the tags with its tokens."""
@@ -123,6 +131,10 @@ class TiledImages:
         self.slices_per_image.append(len(cut.tiles))
         tokens = self.processor.prompt_format.image_token * self.processor.tokens_per_tile
         return self.processor.tiling.image_text(cut.grid, tokens)
+
+    def video_text(self, video: VideoFrames) -> NoReturn:
+        """Raise an error: prompts with a video are rejected before."""
+        raise AssertionError("the prompt has no video")
 
     def bounds(self, tokens: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the begin and end of the tokens of every tile: int64 [tiles, 2].

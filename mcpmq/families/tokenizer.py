@@ -95,6 +95,15 @@ def token_ids(tokenizer: Tokenizer, text: str) -> list[int]:
     return ids
 
 
+def placeholder_id(tokenizer: Tokenizer, token: str, vocab_size: int) -> int:
+    """Return the id of a placeholder that only some samples need.
+
+    Raises:
+        CheckpointError: the tokenizer has no id below `vocab_size` for it.
+    """
+    return _required_ids(tokenizer, (token,), vocab_size)[token]
+
+
 def _required_ids(tokenizer: Tokenizer, required: tuple[str, ...], vocab_size: int) -> dict[str, int]:
     ids = {token: number for token in required if (number := tokenizer.token_to_id(token)) is not None}
     if missing := [token for token in required if ids.get(token, vocab_size) >= vocab_size]:

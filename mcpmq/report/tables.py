@@ -36,6 +36,7 @@ GROUP_LABELS = {
     "image": "images",
     NONSQUARE: "engine-resized images",
     "images": "several images",
+    "video": "videos",
     "audio": "audio",
     "audio-image": "audio and images",
     "text": "text",

@@ -20,6 +20,7 @@ from mcpmq.evaluate.schema import SampleMetrics
 from mcpmq.families.images import open_image
 from mcpmq.families.inputs import Inputs
 from mcpmq.families.tokenizer import read_tokenizer
+from mcpmq.families.video_frames import open_video, spread_frames
 from mcpmq.formats import engine_of
 from mcpmq.formats.format import Engine
 from mcpmq.report.report import WorstSample
@@ -162,8 +163,10 @@ def _decode(tokenizer: Tokenizer, tokens: Sequence[int]) -> tuple[str, ...]:
 
 
 def _thumbnail(sample: Sample) -> str | None:
-    """Return small copies of the first images of a sample, side by side, as a data URI."""
+    """Return small copies of the first images of a sample, or of frames of its video, side by side, as a data URI."""
     images = [open_image(sample.id, image) for image in sample.images[:MAX_THUMBNAILS]]
+    if not images and sample.videos:
+        images = spread_frames(open_video(sample.id, sample.videos[0]), MAX_THUMBNAILS)
     if not images:
         return None
     for image in images:

@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mcpmq.errors import EngineError
-from mcpmq.families.inputs import Inputs
+from mcpmq.errors import EngineError, prefix_errors
+from mcpmq.families.inputs import Inputs, slice_size
 from mcpmq.families.position_ids import mrope_position_ids
 from mcpmq.formats.kv_cache import F16_CACHE, KvCache
 from mcpmq.runners.generation import Predictions, without_answer
 from mcpmq.runners.llamacpp import Chunk, llamacpp
 from mcpmq.runners.llamacpp.artifact_files import artifact_files
 from mcpmq.runners.llamacpp.language import Context, LanguageModel, LayerObserver
+from mcpmq.runners.llamacpp.video import check_times
 from mcpmq.runners.llamacpp.vision import Grid, PrecomputedImages, VisionEncoder, token_grid
 from mcpmq.runners.runner import Logits, Metric, PhaseTimings, Result, SliceEmbeddings, phase_timings
 
@@ -49,8 +50,10 @@ class GgufRunner:
         """Yield `metric(sample, logits)` for each sample, in order.
 
         Raises:
-            EngineError: llama.cpp failed, or encoded a slice to another number of tokens than the sample expects.
+            EngineError: llama.cpp failed, or cannot encode a slice or place a video as the sample expects.
         """
+        for sample in samples if self._uses_mrope else ():
+            check_times(sample)
         longest = max((_max_tokens(sample) for sample in samples), default=1)
         context = self._context(longest)
         try:
@@ -95,7 +98,7 @@ class GgufRunner:
         encode_seconds, (chunks, grids, _) = _timed(lambda: tuple(zip(*self._chunks(prompt), strict=True)))
         tokens = np.split(answer, len(answer))
         starts = np.cumsum([0, *map(len, chunks), *map(len, tokens)]).tolist()
-        positions = self._positions(starts, (*grids, *(None for _ in tokens)))
+        positions = self._positions(sample, starts, (*grids, *(None for _ in tokens)))
         prefill_seconds, _ = _timed(lambda: _decode_chunks(context, chunks, positions))
         decode_seconds, _ = _timed(lambda: _decode_chunks(context, tokens, positions[:, starts[len(chunks)] :]))
         context.close()
@@ -108,7 +111,7 @@ class GgufRunner:
         try:
             chunks, grids, _ = zip(*self._chunks(prompt), strict=True)
             starts = np.cumsum([0, *map(len, chunks)]).tolist()
-            positions = self._positions(starts, grids)
+            positions = self._positions(sample, starts, grids)
             logits = _decode_chunks(context, chunks, positions)
             position = positions[:1, -1:]
             while True:
@@ -131,17 +134,17 @@ class GgufRunner:
         return self._optional_vision
 
     def encode_slice(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Convert a slice uint8 RGB [height, width, 3] to embeddings [tokens, input size]."""
+        """Convert a slice uint8 RGB [height, width, 3] or two frames to embeddings [tokens, input size]."""
         return self._vision.encode_slice(pixels)[0]
 
     def _logits(self, sample: Inputs, context: Context) -> Iterator[Logits]:
         chunks, grids, masks = zip(*self._chunks(sample), strict=True)
         starts = np.cumsum([0, *map(len, chunks)]).tolist()
-        positions = self._positions(starts, grids)
+        positions = self._positions(sample, starts, grids)
         for start, chunk, mask in zip(starts, chunks, masks, strict=False):
             yield from context.decode(chunk, positions[:, start : start + len(chunk)], mask)
 
-    def _positions(self, starts: Sequence[int], grids: Sequence[Grid | None]) -> NDArray[np.int64]:
+    def _positions(self, sample: Inputs, starts: Sequence[int], grids: Sequence[Grid | None]) -> NDArray[np.int64]:
         """Return the position ids of all chunks: [1, length], or [4, length] for M-RoPE (time, row, column, unused)."""
         positions = np.arange(starts[-1], dtype=np.int64)[None]
         if not self._language.uses_mrope:
@@ -149,7 +152,7 @@ class GgufRunner:
         positions = positions.repeat(3, axis=0)
         if self._uses_mrope:
             spans = [(start, end) for start, end, grid in zip(starts[:-1], starts[1:], grids, strict=True) if grid]
-            positions = mrope_position_ids(starts[-1], spans, filter(None, grids))
+            positions = mrope_position_ids(starts[-1], spans, filter(None, grids), sample.slice_times)
         return np.concatenate([positions, np.zeros_like(positions[:1])])
 
     def _chunks(self, sample: Inputs) -> Iterator[_MaskedChunk]:
@@ -193,8 +196,9 @@ class GgufRunner:
             yield span, self._vision.encode_image(image)
 
     def _encode(self, sample: Inputs, pixels: NDArray[np.uint8], num_tokens: int) -> tuple[Chunk, Grid]:
-        embeddings, size = self._vision.encode_slice(pixels)
-        if size != pixels.shape[:2] and sample.id not in self._resized:
+        with prefix_errors(f"sample `{sample.id}`"):
+            embeddings, size = self._vision.encode_slice(pixels)
+        if size != slice_size(pixels) and sample.id not in self._resized:
             self._resized.append(sample.id)
             count, kept = len(self._resized), [note for note in self.notes if note == AUDIO_NOTE]
             note = f"llama.cpp resized slices of {count} samples, the first of them `{self._resized[0]}`"

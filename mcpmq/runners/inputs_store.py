@@ -59,6 +59,8 @@ class InputsStore(Sequence[Inputs]):
                 arrays = (*arrays, sample.audio_bounds, *sample.audio)
             for array in arrays:
                 place = f"{sample.id} {sample.answer_start} {sample.slices_per_image} {array.shape}"
+                if sample.frame_intervals:
+                    place += f" {sample.frame_intervals} {sample.slice_times}"
                 digest.update(place.encode())
                 digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
@@ -98,6 +100,8 @@ class InputsStore(Sequence[Inputs]):
                 tuple(text[f"{AUDIO}{index:06}"] for index in range(len(text["per_audio"]))),
                 text["audio_bounds"],
                 tuple(text["per_audio"].tolist()),
+                tuple(text["intervals"].tolist()),
+                tuple(text["times"].tolist()),
             )
 
 
@@ -106,4 +110,5 @@ def _write_text(file: Path, sample: Inputs) -> None:
     texts |= {"earlier": sample.earlier_answers, "per_image": np.array(sample.slices_per_image, np.int64)}
     texts |= {"audio_bounds": sample.audio_bounds, "per_audio": np.array(sample.spans_per_audio, np.int64)}
     texts |= {f"{AUDIO}{index:06}": samples for index, samples in enumerate(sample.audio)}
+    texts |= {"intervals": np.array(sample.frame_intervals), "times": np.array(sample.slice_times, np.int64)}
     np.savez(file, id=sample.id, **texts)

@@ -21,7 +21,7 @@ from mcpmq.execution.layerwise import run_layerwise
 from mcpmq.execution.torch_model import StoredWeight, TorchModel, build_model, to_float
 from mcpmq.families import family_named
 from mcpmq.families.family import Family, TensorSpec
-from mcpmq.families.inputs import Inputs
+from mcpmq.families.inputs import Inputs, slice_size
 from mcpmq.grids.activation import ActivationGrid
 from mcpmq.plan import block_name
 from mcpmq.quantized_model import QuantizedModel
@@ -137,7 +137,7 @@ def batches(samples: Sequence[Inputs], max_tokens: int) -> Iterator[list[Inputs]
 
 def _size(sample: Inputs) -> int:
     """Return the number of tokens of a sample, or of its pixels and audio samples if these need more memory."""
-    pixels = sum(prod(part.shape[:2]) for part in sample.slices)
+    pixels = sum(prod(slice_size(part)) for part in sample.slices)
     audio = sum(map(len, sample.audio))
     return max(len(sample.tokens), pixels // PIXELS_PER_TOKEN + audio // AUDIO_SAMPLES_PER_TOKEN)
 

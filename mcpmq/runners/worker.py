@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from mcpmq.errors import McpmqError
-from mcpmq.families.inputs import Inputs
+from mcpmq.families.inputs import Inputs, slice_size
 from mcpmq.runners.inputs_store import InputsStore
 from mcpmq.runners.runner import Logits, OpenRunner, SequentialEngine, SupportsPhases
 from mcpmq.runners.token_metrics import ReferenceVocabulary, TokenMetrics
@@ -111,7 +111,7 @@ def worst_case_samples(samples: Iterable[Inputs]) -> list[Inputs]:
     sizes = (
         lambda sample: len(sample.tokens),
         lambda sample: len(sample.slices),
-        lambda sample: max(map(len, sample.slices), default=0),
+        lambda sample: max((slice_size(pixels)[0] for pixels in sample.slices), default=0),
     )
     return list({sample.id: sample for sample in (max(candidates, key=size) for size in sizes)}.values())
 

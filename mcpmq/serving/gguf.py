@@ -218,7 +218,7 @@ def _part(part: object) -> dict[str, Any]:
     if isinstance(part, Waveform):
         data = base64.b64encode(encode_wav(part.samples)).decode()
         return {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
-    assert isinstance(part, Image.Image)
+    assert isinstance(part, Image.Image)  # requests have no video
     return {"type": "image_url", "image_url": {"url": _data_url(part)}}
 
 

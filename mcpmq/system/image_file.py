@@ -140,7 +140,7 @@ def _check_header(image: Image.Image, max_pixels: int) -> None:
         raise DatasetError("is a raw camera file, or its first page is a thumbnail", CONVERT_HINT)
 
 
-def _convert(image: Image.Image) -> Image.Image:
+def _convert(image: Image.Image, may_be_blank: bool = False) -> Image.Image:
     """Convert an opened image; its tile describes the stored samples until it is loaded."""
     tile = image.tile[0] if getattr(image, "tile", None) else ("", None, 0, "")  # type: ignore[attr-defined]
     stored, box = str(tile[3]), tile[1] if image.format == "GIF" else None
@@ -148,9 +148,19 @@ def _convert(image: Image.Image) -> Image.Image:
     mask = _mask(image, stored, box)
     shown = to_srgb(_colors(image, stored), image.info)
     if mask is not None:
-        shown = _on_white(shown, mask)
+        shown = _on_white(shown, mask, may_be_blank)
     method = ORIENTATIONS.get(_orientation(image))
     return shown if method is None else shown.transpose(method)
+
+
+def convert_frame(image: Image.Image) -> Image.Image:
+    """Return the current frame of an opened animation as 8-bit sRGB on white; a frame may be blank."""
+    if image.tell() == 0:
+        return _convert(image, may_be_blank=True)
+    shown = image.convert("RGBA")  # Pillow composes it with the frames before
+    mask = np.asarray(shown.getchannel("A"))
+    colors = to_srgb(shown.convert("RGB"), image.info)
+    return colors if mask.min() == 255 else _on_white(colors, mask, may_be_blank=True)
 
 
 def _colors(image: Image.Image, stored: str) -> Image.Image:
@@ -194,10 +204,10 @@ def _key_mask(image: Image.Image, stored: str) -> Mask:
     return np.where(same.all(axis=-1) if image.mode == "RGB" else same, 0, 255).astype(np.uint8)
 
 
-def _on_white(image: Image.Image, mask: Mask) -> Image.Image:
+def _on_white(image: Image.Image, mask: Mask, may_be_blank: bool) -> Image.Image:
     opacity = mask[..., None].astype(np.uint16)
     shown = ((np.asarray(image) * opacity + 255 * (255 - opacity) + 127) // 255).astype(np.uint8)
-    if shown.min() == 255 and not (_is_uniform(np.asarray(image)) and _is_uniform(mask)):
+    if not may_be_blank and shown.min() == 255 and not (_is_uniform(np.asarray(image)) and _is_uniform(mask)):
         raise DatasetError("is white or transparent everywhere: on a white background it is blank", BLANK_HINT)
     return Image.fromarray(shown)
 

@@ -6,20 +6,23 @@ from importlib.resources import files
 from io import BytesIO
 
 from jinja2 import Environment
+from PIL import Image
 
-from mcpmq.dataset import ImageSource, Sample, SampleSet, Turn
+from mcpmq.dataset import Sample, SampleSet, Turn
 from mcpmq.families.images import open_image
+from mcpmq.families.video_frames import open_video, spread_frames
 from mcpmq.system.escaping import escape_controls
 from mcpmq.system.table import Table
 
 PAGE_BEGINNING = "<!doctype html>\n"
 MAX_SAMPLES, MAX_CHARACTERS = 200, 600  # of a page, of a text
+MAX_FRAMES = 4  # of a video
 THUMBNAIL_PIXELS, JPEG_QUALITY = 160, 75
 
 
 @dataclass(frozen=True, slots=True)
 class Thumbnail:
-    """A small copy of an image, and the size of the original."""
+    """A small copy of an image or a frame, and the size of the original."""
 
     data: str  # URL
     width: int
@@ -30,7 +33,7 @@ def render_contact_sheet(samples: SampleSet, table: Table) -> str:
     """Render the table of counts and the first samples of a set.
 
     Raises:
-        DatasetError: an image cannot be read.
+        DatasetError: an image or a video cannot be read.
     """
     environment = Environment(autoescape=True, finalize=_finalize, trim_blocks=True, lstrip_blocks=True)
     page = files("mcpmq.ui").joinpath("contact_sheet.html").read_text(encoding="utf-8")
@@ -50,11 +53,12 @@ def _card(sample: Sample) -> dict[str, object]:
 
 def _turn(sample_id: str, turn: Turn) -> dict[str, object]:
     text = turn.text if len(turn.text) <= MAX_CHARACTERS else f"{turn.text[:MAX_CHARACTERS]} …"
-    return {"role": turn.role, "text": text, "images": [_thumbnail(sample_id, image) for image in turn.images]}
+    shown = [open_image(sample_id, image) for image in turn.images]
+    shown += [frame for video in turn.videos for frame in spread_frames(open_video(sample_id, video), MAX_FRAMES)]
+    return {"role": turn.role, "text": text, "images": list(map(_thumbnail, shown))}
 
 
-def _thumbnail(sample_id: str, image: ImageSource) -> Thumbnail:
-    opened = open_image(sample_id, image)
+def _thumbnail(opened: Image.Image) -> Thumbnail:
     width, height = opened.size
     opened.thumbnail((THUMBNAIL_PIXELS, THUMBNAIL_PIXELS))
     stream = BytesIO()

@@ -38,7 +38,7 @@ def _parts(sample: Sample) -> list[Any]:
     named = []
     for part in sample.turns[0].content:
         kind, file = ("audio", part.source) if isinstance(part, Audio) else ("image", part)
-        named.append(file if isinstance(file, str) else f"{kind} {Path(file.name).name}")
+        named.append(file if isinstance(file, str) else f"{kind} {Path(file.name).name}")  # type: ignore[union-attr]
     return named
 
 
@@ -146,7 +146,7 @@ def test_records_name_audio_by_placeholders(record: dict[str, Any], expected: li
     """ms-swift and LLaMA-Factory write `<audio>` and a list `audios`."""
     content = parse_record(record, 1, "record").turns[0].content
 
-    names = [part if isinstance(part, str) else f"{type(part).__name__[:5].lower()} {part.name}" for part in content]
+    names = [part if isinstance(part, str) else f"{type(part).__name__[:5].lower()} {part.name}" for part in content]  # type: ignore[union-attr]
     assert names == expected
 
 

@@ -91,7 +91,7 @@ IMAGE = [{"type": "image", "image": "red.png"}]
         (_messages(("user", IMAGE), ("assistant", " ")), "an answer is not one text"),
         (_messages(("user", []), ("assistant", "b")), "messages.0.content"),
         (_messages(("user", "a"), ("tool", "b")), "messages.1.role"),
-        (_messages(("user", [{"type": "video", "video": "a.mp4"}]), ("assistant", "b")), "messages.0.content"),
+        (_messages(("user", [{"type": "file", "file": "a.pdf"}]), ("assistant", "b")), "messages.0.content"),
         (_messages(("user", [{**IMAGE[0], "sha256": "0" * 64}]), ("assistant", "b")), "differs from its SHA-256"),
         (_messages(("user", [{**IMAGE[0], "url": "a"}]), ("assistant", "b")), "unknown key"),
         (json.dumps({"id": "1", "prompt": "a", "messages": []}), "messages"),

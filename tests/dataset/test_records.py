@@ -154,7 +154,7 @@ def test_images_may_be_inside_of_the_record(folder: Path) -> None:
         ("text", "line 1 is not an object"),
         ({"a": 1}, "the format is unknown; the keys are `a`"),
         ({"query": "a", "prompt": "b", "answer": "c"}, "the format is unknown"),
-        ({"messages": CHAT, "images": ["red.png"], "videos": ["a.mp4"]}, "unknown key `videos`"),
+        ({"messages": CHAT, "images": ["red.png"], "files": ["a.pdf"]}, "unknown key `files`"),
         ({"messages": "a"}, "not a list"),
         ({"messages": ["a"]}, "message 0 has the keys none"),
         ({"messages": [{**CHAT[0], "weight": 0}]}, "message 0 has the keys `role`, `content`, `weight`"),

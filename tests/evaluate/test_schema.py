@@ -43,7 +43,12 @@ def test_equal_numbers_of_values_are_valid() -> None:
     [
         ((0.5,), "text", 2, "the numbers of values per token differ"),
         ((0.5, 1.5), "text", 3, "the numbers of values per token differ"),
-        ((0.5, 1.5), "audio", 2, "the group `audio` is not one of image, nonsquare, images, text"),
+        (
+            (0.5, 1.5),
+            "sound",
+            2,
+            "the group `sound` is not one of image, nonsquare, images, video",
+        ),
         ((0.5, -1e9), "text", 2, "a loss is not a number below 700"),
         ((0.5, float("nan")), "text", 2, "a loss is not a number below 700"),
     ],

@@ -7,7 +7,7 @@ import pytest
 
 from mcpmq.errors import CheckpointError
 from mcpmq.families.preprocessor import PreprocessorConfig
-from mcpmq.families.qwenvl_inputs import Resizing
+from mcpmq.families.qwenvl_resizing import Resizing
 from mcpmq.families.slicing import Slicing
 
 

@@ -12,7 +12,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from mcpmq.errors import CheckpointError
 from mcpmq.families.preprocessor import PreprocessorConfig, has_preprocessor, read_preprocessor
-from mcpmq.families.qwenvl_inputs import Resizing
+from mcpmq.families.qwenvl_resizing import Resizing
 from mcpmq.families.slicing import ConfiguredSlicing, MergedSlicing, Slicing, slice_image, target_sizes
 from tests.tiny import PREPROCESSOR
 from tests.tiny_families import MINICPM_V_2_CONFIG, MINICPM_V_4_6, QWEN_VL_PREPROCESSOR

@@ -17,7 +17,8 @@ from mcpmq.families.inputs import Inputs
 from mcpmq.families.modeling_transformers import qwen2_vl
 from mcpmq.families.position_ids import mrope_position_ids
 from mcpmq.families.qwen2vl import QWEN2_VL
-from mcpmq.families.qwenvl_inputs import QwenVlProcessor, Resizing
+from mcpmq.families.qwenvl_inputs import QwenVlProcessor
+from mcpmq.families.qwenvl_resizing import Resizing
 from mcpmq.system.json_file import read_json
 from tests.checkpoint_tools import edit_json
 from tests.tiny_families import QWEN_VL_PREPROCESSOR, TINY_FAMILIES

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.families.qwenvl_inputs import Resizing
+from mcpmq.families.qwenvl_resizing import Resizing
 from mcpmq.formats.model_view import PlannedModel
 from mcpmq.formats.onnx.config_files import write_config_files
 from mcpmq.plan import make_plan

@@ -145,7 +145,7 @@ def test_calibration_samples_are_not_measured(tiny_checkpoint: Path, mixed_set: 
     """An evaluation set that shares one image with the calibration set is an error."""
     used = CalibrationRecord.from_samples(mixed_set).model_copy(update={"fingerprints": mixed_set.fingerprints[:1]})
     calibrated = Artifact(made.path, made.manifest.model_copy(update={"calibration_set": used}))
-    with pytest.raises(DatasetError, match="shares 1 images or texts with the calibration set `mixed0`"):
+    with pytest.raises(DatasetError, match="shares 1 images, videos or texts with the calibration set `mixed0`"):
         compare(Checkpoint.open(tiny_checkpoint), [calibrated], mixed_set, ONE_THREAD)
 
 

@@ -94,7 +94,7 @@ def _with_text_sizes(config: dict[str, Any]) -> dict[str, Any]:
 
 def _preprocessor(folder: Path, model_type: str) -> dict[str, Any]:
     """Return the preprocessor configuration with the default steps and bounds of transformers written out."""
-    from mcpmq.families.qwenvl_inputs import Resizing
+    from mcpmq.families.qwenvl_resizing import Resizing
 
     resizing = Resizing.open(folder)
     bounds = {"min_pixels": resizing.size.shortest_edge, "max_pixels": resizing.size.longest_edge}

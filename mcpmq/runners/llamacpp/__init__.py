@@ -116,6 +116,7 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "mtmd_bitmap_init": (POINTER, UINT, UINT, TEXT),
     "mtmd_bitmap_init_from_audio": (POINTER, SIZE, FLOATS),
     "mtmd_bitmap_free": (None, POINTER),
+    "mtmd_bitmap_set_mergeable": (None, POINTER, FLAG),
     "mtmd_tokenize": (INT, POINTER, POINTER, ctypes.POINTER(InputText), ctypes.POINTER(POINTER), SIZE),
     "mtmd_input_chunks_init": (POINTER,),
     "mtmd_input_chunks_free": (None, POINTER),
@@ -204,11 +205,12 @@ def llamacpp() -> LlamaCpp:
     return LlamaCpp()
 
 
-def image_chunk_size(saved: bytes) -> tuple[int, int] | None:
-    """Return the (width, height) of the image in a serialized chunk, or None if the layout is unknown.
+def image_chunk_size(saved: bytes, frames: int = 1) -> tuple[int, int] | None:
+    """Return the (width, height) of the images in a serialized chunk, or None if the layout is unknown.
 
     Layout, from mtmd_input_chunk::serialize in mtmd.cpp: version, chunk type, number of texts (0), image flag (1);
-    number of tokens, position type, three more numbers, id; then one entry: two flags, a number, width, height.
+    number of tokens, position type, three more numbers, id; then an entry for each of the `frames`: two flags, a
+    number, width, height.
     """
     head = struct.Struct("<QIQBIIIIIQ")
     if len(saved) < head.size:
@@ -219,4 +221,4 @@ def image_chunk_size(saved: bytes) -> tuple[int, int] | None:
     if not known or len(saved) < head.size + id_nbytes + entry.size:
         return None
     is_audio, entries, *_, width, height = entry.unpack_from(saved, head.size + id_nbytes)
-    return (width, height) if (is_audio, entries) == (0, 1) else None
+    return (width, height) if (is_audio, entries) == (0, frames) else None

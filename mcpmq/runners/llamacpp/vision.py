@@ -2,15 +2,16 @@
 
 import ctypes
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from math import ceil, isqrt, sqrt
+from math import ceil, isqrt, prod, sqrt
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mcpmq.errors import EngineError
+from mcpmq.families.inputs import slice_size
 from mcpmq.runners.llamacpp import (
     AUDIO_CHUNK_TYPE,
     FLOATS,
@@ -88,19 +89,34 @@ class VisionEncoder:
     def encode_slice(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], tuple[int, int]]:
         """Convert a slice uint8 RGB [height, width, 3] to embeddings float32 [tokens, input size].
 
+        Two frames of a video, [2, height, width, 3], are one temporal patch of Qwen-VL.
+
         Returns the embeddings and the (height, width) of the slice after resizing by llama.cpp.
 
         Raises:
-            EngineError: llama.cpp rejected the image.
+            EngineError: llama.cpp rejected the image, or cannot encode the frames together and in their size.
         """
         if self._slice_side is not None:
-            height, width, _ = pixels.shape
-            self._slice_side.value = ceil(sqrt(height * width))
+            self._slice_side.value = ceil(sqrt(prod(slice_size(pixels))))
         if self._longest_edge is not None:
-            self._longest_edge.value = max(pixels.shape[:2])
-        with self._chunks(pixels) as chunks:
+            self._longest_edge.value = max(slice_size(pixels))
+        frames = pixels if pixels.ndim == 4 else pixels[None]
+        with self._chunks(frames) as chunks:
+            images = [chunk for chunk in chunks if self._is_image(chunk)]
+            if len(frames) > 1 and len(images) != 1:
+                raise EngineError(
+                    f"llama.cpp does not encode {len(frames)} frames of a video together",
+                    f"evaluate it in another format, or update llama.cpp; {ggml_library.INSTALL_HINT}",
+                )
             first = self._first_image(chunks)
-            return self._embeddings(first), self._size(first)
+            size = self._size(first, len(frames))
+            if len(frames) > 1 and size != slice_size(pixels):
+                raise EngineError(
+                    f"llama.cpp resizes frames of {frames.shape[2]}x{frames.shape[1]} pixels to {size[1]}x{size[0]},"
+                    " because the mmproj file has the bounds of images",
+                    "use videos with larger frames or fewer of them, or measure them in another format",
+                )
+            return self._embeddings(first), size
 
     def encode_image(self, pixels: NDArray[np.uint8]) -> list[tuple[Chunk, Grid | None]]:
         """Convert an image uint8 RGB [height, width, 3] to chunks, sliced and resized by llama.cpp.
@@ -114,7 +130,7 @@ class VisionEncoder:
             self._slice_side.value = self._default_side
         if self._longest_edge is not None:
             self._longest_edge.value = self._default_longest_edge
-        with self._chunks(pixels) as chunks:
+        with self._chunks(pixels[None]) as chunks:
             return [self._read_chunk(chunk) for chunk in chunks]
 
     def encode_audio(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -129,7 +145,7 @@ class VisionEncoder:
             raise EngineError("the mmproj file has no audio encoder", "export the artifact again")
         data = np.ascontiguousarray(samples, np.float32)
         bitmap = self._engine("mtmd_bitmap_init_from_audio", len(data), data.ctypes.data_as(FLOATS))
-        with self._tokenized(bitmap, f"audio of {len(data):,} samples") as chunks:
+        with self._tokenized([bitmap], f"audio of {len(data):,} samples") as chunks:
             return np.concatenate([self._embeddings(one) for one in chunks if self._type(one) == AUDIO_CHUNK_TYPE])
 
     def _read_chunk(self, chunk: int) -> tuple[Chunk, Grid | None]:
@@ -189,37 +205,40 @@ class VisionEncoder:
 
     def _probed_images(self) -> int:
         """Return the number of images that llama.cpp cuts a small one into."""
-        with self._chunks(PROBE_IMAGE) as chunks:
+        with self._chunks(PROBE_IMAGE[None]) as chunks:
             return sum(map(self._is_image, chunks))
 
     def _probed_side(self) -> int:
-        with self._chunks(PROBE_IMAGE) as chunks:
+        with self._chunks(PROBE_IMAGE[None]) as chunks:
             height, width = self._size(self._first_image(chunks))
         if height != width:
             raise EngineError(f"llama.cpp resized a square image to {width}x{height}", ggml_library.INSTALL_HINT)
         return height
 
     @contextmanager
-    def _chunks(self, pixels: NDArray[np.uint8]) -> Iterator[list[int]]:
-        height, width, _ = pixels.shape
-        bitmap = self._engine("mtmd_bitmap_init", width, height, pixels.tobytes())
-        with self._tokenized(bitmap, f"an image of {width}x{height}") as chunks:
+    def _chunks(self, frames: NDArray[np.uint8]) -> Iterator[list[int]]:
+        """Tokenize an image, or frames uint8 RGB [frames, height, width, 3] that are encoded together."""
+        count, height, width, _ = frames.shape
+        bitmaps = [self._engine("mtmd_bitmap_init", width, height, frame.tobytes()) for frame in frames]
+        for bitmap in bitmaps:
+            self._engine("mtmd_bitmap_set_mergeable", bitmap, count > 1)
+        with self._tokenized(bitmaps, f"an image of {width}x{height}") as chunks:
             yield chunks
 
     @contextmanager
-    def _tokenized(self, bitmap: int, name: str) -> Iterator[list[int]]:
-        """Yield the chunks of an image or audio, which is freed with them; `name` is for errors."""
-        chunks = self._engine("mtmd_input_chunks_init")
+    def _tokenized(self, bitmaps: Sequence[int], name: str) -> Iterator[list[int]]:
+        """Yield the chunks of images or audio, which are freed with them; `name` is for errors."""
+        chunks, count = self._engine("mtmd_input_chunks_init"), len(bitmaps)
         try:
-            marker = ctypes.string_at(self._engine("mtmd_default_marker"))
-            text = InputText(marker, len(marker), False, True)
-            bitmaps = (POINTER * 1)(bitmap)
-            if self._engine("mtmd_tokenize", self._context, chunks, ctypes.byref(text), bitmaps, 1):
+            marker = ctypes.string_at(self._engine("mtmd_default_marker")) * count
+            text, pointers = InputText(marker, len(marker), False, True), (POINTER * count)(*bitmaps)
+            if self._engine("mtmd_tokenize", self._context, chunks, ctypes.byref(text), pointers, count):
                 raise self._engine.error(f"llama.cpp could not prepare {name}")
-            count = self._engine("mtmd_input_chunks_size", chunks)
-            yield [self._engine("mtmd_input_chunks_get", chunks, number) for number in range(count)]
+            number = self._engine("mtmd_input_chunks_size", chunks)
+            yield [self._engine("mtmd_input_chunks_get", chunks, index) for index in range(number)]
         finally:
-            self._engine("mtmd_bitmap_free", bitmap)
+            for bitmap in bitmaps:
+                self._engine("mtmd_bitmap_free", bitmap)
             self._engine("mtmd_input_chunks_free", chunks)
 
     def _first_image(self, chunks: list[int]) -> int:
@@ -235,12 +254,12 @@ class VisionEncoder:
         kind: int = self._engine("mtmd_input_chunk_get_type", chunk)
         return kind
 
-    def _size(self, chunk: int) -> tuple[int, int]:
+    def _size(self, chunk: int, frames: int = 1) -> tuple[int, int]:
         nbytes = SIZE()
         self._engine("mtmd_input_chunk_save", chunk, None, 0, ctypes.byref(nbytes))
         saved = ctypes.create_string_buffer(nbytes.value)
         self._engine("mtmd_input_chunk_save", chunk, saved, nbytes.value, None)
-        size = image_chunk_size(saved.raw)
+        size = image_chunk_size(saved.raw, frames)
         if size is None:
             raise EngineError("the image chunks of llama.cpp have an unknown layout", ggml_library.INSTALL_HINT)
         return size[1], size[0]
@@ -254,7 +273,7 @@ class PrecomputedImages:
 
     def encode_slice(self, pixels: NDArray[np.uint8]) -> tuple[NDArray[np.float32], tuple[int, int]]:
         """Return the embeddings [tokens, input size] of the next slice, and its (height, width)."""
-        return next(self._embeddings), (pixels.shape[0], pixels.shape[1])
+        return next(self._embeddings), slice_size(pixels)
 
     def encode_audio(self, samples: NDArray[np.float32]) -> NDArray[np.float32]:
         """Return the embeddings [tokens, input size] of the next audio."""
