@@ -84,7 +84,7 @@ def _cpu_seconds(matrix: Matrix, importance: torch.Tensor | None, scheme: GgmlSc
     weights = ggml._importance(importance, matrix.shape[1], scheme)
     blocks = np.empty((len(matrix), scheme.row_nbytes(matrix.shape[1])), np.uint8)
     start = time.process_time()
-    ggml._quantize_rows(matrix, blocks, scheme, weights)
+    ggml._quantize_rows(matrix, blocks, scheme, None if weights is None else weights.numpy())
     return time.process_time() - start
 
 

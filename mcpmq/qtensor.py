@@ -117,6 +117,18 @@ AnyQTensor = TypeVar("AnyQTensor", IntegerTensor, GgmlTensor, CodebookTensor, QT
 ROW_FIELDS = ("codes", "blocks", "scale", "zero_point")
 
 
+def move(weight: AnyQTensor, device: torch.device) -> AnyQTensor:
+    """Return a weight with its tensors on a device."""
+    parts = {name: getattr(weight, name, None) for name in ROW_FIELDS}
+    return replace(weight, **{name: part.to(device) for name, part in parts.items() if part is not None})
+
+
+def row_device(weight: QTensor) -> torch.device:
+    """Return the device of a weight."""
+    device: torch.device = (weight.blocks if isinstance(weight, GgmlTensor) else weight.codes).device
+    return device
+
+
 def concat_rows(chunks: Iterable[AnyQTensor], rows: int) -> AnyQTensor:
     """Concatenate chunks that have `rows` rows in total; only one chunk is in memory beside the result."""
     parts: dict[str, Any] = {}
@@ -125,7 +137,7 @@ def concat_rows(chunks: Iterable[AnyQTensor], rows: int) -> AnyQTensor:
         for name in ROW_FIELDS:
             part = getattr(chunk, name, None)
             if part is not None:
-                whole = parts.setdefault(name, torch.empty(rows, part.shape[1], dtype=part.dtype))
+                whole = parts.setdefault(name, torch.empty(rows, part.shape[1], dtype=part.dtype, device=part.device))
                 whole[first_row : first_row + chunk.rows] = part
         first_row += chunk.rows
     return replace(chunk, **parts)

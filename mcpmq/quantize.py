@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,6 +30,7 @@ from mcpmq.plan import Plan, TensorPlan
 from mcpmq.quantized_model import BlockWriter, CalibrationResult, QuantizedModel, read_calibration_result
 from mcpmq.rounding.block import quantize_to_nearest
 from mcpmq.scheme import GgmlScheme
+from mcpmq.system.background import begin
 from mcpmq.system.environment import ARTIFACT_PACKAGES, MODEL_PACKAGES, installed_versions
 from mcpmq.system.file_hash import file_sha256
 from mcpmq.system.ggml_library import library_path
@@ -69,13 +71,13 @@ def quantize(
     """
     samples, out = require_calibration(plan, calibration), Path(out)
     check_folder(out, _inputs(plan, calibration))
-    torch_device = resolve_device(device) if samples else CPU
+    torch_device = resolve_device(device, plan.checkpoint.nbytes) if samples else CPU
     with ExitStack() as stack:
         if not has_manifest(out):
             stack.enter_context(lock_output(out))
             check_disk_space(out, plan.nbytes)
-        request = _request(plan, calibration, torch_device)
-        if has_manifest(out) and (finished := _finished_run(out, request)):
+        finish_request = begin(partial(_request, plan, calibration, torch_device))  # hashes the checkpoint
+        if has_manifest(out) and (finished := _finished_run(out, finish_request())):
             remove_stale_lock(out)
             return finished
         begin_stage = begin_stages(progress, ["checking samples", "quantizing"] if samples else ["quantizing"])
@@ -87,7 +89,7 @@ def quantize(
         if samples:
             begin_stage()
         _check_limit(plan, memory_limit)
-        _run(plan, out, request, samples, progress, torch_device, memory_limit)
+        _run(plan, out, finish_request(), samples, progress, torch_device, memory_limit)
     return QuantizedModel.open(out)
 
 

@@ -1,8 +1,14 @@
 """Checkpoints and artifacts that many tests share, built once per session."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
+
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when a library imports it
 
 import numpy as np
 import pytest

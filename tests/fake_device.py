@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.backend_registration import rename_privateuse1_backend
 
+from mcpmq.calibrate.forward import encode_samples
 from mcpmq.calibrate.imatrix import write_imatrix
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import SampleSet
@@ -32,7 +33,9 @@ from mcpmq.plan import Plan, make_plan
 from mcpmq.quantize import quantize
 from mcpmq.quantized_model import QuantizedModel
 from mcpmq.recipe import Recipe
+from mcpmq.runners.torch import open_runner
 from mcpmq.system.progress import silent
+from tests.loss_tools import answer_losses
 from tests.smoothing_tools import few_exponents
 
 SOURCE, DEVICE_NAME = Path(__file__).parent / "fake_device.cpp", "fake"
@@ -46,6 +49,7 @@ WEIGHTS = {
     "head": "int8-g32",
 }
 RECIPE = Recipe.model_validate({"name": "everything", "method": "auto", "smooth": "awq", "weights": WEIGHTS})
+RECIPES = {"minicpm": RECIPE, "qwen": RECIPE.model_copy(update={"targets": "model"})}  # by the name of the checkpoint
 
 
 def build_library(compiler: str, folder: Path) -> Path:
@@ -82,7 +86,7 @@ def calibrate_on(plan: Plan, samples: SampleSet, device: torch.device, out: Path
     """Quantize, write an imatrix and measure errors on one device.
 
     The result has the recorded devices, the error of every block with every candidate, the selected method, smoothing
-    and norm of the change of every weight, and its error share.
+    and norm of the change of every weight, its error share, and losses of the original.
     """
     # Products are not chunked, so that both devices multiply and add in the same order if their kernels agree. The
     # searches have one candidate, because the fake device takes much time for every operation, and because devices with
@@ -90,8 +94,8 @@ def calibrate_on(plan: Plan, samples: SampleSet, device: torch.device, out: Path
     with (
         few_exponents(0.5),
         patch("mcpmq.rounding.shrinkage.SHRINKAGES", (0.1,)),
-        patch.object(import_module("mcpmq.quantize"), "resolve_device", lambda _: device),
-        patch("mcpmq.calibrate.imatrix.resolve_device", lambda _: device),
+        patch.object(import_module("mcpmq.quantize"), "resolve_device", lambda *_: device),
+        patch("mcpmq.calibrate.imatrix.resolve_device", lambda *_: device),
         patch("mcpmq.calibrate.forward.chunk_linears"),
         sdpa_kernel(SDPBackend.MATH),
     ):
@@ -106,7 +110,15 @@ def calibrate_on(plan: Plan, samples: SampleSet, device: torch.device, out: Path
         "methods": {name: _method(quantized, name) for name in matrices},
         "changes": {name: _change(plan.checkpoint, quantized, name) for name in matrices},
         "error_shares": {name: error.share for name, error in errors.items()},
+        "losses": _losses_of_original(plan.checkpoint, samples, device),
     }
+
+
+def _losses_of_original(checkpoint: Checkpoint, samples: SampleSet, device: torch.device) -> list[list[float]]:
+    """Return the losses of all answer tokens of some samples in the original model."""
+    inputs = encode_samples(checkpoint.family.open_processor(checkpoint.path), samples.samples[:3], silent)
+    with patch("mcpmq.runners.torch.resolve_device", lambda *_: device):
+        return [losses.tolist() for losses in answer_losses(open_runner(checkpoint.path, 1), inputs)]
 
 
 def _method(quantized: QuantizedModel, name: str) -> list[Any]:
@@ -124,7 +136,7 @@ if __name__ == "__main__":
     library, samples, out, *checkpoints = map(Path, sys.argv[1:])
     devices, results = {"cpu": CPU, "device": open_device(library)}, {}
     for checkpoint in checkpoints:
-        plan, folder = make_plan(Checkpoint.open(checkpoint), RECIPE), out / checkpoint.name
+        plan, folder = make_plan(Checkpoint.open(checkpoint), RECIPES[checkpoint.name]), out / checkpoint.name
         results[checkpoint.name] = {
             name: calibrate_on(plan, SampleSet.open(samples), device, folder / name) for name, device in devices.items()
         }

@@ -108,6 +108,7 @@ class StatsRounder:
     stats: BlockStats  # of folded weights; changed in place and emptied by the last candidate: Hessians are large
     scales: Sequence[SmoothingScales]
     threads: int  # for rounding
+    loaded: Mapping[str, Tensor]  # original weights on a device other than the CPU, float32 [out, in]
     has_scaled_stats: bool = False
 
     def round(self, candidate: Candidate, scaling: Mapping[str, WeightScaling], is_last: bool) -> RoundedBlock:
@@ -116,12 +117,13 @@ class StatsRounder:
             self.stats.update(scale_stats(self.stats, self.scales))
             self.has_scaled_stats = True
         inputs = {name: InputSummary.of_parts(parts) for name, parts in self.stats.items()}
+        loaded = {name: weight for name, weight in self.loaded.items() if name in inputs}
         take = take_last if is_last else _keep
         with torch_threads(self.threads):
             weights = {
                 tensor.name: quantize_weight(
                     *(self.plan, tensor, take(self.stats, tensor.name), candidate.method),
-                    scaling.get(tensor.name, NO_SCALING),
+                    *(scaling.get(tensor.name, NO_SCALING), loaded.get(tensor.name)),
                 )
                 for tensor in self.plan.blocks[self.block]
             }

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from mcpmq.calibrate.block_files import BlockReader
 from mcpmq.calibrate.memory import must_spill
 from mcpmq.calibrate.modalities import (
     HEAD,
@@ -64,11 +65,17 @@ class CalibrationRun:
     parallel_map: ParallelMap
     threads: int  # threads of torch before the run, which computes on one
     spill: SpillFile | None = None  # for the hidden states of waiting samples
+    reader: BlockReader | None = None  # on devices other than the CPU
 
     def load_original(self, block: nn.Module) -> None:
         """Load the weights of a block from the checkpoint; the head stays empty."""
-        if not is_head(self.model, block):
+        if is_head(self.model, block):
+            return
+        if self.reader is None:
             self.load_block(block, self.checkpoint.load)
+            return
+        weights = self.reader.read(list(self.model.blocks).index(block))
+        self.load_block(block, lambda spec: weights[spec.name])
 
     def load_block(self, block: nn.Module, read: Callable[[TensorSpec], StoredWeight]) -> None:
         """Load the weights of a block that `read` returns, [out, in]; of the embedding the rows of the samples only."""
@@ -76,8 +83,9 @@ class CalibrationRun:
 
     def _to_float(self, stored: StoredWeight, spec: TensorSpec) -> Tensor:
         if spec.name != EMBEDDING:
-            return to_float(stored, spec)
-        return rows_to_float(stored, sorted({token for one in self.inputs for token in one.tokens.tolist()}))
+            return to_float(stored, spec, self.model.device)
+        used = sorted({token for one in self.inputs for token in one.tokens.tolist()})
+        return rows_to_float(stored, used, self.model.device)
 
     def input_modules(self, specs: Mapping[str, TensorSpec]) -> dict[str, str | None]:
         """Return the module that feeds each weight, by the weight's name in its block; see `capture_inputs`."""
@@ -85,7 +93,7 @@ class CalibrationRun:
 
     def modalities(self, block: nn.Module, weights: Mapping[str, float]) -> TokenModalities:
         """Return the modalities of a block's input tokens, with these token weights."""
-        return modality_labels(block_component(self.model, block), weights, self.model.device)
+        return modality_labels(block_component(self.model, block), weights)
 
     def collect_stats(
         self,
@@ -106,7 +114,7 @@ class CalibrationRun:
         modalities = self.modalities(block, weights.model_dump())
         hold_out = HoldOut(_sample_is_held_out.get, held_out_in_gram)
         is_layer = block_component(self.model, block) == LANGUAGE  # whose matrices are the same for every sample
-        options = self.parallel_map, hold_out, is_layer
+        options = self.parallel_map, hold_out, is_layer, self.model.device
         stats = collect_stats(block, self.input_modules(specs), replay, modalities, *options)
         for name, parts in stats.items():
             _check_finite(specs[name], parts)
@@ -118,7 +126,7 @@ class CalibrationRun:
         """Return a function that creates an observer of inputs of the block with drift; see `HessianObserver`."""
         hold_out = HoldOut(_sample_is_held_out.get, held_out_in_gram)
         modalities = self.modalities(block, weights.model_dump())
-        return partial(HessianObserver.create, modalities, self.parallel_map, hold_out)
+        return partial(HessianObserver.create, modalities, self.parallel_map, hold_out, self.model.device)
 
     @property
     def original_samples(self) -> range:
@@ -160,7 +168,13 @@ def open_calibration(
         spill = stack.enter_context(SpillFile.create(spill_folder)) if spills else None
         parallel_map = stack.enter_context(deterministic_threads(device))
         stack.enter_context(torch.inference_mode())
-        yield CalibrationRun(checkpoint, model, processor, inputs, progress, parallel_map, threads, spill)
+        reader = None if device == CPU else stack.enter_context(BlockReader.open(checkpoint, _block_specs(model)))
+        yield CalibrationRun(checkpoint, model, processor, inputs, progress, parallel_map, threads, spill, reader)
+
+
+def _block_specs(model: TorchModel) -> list[tuple[TensorSpec, ...]]:
+    """Return the specs of every block; none for the head."""
+    return [() if is_head(model, block) else tuple(specs.values()) for block, specs in model.blocks.items()]
 
 
 def run_calibration(
@@ -205,14 +219,13 @@ def run_calibration(
 def _forward(run: CalibrationRun, modalities: Tensor, is_held_out: bool, inputs: Inputs) -> None:
     model = run.model
     _sample_is_held_out.set(is_held_out)
-    modalities = modalities.to(model.device)
     sample_modalities.set(modalities)
     arrays = run.processor.model_inputs(inputs)
     tensors = {name: torch.from_numpy(value).to(model.device) for name, value in arrays.items()}
     if run.spill:  # only memory of torch can be spilled
         tensors = {name: value.clone() for name, value in tensors.items()}
     del arrays
-    predicted = is_predicted(modalities).nonzero()[:, 0]
+    predicted = is_predicted(modalities).nonzero()[:, 0].to(model.device)
     model.module(**tensors, logits_to_keep=predicted, use_cache=False)
 
 

@@ -88,7 +88,7 @@ def write_imatrix(
     """
     inputs = checkpoint.folders | {samples.path: "calibration set"}
     check_output(out, inputs | dict.fromkeys(previous, "importance matrix"))
-    torch_device = resolve_device(device)
+    torch_device = resolve_device(device, checkpoint.nbytes)
     names = tensor_names(checkpoint)
     columns = {part: _columns(checkpoint, part, names[part]) for part in names}
     if mmproj_file:
@@ -132,7 +132,7 @@ class _SquareSumVisitor:
         """Register hooks on the matrices of all blocks, to be removed with the stack."""
         results = {}
         for block, specs in run.model.blocks.items():
-            observer = partial(_SquareSumObserver.create, run.modalities(block, EQUAL_WEIGHTS))
+            observer = partial(_SquareSumObserver.create, run.modalities(block, EQUAL_WEIGHTS), run.model.device)
             parameters = run.input_modules(_matrices(specs))
             results[block] = hooks.enter_context(capture_inputs(block, parameters, observer))
         return cls(run, results)
@@ -168,8 +168,8 @@ class _SquareSumObserver:
     token_counts: Counter[str] = field(default_factory=Counter)
 
     @classmethod
-    def create(cls, modalities: TokenModalities, columns: int) -> Self:
-        return cls(modalities, torch.zeros(columns, dtype=torch.float64, device=modalities.weights.device))
+    def create(cls, modalities: TokenModalities, device: torch.device, columns: int) -> Self:
+        return cls(modalities, torch.zeros(columns, dtype=torch.float64, device=device))
 
     def update(self, rows: Tensor) -> None:
         """Add inputs, float32 [tokens, columns]."""

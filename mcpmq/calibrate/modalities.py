@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from mcpmq.calibrate.observers import TokenModalities
-from mcpmq.execution.device import CPU
 from mcpmq.families.inputs import Inputs
 from mcpmq.rounding.stats import ANSWER, AUDIO, MODALITIES, TEXT, VISION
 
@@ -37,14 +36,14 @@ def is_predicted(modalities: Tensor) -> Tensor:
     return (modalities != VISION) & (modalities != AUDIO)
 
 
-def modality_labels(component: str, weights: Mapping[str, float], device: torch.device = CPU) -> TokenModalities:
+def modality_labels(component: str, weights: Mapping[str, float]) -> TokenModalities:
     """Return the modalities and weights of a component's input tokens; in those of encoders every weight is 1."""
     if component not in (HEAD, LANGUAGE):
-        ones = torch.ones(len(MODALITIES), device=device)
+        ones = torch.ones(len(MODALITIES))
         modality = AUDIO if component in AUDIO_COMPONENTS else VISION
-        return TokenModalities(lambda count: torch.full((count,), modality, dtype=torch.uint8, device=device), ones)
+        return TokenModalities(lambda count: torch.full((count,), modality, dtype=torch.uint8), ones)
     modality_ids = _head_tokens if component == HEAD else _all_tokens
-    return TokenModalities(modality_ids, torch.tensor([weights[name] for name in MODALITIES], device=device))
+    return TokenModalities(modality_ids, torch.tensor([weights[name] for name in MODALITIES]))
 
 
 def _all_tokens(_: int) -> Tensor:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mcpmq.execution.chunked_matmul import ParallelMap, bfloat16_matmul, serial_map
+from mcpmq.execution.device import CPU
 from mcpmq.execution.hooks import observe_inputs
 from mcpmq.rounding.stats import MODALITIES, Drift, InputStats
 
@@ -38,7 +39,7 @@ NO_HOLD_OUT = HoldOut(lambda: False, in_gram=True)
 
 @dataclass(frozen=True, slots=True)
 class TokenModalities:
-    """The modality of every input row of the current sample, and the weight of each modality.
+    """The modality of every input row of the current sample, and the weight of each modality, in memory of the CPU.
 
     `modality_ids(count)` returns the modalities of `count` input rows, uint8 [count], as indices into MODALITIES.
     `weights` is float32 [4].
@@ -46,6 +47,10 @@ class TokenModalities:
 
     modality_ids: Callable[[int], Tensor]
     weights: Tensor
+
+    def token_weights(self, modality_ids: Tensor) -> Tensor:
+        """Return the weights of tokens of these modalities, float32 [tokens]."""
+        return self.weights[modality_ids.long()]
 
 
 def count_modalities(modality_ids: Tensor) -> dict[str, int]:
@@ -83,11 +88,11 @@ class HessianObserver:
         modalities: TokenModalities,
         parallel_map: ParallelMap,
         hold_out: HoldOut,
+        device: torch.device,
         columns: int,
         drift: Drift | None = None,
     ) -> Self:
         """Create an observer of inputs with this number of columns, and of drift, whose products are zero."""
-        device = modalities.weights.device
         gram = torch.zeros(columns, columns, device=device)
         buffer = torch.empty(BUFFER_TOKENS, columns + (drift.products.shape[1] if drift else 0), device=device)
         abs_sum, minimum, maximum = torch.zeros(3, columns, device=device)
@@ -99,7 +104,7 @@ class HessianObserver:
         `difference`, float32 [tokens, columns or rows], is that of `Drift`.
         """
         modality_ids = self.modalities.modality_ids(len(rows))
-        weights = self.modalities.weights[modality_ids.long()]
+        weights = self.modalities.token_weights(modality_ids)
         used = weights.nonzero()[:, 0]
         joined = rows if difference is None else torch.cat([rows, difference], 1)
         if self.hold_out.is_held_out():
@@ -109,7 +114,8 @@ class HessianObserver:
         self.token_counts.update(count_modalities(modality_ids))
         self.total_weight += float(weights.double().sum())
         self._add(joined, weights, used)
-        rows, weights = rows[weights > 0], weights[weights > 0]
+        is_used = weights > 0
+        rows, weights = _take_rows(rows, is_used.nonzero()[:, 0]), weights[is_used].to(rows.device, non_blocking=True)
         self.abs_sum += weights @ rows.abs()
         self.minimum = torch.cat([self.minimum[None], rows]).amin(0)
         self.maximum = torch.cat([self.maximum[None], rows]).amax(0)
@@ -119,7 +125,8 @@ class HessianObserver:
         while len(used):
             now, used = used[: len(self.buffer) - self.buffered], used[len(self.buffer) - self.buffered :]
             free = self.buffer[self.buffered : self.buffered + len(now)]
-            torch.mul(rows[now], weights[now].sqrt()[:, None], out=free)
+            roots = weights[now].sqrt()[:, None].to(rows.device, non_blocking=True)
+            torch.mul(_take_rows(rows, now), roots, out=free)
             self.buffered += len(now)
             if self.buffered == len(self.buffer):
                 self._flush()
@@ -132,9 +139,9 @@ class HessianObserver:
         """
         remaining = HELD_OUT_TOKENS - sum(map(len, self.held_out))
         if not self.held_out and len(used) > remaining:
-            used = used[torch.arange(remaining, device=used.device) * len(used) // remaining]
+            used = used[torch.arange(remaining) * len(used) // remaining]
         if len(used) <= remaining:
-            self.held_out.append(rows[used] * weights[used].sqrt()[:, None])
+            self.held_out.append(_take_rows(rows, used) * weights[used].sqrt()[:, None].to(rows.device))
         return used
 
     def _flush(self) -> None:
@@ -173,6 +180,14 @@ class HessianObserver:
         )
 
 
+def _take_rows(rows: Tensor, indices: Tensor) -> Tensor:
+    """Return rows with ascending indices, int64 [rows] in memory of the CPU; consecutive rows are not copied."""
+    count = len(indices)
+    if count and int(indices[-1]) - int(indices[0]) == count - 1:
+        return rows[int(indices[0]) : int(indices[-1]) + 1]
+    return rows[indices.to(rows.device, non_blocking=True)]
+
+
 def collect_stats(
     block: nn.Module,
     parameters: Mapping[str, str | None],
@@ -181,11 +196,12 @@ def collect_stats(
     parallel_map: ParallelMap = serial_map,
     hold_out: HoldOut = NO_HOLD_OUT,
     stop_at_last: bool = False,
+    device: torch.device = CPU,
 ) -> dict[str, tuple[InputStats, ...]]:
     """Collect input statistics of a block's matrices over all samples.
 
     `parameters` and the result are as in `capture_inputs`, `stop_at_last` as in `observe_inputs`; `parallel_map` runs
-    over the tiles of the Hessian.
+    over the tiles of the Hessian, which is on `device`, as the inputs.
     """
-    new_observer = partial(HessianObserver.create, modalities, parallel_map, hold_out)
+    new_observer = partial(HessianObserver.create, modalities, parallel_map, hold_out, device)
     return observe_inputs(block, parameters, replay, new_observer, stop_at_last)

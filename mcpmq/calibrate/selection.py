@@ -18,7 +18,7 @@ from mcpmq.execution.torch_model import StoredWeight, TorchModel
 from mcpmq.families.family import TensorSpec
 from mcpmq.grids import dequantize
 from mcpmq.plan import block_name
-from mcpmq.qtensor import QTensor
+from mcpmq.qtensor import QTensor, move
 from mcpmq.recipe import Recipe
 from mcpmq.rounding import RoundingMethod
 from mcpmq.rounding.stats import InputStats
@@ -83,7 +83,7 @@ def output_mse(
     originals: list[tuple[Tensor, Tensor]] = []  # output rows and their token weights, for each sample
 
     def record(rows: Tensor) -> None:
-        originals.append((rows, modalities.weights[modalities.modality_ids(len(rows)).long()]))
+        originals.append((rows, modalities.token_weights(modalities.modality_ids(len(rows))).to(rows.device)))
 
     with _on_output(block, record):
         replay_original()
@@ -92,7 +92,7 @@ def output_mse(
     total = sum(_weighted_square(rows, weights) for rows, weights in originals) or 1.0  # outputs may be all zero
 
     def loss(weights: Mapping[str, StoredWeight], input_abs_max: Mapping[str, float]) -> float:
-        model.load_block(block, lambda spec: torch_model.to_float(weights[spec.name], spec))
+        model.load_block(block, lambda spec: torch_model.to_float(weights[spec.name], spec, model.device))
         with _int8_inputs(block, model.blocks[block], input_abs_max):
             error = _squared_error(block, replay, originals)
         model.unload_block(block)
@@ -127,8 +127,10 @@ def hessian_mse(checkpoint: Checkpoint, spec: TensorSpec, stats: InputStats, par
         squares, row = [], 0
         for weight in checkpoint.load_rows(spec, CHUNK_WEIGHTS):
             rows = slice(row, row := row + len(weight))
-            matrix = weight.float() if quantized is None else dequantize(quantized.slice_rows(rows)).sub_(weight)
-            squares.append(_trace(matrix.to(stats.gram.device), stats.gram, parallel_map))
+            matrix = weight.to(stats.gram.device).float()
+            if quantized is not None:
+                matrix = dequantize(move(quantized.slice_rows(rows), matrix.device)).sub_(matrix)
+            squares.append(_trace(matrix, stats.gram, parallel_map))
         return sum(squares)
 
     _check_weight(spec.name, stats.total_weight)

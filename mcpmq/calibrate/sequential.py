@@ -5,6 +5,7 @@ equal bytes on any number of threads.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mcpmq.calibrate.block import BlockQuantizer, BlockStats, Rounder, StatsRounder, smoothing_scales
+from mcpmq.calibrate.block_files import BackgroundWriter
 from mcpmq.calibrate.forward import (
     CalibrationRun,
     check_stats,
@@ -28,6 +30,7 @@ from mcpmq.dataset import Sample, SampleSet
 from mcpmq.errors import DatasetError
 from mcpmq.execution.device import CPU
 from mcpmq.execution.layerwise import Replay
+from mcpmq.execution.torch_model import StoredWeight
 from mcpmq.families.family import TensorSpec
 from mcpmq.plan import Plan, TensorPlan, block_name
 from mcpmq.quantized_model import BlockWriter, read_weight, write_block
@@ -103,7 +106,10 @@ def calibrate_sequentially(
     with_hessian = [tensor.name for tensor in plan.tensors if needs_calibration(plan, tensor)]
     with_original, folder = plan.recipe.has_model_targets, next(iter(files.values())).parent
     options = device, with_hessian, with_original, memory_limit, folder
-    with open_calibration(plan.checkpoint, samples, progress, *options) as run:
+    with ExitStack() as stack:
+        run = stack.enter_context(open_calibration(plan.checkpoint, samples, progress, *options))
+        if device != CPU:
+            write = stack.enter_context(BackgroundWriter.open(write))
         quantizer = _SequentialQuantizer(
             run,
             plan,
@@ -139,21 +145,24 @@ class _SequentialQuantizer:
 
         Samples in the original model pass through the original weights.
         """
-        with_original = self.plan.recipe.has_model_targets
+        with_original, quantized = self.plan.recipe.has_model_targets, None
         if self._file(block).is_file():
             if not with_original:
                 return
         else:
-            self._quantize(block, replay)
+            quantized = self._quantize(block, replay)
             if with_original:
                 self.run.load_original(block)
         if with_original:
             replay.advance(self.run.original_samples)
             self.run.model.unload_block(block)  # before the other weights are read
-        self._load_quantized(block)
+        self._load_quantized(block, quantized)
 
-    def _quantize(self, block: nn.Module, replay: Replay) -> None:
-        """Write the file of a block that has its original weights; afterwards it has none."""
+    def _quantize(self, block: nn.Module, replay: Replay) -> Mapping[str, StoredWeight] | None:
+        """Write the file of a block that has its original weights; afterwards it has none.
+
+        Return the quantized weights if they need not be read from the file: on devices other than the CPU.
+        """
         plan, name, in_stages = self.plan, _name(self.run, block), self._is_rounded_in_stages(block)
         methods = candidates(plan.recipe, can_smooth=name in plan.smoothing_mappings)
         loss = self._block_loss(block, replay) if len(methods) > 1 else None
@@ -167,7 +176,9 @@ class _SequentialQuantizer:
         if methods[-1].smoothing:
             scales = smoothing_scales(plan, name, _apply(folds, weights), stats, self.run.parallel_map)
         methods = tuple(method for method in methods if scales or not method.smoothing)
-        rounder: Rounder = StatsRounder(plan, name, stats, scales, self.run.threads)
+        on_device = self.run.model.device != CPU
+        loaded = weights if on_device and not is_head(self.run.model, block) else {}
+        rounder: Rounder = StatsRounder(plan, name, stats, scales, self.run.threads, loaded)
         if in_stages:
             stats.clear()
             rounder = StagewiseRounder.create(
@@ -175,7 +186,9 @@ class _SequentialQuantizer:
             )
         del weights
         self.run.model.unload_block(block)  # frees the float weights that the rounder does not need
-        self.write(self._file(block), *BlockQuantizer(plan, name, rounder, scales, folds).quantize(methods, loss))
+        quantized, result = BlockQuantizer(plan, name, rounder, scales, folds).quantize(methods, loss)
+        self.write(self._file(block), quantized, result)
+        return quantized if on_device else None
 
     def _is_rounded_in_stages(self, block: nn.Module) -> bool:
         """Return whether the targets of a block are outputs of the original model; those of the head are its own."""
@@ -228,8 +241,11 @@ class _SequentialQuantizer:
     def _file(self, block: nn.Module) -> Path:
         return self.files[_name(self.run, block)]
 
-    def _load_quantized(self, block: nn.Module) -> None:
+    def _load_quantized(self, block: nn.Module, quantized: Mapping[str, StoredWeight] | None = None) -> None:
         if is_head(self.run.model, block):
+            return
+        if quantized is not None:
+            self.run.load_block(block, lambda spec: quantized[spec.name])
             return
         entries = read_header(self._file(block))
         self.run.load_block(block, lambda spec: read_weight(entries, spec, self.tensors[spec.name].scheme))
@@ -237,10 +253,7 @@ class _SequentialQuantizer:
 
 def _apply(folds: Sequence[SmoothingScales], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     scaling = weight_scalings(folds)
-    return {
-        name: scaling[name].apply(weight.cpu()).to(weight.device) if name in scaling else weight
-        for name, weight in weights.items()
-    }
+    return {name: scaling[name].apply(weight) if name in scaling else weight for name, weight in weights.items()}
 
 
 def _name(run: CalibrationRun, block: nn.Module) -> str:

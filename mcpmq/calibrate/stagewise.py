@@ -5,6 +5,7 @@ The targets are the outputs of the original model, whose hidden states pass thro
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Self
 
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from mcpmq.calibrate.modalities import LANGUAGE
 from mcpmq.calibrate.paired_inputs import Stream, TwoModels
 from mcpmq.calibrate.selection import Candidate
 from mcpmq.calibrate.stages import Stage, find_stages
+from mcpmq.execution.device import CPU
 from mcpmq.execution.layerwise import Replay
 from mcpmq.execution.torch_model import to_float
 from mcpmq.families.family import TensorSpec
@@ -28,6 +30,7 @@ from mcpmq.rounding.weight import NO_SCALING, RoundedWeight, quantize_weight
 from mcpmq.system.torch_threads import torch_threads
 
 Scalings = Mapping[str, WeightScaling]  # by common name
+NO_WEIGHTS: Mapping[str, Tensor] = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +88,10 @@ class StagewiseRounder:
         for stage in self.stages:
             stats = self._collect_stats(models, stage, scaling)
             inputs |= {name: InputSummary.of_parts(parts) for name, parts in stats.items()}
+            loaded = self._loaded(stage)
             if stage is self.stages[-1]:
                 self._unload(weights, is_last)
-            stage_weights = self._round(list(stats), stats, candidate.method, scaling)
+            stage_weights = self._round(list(stats), stats, candidate.method, scaling, loaded)
             rounded |= stage_weights
             if stage is not self.stages[-1]:
                 weights |= self._parameters(stage_weights)
@@ -103,23 +107,38 @@ class StagewiseRounder:
         self.run.model.unload_block(self.block)
 
     def _round(
-        self, names: Sequence[str], stats: BlockStats, method: RoundingMethod, scaling: Scalings
+        self,
+        names: Sequence[str],
+        stats: BlockStats,
+        method: RoundingMethod,
+        scaling: Scalings,
+        loaded: Mapping[str, Tensor] = NO_WEIGHTS,
     ) -> dict[str, RoundedWeight]:
-        """Round weights; their statistics are removed at their last use."""
+        """Round weights, of which some are on the device; their statistics are removed at their last use."""
         tensors = {tensor.name: tensor for tensor in self.plan.blocks[self.name]}
         with torch_threads(self.run.threads):
             return {
                 name: quantize_weight(
-                    self.plan, tensors[name], take_last(stats, name), method, scaling.get(name, NO_SCALING)
+                    *(self.plan, tensors[name], take_last(stats, name), method, scaling.get(name, NO_SCALING)),
+                    loaded.get(name),
                 )
                 for name in names
             }
+
+    def _loaded(self, stage: Stage) -> dict[str, Tensor]:
+        """Return original weights [out, in] of a stage by common name, if they are on a device other than the CPU."""
+        specs = {parameter: self.specs[parameter] for parameter in stage.parameters}
+        return {
+            spec.name: self.original[parameter].T if spec.transposed else self.original[parameter]
+            for parameter, spec in specs.items()
+            if self.run.model.device != CPU
+        }
 
     def _parameters(self, rounded: Mapping[str, RoundedWeight]) -> dict[str, Tensor]:
         """Return rounded weights as parameters of the block."""
         device = self.run.model.device
         return {
-            parameter: to_float(rounded[spec.name].stored, spec).to(device)
+            parameter: to_float(rounded[spec.name].stored, spec, device)
             for parameter, spec in self.specs.items()
             if spec.name in rounded
         }
@@ -129,9 +148,9 @@ class StagewiseRounder:
         weights = dict(self.original)
         for parameter, spec in self.specs.items():
             if spec.name in scaling:
-                weight = weights[parameter].cpu()
+                weight = weights[parameter]
                 scaled = scaling[spec.name].apply(weight.T if spec.transposed else weight)
-                weights[parameter] = to_float(scaled, spec).to(self.run.model.device)
+                weights[parameter] = to_float(scaled, spec, self.run.model.device)
         return weights
 
     def _collect_stats(self, models: TwoModels, stage: Stage, scaling: Scalings) -> BlockStats:

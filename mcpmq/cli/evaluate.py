@@ -14,6 +14,7 @@ from mcpmq.cli.options import (
     Json,
     KvCacheTypes,
     Lora,
+    OriginalDevice,
     Revision,
     Samples,
     Seed,
@@ -22,6 +23,8 @@ from mcpmq.cli.options import (
 )
 
 commands = typer.Typer()
+
+ShuffleImages = Annotated[bool, typer.Option("--shuffle-images", help="Control: exchange the images of the samples")]
 
 
 @commands.command(rich_help_panel=PIPELINE_PANEL)
@@ -43,9 +46,7 @@ def evaluate(
     scores: Annotated[
         Path | None, typer.Option("--scores", metavar="FILE", help="Task scores of original and artifacts, as JSON")
     ] = None,
-    shuffle_images: Annotated[
-        bool, typer.Option("--shuffle-images", help="Control: exchange the images of the samples")
-    ] = False,
+    shuffle_images: ShuffleImages = False,
     engine_preprocessing: Annotated[
         bool, typer.Option("--engine-preprocessing", help="Control: llama.cpp slices and resizes images")
     ] = False,
@@ -54,6 +55,7 @@ def evaluate(
     ] = False,
     kv_cache: KvCacheTypes = None,
     threads: Threads = None,
+    device: OriginalDevice = None,
     cache: Cache = True,
     answers: Answers = True,
     show_all: All = False,
@@ -78,7 +80,7 @@ def evaluate(
 
     types = KvCache.parse(kv_cache) if kv_cache else None
     options = threads, cache, ui.progress_bars(), shuffle_images, engine_preprocessing
-    settings = Settings.from_options(*options, notify=ui.print_notice, generate_answers=answers, kv_cache=types)
+    settings = Settings.from_options(*options, device, ui.print_notice, answers, kv_cache=types)
     opened, baselines = ([Artifact.open(path) for path in paths] for paths in (artifacts, engine_baselines or ()))
     original = Checkpoint.open(against, settings.progress, lora or ())
     evaluation, folder = SampleSet.open(eval_set, ReadOptions(samples, seed)), out or artifacts[0].absolute().parent

@@ -84,7 +84,16 @@ Device = Annotated[
     typer.Option(
         "--device",
         metavar="NAME",
-        help="Device for calibration: cpu, cuda, cuda:1; default: a GPU if any",
+        help="Device for calibration: cpu, cuda, cuda:1; default: a GPU if any, for checkpoints from 500 MB on",
+        autocompletion=complete_device,
+    ),
+]
+OriginalDevice = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        help="Device for the original in PyTorch: cpu, cuda, cuda:1; default: cpu",
         autocompletion=complete_device,
     ),
 ]

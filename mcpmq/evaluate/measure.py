@@ -156,13 +156,9 @@ def _with_machine_metrics(measurement: Measurement, **metrics: object) -> Measur
 def _run_original(checkpoint: Checkpoint, inputs: EncodedInputs, settings: Settings, folder: Path) -> OriginalResult:
     file = folder / LOGPROBS_FILE
     result = run_engine(
-        "torch",
-        checkpoint.path,
-        inputs.store,
-        settings.threads,
-        settings.progress,
+        *("torch", checkpoint.path, inputs.store, settings.threads, settings.progress),
         save_logprobs=file,
-        options=original_options(checkpoint),
+        options=replace(original_options(checkpoint), device=settings.device),
     )
     return OriginalResult(_measurement(engine_name("torch"), result, _original_nbytes(checkpoint), inputs), file)
 
@@ -181,6 +177,8 @@ def original_options(checkpoint: Checkpoint) -> EngineOptions:
 def _cache_key(checkpoint: Checkpoint, inputs: EncodedInputs, settings: Settings) -> str:
     versions = [version(package) for package in ("mcpmq", "torch", "transformers")]
     key = [checkpoint.sha256, inputs.store.sha256, inputs.groups, inputs.notes, versions, settings.threads]
+    if settings.device not in (None, "cpu"):
+        key.append(settings.device)
     return hashlib.sha256(json.dumps([*key, describe_machine(), kernel_selection()]).encode()).hexdigest()
 
 

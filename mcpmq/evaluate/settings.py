@@ -17,7 +17,7 @@ class Settings:
     progress: Progress = silent
     shuffle_images: bool = False
     engine_preprocessing: bool = False  # llama.cpp slices and resizes images itself, as in applications
-    device: str | None = None  # torch device of calibration; None selects one automatically
+    device: str | None = None  # of calibration, None selects one; and of the original in PyTorch, None for the CPU
     generate_answers: bool = False  # greedy answers to the worst samples, for the report
     notify: Notify = ignore_notice  # gets warnings about inputs, before the work
     memory_limit: int | None = None  # largest resident memory of a quantization, in bytes

@@ -3,7 +3,7 @@
 Libraries split products by the number of threads, and the order of float additions depends on the split.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -31,15 +31,32 @@ def serial_map(work: Callable[[Any], object], chunks: Sequence[Any]) -> None:
 def deterministic_threads(device: torch.device = CPU) -> Iterator[ParallelMap]:
     """Limit torch to one thread; yield a map that runs chunks on as many threads as torch had.
 
-    Devices other than the CPU distribute their work themselves, so their map is serial.
+    Devices other than the CPU distribute their work themselves: their map is serial, and threads are not limited.
     """
+    if device != CPU:
+        yield serial_map
+        return
     with thread_pool() as pool:
-        yield partial(_map_in_pool, pool) if device == CPU else serial_map
+        yield partial(_map_in_pool, pool)
+
+
+class SerialExecutor(Executor):
+    """Calls functions at once in the calling thread, which has the context of a GPU."""
+
+    def map(self, fn: Callable[..., Any], *iterables: Iterable[Any], **_: Any) -> Iterator[Any]:
+        """Return the results in order."""
+        return map(fn, *iterables)
 
 
 @contextmanager
-def thread_pool() -> Iterator[Executor]:
-    """Yield a pool with a worker for every thread of torch, and limit torch to one thread in each worker and here."""
+def thread_pool(device: torch.device = CPU) -> Iterator[Executor]:
+    """Yield a pool with a worker for every thread of torch, and limit torch to one thread in each worker and here.
+
+    Devices other than the CPU get an executor without threads.
+    """
+    if device != CPU:
+        yield SerialExecutor()
+        return
     threads = torch.get_num_threads()
     # The initializer is needed because OpenMP, which oneDNN queries, has a thread count for every thread.
     with torch_threads(1), ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:

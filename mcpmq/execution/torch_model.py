@@ -16,9 +16,10 @@ from mcpmq.execution.layerwise import find_blocks
 from mcpmq.families.family import Family, TensorSpec
 from mcpmq.grids import dequantize
 from mcpmq.plan import block_name
-from mcpmq.qtensor import QTensor
+from mcpmq.qtensor import QTensor, move, row_device
 
 CHUNK_WEIGHTS = 1 << 24  # weights that are dequantized at a time
+DEVICE_CHUNK_WEIGHTS = 1 << 27  # on devices other than the CPU
 StoredWeight = QTensor | Tensor  # a weight in the layout of its file, [out, in]
 
 
@@ -95,23 +96,36 @@ def _unload(block: nn.Module, device: torch.device) -> None:
     block.load_state_dict({name: nan.expand(value.shape) for name, value in block.named_parameters()}, assign=True)
 
 
-def to_float(stored: StoredWeight, spec: TensorSpec) -> Tensor:
-    """Return a weight [out, in] as float32 in the orientation of the module."""
-    value = _dequantize_in_chunks(stored) if isinstance(stored, QTensor) else stored.float()
+def to_float(stored: StoredWeight, spec: TensorSpec, device: torch.device = CPU) -> Tensor:
+    """Return a weight [out, in] as float32 in the orientation of the module, on a device.
+
+    Its stored bytes are copied there and converted there.
+    """
+    match stored:
+        case Tensor():
+            value = stored.to(device).float()
+        case _:
+            value = _dequantize_in_chunks(move(stored, device))
     return value.T.contiguous() if spec.transposed else value
 
 
-def rows_to_float(stored: StoredWeight, rows: Sequence[int]) -> Tensor:
-    """Return a table as float32 with the values of some rows; the memory of all other rows is never touched."""
-    values = torch.from_numpy(np.zeros(stored.shape, np.float32))  # zeros of torch are written
+def rows_to_float(stored: StoredWeight, rows: Sequence[int], device: torch.device = CPU) -> Tensor:
+    """Return a table as float32 with the values of some rows; on the CPU the memory of other rows is never touched."""
+    if device == CPU:
+        values = torch.from_numpy(np.zeros(stored.shape, np.float32))  # zeros of torch are written
+    else:
+        values = torch.zeros(stored.shape, device=device)
     for part in torch.split(torch.tensor(rows), max(1, CHUNK_WEIGHTS // stored.shape[1])):
-        values[part] = dequantize(stored.slice_rows(part)) if isinstance(stored, QTensor) else stored[part].float()
+        found = dequantize(stored.slice_rows(part)) if isinstance(stored, QTensor) else stored[part].float()
+        values[part.to(device)] = found.to(device)
     return values
 
 
 def _dequantize_in_chunks(weight: QTensor) -> Tensor:
     """Dequantize some rows at a time, because it needs several times the memory of its result."""
-    values, step = torch.empty(weight.shape), max(1, CHUNK_WEIGHTS // weight.columns)
+    device = row_device(weight)
+    chunk_weights = CHUNK_WEIGHTS if device == CPU else DEVICE_CHUNK_WEIGHTS
+    values, step = torch.empty(weight.shape, device=device), max(1, chunk_weights // weight.columns)
     for rows in (slice(row, row + step) for row in range(0, weight.rows, step)):
         values[rows] = dequantize(weight.slice_rows(rows))
     return values

@@ -97,5 +97,5 @@ def dequantize_scale(stored: DoubleQuantScale) -> Tensor:
 
 def dequantize(weight: CodebookTensor) -> Tensor:
     """Return the values: float32 [rows, columns]."""
-    values = code_values(weight.scheme.name)[weight.codes.int()]
+    values = code_values(weight.scheme.name).to(weight.codes.device)[weight.codes.int()]
     return values * weight.scale.repeat_interleave(CODEBOOK_GROUP_SIZE, 1)

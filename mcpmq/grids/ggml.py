@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mcpmq.errors import EngineError, ScaleError
 from mcpmq.grids import kernels
-from mcpmq.grids.ggml_blocks import BLOCK_LAYOUTS, BlockLayout, write_fp16_scales
+from mcpmq.grids.ggml_blocks import BLOCK_LAYOUTS, BlockLayout, write_fp16
 from mcpmq.grids.levels import Levels
 from mcpmq.grids.limits import range_factor, scale_limits
 from mcpmq.grids.scale_search import SHARES, search_scale
@@ -25,6 +25,7 @@ from mcpmq.scheme import GGML_BLOCKS, GgmlScheme
 from mcpmq.system import ggml_library
 
 SEARCH_CHUNK_WEIGHTS = 1 << 19  # at a time, so that the floats stay in the cache
+DEVICE_CHUNK_WEIGHTS = 1 << 26  # on devices other than the CPU: few large operations
 MIN_IMPORTANCE = 1e-6  # of a column, where the mean is between 1/2 and 1
 
 
@@ -81,14 +82,33 @@ def quantize(weight: Tensor, scheme: GgmlScheme, importance: Tensor | None = Non
     padded, padding = weight.float(), scheme.padded_columns(columns) - columns
     if padding:
         padded = torch.nn.functional.pad(padded, (0, padding))
-    values = padded.contiguous().cpu().numpy()
-    blocks = np.empty((len(values), scheme.row_nbytes(columns)), np.uint8)
     weights = _importance(importance, columns, scheme)
-    threads = torch.get_num_threads()
+    quantize_values = _quantize_on_gpu if weight.is_cuda and _has_gpu_search(scheme) else _quantize_on_cpu
+    return GgmlTensor(scheme, columns, quantize_values(padded.contiguous(), scheme, weights))
+
+
+def _has_gpu_search(scheme: GgmlScheme) -> bool:
+    from mcpmq.grids.gpu.blocks import NAMES  # numba takes a second to import
+
+    return scheme.search == "mcpmq" and scheme.name in NAMES
+
+
+def _quantize_on_gpu(values: Tensor, scheme: GgmlScheme, importance: Tensor | None) -> Tensor:
+    from mcpmq.grids.gpu.blocks import quantize_rows
+
+    assert importance is not None
+    return quantize_rows(scheme.name, values, importance.to(values.device))
+
+
+def _quantize_on_cpu(values: Tensor, scheme: GgmlScheme, importance: Tensor | None) -> Tensor:
+    """Quantize on all threads of torch."""
+    threads, rows = torch.get_num_threads(), values.cpu().numpy()
+    blocks = np.empty((len(rows), scheme.row_nbytes(rows.shape[1])), np.uint8)
+    weights = None if importance is None else importance.cpu().numpy()
     with ThreadPoolExecutor(threads) as pool:  # the call releases the interpreter lock; rows are independent
-        parts = np.array_split(values, threads), np.array_split(blocks, threads)
+        parts = np.array_split(rows, threads), np.array_split(blocks, threads)
         list(pool.map(_quantize_rows, *parts, repeat(scheme), repeat(weights)))
-    return GgmlTensor(scheme, columns, torch.from_numpy(blocks))
+    return torch.from_numpy(blocks).to(values.device)
 
 
 def _check_largest(weight: Tensor, scheme: GgmlScheme) -> None:
@@ -102,7 +122,7 @@ def _check_largest(weight: Tensor, scheme: GgmlScheme) -> None:
         )
 
 
-def _importance(importance: Tensor | None, columns: int, scheme: GgmlScheme) -> NDArray[np.float32] | None:
+def _importance(importance: Tensor | None, columns: int, scheme: GgmlScheme) -> Tensor | None:
     """Return the importance of the padded columns; None for ggml, which has another search without importance."""
     if importance is None and scheme.search == "ggml":
         return None
@@ -111,14 +131,14 @@ def _importance(importance: Tensor | None, columns: int, scheme: GgmlScheme) -> 
     )
 
 
-def _positive_importance(importance: Tensor, columns: int) -> NDArray[np.float32]:
+def _positive_importance(importance: Tensor, columns: int) -> Tensor:
     """Scale and clamp importance to at least about a millionth of its mean: with none, a block would have no scale.
 
     The scale is a power of two and rounds nothing, so the blocks equal those of llama-quantize for the same importance.
     """
     exponent = torch.frexp(importance.float().mean()).exponent.clamp(-126, 126)
     scaled = torch.ldexp(importance.float(), -exponent)
-    return torch.nn.functional.pad(scaled, (0, columns - len(scaled))).clamp(min=MIN_IMPORTANCE).cpu().numpy()
+    return torch.nn.functional.pad(scaled, (0, columns - len(scaled))).clamp(min=MIN_IMPORTANCE)
 
 
 def _quantize_rows(
@@ -158,11 +178,13 @@ def fit_grid(weight: Tensor, scheme: GgmlScheme, importance: Tensor) -> Tensor:
     padding = scheme.padded_columns(weight.shape[1]) - weight.shape[1]
     padded = torch.nn.functional.pad(importance.float(), (0, padding)) * range_factor(importance)
     weights = padded.reshape(-1, scheme.block_columns)
-    rows = torch.split(torch.nn.functional.pad(weight, (0, padding)), max(1, SEARCH_CHUNK_WEIGHTS // len(padded)))
+    chunk_weights = SEARCH_CHUNK_WEIGHTS if weight.device.type == "cpu" else DEVICE_CHUNK_WEIGHTS
+    rows = torch.split(torch.nn.functional.pad(weight, (0, padding)), max(1, chunk_weights // len(padded)))
     scales = [
         _fit_blocks(chunk.float().reshape(len(chunk), -1, scheme.block_columns), weights, layout) for chunk in rows
     ]
-    blocks = torch.zeros(len(weight), scheme.row_nbytes(weight.shape[1]), dtype=torch.uint8)
+    row_nbytes = scheme.row_nbytes(weight.shape[1])
+    blocks = torch.zeros(len(weight), row_nbytes, dtype=torch.uint8, device=weight.device)
     return rescale(blocks, torch.cat(scales).T, scheme)
 
 
@@ -185,15 +207,17 @@ def levels(blocks: Tensor, columns: int, scheme: GgmlScheme) -> Levels:
     """Return the values on the grid of `columns` columns with the scales of blocks, uint8 [rows, bytes of a row]."""
     layout, rows = BLOCK_LAYOUTS[scheme.name], len(blocks)
     scale, offset = layout.unpack_scales(_split_blocks(blocks, scheme))
-    groups = scale.size // rows
+    groups, table = scale.numel() // rows, None
+    if layout.values is not None:
+        table = torch.tensor(layout.values, dtype=torch.float32, device=blocks.device)
     return Levels(
         groups=[column // scale_columns(columns, scheme) for column in range(columns)],
         scale=_group_by_row(scale, rows),
-        zero_point=torch.tensor(float(layout.zero_point)).expand(groups, rows),
+        zero_point=torch.tensor(float(layout.zero_point), device=blocks.device).expand(groups, rows),
         qmin=layout.qmin,
         qmax=2**layout.bits - 1,
         offset=None if offset is None else _group_by_row(offset, rows),
-        table=None if layout.values is None else torch.tensor(layout.values, dtype=torch.float32),
+        table=table,
         vectors=vector_table().vectors if scheme.vector_columns > 1 else None,
         has_fp16_scales=layout.has_fp16_scales,
     )
@@ -201,15 +225,15 @@ def levels(blocks: Tensor, columns: int, scheme: GgmlScheme) -> Levels:
 
 def rescale(blocks: Tensor, scale: Tensor, scheme: GgmlScheme) -> Tensor:
     """Return blocks with other scales, float32 [groups, rows] that fp16 represents; others cannot be replaced."""
-    changed = _split_blocks(blocks, scheme).copy()
+    changed = _split_blocks(blocks, scheme).clone()
     if BLOCK_LAYOUTS[scheme.name].has_fp16_scales:
-        write_fp16_scales(changed, scale.T.cpu().numpy().reshape(len(changed), 1))
-    return torch.from_numpy(changed).reshape(blocks.shape)
+        write_fp16(changed, 0, scale.T.reshape(len(changed), 1))
+    return changed.reshape(blocks.shape)
 
 
-def _group_by_row(values: NDArray[np.float32], rows: int) -> Tensor:
+def _group_by_row(values: Tensor, rows: int) -> Tensor:
     """Reshape values per group from [blocks, groups of a block] to [groups of a row, rows]."""
-    return torch.from_numpy(values).reshape(rows, -1).T.contiguous()
+    return values.reshape(rows, -1).T.contiguous()
 
 
 def concat(grids: Sequence[Tensor]) -> Tensor:
@@ -224,24 +248,38 @@ def assemble(blocks: Tensor, codes: Tensor, columns: int, scheme: GgmlScheme) ->
 
 def replace_codes(blocks: Tensor, codes: Tensor, scheme: GgmlScheme) -> Tensor:
     """Return blocks, uint8 [rows, bytes of a row], with the codes uint8 [rows, padded columns] and the same scales."""
-    changed = _split_blocks(blocks, scheme).copy()
-    BLOCK_LAYOUTS[scheme.name].pack_codes(changed, codes.reshape(len(changed), -1).cpu().numpy())
-    return torch.from_numpy(changed).reshape(blocks.shape)
+    changed = _split_blocks(blocks, scheme).clone()
+    BLOCK_LAYOUTS[scheme.name].pack_codes(changed, codes.reshape(len(changed), -1))
+    return changed.reshape(blocks.shape)
 
 
 def unpack_codes(blocks: Tensor, scheme: GgmlScheme) -> Tensor:
     """Return the codes, uint8 [rows, padded columns], of blocks, uint8 [rows, bytes of a row]."""
-    codes = BLOCK_LAYOUTS[scheme.name].unpack_codes(_split_blocks(blocks, scheme))
-    return torch.from_numpy(codes).reshape(len(blocks), -1)
+    return BLOCK_LAYOUTS[scheme.name].unpack_codes(_split_blocks(blocks, scheme)).reshape(len(blocks), -1)
 
 
-def _split_blocks(blocks: Tensor, scheme: GgmlScheme) -> NDArray[np.uint8]:
+def _split_blocks(blocks: Tensor, scheme: GgmlScheme) -> Tensor:
     """Reshape rows to uint8 [blocks, bytes of a block]."""
-    split: NDArray[np.uint8] = blocks.reshape(-1, GGML_BLOCKS[scheme.name][1]).numpy()
-    return split
+    return blocks.reshape(-1, GGML_BLOCKS[scheme.name][1])
 
 
 def dequantize(weight: GgmlTensor) -> Tensor:
     """Return the values, float32 [rows, columns], as gguf-py computes them."""
-    values = gguf_dequantize(weight.blocks.numpy(), ggml_type(weight.scheme.name))
-    return torch.from_numpy(values)[:, : weight.columns]
+    if weight.blocks.device.type == "cpu":
+        values = gguf_dequantize(weight.blocks.numpy(), ggml_type(weight.scheme.name))
+        return torch.from_numpy(values)[:, : weight.columns]
+    return _values(weight.blocks, weight.scheme)[:, : weight.columns]
+
+
+def _values(blocks: Tensor, scheme: GgmlScheme) -> Tensor:
+    """Return the values that gguf-py computes, on any device: float32 [rows, padded columns]."""
+    split, layout = _split_blocks(blocks, scheme), BLOCK_LAYOUTS[scheme.name]
+    scale, offset = (None if part is None else part[..., None] for part in layout.unpack_scales(split))
+    codes = layout.unpack_codes(split).reshape(len(split), layout.num_groups, -1)
+    assert scale is not None
+    if layout.values is None:
+        values = (codes.float() - layout.zero_point).mul_(scale)
+    else:
+        table = torch.tensor(layout.values, dtype=torch.float32, device=blocks.device)
+        values = table[codes.int()].mul_(scale)
+    return (values if offset is None else values.add_(offset)).reshape(len(blocks), -1)

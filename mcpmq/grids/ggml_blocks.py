@@ -7,27 +7,24 @@ both; the rest are codes.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from mcpmq.grids import vector_table
 from mcpmq.grids.value_table import ValueTable
 
-Bytes = NDArray[np.uint8]
-Floats = NDArray[np.float32]
+Bytes = Tensor  # uint8
+Floats = Tensor  # float32
 
-NIBBLE_MASK, NIBBLE_BITS, PAIR_BITS, SIGN_BIT = np.uint8(15), np.uint8(4), np.uint8(2), np.uint8(128)
-SIGNED_6_BIT_ZERO = np.float32(32)  # the code of a scale of zero
-_PAIR_SHIFTS = np.array([0, 2, 4, 6], np.uint8)[:, None]
+NIBBLE_MASK, NIBBLE_BITS, PAIR_BITS, PAIR_MASK, SIGN_BIT = 15, 4, 2, 3, 128
+SIGNED_6_BIT_ZERO = 32  # the code of a scale of zero
 IQ3_S_BITS = (slice(66, 74), slice(74, 106))  # bytes of the ninth bits of indices, and of signs
 IQ4_NL_VALUES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
 
 
 @dataclass(frozen=True, slots=True)
 class BlockLayout:
-    """The layout of one block type. Blocks are uint8 [blocks, bytes of a block].
+    """The layout of one block type. Blocks are uint8 [blocks, bytes of a block], on any device.
 
     The value of code `q` in group `g` is (q - zero_point) * scale[g] + offset[g], or `values[q]` * scale[g].
     """
@@ -57,12 +54,12 @@ class BlockLayout:
 
 def _fp16(blocks: Bytes, start: int) -> Floats:
     """Read an fp16 of every block: float32 [blocks, 1]."""
-    return np.ascontiguousarray(blocks[:, start : start + 2]).view(np.float16).astype(np.float32)
+    return blocks[:, start : start + 2].contiguous().view(torch.float16).float()
 
 
-def write_fp16_scales(blocks: Bytes, scale: Floats) -> None:
-    """Write the scales, float32 [blocks, 1], of blocks with one group."""
-    blocks[:, :2] = scale.astype(np.float16).view(np.uint8)
+def write_fp16(blocks: Bytes, start: int, values: Floats) -> None:
+    """Write an fp16 of every block, float32 [blocks, 1], from byte `start` on."""
+    blocks[:, start : start + 2] = values.half().contiguous().view(torch.uint8)
 
 
 def _scale_only(blocks: Bytes) -> tuple[Floats, Floats | None]:
@@ -76,27 +73,27 @@ def _scale_and_offset(blocks: Bytes) -> tuple[Floats, Floats | None]:
 def _scales_6_bit(blocks: Bytes) -> tuple[Floats, Floats | None]:
     """Unpack `q4_k` and `q5_k`: 8 scales and 8 minima of 6 bits in 12 bytes, each multiplied by its own fp16."""
     first, second, third = blocks[:, 4:8], blocks[:, 8:12], blocks[:, 12:16]
-    scale = np.concatenate([first & 63, (third & 15) | (first >> 6 << 4)], axis=1)
-    minimum = np.concatenate([second & 63, (third >> 4) | (second >> 6 << 4)], axis=1)
+    scale = torch.cat([first & 63, (third & 15) | (first >> 6 << 4)], 1)
+    minimum = torch.cat([second & 63, (third >> 4) | (second >> 6 << 4)], 1)
     return _fp16(blocks, 0) * scale, -(_fp16(blocks, 2) * minimum)
 
 
 def _scales_8_bit(blocks: Bytes) -> tuple[Floats, Floats | None]:
     """Unpack `q6_k`: 16 signed scales of 8 bits, multiplied by an fp16, after the codes."""
-    return _fp16(blocks, 208) * np.ascontiguousarray(blocks[:, 192:208]).view(np.int8), None
+    return _fp16(blocks, 208) * blocks[:, 192:208].contiguous().view(torch.int8), None
 
 
 def _scales_iq4_xs(blocks: Bytes) -> tuple[Floats, Floats | None]:
     """Unpack `iq4_xs`: 8 scales of 6 bits, plus 32: two upper bits each in 2 bytes, then nibbles; and an fp16."""
-    upper = (blocks[:, 2:4, None] >> _PAIR_SHIFTS[:, 0] & np.uint8(3)).reshape(-1, 8)
-    code = (_nibbles(blocks[:, 4:8], 1) | upper << NIBBLE_BITS).astype(np.float32)
+    upper = (blocks[:, 2:4, None] >> _shifts(blocks, 4, PAIR_BITS) & PAIR_MASK).reshape(-1, 8)
+    code = (_nibbles(blocks[:, 4:8], 1) | upper << NIBBLE_BITS).float()
     return _fp16(blocks, 0) * (code - SIGNED_6_BIT_ZERO), None
 
 
 def _scales_q3_k(blocks: Bytes) -> tuple[Floats, Floats | None]:
     """Unpack `q3_k`: 16 scales of 6 bits, plus 32: nibbles in 8 bytes, then the upper bits in 4 bytes; and an fp16."""
-    upper = (blocks[:, None, 104:108] >> _PAIR_SHIFTS & np.uint8(3)).reshape(-1, 16)
-    code = (_nibbles(blocks[:, 96:104], 8) | upper << NIBBLE_BITS).astype(np.float32)
+    upper = (blocks[:, None, 104:108] >> _shifts(blocks, 4, PAIR_BITS)[:, None] & PAIR_MASK).reshape(-1, 16)
+    code = (_nibbles(blocks[:, 96:104], 8) | upper << NIBBLE_BITS).float()
     return _fp16(blocks, 108) * (code - SIGNED_6_BIT_ZERO), None
 
 
@@ -108,13 +105,18 @@ def _scales_4_bit(blocks: Bytes) -> tuple[Floats, Floats | None]:
 
 def _scales_iq3_s(blocks: Bytes) -> tuple[Floats, Floats | None]:
     """Unpack `iq3_s`: 8 scales in nibbles, of odd factors from 1 to 31, multiplied by an fp16."""
-    return _fp16(blocks, 0) * (2 * _nibbles(blocks[:, 106:110], 1).astype(np.float32) + 1), None
+    return _fp16(blocks, 0) * (2 * _nibbles(blocks[:, 106:110], 1).float() + 1), None
+
+
+def _shifts(blocks: Bytes, count: int, bits: int) -> Bytes:
+    """Return the shifts of `count` numbers of some bits in a byte, the lowest first."""
+    return torch.arange(0, count * bits, bits, dtype=torch.uint8, device=blocks.device)
 
 
 def _nibbles(packed: Bytes, width: int) -> Bytes:
     """Unpack `width` bytes to 2 * `width` codes: all low nibbles, then all high nibbles."""
     parts = packed.reshape(len(packed), -1, width)
-    return np.concatenate([parts & NIBBLE_MASK, parts >> NIBBLE_BITS], axis=2).reshape(len(packed), -1)
+    return torch.cat([parts & NIBBLE_MASK, parts >> NIBBLE_BITS], 2).reshape(len(packed), -1)
 
 
 def _from_nibbles(codes: Bytes, width: int) -> Bytes:
@@ -140,33 +142,47 @@ def _nibbles_from(start: int, width: int) -> tuple[Callable[[Bytes], Bytes], Cal
     return unpack, pack
 
 
+def _unpack_bits(packed: Bytes) -> Bytes:
+    """Unpack bytes to eight bits each, the lowest first: [blocks, 8 * bytes]."""
+    return (packed[..., None] >> _shifts(packed, 8, 1) & 1).flatten(1)
+
+
+def _pack_bits(bits: Bytes) -> Bytes:
+    """Pack bits [..., 8 * bytes], 0 or 1, the lowest first."""
+    parts = bits.reshape(*bits.shape[:-1], -1, 8)
+    packed = parts[..., 0].clone()
+    for shift in range(1, 8):
+        packed |= parts[..., shift] << shift
+    return packed
+
+
 def _unpack_q5_0(blocks: Bytes) -> Bytes:
-    fifth_bit = np.unpackbits(blocks[:, 2:6], axis=1, bitorder="little")
-    return _nibbles(blocks[:, 6:], 16) | fifth_bit << NIBBLE_BITS
+    return _nibbles(blocks[:, 6:], 16) | _unpack_bits(blocks[:, 2:6]) << NIBBLE_BITS
 
 
 def _pack_q5_0(blocks: Bytes, codes: Bytes) -> None:
-    blocks[:, 2:6] = np.packbits(codes >> 4, axis=1, bitorder="little")
+    blocks[:, 2:6] = _pack_bits(codes >> NIBBLE_BITS)
     blocks[:, 6:] = _from_nibbles(codes, 16)
 
 
 def _bits(packed: Bytes) -> Bytes:
     """Unpack 32 bytes to the bits of 256 columns: that of column 32 * i + j is bit i of byte j."""
-    return np.unpackbits(packed[..., None], axis=2, bitorder="little").swapaxes(1, 2).reshape(-1, 256)
+    return (packed[:, None] >> _shifts(packed, 8, 1)[:, None] & 1).reshape(-1, 256)
 
 
 def _from_bits(bits: Bytes) -> Bytes:
-    return np.packbits(bits.reshape(-1, 8, 32).swapaxes(1, 2), axis=2, bitorder="little")[..., 0]
+    return _pack_bits(bits.reshape(-1, 8, 32).transpose(1, 2).flatten(1))
 
 
 def _pairs(packed: Bytes) -> Bytes:
     """Unpack 64 bytes to two bits of 256 columns: in each half, those of column 32 * i + j are bits 2 * i of byte j."""
-    return (packed.reshape(-1, 2, 1, 32) >> _PAIR_SHIFTS & np.uint8(3)).reshape(-1, 256)
+    return (packed.reshape(-1, 2, 1, 32) >> _shifts(packed, 4, PAIR_BITS)[:, None] & PAIR_MASK).reshape(-1, 256)
 
 
 def _from_pairs(pairs: Bytes) -> Bytes:
-    packed: Bytes = np.bitwise_or.reduce(pairs.reshape(-1, 2, 4, 32) << _PAIR_SHIFTS, axis=2)
-    return packed.reshape(-1, 64)
+    parts = pairs.reshape(-1, 2, 4, 32)
+    lower, upper = parts[:, :, 0] | parts[:, :, 1] << 2, parts[:, :, 2] << 4 | parts[:, :, 3] << 6
+    return (lower | upper).reshape(-1, 64)
 
 
 def _unpack_q5_k(blocks: Bytes) -> Bytes:
@@ -201,22 +217,23 @@ def _pack_q2_k(blocks: Bytes, codes: Bytes) -> None:
 
 def _pack_q3_k(blocks: Bytes, codes: Bytes) -> None:
     blocks[:, :32] = _from_bits(codes >> PAIR_BITS)
-    blocks[:, 32:96] = _from_pairs(codes & np.uint8(3))
+    blocks[:, 32:96] = _from_pairs(codes & PAIR_MASK)
 
 
 def _unpack_iq3_s(blocks: Bytes) -> Bytes:
     """Unpack `iq3_s`: 64 indices of vectors, their ninth bits, and a bit for every negative value."""
-    ninth_bit, signs = (np.unpackbits(blocks[:, part], axis=1, bitorder="little") for part in IQ3_S_BITS)
-    return vector_table.join_codes(
-        blocks[:, 2:66].astype(np.int64) | ninth_bit.astype(np.int64) << 8, signs.astype(bool)
-    )
+    ninth_bit, signs = (_unpack_bits(blocks[:, part]) for part in IQ3_S_BITS)
+    indices = blocks[:, 2:66].long() | ninth_bit.long() << 8
+    codes = vector_table.join_codes(indices.cpu().numpy(), signs.bool().cpu().numpy())
+    return torch.from_numpy(codes).to(blocks.device)
 
 
 def _pack_iq3_s(blocks: Bytes, codes: Bytes) -> None:
-    indices, negative = vector_table.split_codes(codes)
-    blocks[:, 2:66] = indices & 255
-    for part, bits in zip(IQ3_S_BITS, (indices >> 8, negative), strict=True):
-        blocks[:, part] = np.packbits(bits.astype(np.uint8), axis=1, bitorder="little")
+    found, negative = vector_table.split_codes(codes.cpu().numpy())
+    indices = torch.from_numpy(found).to(blocks.device)
+    blocks[:, 2:66] = (indices & 255).to(torch.uint8)
+    for part, bits in zip(IQ3_S_BITS, (indices >> 8, torch.from_numpy(negative).to(blocks.device)), strict=True):
+        blocks[:, part] = _pack_bits(bits.to(torch.uint8))
 
 
 BLOCK_LAYOUTS = {

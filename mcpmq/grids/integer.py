@@ -22,6 +22,7 @@ from mcpmq.scheme import IntegerScheme
 
 CLIP_RATIOS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)  # of a group's full range, tried in the search
 SEARCH_CHUNK_WEIGHTS = 1 << 19  # at a time, so that the floats stay in the cache
+DEVICE_CHUNK_WEIGHTS = 1 << 26  # on devices other than the CPU: few large operations
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +46,7 @@ def choose_grid(weight: Tensor, scheme: IntegerScheme, importance: Tensor | None
     if importance is None:
         return _grid_for_range(_full_range(groups, scheme), scheme)
     grouped_importance = _to_groups(importance.float()[None] * range_factor(importance), scheme)
-    chunks = torch.split(groups, max(1, SEARCH_CHUNK_WEIGHTS // weight.shape[1]))
+    chunks = torch.split(groups, _chunk_rows(weight))
     grids = [_search_clipping(chunk, grouped_importance, scheme) for chunk in chunks]
     return IntegerGrid(torch.cat([grid.scale for grid in grids]), torch.cat([grid.zero_point for grid in grids]))
 
@@ -59,9 +60,14 @@ def fit_grid(weight: Tensor, scheme: IntegerScheme, importance: Tensor) -> Integ
         ScaleError: a scale is too large for fp16.
     """
     grouped_importance = _to_groups(importance.float()[None] * range_factor(importance), scheme)
-    rows = torch.split(weight, max(1, SEARCH_CHUNK_WEIGHTS // weight.shape[1]))
+    rows = torch.split(weight, _chunk_rows(weight))
     grids = [_fit_groups(_to_groups(chunk.float(), scheme), grouped_importance, scheme) for chunk in rows]
     return IntegerGrid(torch.cat([grid.scale for grid in grids]), torch.cat([grid.zero_point for grid in grids]))
+
+
+def _chunk_rows(weight: Tensor) -> int:
+    on_cpu = weight.device.type == "cpu"
+    return max(1, (SEARCH_CHUNK_WEIGHTS if on_cpu else DEVICE_CHUNK_WEIGHTS) // weight.shape[1])
 
 
 def _fit_groups(groups: Tensor, importance: Tensor, scheme: IntegerScheme) -> IntegerGrid:
@@ -122,7 +128,7 @@ def _nearest_codes(groups: Tensor, grid: IntegerGrid, scheme: IntegerScheme) -> 
 
 def quantize(weight: Tensor, scheme: IntegerScheme, importance: Tensor | None = None) -> IntegerTensor:
     """Round a weight [rows, columns] to nearest on the grid that `choose_grid` chooses."""
-    if importance is None and scheme.symmetric:
+    if importance is None and scheme.symmetric and weight.device.type == "cpu":
         return _cover_range(weight, scheme)
     return round_to_grid(weight, choose_grid(weight, scheme, importance), scheme)
 
@@ -146,8 +152,8 @@ def _cover_range(weight: Tensor, scheme: IntegerScheme) -> IntegerTensor:
 def float_bits(weight: Tensor) -> tuple[NDArray[np.unsignedinteger[Any]], int]:
     """Return the bits of a weight as uint16, if it is bfloat16, or as uint32, and their shift in a float32."""
     if weight.dtype == torch.bfloat16:
-        return weight.cpu().contiguous().view(torch.uint16).numpy(), 16
-    return weight.float().cpu().contiguous().numpy().view(np.uint32), 0
+        return weight.contiguous().view(torch.uint16).numpy(), 16
+    return weight.float().contiguous().numpy().view(np.uint32), 0
 
 
 def round_to_grid(weight: Tensor, grid: IntegerGrid, scheme: IntegerScheme) -> IntegerTensor:

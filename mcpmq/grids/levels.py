@@ -14,7 +14,7 @@ from mcpmq.grids.value_table import ValueTable
 
 def has_kernels(values: Tensor) -> bool:
     """Return whether the loops over columns are compiled for values of this dtype on this device."""
-    return values.dtype == torch.float32 and values.device.type == "cpu"
+    return values.dtype == torch.float32 and values.device.type in ("cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,11 @@ class Levels:
         """The lowest and highest code minus the zero point: [groups, rows]."""
         return self.qmin - self.zero_point, self.qmax - self.zero_point
 
+    @cached_property
+    def _group_indices(self) -> Tensor:
+        """The group of every column on the device of the scales: int64 [columns]."""
+        return torch.tensor(self.groups, device=self.scale.device)
+
     @property
     def vector_columns(self) -> int:
         """Consecutive columns whose codes are chosen together."""
@@ -89,50 +94,69 @@ class Levels:
         """Return values without offset over their scale, float32, of codes uint8 [columns, rows]."""
         if self.table is not None:
             return self._table.take(codes)
-        return codes - self.zero_point[torch.tensor(self.groups, device=codes.device)]
+        return codes - self.zero_point[self._group_indices]
 
     def codes(self, units: Tensor) -> Tensor:
         """Return the codes, uint8, that have these values without offset over their scale, [columns, rows]."""
         if self.table is not None:
             return self._table.nearest(units).to(torch.uint8)
-        return (units + self.zero_point[torch.tensor(self.groups, device=units.device)]).to(torch.uint8)
+        return (units + self.zero_point[self._group_indices]).to(torch.uint8)
 
     def values(self, codes: Tensor) -> Tensor:
         """Return the values of codes, uint8 [columns, rows]: float32."""
-        groups = torch.tensor(self.groups, device=codes.device)
-        values = self.units(codes).mul_(self.scale[groups])
-        return values if self.offset is None else values.add_(self.offset[groups])
+        values = self.units(codes).mul_(self.scale[self._group_indices])
+        return values if self.offset is None else values.add_(self.offset[self._group_indices])
 
     def nearest(self, column: int, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Return the codes nearest to the targets [rows] of one column, and their values: [rows] each."""
         group = self.groups[column]
+        codes = self._nearest_codes(group, targets)
+        if self.table is None:
+            values = (codes - self.zero_point[group]).mul_(self.scale[group])
+        else:
+            values = self._table.take(codes).mul_(self.scale[group])
+        return codes, values if self.offset is None else values.add_(self.offset[group])
+
+    def nearest_codes(self, targets: Tensor) -> Tensor:
+        """Return the codes, uint8, nearest to the targets [columns, rows] of all columns."""
+        return self._nearest_codes(self._group_indices, targets).to(torch.uint8)
+
+    def _nearest_codes(self, group: int | Tensor, targets: Tensor) -> Tensor:
         if self.offset is None:
             steps = targets / self._divisor[group]
         else:
             steps = (targets - self.offset[group]) / self._divisor[group]
-        if self.table is None:
-            codes = steps.round_().add_(self.zero_point[group]).clamp_(self.qmin, self.qmax)
-            values = (codes - self.zero_point[group]).mul_(self.scale[group])
-        else:
-            codes = self._table.nearest(steps)
-            values = self._table.take(codes).mul_(self.scale[group])
-        return codes, values if self.offset is None else values.add_(self.offset[group])
+        if self.table is not None:
+            return self._table.nearest(steps)
+        return steps.round_().add_(self.zero_point[group]).clamp_(self.qmin, self.qmax)
 
     @cached_property
-    def _grid(self) -> NDArray[np.float32]:
+    def _grid(self) -> Tensor:
         """Divisor, scale, zero point and offset for the kernels: float32 [groups, 4, rows]."""
         offset = torch.zeros_like(self.scale) if self.offset is None else self.offset
-        return torch.stack([self._divisor, self.scale, self.zero_point.expand_as(self.scale), offset], 1).numpy()
+        return torch.stack([self._divisor, self.scale, self.zero_point.expand_as(self.scale), offset], 1)
+
+    @cached_property
+    def unit_bounds(self) -> Tensor:
+        """The lowest and highest units of all groups for the kernels: float32 [groups, 2, rows]."""
+        return torch.stack([bound.expand_as(self.scale) for bound in self._bounds], 1)
 
     def round_columns(self, first: int, factors: Tensor, residual: Tensor, compensated: Tensor, codes: Tensor) -> None:
-        """Round consecutive columns on the CPU, float32 [columns, rows] from column `first` on, as LDLQ does.
+        """Round consecutive columns, float32 [columns, rows] from column `first` on, as LDLQ does.
 
         The arguments are those of `kernels.columns.round_columns`.
         """
+        if residual.is_cuda:
+            from mcpmq.grids.gpu import columns as gpu_columns  # needs the CUDA build of torch
+
+            indices = self._group_indices[first : first + len(residual)].int()
+            grid = self._grid, self.table, (self.qmin, self.qmax)
+            gpu_columns.round_columns(factors, residual, compensated, codes, indices, *grid)
+            return
         from mcpmq.grids.kernels import columns  # numba takes a second to import
 
         groups = np.array(self.groups[first : first + len(residual)])
-        state = residual.numpy(), compensated.numpy(), codes.numpy(), groups, self._grid
+        state = residual.numpy(), compensated.numpy(), codes.numpy(), groups, self._grid.numpy()
         if self.table is not None:
             columns.round_columns_to_table(factors.numpy(), *state, self.table.numpy())
         else:

@@ -139,7 +139,8 @@ def estimate_losses(
     method: RoundingMethod = "gptq" if base.method == "auto" else base.method  # one method stands for the selection
     samples = _spread(calibration, ERROR_SAMPLES)
     begin_stage()
-    errors = quantization_errors(checkpoint, schemes, method, samples, progress, resolve_device(device))
+    torch_device = resolve_device(device, checkpoint.nbytes)
+    errors = quantization_errors(checkpoint, schemes, method, samples, progress, torch_device)
     if missing := [weight for weight in schemes if weight not in errors]:
         raise no_inputs_error(missing[0])
     blocks: dict[str, list[TensorSpec]] = {}

@@ -175,12 +175,10 @@ def _output_error(weight: Tensor, scheme: Scheme, method: RoundingMethod, stats:
 
 def _share_error(scheme: Scheme, method: RoundingMethod, weight: Tensor, stats: InputStats | None) -> float:
     step = -(-len(weight) // SAMPLED_ROWS)
-    rows = weight[::step].float()
+    rows = weight[::step].to(weight.device if stats is None else stats.gram.device).float()
     assert not isinstance(scheme, CodebookScheme), "formats with a single scheme have no candidates"
     rounded = _round(rows, scheme, method, stats)
     errors = (rounded - rows).double()
-    if stats is not None:
-        errors = errors.to(stats.gram.device)
     squares = errors.square() if stats is None else (errors @ stats.gram.double()) * errors
     return float(squares.sum()) * len(weight) / len(rows)
 

@@ -56,7 +56,7 @@ def shrunk_cholesky(hessian: OrderedHessian, order: Tensor, shrinkage: float, po
     matrix, energy = hessian.matrix, hessian.energy[hessian.order.argsort()[order]]
     for used in (shrinkage, *(larger for larger in LARGER_SHRINKAGES if larger > shrinkage)):
         hessian.write_upper(order, 1 - used, damp(energy, energy), pool)
-        if not _factor_upper(matrix, pool):
+        if not (_factor_whole(matrix) if matrix.is_cuda else _factor_upper(matrix, pool)):
             continue
         if used != shrinkage:
             text = f"a Hessian of {hessian.columns:,} columns needed shrinkage by {used}"
@@ -76,6 +76,15 @@ def _divide_by_roots(matrix: Tensor) -> Tensor:
         corner.copy_(corner.tril(-1) + (corner / roots[tile]).triu())
         matrix[tile, tile.stop :].div_(roots[tile.stop :])
     return roots.square_()
+
+
+def _factor_whole(matrix: Tensor) -> bool:
+    """Factor as `_factor_upper`, by one call of the library, which fills a GPU; needs the memory of three matrices."""
+    lower, failed = torch.linalg.cholesky_ex(matrix.flip(0, 1))  # reads the upper triangle of the matrix
+    if failed:
+        return False
+    matrix.tril_(-1).add_(lower.flip(0, 1).triu_())
+    return True
 
 
 def _factor_upper(matrix: Tensor, pool: Executor) -> bool:

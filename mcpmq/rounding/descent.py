@@ -40,12 +40,16 @@ class _Descent:
     change: Tensor
     adjust_scales: bool
     levels: Levels
+    runs: tuple[Tensor, Tensor] | None  # for the kernel of a GPU; see `_column_runs`
 
     def improve_block(self, block: slice, is_first_sweep: bool) -> None:
         """Improve consecutive columns; a row keeps its codes and scales if its loss does not get smaller."""
         hessian, changed = self.hessian, slice(block.start if is_first_sweep else None)
         slope = self.slope[block].addcmul(hessian.diagonal_part[block, None], self.change[block])
         slope.addmm_(hessian.hessian.matrix[block, changed], self.change[changed], alpha=hessian.factor)
+        if self.runs is not None:
+            self._improve_on_gpu(block, slope, *self.runs)
+            return
         corner = hessian.corner(block)
         groups, per_column = torch.unique(torch.tensor(self.groups[block]), return_inverse=True)
         units, scale = self.units[block].clone(), self.scale[groups]
@@ -55,6 +59,16 @@ class _Descent:
         self.units[block] = torch.where(better, self.units[block], units)
         self.scale[groups] = torch.where(better, self.scale[groups], scale)
         self.change[block] += change.mul_(better)
+
+    def _improve_on_gpu(self, block: slice, slope: Tensor, groups: Tensor, sizes: Tensor) -> None:
+        from mcpmq.grids.gpu.columns import improve_columns  # needs the CUDA build of torch
+
+        hessian, levels = self.hessian, self.levels
+        improve_columns(
+            *(hessian.hessian.corner(block), hessian.factor, hessian.diagonal_part[block], slope),
+            *(self.units[block], self.scale, self.change[block], groups[block], sizes[block]),
+            *(levels.unit_bounds, levels.table, self.adjust_scales),
+        )
 
     def _improve_groups(self, block: slice, slope: Tensor, corner: Tensor) -> None:
         start = block.start
@@ -158,15 +172,28 @@ def descend(codes: Tensor, levels: Levels, slope: Tensor, hessian: ShrunkHessian
     adjust = levels.has_fp16_scales and levels.groups.count(0) <= MAX_GROUP_COLUMNS
     units = levels.units(codes).index_select(0, order)
     groups = [levels.groups[column] for column in order.tolist()]
+    blocks = _blocks([len(list(members)) for _, members in groupby(groups)])
+    runs = _column_runs(groups, blocks, units.device) if _has_gpu_kernel(units, levels) else None
     state = _Descent(
         *(hessian, groups, levels.scale.clone(), units, slope.index_select(0, order), torch.zeros_like(units)),
-        *(adjust, levels),
+        *(adjust, levels, runs),
     )
-    blocks = _blocks([len(list(members)) for _, members in groupby(groups)])
     for sweep in range(sweeps):
         for block in blocks:
             state.improve_block(block, sweep == 0)
     return levels.codes(state.units.index_select(0, order.argsort())), state.scale
+
+
+def _has_gpu_kernel(units: Tensor, levels: Levels) -> bool:
+    return units.is_cuda and units.dtype == torch.float32 and levels.vectors is None
+
+
+def _column_runs(groups: Sequence[int], blocks: Sequence[slice], device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return the group of every column, and the columns of a group in its block at the first of them, else 0: int32."""
+    runs = [len(list(members)) for block in blocks for _, members in groupby(groups[block])]
+    sizes = [size for run in runs for size in (run, *[0] * (run - 1))]
+    both = torch.tensor([groups, sizes], dtype=torch.int32).to(device)
+    return both[0], both[1]
 
 
 def _blocks(sizes: Sequence[int]) -> list[slice]:

@@ -46,7 +46,7 @@ def quantize(weight: Tensor, scheme: GridScheme, stats: InputStats | None, act_o
     """
     rows, columns = weight.shape
     stats = require_stats(stats, columns, "gptq")
-    with torch.inference_mode(mode=False), thread_pool() as pool:
+    with torch.inference_mode(mode=False), thread_pool(stats.gram.device) as pool:
         hessian = order_hessian(stats.gram, scheme, pool, stats.overwrite)
         energy = hessian.energy[hessian.order.argsort()]
         order = vector_order(energy, scheme.vector_columns) if act_order else hessian.order.sort().values

@@ -14,6 +14,7 @@ from mcpmq.grids.limits import range_factor
 
 TILE_COLUMNS = 512  # of any number of threads: the same products give the same bytes
 MOVED_ROWS = 128  # that are reordered at a time
+DEVICE_MOVED_ROWS = 4096  # on devices other than the CPU: few large copies
 UNUSED_ENERGY = 1e-6  # of the mean: of padding, and of columns whose inputs were all zero
 DAMPING = 0.01  # of the mean diagonal, added to it as in GPTQ
 
@@ -105,7 +106,7 @@ class OrderedHessian:
         """
         source = self.order.argsort()[order]  # the position, in the order of this matrix, of every new position
         target = source.argsort()
-        _run(pool, partial(self._write_rows, source, target, factor), tiles(len(order), MOVED_ROWS))
+        _run(pool, partial(self._write_rows, source, target, factor), _moved_rows(self.matrix))
         self.matrix.diagonal().copy_(diagonal)
 
     def _write_rows(self, source: Tensor, target: Tensor, factor: float, rows: slice) -> None:
@@ -171,8 +172,12 @@ def _reorder(matrix: Tensor, order: Tensor, pool: Executor) -> None:
     def reorder_rows(columns: slice) -> None:
         matrix[:, columns] = matrix[:, columns].index_select(0, order)
 
-    _run(pool, reorder_columns, tiles(len(matrix), MOVED_ROWS))
-    _run(pool, reorder_rows, tiles(len(matrix), MOVED_ROWS))
+    _run(pool, reorder_columns, _moved_rows(matrix))
+    _run(pool, reorder_rows, _moved_rows(matrix))
+
+
+def _moved_rows(matrix: Tensor) -> list[slice]:
+    return tiles(len(matrix), MOVED_ROWS if matrix.device.type == "cpu" else DEVICE_MOVED_ROWS)
 
 
 def _run(pool: Executor, work: Callable[[Any], None], parts: Iterable[slice]) -> None:

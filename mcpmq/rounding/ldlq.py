@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mcpmq.grids.levels import Levels, has_kernels
 
-LEAF_COLUMNS = 32  # columns that are compensated one at a time
+LEAF_COLUMNS, GPU_LEAF_COLUMNS = 32, 64  # columns that are compensated one at a time
 
 ChooseLevels = Callable[[int, Tensor], Levels]
 """Choose the levels of a group from the position of its first column and its compensated weight [columns, rows]."""
@@ -55,7 +55,7 @@ def _round_columns(state: LdlqState, start: int, stop: int, levels: tuple[int, L
     """Round the columns from `start` to `stop`; `levels` has the position of its first column."""
     if levels is None and stop - start <= state.group_columns:
         levels = start, state.choose_levels(start, _compensated_group(state, start, stop))
-    if levels is not None and stop - start <= LEAF_COLUMNS:
+    if levels is not None and stop - start <= (GPU_LEAF_COLUMNS if state.residual.is_cuda else LEAF_COLUMNS):
         round_leaf = _round_leaf if levels[1].vectors is None else _round_vectors
         round_leaf(state, start, stop, *levels)
         return

@@ -17,6 +17,7 @@ MAX_ERROR_BITS = 5  # scales may add an error of 2^-5 of the typical magnitude, 
 INFINITY = 0x7F80  # the upper bits of infinity; those of NaN are larger
 MAX_EXPONENT = 256
 CHUNK_WEIGHTS = 1 << 20  # at a time: they stay in the cache
+DEVICE_CHUNK_WEIGHTS = 1 << 27  # on devices other than the CPU: few large operations
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +39,11 @@ class GroupMagnitudes:
 
     def add(self, weight: Tensor) -> None:
         """Count the groups of rows [rows, columns]."""
-        for rows in torch.split(weight, max(1, CHUNK_WEIGHTS // weight.shape[1])):
-            magnitudes = self.limits.group_magnitudes(rows).flatten().cpu()
+        chunk_weights = CHUNK_WEIGHTS if weight.device.type == "cpu" else DEVICE_CHUNK_WEIGHTS
+        for rows in torch.split(weight, max(1, chunk_weights // weight.shape[1])):
+            magnitudes = self.limits.group_magnitudes(rows).flatten()
             indices = (magnitudes.view(torch.int32) >> DROPPED_BITS).maximum((magnitudes > 0).int())
-            self.counts.add_(torch.bincount(indices, minlength=len(self.counts)))
+            self.counts.add_(torch.bincount(indices, minlength=len(self.counts)).cpu())
 
     @property
     def are_finite(self) -> bool:

@@ -25,7 +25,7 @@ def quantize(weight: Tensor, scheme: GridScheme, stats: InputStats | None) -> QT
         ScaleError: a scale is too large for fp16.
     """
     rows, columns = weight.shape
-    importance = require_stats(stats, columns, "rtn-imatrix").gram.diagonal().cpu().clone()
-    with thread_pool() as pool:
+    importance = require_stats(stats, columns, "rtn-imatrix").gram.diagonal().to(weight.device).clone()
+    with thread_pool(weight.device) as pool:
         chunks = pool.map(partial(quantize_rows, scheme=scheme, importance=importance), split_rows(weight))
         return concat_rows(chunks, rows)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mcpmq.execution.chunked_matmul import thread_pool
+from mcpmq.execution.device import CPU
 from mcpmq.grids import GRIDS, dequantize, quantize
 from mcpmq.grids.levels import Levels
 from mcpmq.qtensor import QTensor
@@ -28,6 +29,7 @@ SHRINKAGES = (0.5, 0.3, 0.1, 0.03, 0.01)
 FIRST_SHRINKAGE, FIRST_SWEEPS = 0.3, 2  # of the descent from which those of all candidates start
 SAMPLE_ROWS = 64  # of a weight, evenly spaced
 TILE_ROWS = 512  # of a weight: any number of threads computes the same products
+DEVICE_TILE_ROWS = 8192  # on other devices: few large products
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,7 @@ def nearest_is_better(
 ) -> bool:
     """Return whether rounding to nearest gives all rows of a weight a smaller output error on the held-out inputs."""
     target = target or Target(weight, weight)
-    with torch.inference_mode(mode=False), thread_pool() as pool:
+    with torch.inference_mode(mode=False), thread_pool(inputs.device) as pool:
         first, second = (_total_error(target, dequantize(one), inputs, pool) for one in (quantized, nearest))
     return second < first
 
@@ -81,11 +83,12 @@ def _total_error(target: Target, values: Tensor, inputs: Tensor, pool: Executor)
     """Return the output error of all rows; they are in tiles, so that any number of threads gives the same sum."""
 
     def tile_error(start: int) -> float:
-        rows = slice(start, start + TILE_ROWS)
+        rows = slice(start, start + tile_rows)
         missing = None if target.missing is None else target.missing[:, rows]
         return _output_error((values[rows] - target.weight[rows].float()).to(inputs.device), inputs, missing)
 
-    return sum(pool.map(tile_error, range(0, len(target.weight), TILE_ROWS)))
+    tile_rows = TILE_ROWS if inputs.device == CPU else DEVICE_TILE_ROWS
+    return sum(pool.map(tile_error, range(0, len(target.weight), tile_rows)))
 
 
 def _least(error_of: Callable[[float], float]) -> tuple[float, float]:
@@ -113,14 +116,14 @@ def _sample_rows(weight: Tensor) -> Tensor:
 @contextmanager
 def _training_hessian(stats: InputStats, scheme: GridScheme) -> Iterator[OrderedHessian]:
     """Yield the Hessian of the inputs that are not held out, in the memory of the other if it may be overwritten."""
-    with thread_pool() as pool:
+    with thread_pool(stats.gram.device) as pool:
         inputs, energy = stats.held_out_inputs if stats.gram_has_held_out else None, stats.gram.diagonal()
         energy = energy if inputs is None else energy - inputs.square().sum(0)
         hessian = order_hessian(stats.gram, scheme, pool, stats.overwrite, energy)
         if inputs is not None:
             hessian.add_inputs(inputs, -1, pool)
         yield hessian
-        if stats.overwrite:
+        if hessian.matrix.data_ptr() == stats.gram.data_ptr():
             if inputs is not None:
                 hessian.add_inputs(inputs, 1, pool)
             hessian.restore(pool)
@@ -154,15 +157,13 @@ def _descent_from_nearest(rows: Tensor, scheme: GridScheme, hessian: OrderedHess
 
 
 def _nearest_codes(levels: Levels, weight: Tensor) -> Tensor:
+    if levels.vectors is None:
+        return levels.nearest_codes(weight)
     codes = torch.empty_like(weight, dtype=torch.uint8)
-    if levels.vectors is not None:
-        for start in range(0, len(weight), size := levels.vector_columns):
-            own = slice(start, start + size)
-            targets = levels.to_units(levels.groups[start], weight[own])
-            codes[own] = levels.codes(levels.nearest_vectors(targets, torch.eye(size)))
-        return codes
-    for column, values in enumerate(weight):
-        codes[column] = levels.nearest(column, values)[0]
+    for start in range(0, len(weight), size := levels.vector_columns):
+        own = slice(start, start + size)
+        targets = levels.to_units(levels.groups[start], weight[own])
+        codes[own] = levels.codes(levels.nearest_vectors(targets, torch.eye(size)))
     return codes
 
 

@@ -53,9 +53,9 @@ class WeightScaling:
     def apply(self, weight: Tensor, first_row: int = 0) -> Tensor:
         """Scale the rows [rows, ...] of a weight from `first_row` on, in float32; without scales nothing changes."""
         if self.column_scale is not None:
-            weight = weight.float() * self.column_scale
+            weight = weight.float() * self.column_scale.to(weight.device)
         if self.row_scale is not None:
-            scale = self.row_scale[first_row : first_row + len(weight)]
+            scale = self.row_scale[first_row : first_row + len(weight)].to(weight.device)
             scale = scale.reshape(-1, *(1 for _ in weight.shape[1:]))
             weight = (weight.float() + self.norm_offset) / scale - self.norm_offset
         return weight

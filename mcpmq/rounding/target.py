@@ -30,7 +30,7 @@ def solve_drift(stats: InputStats) -> None:
         return
     columns = len(stats.gram)
     shrinkage = 2 * columns / (2 * columns + stats.total_weight)
-    with torch.inference_mode(mode=False), thread_pool() as pool:
+    with torch.inference_mode(mode=False), thread_pool(stats.gram.device) as pool:
         order = torch.arange(columns, device=stats.gram.device)
         hessian = OrderedHessian.create(stats.gram, order, pool, overwrite=True)
         factor = shrunk_cholesky(hessian, hessian.order, shrinkage, pool)

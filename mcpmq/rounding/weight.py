@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mcpmq.errors import CheckpointError, ScaleError, prefix_errors
+from mcpmq.execution.device import CPU
 from mcpmq.grids import codebook
 from mcpmq.plan import Plan, TensorPlan
 from mcpmq.qtensor import CodebookTensor, QTensor, concat_rows
@@ -53,11 +54,14 @@ def quantize_weight(
     stats: Sequence[InputStats] = (),
     method: RoundingMethod = "rtn",
     scaling: WeightScaling = NO_SCALING,
+    loaded: Tensor | None = None,
 ) -> RoundedWeight:
     """Quantize, convert or keep a weight [out, in] as planned, after scales are applied.
 
     `stats` are the input statistics for the rounding method: one for all rows, or several for equal parts of the rows.
-    Without statistics, and where all inputs are zero, the weight is rounded to nearest.
+    Without statistics, and where all inputs are zero, the weight is rounded to nearest. A weight on a grid is rounded
+    on the device of its statistics, where `loaded`, its values in float32, may already be; it is else read from the
+    checkpoint.
 
     Raises:
         CheckpointError: a value is not finite.
@@ -66,7 +70,9 @@ def quantize_weight(
     """
     with prefix_errors(f"`{tensor.name}`"), _collect_warnings() as deviations:
         magnitudes = GroupMagnitudes.create(tensor.name, tensor.scheme, _row_weights(tensor))
-        source = _WeightSource(plan, tensor, scaling, magnitudes, deviations)
+        source = _WeightSource(
+            plan, tensor, scaling, magnitudes, deviations, stats[0].gram.device if stats else CPU, loaded
+        )
         choices: list[ShrinkageChoice | None] = []
         stored = _round(source, stats, method, choices)
         if magnitudes and (deviation := magnitudes.deviation()):
@@ -116,6 +122,8 @@ class _WeightSource:
     scaling: WeightScaling
     magnitudes: GroupMagnitudes | None
     deviations: list[str]
+    device: torch.device = CPU  # of chunks
+    loaded: Tensor | None = None  # the weight in float32
 
     def load(self) -> Tensor:
         """Return the whole weight in its dtype; scales must not change its dtype."""
@@ -126,14 +134,17 @@ class _WeightSource:
         """Yield chunks of rows, equal ones for several statistics, and the index of their first row."""
         first_row = 0
         for rows in self._load_chunks(stats, method):
-            yield self._prepare(rows, first_row), first_row
+            yield self._prepare(rows.to(self.device), first_row), first_row
             first_row += len(rows)
 
     def _load_chunks(self, stats: int, method: RoundingMethod) -> Iterable[Tensor]:
         checkpoint, spec = self.plan.checkpoint, self.tensor.spec
+        if self.loaded is not None:
+            step = -(-len(self.loaded) // stats) if stats > 1 else GPTQ_CHUNK_WEIGHTS // self.loaded.shape[1]
+            return torch.split(self.loaded, max(1, step))
         if stats > 1:
             return checkpoint.load(spec).chunk(stats)
-        if method == "gptq":
+        if method == "gptq" or self.device != CPU:
             return checkpoint.load_rows(spec, GPTQ_CHUNK_WEIGHTS)
         return read_ahead(checkpoint.load_rows(spec, THREAD_CHUNK_WEIGHTS * max(2, torch.get_num_threads())))
 

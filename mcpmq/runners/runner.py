@@ -54,6 +54,7 @@ class EngineOptions:
 
     adapters: tuple[str, ...] = ()  # folders of LoRA adapters, merged into a checkpoint by the `torch` runner
     kv_cache: str | None = None  # types of the KV cache of the `gguf` runner
+    device: str | None = None  # of the `torch` runner, by default the CPU
 
     def keywords(self) -> dict[str, Any]:
         """Return the arguments of `open_runner` for the options that are set."""

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from mcpmq.artifact import MANIFEST
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import EngineError
+from mcpmq.execution.device import CPU, device_name, resolve_device
 from mcpmq.execution.layerwise import run_layerwise
 from mcpmq.execution.torch_model import StoredWeight, TorchModel, build_model, to_float
 from mcpmq.families import family_named
@@ -51,9 +52,9 @@ class WeightStore:
     read: Callable[[TensorSpec], StoredWeight]  # [out, in]
     activation_grids: Mapping[str, Sequence[ActivationGrid]] = field(default_factory=dict)  # by matrix name
 
-    def load_float32(self, spec: TensorSpec) -> Tensor:
-        """Return a weight in float32, in the orientation of the module's parameter."""
-        return to_float(self.read(spec), spec)
+    def load_float32(self, spec: TensorSpec, device: torch.device = CPU) -> Tensor:
+        """Return a weight in float32 on a device, where it is converted, in the orientation of the parameter."""
+        return to_float(self.read(spec), spec, device)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,11 +84,12 @@ class TorchRunner:
             yield from results
 
     def _logits(self, sample: Inputs) -> Iterator[Logits]:
-        tensors = {name: torch.from_numpy(value) for name, value in self.arguments(sample).items()}
-        positions = torch.from_numpy(sample.measured - 1)  # each predicts the next token
+        device = self.model.device
+        tensors = {name: torch.from_numpy(value).to(device) for name, value in self.arguments(sample).items()}
+        positions = torch.from_numpy(sample.measured - 1).to(device)  # each predicts the next token
         logits = self.model.module(**tensors, logits_to_keep=positions, use_cache=False).logits[0]
         assert len(logits) == len(positions), "the module must return the requested logits only"
-        yield from logits.float().numpy()
+        yield from logits.float().cpu().numpy()
 
     def predict(self, sample: Inputs) -> Predictions:
         """Yield the logits after the prompt, then those after every token that is sent; needs `load_all`."""
@@ -111,7 +113,7 @@ class TorchRunner:
             self._load(block)
 
     def _load(self, block: nn.Module) -> None:
-        self.model.load_block(block, self.weights.load_float32)
+        self.model.load_block(block, partial(self.weights.load_float32, device=self.model.device))
 
 
 def _check_finite(name: str, _: nn.Module, __: Any, output: Any) -> None:
@@ -142,33 +144,41 @@ def _size(sample: Inputs) -> int:
     return max(len(sample.tokens), pixels // PIXELS_PER_TOKEN + audio // AUDIO_SAMPLES_PER_TOKEN)
 
 
-def open_runner(path: Path, threads: int, adapters: Sequence[str | Path] = ()) -> TorchRunner:
-    """Open a checkpoint folder with LoRA adapters, or a quantized model, whose weights are dequantized.
+def open_runner(path: Path, threads: int, adapters: Sequence[str | Path] = (), device: str = "cpu") -> TorchRunner:
+    """Open a checkpoint with LoRA adapters, or a quantized model, whose weights are dequantized, on a device.
 
     One block at a time is in memory, in float32; its weights are read again for every batch of samples.
 
     Raises:
-        McpmqError: the folder is neither, or its files are damaged.
+        McpmqError: the folder is neither, its files are damaged, or the device is not available.
     """
+    torch_device = resolve_device(device)
     if not (path / MANIFEST).is_file():
-        return open_checkpoint(Checkpoint.open(path, adapters=adapters), threads)
+        return open_checkpoint(Checkpoint.open(path, adapters=adapters), threads, torch_device)
     torch.set_num_threads(threads)
     family, config, weights, notes = _quantized(path)
-    return build_runner(path, family, config, weights, (*notes, STREAMED_NOTE))
+    return build_runner(path, family, config, weights, (*notes, STREAMED_NOTE), torch_device)
 
 
-def open_checkpoint(checkpoint: Checkpoint, threads: int) -> TorchRunner:
+def open_checkpoint(checkpoint: Checkpoint, threads: int, device: torch.device = CPU) -> TorchRunner:
     """Return the runner of an open checkpoint, also of one with a trimmed vocabulary."""
     torch.set_num_threads(threads)
     weights = WeightStore(checkpoint.specs, checkpoint.load_float32)
-    return build_runner(checkpoint.path, checkpoint.family, checkpoint.config, weights, (STREAMED_NOTE,))
+    return build_runner(checkpoint.path, checkpoint.family, checkpoint.config, weights, (STREAMED_NOTE,), device)
 
 
 def build_runner(
-    path: Path, family: Family, config: Mapping[str, Any], weights: WeightStore, notes: tuple[str, ...]
+    path: Path,
+    family: Family,
+    config: Mapping[str, Any],
+    weights: WeightStore,
+    notes: tuple[str, ...],
+    device: torch.device = CPU,
 ) -> TorchRunner:
     """Build the family's torch module and connect it to a weight store; `path` holds the processor's files."""
-    model = build_model(family, config, weights.specs)
+    if device != CPU:
+        notes = (*notes, f"computed on {device_name(device)}")
+    model = build_model(family, config, weights.specs, device)
     fake_quantize_activations(family, model, weights.activation_grids)
     for block, parameters in model.blocks.items():
         name = block_name(next(iter(parameters.values())).name)

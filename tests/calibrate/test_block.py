@@ -48,7 +48,7 @@ def quantized(
     weights = {tensor.name: plan.checkpoint.load(tensor.spec).float() for tensor in plan.blocks[BLOCK]}
     stats = block_stats(plan)
     scales = smoothing_scales(plan, BLOCK, weights, stats, serial_map)
-    quantizer = BlockQuantizer(plan, BLOCK, StatsRounder(plan, BLOCK, stats, scales, 1), scales)
+    quantizer = BlockQuantizer(plan, BLOCK, StatsRounder(plan, BLOCK, stats, scales, 1, {}), scales)
     return quantizer, *quantizer.quantize(candidates(plan.recipe, can_smooth=True)[:count], loss)
 
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from mcpmq.calibrate import observers
 from mcpmq.calibrate.observers import HessianObserver, HoldOut, TokenModalities, collect_stats
 from mcpmq.execution.chunked_matmul import deterministic_threads, serial_map
+from mcpmq.execution.device import CPU
 from mcpmq.rounding.stats import MODALITIES, Drift, InputStats
 from mcpmq.system.torch_threads import torch_threads
 
@@ -158,7 +159,7 @@ def test_products_with_the_drift_equal_sums_over_single_tokens(
     samples = [(random(7, 6, seed=seed), random(7, 3, seed=9 + seed)) for seed in range(3)]
     current = iter([False, True, False])
     hold_out = HoldOut(lambda: next(current), in_gram=False)
-    observer = HessianObserver.create(modalities(1, 2, 3), serial_map, hold_out, 6, Drift(True, torch.zeros(6, 3)))
+    observer = HessianObserver.create(modalities(1, 2, 3), serial_map, hold_out, CPU, 6, Drift(True, torch.zeros(6, 3)))
 
     for inputs, difference in samples:
         observer.update(inputs, difference)

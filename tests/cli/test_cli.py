@@ -151,6 +151,7 @@ def test_task_scores_are_added_to_an_evaluation(
         json.dumps({"schema_version": 1, "tasks": [task | {"artifacts": [entry | {"sha256": "0" * 64}]}]})
     )
     failed = mcpmq("evaluate", tiny_int4.path, *options, "--out", tmp_path / "none")
+    no_device = mcpmq("evaluate", tiny_int4.path, *options[:5], "--device", "cuda:99", "--out", tmp_path / "none")
 
     assert ran.exit_code == 0
     assert re.search(r"score, ocr exact +1\.0+ ±0\.0+ +0\.5", ran.stdout)
@@ -158,6 +159,8 @@ def test_task_scores_are_added_to_an_evaluation(
     assert result["task_scores"]["ocr"]["scores"] == {"a": [1.0, 1.0], "b": [1.0, 0.0]}
     assert failed.exit_code == 1
     assert "no entries for" in failed.stderr
+    assert no_device.exit_code == 1
+    assert "`cuda:99` is not available" in no_device.stderr
     assert not (tmp_path / "none").exists()
 
 

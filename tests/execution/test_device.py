@@ -17,7 +17,7 @@ from mcpmq.artifact import Artifact
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import SampleSet
 from mcpmq.errors import DeviceError, OutputError
-from mcpmq.execution.device import CPU, available_nbytes, device_name, progress_label, resolve_device
+from mcpmq.execution.device import CPU, MIN_GPU_NBYTES, available_nbytes, device_name, progress_label, resolve_device
 from mcpmq.plan import make_plan
 from mcpmq.quantize import quantize
 from mcpmq.recipe import Recipe
@@ -36,6 +36,17 @@ def test_the_default_device_is_a_gpu_if_there_is_one() -> None:
     assert device_name(CPU) is None
     assert (resolve_device().type == "cuda") == CUDA
     assert available_nbytes(CPU) > 0
+
+
+def test_small_checkpoints_are_calibrated_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a name; a name selects the GPU for a checkpoint of any size."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+
+    assert resolve_device(None, MIN_GPU_NBYTES) == torch.device("cuda:0")
+    assert resolve_device(None, MIN_GPU_NBYTES - 1) == CPU
+    assert resolve_device("cuda", 1) == torch.device("cuda:0")
+    assert resolve_device("cpu", MIN_GPU_NBYTES) == CPU
 
 
 def test_progress_labels_name_devices_other_than_the_cpu() -> None:
@@ -106,14 +117,17 @@ def test_another_device_gives_the_same_results(results: dict[str, Any]) -> None:
     for block, errors in cpu["block_errors"].items():
         assert device["block_errors"][block] == pytest.approx(errors, rel=0.3)
     assert device["changes"] == pytest.approx(cpu["changes"], rel=0.5)
+    for losses, expected in zip(device["losses"], cpu["losses"], strict=True):
+        assert losses == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.skipif(CUDA, reason="adds in another order than the CPU")
 def test_a_device_with_the_kernels_of_the_cpu_writes_the_same_codes(results: dict[str, Any], calibrated: Path) -> None:
-    """With equal kernels, results and codes are equal in every bit."""
+    """With equal kernels, results and codes are equal in every bit; evaluations use other kernels for attention."""
     cpu, device = (calibrated / "qwen" / one / "codes" / "blocks" for one in ("cpu", "device"))
 
-    assert results["qwen"]["device"] == {**results["qwen"]["cpu"], "devices": [f"{DEVICE_NAME}:0"] * 2}
+    expected = {**results["qwen"]["cpu"], "devices": [f"{DEVICE_NAME}:0"] * 2}
+    assert results["qwen"]["device"] == expected | {"losses": results["qwen"]["device"]["losses"]}
     assert list(cpu.iterdir())
     for codes in cpu.iterdir():
         assert codes.read_bytes() == (device / codes.name).read_bytes()

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.errors import CheckpointError, EngineError
+from mcpmq.errors import CheckpointError, DeviceError, EngineError
 from mcpmq.execution.torch_model import StoredWeight, to_float
 from mcpmq.families.family import TensorSpec
 from mcpmq.families.inputs import Inputs
@@ -91,9 +91,9 @@ def test_at_most_one_block_is_in_float32(tiny_checkpoint: Path, tiny_samples: li
     runner = open_runner(tiny_checkpoint, 1)
     load, loaded_blocks = runner.weights.load_float32, []
 
-    def counted(spec: object) -> torch.Tensor:
+    def counted(spec: TensorSpec, device: torch.device) -> torch.Tensor:
         loaded_blocks.append(sum(not block_is_empty(block) for block in runner.model.blocks))
-        return load(spec)  # type: ignore[arg-type]
+        return load(spec, device)
 
     object.__setattr__(runner, "weights", SimpleNamespace(load_float32=counted))
     answer_losses(runner, tiny_samples)
@@ -153,6 +153,12 @@ def test_a_folder_without_a_model_is_an_error(tmp_path: Path) -> None:
     """The error names the missing file."""
     with pytest.raises(CheckpointError, match=r"no `config.json`"):
         open_runner(tmp_path, 1)
+
+
+def test_an_unavailable_device_is_an_error(tiny_checkpoint: Path) -> None:
+    """Before a weight is read; the error names it."""
+    with pytest.raises(DeviceError, match="`cuda:99` is not available"):
+        open_runner(tiny_checkpoint, 1, device="cuda:99")
 
 
 @pytest.mark.parametrize(
