@@ -46,7 +46,7 @@ from mcpmq.system.output import atomic_dir, check_output, lock_output
 from mcpmq.system.progress import Progress, silent
 
 LANGUAGE, MMPROJ = "language", "vision+projector"  # the two files, named as in the GGUF export
-COMPONENTS = {LANGUAGE: language.COMPONENTS, MMPROJ: mmproj.COMPONENTS}
+COMPONENTS = {LANGUAGE: language.COMPONENTS, MMPROJ: mmproj.COMPONENTS | mmproj.AUDIO_COMPONENTS}
 PREFIXES = {LANGUAGE: "", MMPROJ: "mmproj-"}
 PACKAGES = ("mcpmq", "torch", "gguf", "transformers", "numpy", "pillow")
 ADDED_NOTE = "also summed over: "

@@ -96,7 +96,7 @@ def test_sums_are_those_of_plain_forward_passes(checkpoint: Checkpoint, mixed_se
 
 
 def _names(spec: TensorSpec) -> tuple[str, ...]:
-    in_mmproj = spec.component in mmproj.COMPONENTS
+    in_mmproj = spec.component in mmproj.COMPONENTS | mmproj.AUDIO_COMPONENTS
     return gguf_names(spec.name, SIGLIP_RESAMPLER.names if in_mmproj else names.LANGUAGE_NAMES)
 
 

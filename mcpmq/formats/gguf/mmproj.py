@@ -10,7 +10,7 @@ from mcpmq.formats.gguf import merger, qwen_omni, qwenvl, resampler, resampler_2
 from mcpmq.formats.gguf.vision_tower import VisionTower
 from mcpmq.formats.model_view import ModelView
 
-COMPONENTS = {"vision", "projector", "audio", "audio_projector"}
+COMPONENTS, AUDIO_COMPONENTS = {"vision", "projector"}, {"audio", "audio_projector"}
 TOWERS: dict[VisionKind, VisionTower] = {
     "siglip-resampler": resampler.SIGLIP_RESAMPLER,
     "timm-resampler": resampler_2_0.TIMM_RESAMPLER,
