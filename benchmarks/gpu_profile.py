@@ -208,7 +208,9 @@ def print_table(found: dict[str, Any]) -> None:
 
 def _provenance(options: argparse.Namespace) -> dict[str, Any]:
     """Return command, commit, machine and versions; packages for formats need not be installed."""
-    words = [word for word in sys.argv[1:] if not word.startswith("/")]  # without paths of the machine
+    paths = {"--folder", "--out"}  # of the machine
+    pairs = pairwise(["", *sys.argv[1:]])
+    words = [word for before, word in pairs if word not in paths and before not in paths]
     return {
         "command": f"python -m benchmarks.gpu_profile {' '.join(words)}".strip(),
         "commit": commit(),
