@@ -166,6 +166,8 @@ def _candidate_scales(method: SmoothingMethod, layers: Sequence[BalanceLayer], c
 def fitted_scale(layers: Sequence[BalanceLayer], channels: Channels) -> Tensor:
     """Return fitted scales [channels] for some rows of every layer; 1 where a channel was always zero."""
     stats, scheme, columns = layers[0].stats, layers[0].scheme, layers[0].weight.shape[1]
+    if not stats.has_inputs:
+        return torch.ones(channels.count, device=stats.gram.device)
     logs = fit_log_scales(
         [layer.sample_rows().weight for layer in layers],
         column_pivots(stats),

@@ -102,9 +102,11 @@ def test_every_head_of_a_group_has_the_scales_of_its_values() -> None:
 
 
 def test_channels_without_inputs_have_no_scale() -> None:
-    """Zeros in the inputs give a scale of 1, and all others are finite."""
+    """Zeros in the inputs give a scale of 1, and all others are finite; without any input all are 1."""
     weight, inputs = random_layer(8, 64, tokens=200)
     inputs[:, 3] = 0
+    dead = BalanceLayer(weight, grid_scheme("int4-g32"), input_stats(torch.zeros(20, 64)))
+    assert fitted_scale([dead], Channels(64, 32)).tolist() == [1.0] * 64
 
     scale = fitted_scale([BalanceLayer(weight, grid_scheme("int4-g32"), input_stats(inputs))], Channels(64, 32))
 
