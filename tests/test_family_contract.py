@@ -118,7 +118,7 @@ def test_a_smoothed_model_has_the_same_losses_in_onnx(
     expected = np.concatenate(answer_losses(open_torch(smoothed.path, 1), inputs))
     losses = np.concatenate(answer_losses(open_onnx(write_onnx_artifact(smoothed, tmp_path / "onnx"), 1), inputs))
 
-    np.testing.assert_allclose(losses, expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(losses, expected, rtol=3e-5, atol=1e-5)  # losses of random weights are up to 20
 
 
 def test_the_forecast_is_exact(plan: Plan, artifacts: dict[FormatName, Artifact]) -> None:
