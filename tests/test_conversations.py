@@ -16,6 +16,7 @@ NAMES = (
     "minicpm-v-4.7",
     "qwen3.5",
     "smolvlm2",
+    "internvl",
 )  # the benchmark compares all families
 FAMILIES = [one for one in TINY_FAMILIES if one.name in NAMES]
 

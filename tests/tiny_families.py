@@ -427,6 +427,61 @@ QWEN2_5_OMNI = TinyFamily(
     },
     llama_cpp_config={"thinker_config": {"text_config": {"rms_norm_eps": 1e-20}}},
 )
+INTERNVL_TEMPLATE = (
+    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n'}}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for content in message['content'] %}"
+    "{% if content['type'] == 'image' %}{{ '<IMG_CONTEXT>\n' }}"
+    "{% elif content['type'] == 'text' %}{{ content['text'] }}{% endif %}{% endfor %}{% endif %}"
+    "{{'<|im_end|>\n'}}{% endfor %}{% if add_generation_prompt %}{{'<|im_start|>assistant\n' }}{% endif %}"
+)
+INTERNVL = TinyFamily(
+    "internvl",
+    {
+        "architectures": ["InternVLForConditionalGeneration"],
+        "model_type": "internvl",
+        "image_token_id": "<IMG_CONTEXT>",
+        "image_seq_length": 4,
+        "downsample_ratio": 0.5,
+        "tie_word_embeddings": True,
+        "text_config": {
+            "model_type": "qwen3",
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 32,
+            "vocab_size": 320,
+            "max_position_embeddings": 2048,
+            "rms_norm_eps": 1e-6,
+            "rope_theta": 1000000.0,
+            "tie_word_embeddings": True,
+        },
+        "vision_config": {
+            "model_type": "internvl_vision",
+            "attention_bias": True,
+            "hidden_size": 64,
+            "intermediate_size": 144,
+            "num_attention_heads": 4,
+            "num_hidden_layers": 2,
+            "image_size": [56, 56],
+            "patch_size": [14, 14],
+        },
+    },
+    {
+        "image_processor_type": "GotOcr2ImageProcessor",
+        "image_mean": [0.485, 0.456, 0.406],
+        "image_std": [0.229, 0.224, 0.225],
+        "crop_to_patches": True,
+        "max_patches": 6,
+        "size": {"height": 56, "width": 56},
+    },
+    TinyTokenizer(
+        ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>"],
+        chat_template=INTERNVL_TEMPLATE,
+        settings={"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
+    ),
+)
 TINY_FAMILIES = [
     TinyFamily(
         "minicpm-v-2.0",
@@ -512,6 +567,7 @@ TINY_FAMILIES = [
     QWEN3_5,
     SMOLVLM2,
     QWEN2_5_OMNI,
+    INTERNVL,
     MINICPM_V_4_6,
     replace(
         MINICPM_V_4_6,

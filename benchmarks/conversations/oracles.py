@@ -12,6 +12,7 @@ import transformers
 from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import Tokenizer
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.minicpmv4_6.image_processing_pil_minicpmv4_6 import MiniCPMV4_6ImageProcessorPil, ensure_divide
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.smolvlm import processing_smolvlm
@@ -49,7 +50,7 @@ QWEN_TEMPLATE = CHAT_ML.format(
 MINICPM_TEMPLATE = CHAT_ML.format(default="", image="<|image_pad|>", video="<|video_pad|>", separator="'\\n'")
 TEMPLATES = {"qwen": QWEN_TEMPLATE, "minicpmv4": MINICPM_TEMPLATE}
 IMAGE_PROCESSORS = {"qwen": Qwen2VLImageProcessorPil, "minicpmv4": MiniCPMV4_6ImageProcessorPil}
-IMAGE_PROCESSORS["smolvlm"] = SmolVLMImageProcessorPil
+IMAGE_PROCESSORS |= {"smolvlm": SmolVLMImageProcessorPil, "internvl": GotOcr2ImageProcessorPil}
 VIDEO_PROCESSORS = {"qwen": "Qwen2VLVideoProcessor", "minicpmv4": "MiniCPMV4_6VideoProcessor"}
 MINICPM_TOKENS = {
     "image_token": "<|image_pad|>",
@@ -79,7 +80,8 @@ class Oracle:
             self._tokenizer.chat_template = template
         self._image_processor = IMAGE_PROCESSORS[kind](**settings)
         self._video_processor = self._open_video_processor(checkpoint, settings, kind)
-        self._processor = {"qwen": self._qwen, "minicpmv4": self._minicpm, "smolvlm": self._smolvlm}[kind]()
+        creators = {"qwen": self._qwen, "minicpmv4": self._minicpm, "smolvlm": self._smolvlm}
+        self._processor = {**creators, "internvl": self._internvl}[kind]()
         self._count_name = "num_frames" if kind == "qwen" else "max_num_frames"
         # the processor of MiniCPM-V has no rate to sample
         self.video_kinds = VIDEO_KINDS if kind == "qwen" else VIDEO_KINDS[:-1]
@@ -104,6 +106,13 @@ class Oracle:
             setattr(self._tokenizer, f"{name}_id", self._tokenizer.convert_tokens_to_ids(token))
         names = {"minicpmv4_6": "MiniCPMV4_6Processor", "minicpmv4_7": "MiniCPMV4_7Processor"}
         return self._create(getattr(transformers, names[self._model_type]))
+
+    def _internvl(self) -> Any:
+        tokens = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
+        for name, token in {**tokens, "video_token": "<video>"}.items():
+            setattr(self._tokenizer, name, token)
+            setattr(self._tokenizer, f"{name}_id", self._tokenizer.convert_tokens_to_ids(token))
+        return self._create(transformers.InternVLProcessor, image_seq_length=self._config["image_seq_length"])
 
     def _smolvlm(self) -> Any:
         vars(processing_smolvlm)["num2words"] = str  # of a package that only videos need
@@ -218,7 +227,9 @@ class PublishedOracle:
 
 def open_oracle(checkpoint: Path, family: Family) -> Oracle | PublishedOracle:
     """Return the processor of a checkpoint with vision."""
-    native = str(read_json(checkpoint / "config.json")["model_type"]).startswith(("qwen", "minicpmv4_", "smolvlm"))
+    native = str(read_json(checkpoint / "config.json")["model_type"]).startswith(
+        ("qwen", "minicpmv4_", "smolvlm", "internvl")
+    )
     return Oracle(checkpoint) if native else PublishedOracle(checkpoint, family)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from mcpmq.errors import ArtifactError, CheckpointError
 from mcpmq.families import (
+    internvl,
     minicpm3,
     minicpmo,
     minicpmv,
@@ -36,6 +37,7 @@ FAMILIES: tuple[Family, ...] = (
     qwen3vl.QWEN3_VL,
     qwen3_5.QWEN3_5,
     smolvlm.SMOLVLM2,
+    internvl.INTERNVL,
 )
 
 

@@ -153,7 +153,7 @@ class LanguageShape:
 
 
 QwenVisionKind = Literal["qwen2-vl", "qwen2.5-vl", "qwen2.5-omni", "qwen3-vl"]
-VisionKind = Literal["siglip-resampler", "timm-resampler", "siglip-merger", "siglip-tiles", QwenVisionKind]
+VisionKind = Literal["siglip-resampler", "timm-resampler", "siglip-merger", "siglip-tiles", "internvit", QwenVisionKind]
 
 
 @dataclass(frozen=True, slots=True)

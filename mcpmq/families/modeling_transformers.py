@@ -30,6 +30,11 @@ def qwen3_5(config: Mapping[str, Any]) -> nn.Module:
     return build_on_meta(transformers.Qwen3_5ForConditionalGeneration, transformers.Qwen3_5Config(**config))
 
 
+def internvl(config: Mapping[str, Any]) -> nn.Module:
+    """Build InternVL from a raw config.json."""
+    return build_on_meta(transformers.InternVLForConditionalGeneration, transformers.InternVLConfig(**config))
+
+
 def smolvlm(config: Mapping[str, Any]) -> nn.Module:
     """Build SmolVLM from a raw config.json."""
     return build_on_meta(transformers.SmolVLMForConditionalGeneration, transformers.SmolVLMConfig(**config))

@@ -10,11 +10,13 @@ STREAM_READERS = {"attention.o": NEXT_NORMS, "linear.o": NEXT_NORMS, "mlp.down":
 def stream_reader(matrix: str, tensors: Collection[str]) -> str | None:
     """Return the norm that reads the residual stream after the outputs of a matrix were added, or LAYER_OUTPUT.
 
-    `matrix` and `tensors`, those of its block, are common names. None if the outputs are not added to a stream.
+    `matrix` and `tensors`, those of its block, are common names. None if the outputs are not added to a stream, or are
+    scaled by channel before the addition.
     """
     block, separator, layer_and_part = matrix.partition(".layers.")
     layer, _, part = layer_and_part.partition(".")
-    for reader in STREAM_READERS.get(part, ()) if separator else ():
+    is_scaled = f"{block}.layers.{layer}.{part.partition('.')[0]}.scale" in tensors
+    for reader in STREAM_READERS.get(part, ()) if separator and not is_scaled else ():
         name = f"{block}.layers.{layer}.{reader}"
         if reader == LAYER_OUTPUT or name in tensors:
             return name if reader else LAYER_OUTPUT

@@ -28,6 +28,7 @@ MODEL_CLASSES = {
     "qwen2.5-vl": "Qwen2_5_VLForConditionalGeneration",
     "qwen3-vl": "Qwen3VLForConditionalGeneration",
     "qwen3.5": "Qwen3_5ForConditionalGeneration",
+    "internvl": "InternVLForConditionalGeneration",
     "smolvlm2": "SmolVLMForConditionalGeneration",
     "minicpm-v-4.6": "MiniCPMV4_6ForConditionalGeneration",
     "minicpm-v-4.7": "MiniCPMV4_7ForConditionalGeneration",

@@ -450,6 +450,41 @@ PUBLISHED |= {
         2_246_784_880,
     ),
 }
+PUBLISHED |= {
+    "InternVL3_5-1B-HF": (
+        "internvl",
+        {
+            "model_type": "internvl",
+            "image_token_id": 151671,
+            "image_seq_length": 256,
+            "downsample_ratio": 0.5,
+            "tie_word_embeddings": False,
+            "vision_config": {
+                "model_type": "internvl_vision",
+                "attention_bias": True,
+                "hidden_size": 1024,
+                "image_size": [448, 448],
+                "intermediate_size": 4096,
+                "num_attention_heads": 16,
+                "num_hidden_layers": 24,
+                "patch_size": [14, 14],
+            },
+            "text_config": {
+                "model_type": "qwen3",
+                "hidden_size": 1024,
+                "intermediate_size": 3072,
+                "num_hidden_layers": 28,
+                "num_attention_heads": 16,
+                "num_key_value_heads": 8,
+                "head_dim": 128,
+                "vocab_size": 151936,
+                "max_position_embeddings": 40960,
+                "rope_theta": 1000000.0,
+            },
+        },
+        1_060_897_792,  # of the paper: 304.01 M for vision, 751.63 M for language, 1.06 B in total
+    ),
+}
 
 # MiniCPM-V-4.7-35B-A3B, whose number of weights is published; its language model is that of Qwen3.5-35B-A3B.
 MOE_SIBLING_OF_4_7 = {

@@ -76,7 +76,14 @@ HYBRID_LANGUAGE_NAMES = TensorNames(
     },
 )
 # Names without the suffix `.weight` or `.bias`.
-UNSUFFIXED_NAMES = {"resampler.query", "resampler.pos_embed_k", "v.patch_embd.weight.1", "ssm_a", "ssm_dt.bias"}
+UNSUFFIXED_NAMES = {
+    "resampler.query",
+    "resampler.pos_embed_k",
+    "v.patch_embd.weight.1",
+    "v.class_embd",
+    "ssm_a",
+    "ssm_dt.bias",
+}
 
 FILE_TYPES = {
     "F32": LlamaFileType.ALL_F32,

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 RESAMPLER_NORM_EPSILON = 1e-6
 WAVELENGTH = 10000.0
-EXACT_GELU_KINDS = ("timm-resampler", "qwen2.5-omni", "minicpm-o")  # others have the approximation with tanh
+# Other kinds have the approximation with tanh.
+EXACT_GELU_KINDS = ("timm-resampler", "internvit", "qwen2.5-omni", "minicpm-o")
 Attention = Callable[[Graph, ir.Value, ir.Value, ir.Value, int, int], ir.Value]
 """(graph, queries, keys, values, number of heads, width of all heads) -> attention output."""
 
@@ -150,11 +151,18 @@ def encoder_layer(
     normed = layer_norm(graph, weights, f"{name}.norm1", value, shape.norm_epsilon)
     query, key, content = project(weights, normed, f"{name}.attention")
     attended = attention(graph, query, key, content, shape.num_heads, shape.hidden_size)
-    value = graph.node("Add", value, weights.linear(attended, f"{name}.attention.o"))
+    attended = _scaled(graph, weights, f"{name}.attention.scale", weights.linear(attended, f"{name}.attention.o"))
+    value = graph.node("Add", value, attended)
     normed = layer_norm(graph, weights, f"{name}.norm2", value, shape.norm_epsilon)
     gelu = "none" if shape.kind in EXACT_GELU_KINDS else "tanh"
     activated = graph.node("Gelu", weights.linear(normed, f"{name}.mlp.up"), approximate=gelu)
-    return graph.node("Add", value, weights.linear(activated, f"{name}.mlp.down"))
+    output = _scaled(graph, weights, f"{name}.mlp.scale", weights.linear(activated, f"{name}.mlp.down"))
+    return graph.node("Add", value, output)
+
+
+def _scaled(graph: Graph, weights: WeightEmitter, name: str, value: ir.Value) -> ir.Value:
+    """Multiply by one factor per channel in models that have them (LayerScale)."""
+    return graph.node("Mul", value, weights.vector(name)) if weights.has(name) else value
 
 
 def project(weights: WeightEmitter, value: ir.Value, name: str) -> tuple[ir.Value, ...]:

@@ -24,7 +24,7 @@ def emit(graph: Graph, weights: WeightEmitter, architecture: Architecture, progr
     for number in progress(range(shape.num_layers), "writing the vision encoder"):
         value = vision.encoder_layer(graph, weights, shape, f"vision.layers.{number}", value, vision.fused_attention)
     value = vision.layer_norm(graph, weights, "vision.post_norm", value, shape.norm_epsilon)
-    features = weights.linear(_merge_squares(graph, shape, value), "projector.out")
+    features = weights.linear(merge_squares(graph, shape, value), "projector.out")
     graph.output(features, "image_features", vision.FLOAT, ["image_tokens", width])
 
 
@@ -38,7 +38,7 @@ def _embed(graph: Graph, weights: WeightEmitter, shape: VisionShape, pixels: ir.
     return graph.node("Add", patches, weights.array("vision.position_embedding"))
 
 
-def _merge_squares(graph: Graph, shape: VisionShape, value: ir.Value) -> ir.Value:
+def merge_squares(graph: Graph, shape: VisionShape, value: ir.Value) -> ir.Value:
     """Emit [tiles, patches, hidden] -> [tokens, square * hidden]: the patches of a square side by side."""
     merge, hidden = shape.spatial_merge_size, shape.hidden_size
     side = shape.position_grid_size // merge

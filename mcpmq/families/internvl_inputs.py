@@ -1,0 +1,110 @@
+"""Model inputs of InternVL: an image as a grid of tiles with about its aspect ratio, followed by a thumbnail."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import Field, PositiveInt
+
+from mcpmq.families.config_schema import ConfigSchema
+from mcpmq.families.family import VisionShape
+from mcpmq.families.preprocessor import PROCESSOR_CONFIG, ChannelMeans, ChannelStds, check_consistent
+from mcpmq.families.prompt_format import PromptFormat
+from mcpmq.families.tiled_inputs import Tile, TiledImage, TiledProcessor, Tiling
+from mcpmq.system.json_file import read_optional_json
+
+IMAGE_START, IMAGE_END = "<img>", "</img>"
+
+
+class _Size(ConfigSchema):
+    height: PositiveInt = Field(le=4096)
+    width: PositiveInt = Field(le=4096)
+
+
+class InternVlTiling(Tiling):
+    """Settings of the image processor; defaults are those of transformers."""
+
+    image_processor_type: str = Field(default="GotOcr2ImageProcessor", pattern=r"^GotOcr2ImageProcessor(Fast|Pil)?$")
+    image_mean: ChannelMeans = (0.48145466, 0.4578275, 0.40821073)
+    image_std: ChannelStds = (0.26862954, 0.26130258, 0.27577711)
+    size: _Size = _Size(height=384, width=384)  # of a tile
+    crop_to_patches: bool = False
+    min_patches: PositiveInt = Field(default=1, le=64)
+    max_patches: PositiveInt = Field(default=12, le=64)
+
+    @property
+    def side(self) -> int:
+        """Side of a tile in pixels."""
+        return self.size.width
+
+    @property
+    def slice_resolution(self) -> int:
+        """Return the side of a tile."""
+        return self.side
+
+    @property
+    def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return `image_mean` and `image_std`."""
+        return self.image_mean, self.image_std
+
+    def cut(self, image: Image.Image) -> TiledImage:
+        """Resize an image to a grid of tiles and cut it; of several tiles, the last is a thumbnail of the image."""
+        columns, rows = self.grid(image.width, image.height)
+        thumbnail = self.resize_image(image, self.side, self.side)
+        if rows * columns == 1:
+            return TiledImage((0, 0), (thumbnail,))
+        whole = self.resize_image(image, self.side * columns, self.side * rows)
+        cells = [cell for row in np.vsplit(whole, rows) for cell in np.hsplit(row, columns)]
+        return TiledImage((rows, columns), (*map(np.ascontiguousarray, cells), thumbnail))
+
+    def grid(self, width: int, height: int) -> tuple[int, int]:
+        """Return the columns and rows with the aspect ratio next to that of an image.
+
+        A grid with more tiles replaces an equally good one if the image has more than half of its area. Source: dynamic
+        resolution, section 3.1 of arXiv 2404.16821, and the image processor.
+        """
+        if not self.crop_to_patches or self.max_patches <= 1:
+            return 1, 1
+        counts = range(1, self.max_patches + 1)
+        grids = [(columns, rows) for columns in counts for rows in counts]
+        allowed = [grid for grid in grids if self.min_patches <= grid[0] * grid[1] <= self.max_patches]
+        best, smallest = (1, 1), float("inf")
+        for columns, rows in sorted(allowed, key=lambda grid: grid[0] * grid[1]):
+            difference = abs(width / height - columns / rows)
+            is_large = width * height > 0.5 * self.side**2 * columns * rows
+            if difference < smallest or (difference == smallest and is_large):
+                best, smallest = (columns, rows), difference
+        return best
+
+    def image_text(self, grid: tuple[int, int], tokens: str) -> str:
+        """Return the tags of an image around `tokens`, the image tokens of a tile, for all tiles."""
+        count = grid[0] * grid[1] + 1
+        return f"{IMAGE_START}{tokens * count}{IMAGE_END}"
+
+    def pixel_values(self, tiles: Sequence[Tile]) -> NDArray[np.float32]:
+        """Return float32 [tiles, 3, side, side]."""
+        return np.stack([self.normalize(tile).transpose(2, 0, 1) for tile in tiles])
+
+    def check_consistent(self, shape: VisionShape, checkpoint: Path) -> None:
+        """Check the size of a tile, and the number of its tokens if a file has it.
+
+        Raises:
+            CheckpointError: they are not those of the vision encoder.
+        """
+        for side in (self.size.height, self.size.width):
+            check_consistent("image_size", shape.slice_resolution, side)
+        count = read_optional_json(checkpoint / PROCESSOR_CONFIG).get("image_seq_length", shape.num_queries)
+        check_consistent("image_seq_length", shape.num_queries, count)
+
+
+def open_processor(checkpoint: Path, prompt_format: PromptFormat) -> TiledProcessor:
+    """Open the processor of a checkpoint or an artifact."""
+    tiling = InternVlTiling.open(checkpoint)
+    return TiledProcessor.open_with(checkpoint, prompt_format, tiling, IMAGE_START, IMAGE_END)
+
+
+def open_vision_inputs(folder: Path, _: PromptFormat) -> InternVlTiling:
+    """Open the settings of the image processor."""
+    return InternVlTiling.open(folder)
