@@ -4,6 +4,7 @@ import ctypes
 from pathlib import Path
 
 import numpy as np
+import torch
 from gguf import GGUFReader
 from gguf.quants import dequantize
 from numpy.typing import NDArray
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from mcpmq.artifact import Artifact
 from mcpmq.checkpoint import Checkpoint
+from mcpmq.execution.device import CPU
 from mcpmq.execution.torch_model import StoredWeight, to_float
 from mcpmq.export import export
 from mcpmq.families.family import TensorSpec
@@ -78,9 +80,11 @@ def llama_cpp_positions(patches: PatchEmbedding, size: tuple[int, int], slice_si
     return positions
 
 
-def llama_cpp_weights(stored: StoredWeight, spec: TensorSpec, slice_side: int = 4) -> Tensor:
+def llama_cpp_weights(
+    stored: StoredWeight, spec: TensorSpec, device: torch.device = CPU, *, slice_side: int = 4
+) -> Tensor:
     """Return a weight of MiniCPM-V 2.5 as the GGUF file stores it: the position table is reordered."""
-    values = to_float(stored, spec)
+    values = to_float(stored, spec, device)
     if spec.name != "vision.position_embedding":
         return values
     return values[list(flat_position_rows(POSITION_TABLE_SIDE, slice_side))]

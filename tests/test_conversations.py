@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.conversations.compare import compare
 from benchmarks.conversations.draw import draw_conversation, draw_images
+from mcpmq.families import family_named
 from tests.tiny_families import TINY_FAMILIES, TinyFamily
 
 NAMES = (
@@ -21,8 +22,15 @@ NAMES = (
 FAMILIES = [one for one in TINY_FAMILIES if one.name in NAMES]
 
 
-@pytest.mark.parametrize("with_videos", [False, True])
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name + family.variant)
+CASES = [
+    pytest.param(family, with_videos, id=f"{family.name}{family.variant}-{with_videos}")
+    for family in FAMILIES
+    for with_videos in (False, True)
+    if family_named(family.name).prompt_format.supports_video or not with_videos
+]
+
+
+@pytest.mark.parametrize(("family", "with_videos"), CASES)
 def test_conversations_are_those_of_transformers(family: TinyFamily, with_videos: bool, tmp_path: Path) -> None:
     """Conversations with several turns, images next to one another, and images and videos in any turn."""
     found = compare(family.build(tmp_path / "tiny"), tmp_path, 3, seed=3, with_videos=with_videos)
@@ -31,6 +39,13 @@ def test_conversations_are_those_of_transformers(family: TinyFamily, with_videos
     assert found.different == ()
     assert found.images > 3
     assert found.videos >= 3 * with_videos
+
+
+def test_videos_for_a_family_without_videos_are_an_error(tmp_path: Path) -> None:
+    """The comparison ends at once, instead of drawing conversations that are all rejected."""
+    [family] = [one for one in FAMILIES if one.name == "smolvlm2"]
+    with pytest.raises(ValueError, match="smolvlm2 does not support videos"):
+        compare(family.build(tmp_path / "tiny"), tmp_path, 3, seed=3, with_videos=True)
 
 
 def test_draws_are_reproducible(tmp_path: Path) -> None:

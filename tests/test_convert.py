@@ -102,7 +102,7 @@ def test_one_format_has_no_quantized_model(tiny_checkpoint: Path, tiny_set: Path
     [
         ({"recipe": recipe_argument("quality-int4"), "formats": ["gguf", "onnx"]}, FormatError, "`onnx` cannot store"),
         ({"recipe": "phone-int4", "formats": ["ggml"]}, FormatError, "`ggml` is not a format"),
-        ({"recipe": "calibrated-int4"}, DatasetError, "shares 10 images or texts"),
+        ({"recipe": "calibrated-int4"}, DatasetError, "shares 10 images, videos or texts"),
         ({"recipe": "phone-int4", "eval_set": "missing"}, DatasetError, "no `manifest.jsonl`"),
         ({"recipe": "phone-int4", "bits": 4}, RecipeError, "both or none"),
         ({}, RecipeError, "both or none"),

@@ -44,8 +44,13 @@ def compare(checkpoint: Path, folder: Path, count: int, seed: int, *, with_video
     """Encode drawn conversations with the processor of a checkpoint, and with that of transformers.
 
     `with_videos` gives every conversation one or more videos.
+
+    Raises:
+        ValueError: the family does not support videos.
     """
     random, opened = Random(seed), Checkpoint.open(checkpoint)
+    if with_videos and not opened.family.prompt_format.supports_video:
+        raise ValueError(f"{opened.family.name} does not support videos")
     oracle = open_oracle(checkpoint, opened.family)
     processor, vision = opened.family.open_processor(checkpoint), opened.family.open_vision_inputs(checkpoint)
     images = draw_images(folder, NUM_IMAGES, random)

@@ -77,7 +77,11 @@ INTERNVL = Family(
     tensor_specs=_tensor_specs,
     inputs_module="mcpmq.families.internvl_inputs",
     prompt_format=PromptFormat(
-        image_token="<IMG_CONTEXT>", uses_image_id=False, image_placeholder="<IMG_CONTEXT>", image_markers=(1, 1)
+        supports_video=False,
+        image_token="<IMG_CONTEXT>",
+        uses_image_id=False,
+        image_placeholder="<IMG_CONTEXT>",
+        image_markers=(1, 1),
     ),
     torch_builder="mcpmq.families.modeling_transformers:internvl",
     caveats=(("gguf", "llama.cpp uses the approximate GELU, the original the exact one"),),

@@ -33,7 +33,6 @@ class LogMel(ConfigSchema):
     hop_length: Literal[160] = 160
     n_fft: Literal[400] = 400
     dither: float = Field(default=0.0, ge=0, le=0)
-    do_normalize: Literal[False] | None = None
 
     @classmethod
     def open(cls, folder: Path) -> Self:

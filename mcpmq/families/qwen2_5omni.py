@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field, PositiveInt
 
 from mcpmq.errors import CheckpointError
 from mcpmq.families.config_schema import HiddenSize, required_table, validate_config
 from mcpmq.families.family import Architecture, TensorSpec
+from mcpmq.families.language import LanguageConfig
 from mcpmq.families.qwen2_5vl import FFN_NAMES, QWEN2_5_VL, parse_vision
 from mcpmq.families.qwen2vl import MERGER_NAMES, parse_language
 from mcpmq.families.qwen_vision import patch_embedding_spec, qwen_layer_specs, qwen_merger_specs
@@ -26,6 +27,10 @@ MODULE_PREFIXES = {
 }
 
 
+class _Language(LanguageConfig):
+    default_rope_theta: ClassVar[float] = 1e6
+
+
 class _Audio(WhisperConfig):
     """Keys of `audio_config`; defaults are those of the transformers class."""
 
@@ -36,7 +41,7 @@ class _Audio(WhisperConfig):
 def _parse_architecture(config: Mapping[str, Any]) -> Architecture:
     """Read the hyperparameters from a raw config.json; a size may be missing, out of range, or not fit another one."""
     thinker = required_table(config, "thinker_config")
-    language, sizes = parse_language(thinker), validate_config(_Audio, thinker.get("audio_config") or {})
+    language, sizes = parse_language(thinker, _Language), validate_config(_Audio, thinker.get("audio_config") or {})
     if sizes.output_dim != language.hidden_size or sizes.n_window > sizes.max_source_positions:
         raise CheckpointError(
             f"`audio_config` has an output of {sizes.output_dim} for a hidden size of {language.hidden_size}, and"

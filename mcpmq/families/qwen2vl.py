@@ -47,9 +47,9 @@ def _parse_architecture(config: Mapping[str, Any]) -> Architecture:
     return Architecture(parse_language(config), vision)
 
 
-def parse_language(config: Mapping[str, Any]) -> LanguageShape:
-    """Read the hyperparameters of Qwen2 with M-RoPE."""
-    sizes = validate_config(_Language, normalize_text_config(config))
+def parse_language(config: Mapping[str, Any], schema: type[LanguageConfig] = _Language) -> LanguageShape:
+    """Read the hyperparameters of Qwen2 with M-RoPE; `schema` has the defaults of the family."""
+    sizes = validate_config(schema, normalize_text_config(config))
     return sizes.to_shape(
         "qwen2vl", attention_bias=True, mrope_sections=sizes.rope.mrope_section or DEFAULT_MROPE_SECTIONS
     )

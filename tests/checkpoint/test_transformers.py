@@ -52,7 +52,8 @@ def resave(path: Path, out: Path) -> Path:
     model.save_pretrained(out)
     if Checkpoint.open(path).family.name not in MODEL_CLASSES:  # the published configuration, which the class extends
         shutil.copyfile(path / "config.json", out / "config.json")
-    tokenizer = AutoTokenizer.from_pretrained(out if (out / "tokenizer.json").exists() else path, config=model.config)
+    config = None if model.config.model_type.endswith("_thinker") else model.config  # part of the published one
+    tokenizer = AutoTokenizer.from_pretrained(out if (out / "tokenizer.json").exists() else path, config=config)
     tokenizer.save_pretrained(out)
     if (path / "preprocessor_config.json").is_file():
         try:

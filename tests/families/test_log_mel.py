@@ -49,7 +49,7 @@ def test_settings_are_read_from_the_file_of_transformers(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     "settings",
-    [{"hop_length": 80}, {"n_fft": 512}, {"sampling_rate": 8000}, {"dither": 1e-4}, {"do_normalize": True}],
+    [{"hop_length": 80}, {"n_fft": 512}, {"sampling_rate": 8000}, {"dither": 1e-4}],
 )
 def test_other_settings_are_rejected(settings: dict[str, Any], tmp_path: Path) -> None:
     """They change the features."""
