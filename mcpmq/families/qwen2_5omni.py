@@ -58,9 +58,8 @@ def _tensor_specs(architecture: Architecture) -> tuple[TensorSpec, ...]:
 
 def _specs(architecture: Architecture) -> Iterator[TensorSpec]:
     audio, vision, language = architecture.required_audio, architecture.required_vision, architecture.language
-    tower = "thinker.audio_tower"
-    unused = f"{tower}.audio_bos_eos_token.weight"  # never read
-    yield TensorSpec("audio.unused_tokens", unused, (2, language.hidden_size))
+    tower, unused = "thinker.audio_tower", "audio_bos_eos_token.weight"  # never read
+    yield TensorSpec("audio.unused_tokens", f"{tower}.{unused}", (2, language.hidden_size))
     yield from whisper_specs(audio, tower, "ln_post")
     yield from matrix_specs("audio_projector.out", f"{tower}.proj", (language.hidden_size, audio.hidden_size))
     yield patch_embedding_spec(vision, "thinker.visual")
