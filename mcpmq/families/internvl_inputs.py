@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +13,7 @@ from mcpmq.families.config_schema import ConfigSchema
 from mcpmq.families.family import VisionShape
 from mcpmq.families.preprocessor import PROCESSOR_CONFIG, ChannelMeans, ChannelStds, check_consistent
 from mcpmq.families.prompt_format import PromptFormat
-from mcpmq.families.tiled_inputs import Tile, TiledImage, TiledProcessor, Tiling
+from mcpmq.families.tiled_inputs import Tile, TiledImage, TiledProcessor, TileSettings
 from mcpmq.system.json_file import read_optional_json
 
 IMAGE_START, IMAGE_END = "<img>", "</img>"
@@ -23,7 +24,7 @@ class _Size(ConfigSchema):
     width: PositiveInt = Field(le=4096)
 
 
-class InternVlTiling(Tiling):
+class InternVlTiling(TileSettings):
     """Settings of the image processor; defaults are those of transformers."""
 
     image_processor_type: str = Field(default="GotOcr2ImageProcessor", pattern=r"^GotOcr2ImageProcessor(Fast|Pil)?$")
@@ -43,11 +44,6 @@ class InternVlTiling(Tiling):
     def slice_resolution(self) -> int:
         """Return the side of a tile."""
         return self.side
-
-    @property
-    def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Return `image_mean` and `image_std`."""
-        return self.image_mean, self.image_std
 
     def cut(self, image: Image.Image) -> TiledImage:
         """Resize an image to a grid of tiles and cut it; of several tiles, the last is a thumbnail of the image."""
@@ -86,6 +82,10 @@ class InternVlTiling(Tiling):
     def pixel_values(self, tiles: Sequence[Tile]) -> NDArray[np.float32]:
         """Return float32 [tiles, 3, side, side]."""
         return np.stack([self.normalize(tile).transpose(2, 0, 1) for tile in tiles])
+
+    def graph_inputs(self, pixels: Tile) -> dict[str, NDArray[Any]]:
+        """Return the inputs of the vision graph for one tile: `pixel_values`."""
+        return {"pixel_values": self.pixel_values([pixels])}
 
     def check_consistent(self, shape: VisionShape, checkpoint: Path) -> None:
         """Check the size of a tile, and the number of its tokens if a file has it.

@@ -41,7 +41,7 @@ def smolvlm(config: Mapping[str, Any]) -> nn.Module:
 
 
 def qwen2_5_omni(config: Mapping[str, Any]) -> nn.Module:
-    """Build the thinker of Qwen2.5-Omni, which reads texts, images and audio, from a raw config.json."""
+    """Build the thinker of Qwen2.5-Omni, the part without speech output, from a raw config.json."""
 
     class SelectiveLogits(transformers.Qwen2_5OmniThinkerForConditionalGeneration):  # type: ignore[no-untyped-call]
         """Subclass that supports `logits_to_keep`, which the transformers class ignores."""

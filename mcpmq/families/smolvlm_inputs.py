@@ -20,7 +20,7 @@ from mcpmq.families.preprocessor import (
     check_consistent,
 )
 from mcpmq.families.prompt_format import PromptFormat
-from mcpmq.families.tiled_inputs import Tile, TiledImage, TiledProcessor, Tiling
+from mcpmq.families.tiled_inputs import Tile, TiledImage, TiledProcessor, TileSettings
 from mcpmq.system.json_file import read_optional_json
 
 AROUND_IMAGE, WHOLE_IMAGE = "<fake_token_around_image>", "<global-img>"
@@ -31,7 +31,7 @@ class _Edge(ConfigSchema):
     longest_edge: PositiveInt = Field(le=MAX_SIDE)
 
 
-class SmolVlmTiling(Tiling):
+class SmolVlmTiling(TileSettings):
     """Settings of the image processor; defaults are those of transformers."""
 
     known_steps: ClassVar[frozenset[str]] = KNOWN_STEPS | {"do_image_splitting", "do_pad"}
@@ -54,11 +54,6 @@ class SmolVlmTiling(Tiling):
     def slice_resolution(self) -> int:
         """Return the side of a tile."""
         return self.side
-
-    @property
-    def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Return `image_mean` and `image_std`."""
-        return self.image_mean, self.image_std
 
     def cut(self, image: Image.Image) -> TiledImage:
         """Resize an image to the longest edge, then to whole tiles, and cut it; the last tile is the whole image.

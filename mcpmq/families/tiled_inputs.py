@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn, Self
+from typing import Any, NoReturn, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from mcpmq.families.chat_template import ChatTemplate
 from mcpmq.families.config_schema import ConfigSchema, validate_config
 from mcpmq.families.family import VisionShape
 from mcpmq.families.inputs import Inputs
-from mcpmq.families.preprocessor import PreprocessorConfig
+from mcpmq.families.preprocessor import ChannelMeans, ChannelStds, PreprocessorConfig
 from mcpmq.families.prompt_format import PromptFormat
 from mcpmq.families.tokenizer import open_tokenizer
 from mcpmq.families.video_frames import VideoFrames
@@ -34,33 +34,17 @@ class TiledImage:
     tiles: tuple[Tile, ...]
 
 
-class Tiling(PreprocessorConfig):
-    """Settings of an image processor with tiles; a family defines `cut`, `image_text`, `pixel_values` and `side`."""
-
-    @property
-    def side(self) -> int:
-        """Side of a tile in pixels."""
-        raise NotImplementedError
+class Tiling(Protocol):
+    """The tiles and tags of images, by the settings of an image processor."""
 
     def cut(self, image: Image.Image) -> TiledImage:
         """Resize an image and cut it into tiles."""
-        raise NotImplementedError
 
     def image_text(self, grid: tuple[int, int], tokens: str) -> str:
         """Return the tags of an image with `tokens`, the image tokens of a tile, for every tile."""
-        raise NotImplementedError
 
     def pixel_values(self, tiles: Sequence[Tile]) -> NDArray[np.float32]:
         """Return the argument of the torch module's forward for all tiles of a prompt."""
-        raise NotImplementedError
-
-    def graph_inputs(self, pixels: Tile) -> dict[str, NDArray[Any]]:
-        """Return the inputs of the vision graph for one tile: `pixel_values`."""
-        return {"pixel_values": self.pixel_values([pixels])}
-
-    def position_ids(self, inputs: Inputs) -> NDArray[np.int64]:
-        """Return 0, 1, 2, ...: int64 [length]."""
-        return np.arange(len(inputs.tokens), dtype=np.int64)
 
     def check_consistent(self, shape: VisionShape, checkpoint: Path) -> None:
         """Check that the settings are those of the vision encoder.
@@ -68,6 +52,22 @@ class Tiling(PreprocessorConfig):
         Raises:
             CheckpointError: they are not.
         """
+
+
+class TileSettings(PreprocessorConfig):
+    """Settings that image processors with tiles share."""
+
+    image_mean: ChannelMeans
+    image_std: ChannelStds
+
+    @property
+    def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return `image_mean` and `image_std`."""
+        return self.image_mean, self.image_std
+
+    def position_ids(self, inputs: Inputs) -> NDArray[np.int64]:
+        """Return 0, 1, 2, ...: int64 [length]."""
+        return np.arange(len(inputs.tokens), dtype=np.int64)
 
 
 class _Config(ConfigSchema):
