@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 
-from mcpmq.families.family import Architecture, LanguageShape
+from mcpmq.families.family import Architecture
+from mcpmq.families.language_shape import LanguageShape
 from mcpmq.families.residual import LAYER_OUTPUT, stream_reader
 from mcpmq.formats import FormatName
 from mcpmq.formats.format import FilesForecast, RuntimeMemory

@@ -6,8 +6,8 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from mcpmq.errors import CheckpointError
 from mcpmq.families.config_schema import HeadCount, HiddenSize
-from mcpmq.families.family import LanguageShape, LinearAttention
 from mcpmq.families.language import LanguageConfig, RopeConfig
+from mcpmq.families.language_shape import LanguageShape, LinearAttention
 
 DEFAULT_MROPE_SECTIONS = (11, 11, 10)  # frequencies for time, row and column
 

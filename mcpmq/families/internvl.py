@@ -6,9 +6,10 @@ from typing import Any, Literal
 from pydantic import Field, PositiveFloat
 
 from mcpmq.families.config_schema import ConfigSchema, validate_config
-from mcpmq.families.family import Architecture, Family, LanguageShape, SmoothingMapping, TensorSpec
+from mcpmq.families.family import Architecture, Family, SmoothingMapping, TensorSpec
 from mcpmq.families.internvit import InternVitConfig, internvit_specs
 from mcpmq.families.language import LanguageConfig, normalize_text_config
+from mcpmq.families.language_shape import LanguageShape
 from mcpmq.families.prompt_format import PromptFormat
 from mcpmq.families.smoothing_mappings import DECODER, SIGLIP
 from mcpmq.families.tensors import decoder_specs, layer_norm_specs, matrix_specs, with_module_prefixes

@@ -8,7 +8,7 @@ from pydantic import Field, PositiveFloat, PositiveInt
 
 from mcpmq.errors import CheckpointError
 from mcpmq.families.config_schema import ConfigSchema, HeadCount, HiddenSize, IntermediateSize, LayerCount, VocabSize
-from mcpmq.families.family import LanguageShape
+from mcpmq.families.language_shape import LanguageShape
 
 ROPE_TYPES = ("default", "mrope", "longrope")
 

@@ -7,8 +7,9 @@ from pydantic import PositiveFloat
 
 from mcpmq.errors import CheckpointError
 from mcpmq.families.config_schema import HiddenSize, validate_config
-from mcpmq.families.family import Architecture, Family, LatentAttention
+from mcpmq.families.family import Architecture, Family
 from mcpmq.families.language import MiniCpmConfig, normalize_text_config
+from mcpmq.families.language_shape import LatentAttention
 from mcpmq.families.smoothing_mappings import LATENT_DECODER
 from mcpmq.families.tensors import decoder_specs
 

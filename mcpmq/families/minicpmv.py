@@ -6,8 +6,9 @@ from typing import Annotated, Any
 from pydantic import Field, PositiveInt
 
 from mcpmq.families.config_schema import HiddenSize, check_unsupported_keys, validate_config
-from mcpmq.families.family import Architecture, Family, LanguageShape, TensorSpec
+from mcpmq.families.family import Architecture, Family, TensorSpec
 from mcpmq.families.language import LanguageConfig, normalize_text_config
+from mcpmq.families.language_shape import LanguageShape
 from mcpmq.families.prompt_format import PromptFormat
 from mcpmq.families.resampler import RESAMPLER_HEAD_DIM, resampler_specs
 from mcpmq.families.siglip import SiglipConfig, siglip_specs

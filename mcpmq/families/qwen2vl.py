@@ -6,8 +6,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, PositiveFloat, PositiveInt
 
 from mcpmq.families.config_schema import HiddenSize, validate_config
-from mcpmq.families.family import Architecture, Family, LanguageShape, TensorSpec
+from mcpmq.families.family import Architecture, Family, TensorSpec
 from mcpmq.families.language import LanguageConfig, normalize_text_config
+from mcpmq.families.language_shape import LanguageShape
 from mcpmq.families.prompt_format import PromptFormat
 from mcpmq.families.qwen_vision import QwenVisionConfig, patch_embedding_spec, qwen_layer_specs, qwen_merger_specs
 from mcpmq.families.smoothing_mappings import DECODER, QWEN_VISION

@@ -4,7 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Literal
 
-from mcpmq.families.family import LanguageShape, TensorSpec
+from mcpmq.families.family import TensorSpec
+from mcpmq.families.language_shape import LanguageShape
 
 PaddableAxis = Literal["rows", "columns"]
 DECODER_LAYER_NAMES = {

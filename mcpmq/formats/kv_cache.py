@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from mcpmq.errors import EngineError
-from mcpmq.families.family import LanguageShape
+from mcpmq.families.language_shape import LanguageShape
 from mcpmq.system.table import Row, Table, format_megabytes
 
 BLOCK = 32  # values of a quantized type that share a scale; a block is inside of one head

@@ -7,7 +7,8 @@ import pytest
 
 from mcpmq.errors import CheckpointError
 from mcpmq.families import FAMILIES, family_named, family_of
-from mcpmq.families.family import LatentAttention, LinearAttention, SmoothingMapping, TensorSpec
+from mcpmq.families.family import SmoothingMapping, TensorSpec
+from mcpmq.families.language_shape import LatentAttention, LinearAttention
 from tests.families.published import PUBLISHED
 from tests.tiny import CONFIG
 from tests.tiny_families import TINY_FAMILIES

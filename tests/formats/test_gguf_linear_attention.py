@@ -10,7 +10,7 @@ from mcpmq.calibrate.imatrix import SquareSums, _importance_matrix, tensor_names
 from mcpmq.calibrate.read_importance import _mean_square
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import SampleSet
-from mcpmq.families.family import LinearAttention
+from mcpmq.families.language_shape import LinearAttention
 from mcpmq.formats.gguf.linear_attention import column_order, head_order
 from mcpmq.grids import dequantize
 from mcpmq.qtensor import QTensor

@@ -8,7 +8,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from mcpmq.artifact import Artifact
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import ArtifactError, EngineError
-from mcpmq.families.family import LanguageShape
+from mcpmq.families.language_shape import LanguageShape
 from mcpmq.formats.gguf.language_metadata import read_head_widths
 from mcpmq.formats.kv_cache import (
     CACHE_TYPES,

@@ -5,7 +5,7 @@ from gguf import GGMLQuantizationType, GGUFWriter, RopeScalingType
 
 from mcpmq.errors import FormatError
 from mcpmq.families import family_named
-from mcpmq.families.family import LanguageShape, LatentAttention
+from mcpmq.families.language_shape import LanguageShape, LatentAttention
 from mcpmq.formats.gguf import linear_attention
 from mcpmq.formats.gguf.tensors import GgufTensor
 from mcpmq.formats.gguf.tokenizer import add_tokenizer

@@ -10,7 +10,8 @@ from dataclasses import replace
 from gguf import GGUFWriter
 
 from mcpmq.errors import FormatError
-from mcpmq.families.family import LanguageShape, LinearAttention, TensorSpec
+from mcpmq.families.family import TensorSpec
+from mcpmq.families.language_shape import LanguageShape, LinearAttention
 from mcpmq.formats.gguf.names import name_in_layer
 from mcpmq.formats.gguf.tensors import GgufTensor
 

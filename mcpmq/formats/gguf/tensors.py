@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from mcpmq.families.family import LanguageShape, TensorSpec
+from mcpmq.families.family import TensorSpec
+from mcpmq.families.language_shape import LanguageShape
 from mcpmq.formats.gguf import BLOCK_COLUMNS
 from mcpmq.formats.gguf.names import TensorNames, gguf_names, name_in_layer
 from mcpmq.formats.model_view import ModelView

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcpmq.artifact import MODEL_CARD
-from mcpmq.families.family import LanguageShape, TensorSpec
+from mcpmq.families.family import TensorSpec
+from mcpmq.families.language_shape import LanguageShape
 from mcpmq.formats.format import FilesForecast, Format
 from mcpmq.formats.hf.card import render_card
 from mcpmq.formats.hf.constraints import is_linear, is_packed

@@ -13,7 +13,8 @@ from torch import Tensor
 from mcpmq.artifact import Artifact, Kind
 from mcpmq.errors import ArtifactError
 from mcpmq.families import family_named
-from mcpmq.families.family import LanguageShape, TensorSpec
+from mcpmq.families.family import TensorSpec
+from mcpmq.families.language_shape import LanguageShape
 from mcpmq.formats import FORMATS
 from mcpmq.formats.hf.constraints import is_packed
 from mcpmq.formats.hf.layout import HfLayout

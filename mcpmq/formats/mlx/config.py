@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from mcpmq.families.family import LanguageShape
+from mcpmq.families.language_shape import LanguageShape
 from mcpmq.formats.model_view import ModelView
 
 VISION_TYPES = {"qwen3-vl": "qwen3_vl"}  # transformers 5 saves another `model_type` than the published files have

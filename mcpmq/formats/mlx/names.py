@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from mcpmq.families.family import LanguageShape, TensorSpec
+from mcpmq.families.family import TensorSpec
+from mcpmq.families.language_shape import LanguageShape
 
 if TYPE_CHECKING:  # a plan is checked and forecast without torch
     from torch import Tensor

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_ir as ir
 
-from mcpmq.families.family import LanguageShape
+from mcpmq.families.language_shape import LanguageShape
 from mcpmq.formats.onnx import latent_attention
 from mcpmq.formats.onnx.graph import CONTRIB_DOMAIN, Graph
 from mcpmq.formats.onnx.weight_emitter import WeightEmitter

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from mcpmq.families.family import Architecture, LanguageShape
+from mcpmq.families.family import Architecture
+from mcpmq.families.language_shape import LanguageShape
 from mcpmq.formats.onnx import attention, linear_attention
 from mcpmq.formats.onnx.attention import FLOAT, INT64, RotaryPositions, norm_scale
 from mcpmq.formats.onnx.graph import CONTRIB_DOMAIN, Axes, Graph

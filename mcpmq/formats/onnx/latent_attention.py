@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import onnx_ir as ir
 
-from mcpmq.families.family import LanguageShape, LatentAttention
+from mcpmq.families.language_shape import LanguageShape, LatentAttention
 from mcpmq.formats.onnx.graph import Graph
 from mcpmq.formats.onnx.weight_emitter import WeightEmitter
 

@@ -3,7 +3,7 @@
 import numpy as np
 import onnx_ir as ir
 
-from mcpmq.families.family import LanguageShape, LinearAttention
+from mcpmq.families.language_shape import LanguageShape, LinearAttention
 from mcpmq.formats.onnx.graph import CONTRIB_DOMAIN, Axes, Graph
 from mcpmq.formats.onnx.weight_emitter import WeightEmitter
 
