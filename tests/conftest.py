@@ -50,6 +50,15 @@ def forked_workers() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def float32_products() -> Iterator[None]:
+    """A test that leaves products rounded to bfloat16 fails, instead of tests after it on processors with bfloat16."""
+    yield
+    found = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    assert found == "highest"
+
+
 @pytest.fixture
 def started_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     """Start all workers as `mcpmq` does."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from threading import Lock
 from typing import Any
 
 import torch
@@ -63,18 +64,27 @@ def thread_pool(device: torch.device = CPU) -> Iterator[Executor]:
         yield pool
 
 
+_precision_lock = Lock()
+_precisions: list[str] = []  # before each context that has not ended
+
+
 @contextmanager
 def bfloat16_matmul() -> Iterator[None]:
     """Allow float32 products to round their operands to bfloat16; sums stay float32.
 
-    A CPU without fast bfloat16 products uses oneDNN's float32 products instead, without rounding.
+    A CPU without fast bfloat16 products uses oneDNN's float32 products instead, without rounding. The setting is for
+    the process: of contexts in several threads, the last to end restores the precision before the first.
     """
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
     try:
+        with _precision_lock:
+            _precisions.append(_precisions[0] if _precisions else torch.get_float32_matmul_precision())
+            torch.set_float32_matmul_precision("medium")
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        with _precision_lock:
+            before = _precisions.pop()
+            if not _precisions:
+                torch.set_float32_matmul_precision(before)
 
 
 def _map_in_pool(pool: Executor, work: Callable[[Any], object], chunks: Sequence[Any]) -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 
 import pytest
 import torch
@@ -99,3 +100,14 @@ def test_bfloat16_products_end_with_their_context() -> None:
 
     assert torch.get_float32_matmul_precision() == "highest"
     assert (found - one @ other).norm() < 2**-7 * (one @ other).norm()
+
+
+def test_the_last_of_overlapping_contexts_restores_the_precision() -> None:
+    """Contexts of threads need not end in the reverse order of their begins."""
+    with ExitStack() as first, ExitStack() as second:
+        first.enter_context(bfloat16_matmul())
+        second.enter_context(bfloat16_matmul())
+        first.close()
+        assert torch.get_float32_matmul_precision() == "medium"
+        second.close()
+        assert torch.get_float32_matmul_precision() == "highest"
