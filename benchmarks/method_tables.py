@@ -15,6 +15,8 @@ from benchmarks.markdown import (
 )
 
 METHOD_LABELS = {"rtn": "RTN", "rtn-imatrix": "RTN, imatrix", "gptq": "GPTQ", "auto": "auto"}
+SMOOTHING_LABELS = {"none": "", "awq": "AWQ + ", "fitted": "fitted scales + "}
+TARGET_LABELS = {"layer": "", "model": ", model targets"}
 CALIBRATION_LABELS = {"nothing": "", "text": "text", "images": "images", "all": "both"}
 GROUPS = ("image", "text")
 METRIC_HEADINGS = ("perplexity change, %", "mean KLD, 10⁻³ nats", "same top-1, %")
@@ -33,7 +35,8 @@ def methods_provenance() -> str:
 
 
 def _method_row(row: dict[str, Any]) -> list[str]:
-    method = "AWQ + " * (row["smooth"] == "awq") + METHOD_LABELS[row["method"]]
+    smoothing, targets = SMOOTHING_LABELS[row["smooth"]], TARGET_LABELS[row.get("targets", "layer")]
+    method = f"{smoothing}{METHOD_LABELS[row['method']]}{targets}"
     cells = [cell for group in GROUPS for cell in _metrics(row["groups"][group])]
     return [method, CALIBRATION_LABELS[row["calibration_data"]], row["format"], megabytes(row["nbytes"]), *cells]
 

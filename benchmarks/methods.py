@@ -20,20 +20,28 @@ from mcpmq.report import ArtifactResult
 
 METHODS_WORK = WORK / "methods"
 FORMATS = {"int4-g32": ("gguf", "onnx"), "q4_k": ("gguf",), "int8-g32": ("gguf", "onnx")}
-INT4_VARIANTS = (  # method, smoothing, calibration data
-    ("rtn", "none", "nothing"),
-    ("rtn-imatrix", "none", "text"),
-    ("rtn-imatrix", "none", "images"),
-    ("rtn-imatrix", "none", "all"),
-    ("gptq", "none", "text"),
-    ("gptq", "none", "images"),
-    ("gptq", "none", "all"),
-    ("rtn", "awq", "all"),
-    ("gptq", "awq", "all"),
-    ("auto", "none", "all"),
-    ("auto", "awq", "all"),
+INT4_VARIANTS = (  # method, smoothing, calibration data, targets
+    ("rtn", "none", "nothing", "layer"),
+    ("rtn-imatrix", "none", "text", "layer"),
+    ("rtn-imatrix", "none", "images", "layer"),
+    ("rtn-imatrix", "none", "all", "layer"),
+    ("gptq", "none", "text", "model"),
+    ("gptq", "none", "images", "model"),
+    ("gptq", "none", "all", "layer"),
+    ("gptq", "none", "all", "model"),
+    ("rtn", "awq", "all", "layer"),
+    ("auto", "none", "all", "model"),
+    ("auto", "awq", "all", "layer"),
+    ("auto", "awq", "all", "model"),
+    ("auto", "fitted", "all", "model"),
+    ("gptq", "fitted", "all", "model"),
 )
-INT8_VARIANTS = (("rtn", "none", "nothing"), ("gptq", "none", "all"), ("gptq", "awq", "all"), ("auto", "awq", "all"))
+INT8_VARIANTS = (
+    ("rtn", "none", "nothing", "layer"),
+    ("gptq", "none", "all", "model"),
+    ("auto", "awq", "all", "model"),
+    ("auto", "fitted", "all", "model"),
+)
 METRICS = ("perplexity_ratio", "kl_divergence", "kl_divergence_99th_percentile", "top_1_agreement")
 
 
@@ -45,17 +53,18 @@ class Variant:
     method: str
     smooth: str
     calibration_data: str
+    targets: str
 
     @property
     def name(self) -> str:
-        """`q4_k-awq-gptq-images`, the name of the recipe and of the folder."""
-        return "-".join(
-            word for word in (self.scheme, self.smooth, self.method, self.calibration_data) if word != "none"
-        )
+        """`q4_k-awq-gptq-images-model`, the name of the recipe and of the folder."""
+        words = (self.scheme, self.smooth, self.method, self.calibration_data, self.targets)
+        return "-".join(word for word in words if word != "none")
 
     def recipe(self) -> str:
         """Return the TOML text."""
         lines = [f'name = "{self.name}"', f'method = "{self.method}"', f'smooth = "{self.smooth}"']
+        lines += ['targets = "model"'] if self.targets == "model" else []
         return "\n".join([*lines, "[weights]", f'"language.*" = "{self.scheme}"', ""])
 
 
