@@ -8,7 +8,8 @@ import torch
 from gguf import GGUFReader
 from gguf.quants import dequantize
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional
 
 from mcpmq.artifact import Artifact
 from mcpmq.checkpoint import Checkpoint
@@ -66,6 +67,12 @@ def llama_cpp_tokens(model: LanguageModel, text: str) -> list[int]:
     vocabulary = model.engine("llama_model_get_vocab", model.pointer)
     count = tokenize(vocabulary, encoded, len(encoded), buffer.ctypes.data, len(buffer), False, True)
     return [int(token) for token in buffer[:count]]
+
+
+def llama_cpp_gelu(activation: nn.Module, value: Tensor) -> Tensor:
+    """Return the GELU of ggml, which looks up the values of F16 numbers in a table of F16 numbers."""
+    rounded = functional.gelu(value.half().float(), approximate="tanh").half().float()
+    return torch.where(value.abs() < 10, rounded, value.clamp(min=0))
 
 
 def llama_cpp_positions(patches: PatchEmbedding, size: tuple[int, int], slice_side: int = 4) -> Tensor:

@@ -18,6 +18,7 @@ NAMES = (
     "qwen3.5",
     "smolvlm2",
     "internvl",
+    "gemma-3",
 )  # the benchmark compares all families
 FAMILIES = [one for one in TINY_FAMILIES if one.name in NAMES]
 

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
+from transformers.activations import GELUTanh
 
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import Turn, Video
@@ -33,7 +34,7 @@ from mcpmq.runners.llamacpp.language import LanguageModel
 from mcpmq.runners.onnx import OnnxRunner
 from mcpmq.runners.onnx import open_runner as open_onnx
 from mcpmq.runners.torch import open_runner as open_torch
-from tests.gguf_tools import export_gguf, llama_cpp_positions, llama_cpp_tokens, llama_cpp_weights
+from tests.gguf_tools import export_gguf, llama_cpp_gelu, llama_cpp_positions, llama_cpp_tokens, llama_cpp_weights
 from tests.loss_tools import answer_losses
 from tests.onnx_tools import write_onnx_artifact
 from tests.reference_model import greedy_tokens, reference_model
@@ -125,12 +126,14 @@ def test_gguf_has_the_losses_of_torch(
     """The losses of text and image samples agree; image samples differ by llama.cpp's GELU in F16.
 
     Torch computes as llama.cpp where a caveat of the family applies: position embeddings by row and column or from the
-    nearest cell, norms with an epsilon of 0.
+    nearest cell, norms with an epsilon of 0, the GELU of language models in F16.
     """
     monkeypatch.setattr(MiniCPMVForConditionalGeneration, "position_grid_sizes", lambda _, sizes: sizes)
     monkeypatch.setattr(PatchEmbedding, "position_embeddings", llama_cpp_positions)
     if full.architecture.vision and full.architecture.vision.flat_positions:
         monkeypatch.setattr("mcpmq.runners.torch.to_float", llama_cpp_weights)
+    if full.architecture.language.activation == "gelu":
+        monkeypatch.setattr(GELUTanh, "forward", llama_cpp_gelu)
     expected = np.concatenate(
         list(answer_losses(open_torch(_with(full, tmp_path, tiny_family.llama_cpp_config), 1), samples))
     )
@@ -143,7 +146,8 @@ def test_gguf_has_the_losses_of_torch(
     difference = np.abs(np.concatenate(list(answer_losses(runner, samples))) - expected)
 
     assert runner.notes == ()
-    assert difference[:text].max() < 2e-5
+    rounds_text = full.architecture.language.activation == "gelu"  # at other ties than torch does
+    assert difference[:text].max() < (5e-4 if rounds_text else 2e-5)
     assert difference.max() < 1e-3
 
 

@@ -38,6 +38,7 @@ class TinyTokenizer:
     chat_template: str | None = CHAT_TEMPLATE  # None: the checkpoint has no template file
     settings: Mapping[str, str] = field(default_factory=dict)
     more_words: tuple[str, ...] = ()  # to train on
+    keeps_start: bool = False  # SentencePiece without a space before the text, as in Gemma
     splits_digits: bool = False  # every digit, then the regular expression of GPT-2, instead of `split_regex`
 
 
@@ -200,7 +201,7 @@ def write_shards(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 def write_tokenizer(path: Path, definition: TinyTokenizer = TOKENIZER) -> None:
     """Train a BPE tokenizer with the special tokens of the family."""
-    tokenizer = _byte_level(definition) if definition.split_regex else _sentencepiece()
+    tokenizer = _byte_level(definition) if definition.split_regex else _sentencepiece(definition)
     words = "What does the sign say? The sign says red. How many circles are there? You are a helpful assistant. user"
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB_SIZE - len(definition.special_tokens),
@@ -230,9 +231,14 @@ def _byte_level(definition: TinyTokenizer) -> Tokenizer:
     return tokenizer
 
 
-def _sentencepiece() -> Tokenizer:
+def _sentencepiece(definition: TinyTokenizer) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    replaced = normalizers.Replace(" ", "\u2581")
+    if definition.keeps_start:
+        tokenizer.normalizer = replaced
+        tokenizer.pre_tokenizer = pre_tokenizers.Split(" ", behavior="merged_with_previous")
+    else:
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), replaced])
     return tokenizer
 
 

@@ -482,6 +482,79 @@ INTERNVL = TinyFamily(
         settings={"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
     ),
 )
+GEMMA_TEMPLATE = (
+    "{{ bos_token }}{%- if messages[0]['role'] == 'system' -%}{%- if messages[0]['content'] is string -%}"
+    "{%- set prefix = messages[0]['content'] + '\n\n' -%}{%- else -%}"
+    "{%- set prefix = messages[0]['content'][0]['text'] + '\n\n' -%}{%- endif -%}"
+    "{%- set loop_messages = messages[1:] -%}{%- else -%}{%- set prefix = '' -%}{%- set loop_messages = messages -%}"
+    "{%- endif -%}{%- for message in loop_messages -%}"
+    "{%- set role = 'model' if message['role'] == 'assistant' else message['role'] -%}"
+    "{{ '<start_of_turn>' + role + '\n' + (prefix if loop.first else '') }}"
+    "{%- if message['content'] is string -%}{{ message['content'] | trim }}{%- else -%}"
+    "{%- for item in message['content'] -%}{%- if item['type'] == 'image' -%}{{ '<start_of_image>' }}"
+    "{%- elif item['type'] == 'text' -%}{{ item['text'] | trim }}{%- endif -%}{%- endfor -%}{%- endif -%}"
+    "{{ '<end_of_turn>\n' }}{%- endfor -%}{%- if add_generation_prompt -%}{{ '<start_of_turn>model\n' }}{%- endif -%}"
+)
+GEMMA_3 = TinyFamily(
+    "gemma-3",
+    {
+        "architectures": ["Gemma3ForConditionalGeneration"],
+        "model_type": "gemma3",
+        "image_token_index": "<image_soft_token>",
+        "boi_token_index": "<start_of_image>",
+        "eoi_token_index": "<end_of_image>",
+        "mm_tokens_per_image": 4,
+        "text_config": {
+            "model_type": "gemma3_text",
+            "hidden_size": 128,
+            "intermediate_size": 256,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "head_dim": 32,
+            "vocab_size": 320,
+            "max_position_embeddings": 2048,
+            "query_pre_attn_scalar": 32,
+            "sliding_window": 10,
+            "sliding_window_pattern": 2,
+            "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        },
+        "vision_config": {
+            "model_type": "siglip_vision_model",
+            "hidden_size": 64,
+            "intermediate_size": 144,
+            "num_attention_heads": 4,
+            "num_hidden_layers": 2,
+            "image_size": 56,
+            "patch_size": 14,
+            "vision_use_head": False,
+        },
+    },
+    {
+        "image_processor_type": "Gemma3ImageProcessor",
+        "do_convert_rgb": None,
+        "do_pan_and_scan": None,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "image_seq_length": 4,
+        "resample": 2,
+        "size": {"height": 56, "width": 56},
+    },
+    TinyTokenizer(
+        ["<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>", "<image_soft_token>"],
+        "",
+        GEMMA_TEMPLATE,
+        {
+            "bos_token": "<s>",
+            "eos_token": "</s>",
+            "unk_token": "<unk>",
+            "boi_token": "<start_of_image>",
+            "eoi_token": "<end_of_image>",
+            "image_token": "<image_soft_token>",
+        },
+        keeps_start=True,
+    ),
+)
 TINY_FAMILIES = [
     TinyFamily(
         "minicpm-v-2.0",
@@ -568,6 +641,7 @@ TINY_FAMILIES = [
     SMOLVLM2,
     QWEN2_5_OMNI,
     INTERNVL,
+    GEMMA_3,
     MINICPM_V_4_6,
     replace(
         MINICPM_V_4_6,

@@ -12,6 +12,7 @@ import transformers
 from numpy.typing import NDArray
 from PIL import Image
 from tokenizers import Tokenizer
+from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 from transformers.models.minicpmv4_6.image_processing_pil_minicpmv4_6 import MiniCPMV4_6ImageProcessorPil, ensure_divide
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
@@ -51,6 +52,7 @@ MINICPM_TEMPLATE = CHAT_ML.format(default="", image="<|image_pad|>", video="<|vi
 TEMPLATES = {"qwen": QWEN_TEMPLATE, "minicpmv4": MINICPM_TEMPLATE}
 IMAGE_PROCESSORS = {"qwen": Qwen2VLImageProcessorPil, "minicpmv4": MiniCPMV4_6ImageProcessorPil}
 IMAGE_PROCESSORS |= {"smolvlm": SmolVLMImageProcessorPil, "internvl": GotOcr2ImageProcessorPil}
+IMAGE_PROCESSORS |= {"gemma3": Gemma3ImageProcessorPil}
 VIDEO_PROCESSORS = {"qwen": "Qwen2VLVideoProcessor", "minicpmv4": "MiniCPMV4_6VideoProcessor"}
 MINICPM_TOKENS = {
     "image_token": "<|image_pad|>",
@@ -81,7 +83,8 @@ class Oracle:
         self._image_processor = IMAGE_PROCESSORS[kind](**settings)
         self._video_processor = self._open_video_processor(checkpoint, settings, kind)
         creators = {"qwen": self._qwen, "minicpmv4": self._minicpm, "smolvlm": self._smolvlm}
-        self._processor = {**creators, "internvl": self._internvl}[kind]()
+        creators |= {"internvl": self._internvl, "gemma3": self._gemma}
+        self._processor = creators[kind]()
         self._count_name = "num_frames" if kind == "qwen" else "max_num_frames"
         # the processor of MiniCPM-V has no rate to sample
         self.video_kinds = VIDEO_KINDS if kind == "qwen" else VIDEO_KINDS[:-1]
@@ -113,6 +116,9 @@ class Oracle:
             setattr(self._tokenizer, name, token)
             setattr(self._tokenizer, f"{name}_id", self._tokenizer.convert_tokens_to_ids(token))
         return self._create(transformers.InternVLProcessor, image_seq_length=self._config["image_seq_length"])
+
+    def _gemma(self) -> Any:
+        return self._create(transformers.Gemma3Processor, image_seq_length=self._config["mm_tokens_per_image"])
 
     def _smolvlm(self) -> Any:
         vars(processing_smolvlm)["num2words"] = str  # of a package that only videos need
@@ -228,7 +234,7 @@ class PublishedOracle:
 def open_oracle(checkpoint: Path, family: Family) -> Oracle | PublishedOracle:
     """Return the processor of a checkpoint with vision."""
     native = str(read_json(checkpoint / "config.json")["model_type"]).startswith(
-        ("qwen", "minicpmv4_", "smolvlm", "internvl")
+        ("qwen", "minicpmv4_", "smolvlm", "internvl", "gemma3")
     )
     return Oracle(checkpoint) if native else PublishedOracle(checkpoint, family)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from mcpmq.errors import ArtifactError, CheckpointError
 from mcpmq.families import (
+    gemma3,
     internvl,
     minicpm3,
     minicpmo,
@@ -38,6 +39,7 @@ FAMILIES: tuple[Family, ...] = (
     qwen3_5.QWEN3_5,
     smolvlm.SMOLVLM2,
     internvl.INTERNVL,
+    gemma3.GEMMA_3,
 )
 
 

@@ -77,7 +77,8 @@ class SmoothingMapping:
 
 
 QwenVisionKind = Literal["qwen2-vl", "qwen2.5-vl", "qwen2.5-omni", "qwen3-vl"]
-VisionKind = Literal["siglip-resampler", "timm-resampler", "siglip-merger", "siglip-tiles", "internvit", QwenVisionKind]
+SiglipKind = Literal["siglip-resampler", "timm-resampler", "siglip-merger", "siglip-tiles", "siglip-pooled"]
+VisionKind = Literal["internvit", SiglipKind, QwenVisionKind]
 
 
 @dataclass(frozen=True, slots=True)

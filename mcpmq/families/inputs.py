@@ -67,6 +67,14 @@ class Inputs:
         return "images" if len(self.slices_per_image) > 1 else "image" if self.slices else "text"
 
     @property
+    def image_flags(self) -> NDArray[np.int64]:
+        """Return 1 for image tokens and 0 for others: int64 [length]."""
+        flags = np.zeros_like(self.tokens)
+        for start, end in self.image_bounds.tolist():
+            flags[start:end] = 1
+        return flags
+
+    @property
     def audio_tokens(self) -> NDArray[np.int64]:
         """Indices of the audio tokens: int64 [audio tokens]."""
         return np.concatenate([np.arange(0), *(np.arange(start, end) for start, end in self.audio_bounds.tolist())])

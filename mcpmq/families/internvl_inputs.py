@@ -9,19 +9,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field, PositiveInt
 
-from mcpmq.families.config_schema import ConfigSchema
 from mcpmq.families.family import VisionShape
 from mcpmq.families.preprocessor import PROCESSOR_CONFIG, ChannelMeans, ChannelStds, check_consistent
 from mcpmq.families.prompt_format import PromptFormat
-from mcpmq.families.tiled_inputs import Tile, TiledImage, TiledProcessor, TileSettings
+from mcpmq.families.tiled_inputs import Tile, TiledImage, TiledProcessor, TileSettings, TileSize
 from mcpmq.system.json_file import read_optional_json
 
 IMAGE_START, IMAGE_END = "<img>", "</img>"
-
-
-class _Size(ConfigSchema):
-    height: PositiveInt = Field(le=4096)
-    width: PositiveInt = Field(le=4096)
 
 
 class InternVlTiling(TileSettings):
@@ -30,7 +24,7 @@ class InternVlTiling(TileSettings):
     image_processor_type: str = Field(default="GotOcr2ImageProcessor", pattern=r"^GotOcr2ImageProcessor(Fast|Pil)?$")
     image_mean: ChannelMeans = (0.48145466, 0.4578275, 0.40821073)
     image_std: ChannelStds = (0.26862954, 0.26130258, 0.27577711)
-    size: _Size = _Size(height=384, width=384)  # of a tile
+    size: TileSize = TileSize(height=384, width=384)  # of a tile
     crop_to_patches: bool = False
     min_patches: PositiveInt = Field(default=1, le=64)
     max_patches: PositiveInt = Field(default=12, le=64)
@@ -93,8 +87,7 @@ class InternVlTiling(TileSettings):
         Raises:
             CheckpointError: they are not those of the vision encoder.
         """
-        for side in (self.size.height, self.size.width):
-            check_consistent("image_size", shape.slice_resolution, side)
+        self.size.check(shape.slice_resolution)
         count = read_optional_json(checkpoint / PROCESSOR_CONFIG).get("image_seq_length", shape.num_queries)
         check_consistent("image_seq_length", shape.num_queries, count)
 

@@ -1,6 +1,7 @@
 """Hyperparameters of a language model: sizes, the kinds of its attention, norms, and factors."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,15 @@ class LatentAttention:
 
 
 @dataclass(frozen=True, slots=True)
+class LocalAttention:
+    """Layers whose tokens attend to the last tokens only (sliding-window attention), with their own rotary base."""
+
+    layers: tuple[int, ...]
+    window: int  # tokens, among them the attending one
+    rope_theta: float
+
+
+@dataclass(frozen=True, slots=True)
 class LanguageShape:
     """Hyperparameters of a language model."""
 
@@ -55,6 +65,11 @@ class LanguageShape:
     tied_embeddings: bool = False  # the head is the embedding; a checkpoint stores it once
     linear_attention: LinearAttention | None = None
     latent_attention: LatentAttention | None = None
+    local_attention: LocalAttention | None = None
+    bidirectional_images: bool = False  # the tokens of an image attend to all tokens of the image
+    attention_scale: float | None = None  # factor of attention scores; None for the inverse root of head_dim
+    activation: Literal["silu", "gelu"] = "silu"  # of the MLP; `gelu` is the approximation with tanh
+    output_norms: bool = False  # RMSNorm of attention and MLP outputs before the residual addition
     embedding_scale: float = 1.0  # factor of token embeddings; image features are not scaled
     residual_scale: float = 1.0  # factor of the attention and MLP outputs before the residual addition
     logits_divisor: float = 1.0  # the last hidden state is divided by it before the head
@@ -63,6 +78,7 @@ class LanguageShape:
     partial_rotary_dim: int = 0  # channels per head with rotary embedding; 0 for all
     mrope_sections: tuple[int, ...] = ()  # number of frequencies for time, row and column (M-RoPE); () for plain RoPE
     mrope_interleaved: bool = False  # the axes alternate over the frequencies instead of one section each
+    rope_divisor: float = 1.0  # of positions, in layers without local attention
     rope_short_factors: tuple[float, ...] = ()  # divisor of each frequency (LongRoPE); () for 1
     rope_long_factors: tuple[float, ...] = ()  # the same for positions after the original context length
     permuted_rope: bool = False  # llama.cpp rotates adjacent channels, so query and key rows are permuted for GGUF
@@ -71,6 +87,15 @@ class LanguageShape:
     def rotary_dim(self) -> int:
         """Channels per head with rotary embedding."""
         return self.partial_rotary_dim or self.head_dim
+
+    @property
+    def score_scale(self) -> float:
+        """Factor of attention scores."""
+        return self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
+
+    def is_local(self, layer: int) -> bool:
+        """Return True if the layer has local attention."""
+        return self.local_attention is not None and layer in self.local_attention.layers
 
     def is_linear_attention(self, layer: int) -> bool:
         """Return True if the layer uses linear attention."""

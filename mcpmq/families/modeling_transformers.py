@@ -35,6 +35,12 @@ def internvl(config: Mapping[str, Any]) -> nn.Module:
     return build_on_meta(transformers.InternVLForConditionalGeneration, transformers.InternVLConfig(**config))
 
 
+def gemma3(config: Mapping[str, Any]) -> nn.Module:
+    """Build Gemma 3 from a raw config.json."""
+    settings = {**config, "vision_config": {"vision_use_head": False, **(config.get("vision_config") or {})}}
+    return build_on_meta(transformers.Gemma3ForConditionalGeneration, transformers.Gemma3Config(**settings))
+
+
 def smolvlm(config: Mapping[str, Any]) -> nn.Module:
     """Build SmolVLM from a raw config.json."""
     return build_on_meta(transformers.SmolVLMForConditionalGeneration, transformers.SmolVLMConfig(**config))
@@ -89,6 +95,8 @@ def build_on_meta(model_class: Any, config: transformers.PreTrainedConfig) -> nn
         # Computed buffers, for example rotary frequencies; loading weights would leave them on the meta device.
         if isinstance(scale := getattr(module, "scalar_embed_scale", None), int | float):
             module.embed_scale = torch.tensor(scale)
+        elif (position_ids := getattr(module, "position_ids", None)) is not None:
+            module.position_ids = torch.arange(position_ids.shape[1], device="cpu")[None]  # of a learned table
         elif any(buffer.is_meta for buffer in module.buffers(recurse=False)):
             model.set_submodule(name, _rebuilt(module))
     shape = model.get_parameter("lm_head.weight").shape

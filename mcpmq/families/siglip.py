@@ -53,6 +53,17 @@ class SiglipConfig(ConfigSchema):
         )
 
 
+class DefaultSiglipConfig(SiglipConfig):
+    """Keys of `vision_config` with the defaults of the transformers class."""
+
+    hidden_size: HiddenSize = 768
+    intermediate_size: IntermediateSize = 3072
+    num_hidden_layers: LayerCount = 12
+    num_attention_heads: HeadCount = 12
+    patch_size: PositiveInt = Field(default=16, le=256)
+    image_size: PositiveInt = Field(default=224, le=16384)
+
+
 class TiledSiglipConfig(SiglipConfig):
     """Keys of `vision_config` of SmolVLM; defaults are those of the transformers class."""
 

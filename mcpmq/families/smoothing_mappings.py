@@ -22,14 +22,11 @@ LATENT_DECODER = (
     SmoothingMapping("language", "attention.norm_kv_a", ("attention.kv_b",)),
     *GATED_FFN,
 )
+# Norms that multiply by 1 + weight.
+OFFSET_DECODER = tuple(replace(mapping, offset_norm=mapping.smooth_layer.endswith("norm")) for mapping in DECODER)
 # Convolution and SiLU follow the input matrices of linear attention, so only their input norm has a mapping.
-HYBRID_DECODER = tuple(
-    replace(mapping, offset_norm=mapping.smooth_layer.endswith("norm"))
-    for mapping in (
-        SmoothingMapping("language", "input_norm", ("linear.qkv", "linear.z", "linear.a", "linear.b")),
-        *DECODER,
-    )
-)
+LINEAR_INPUTS = ("linear.qkv", "linear.z", "linear.a", "linear.b")
+HYBRID_DECODER = (SmoothingMapping("language", "input_norm", LINEAR_INPUTS, offset_norm=True), *OFFSET_DECODER)
 # GELU follows up, so up has no mapping to down.
 SIGLIP = (
     SmoothingMapping("vision", "norm1", ("attention.q", "attention.k", "attention.v")),

@@ -21,6 +21,14 @@ DECODER_LAYER_NAMES = {
     "mlp.up": "mlp.up_proj",
     "mlp.down": "mlp.down_proj",
 }
+NORM_BEFORE_MLP = "post_attention_norm"
+# With norms of the outputs of attention and MLP, the hub name of the norm before the MLP is that of another norm.
+OUTPUT_NORM_LAYER_NAMES = {
+    **DECODER_LAYER_NAMES,
+    NORM_BEFORE_MLP: "pre_feedforward_layernorm",
+    "attention.norm_output": "post_attention_layernorm",
+    "mlp.norm_output": "post_feedforward_layernorm",
+}
 QK_NORMS = ("attention.norm_q", "attention.norm_k")
 BIASED_MATRICES = ("attention.q", "attention.k", "attention.v")
 
@@ -74,7 +82,8 @@ def _layer_specs(shape: LanguageShape, layer: int, name: str, hub_name: str) -> 
 def decoder_layer_specs(shape: LanguageShape, name: str, hub_name: str) -> Iterator[TensorSpec]:
     """Yield one layer with softmax attention, as in Llama and Qwen."""
     sizes = layer_shapes(shape)
-    for part, hub_part in DECODER_LAYER_NAMES.items():
+    names = OUTPUT_NORM_LAYER_NAMES if shape.output_norms else DECODER_LAYER_NAMES
+    for part, hub_part in names.items():
         full, hub = f"{name}.{part}", f"{hub_name}.{hub_part}"
         if part in sizes:
             yield from matrix_specs(full, hub, sizes[part], bias=shape.attention_bias and part in BIASED_MATRICES)

@@ -8,7 +8,7 @@ from typing import Any, NoReturn, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from mcpmq.errors import CheckpointError
 from mcpmq.families import family_of
@@ -17,7 +17,7 @@ from mcpmq.families.chat_template import ChatTemplate
 from mcpmq.families.config_schema import ConfigSchema, validate_config
 from mcpmq.families.family import VisionShape
 from mcpmq.families.inputs import Inputs
-from mcpmq.families.preprocessor import ChannelMeans, ChannelStds, PreprocessorConfig
+from mcpmq.families.preprocessor import ChannelMeans, ChannelStds, PreprocessorConfig, check_consistent
 from mcpmq.families.prompt_format import PromptFormat
 from mcpmq.families.tokenizer import open_tokenizer
 from mcpmq.families.video_frames import VideoFrames
@@ -52,6 +52,22 @@ class Tiling(Protocol):
         Raises:
             CheckpointError: they are not.
         """
+
+
+class TileSize(ConfigSchema):
+    """Height and width of a tile in pixels."""
+
+    height: PositiveInt = Field(le=4096)
+    width: PositiveInt = Field(le=4096)
+
+    def check(self, side: int) -> None:
+        """Check that a tile is a square with this side.
+
+        Raises:
+            CheckpointError: it is not.
+        """
+        for length in (self.height, self.width):
+            check_consistent("image_size", side, length)
 
 
 class TileSettings(PreprocessorConfig):

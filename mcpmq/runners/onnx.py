@@ -25,6 +25,7 @@ RESIZED_SLICES_NOTE = "the vision graph accepts slices of one size; other slices
 VISION_COMPONENT, AUDIO_COMPONENT = "vision+projector", "audio+audio_projector"  # components of the artifact
 LANGUAGE_COMPONENTS = ("embedding", "language")
 GRAPH_INPUT_NAMES = {"image_grid_thw": "grid_thw"}  # graph input name -> name in `VisionInputs`, where they differ
+TOKEN_TYPES = "token_type_ids"  # an input of models whose image tokens attend to one another in both directions
 EMPTY_CACHE_DIMENSIONS = {"batch_size": 1, "past_sequence_length": 0}
 Floats = NDArray[np.float32]
 KeyValueCache = Mapping[str, Floats]  # the decoder's past_key_values, by input name
@@ -54,7 +55,8 @@ class OnnxRunner:
         cache, done = self.empty_cache(), 0
         for start, end in sample.answer_spans:  # the logits of one answer at a time are in memory
             part = slice(done, end - 1)
-            logits, cache = self.decode(embeddings[part], cache, end - start, positions[..., part])
+            flags = sample.image_flags[part]
+            logits, cache = self.decode(embeddings[part], cache, end - start, positions[..., part], flags)
             if not np.isfinite(logits).all():
                 source = _first_non_finite(embeddings[: end - 1], cache)
                 raise EngineError(
@@ -69,7 +71,8 @@ class OnnxRunner:
         start = time.perf_counter()
         embeddings, positions = self.embed(sample, sample.answer_start), self.vision_inputs.position_ids(sample)
         encoded = time.perf_counter()
-        _, cache = self.decode(embeddings, self.empty_cache(), 1, positions[..., : sample.answer_start])
+        prompt = slice(sample.answer_start)
+        _, cache = self.decode(embeddings, self.empty_cache(), 1, positions[..., prompt], sample.image_flags[prompt])
         prefilled = time.perf_counter()
         for index in range(sample.answer_start, len(sample.tokens)):
             token = slice(index, index + 1)
@@ -84,8 +87,9 @@ class OnnxRunner:
 
     def predict(self, sample: Inputs) -> Predictions:
         """Yield the logits after the prompt, then those after every token that is sent."""
-        positions = self.vision_inputs.position_ids(sample)[..., : sample.answer_start]
-        logits, cache = self.decode(self.embed(sample, sample.answer_start), self.empty_cache(), 1, positions)
+        prompt = slice(sample.answer_start)
+        positions, embeddings = self.vision_inputs.position_ids(sample)[..., prompt], self.embed(sample, prompt.stop)
+        logits, cache = self.decode(embeddings, self.empty_cache(), 1, positions, sample.image_flags[prompt])
         while True:
             token = yield logits[-1]
             positions = positions[..., -1:] + 1  # a text token has the same position on all M-RoPE axes
@@ -127,12 +131,18 @@ class OnnxRunner:
         return np.concatenate([self.audio.run(None, arrays)[0] for arrays in segments])
 
     def decode(
-        self, embeddings: Floats, cache: KeyValueCache, num_logits: int, positions: NDArray[np.int64] | None = None
+        self,
+        embeddings: Floats,
+        cache: KeyValueCache,
+        num_logits: int,
+        positions: NDArray[np.int64] | None = None,
+        image_flags: NDArray[np.int64] | None = None,
     ) -> tuple[Floats, KeyValueCache]:
         """Decode embeddings [length, input size] after the cached tokens; return logits and the extended cache.
 
         The logits are those of the last `num_logits` tokens, or of all for 0. `positions` is int64 [length], or
-        [3, length] for M-RoPE; by default the positions follow those of the cache.
+        [3, length] for M-RoPE; by default the positions follow those of the cache. `image_flags`, int64 [length], is 1
+        for the tokens of images, which some models attend to in both directions; by default all tokens are text.
         """
         length = len(embeddings)
         past = next(value.shape[2] for name, value in cache.items() if name.endswith(".key"))
@@ -144,6 +154,9 @@ class OnnxRunner:
             "position_ids": positions[..., None, :],
             "num_logits_to_keep": np.array(num_logits, np.int64),
         }
+        optional = [one.name for one in self.decoder.get_overridable_initializers()]
+        if image_flags is not None and TOKEN_TYPES in optional:
+            inputs[TOKEN_TYPES] = image_flags[None]
         names = [output.name for output in self.decoder.get_outputs()]
         outputs = dict(zip(names, self.decoder.run(names, {**inputs, **cache}), strict=True))
         logits: Floats = outputs.pop("logits")[0]
@@ -255,6 +268,7 @@ def _session(artifact: Artifact, component: str, threads: int) -> Any:
             f"`{artifact.path}` has {len(graphs)} graphs of `{component}`; expected 1", "export the artifact again"
         )
     options = runtime.SessionOptions()
+    options.log_severity_level = 3  # errors; it warns of inputs with a default value
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     # Each of the three sessions has a thread pool; without this, idle pools spin while another one works.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -29,6 +29,7 @@ MODEL_CLASSES = {
     "qwen3-vl": "Qwen3VLForConditionalGeneration",
     "qwen3.5": "Qwen3_5ForConditionalGeneration",
     "internvl": "InternVLForConditionalGeneration",
+    "gemma-3": "Gemma3ForConditionalGeneration",
     "smolvlm2": "SmolVLMForConditionalGeneration",
     "minicpm-v-4.6": "MiniCPMV4_6ForConditionalGeneration",
     "minicpm-v-4.7": "MiniCPMV4_7ForConditionalGeneration",

@@ -485,6 +485,71 @@ PUBLISHED |= {
         1_060_897_792,  # of the paper: 304.01 M for vision, 751.63 M for language, 1.06 B in total
     ),
 }
+GEMMA_3_TEXT = {
+    "model_type": "gemma3_text",
+    "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+    "sliding_window": 1024,
+}
+GEMMA_3 = {
+    "model_type": "gemma3",
+    "boi_token_index": 255999,
+    "eoi_token_index": 256000,
+    "eos_token_id": [1, 106],
+    "image_token_index": 262144,
+    "mm_tokens_per_image": 256,
+    "vision_config": {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 1152,
+        "image_size": 896,
+        "intermediate_size": 4304,
+        "num_attention_heads": 16,
+        "num_hidden_layers": 27,
+        "patch_size": 14,
+        "vision_use_head": False,
+    },
+}
+PUBLISHED |= {
+    "gemma-3-4b-it": (
+        "gemma-3",
+        {
+            **GEMMA_3,
+            "text_config": {**GEMMA_3_TEXT, "hidden_size": 2560, "intermediate_size": 10240, "num_hidden_layers": 34},
+        },
+        4_300_079_472,
+    ),
+    "gemma-3-12b-it": (
+        "gemma-3",
+        {
+            **GEMMA_3,
+            "text_config": {
+                **GEMMA_3_TEXT,
+                "hidden_size": 3840,
+                "intermediate_size": 15360,
+                "num_attention_heads": 16,
+                "num_hidden_layers": 48,
+                "num_key_value_heads": 8,
+            },
+        },
+        12_187_325_040,
+    ),
+    "gemma-3-27b-it": (
+        "gemma-3",
+        {
+            **GEMMA_3,
+            "text_config": {
+                **GEMMA_3_TEXT,
+                "head_dim": 128,
+                "hidden_size": 5376,
+                "intermediate_size": 21504,
+                "num_attention_heads": 32,
+                "num_hidden_layers": 62,
+                "num_key_value_heads": 16,
+                "query_pre_attn_scalar": 168,
+            },
+        },
+        27_432_406_640,
+    ),
+}
 
 # MiniCPM-V-4.7-35B-A3B, whose number of weights is published; its language model is that of Qwen3.5-35B-A3B.
 MOE_SIBLING_OF_4_7 = {

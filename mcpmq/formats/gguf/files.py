@@ -15,7 +15,7 @@ from mcpmq.errors import ArtifactError, FormatError
 from mcpmq.formats.format import FileProvenance
 from mcpmq.formats.gguf import language, mmproj
 from mcpmq.formats.gguf.linear_attention import reorder_value_heads
-from mcpmq.formats.gguf.names import FILE_TYPES, HYBRID_LANGUAGE_NAMES, LANGUAGE_NAMES, mixture_name, safe_file_name
+from mcpmq.formats.gguf.names import FILE_TYPES, language_names, mixture_name, safe_file_name
 from mcpmq.formats.gguf.tensors import GgufTensor, gguf_tensors, padded_intermediate_size
 from mcpmq.formats.model_view import ModelView
 
@@ -83,8 +83,7 @@ def _mmproj(model: ModelView) -> GgufFile:
 
 def _language(model: ModelView) -> GgufFile:
     shape = model.architecture.language
-    names = HYBRID_LANGUAGE_NAMES if shape.linear_attention else LANGUAGE_NAMES
-    from_model = gguf_tensors(model, language.COMPONENTS, names, vision_intermediate_size=0)
+    from_model = gguf_tensors(model, language.COMPONENTS, language_names(shape), vision_intermediate_size=0)
     if shape.linear_attention:
         from_model = reorder_value_heads(from_model, shape.linear_attention)
     tensors = [*language.rope_factor_tensors(model), *from_model]

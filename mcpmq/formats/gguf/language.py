@@ -6,7 +6,7 @@ from gguf import GGMLQuantizationType, GGUFWriter, RopeScalingType
 from mcpmq.errors import FormatError
 from mcpmq.families import family_named
 from mcpmq.families.language_shape import LanguageShape, LatentAttention
-from mcpmq.formats.gguf import linear_attention
+from mcpmq.formats.gguf import gemma, linear_attention
 from mcpmq.formats.gguf.tensors import GgufTensor
 from mcpmq.formats.gguf.tokenizer import add_tokenizer
 from mcpmq.formats.model_view import ModelView
@@ -46,6 +46,8 @@ def add_metadata(writer: GGUFWriter, model: ModelView, required_tokens: tuple[st
         writer.add_logit_scale(shape.logits_divisor)
     if shape.latent_attention:
         _add_latent_attention(writer, shape, shape.latent_attention)
+    if shape.local_attention:
+        gemma.add_metadata(writer, shape, shape.local_attention)
     if shape.linear_attention:
         linear_attention.add_metadata(writer, shape, shape.linear_attention)
     prompt_format = family_named(model.artifact.manifest.family).prompt_format

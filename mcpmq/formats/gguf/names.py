@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from gguf import GGMLQuantizationType, LlamaFileType
 
+from mcpmq.families.language_shape import LanguageShape
+
 if TYPE_CHECKING:  # a forecast needs no torch
     from torch import Tensor
 
@@ -57,24 +59,39 @@ LINEAR_LAYER_NAMES = {
     "linear.norm": "ssm_norm",
     "linear.o": "ssm_out",
 }
+# Norms of the outputs of attention and MLP.
+OUTPUT_NORMS = {"attention.norm_output": "post_attention_norm", "mlp.norm_output": "post_ffw_norm"}
 # RMS norms that multiply by 1 + weight in transformers, and by the weight in llama.cpp.
-OFFSET_NORMS = ("norm", "input_norm", "post_attention_norm", "attention.norm_q", "attention.norm_k")
+OFFSET_NORMS = ("norm", "input_norm", "post_attention_norm", "attention.norm_q", "attention.norm_k", *OUTPUT_NORMS)
 
 
-def _add_one(weight: "Tensor") -> "Tensor":
+def add_one(weight: "Tensor") -> "Tensor":
+    """Return the factors of a norm that multiplies by 1 + weight."""
     return weight.float() + 1
 
 
 LANGUAGE_NAMES = TensorNames(GLOBAL_NAMES, {"language": ("blk", LAYER_NAMES)})
+OUTPUT_NORM_LANGUAGE_NAMES = TensorNames(
+    GLOBAL_NAMES, {"language": ("blk", {**LAYER_NAMES, **OUTPUT_NORMS})}, dict.fromkeys(OFFSET_NORMS, add_one)
+)
 HYBRID_LANGUAGE_NAMES = TensorNames(
     GLOBAL_NAMES,
     {"language": ("blk", {**LAYER_NAMES, **LINEAR_LAYER_NAMES})},
     {
-        **dict.fromkeys(OFFSET_NORMS, _add_one),
+        **dict.fromkeys(OFFSET_NORMS, add_one),
         "linear.decay": lambda weight: -weight.float().exp(),
         "linear.convolution": lambda weight: weight[:, 0],
     },
 )
+
+
+def language_names(shape: LanguageShape) -> TensorNames:
+    """Return the names of the tensors of a language model."""
+    if shape.linear_attention:
+        return HYBRID_LANGUAGE_NAMES
+    return OUTPUT_NORM_LANGUAGE_NAMES if shape.output_norms else LANGUAGE_NAMES
+
+
 # Names without the suffix `.weight` or `.bias`.
 UNSUFFIXED_NAMES = {
     "resampler.query",

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mcpmq.formats.gguf import BLOCK_COLUMNS
 from mcpmq.formats.gguf.tensors import GgufTensor
+from mcpmq.grids import dequantize
 from mcpmq.qtensor import GgmlTensor, IntegerTensor, QTensor
 from mcpmq.quantized_model import QuantizedModel
 from mcpmq.scheme import IntegerScheme
@@ -52,6 +53,8 @@ def pack(
         weight = tensor.compute()
     elif weight is None and tensor.values:
         weight = torch.tensor(tensor.values)
+    elif weight is not None and not isinstance(weight, Tensor) and tensor.type == GGMLQuantizationType.F32:
+        weight = dequantize(weight)
     rows = _rows(weight, tensor, extra_weights) if weight is not None else np.empty((0,) * len(tensor.shape), np.uint8)
     return _pad(rows, tensor.byte_shape)
 

@@ -28,6 +28,8 @@ SENTENCEPIECE = "llama"  # value of `tokenizer.ggml.model`
 LINE_FEED = {SENTENCEPIECE: "<0x0A>"}  # byte-level tokenizers write "Ċ"
 BYTE = re.compile("<0x[0-9A-F]{2}>")
 SPACE = "▁"
+# A split at spaces has no effect after a normalizer that replaces them.
+UNUSED_SPLITS = ({"type": "Split", "pattern": {"String": " "}, "behavior": "MergedWithPrevious", "invert": False},)
 PREPEND_NORMALIZER = {"type": "Prepend", "prepend": SPACE}
 UNMERGED_SCORE = -1e9
 
@@ -104,7 +106,7 @@ def _kind(tokenizer: Mapping[str, Any]) -> str:
         return name
     if _splits_single_digits(steps):
         return SINGLE_DIGITS
-    if model.get("byte_fallback") and not steps:
+    if model.get("byte_fallback") and all(step in UNUSED_SPLITS for step in steps):
         return SENTENCEPIECE
     raise FormatError(
         f"the pre-tokenizer of `tokenizer.json` is not one of: {', '.join(PRE_TOKENIZERS.values())}, {SINGLE_DIGITS},"

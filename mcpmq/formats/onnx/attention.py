@@ -1,6 +1,6 @@
 """Attention layers in a decoder graph: rotary position embedding, projections and GroupQueryAttention."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -10,6 +10,7 @@ import onnx_ir as ir
 from mcpmq.families.language_shape import LanguageShape
 from mcpmq.formats.onnx import latent_attention
 from mcpmq.formats.onnx.graph import CONTRIB_DOMAIN, Graph
+from mcpmq.formats.onnx.masks import attention_masks
 from mcpmq.formats.onnx.weight_emitter import WeightEmitter
 
 if TYPE_CHECKING:
@@ -28,15 +29,20 @@ class RotaryPositions:
     sine: ir.Value
     last_token: ir.Value  # int32 [batch]: index of the last attended token
     total_length: ir.Value  # int32 scalar: tokens in the KV cache after this call
+    mask: ir.Value | None = None  # bool [batch, 1, sequence, total]; None for a causal mask
 
 
 def rotary_positions(
     graph: Graph, weights: WeightEmitter, shape: LanguageShape, position_ids: ir.Value, mask: ir.Value
 ) -> RotaryPositions:
-    """Emit the angles of the tokens of this call, one row per token, so that no table limits the context length."""
-    frequencies = weights.constant(lambda: inverse_frequencies(shape), shape.rotary_dim // 2)
+    """Emit the angles of the tokens of this call, one row per token, so that no table limits the context length.
+
+    With local attention a row has the angles of other layers, then those of layers with a window.
+    """
+    width = (2 if shape.local_attention else 1) * shape.rotary_dim // 2
+    frequencies = weights.constant(lambda: inverse_frequencies(shape), width)
     ids = graph.node("Cast", _ids_by_frequency(graph, shape, position_ids), to=FLOAT)
-    angles = graph.node("Reshape", graph.node("Mul", ids, frequencies), graph.constant([-1, shape.rotary_dim // 2]))
+    angles = graph.node("Reshape", graph.node("Mul", ids, frequencies), graph.constant([-1, width]))
     axes = graph.node("Shape", position_ids, start=-2)
     count = graph.node("ReduceProd", axes, keepdims=0)
     lengths = graph.node("ReduceSum", mask, graph.constant([1]), keepdims=0)
@@ -47,6 +53,23 @@ def rotary_positions(
         last_token=graph.node("Cast", graph.node("Sub", lengths, graph.constant(1)), to=INT32),
         total_length=graph.node("Cast", graph.axis_length(mask, 1), to=INT32),
     )
+
+
+def positions_by_layer(
+    graph: Graph, weights: WeightEmitter, shape: LanguageShape, position_ids: ir.Value, mask: ir.Value
+) -> list[RotaryPositions]:
+    """Emit the positions of every layer: the same for all, or two kinds with local attention."""
+    common = rotary_positions(graph, weights, shape, position_ids, mask)
+    if shape.local_attention is None:
+        return [common] * shape.num_layers
+    local = shape.local_attention
+    masks = attention_masks(graph, local, position_ids, mask)
+    cosines, sines = (
+        graph.nodes("Split", table, outputs=2, axis=-1, num_outputs=2) for table in (common.cosine, common.sine)
+    )
+    unlimited = replace(common, cosine=cosines[0], sine=sines[0], mask=masks.everywhere)
+    windowed = replace(common, cosine=cosines[1], sine=sines[1], mask=masks.within_window)
+    return [windowed if shape.is_local(layer) else unlimited for layer in range(shape.num_layers)]
 
 
 def _ids_by_frequency(graph: Graph, shape: LanguageShape, position_ids: ir.Value) -> ir.Value:
@@ -62,12 +85,18 @@ def _ids_by_frequency(graph: Graph, shape: LanguageShape, position_ids: ir.Value
 
 
 def inverse_frequencies(shape: LanguageShape) -> "torch.Tensor":
-    """Return the radians per position, float32 [rotary_dim / 2], with the rounding of transformers."""
+    """Return the radians per position, float32 [rotary_dim / 2], with the rounding of transformers.
+
+    With local attention those of layers with a window follow: float32 [rotary_dim].
+    """
     import torch  # a forecast emits this graph without it
 
     exponents = torch.arange(0, shape.rotary_dim, 2, dtype=torch.int64).float() / shape.rotary_dim
     factors = torch.tensor(shape.rope_short_factors) if shape.rope_short_factors else 1.0
-    return 1.0 / (factors * shape.rope_theta**exponents)
+    common = 1.0 / (factors * shape.rope_theta**exponents) / shape.rope_divisor
+    if shape.local_attention is None:
+        return common
+    return torch.cat((common, 1.0 / shape.local_attention.rope_theta**exponents))
 
 
 def attend(
@@ -81,25 +110,48 @@ def attend(
 ) -> tuple[ir.Value, KeysValues]:
     """Emit normed hidden states [batch, sequence, hidden] -> the output of the layer and the updated KV cache."""
     query, key, content, gate = _project(graph, weights, shape, name, value, positions)
-    attended, present_keys, present_values = graph.nodes(
-        "GroupQueryAttention",
-        query,
-        key,
-        content,
-        *past,
-        positions.last_token,
-        positions.total_length,
-        outputs=3,
-        domain=CONTRIB_DOMAIN,
-        scale=shape.head_dim**-0.5,
-        num_heads=shape.num_heads,
-        kv_num_heads=shape.num_kv_heads,
-    )
+    emit = _masked_attention if positions.mask else _causal_attention
+    attended, present_keys, present_values = emit(graph, shape, (query, key, content), positions, past)
     if shape.latent_attention:
         attended = latent_attention.remove_value_padding(graph, shape, shape.latent_attention, attended)
     if gate:
         attended = graph.node("Mul", attended, graph.node("Sigmoid", gate))
     return weights.linear(attended, f"{name}.o"), (present_keys, present_values)
+
+
+def _causal_attention(
+    graph: Graph,
+    shape: LanguageShape,
+    projected: tuple[ir.Value, ir.Value, ir.Value],
+    positions: RotaryPositions,
+    past: KeysValues,
+) -> tuple[ir.Value, ...]:
+    return graph.nodes(
+        "GroupQueryAttention",
+        *(*projected, *past, positions.last_token, positions.total_length),
+        outputs=3,
+        domain=CONTRIB_DOMAIN,
+        scale=shape.score_scale,
+        num_heads=shape.num_heads,
+        kv_num_heads=shape.num_kv_heads,
+    )
+
+
+def _masked_attention(
+    graph: Graph,
+    shape: LanguageShape,
+    projected: tuple[ir.Value, ir.Value, ir.Value],
+    positions: RotaryPositions,
+    past: KeysValues,
+) -> tuple[ir.Value, ...]:
+    return graph.nodes(
+        "Attention",
+        *(*projected, positions.mask, *past),
+        outputs=3,
+        scale=shape.score_scale,
+        q_num_heads=shape.num_heads,
+        kv_num_heads=shape.num_kv_heads,
+    )
 
 
 def norm_scale(graph: Graph, weights: WeightEmitter, shape: LanguageShape, name: str) -> ir.Value:

@@ -39,10 +39,10 @@ def emit(graph: Graph, weights: WeightEmitter, architecture: Architecture, progr
     position_ids = graph.input("position_ids", INT64, [*sections, "batch_size", "sequence_length"])
     pasts = [_past_state(graph, shape, layer) for layer in range(shape.num_layers)]
     num_logits = graph.input("num_logits_to_keep", INT64, [])
-    positions = attention.rotary_positions(graph, weights, shape, position_ids, mask)
+    positions = attention.positions_by_layer(graph, weights, shape, position_ids, mask)
     stream, presents = Residual(embeddings), []
     for layer in progress(range(shape.num_layers), "writing the language model"):
-        stream, present = _layer(graph, weights, shape, layer, stream, positions, pasts[layer])
+        stream, present = _layer(graph, weights, shape, layer, stream, positions[layer], pasts[layer])
         presents.append(present)
         if layer < len(deepstack):
             stream = Residual(stream.value, graph.node("Add", stream.addend, deepstack[layer]))
@@ -94,15 +94,25 @@ def _layer(
         attended, present = linear_attention.attend(graph, weights, shape, f"{name}.linear", normed, past)
     else:
         attended, present = attention.attend(graph, weights, shape, f"{name}.attention", normed, positions, past)
-    attended = _scale_residual(graph, shape, attended)
+    attended = _output(graph, weights, shape, f"{name}.attention", attended)
     normed, residual = _norm(graph, weights, shape, f"{name}.post_attention_norm", Residual(residual, attended))
-    gate = weights.linear(normed, f"{name}.mlp.gate")
-    activated = graph.node("Mul", gate, graph.node("Sigmoid", gate))
+    activated = _activate(graph, shape, weights.linear(normed, f"{name}.mlp.gate"))
     product = graph.node("Mul", activated, weights.linear(normed, f"{name}.mlp.up"))
-    return Residual(residual, _scale_residual(graph, shape, weights.linear(product, f"{name}.mlp.down"))), present
+    output = _output(graph, weights, shape, f"{name}.mlp", weights.linear(product, f"{name}.mlp.down"))
+    return Residual(residual, output), present
 
 
-def _scale_residual(graph: Graph, shape: LanguageShape, value: ir.Value) -> ir.Value:
+def _activate(graph: Graph, shape: LanguageShape, gate: ir.Value) -> ir.Value:
+    if shape.activation == "gelu":
+        return graph.node("Gelu", gate, approximate="tanh")
+    return graph.node("Mul", gate, graph.node("Sigmoid", gate))
+
+
+def _output(graph: Graph, weights: WeightEmitter, shape: LanguageShape, name: str, value: ir.Value) -> ir.Value:
+    """Emit the output of attention or of the MLP as it is added to the residual stream: normalized or scaled."""
+    if shape.output_norms:
+        scale = norm_scale(graph, weights, shape, f"{name}.norm_output")
+        return graph.node("RMSNormalization", value, scale, axis=-1, epsilon=shape.norm_epsilon)
     if shape.residual_scale == 1:
         return value
     return graph.node("Mul", value, graph.constant(shape.residual_scale, np.float32))

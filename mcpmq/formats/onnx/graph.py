@@ -30,6 +30,14 @@ class Graph:
         self._graph.inputs.append(value)
         return value
 
+    def optional_input(self, name: str, axes: Axes, default: NDArray[Any]) -> ir.Value:
+        """Add an input with a value that it has if a caller gives none."""
+        tensor = ir.Tensor(default, name=name)
+        value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(axes))
+        self._graph.inputs.append(value)
+        self._graph.register_initializer(value)
+        return value
+
     def output(self, value: ir.Value, name: str, dtype: ir.DataType, axes: Axes) -> None:
         """Make a value an output with this name."""
         value.name, value.dtype, value.shape = name, dtype, ir.Shape(axes)

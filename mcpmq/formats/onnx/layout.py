@@ -20,6 +20,7 @@ from mcpmq.formats.onnx import (
     vision,
     vision_internvit,
     vision_merger,
+    vision_pooled,
     vision_qwenvl,
     vision_tiles,
 )
@@ -64,6 +65,7 @@ VISION_EMITTERS: dict[VisionKind, Emit] = {
     "timm-resampler": vision.emit,
     "siglip-merger": vision_merger.emit,
     "siglip-tiles": vision_tiles.emit,
+    "siglip-pooled": vision_pooled.emit,
     "internvit": vision_internvit.emit,
     "qwen2-vl": vision_qwenvl.emit,
     "qwen2.5-vl": vision_qwenvl.emit,

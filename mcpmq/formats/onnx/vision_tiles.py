@@ -20,7 +20,7 @@ def emit(graph: Graph, weights: WeightEmitter, architecture: Architecture, progr
     side = shape.slice_resolution
     pixels = graph.input("pixel_values", vision.FLOAT, ["batch_size", "num_images", 3, side, side])
     graph.input("pixel_attention_mask", ir.DataType.BOOL, ["batch_size", "num_images", side, side])
-    value = _embed(graph, weights, shape, graph.node("Reshape", pixels, graph.constant([-1, 3, side, side])))
+    value = embed_tiles(graph, weights, shape, graph.node("Reshape", pixels, graph.constant([-1, 3, side, side])))
     for number in progress(range(shape.num_layers), "writing the vision encoder"):
         value = vision.encoder_layer(graph, weights, shape, f"vision.layers.{number}", value, vision.fused_attention)
     value = vision.layer_norm(graph, weights, "vision.post_norm", value, shape.norm_epsilon)
@@ -28,7 +28,7 @@ def emit(graph: Graph, weights: WeightEmitter, architecture: Architecture, progr
     graph.output(features, "image_features", vision.FLOAT, ["image_tokens", width])
 
 
-def _embed(graph: Graph, weights: WeightEmitter, shape: VisionShape, pixels: ir.Value) -> ir.Value:
+def embed_tiles(graph: Graph, weights: WeightEmitter, shape: VisionShape, pixels: ir.Value) -> ir.Value:
     """Emit [tiles, 3, side, side] -> [tiles, patches, hidden]; every tile has all positions."""
     kernel, bias = weights.array("vision.patch_embedding"), weights.vector("vision.patch_embedding.bias")
     stride = [shape.patch_size, shape.patch_size]

@@ -100,6 +100,7 @@ SIGNATURES: dict[str, tuple[Any, ...]] = {
     "llama_n_ctx": (UINT, POINTER),
     "llama_n_batch": (UINT, POINTER),
     "llama_n_threads": (INT, POINTER),
+    "llama_set_causal_attn": (None, POINTER, FLAG),
     "llama_set_n_threads": (None, POINTER, INT, INT),
     "llama_get_memory": (POINTER, POINTER),
     "llama_memory_clear": (None, POINTER, FLAG),

@@ -33,6 +33,7 @@ from mcpmq.system import ggml_library
 MAX_BATCH_TOKENS = 2048  # per call of llama_decode; the default of llama.cpp
 MAX_METADATA_NBYTES = 256  # of a metadata value
 CONTEXT_MULTIPLE = 256  # llama.cpp rounds the context length up to a multiple
+BIDIRECTIONAL_ARCHITECTURES = {"gemma3"}  # the embeddings of an image attend to one another in both directions
 MROPE_TYPES = {8, 40}  # llama_rope_type: MROPE and IMROPE (interleaved); an embedding has four positions
 LAYER_OUTPUT_PREFIX = "l_out-"  # tensor name of a layer's output, before the layer number
 
@@ -57,6 +58,7 @@ class LanguageModel:
             raise engine.error(f"llama.cpp cannot load `{file}`", "export the artifact again")
         self.engine, self.pointer = engine, pointer
         self.vocab_size: int = engine("llama_vocab_n_tokens", engine("llama_model_get_vocab", pointer))
+        self.bidirectional_images = self._metadata("general.architecture") in BIDIRECTIONAL_ARCHITECTURES
         self.uses_mrope = engine("llama_model_rope_type", pointer) in MROPE_TYPES
         self._finalizer = weakref.finalize(self, engine, "llama_model_free", pointer)
         # Includes the features that DeepStack adds to later layers; llama.cpp returns 0 for the vocabulary only.
@@ -166,13 +168,22 @@ class Context:
             seq_id=sequences.ctypes.data_as(ctypes.POINTER(INTS)),
             logits=flags.ctypes.data_as(FLAGS),
         )
-        if status := self._engine("llama_decode", self._pointer, batch):
+        if status := self._decode(batch, is_image=chunk.ndim == 2):
             raise self._engine.error(f"llama.cpp failed with {status} at token {start:,}")
         for index in np.flatnonzero(logits_mask):
             logits = self._engine("llama_get_logits_ith", self._pointer, int(index))
             if not logits:
                 raise self._engine.error(f"llama.cpp returned no logits at token {start + index:,}")
             yield np.ctypeslib.as_array(logits, shape=(self._model.vocab_size,))
+
+    def _decode(self, batch: Batch, is_image: bool) -> int:
+        """Decode a batch, an image without a causal mask if the model has none for images; return the status."""
+        if not (is_image and self._model.bidirectional_images):
+            return int(self._engine("llama_decode", self._pointer, batch))
+        self._engine("llama_set_causal_attn", self._pointer, False)
+        status = int(self._engine("llama_decode", self._pointer, batch))
+        self._engine("llama_set_causal_attn", self._pointer, True)
+        return status
 
 
 def _context_parameters(engine: LlamaCpp, length: int, batch: int, f32_attention: bool, cache: KvCache) -> OpaqueParams:
