@@ -4,7 +4,8 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from statistics import median, quantiles
 
@@ -17,13 +18,30 @@ SCRIPTS = sorted([*(ROOT / "benchmarks").rglob("*.py"), *(ROOT / "calibration").
 TESTED_WITH_OTHERS = {"__init__", "__main__", "errors", "format", "options", "progress", "runner", "family"}
 
 
-def _functions(path: Path) -> Iterator[ast.FunctionDef]:
-    yield from (node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef))
+@dataclass(frozen=True)
+class Function:
+    """The facts about a function that the tests check."""
+
+    name: str
+    lines: int
+    statements: int
+    has_docstring: bool
 
 
-def _lengths(paths: list[Path]) -> list[int]:
-    functions = (function for path in paths for function in _functions(path))
-    return [(function.end_lineno or 0) - function.lineno + 1 for function in functions]
+@cache
+def _tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+@cache
+def _functions(path: Path) -> tuple[Function, ...]:
+    nodes = (node for node in ast.walk(_tree(path)) if isinstance(node, ast.FunctionDef))
+    return tuple(
+        Function(
+            node.name, (node.end_lineno or 0) - node.lineno + 1, len(node.body), ast.get_docstring(node) is not None
+        )
+        for node in nodes
+    )
 
 
 def _relative(path: Path) -> str:
@@ -33,7 +51,7 @@ def _relative(path: Path) -> str:
 @pytest.mark.parametrize("paths", [MODULES, SCRIPTS], ids=["mcpmq", "scripts"])
 def test_functions_are_short(paths: list[Path]) -> None:
     """The median function has at most 8 lines, nine of ten have at most 20, none has more than 60."""
-    lengths = _lengths(paths)
+    lengths = [function.lines for path in paths for function in _functions(path)]
 
     assert median(lengths) <= 8
     assert quantiles(lengths, n=10)[-1] <= 20
@@ -43,18 +61,16 @@ def test_functions_are_short(paths: list[Path]) -> None:
 @pytest.mark.parametrize("path", [*MODULES, *SCRIPTS], ids=_relative)
 def test_modules_have_a_docstring_and_at_most_300_lines(path: Path) -> None:
     """Every module begins with a docstring and has at most 300 lines."""
-    text = path.read_text()
-
-    assert ast.get_docstring(ast.parse(text))
-    assert len(text.splitlines()) <= 300
+    assert ast.get_docstring(_tree(path))
+    assert len(path.read_text().splitlines()) <= 300
 
 
 @pytest.mark.parametrize("path", [*MODULES, *SCRIPTS], ids=_relative)
 def test_public_functions_have_a_docstring(path: Path) -> None:
     """Every public function of more than four statements has a docstring."""
     for function in _functions(path):
-        if not function.name.startswith("_") and len(function.body) > 4:
-            assert ast.get_docstring(function), function.name
+        if not function.name.startswith("_") and function.statements > 4:
+            assert function.has_docstring, function.name
 
 
 def test_every_module_has_tests() -> None:
