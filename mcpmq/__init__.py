@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mcpmq.artifact import Artifact
     from mcpmq.checkpoint import Checkpoint
+    from mcpmq.compression import compress
+    from mcpmq.compression_tables import Compression
     from mcpmq.convert import convert
     from mcpmq.dataset import SampleSet
     from mcpmq.errors import McpmqError
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
     from mcpmq.recipe import Recipe
     from mcpmq.report import Report
     from mcpmq.report.evaluation import evaluate
-    from mcpmq.vocabulary import trim_vocabulary
 
 # Read by the libraries when they are imported. ONNX Runtime would contact a telemetry host and write to ~/.cache.
 os.environ.update(ORT_DISABLE_TELEMETRY="1", HF_HUB_DISABLE_TELEMETRY="1")
@@ -39,6 +40,7 @@ __all__ = [
     "Artifact",
     "Budget",
     "Checkpoint",
+    "Compression",
     "McpmqError",
     "Plan",
     "QuantizedModel",
@@ -46,18 +48,19 @@ __all__ = [
     "Report",
     "SampleSet",
     "Settings",
+    "compress",
     "convert",
     "evaluate",
     "export",
     "make_plan",
     "quantize",
-    "trim_vocabulary",
 ]
 
 _MODULES = {
     "Artifact": "artifact",
     "Budget": "mixed_precision",
     "Checkpoint": "checkpoint",
+    "Compression": "compression_tables",
     "McpmqError": "errors",
     "Plan": "plan",
     "QuantizedModel": "quantized_model",
@@ -65,12 +68,12 @@ _MODULES = {
     "Report": "report",
     "SampleSet": "dataset",
     "Settings": "evaluate",
+    "compress": "compression",
     "convert": "convert",
     "evaluate": "report.evaluation",
     "export": "export",
     "make_plan": "plan",
     "quantize": "quantize",
-    "trim_vocabulary": "vocabulary",
 }
 
 

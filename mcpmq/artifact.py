@@ -11,7 +11,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.checkpoint.adapter import merged_name
+from mcpmq.checkpoint.image_limits import ImageLimits
 from mcpmq.checkpoint.kept_vocabulary import KeptVocabulary
+from mcpmq.compression_tables import LayersTable
 from mcpmq.dataset import SampleSet
 from mcpmq.errors import ArtifactError
 from mcpmq.families import family_named
@@ -161,6 +163,8 @@ class Manifest(_Record):
     source: SourceRecord
     recipe: dict[str, Any]
     vocabulary: Annotated[KeptVocabulary | None, OMIT_IF_NONE] = None  # None: all tokens of the original
+    layers: Annotated[LayersTable | None, OMIT_IF_NONE] = None  # None: all layers of the original
+    images: Annotated[ImageLimits | None, OMIT_IF_NONE] = None  # None: those of the original
     calibration_set: Annotated[CalibrationRecord | None, OMIT_IF_NONE] = None  # None: not calibrated
     device: Annotated[str | None, OMIT_IF_NONE] = None  # of calibration; None: CPU
     instruction_set: Annotated[str | None, OMIT_IF_NONE] = None  # of calibration; another one gives other codes
@@ -173,6 +177,12 @@ class Manifest(_Record):
     kv_cache_nbytes: Annotated[dict[str, dict[int, Nbytes]] | None, OMIT_IF_NONE] = None
     notes: tuple[str, ...] = ()
     files: tuple[FileRecord, ...] = ()
+
+    @property
+    def compression(self) -> str | None:
+        """The part of the original that the artifact lacks, or encodes otherwise; None if it has all."""
+        parts = [str(one) for one in (self.vocabulary, self.layers, self.images) if one]
+        return "; ".join(parts) or None
 
     def deviations(self) -> dict[str, str]:
         """Return the deviations from the plan or from exact scales, and their reasons, by weight."""

@@ -89,6 +89,10 @@ def _difference(earlier: Artifact, plan: Plan, calibration: SampleSet | None) ->
         return f"with the recipe `{manifest.recipe.get('name')}`, which differs from `{recipe.name}`"
     if manifest.vocabulary != plan.checkpoint.vocabulary:
         return f"with another vocabulary, {manifest.vocabulary or 'all tokens'}"
+    if manifest.layers != plan.checkpoint.layers:
+        return f"with other layers, {manifest.layers or 'all of the original'}"
+    if (manifest.images and manifest.images.limits) != plan.checkpoint.images:
+        return f"with other image limits, {manifest.images or 'those of the original'}"
     if (used and used.sha256) != (given and given.sha256):
         return f"with another calibration set, `{used.name if used else 'none'}`"
     return None

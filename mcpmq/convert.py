@@ -9,6 +9,8 @@ from pathlib import Path
 
 from mcpmq.artifact import Artifact, has_manifest
 from mcpmq.checkpoint import Checkpoint
+from mcpmq.compression import compress
+from mcpmq.compression_tables import NO_COMPRESSION, Compression
 from mcpmq.conversion_folder import QUANTIZED, Target, make_targets, other_formats
 from mcpmq.dataset import ReadOptions, SampleSet
 from mcpmq.dataset.options import READ_ALL
@@ -19,17 +21,16 @@ from mcpmq.families.encoding import check_samples
 from mcpmq.families.family import Processor
 from mcpmq.formats import FORMATS, FormatName, check_plan, format_named
 from mcpmq.formats.model_view import PlannedModel
-from mcpmq.formats.recipes import FormatsByRecipe, load_recipes, with_vocabulary
+from mcpmq.formats.recipes import FormatsByRecipe, load_recipes, with_compression
 from mcpmq.mixed_precision import Budget, search_recipe
 from mcpmq.one_pass import convert_in_one_pass
 from mcpmq.plan import Plan, make_plan
 from mcpmq.quantize import quantize
-from mcpmq.recipe import Recipe, VocabularyTable
+from mcpmq.recipe import Recipe
 from mcpmq.report import JSON_FILE, Report, check_report_folder, compare
 from mcpmq.report.evaluation import measure_and_write
 from mcpmq.system.output import check_folder, check_output, lock_folder
 from mcpmq.system.progress import begin_stages
-from mcpmq.vocabulary import trim_vocabulary
 
 
 def convert(
@@ -46,7 +47,7 @@ def convert(
     settings: Settings | None = None,
     keep_quantized: bool = False,
     read_options: ReadOptions = READ_ALL,
-    vocabulary: VocabularyTable | None = None,
+    compression: Compression = NO_COMPRESSION,
 ) -> Report:
     """Quantize a checkpoint, export it to formats, and measure the artifacts against it. A killed run resumes.
 
@@ -65,13 +66,13 @@ def convert(
         settings: Threads, device, cache and progress; by default all cores, a GPU if there is one, no progress.
         keep_quantized: Write the quantized model also if one format needs it only once.
         read_options: Number of samples to draw from each set, and the seed.
-        vocabulary: The tokens that the artifacts keep, instead of those of the recipe; by default all.
+        compression: Tables of structured compression instead of those of the recipe: tokens, and limits of images.
 
     Raises:
         McpmqError: an input is invalid, or a format does not support the recipe; raised before weights are read.
     """
     out, settings = Path(out), settings or Settings.from_options()
-    recipes = with_vocabulary(_load_recipes(recipe, bits, formats), vocabulary)
+    recipes = with_compression(_load_recipes(recipe, bits, formats), compression)
     begin_stage = begin_stages(settings.progress, _stages(recipes, budget, keep_quantized))
     begin_stage()
     original = Checkpoint.open(checkpoint, settings.progress, adapters)
@@ -82,7 +83,7 @@ def convert(
         begin_stage()
         recipes = _search(inputs, recipes, formats, budget, settings)
     with ExitStack() as stack:
-        plans = [_checked_plan(stack.enter_context(inputs.trimmed(one[0], settings)), *one) for one in recipes]
+        plans = [_checked_plan(stack.enter_context(inputs.compressed(one[0], settings)), *one) for one in recipes]
         if not budget:  # else checked before the search
             inputs.check_evaluation_samples(settings)
         targets = make_targets(out, plans, recipes, inputs.calibration)
@@ -110,9 +111,9 @@ class _Inputs:
         folders = self.checkpoint.folders | {self.evaluation.path: "evaluation set"}
         return folders | ({self.calibration.path: "calibration set"} if self.calibration else {})
 
-    def trimmed(self, recipe: Recipe, settings: Settings) -> AbstractContextManager[Checkpoint]:
-        """Return a context with the checkpoint that has the tokens of a recipe; all, if it has no [vocabulary]."""
-        return trim_vocabulary(self.checkpoint, recipe.vocabulary, self.calibration, settings.progress)
+    def compressed(self, recipe: Recipe, settings: Settings) -> AbstractContextManager[Checkpoint]:
+        """Return a context with the checkpoint of a recipe: the original, unless the recipe compresses it."""
+        return compress(self.checkpoint, recipe, self.calibration, settings.progress)
 
     def notify_warnings(self, recipes: FormatsByRecipe, settings: Settings) -> None:
         """Notify of sets that are too small for a calibration or a measurement."""
@@ -224,8 +225,8 @@ def _search(
     assert inputs.calibration is not None
     options = settings.threads, settings.progress, settings.device
     [(recipe, names)] = recipes
-    with inputs.trimmed(recipe, settings) as trimmed:
-        found = search_recipe(trimmed, recipe, formats[0], budget, inputs.calibration, *options)
+    with inputs.compressed(recipe, settings) as compressed:
+        found = search_recipe(compressed, recipe, formats[0], budget, inputs.calibration, *options)
     return [(found.recipe, names)]
 
 

@@ -1,5 +1,6 @@
 """Export a quantized model to one format; the codes do not change."""
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from mcpmq.system.output import atomic_dir, check_disk_space, check_folder, lock
 from mcpmq.system.progress import Progress, silent
 
 NPU_VISION_KINDS = ("siglip-resampler", "timm-resampler")
+LLAMA_CPP_SLICES = 9  # of MiniCPM-V, a constant
 NPU_NOTE = (
     "vision graph for NPUs: fixed slice size, 16-bit activations calibrated on the images of `{}` (sha256 {}), weights"
     " requantized to 8 bits by ONNX Runtime"
@@ -88,8 +90,23 @@ def exported_manifest(quantized: QuantizedModel, name: FormatName, npu: SampleSe
     manifest = quantized.artifact.manifest
     shapes = format_named(name).padded_shapes(quantized)
     weights = tuple(one.model_copy(update={"padded_shape": shapes.get(one.name)}) for one in manifest.weights)
-    notes = (NPU_NOTE.format(npu.name, npu.sha256),) if npu else ()
+    notes = (NPU_NOTE.format(npu.name, npu.sha256),) if npu else (*_slice_notes(quantized, name),)
     changes: dict[str, Any] = {"kind": name, "files": (), "weights": weights, "notes": (*manifest.notes, *notes)}
     if name == "gguf":
         changes["kv_cache_nbytes"] = context_nbytes(quantized.architecture.language)
     return manifest.model_copy(update=changes)
+
+
+def _slice_notes(quantized: QuantizedModel, name: FormatName) -> Iterator[str]:
+    """Yield a note on a limit of slices that llama.cpp does not have."""
+    manifest, vision = quantized.artifact.manifest, quantized.architecture.vision
+    limits = manifest.images.limits if manifest.images else None
+    if name != "gguf" or not vision or not limits or not family_named(manifest.family).minicpmv_version:
+        return
+    most = limits.max_slice_nums or LLAMA_CPP_SLICES
+    if most < LLAMA_CPP_SLICES:
+        pixels = max(most - 1, 1) * vision.slice_resolution**2
+        yield (
+            f"llama.cpp cuts an image into up to {LLAMA_CPP_SLICES} slices, not {most}; an image that"
+            f" is reduced to {pixels:,} pixels before has at most {most}; `mcpmq run --exact` applies the limit"
+        )

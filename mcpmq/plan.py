@@ -111,30 +111,41 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
 
     Raises:
         RecipeError: a glob matches no weight, a scheme does not fit the shape of a weight, smoothing is requested and
-            no smoothing mapping applies, or the checkpoint is not trimmed as the recipe requests.
+            no smoothing mapping applies, or the checkpoint is not compressed as the recipe requests.
     """
-    _check_vocabulary(checkpoint, recipe)
+    _check_compression(checkpoint, recipe)
     tensors = tuple(_plan_tensor(checkpoint, recipe, spec) for spec in checkpoint.specs)
     _check_globs(checkpoint, recipe, recipe.weights, {"matrix", "table"})
     _check_globs(checkpoint, recipe, recipe.activations, {"matrix"})
-    plan = Plan(checkpoint, recipe, tensors, notes=(*_vocabulary_notes(checkpoint), *_choice_notes(recipe, tensors)))
+    plan = Plan(checkpoint, recipe, tensors, notes=(*_compression_notes(checkpoint), *_choice_notes(recipe, tensors)))
     return plan if recipe.smooth == "none" else _with_smoothing(plan)
 
 
-def _check_vocabulary(checkpoint: Checkpoint, recipe: Recipe) -> None:
+def _check_compression(checkpoint: Checkpoint, recipe: Recipe) -> None:
+    hint = "make the plan inside of `with compress(checkpoint, recipe)`"
     if (recipe.vocabulary is None) != (checkpoint.vocabulary is None):
         kept = "a trimmed vocabulary" if checkpoint.vocabulary else "all tokens"
+        has = "a" if recipe.vocabulary else "no"
+        raise RecipeError(f"recipe `{recipe.name}` has {has} [vocabulary], the checkpoint has {kept}", hint)
+    if recipe.layers != checkpoint.layers:
+        layers = checkpoint.layers or "all layers"
+        raise RecipeError(f"recipe `{recipe.name}` has {recipe.layers or 'no [layers]'}, the checkpoint {layers}", hint)
+    if recipe.images != checkpoint.images:
+        limits = checkpoint.images or "those of its files"
         raise RecipeError(
-            f"recipe `{recipe.name}` has {'a' if recipe.vocabulary else 'no'} [vocabulary], the checkpoint has {kept}",
-            "make the plan inside of `with trim_vocabulary(checkpoint, recipe.vocabulary)`",
+            f"recipe `{recipe.name}` has [images] with {recipe.images or 'nothing'}, the checkpoint has {limits}", hint
         )
 
 
-def _vocabulary_notes(checkpoint: Checkpoint) -> Iterator[str]:
-    """Yield a note with the numbers of kept and removed tokens of a trimmed vocabulary."""
+def _compression_notes(checkpoint: Checkpoint) -> Iterator[str]:
+    """Yield a note with the numbers of kept and removed tokens of a trimmed vocabulary, of layers, and image limits."""
     if kept := checkpoint.vocabulary:
         removed = ", ".join(f"{script} {kept.removed_by_script[script]:,}" for script in kept.affected_scripts)
         yield f"vocabulary trimmed to {kept}; removed by script: {removed}"
+    if checkpoint.layers:
+        yield f"layers: {checkpoint.layers}"
+    if checkpoint.images:
+        yield f"limits of images: {checkpoint.images}"
 
 
 def _check_globs(checkpoint: Checkpoint, recipe: Recipe, globs: Iterable[str], roles: Collection[str]) -> None:

@@ -26,6 +26,7 @@ from mcpmq.estimate.resources import uncalibrated_peak_rss_bytes
 from mcpmq.execution.device import CPU, device_name, resolve_device
 from mcpmq.execution.instruction_set import instruction_set
 from mcpmq.families.encoding import check_samples
+from mcpmq.formats.image_tokens import image_limits
 from mcpmq.plan import Plan, TensorPlan
 from mcpmq.quantized_model import BlockWriter, CalibrationResult, QuantizedModel, read_calibration_result
 from mcpmq.rounding.block import quantize_to_nearest
@@ -224,6 +225,8 @@ def planned_manifest(plan: Plan, calibration: SampleSet | None = None, device: s
         source=SourceRecord.from_checkpoint(checkpoint),
         recipe=plan.recipe.to_dict(),
         vocabulary=checkpoint.vocabulary,
+        layers=checkpoint.layers,
+        images=image_limits(checkpoint),
         calibration_set=CalibrationRecord.from_samples(calibration) if calibration and calibrated else None,
         device=device,
         instruction_set=instruction_set() if calibrated else None,

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
+from mcpmq.compression_tables import ImagesTable, LayersTable, VocabularyTable
 from mcpmq.errors import RecipeError
 from mcpmq.scheme import (
     CodebookScheme,
@@ -64,31 +65,6 @@ class TokenWeights(BaseModel):
         return self
 
 
-class VocabularyTable(BaseModel):
-    """The tokens of a byte-level BPE vocabulary that a trimmed model keeps: those of all keys together.
-
-    languages: codes such as `en` and `zh`: tokens that can be part of a text in the letters of the language.
-    scripts: names such as `Latin` and `Han`, likewise.
-    corpus: paths or patterns of text files, and `calibration` for the calibration set: tokens that occur in them.
-    min_count: the number of occurrences in the corpus from which a token is kept.
-    max_tokens: the largest number of tokens: those of the corpus, from the most frequent one, then from the lowest id.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-    languages: list[str] = []
-    scripts: list[str] = []
-    corpus: list[str] = []
-    min_count: int = Field(default=1, ge=1)
-    max_tokens: int | None = Field(default=None, ge=1)
-
-    @model_validator(mode="after")
-    def _check_keys(self) -> Self:
-        if not (self.languages or self.scripts or self.corpus or self.max_tokens):
-            raise ValueError("give at least one of: languages, scripts, corpus, max_tokens")
-        return self
-
-
 class Recipe(BaseModel):
     """A complete description of a quantization.
 
@@ -105,6 +81,8 @@ class Recipe(BaseModel):
     activations: globs -> dtype of the inputs of matrices in engines that multiply integers: `u8` over the range in the
         calibration samples.
     vocabulary: the tokens that a trimmed model keeps; by default all.
+    images: limits of the tokens of an image, also of calibration images; by default those of the original.
+    layers: layers that are removed, with the measured cost; by default none.
     scale_search: the implementation that chooses the scales of ggml's block types. `mcpmq` is faster and has smaller
         errors; `ggml` gives the bytes of llama-quantize.
     """
@@ -118,6 +96,8 @@ class Recipe(BaseModel):
     token_weights: TokenWeights | None = None
     activations: dict[str, Activation] = {}
     vocabulary: VocabularyTable | None = None
+    images: ImagesTable | None = None
+    layers: LayersTable | None = None
     scale_search: ScaleSearch = "mcpmq"  # before the weights, which are parsed with it
     weights: Annotated[dict[str, SchemeRequest], BeforeValidator(_parse_weights)]
 
@@ -186,13 +166,18 @@ class Recipe(BaseModel):
     def to_dict(self) -> dict[str, object]:
         """Return the recipe as plain values, with the keys of its TOML file."""
         weights = {glob: "keep" if scheme is None else str(scheme) for glob, scheme in self.weights.items()}
-        token_weights = {"token_weights": self.token_weights.model_dump()} if self.token_weights else {}
-        activations = {"activations": self.activations} if self.activations else {}
-        vocabulary = {"vocabulary": self.vocabulary.model_dump(exclude_defaults=True)} if self.vocabulary else {}
+        tables = {
+            "vocabulary": self.vocabulary and self.vocabulary.model_dump(exclude_defaults=True),
+            "images": self.images and self.images.given,
+            "layers": self.layers and self.layers.model_dump(mode="json"),
+            "token_weights": self.token_weights and self.token_weights.model_dump(),
+            "activations": self.activations,
+        }
         methods = {"name": self.name, "smooth": self.smooth, "method": self.method}
         targets = {"targets": self.targets} if self.has_model_targets else {}
         search = {"scale_search": self.scale_search} if self.scale_search != "mcpmq" else {}
-        return {**methods, **targets, **search, **vocabulary, **token_weights, **activations, "weights": weights}
+        given = {name: table for name, table in tables.items() if table}
+        return {**methods, **targets, **search, **given, "weights": weights}
 
 
 def recipe_path(name_or_path: str) -> Path:

@@ -34,6 +34,10 @@ class RunRequest(BaseModel):
             return [f"recipe (`{before.recipe.get('name')}`, not `{now.recipe.get('name')}`)"]
         if now.vocabulary != before.vocabulary:
             return [f"vocabulary{_both(*(str(one.vocabulary or 'all tokens') for one in (before, now)))}"]
+        if now.layers != before.layers:
+            return [f"layers{_both(*(str(one.layers or 'all of the original') for one in (before, now)))}"]
+        if now.images != before.images:
+            return [f"image limits{_both(*(str(one.images or 'those of the original') for one in (before, now)))}"]
         pairs = {
             "checkpoint": ((before.source, earlier.copied_files), (now.source, self.copied_files)),
             "calibration set": (before.calibration_set, now.calibration_set),

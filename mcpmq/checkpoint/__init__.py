@@ -28,6 +28,7 @@ from mcpmq.checkpoint.weight_files import (
     check_not_quantized,
     read_entries,
 )
+from mcpmq.compression_tables import ImagesTable, LayersTable
 from mcpmq.errors import CheckpointError
 from mcpmq.families import family_of
 from mcpmq.families.family import Architecture, Family, TensorSpec
@@ -63,7 +64,9 @@ class Checkpoint:
     entries: Mapping[str, TensorEntry]  # by common name
     adapters: tuple[Adapter, ...] = ()  # merged in this order into every tensor that is loaded
     vocabulary: KeptVocabulary | None = None  # of a checkpoint whose vocabulary is trimmed
-    untrimmed: Self | None = None  # the checkpoint that it is a view of
+    layers: LayersTable | None = None  # that are removed
+    images: ImagesTable | None = None  # limits of images that are not those of the checkpoint on disk
+    view_of: Self | None = None  # the checkpoint that it is a view of
 
     @classmethod
     def open(cls, source: str | Path, progress: Progress = silent, adapters: Sequence[str | Path] = ()) -> Self:
@@ -121,12 +124,12 @@ class Checkpoint:
         )
         architecture = self.family.parse_architecture(config)
         view = replace(self, path=path, config=config, architecture=architecture, specs=specs)
-        return replace(view, entries={**self.entries, **tables}, vocabulary=vocabulary, untrimmed=self)
+        return replace(view, entries={**self.entries, **tables}, vocabulary=vocabulary, view_of=self)
 
     @property
     def source(self) -> Self:
-        """The checkpoint with all tokens, which is on disk."""
-        return self.untrimmed or self
+        """The checkpoint that is on disk."""
+        return self.view_of.source if self.view_of else self
 
     @property
     def name(self) -> str:
@@ -240,12 +243,9 @@ class Checkpoint:
 
     @cached_property
     def sha256(self) -> str:
-        """Return the SHA-256 of the configuration, all weight files in the order of their names, and the adapters.
-
-        That of a view is the one of the original.
-        """
-        if self.untrimmed:
-            return self.untrimmed.sha256
+        """Return the SHA-256 of configuration, weight files by name, and adapters; a view has that of the original."""
+        if self.view_of:
+            return self.view_of.sha256
         digest = hashlib.sha256()
         files = [self.path / CONFIG, *sorted({entry.file for entry in self.entries.values()})]
         with ThreadPoolExecutor(MAX_HASHED_FILES) as pool:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,13 +42,27 @@ class TextFile:
             (folder / self.name).write_bytes(self.content)
 
 
+def copy_files(files: Iterable[TextFile], folder: Path, replaced: Mapping[str, str]) -> None:
+    """Write files to a folder, some with another text, which is given by name."""
+    for file in files:
+        if file.name in replaced:
+            (folder / file.name).write_text(replaced[file.name], encoding="utf-8")
+        else:
+            file.copy(folder)
+
+
+def to_json(content: Mapping[str, Any]) -> str:
+    """Return the text of a JSON file."""
+    return json.dumps(content, ensure_ascii=False, indent=2) + "\n"
+
+
 def text_file(path: Path, config: Mapping[str, Any] | None = None) -> TextFile:
     """Return a text file; JSON in UTF-8 without a byte order mark, as the readers of artifacts require it.
 
     `config` is the configuration for the stored weights; it replaces the content if the file has another one.
     """
     if config is not None and config != read_json(path):
-        return TextFile(path, (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode())
+        return TextFile(path, to_json(config).encode())
     with path.open("rb") as stream:
         begins_with_mark = stream.read(4).startswith(tuple(ENCODINGS)) and path.suffix == ".json"
     return TextFile(path, decode_text(path.read_bytes()).encode()) if begins_with_mark else TextFile(path)

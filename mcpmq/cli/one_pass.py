@@ -21,16 +21,16 @@ def convert_in_one_pass(
     """Write a format without a quantized model, and print the artifact; the set is for a trimmed vocabulary."""
     from mcpmq import ui
     from mcpmq.checkpoint import Checkpoint
+    from mcpmq.compression import compress
     from mcpmq.dataset import ReadOptions, SampleSet
     from mcpmq.one_pass import convert_in_one_pass
     from mcpmq.plan import make_plan
-    from mcpmq.vocabulary import trim_vocabulary
 
     [(recipe, [name])] = recipes
     opened = SampleSet.open(calibration, ReadOptions(samples, seed)) if calibration else None
     progress = ui.progress_bars()
     original = Checkpoint.open(source, progress, lora or ())
-    with trim_vocabulary(original, recipe.vocabulary, opened, progress) as checkpoint:
+    with compress(original, recipe, opened, progress) as checkpoint:
         artifact = convert_in_one_pass(make_plan(checkpoint, recipe), name, out, progress)
     ui.print_deviations(artifact)
     ui.print_artifact(artifact, as_json=as_json)

@@ -198,6 +198,14 @@ TrimVocabulary = Annotated[
         " (65536); may be repeated",
     ),
 ]
+MaxSlices = Annotated[
+    int | None,
+    typer.Option("--max-slices", metavar="N", min=1, max=64, help="Maximum slices of an image, or tiles; default: all"),
+]
+MaxPixels = Annotated[
+    int | None,
+    typer.Option("--max-pixels", metavar="N", min=1, help="Maximum pixels of a resized image (Qwen-VL)"),
+]
 EvalSet = Annotated[
     Path | None,
     typer.Option("--eval-set", metavar="SET", help="Evaluation set; default: a fifth of the calibration set"),

@@ -25,7 +25,9 @@ from mcpmq.cli.options import (
     KeepQuantized,
     Lora,
     MaxMemory,
+    MaxPixels,
     MaxSize,
+    MaxSlices,
     MemoryLimit,
     Mmproj,
     Npu,
@@ -45,7 +47,7 @@ from mcpmq.cli.options import (
     complete_format,
 )
 from mcpmq.cli.planning import print_plans
-from mcpmq.cli.recipe_options import load_recipes, parse_vocabulary, print_if_uncalibrated
+from mcpmq.cli.recipe_options import load_recipes, parse_compression, print_if_uncalibrated
 from mcpmq.cli.release import make_budget, parse_format, parse_optional_size
 
 commands = typer.Typer()
@@ -62,6 +64,8 @@ def convert(
     recipe: RecipeName = None,
     bits: Bits = None,
     trim_vocabulary: TrimVocabulary = None,
+    max_slices: MaxSlices = None,
+    max_pixels: MaxPixels = None,
     max_size: MaxSize = None,
     max_memory: MaxMemory = None,
     context: Context = 4096,
@@ -78,8 +82,7 @@ def convert(
     json: Json = False,
 ) -> None:
     """Quantize, export and evaluate a checkpoint; resumes an interrupted run"""
-    source = at_revision(source, revision)
-    _start(f"converting {source}")
+    _start(f"converting {(source := at_revision(source, revision))}")
     budget, names = make_budget(max_size, max_memory, context), [parse_format(name) for name in formats]
     recipe = recipe or (DEFAULT_SEARCH_RECIPE if budget and not bits else None)
     recipes = load_recipes(recipe, bits, names)
@@ -89,8 +92,7 @@ def convert(
     from mcpmq.dataset import ReadOptions
     from mcpmq.evaluate import Settings
 
-    if calibration:
-        print_if_uncalibrated([loaded for loaded, _ in recipes])
+    print_if_uncalibrated([loaded for loaded, _ in recipes if calibration])
     progress, controls, limit = ui.progress_bars(), (False, False), parse_optional_size(memory_limit)
     settings = Settings.from_options(threads, cache, progress, *controls, device, ui.print_notice, answers, limit)
     report = convert(
@@ -106,7 +108,7 @@ def convert(
         settings=settings,
         keep_quantized=keep_quantized,
         read_options=ReadOptions(samples, seed),
-        vocabulary=parse_vocabulary(trim_vocabulary or ()),
+        compression=parse_compression(trim_vocabulary, max_slices, max_pixels),
     )
     for artifact in quantized_artifacts(out):
         ui.print_deviations(artifact)
@@ -122,6 +124,8 @@ def plan(
     recipe: RecipeName = None,
     bits: Bits = None,
     trim_vocabulary: TrimVocabulary = None,
+    max_slices: MaxSlices = None,
+    max_pixels: MaxPixels = None,
     calibration: PlanCalibration = None,
     formats: ForecastFormats = None,
     context: Context = 4096,
@@ -134,7 +138,8 @@ def plan(
     if HUB_ID.fullmatch(source) and not Path(source).exists():  # the checkpoint is downloaded
         _start(f"planning {source}")
     names = [parse_format(name) for name in formats or ()]
-    print_plans(source, lora, load_recipes(recipe, bits, names, trim_vocabulary), calibration, context, as_json=json)
+    recipes = load_recipes(recipe, bits, names, parse_compression(trim_vocabulary, max_slices, max_pixels))
+    print_plans(source, lora, recipes, calibration, context, as_json=json)
 
 
 @commands.command(rich_help_panel=PIPELINE_PANEL)
@@ -146,6 +151,8 @@ def quantize(
     recipe: RecipeName = None,
     bits: Bits = None,
     trim_vocabulary: TrimVocabulary = None,
+    max_slices: MaxSlices = None,
+    max_pixels: MaxPixels = None,
     calibration: OptionalCalibration = None,
     samples: Samples = None,
     seed: Seed = 0,
@@ -157,18 +164,19 @@ def quantize(
     """Quantize every weight, block by block; the result can be exported to several formats"""
     source = at_revision(source, revision)
     _start(f"quantizing {source}")
-    recipes = load_recipes(recipe, bits, [parse_format(format)] if format else (), trim_vocabulary)
+    compression = parse_compression(trim_vocabulary, max_slices, max_pixels)
+    recipes = load_recipes(recipe, bits, [parse_format(format)] if format else (), compression)
     if format:
         convert_in_one_pass(source, lora, out, recipes, calibration, samples, seed, as_json=json)
         return
     [(loaded, _)] = recipes
     from mcpmq import ui
     from mcpmq.checkpoint import Checkpoint
+    from mcpmq.compression import compress
     from mcpmq.dataset import ReadOptions, SampleSet
     from mcpmq.evaluate import calibration_warnings
     from mcpmq.plan import make_plan
     from mcpmq.quantize import quantize
-    from mcpmq.vocabulary import trim_vocabulary as trim
 
     opened = SampleSet.open(calibration, ReadOptions(samples, seed)) if calibration else None
     if opened:
@@ -177,7 +185,7 @@ def quantize(
         ui.print_notice(text)
     progress, limit = ui.progress_bars(), parse_optional_size(memory_limit)
     original = Checkpoint.open(source, progress, lora or ())
-    with trim(original, loaded.vocabulary, opened, progress) as checkpoint:
+    with compress(original, loaded, opened, progress) as checkpoint:
         quantized = quantize(make_plan(checkpoint, loaded), out, opened, progress, device, ui.print_notice, limit)
     ui.print_deviations(quantized.artifact)
     ui.print_artifact(quantized.artifact, as_json=json)

@@ -17,19 +17,17 @@ def print_plans(
     *,
     as_json: bool,
 ) -> None:
-    """Plan every recipe and print the plans with their forecasts; the vocabulary is trimmed if a recipe requests it."""
+    """Plan every recipe and print the plans with their forecasts; structured compression is that of each recipe."""
     from mcpmq import ui
     from mcpmq.checkpoint import Checkpoint
+    from mcpmq.compression import compress
     from mcpmq.dataset import SampleSet
     from mcpmq.estimate.forecast import forecast
     from mcpmq.plan import make_plan
-    from mcpmq.vocabulary import trim_vocabulary
 
     progress, samples = ui.progress_bars(), SampleSet.open(calibration) if calibration else None
     checkpoint = Checkpoint.open(source, progress, lora or ())
     with ExitStack() as stack:
-        views = [
-            stack.enter_context(trim_vocabulary(checkpoint, one.vocabulary, samples, progress)) for one, _ in recipes
-        ]
+        views = [stack.enter_context(compress(checkpoint, one, samples, progress)) for one, _ in recipes]
         plans = [(make_plan(view, one), names) for view, (one, names) in zip(views, recipes, strict=True)]
         ui.print_plans([(made, forecast(made, names, context)) for made, names in plans], as_json=as_json)

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 if TYPE_CHECKING:  # --help imports no library
+    from mcpmq.compression_tables import Compression, VocabularyTable
     from mcpmq.formats import FormatName
     from mcpmq.formats.recipes import FormatsByRecipe
-    from mcpmq.recipe import Recipe, VocabularyTable
+    from mcpmq.recipe import Recipe
 
 
 def print_if_uncalibrated(recipes: "Iterable[Recipe]") -> None:
@@ -20,13 +21,14 @@ def print_if_uncalibrated(recipes: "Iterable[Recipe]") -> None:
 
 
 def load_recipes(
-    name: str | None, bits: int | None, formats: "Sequence[FormatName]", trim: Sequence[str] | None = None
+    name: str | None, bits: int | None, formats: "Sequence[FormatName]", compression: "Compression | None" = None
 ) -> "FormatsByRecipe":
-    """Return every recipe with its formats, and with the vocabulary that `trim` selects.
+    """Return every recipe with its formats, and with tables of structured compression.
 
     Raises:
         typer.BadParameter: both or none of the options are given, or the number of bits is neither 4 nor 8.
     """
+    from mcpmq.compression_tables import NO_COMPRESSION
     from mcpmq.formats import recipes
     from mcpmq.recipe import RECIPE_BY_BITS
 
@@ -34,7 +36,22 @@ def load_recipes(
         raise typer.BadParameter("give either --recipe or --bits", param_hint="--recipe")
     if bits not in (None, *RECIPE_BY_BITS):
         raise typer.BadParameter(f"{bits} is neither 4 nor 8", param_hint="--bits")
-    return recipes.with_vocabulary(recipes.load_recipes(name, bits, formats), parse_vocabulary(trim or ()))
+    return recipes.with_compression(recipes.load_recipes(name, bits, formats), compression or NO_COMPRESSION)
+
+
+def parse_compression(
+    trim: Sequence[str] | None, max_slices: int | None = None, max_pixels: int | None = None
+) -> "Compression":
+    """Return the tables of `--trim-vocabulary`, and of `--max-slices` and `--max-pixels`.
+
+    Raises:
+        typer.BadParameter: a value of `--trim-vocabulary` is not valid.
+    """
+    from mcpmq.compression_tables import Compression, ImagesTable
+
+    limits = {"max_slice_nums": max_slices, "max_pixels": max_pixels}
+    images = ImagesTable(**limits) if any(value is not None for value in limits.values()) else None
+    return Compression(parse_vocabulary(trim or ()), images)
 
 
 def parse_vocabulary(values: Sequence[str]) -> "VocabularyTable | None":
@@ -43,7 +60,7 @@ def parse_vocabulary(values: Sequence[str]) -> "VocabularyTable | None":
     Raises:
         typer.BadParameter: a value is not one of them.
     """
-    from mcpmq.recipe import VocabularyTable
+    from mcpmq.compression_tables import VocabularyTable
     from mcpmq.vocabulary.letters import LANGUAGES, SCRIPTS
 
     parts = [part for value in values for part in value.split(",") if part]

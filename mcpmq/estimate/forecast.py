@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from mcpmq.checkpoint.image_limits import ImageTokens
 from mcpmq.dataset import RECOMMENDED_CALIBRATION_TOKENS
 from mcpmq.estimate.resources import (
     DeviceMemory,
@@ -16,6 +17,7 @@ from mcpmq.estimate.resources import (
 )
 from mcpmq.formats import FormatName, check_plan, format_named
 from mcpmq.formats.format import FilesForecast, WeightForecast
+from mcpmq.formats.image_tokens import image_tokens
 from mcpmq.formats.kv_cache import F16_CACHE, KvCache, cached_per_token, listed_types
 from mcpmq.formats.model_view import PlannedModel
 from mcpmq.plan import Plan
@@ -72,12 +74,14 @@ class Forecast:
     quantize_seconds: float | None
     quantize_peak_rss_bytes: int
     formats: tuple[FormatEstimate, ...]
+    images: tuple[ImageTokens, ...] = ()  # of typical sizes
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON object of the forecast."""
         return {
             "estimated_quantize_seconds": self.quantize_seconds,
             "estimated_quantize_peak_rss_bytes": self.quantize_peak_rss_bytes,
+            "images": [one.model_dump() for one in self.images],
             "formats": {one.name: _format_dict(one) for one in self.formats},
         }
 
@@ -111,7 +115,7 @@ def forecast(plan: Plan, names: Sequence[FormatName], context: int) -> Forecast:
     for name in names:
         check_plan(plan, name)
     formats = tuple(_format_estimate(plan, name, context) for name in names)
-    return Forecast(plan, quantize_seconds(plan), quantize_peak_rss_bytes(plan), formats)
+    return Forecast(plan, quantize_seconds(plan), quantize_peak_rss_bytes(plan), formats, image_tokens(plan.checkpoint))
 
 
 def _format_estimate(plan: Plan, name: FormatName, context: int) -> FormatEstimate:
@@ -189,6 +193,7 @@ def _notes(result: Forecast) -> Iterable[str]:
         yield f"quantize: at least {RECOMMENDED_CALIBRATION_TOKENS:,} calibration tokens are recommended"
     if recipe.has_model_targets:
         yield "quantize: the targets of GPTQ are the outputs of the original model"
+    yield from map(str, result.images)
     yield "file sizes are exact; memory is estimated; time is scaled from recorded runs on two cores"
     for estimate in result.formats:
         yield from _override_notes(estimate)

@@ -1,6 +1,6 @@
 """Evaluation of a model in its engine: accuracy, size, memory and speed, with confidence intervals."""
 
-from mcpmq.evaluate.inputs import EncodedInputs, encode_samples, with_vocabulary
+from mcpmq.evaluate.inputs import EncodedInputs, encode_samples, inputs_of
 from mcpmq.evaluate.measure import measure, measure_original
 from mcpmq.evaluate.metrics import changes, differences, vocabulary_differences
 from mcpmq.evaluate.sample_size import (
@@ -42,9 +42,9 @@ __all__ = [
     "distribution_notes",
     "encode_samples",
     "evaluation_warnings",
+    "inputs_of",
     "measure",
     "measure_original",
     "small_group_notes",
     "vocabulary_differences",
-    "with_vocabulary",
 ]

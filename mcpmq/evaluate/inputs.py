@@ -8,8 +8,10 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from mcpmq.artifact import Manifest
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.checkpoint.kept_vocabulary import KeptVocabulary
+from mcpmq.compression import same_inputs
 from mcpmq.dataset import Sample, SampleSet
 from mcpmq.errors import DatasetError
 from mcpmq.evaluate.schema import NONSQUARE
@@ -21,7 +23,6 @@ from mcpmq.formats.kv_cache import cached_per_token
 from mcpmq.runners.inputs_store import InputsStore
 from mcpmq.runners.token_metrics import ReferenceVocabulary
 from mcpmq.system.temporary_folder import temporary_folder
-from mcpmq.vocabulary import trimmed_view
 
 Layout: TypeAlias = tuple[tuple[int, ...], ...]  # dimensions and numbers of image tokens, by image and slice
 
@@ -53,7 +54,7 @@ def encode_samples(checkpoint: Checkpoint, samples: SampleSet, settings: Setting
         store, groups, layouts = InputsStore(folder), [], []
         for sample in settings.progress(samples.samples, "encoding samples"):
             inputs = encode_sample(processor, sample)
-            store.append(_with_uncut_images(sample, inputs) if settings.engine_preprocessing else inputs)
+            store.append(_prepared(sample, inputs, settings))
             groups.append(_group(sample, inputs))
             layouts.append(_layout(inputs))
         notes = _shuffle_images(store, layouts) if settings.shuffle_images else ()
@@ -63,36 +64,63 @@ def encode_samples(checkpoint: Checkpoint, samples: SampleSet, settings: Setting
 
 
 @contextmanager
-def with_vocabulary(inputs: EncodedInputs, kept: KeptVocabulary | None) -> Iterator[EncodedInputs]:
-    """Yield the samples in the tokens of a trimmed vocabulary; the samples themselves if it is None.
+def inputs_of(manifest: Manifest, inputs: EncodedInputs, settings: Settings) -> Iterator[EncodedInputs]:
+    """Yield the samples as an artifact encodes them: in the tokens and with the image limits of its manifest.
 
-    Samples of kept tokens have these tokens. Others are encoded again, in more tokens, with the same pixels.
+    Samples of kept tokens have these tokens, others are encoded again, in more tokens; so are images with other limits.
 
     Raises:
         CheckpointError: the vocabulary is not a part of that of the checkpoint.
-        DatasetError: a sample is too long in the tokens of the trimmed vocabulary.
+        DatasetError: a sample is too long, or the images are shuffled and the artifact has image limits.
     """
-    if kept is None:
+    kept, limits = manifest.vocabulary, manifest.images
+    if kept is None and limits is None:
         yield inputs
         return
-    with trimmed_view(inputs.checkpoint, kept) as view, temporary_folder(inputs.store.folder) as folder:
-        store, rows = InputsStore(folder), _same_token_rows(inputs.store, kept.new_ids)
+    _check_shuffled(manifest, settings)
+    with same_inputs(inputs.checkpoint, manifest) as view, temporary_folder(inputs.store.folder) as folder:
+        store, rows = InputsStore(folder), _first_rows(inputs.store, kept)
         processor = view.family.open_processor(view.path)
         for number, (sample, row) in enumerate(zip(inputs.samples, rows, strict=True)):
+            if limits and sample.has_vision:
+                store.append(_prepared(sample, encode_sample(processor, sample), settings))
+                continue
             encoded = encode_sample(processor, sample) if row < 0 else inputs.store[number]
-            tokens = encoded.tokens if row < 0 else kept.new_ids[encoded.tokens]
+            tokens = encoded.tokens if row < 0 or kept is None else kept.new_ids[encoded.tokens]
             store.append_with_pixels(replace(encoded, tokens=tokens), inputs.store.pixel_file(number))
-        num_rows = sum(len(one.measured) for one in inputs.store)
-        vocabulary = ReferenceVocabulary(kept.original_size, kept.ids, np.array(rows, np.int64), num_rows)
-        yield replace(inputs, store=store, vocabulary=vocabulary)
+        yield replace(inputs, store=store, vocabulary=_reference_vocabulary(kept, inputs.store, rows))
 
 
-def _same_token_rows(store: InputsStore, new_ids: NDArray[np.int64]) -> list[int]:
+def _check_shuffled(manifest: Manifest, settings: Settings) -> None:
+    if manifest.images and settings.shuffle_images:
+        raise DatasetError(
+            f"images are shuffled among those of equal size, which image limits change: {manifest.images}",
+            "evaluate an artifact with the image limits of the original",
+        )
+
+
+def _reference_vocabulary(
+    kept: KeptVocabulary | None, store: InputsStore, rows: Sequence[int]
+) -> ReferenceVocabulary | None:
+    if kept is None:
+        return None
+    num_rows = sum(len(one.measured) for one in store)
+    return ReferenceVocabulary(kept.original_size, kept.ids, np.array(rows, np.int64), num_rows)
+
+
+def _first_rows(store: InputsStore, kept: KeptVocabulary | None) -> list[int]:
     """Return the first row of each sample among all answer tokens; -1 for a sample with a removed token."""
     lengths = [len(sample.measured) for sample in store]
-    starts = np.cumsum([0, *lengths])[:-1]
-    kept = [bool((new_ids[sample.tokens] >= 0).all()) for sample in store]
-    return [start if is_kept else -1 for start, is_kept in zip(starts.tolist(), kept, strict=True)]
+    starts: list[int] = np.cumsum([0, *lengths])[:-1].tolist()
+    if kept is None:
+        return starts
+    new_ids = kept.new_ids
+    is_kept = [bool((new_ids[sample.tokens] >= 0).all()) for sample in store]
+    return [start if found else -1 for start, found in zip(starts, is_kept, strict=True)]
+
+
+def _prepared(sample: Sample, inputs: Inputs, settings: Settings) -> Inputs:
+    return _with_uncut_images(sample, inputs) if settings.engine_preprocessing else inputs
 
 
 def _with_uncut_images(sample: Sample, inputs: Inputs) -> Inputs:

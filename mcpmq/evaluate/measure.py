@@ -13,7 +13,7 @@ from mcpmq.artifact import Artifact
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import ArtifactError, OutputError
 from mcpmq.evaluate import cache
-from mcpmq.evaluate.inputs import EncodedInputs, with_vocabulary
+from mcpmq.evaluate.inputs import EncodedInputs, inputs_of
 from mcpmq.evaluate.metrics import group_results
 from mcpmq.evaluate.schema import ComparedTokens, MachineMetrics, Measurement, SampleMetrics
 from mcpmq.evaluate.settings import Settings
@@ -64,7 +64,7 @@ def measure(
         )
     artifact.verify()
     engine = engine_of(kind)
-    with with_vocabulary(inputs, artifact.manifest.vocabulary) as own:
+    with inputs_of(artifact.manifest, inputs, settings) as own:
         result = run_engine(
             engine,
             artifact.path,

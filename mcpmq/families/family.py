@@ -167,6 +167,7 @@ class VisionInputs(Protocol):
     def audio_graph_inputs(self, samples: NDArray[np.float32]) -> Iterator[dict[str, NDArray[Any]]]:
         """Yield the inputs of the audio graph by input name, for each segment of mono samples at 16 kHz."""
 
+    def image_tokens(self, width: int, height: int, num_queries: int) -> int: ...
     def position_ids(self, inputs: Inputs) -> NDArray[np.int64]:
         """Return token positions: int64 [length], or [3, length] with time, row and column (M-RoPE)."""
 

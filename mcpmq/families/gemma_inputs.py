@@ -34,6 +34,10 @@ class GemmaResizing(TileSettings):
         """Return the side of a resized image."""
         return self.size.width
 
+    def image_tokens(self, width: int, height: int, num_queries: int) -> int:
+        """Return the number of tokens of an image, the same for all sizes."""
+        return num_queries
+
     def cut(self, image: Image.Image) -> TiledImage:
         """Resize an image to one square."""
         return TiledImage((0, 0), (self.resize_image(image, self.size.width, self.size.height),))

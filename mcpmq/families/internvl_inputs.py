@@ -1,14 +1,16 @@
 """Model inputs of InternVL: an image as a grid of tiles with about its aspect ratio, followed by a thumbnail."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field, PositiveInt
 
+from mcpmq.compression_tables import ImagesTable
 from mcpmq.families.family import VisionShape
 from mcpmq.families.preprocessor import PROCESSOR_CONFIG, ChannelMeans, ChannelStds, check_consistent
 from mcpmq.families.prompt_format import PromptFormat
@@ -21,6 +23,7 @@ IMAGE_START, IMAGE_END = "<img>", "</img>"
 class InternVlTiling(TileSettings):
     """Settings of the image processor; defaults are those of transformers."""
 
+    limit_names: ClassVar[frozenset[str]] = frozenset({"max_slice_nums"})
     image_processor_type: str = Field(default="GotOcr2ImageProcessor", pattern=r"^GotOcr2ImageProcessor(Fast|Pil)?$")
     image_mean: ChannelMeans = (0.48145466, 0.4578275, 0.40821073)
     image_std: ChannelStds = (0.26862954, 0.26130258, 0.27577711)
@@ -28,6 +31,16 @@ class InternVlTiling(TileSettings):
     crop_to_patches: bool = False
     min_patches: PositiveInt = Field(default=1, le=64)
     max_patches: PositiveInt = Field(default=12, le=64)
+
+    def limit_settings(self, limits: ImagesTable) -> dict[str, Any]:
+        """Return the largest number of tiles, and the smallest one if that was larger."""
+        most = limits.max_slice_nums or self.max_patches
+        return {"max_patches": most, "min_patches": min(self.min_patches, most)}
+
+    def image_tokens(self, width: int, height: int, num_queries: int) -> int:
+        """Return the number of tokens of an image, without its tags."""
+        tiles = math.prod(self.grid(width, height))
+        return num_queries * (tiles + (tiles > 1))
 
     @property
     def side(self) -> int:

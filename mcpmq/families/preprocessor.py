@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BeforeValidator, Field, PositiveFloat, PositiveInt, model_validator
 
+from mcpmq.compression_tables import ImagesTable
 from mcpmq.errors import CheckpointError
 from mcpmq.families.config_schema import ConfigSchema, validate_config
 from mcpmq.system.json_file import read_json, read_optional_json
@@ -88,6 +89,7 @@ class PreprocessorConfig(ConfigSchema):
     """Settings that all families have; defaults are those of transformers."""
 
     known_steps: ClassVar[frozenset[str]] = KNOWN_STEPS
+    limit_names: ClassVar[frozenset[str]] = frozenset()  # keys of [images] in a recipe that apply
     patch_size: PositiveInt = Field(default=14, le=256)
     do_resize: Literal[True] = True
     do_convert_rgb: Literal[True] = True
@@ -113,6 +115,10 @@ class PreprocessorConfig(ConfigSchema):
                 if key.startswith("do_") and key not in cls.known_steps and value:
                     raise ValueError(f"`{key}` is enabled, which is not supported")
         return settings
+
+    def limit_settings(self, limits: ImagesTable) -> dict[str, Any]:
+        """Return the keys of the file for limits, which are all in `limit_names`."""
+        return dict(limits.given)
 
     @property
     def slice_resolution(self) -> int:
@@ -150,6 +156,13 @@ class PreprocessorConfig(ConfigSchema):
     def enabled_mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Return `mean_and_std`, or those without an effect if `do_normalize` is off."""
         return self.mean_and_std if self.do_normalize else ((0.0,) * 3, (1.0,) * 3)
+
+
+def image_settings(opened: object) -> PreprocessorConfig:
+    """Return the settings of images among the opened settings of a family."""
+    settings = getattr(opened, "resizing", opened)  # beside those of the audio encoder
+    assert isinstance(settings, PreprocessorConfig)
+    return settings
 
 
 def check_consistent(name: str, config: object, preprocessor: object) -> None:

@@ -66,6 +66,10 @@ class OmniInputs:
         shape = family_of(config).parse_architecture(config).required_audio
         return cls(Resizing.open(folder), AudioEncoding.open(folder, shape))
 
+    def image_tokens(self, width: int, height: int, num_queries: int) -> int:
+        """Return the number of tokens of an image; see `Resizing.image_tokens`."""
+        return self.resizing.image_tokens(width, height, num_queries)
+
     def graph_inputs(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
         """Return the inputs of the vision graph for one image; see `Resizing.graph_inputs`."""
         return self.resizing.graph_inputs(pixels)

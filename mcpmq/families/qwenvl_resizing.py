@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field, PositiveInt, model_validator
 
+from mcpmq.compression_tables import ImagesTable
+from mcpmq.errors import RecipeError
 from mcpmq.families.config_schema import ConfigSchema
 from mcpmq.families.inputs import Inputs, slice_size
 from mcpmq.families.position_ids import mrope_position_ids
@@ -28,6 +30,7 @@ DEFAULT_SIZE = PixelBounds(shortest_edge=56 * 56, longest_edge=28 * 28 * 1280)
 class Resizing(PreprocessorConfig):
     """Resizing and normalization settings of the image processor."""
 
+    limit_names: ClassVar[frozenset[str]] = frozenset({"min_pixels", "max_pixels"})
     default_size: ClassVar[PixelBounds] = DEFAULT_SIZE
     merges_bounds: ClassVar[bool] = True
 
@@ -49,6 +52,27 @@ class Resizing(PreprocessorConfig):
             return settings
         bounds = {"shortest_edge": settings.get("min_pixels"), "longest_edge": settings.get("max_pixels")}
         return {**settings, "size": {**size, **{key: value for key, value in bounds.items() if value is not None}}}
+
+    def limit_settings(self, limits: ImagesTable) -> dict[str, Any]:
+        """Return the bounds in `size`, and by the names of older versions of transformers.
+
+        Raises:
+            RecipeError: no area is within the bounds.
+        """
+        smallest = limits.min_pixels or self.size.shortest_edge
+        largest = limits.max_pixels or self.size.longest_edge
+        if not max(smallest, self.size_factor**2) <= largest:
+            raise RecipeError(
+                f"[images] has images of at most {largest:,} and at least {smallest:,} pixels, and"
+                f" {self.size_factor**2:,} pixels are one token",
+                "give a larger `max_pixels`, or a smaller `min_pixels`",
+            )
+        bounds = {"shortest_edge": smallest, "longest_edge": largest}
+        return {"size": bounds, "min_pixels": smallest, "max_pixels": largest}
+
+    def image_tokens(self, width: int, height: int, _: int) -> int:
+        """Return the number of tokens of an image, without its tags."""
+        return math.prod(self.best_size(width, height)) // self.size_factor**2
 
     @property
     def mean_and_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:

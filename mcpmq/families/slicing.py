@@ -30,6 +30,7 @@ Slice = NDArray[np.uint8]
 class Slicing(PreprocessorConfig):
     """Slicing and normalization settings of the image processor."""
 
+    limit_names: ClassVar[frozenset[str]] = frozenset({"max_slice_nums"})
     applies_pixel_settings: ClassVar[bool] = False  # the published code of 2.0 to 4.5 ignores resample and do_rescale
     image_processor_type: str = Field(
         default="MiniCPMVImageProcessor", pattern=r"^MiniCPM\w*ImageProcessor(Fast|Pil)?$"
@@ -69,6 +70,13 @@ class Slicing(PreprocessorConfig):
     def num_tokens(self, pixels: Slice, num_queries: int) -> int:
         """Return the number of image tokens of a slice: one per resampler query."""
         return num_queries
+
+    def image_tokens(self, width: int, height: int, num_queries: int) -> int:
+        """Return the number of tokens of an image, without its tags."""
+        grid, sizes = slice_sizes(width, height, self)
+        blank = [np.broadcast_to(np.uint8(0), (rows, columns, 3)) for columns, rows in sizes]
+        counts = [self.num_tokens(one, num_queries) for one in blank]
+        return counts[0] + (grid[0] * grid[1] * counts[1] if grid else 0)
 
     def graph_inputs(self, pixels: Slice) -> dict[str, NDArray[Any]]:
         """Return the inputs of the vision graph for one slice.
@@ -192,9 +200,20 @@ def slice_image(image: Image.Image, slicing: Slicing) -> tuple[tuple[int, int] |
     overview, then the slices row by row. The 8-bit image is resized, as in the published code.
     Source: adaptive visual encoding, section 3.1 of arXiv 2408.01800.
     """
-    grid = choose_grid(image.width, image.height, slicing) if slicing.slice_mode else None
-    overview = best_size(image.width, image.height, slicing, upscale=grid is None)
-    return grid, (slicing.resize_image(image, *overview), *(_cut(image, grid, slicing) if grid else ()))
+    grid, (overview, *sizes) = slice_sizes(image.width, image.height, slicing)
+    cells = _cut(image, grid, sizes[0], slicing) if grid else ()
+    return grid, (slicing.resize_image(image, *overview), *cells)
+
+
+def slice_sizes(width: int, height: int, slicing: Slicing) -> tuple[tuple[int, int] | None, list[tuple[int, int]]]:
+    """Return the grid of an image, and the width and height of the overview and, with a grid, of every slice."""
+    grid = choose_grid(width, height, slicing) if slicing.slice_mode else None
+    overview = best_size(width, height, slicing, upscale=grid is None)
+    if grid is None:
+        return None, [overview]
+    columns, rows = grid
+    refined = _round_to_multiple(width, columns) / columns, _round_to_multiple(height, rows) / rows
+    return grid, [overview, best_size(*refined, slicing, upscale=True)]
 
 
 def choose_grid(width: int, height: int, slicing: Slicing) -> tuple[int, int] | None:
@@ -227,10 +246,8 @@ def _round_to_multiple(length: float, factor: int) -> int:
     return max(round(length / factor) * factor, factor)
 
 
-def _cut(image: Image.Image, grid: tuple[int, int], slicing: Slicing) -> list[Slice]:
-    columns, rows = grid
-    refined = _round_to_multiple(image.width, columns) / columns, _round_to_multiple(image.height, rows) / rows
-    width, height = best_size(*refined, slicing, upscale=True)
+def _cut(image: Image.Image, grid: tuple[int, int], size: tuple[int, int], slicing: Slicing) -> list[Slice]:
+    (columns, rows), (width, height) = grid, size
     whole = slicing.resize_image(image, width * columns, height * rows)
     by_row = [np.hsplit(row, columns) for row in np.vsplit(whole, rows)]
     return [np.ascontiguousarray(cell) for row in by_row for cell in row]

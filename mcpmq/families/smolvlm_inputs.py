@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field, PositiveInt
 
+from mcpmq.compression_tables import ImagesTable
+from mcpmq.errors import RecipeError
 from mcpmq.families.config_schema import ConfigSchema
 from mcpmq.families.family import VisionShape
 from mcpmq.families.preprocessor import (
@@ -35,6 +37,7 @@ class SmolVlmTiling(TileSettings):
     """Settings of the image processor; defaults are those of transformers."""
 
     known_steps: ClassVar[frozenset[str]] = KNOWN_STEPS | {"do_image_splitting", "do_pad"}
+    limit_names: ClassVar[frozenset[str]] = frozenset({"longest_edge"})
     image_processor_type: str = Field(
         default="SmolVLMImageProcessor", pattern=r"^(SmolVLM|Idefics3)ImageProcessor(Fast|Pil)?$"
     )
@@ -44,6 +47,27 @@ class SmolVlmTiling(TileSettings):
     size: _Edge = _Edge(longest_edge=1456)
     max_image_size: _Edge = _Edge(longest_edge=364)  # of a tile
     do_image_splitting: bool = True
+
+    def limit_settings(self, limits: ImagesTable) -> dict[str, Any]:
+        """Return the longest edge of a resized image.
+
+        Raises:
+            RecipeError: it is longer than that of transformers.
+        """
+        if (limits.longest_edge or 0) > MAX_SIDE:
+            raise RecipeError(
+                f"[images] has a `longest_edge` of {limits.longest_edge:,} pixels, transformers at most {MAX_SIDE:,}",
+                f"give a multiple of {self.side}, the side of a tile",
+            )
+        return {"size": {"longest_edge": limits.longest_edge}}
+
+    def image_tokens(self, width: int, height: int, num_queries: int) -> int:
+        """Return the number of tokens of an image, without its tags."""
+        if not self.do_image_splitting:
+            return num_queries
+        whole = self._whole_tiles(*_size_with_longest_edge(width, height, self.size.longest_edge))
+        tiles = math.prod(whole) // self.side**2
+        return num_queries * (tiles + (tiles > 1))
 
     @property
     def side(self) -> int:

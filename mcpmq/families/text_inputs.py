@@ -33,6 +33,10 @@ class NoVisionInputs:
         """Raise an error: the model has no vision graph."""
         raise DatasetError("the sample has an image, but the model is text-only", "use a text-only dataset")
 
+    def image_tokens(self, width: int, height: int, num_queries: int) -> NoReturn:
+        """Raise an error: the model has no images."""
+        raise AssertionError("the model has no vision encoder")
+
     def position_ids(self, inputs: Inputs) -> NDArray[np.int64]:
         """Return 0, 1, 2, ...: int64 [length]."""
         return np.arange(len(inputs.tokens), dtype=np.int64)

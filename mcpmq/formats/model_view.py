@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from mcpmq.artifact import AdapterRecord, Artifact, CalibrationRecord, FileRecord, Manifest, SourceRecord
 from mcpmq.families.family import Architecture, TensorSpec
+from mcpmq.formats.image_tokens import image_limits
 from mcpmq.plan import Plan, TensorPlan
 from mcpmq.scheme import Scheme
 from mcpmq.system.environment import ARTIFACT_PACKAGES, MODEL_PACKAGES, installed_versions
@@ -94,6 +95,8 @@ class PlannedModel:
             source=source,
             recipe=recipe.to_dict(),
             vocabulary=checkpoint.vocabulary,
+            layers=checkpoint.layers,
+            images=image_limits(checkpoint),
             calibration_set=samples if calibrated else None,
             versions=installed_versions((*ARTIFACT_PACKAGES, *(MODEL_PACKAGES if calibrated else ()))),
             weights=(),

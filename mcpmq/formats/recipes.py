@@ -5,10 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from mcpmq.compression_tables import Compression
 from mcpmq.errors import RecipeError
 from mcpmq.formats import FORMATS, FormatName, declared_format
 from mcpmq.formats.format import FLOAT_SCHEMES
-from mcpmq.recipe import BUILTIN_DIRECTORY, RECIPE_BY_BITS, Recipe, VocabularyTable, builtin_recipes, recipe_reason
+from mcpmq.recipe import BUILTIN_DIRECTORY, RECIPE_BY_BITS, Recipe, builtin_recipes, recipe_reason
 from mcpmq.scheme import requested_schemes
 from mcpmq.system.table import Row, Table
 
@@ -97,11 +98,10 @@ def load_recipes(recipe: Recipe | str | None, bits: int | None, formats: Sequenc
     return [(Recipe.load(recipe_name), several) for recipe_name, several in names.items()]
 
 
-def with_vocabulary(recipes: FormatsByRecipe, vocabulary: VocabularyTable | None) -> FormatsByRecipe:
-    """Return the recipes with another [vocabulary], if one is given."""
-    if vocabulary is None:
-        return recipes
-    return [(recipe.model_copy(update={"vocabulary": vocabulary}), names) for recipe, names in recipes]
+def with_compression(recipes: FormatsByRecipe, compression: Compression) -> FormatsByRecipe:
+    """Return the recipes with the tables that are given instead of their own."""
+    given = compression.given
+    return [(recipe.model_copy(update=given), names) for recipe, names in recipes] if given else recipes
 
 
 def formats_of(recipe: Recipe) -> list[FormatName]:

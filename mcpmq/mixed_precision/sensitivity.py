@@ -41,16 +41,16 @@ def block_sensitivities(
     runner = open_checkpoint(checkpoint, threads)
     with temporary_folder() as folder:
         original = folder / ORIGINAL
-        _mean_kld(runner, inputs, TokenMetrics(inputs, original, {}))
+        mean_kld(runner, inputs, TokenMetrics(inputs, original, {}))
         measured = {}
         for name in progress(_measured_blocks(list(blocks)), "measuring block sensitivity"):
             metrics = TokenMetrics(inputs, None, {ORIGINAL: original})
-            kld = _mean_kld(_quantize_block(runner, blocks[name]), inputs, metrics)
+            kld = mean_kld(_quantize_block(runner, blocks[name]), inputs, metrics)
             measured[name] = max(DIVERGENCE_EPSILON, kld)
     return {name: measured.get(name) or _interpolate(name, measured) for name in blocks}
 
 
-def _mean_kld(runner: TorchRunner, inputs: Sequence[Inputs], metrics: TokenMetrics) -> float:
+def mean_kld(runner: TorchRunner, inputs: Sequence[Inputs], metrics: TokenMetrics) -> float:
     """Run all samples; return the mean KLD over answer tokens, 0 without a comparison."""
     comparisons = [one for results in runner.run(inputs, metrics) for one in results.compared.values()]
     metrics.close()

@@ -47,6 +47,8 @@ def render_card(
         caches=_cache_tables(artifacts, report),
         artifacts=list(zip(record.artifacts, artifacts, strict=True)),
         source_size=format_megabytes(record.source.nbytes),
+        layers=artifacts[0].manifest.layers,
+        images=artifacts[0].manifest.images,
         vocabulary=artifacts[0].manifest.vocabulary,
         license_files=license.text_files,
         original_card=ORIGINAL_CARD if any(file.name == MODEL_CARD for file in license.files) else None,

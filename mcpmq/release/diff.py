@@ -95,6 +95,8 @@ def _origin(artifact: Artifact) -> dict[str, str]:
         "original": f"{manifest.source.merged_name}, {manifest.source.sha256[:12]}",
         "revision of the original": manifest.source.revision or "",
         "recipe": str(manifest.recipe.get("name", "")),
+        "layers": str(manifest.layers or "all of the original"),
+        "image limits": str(manifest.images or "those of the original"),
         "vocabulary": str(manifest.vocabulary or "all tokens"),
         "calibration set": f"{used.name}, {used.sha256[:12]}" if used else "none",
         **{f"version of {package}": version for package, version in manifest.versions.items()},

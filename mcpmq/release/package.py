@@ -2,12 +2,12 @@
 
 import shutil
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
 from mcpmq.artifact import Artifact, write_manifest
 from mcpmq.checkpoint import Checkpoint
+from mcpmq.compression import same_inputs
 from mcpmq.errors import ReleaseError
 from mcpmq.evaluate.sample_size import MIN_EVALUATION_SAMPLES
 from mcpmq.formats import format_of
@@ -27,7 +27,6 @@ from mcpmq.release.record import (
 )
 from mcpmq.report import ArtifactResult, Report, write_report
 from mcpmq.system.output import atomic_dir, check_output, lock_output
-from mcpmq.vocabulary import trimmed_view
 
 MIN_SAMPLES = 2  # of a group in a report; one sample has no interval
 PROCESSOR, RECIPES = "processor", "recipes"
@@ -104,6 +103,14 @@ def _check_artifacts(artifacts: Sequence[Artifact], checkpoint: Checkpoint) -> N
         if manifest.vocabulary != artifacts[0].manifest.vocabulary:
             sizes = " and ".join(str(one.manifest.vocabulary or "all tokens") for one in (artifacts[0], artifact))
             raise ReleaseError(f"the artifacts have different vocabularies: {sizes}", "package one release for each")
+        if manifest.layers != artifacts[0].manifest.layers:
+            layers = " and ".join(str(one.manifest.layers or "all layers") for one in (artifacts[0], artifact))
+            raise ReleaseError(f"the artifacts have different layers: {layers}", "package one release for each")
+        if manifest.images != artifacts[0].manifest.images:
+            limits = " and ".join(
+                str(one.manifest.images or "those of the original") for one in (artifacts[0], artifact)
+            )
+            raise ReleaseError(f"the artifacts have different image limits: {limits}", "package one release for each")
         if manifest.source.sha256 != checkpoint.sha256:
             raise ReleaseError(
                 f"`{artifact.path}` was made from `{manifest.source.merged_name}` ({manifest.source.sha256[:12]}), not"
@@ -162,8 +169,7 @@ def _copy_artifact(artifact: Artifact, folder: Path, max_file_nbytes: int | None
 def _copy_texts(checkpoint: Checkpoint, license: License, artifacts: Sequence[Artifact], folder: Path) -> None:
     for name in (PROCESSOR, RECIPES):
         (folder / name).mkdir()
-    kept = artifacts[0].manifest.vocabulary
-    with trimmed_view(checkpoint, kept) if kept else nullcontext(checkpoint) as view:
+    with same_inputs(checkpoint, artifacts[0].manifest) as view:
         for text in view.text_files:
             text.copy(folder / PROCESSOR)
     for file in license.files:

@@ -82,10 +82,10 @@ def ablate_components(
         EngineError: a loss is not finite.
     """
     check_source(checkpoint, quantized.artifact)
-    if quantized.artifact.manifest.vocabulary:
+    if compression := quantized.artifact.manifest.compression:
         raise ArtifactError(
-            f"the vocabulary of `{quantized.path}` is trimmed, so its components do not fit to those of the original",
-            "quantize the checkpoint with all tokens",
+            f"`{quantized.path}` has {compression}, so its components do not fit to those of the original",
+            "quantize the checkpoint with all tokens, layers and image tokens",
         )
     quantized.artifact.verify()
     torch.set_num_threads(settings.threads)

@@ -204,9 +204,10 @@ def _measure_artifacts(
 def _check_engine_baselines(baselines: Sequence[Artifact], artifacts: Sequence[Artifact]) -> None:
     kinds, baseline_kinds = ([one.manifest.kind for one in several] for several in (artifacts, baselines))
     for baseline, kind in zip(baselines, baseline_kinds, strict=True):
-        if baseline.manifest.vocabulary:
+        if compression := baseline.manifest.compression:
             raise ArtifactError(
-                f"the vocabulary of the engine baseline `{baseline.path}` is trimmed", "export one with all tokens"
+                f"the engine baseline `{baseline.path}` has {compression}",
+                "export one with all tokens, layers and image tokens",
             )
         if schemes := {one.scheme for one in baseline.manifest.weights if one.scheme not in UNQUANTIZED_SCHEMES}:
             listed = ", ".join(f"`{scheme}`" for scheme in sorted(map(str, schemes)))

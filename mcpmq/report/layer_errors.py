@@ -54,7 +54,8 @@ def _find_quantized_model(artifact: Artifact) -> "QuantizedModel | None":
 
     quantized = QuantizedModel.open(folder)
     ours = quantized.artifact.manifest
-    same = (ours.source, ours.recipe, ours.vocabulary) == (theirs.source, theirs.recipe, theirs.vocabulary)
+    decided = [(one.source, one.recipe, one.vocabulary, one.images, one.layers) for one in (ours, theirs)]
+    same = decided[0] == decided[1]
     # Scaled weights differ from the original, although their outputs are equal.
     scaled = any(
         (record.smoothing_exponent, record.row_exponents, record.column_exponents) != (None, None, None)
@@ -69,8 +70,11 @@ def _weight_errors(
     """Return the relative root-mean-square error of the weights of every block."""
     import torch
 
+    from mcpmq.compression import remove_layers
     from mcpmq.execution.torch_model import to_float
 
+    with remove_layers(checkpoint, quantized.artifact.manifest.layers) as view:
+        checkpoint = view  # only files of texts are temporary
     specs, kept = {spec.name: spec for spec in checkpoint.specs}, quantized.artifact.manifest.vocabulary
     errors = {}
     for block, records in blocks.items():

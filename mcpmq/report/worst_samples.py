@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from mcpmq.artifact import Artifact
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import Sample, SampleSet
-from mcpmq.evaluate import EncodedInputs, Measurement, Settings
+from mcpmq.evaluate import EncodedInputs, Measurement, Settings, inputs_of
 from mcpmq.evaluate.measure import artifact_options, original_options
 from mcpmq.evaluate.schema import SampleMetrics
 from mcpmq.families.images import open_image
@@ -74,22 +74,23 @@ def generate_worst_answers(
         answers = partial(_answers, folder, encoded, settings.threads, budget)
         originals = answers("original", "torch", checkpoint.path, list(ids), original_options(checkpoint))
         return [
-            GreedyAnswers(originals, _artifact_answers(artifact, folder / f"{number}", encoded, one, settings, budget))
+            GreedyAnswers(originals, _artifact_answers(artifact, folder / f"{number}", inputs, one, settings, budget))
             for number, ((artifact, _), one) in enumerate(zip(measured, worst, strict=True))
         ]
 
 
 def _artifact_answers(
-    artifact: Artifact, folder: Path, encoded: Mapping[str, Inputs], ids: list[str], settings: Settings, budget: int
+    artifact: Artifact, folder: Path, inputs: EncodedInputs, ids: list[str], settings: Settings, budget: int
 ) -> dict[str, GreedyAnswer]:
-    """Return the answers of an artifact in the tokens of the original."""
+    """Return the answers of an artifact to its own encoding of the samples, in the tokens of the original."""
     engine, kept = engine_of(artifact.manifest.kind), artifact.manifest.vocabulary
     model = engine, artifact.path, ids, artifact_options(engine, settings)
+    with inputs_of(artifact.manifest, inputs, settings) as own:
+        encoded = {one.id: one for one in own.store if one.id in ids}
+        answers = _answers(folder.parent, encoded, settings.threads, budget, folder.name, *model)
     if kept is None:
-        return _answers(folder.parent, encoded, settings.threads, budget, folder.name, *model)
-    new_ids, old_ids = kept.new_ids, kept.ids
-    trimmed = {name: replace(encoded[name], tokens=new_ids[encoded[name].tokens]) for name in ids}
-    answers = _answers(folder.parent, trimmed, settings.threads, budget, folder.name, *model)
+        return answers
+    old_ids = kept.ids
     return {name: replace(one, tokens=tuple(old_ids[list(one.tokens)].tolist())) for name, one in answers.items()}
 
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from mcpmq.artifact import MANIFEST, RELEASE_RECORD, Artifact
+from mcpmq.artifact import MANIFEST, RELEASE_RECORD, Artifact, Manifest
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import ArtifactError, CheckpointError
 from mcpmq.families import family_named
@@ -176,7 +176,7 @@ def text_files(artifact: Artifact) -> Path:
         ArtifactError: no folder has them.
     """
     for folder in _conversion_folders(artifact.path.absolute().parent):
-        if (folder / CONFIG).is_file() and Artifact.open(folder).manifest.source == artifact.manifest.source:
+        if (folder / CONFIG).is_file() and _same_inputs(Artifact.open(folder).manifest, artifact.manifest):
             return folder
     if (cached := _cached_original(artifact)) is not None:
         return cached
@@ -187,10 +187,16 @@ def text_files(artifact: Artifact) -> Path:
     )
 
 
+def _same_inputs(first: Manifest, second: Manifest) -> bool:
+    """Return whether two artifacts encode samples equally."""
+    decided = [(one.source, one.vocabulary, one.images) for one in (first, second)]
+    return decided[0] == decided[1]
+
+
 def _cached_original(artifact: Artifact) -> Path | None:
-    """Return the original in the cache of the hub; None if it is not there, or not a checkpoint of the hub."""
-    source = artifact.manifest.source
-    if source.revision is None:
+    """Return the original in the cache of the hub; None without it, or if the artifact encodes samples otherwise."""
+    source, is_compressed = artifact.manifest.source, artifact.manifest.vocabulary or artifact.manifest.images
+    if source.revision is None or is_compressed:
         return None
     from huggingface_hub import try_to_load_from_cache
 

@@ -144,6 +144,8 @@ def _artifact_table(artifact: "Artifact") -> Table:
         ("family", [manifest.family]),
         ("original", [source]),
         ("recipe", [str(manifest.recipe.get("name"))]),
+        *([("layers", [str(manifest.layers)])] if manifest.layers else []),
+        *([("image limits", [str(manifest.images)])] if manifest.images else []),
         *([("vocabulary", [str(manifest.vocabulary)])] if manifest.vocabulary else []),
         ("calibration set", [_calibration_set(artifact)]),
         *((f"calibration tokens, {component}", [tokens]) for component, tokens in _token_counts(artifact).items()),

@@ -9,17 +9,18 @@ from numpy.typing import NDArray
 
 from mcpmq.checkpoint import CONFIG, Checkpoint
 from mcpmq.checkpoint.kept_vocabulary import KeptVocabulary
+from mcpmq.checkpoint.text_files import copy_files, to_json
+from mcpmq.compression_tables import VocabularyTable
 from mcpmq.dataset import SampleSet
 from mcpmq.errors import CheckpointError
 from mcpmq.families.tokenizer import complete_tokenizer, read_tokenizer
-from mcpmq.recipe import VocabularyTable
 from mcpmq.system.json_file import read_json, read_optional_json
 from mcpmq.system.progress import Progress, silent
 from mcpmq.system.temporary_folder import temporary_folder
 from mcpmq.vocabulary.byte_level_bpe import ByteLevelBpe, token_bytes
 from mcpmq.vocabulary.corpus import read_corpus, template_tokens
 from mcpmq.vocabulary.letters import script_of_text
-from mcpmq.vocabulary.renumbering import ID_FILES, TOKENIZER, renumber_config, renumbered_file, to_json, token_ids_in
+from mcpmq.vocabulary.renumbering import ID_FILES, TOKENIZER, renumber_config, renumbered_file, token_ids_in
 from mcpmq.vocabulary.selection import select_tokens
 
 __all__ = ["trim_vocabulary", "trimmed_view"]
@@ -73,10 +74,9 @@ def trimmed_view(checkpoint: Checkpoint, vocabulary: KeptVocabulary) -> Iterator
     new_ids = {number: index for index, number in enumerate(ids.tolist())}
     config = renumber_config(checkpoint.config, new_ids, vocabulary.size)
     with temporary_folder() as folder:
-        for file in checkpoint.text_files:
-            text = renumbered_file(file.path, bpe, new_ids)
-            file.copy(folder) if text is None else (folder / file.name).write_text(text, encoding="utf-8")
-        (folder / CONFIG).write_text(to_json(config), encoding="utf-8")
+        texts = {file.name: renumbered_file(file.path, bpe, new_ids) for file in checkpoint.text_files}
+        replaced = {name: text for name, text in texts.items() if text is not None}
+        copy_files(checkpoint.text_files, folder, {**replaced, CONFIG: to_json(config)})
         view = checkpoint.with_vocabulary(vocabulary, folder, config)
         _check_ids(view, bpe, new_ids)
         yield view

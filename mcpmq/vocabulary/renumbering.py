@@ -1,11 +1,11 @@
 """Text files of a checkpoint with the token ids of a trimmed vocabulary; the only place that renumbers ids."""
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from mcpmq.checkpoint.text_files import to_json
 from mcpmq.errors import CheckpointError
 from mcpmq.families.special_tokens import ADDED_TOKENS, TOKENIZER_CONFIG
 from mcpmq.system.json_file import read_json, read_text
@@ -78,11 +78,6 @@ def renumbered_file(file: Path, bpe: ByteLevelBpe, new_ids: NewIds) -> str | Non
     if file.name == MERGES:
         return "".join(line for line in read_text(file).splitlines(keepends=True) if _is_kept(line, by_text))
     return to_json(writers[file.name]()) if file.name in writers else None
-
-
-def to_json(content: Mapping[str, Any]) -> str:
-    """Return the text of a JSON file."""
-    return json.dumps(content, ensure_ascii=False, indent=2) + "\n"
 
 
 def _tokenizer_config(config: Mapping[str, Any], new_ids: NewIds) -> dict[str, Any]:

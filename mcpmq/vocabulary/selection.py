@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from mcpmq.compression_tables import VocabularyTable
 from mcpmq.errors import RecipeError
-from mcpmq.recipe import VocabularyTable
 from mcpmq.vocabulary.byte_level_bpe import BYTES, ByteLevelBpe, token_bytes
 from mcpmq.vocabulary.letters import Letters
 

@@ -11,16 +11,17 @@ from numpy.typing import NDArray
 
 from mcpmq.artifact import Artifact
 from mcpmq.checkpoint import Checkpoint
+from mcpmq.compression_tables import VocabularyTable
 from mcpmq.dataset import SampleSet
 from mcpmq.errors import ArtifactError
 from mcpmq.evaluate import Settings, encode_samples
-from mcpmq.evaluate.inputs import with_vocabulary
+from mcpmq.evaluate.inputs import inputs_of
 from mcpmq.export import export
 from mcpmq.families.inputs import Inputs
 from mcpmq.plan import make_plan
 from mcpmq.quantize import quantize
 from mcpmq.quantized_model import QuantizedModel
-from mcpmq.recipe import Recipe, VocabularyTable
+from mcpmq.recipe import Recipe
 from mcpmq.report import Report
 from mcpmq.report.compare import compare
 from mcpmq.report.tables import report_table
@@ -115,11 +116,11 @@ def test_samples_are_those_of_the_trimmed_processor(
     small_checkpoint: Path, trimmed: Artifact, samples: SampleSet
 ) -> None:
     """Mapped tokens and pixels are those that the trimmed tokenizer and the processor give."""
-    checkpoint, kept = Checkpoint.open(small_checkpoint), trimmed.manifest.vocabulary
+    checkpoint, settings = Checkpoint.open(small_checkpoint), Settings.from_options(threads=1)
     processor = checkpoint.family.open_processor(trimmed.path)
     with (
-        encode_samples(checkpoint, samples, Settings.from_options(threads=1)) as inputs,
-        with_vocabulary(inputs, kept) as own,
+        encode_samples(checkpoint, samples, settings) as inputs,
+        inputs_of(trimmed.manifest, inputs, settings) as own,
     ):
         for sample, found in zip(samples, own.store, strict=True):
             expected = processor.encode_turns(sample.id, sample.turns)
@@ -176,7 +177,7 @@ def test_a_trimmed_baseline_is_an_error(
 ) -> None:
     """An engine baseline has all tokens."""
     artifact = export(QuantizedModel.open(trimmed.path), "gguf", tmp_path / "gguf")
-    with pytest.raises(ArtifactError, match="the vocabulary of the engine baseline"):
+    with pytest.raises(ArtifactError, match="the engine baseline .* has 288 of 320 tokens"):
         compare(
             Checkpoint.open(small_checkpoint),
             [artifact],

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, pre_tokenizers
 
+from mcpmq.compression_tables import VocabularyTable
 from mcpmq.errors import CheckpointError
-from mcpmq.recipe import VocabularyTable
 from mcpmq.vocabulary.byte_level_bpe import BYTES, ByteLevelBpe, token_bytes
 from mcpmq.vocabulary.selection import select_tokens
 from tests.vocabulary import byte_level

@@ -13,6 +13,7 @@ from tokenizers import Tokenizer
 from mcpmq.artifact import Artifact
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.checkpoint.kept_vocabulary import KeptVocabulary
+from mcpmq.compression_tables import VocabularyTable
 from mcpmq.dataset import SampleSet
 from mcpmq.errors import CheckpointError, DatasetError, OutputError, RecipeError
 from mcpmq.estimate.forecast import forecast
@@ -21,7 +22,7 @@ from mcpmq.formats import FormatName
 from mcpmq.one_pass import convert_in_one_pass
 from mcpmq.plan import make_plan
 from mcpmq.quantize import quantize
-from mcpmq.recipe import Recipe, VocabularyTable
+from mcpmq.recipe import Recipe
 from mcpmq.runners.llamacpp import llamacpp
 from mcpmq.runners.llamacpp.artifact_files import artifact_files
 from mcpmq.runners.llamacpp.language import LanguageModel
@@ -34,7 +35,7 @@ from tests.tiny_families import TINY_FAMILIES
 TABLE = VocabularyTable(max_tokens=288)
 PHONE = Recipe.load("phone-int4").model_copy(update={"vocabulary": TABLE})
 BY_NAME = {family.name: family for family in TINY_FAMILIES}
-SENTENCEPIECE = ("minicpm-v-2.0", "minicpm-v-4.0", "minicpm3")
+SENTENCEPIECE = ("minicpm-v-2.0", "minicpm-v-4.0", "minicpm3", "gemma-3")
 
 
 @pytest.fixture(scope="module")

@@ -22,13 +22,19 @@ def add_metadata(writer: GGUFWriter, shape: LanguageShape, linear: LinearAttenti
     """Write the sizes of linear attention, and M-RoPE sections: llama.cpp always applies M-RoPE to this architecture.
 
     Raises:
-        FormatError: key and value heads have different sizes.
+        FormatError: key and value heads have different sizes, or the layers have one kind of attention only.
     """
     if linear.value_head_dim != linear.key_head_dim:
         raise FormatError(
             f"linear attention has key heads of {linear.key_head_dim} and value heads of {linear.value_head_dim};"
             " llama.cpp supports equal sizes only",
             "export to another format, for example `onnx`",
+        )
+    if not 0 < len(linear.layers) < shape.num_layers:
+        raise FormatError(
+            f"{len(linear.layers)} of {shape.num_layers} layers have linear attention; llama.cpp needs layers of both"
+            " kinds",
+            "remove other layers, or export to another format, for example `onnx`",
         )
     writer.add_rope_dimension_count(shape.rotary_dim)
     if not shape.mrope_sections:

@@ -5,7 +5,7 @@ from gguf import GGUFWriter
 from mcpmq.errors import FormatError
 from mcpmq.families import family_named
 from mcpmq.families.family import VisionKind
-from mcpmq.families.preprocessor import PreprocessorConfig
+from mcpmq.families.preprocessor import PreprocessorConfig, image_settings
 from mcpmq.formats.gguf import internvit, merger, pooled, qwen_omni, qwenvl, resampler, resampler_2_0, tiles
 from mcpmq.formats.gguf.vision_tower import VisionTower
 from mcpmq.formats.model_view import ModelView
@@ -37,9 +37,7 @@ def open_preprocessor(model: ModelView) -> PreprocessorConfig:
         CheckpointError: no file has them, or they are invalid.
         FormatError: llama.cpp resizes images with another filter.
     """
-    opened = family_named(model.artifact.manifest.family).open_vision_inputs(model.path)
-    settings = getattr(opened, "resizing", opened)  # beside those of the audio encoder
-    assert isinstance(settings, PreprocessorConfig)
+    settings = image_settings(family_named(model.artifact.manifest.family).open_vision_inputs(model.path))
     if settings.resample != (used := tower_of(model).resample):
         raise FormatError(
             f"images are resized with the filter {settings.resample} of Pillow (`resample`), llama.cpp uses {used}",

@@ -7,6 +7,7 @@ from gguf import GGUFWriter
 from mcpmq.errors import FormatError
 from mcpmq.families.family import VisionShape
 from mcpmq.families.preprocessor import PreprocessorConfig
+from mcpmq.families.qwenvl_resizing import Resizing
 from mcpmq.formats.gguf.names import TensorNames
 from mcpmq.formats.gguf.vision_tower import VisionTower
 from mcpmq.formats.model_view import ModelView
@@ -38,6 +39,15 @@ def _add_metadata(writer: GGUFWriter, model: ModelView, preprocessor: Preprocess
     _check_patches(model.architecture.required_vision)
     writer.add_uint32("clip.vision.image_size", IMAGE_SIDE)
     writer.add_uint32("clip.vision.projection_dim", model.architecture.language.hidden_size)
+    _add_pixel_bounds(writer, model, preprocessor)
+
+
+def _add_pixel_bounds(writer: GGUFWriter, model: ModelView, preprocessor: PreprocessorConfig) -> None:
+    """Write the bounds of an image if a recipe sets them; else llama.cpp has its own."""
+    if model.artifact.manifest.images:
+        assert isinstance(preprocessor, Resizing)
+        writer.add_uint32("clip.vision.image_min_pixels", preprocessor.size.shortest_edge)
+        writer.add_uint32("clip.vision.image_max_pixels", preprocessor.size.longest_edge)
 
 
 def _check_patches(shape: VisionShape) -> None:
@@ -101,6 +111,7 @@ def _add_qwen3_metadata(writer: GGUFWriter, model: ModelView, preprocessor: Prep
     writer.add_uint32("clip.vision.spatial_merge_size", shape.spatial_merge_size)
     is_deepstack = [layer in shape.deepstack_layers for layer in range(shape.num_layers)]
     writer.add_array("clip.vision.is_deepstack_layers", is_deepstack)
+    _add_pixel_bounds(writer, model, preprocessor)
 
 
 QWEN3_VL = replace(QWEN2_VL, projector_type="qwen3vl_merger", names=QWEN3_VL_NAMES, add_metadata=_add_qwen3_metadata)

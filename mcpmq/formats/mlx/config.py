@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from mcpmq.errors import FormatError
 from mcpmq.families.language_shape import LanguageShape
 from mcpmq.formats.model_view import ModelView
 
@@ -27,5 +28,11 @@ def _text_defaults(language: LanguageShape) -> dict[str, Any]:
     defaults: dict[str, Any] = {"rope_theta": language.rope_theta}
     if language.linear_attention:
         full = [layer for layer in range(language.num_layers) if not language.is_linear_attention(layer)]
-        defaults["full_attention_interval"] = full[0] + 1 if full else language.num_layers + 1
+        every = full[0] + 1 if full else language.num_layers + 1
+        if full != [*range(every - 1, language.num_layers, every)]:
+            raise FormatError(
+                f"layers {full} have full attention, mlx-vlm supports every {every}th only",
+                "remove other layers, or export to another format",
+            )
+        defaults["full_attention_interval"] = every
     return defaults
