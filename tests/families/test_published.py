@@ -48,10 +48,13 @@ def test_tensors_and_defaults_are_those_of_the_torch_class(name: str) -> None:
         name: tuple(parameter.shape) for name, parameter in module.named_parameters()
     }
     assert len({spec.name for spec in specs}) == len({spec.hub_name for spec in specs}) == len(specs)
-    assert architecture.language.rope_theta == text.rope_parameters["rope_theta"]
+    rope = text.rope_parameters.get("full_attention", text.rope_parameters)  # Gemma 3 has a base of each attention type
+    assert architecture.language.rope_theta == rope["rope_theta"]
+    if local := architecture.language.local_attention:
+        assert local.rope_theta == text.rope_parameters["sliding_attention"]["rope_theta"]
     assert architecture.language.norm_epsilon == text.rms_norm_eps
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    assert architecture.language.rotary_dim == head_dim * text.rope_parameters.get("partial_rotary_factor", 1)
+    assert architecture.language.rotary_dim == head_dim * rope.get("partial_rotary_factor", 1)
 
 
 def test_the_inferred_vocabulary_of_4_7_gives_the_published_number_of_weights() -> None:
