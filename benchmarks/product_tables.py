@@ -42,6 +42,8 @@ def all_commands() -> dict[str, Any]:
     """Return every command by its name; the name of a command of a group begins with that of the group."""
     found: dict[str, Any] = {}
     for name, command in typer.main.get_command(app).commands.items():  # type: ignore[attr-defined]
+        if command.hidden:
+            continue
         inner = getattr(command, "commands", None)
         found |= {name: command} if inner is None else {f"{name} {other}": one for other, one in inner.items()}
     return found

@@ -9,6 +9,8 @@ McpmqError
 ├── FormatError        the format does not support the plan
 ├── ArtifactError      the artifact or report is missing, invalid or changed
 ├── GateError          the gate file is invalid
+├── SweepError         the sweep file is invalid, or a step of a sweep cannot be run
+├── ClusterError       the cluster does not answer, or a worker died
 ├── OutputError        the output cannot be written
 ├── ReleaseError       the release cannot be made, or its files changed
 └── EngineError        the engine failed
@@ -57,6 +59,14 @@ class ArtifactError(McpmqError):
 
 class GateError(McpmqError):
     """The gate file is invalid."""
+
+
+class SweepError(McpmqError):
+    """The sweep file is invalid, or a step of a sweep cannot be run."""
+
+
+class ClusterError(McpmqError):
+    """The cluster does not answer, or a worker of it died."""
 
 
 class OutputError(McpmqError):

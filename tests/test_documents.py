@@ -18,6 +18,7 @@ from benchmarks.svg import THEMES
 from mcpmq.formats import FormatName
 from mcpmq.gate import Gate
 from mcpmq.recipe import Recipe
+from mcpmq.sweep import SweepFile
 from tests.tiny_families import TINY_FAMILIES
 
 ROOT = Path(__file__).parent.parent
@@ -111,10 +112,13 @@ def test_the_examples_run(
 
 
 @pytest.mark.parametrize("text", TOML, ids=TOML.values())
-def test_recipes_and_gates_in_documents_are_valid(text: str, tmp_path: Path) -> None:
-    """A block with a table of weights is a recipe; others are gates."""
+def test_recipes_gates_and_sweeps_in_documents_are_valid(text: str, tmp_path: Path) -> None:
+    """A block with a table of weights is a recipe, one with checkpoints a sweep; others are gates."""
     file = tmp_path / "block.toml"
     file.write_text(text)
+    if "checkpoints" in text:
+        assert list(SweepFile.load(file).combinations())
+        return
 
     assert Recipe.load(str(file)).weights if "[weights]" in text else list(Gate.load(file).bounds("original"))
 

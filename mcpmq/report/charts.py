@@ -1,6 +1,6 @@
 """Charts of a report as SVG, with the colors of the page: bars by block, and size against quality."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from html import escape
 from math import isfinite, log10, sqrt
 from string import ascii_uppercase
@@ -37,25 +37,39 @@ def size_chart(report: Report) -> str | None:
     """Return size against mean KLD of several artifacts, with intervals and letters; None for fewer than two."""
     group = next(iter(report.original.groups))
     points = [
-        (result.measurement.nbytes / 1e6, result.differences[group].kl_divergence)
+        (result.measurement.nbytes, result.differences[group].kl_divergence)
         for result in report.artifacts
         if group in result.differences and result.differences[group].kl_divergence.value > 0
     ]
+    return scatter_chart(points, [ascii_uppercase[number % 26] for number in range(len(points))])
+
+
+def scatter_chart(
+    points: Sequence[tuple[int, Estimate]], labels: Sequence[str], front: Collection[int] = ()
+) -> str | None:
+    """Return sizes in bytes against mean KLD with intervals, and a line through the points with indices in `front`.
+
+    The scale of KLD is logarithmic: all values are positive. Fewer than two points have no chart.
+    """
     if len(points) < 2:
         return None
-    sizes, klds = [size for size, _ in points], [kld for _, kld in points]
+    sizes, klds = [nbytes / 1e6 for nbytes, _ in points], [kld for _, kld in points]
     x = _scale(min(sizes), max(sizes), SCATTER_LEFT + 30, SCATTER_WIDTH - 40)
     lowest, highest = min(_low(kld) for kld in klds), max(_high(kld) for kld in klds)
     y = _scale(log10(lowest), log10(highest), SCATTER_HEIGHT - BOTTOM, TOP + 10)
-    marks = [_mark(ascii_uppercase[number % 26], x(size), kld, y) for number, (size, kld) in enumerate(points)]
+    marks = [_mark(label, x(size), kld, y) for label, size, kld in zip(labels, sizes, klds, strict=True)]
     ends = dict.fromkeys((lowest, sqrt(lowest * highest), highest))
     axis = [_axis_line(y(log10(value)), f"{value:.2g}", SCATTER_LEFT, SCATTER_WIDTH) for value in ends]
-    labels = [
+    ticks = [
         f'<text class="component" x="{x(size):.1f}" y="{SCATTER_HEIGHT - 24}">{size:,.1f} MB</text>'
         for size in dict.fromkeys((min(sizes), max(sizes)))
     ]
     title = f'<text class="component" x="{SCATTER_WIDTH / 2}" y="{SCATTER_HEIGHT - 4}">size of all files</text>'
-    return _svg(SCATTER_WIDTH, SCATTER_HEIGHT, [*axis, *labels, title, *marks])
+    path = " ".join(
+        f"{x(size):.1f},{y(log10(klds[at].value)):.1f}" for size, at in sorted((sizes[at], at) for at in front)
+    )
+    line = [f'<polyline class="front" points="{path}"/>'] if path else []
+    return _svg(SCATTER_WIDTH, SCATTER_HEIGHT, [*axis, *ticks, title, *line, *marks])
 
 
 def _low(kld: Estimate) -> float:

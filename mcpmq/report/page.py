@@ -22,9 +22,8 @@ def render_html(report: Report, gate: Table | None = None, *, failed: bool = Fal
 
     `gate` has a row for every bound of a gate; without a gate the verdict is a summary.
     """
-    environment = Environment(autoescape=True, finalize=_finalize, trim_blocks=True, lstrip_blocks=True)
-    template = environment.from_string(files("mcpmq.report").joinpath("page.html").read_text(encoding="utf-8"))
-    return template.render(
+    return render_page(
+        files("mcpmq.report").joinpath("page.html").read_text(encoding="utf-8"),
         report=report,
         title=report_title(report),
         gate=gate,
@@ -47,6 +46,13 @@ def render_html(report: Report, gate: Table | None = None, *, failed: bool = Fal
         track=_track,
         max_change=_max_perplexity_change(report),
     )
+
+
+def render_page(template: str, **values: object) -> str:
+    """Render a template with the style of a report; texts are escaped."""
+    environment = Environment(autoescape=True, finalize=_finalize, trim_blocks=True, lstrip_blocks=True)
+    style = files("mcpmq.report").joinpath("page.css").read_text(encoding="utf-8")
+    return environment.from_string(template).render(style=style, **values)
 
 
 def _finalize(value: object) -> object:

@@ -25,6 +25,7 @@ from mcpmq.ui.next_steps import (
 )
 from mcpmq.ui.plans import print_plan, print_plans
 from mcpmq.ui.reports import print_ablation, print_report, print_reports, print_verdicts
+from mcpmq.ui.sweeps import print_sweep, print_sweep_paths, sweep_view
 from mcpmq.ui.terminal import (
     print_error,
     print_notice,
@@ -61,6 +62,8 @@ __all__ = [
     "print_sample_set",
     "print_search_steps",
     "print_set",
+    "print_sweep",
+    "print_sweep_paths",
     "print_table",
     "print_verdicts",
     "print_written_files",
@@ -68,4 +71,5 @@ __all__ = [
     "set_verbosity",
     "start_progress",
     "stop_progress",
+    "sweep_view",
 ]

@@ -34,15 +34,20 @@ def set_verbosity(*, quiet: bool = False, verbose: bool = False) -> None:
     _state.quiet, _state.verbose = quiet, verbose
 
 
-def _console(*, stderr: bool = False) -> Console:
-    # Brackets and numbers in names are not markup.
+def is_quiet() -> bool:
+    """Return whether progress and notices are off."""
+    return _state.quiet
+
+
+def plain_console(*, stderr: bool = False) -> Console:
+    """Return a console for texts: brackets and numbers in names are not markup."""
     return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
 
 
 def print_error(error: McpmqError) -> None:
     """Print the message and the hint of an error to stderr."""
     stop_progress()
-    console = _console(stderr=True)
+    console = plain_console(stderr=True)
     if _state.verbose:
         console.print(escape_controls("".join(traceback.format_exception(error))), soft_wrap=True)
     message, hint = escape_controls(str(error)), escape_controls(error.hint)
@@ -54,13 +59,13 @@ def print_error(error: McpmqError) -> None:
 def print_notice(text: str) -> None:
     """Print a line to stderr, unless quiet."""
     if not _state.quiet:
-        _console(stderr=True).print(escape_controls(text), soft_wrap=True)
+        plain_console(stderr=True).print(escape_controls(text), soft_wrap=True)
 
 
 def start_progress(label: str) -> Progress:
     """Show that a command has begun, before it loads its libraries; bars in a terminal, lines elsewhere, or quiet."""
     stop_progress()
-    console = _console(stderr=True)
+    console = plain_console(stderr=True)
     if _state.quiet:
         return silent
     _state.progress = ProgressBars(console, label) if console.is_terminal else ProgressLines(print_notice, label)
@@ -119,7 +124,7 @@ def _format_value(name: str, value: Any) -> str:
 
 
 def _print_terminal_table(table: Table) -> None:
-    console = _console()
+    console = plain_console()
     width = console.width if console.is_terminal else None  # a file or a pipe has no width
     for line in lay_out(_without_controls(table), width):
         console.print(Text(line.text, STYLES[line.style]), soft_wrap=True)
