@@ -9,9 +9,10 @@ from itertools import product
 from math import prod
 
 from mcpmq.checkpoint import Checkpoint
+from mcpmq.compression import compression_notes
 from mcpmq.errors import RecipeError
 from mcpmq.families.family import SmoothingMapping, TensorSpec
-from mcpmq.recipe import Activation, Recipe
+from mcpmq.recipe import CALIBRATED_ACTIVATIONS, Activation, Recipe
 from mcpmq.scheme import CodebookScheme, FloatScheme, GgmlScheme, IntegerScheme, Scheme, SchemeChoice, SchemeRequest
 from mcpmq.system.safetensors_file import PACKED_DTYPES
 
@@ -43,6 +44,11 @@ class TensorPlan:
     def adjacent_columns(self) -> int:
         """Columns that are adjacent in every format: those of a head where a format reorders heads, else all."""
         return self.spec.head_columns or self.matrix_shape[1]
+
+    @property
+    def has_input_range(self) -> bool:
+        """True if the inputs are quantized over their range in the calibration samples."""
+        return self.activation in CALIBRATED_ACTIVATIONS
 
     @property
     def is_quantized(self) -> bool:
@@ -117,7 +123,7 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
     tensors = tuple(_plan_tensor(checkpoint, recipe, spec) for spec in checkpoint.specs)
     _check_globs(checkpoint, recipe, recipe.weights, {"matrix", "table"})
     _check_globs(checkpoint, recipe, recipe.activations, {"matrix"})
-    plan = Plan(checkpoint, recipe, tensors, notes=(*_compression_notes(checkpoint), *_choice_notes(recipe, tensors)))
+    plan = Plan(checkpoint, recipe, tensors, notes=(*compression_notes(checkpoint), *_choice_notes(recipe, tensors)))
     return plan if recipe.smooth == "none" else _with_smoothing(plan)
 
 
@@ -135,17 +141,6 @@ def _check_compression(checkpoint: Checkpoint, recipe: Recipe) -> None:
         raise RecipeError(
             f"recipe `{recipe.name}` has [images] with {recipe.images or 'nothing'}, the checkpoint has {limits}", hint
         )
-
-
-def _compression_notes(checkpoint: Checkpoint) -> Iterator[str]:
-    """Yield a note with the numbers of kept and removed tokens of a trimmed vocabulary, of layers, and image limits."""
-    if kept := checkpoint.vocabulary:
-        removed = ", ".join(f"{script} {kept.removed_by_script[script]:,}" for script in kept.affected_scripts)
-        yield f"vocabulary trimmed to {kept}; removed by script: {removed}"
-    if checkpoint.layers:
-        yield f"layers: {checkpoint.layers}"
-    if checkpoint.images:
-        yield f"limits of images: {checkpoint.images}"
 
 
 def _check_globs(checkpoint: Checkpoint, recipe: Recipe, globs: Iterable[str], roles: Collection[str]) -> None:

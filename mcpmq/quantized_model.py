@@ -18,11 +18,11 @@ from mcpmq.artifact import Artifact, WeightRecord
 from mcpmq.errors import ArtifactError
 from mcpmq.families import family_named
 from mcpmq.families.family import Architecture, TensorSpec
-from mcpmq.grids.activation import ActivationGrid
+from mcpmq.grids.activation import ActivationGrid, InputGrid, TokenGrid
 from mcpmq.grids.codebook import dequantize_scale
 from mcpmq.plan import TensorPlan
 from mcpmq.qtensor import CodebookTensor, DoubleQuantScale, GgmlTensor, IntegerTensor, QTensor
-from mcpmq.recipe import Activation
+from mcpmq.recipe import TOKENS, Activation
 from mcpmq.scheme import (
     CodebookScheme,
     FloatScheme,
@@ -98,8 +98,12 @@ class QuantizedModel:
         text = self.records[name].activation
         return next(known for known in get_args(Activation) if known == text) if text else None
 
-    def activation_grids(self, name: str) -> tuple[ActivationGrid, ...]:
+    def input_grids(self, name: str) -> tuple[InputGrid, ...]:
         """Return the grids of a matrix's quantized inputs: one for all rows, or one for each equal part of the rows."""
+        return (TokenGrid(),) if self.activation(name) == TOKENS else self.activation_grids(name)
+
+    def activation_grids(self, name: str) -> tuple[ActivationGrid, ...]:
+        """Return the grids of `input_grids` that cover calibrated ranges; () for a matrix without these."""
         activation, ranges = self.activation(name), self.records[name].input_ranges or ()
         return tuple(ActivationGrid.from_range(one, activation) for one in ranges) if activation else ()
 

@@ -28,7 +28,9 @@ from mcpmq.system.text_file import read_toml
 BUILTIN_DIRECTORY = Path(str(resources.files("mcpmq") / "recipes"))
 RECIPE_BY_BITS = {4: "calibrated-int4", 8: "phone-int8"}  # without a format; calibration changes little at 8 bits
 EXAMPLES_HINT = "`mcpmq recipes phone-int4` prints a complete recipe"
-Activation = Literal["u8"]
+Activation = Literal["u8", "s8-token"]
+TOKENS: Activation = "s8-token"
+CALIBRATED_ACTIVATIONS = ("u8",)  # over their range in the calibration samples
 
 
 def _parse_weights(table: object, info: ValidationInfo) -> object:
@@ -79,7 +81,7 @@ class Recipe(BaseModel):
         `smoothquant` accounts for the error of 8-bit activations too; `fitted` minimizes the error that `gptq` leaves.
     token_weights: weights of the modalities in the input statistics.
     activations: globs -> dtype of the inputs of matrices in engines that multiply integers: `u8` over the range in the
-        calibration samples.
+        calibration samples; `s8-token` with a scale for each token, which the engine computes.
     vocabulary: the tokens that a trimmed model keeps; by default all.
     images: limits of the tokens of an image, also of calibration images; by default those of the original.
     layers: layers that are removed, with the measured cost; by default none.
@@ -127,7 +129,11 @@ class Recipe(BaseModel):
     @property
     def needs_calibration(self) -> bool:
         """True if the result depends on calibration samples."""
-        return self.method != "rtn" or self.smooth != "none" or bool(self.activations)
+        return self.method != "rtn" or self.smooth != "none" or self._has_calibrated_activations
+
+    @property
+    def _has_calibrated_activations(self) -> bool:
+        return any(activation in CALIBRATED_ACTIVATIONS for activation in self.activations.values())
 
     @property
     def compensates_errors(self) -> bool:

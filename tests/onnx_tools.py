@@ -46,11 +46,19 @@ def random_weight(scheme: IntegerScheme, rows: int, columns: int, seed: int = 0)
 
 
 def run_matmul(
-    folder: Path, weight: QTensor | Tensor, value: NDArray[np.float32], bias: Tensor | None = None
+    folder: Path,
+    weight: QTensor | Tensor,
+    value: NDArray[np.float32],
+    bias: Tensor | None = None,
+    activation: str | None = None,
 ) -> NDArray[np.float32]:
     """Compute one linear layer in ONNX Runtime."""
     tensors = {"weight": weight} if bias is None else {"weight": weight, "weight.bias": bias}
-    return _run(folder, tensors, lambda weights, given: weights.linear(given, "weight"), ir.DataType.FLOAT, value)
+
+    def emit(weights: WeightEmitter, given: ir.Value) -> ir.Value:
+        return weights.linear(given, "weight")
+
+    return _run(folder, tensors, emit, ir.DataType.FLOAT, value, activation)
 
 
 def run_lookup(folder: Path, weight: QTensor | Tensor, indices: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -65,8 +73,9 @@ def _run(
     emit: Callable[[WeightEmitter, ir.Value], ir.Value],
     dtype: ir.DataType,
     given: NDArray[Any],
+    activation: str | None = None,
 ) -> NDArray[np.float32]:
-    quantized = _fake_model(tensors)
+    quantized = _fake_model(tensors, activation)
     with closing(ExternalData(folder, "one.onnx_data")) as data:
         graph = Graph("one", data)
         value = graph.input("given", dtype, list(given.shape))
@@ -79,13 +88,14 @@ def _run(
     return result
 
 
-def _fake_model(tensors: dict[str, QTensor | Tensor]) -> Any:
+def _fake_model(tensors: dict[str, QTensor | Tensor], activation: str | None = None) -> Any:
     """A quantized model of these tensors alone."""
     schemes = {name: one.scheme if isinstance(one, QTensor) else None for name, one in tensors.items()}
     dtypes = {name: str(getattr(one, "dtype", "")).removeprefix("torch.") for name, one in tensors.items()}
     return SimpleNamespace(
         load=tensors.get,
         scheme=schemes.get,
+        activation=lambda name: activation,
         activation_grids=lambda name: (),
         specs={name: TensorSpec(name, name, tuple(one.shape)) for name, one in tensors.items()},
         records={name: SimpleNamespace(dtype=dtype, activation=None) for name, dtype in dtypes.items()},

@@ -179,7 +179,7 @@ class BlockQuantizer:
 
     def _check_ranges(self, rounded: RoundedBlock) -> None:
         for tensor in self.plan.blocks[self.block]:
-            for observed in rounded.inputs[tensor.name].ranges if tensor.activation else ():
+            for observed in rounded.inputs[tensor.name].ranges if tensor.has_input_range else ():
                 check_range(tensor.name, observed)
 
     def _records(self, best: Candidate, rounded: RoundedBlock) -> Records:
@@ -191,7 +191,7 @@ class BlockQuantizer:
             if any(weight.shrinkage):
                 records[name]["shrinkage"] = weight.shrinkage
         for tensor in self.plan.blocks[self.block]:
-            if tensor.activation:
+            if tensor.has_input_range:
                 records[tensor.name]["input_ranges"] = rounded.inputs[tensor.name].ranges
         for scales in self.scales if best.smoothing else ():
             for name in filter(records.__contains__, scales.mapping.balance_layers):

@@ -43,7 +43,7 @@ from mcpmq.system.safetensors_file import read_header
 
 def needs_calibration(plan: Plan, tensor: TensorPlan) -> bool:
     """Return whether a weight's codes, smoothing scales or activation range depend on calibration samples."""
-    calibrated = plan.recipe.method != "rtn" or tensor.name in plan.smoothed_weights or tensor.activation is not None
+    calibrated = plan.recipe.method != "rtn" or tensor.name in plan.smoothed_weights or tensor.has_input_range
     return calibrated and tensor.is_quantized and tensor.spec.role == "matrix"
 
 

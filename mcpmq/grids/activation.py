@@ -1,10 +1,10 @@
-"""Static activation grids: the inputs of a matrix as unsigned integers over their range in the calibration samples.
+"""Grids of the inputs of a matrix: over their range in the calibration samples, or over the magnitude of each token.
 
-The value of code `q` is (q - zero_point) * scale, as in QuantizeLinear and DequantizeLinear of ONNX.
+The value of code `q` of a static grid is (q - zero_point) * scale, as in QuantizeLinear and DequantizeLinear of ONNX.
 """
 
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 import numpy as np
 from torch import Tensor
@@ -12,7 +12,8 @@ from torch import Tensor
 from mcpmq.errors import ScaleError
 from mcpmq.recipe import Activation
 
-ACTIVATION_QMAX: dict[Activation, int] = {"u8": 255}
+ACTIVATION_QMAX: dict[Activation, int] = {"u8": 255}  # of static grids
+HALF_RANGE = 127.5  # of int8
 Range = tuple[float, float]  # minimum and maximum
 MIN_WIDTH = max(ACTIVATION_QMAX.values()) * float(np.finfo(np.float32).tiny)  # a smaller one has subnormal scales
 
@@ -29,6 +30,28 @@ def check_range(name: str, observed: Range) -> None:
             f"the inputs of `{name}` have a range of {width:.2g}, too small for a float32 scale",
             f"remove `{name}` from [activations] in the recipe",
         )
+
+
+class InputGrid(Protocol):
+    """The values that the inputs of a matrix can take."""
+
+    def fake_quantize(self, values: Tensor) -> Tensor:
+        """Round values [..., columns] to the nearest on the grid, in their dtype and shape."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenGrid:
+    """Signed integers of 8 bits with a scale for each token, computed from its inputs (dynamic quantization).
+
+    The scale is the largest magnitude divided by half of the range, 127.5, as in compressed-tensors; kernels of vLLM
+    divide by 127. Source: ZeroQuant, arXiv 2206.01861.
+    """
+
+    def fake_quantize(self, values: Tensor) -> Tensor:
+        """Round values [..., columns] to the nearest on the grid of their token, in their dtype and shape."""
+        scale = values.abs().amax(-1, keepdim=True) / HALF_RANGE
+        scale = scale.masked_fill(scale == 0, 1.0)
+        return (values / scale).round_().clamp_(-128, 127).mul_(scale)
 
 
 @dataclass(frozen=True, slots=True)

@@ -142,7 +142,7 @@ def _runner(checkpoint: Checkpoint, quantized: QuantizedModel, components: froze
         return quantized.load(spec.name) if spec.component in components else checkpoint.load(spec)
 
     names = [spec.name for spec in checkpoint.specs if spec.component in components]
-    grids = {name: grid for name in names if (grid := quantized.activation_grids(name))}
+    grids = {name: grid for name in names if (grid := quantized.input_grids(name))}
     weights = WeightStore(checkpoint.specs, read, grids)
     return build_runner(checkpoint.path, checkpoint.family, checkpoint.config, weights, ())
 

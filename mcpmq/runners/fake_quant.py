@@ -12,10 +12,10 @@ from mcpmq.calibrate.forward import input_module
 from mcpmq.execution.hooks import attention_before_projection
 from mcpmq.execution.torch_model import TorchModel
 from mcpmq.families.family import Family
-from mcpmq.grids.activation import ActivationGrid
+from mcpmq.grids.activation import InputGrid
 
 
-def fake_quantize_activations(family: Family, model: TorchModel, grids: Mapping[str, Sequence[ActivationGrid]]) -> None:
+def fake_quantize_activations(family: Family, model: TorchModel, grids: Mapping[str, Sequence[InputGrid]]) -> None:
     """Register hooks that round the inputs of the matrices named in `grids`.
 
     A matrix has one grid; the packed projection of an nn.MultiheadAttention may have three: for the inputs of queries,
@@ -27,7 +27,7 @@ def fake_quantize_activations(family: Family, model: TorchModel, grids: Mapping[
                 _add_hook(block, parameter, input_module(family, spec, parameter), grids[spec.name])
 
 
-def _add_hook(block: nn.Module, parameter: str, input_from: str | None, grids: Sequence[ActivationGrid]) -> None:
+def _add_hook(block: nn.Module, parameter: str, input_from: str | None, grids: Sequence[InputGrid]) -> None:
     owner, _, leaf = parameter.rpartition(".")
     module, parent = block.get_submodule(owner), block.get_submodule(owner.rpartition(".")[0])
     if input_from is not None:
@@ -41,13 +41,13 @@ def _add_hook(block: nn.Module, parameter: str, input_from: str | None, grids: S
 
 
 def _quantize_packed_inputs(
-    grids: Sequence[ActivationGrid], _: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Any]
+    grids: Sequence[InputGrid], _: nn.Module, args: tuple[Tensor, ...], kwargs: Mapping[str, Any]
 ) -> tuple[tuple[Tensor, ...], Mapping[str, Any]]:
     quantized = tuple(grid.fake_quantize(value) for grid, value in zip(cycle(grids), args[:3], strict=False))
     return (*quantized, *args[3:]), kwargs
 
 
-def _attention(attention: nn.MultiheadAttention, grid: ActivationGrid, *args: Tensor, **_: Any) -> tuple[Tensor, None]:
+def _attention(attention: nn.MultiheadAttention, grid: InputGrid, *args: Tensor, **_: Any) -> tuple[Tensor, None]:
     """Compute attention with the input of its output projection rounded; attention weights are not returned."""
     mixed = grid.fake_quantize(attention_before_projection(attention, *args[:3]))
     return linear(mixed, attention.out_proj.weight, attention.out_proj.bias), None

@@ -23,7 +23,7 @@ from mcpmq.execution.torch_model import StoredWeight, TorchModel, build_model, t
 from mcpmq.families import family_named
 from mcpmq.families.family import Family, TensorSpec
 from mcpmq.families.inputs import Inputs, slice_size
-from mcpmq.grids.activation import ActivationGrid
+from mcpmq.grids.activation import InputGrid
 from mcpmq.plan import block_name
 from mcpmq.quantized_model import QuantizedModel
 from mcpmq.runners.fake_quant import fake_quantize_activations
@@ -50,7 +50,7 @@ class WeightStore:
 
     specs: tuple[TensorSpec, ...]
     read: Callable[[TensorSpec], StoredWeight]  # [out, in]
-    activation_grids: Mapping[str, Sequence[ActivationGrid]] = field(default_factory=dict)  # by matrix name
+    activation_grids: Mapping[str, Sequence[InputGrid]] = field(default_factory=dict)  # by matrix name
 
     def load_float32(self, spec: TensorSpec, device: torch.device = CPU) -> Tensor:
         """Return a weight in float32 on a device, where it is converted, in the orientation of the parameter."""
@@ -188,10 +188,10 @@ def build_runner(
 
 def _quantized(path: Path) -> tuple[Family, Mapping[str, Any], WeightStore, tuple[str, ...]]:
     quantized = QuantizedModel.open(path)
-    grids = {name: found for name in quantized.specs if (found := quantized.activation_grids(name))}
+    grids = {name: found for name in quantized.specs if (found := quantized.input_grids(name))}
     specs = tuple(quantized.specs.values())
     weights = WeightStore(specs, lambda spec: quantized.load(spec.name), grids)
     notes = ["weights dequantized to float32 before use"]
     if grids:
-        notes.append(f"inputs of {len(grids)} matrices fake-quantized with the activation ranges of the artifact")
+        notes.append(f"inputs of {len(grids)} matrices fake-quantized on the grids of the artifact")
     return family_named(quantized.artifact.manifest.family), quantized.config, weights, tuple(notes)

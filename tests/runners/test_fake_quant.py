@@ -141,6 +141,6 @@ def test_the_graph_has_integer_weights_and_activations(int8_vision: QuantizedMod
 def test_a_note_reports_the_fake_quantization(int8_vision: QuantizedModel) -> None:
     """The note has the number of matrices with quantized inputs."""
     matrices = sum(bool(record.activation) for record in int8_vision.records.values())
-    assert f"inputs of {matrices} matrices fake-quantized with the activation ranges of the artifact" in (
+    assert f"inputs of {matrices} matrices fake-quantized on the grids of the artifact" in (
         open_runner(int8_vision.path, 1).notes
     )

@@ -60,6 +60,7 @@ class HfLayout:
     config: (model) -> config.json without the quantization; by default that of the checkpoint
     config_keys: keys of config.json that have `quantization_config`
     stored_name: (family, published name) -> name in the files; also of a module, with a dot at its end
+    with_activations: the layout of a model whose matrices have quantized inputs; None: the same
     to_stored, from_stored: (unquantized tensor, its spec, the language model) -> the same in the layout of the files,
         and back
     """
@@ -77,6 +78,7 @@ class HfLayout:
     config: Callable[[ModelView], Mapping[str, Any]] = _checkpoint_config
     config_keys: tuple[str, ...] = ("quantization_config",)
     stored_name: Callable[[str, str], str] = _published_name
+    with_activations: "HfLayout | None" = None
     to_stored: "Callable[[Tensor, TensorSpec, LanguageShape], Tensor]" = _unchanged
     from_stored: "Callable[[Tensor, TensorSpec, LanguageShape], Tensor]" = _unchanged
 
@@ -117,13 +119,17 @@ class HfLayout:
         """Write the artifact, one weight in memory at a time: component -> names of its files."""
         from mcpmq.formats.hf.writer import write_model
 
-        return write_model(quantized, out, self, progress)
+        return write_model(quantized, out, self.layout_for(quantized), progress)
 
     def forecast(self, model: ModelView) -> FilesForecast:
         """Forecast every file of the artifact."""
         from mcpmq.formats.hf.sizes import forecast_files
 
-        return forecast_files(model, self)
+        return forecast_files(model, self.layout_for(model))
+
+    def layout_for(self, model: ModelView) -> "HfLayout":
+        """Return the layout of a model: that with quantized inputs, if it has them."""
+        return self.with_activations if self.with_activations and has_activations(model) else self
 
     def method_name(self, model: ModelView) -> str:
         """Return the name of the format on the model card."""
@@ -139,6 +145,11 @@ class HfLayout:
             INDEX: json_text(shards.index()),
         }
         return {**texts, self.legacy_config: json_text(quantization_config)} if self.legacy_config else texts
+
+
+def has_activations(model: ModelView) -> bool:
+    """Return whether matrices of a model have quantized inputs."""
+    return any(record.activation for record in model.records.values())
 
 
 def packed_int32_nbytes(rows: int, codes: int, bits: int) -> int:

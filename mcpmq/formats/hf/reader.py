@@ -48,6 +48,8 @@ class HuggingFaceArtifact:
         if layout is None:
             supported = ", ".join(name for name in FORMATS if layout_of(name))
             raise ArtifactError(f"`{path}` is a {artifact.manifest.kind} artifact", f"expected one of: {supported}")
+        if layout.with_activations and any(record.activation for record in artifact.manifest.weights):
+            layout = layout.with_activations
         config = read_json(path / "config.json")
         found = [config.pop(key, {}) for key in layout.config_keys]
         family = family_named(artifact.manifest.family)

@@ -89,7 +89,7 @@ FORMAT = Format(
     schemes=(*integer_schemes((4, 8), (16, 32, 64, 128, 256, None), asymmetric=True), *FLOAT_SCHEMES),
     limits="ONNX Runtime has operators for integer schemes only",
     recipes={4: "calibrated-int4", 8: "phone-int8"},
-    activations=("u8",),
+    activations=("u8", "s8-token"),
     write=write,
     forecast=forecast,
     shape_limit=_shape_limit,

@@ -76,6 +76,16 @@ def pack_for_int8_matmul(shape: tuple[int, int], weight: "IntegerTensor | None" 
     return PackedWeight(8, columns, codes, scales, None)
 
 
+def pack_for_integer_sums(shape: tuple[int, int], weight: "IntegerTensor | None" = None) -> PackedWeight:
+    """Pack an `int8-row` weight for MatMulInteger: codes uint8 [columns, rows], zero point 128.
+
+    Unsigned codes, because processors without VNNI saturate the sums of products of unsigned and signed codes.
+    """
+    rows, columns = shape
+    codes = StoredArray(ir.DataType.UINT8, (columns, rows), _column_stripes(weight))
+    return PackedWeight(8, columns, codes, StoredArray(ir.DataType.FLOAT, (rows,), _row_scales(weight)), None)
+
+
 def float_array(dtype: ir.DataType, shape: tuple[int, ...], values: "Tensor | None" = None) -> StoredArray:
     """Return an array of floats; a transposed tensor is copied to row-major order stripe by stripe."""
     return StoredArray(dtype, shape, _float_stripes(values))
@@ -137,10 +147,15 @@ def _row_stripes(weight: "IntegerTensor | None") -> Iterator[Bytes]:
 
 def _signed_column_stripes(weight: "IntegerTensor | None") -> Parts:
     """Two's complement codes of a few columns at a time; the zero point moves from 128 to 0."""
+    return ((stripe ^ np.uint8(128)).view(np.int8) for stripe in _column_stripes(weight))
+
+
+def _column_stripes(weight: "IntegerTensor | None") -> Parts:
+    """Codes of a few columns at a time."""
     if weight is not None:
         step = max(1, CODES_PER_STRIPE // weight.rows)
         for start in range(0, weight.columns, step):
-            yield (weight.codes[:, start : start + step].numpy().T ^ np.uint8(128)).view(np.int8)
+            yield np.ascontiguousarray(weight.codes[:, start : start + step].numpy().T)
 
 
 def _row_scales(weight: "IntegerTensor | None") -> Parts:

@@ -27,8 +27,9 @@ from mcpmq.formats.onnx.layout import (
     graph_specs,
     padded_intermediate_size,
 )
-from mcpmq.formats.onnx.weight_emitter import FLOAT_DTYPES, WeightEmitter
+from mcpmq.formats.onnx.weight_emitter import FLOAT_DTYPES, TOKEN_INPUT, TokenInput, WeightEmitter
 from mcpmq.formats.padding import stored_shape
+from mcpmq.recipe import TOKENS
 from mcpmq.scheme import IntegerScheme
 from mcpmq.system.progress import silent
 from mcpmq.system.temporary_folder import temporary_folder
@@ -60,10 +61,12 @@ class PlaceholderValues:
     def floats(self, name: str, shape: tuple[int, ...]) -> None:
         """Load nothing."""
 
-    def activation_grids(self, name: str, inputs: Sequence[ir.Value]) -> list[PlaceholderGrid]:
+    def activation_grids(self, name: str, inputs: Sequence[ir.Value]) -> Sequence[PlaceholderGrid | TokenInput]:
         """Return one grid per input; two that turn out to be equal will share a few bytes."""
         if self.model.records[name].activation is None:
             return []
+        if self.model.records[name].activation == TOKENS:
+            return [TOKEN_INPUT]
         return [self._grids.setdefault(value.name, self._next_grid()) for value in inputs]
 
     def constant(self, compute: "Callable[[], Tensor]", length: int) -> NDArray[np.float32]:

@@ -7,7 +7,7 @@ size: in a forecast the weights have no values, and the graph's data sink counts
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import numpy as np
 import onnx_ir as ir
@@ -21,6 +21,7 @@ from mcpmq.formats.onnx.packing import (
     float_array,
     pack_for_gather,
     pack_for_int8_matmul,
+    pack_for_integer_sums,
     pack_for_matmul,
 )
 from mcpmq.formats.padding import stored_shape
@@ -50,6 +51,17 @@ class InputGrid(Protocol):
     def zero_point(self) -> int: ...
 
 
+class TokenInput(NamedTuple):
+    """The inputs of a matrix as int8 with a scale for each token, which the graph computes."""
+
+    half_range: float = 127.5  # as in compressed-tensors
+    zero_point: int = 128  # of unsigned codes, which MatMulInteger multiplies fast
+    smallest: float = 1e-30  # magnitude of a token, so that one of zeros has a scale
+
+
+TOKEN_INPUT = TokenInput()
+
+
 class WeightValues(Protocol):
     """Source of all that file headers do not contain; a forecast has placeholders and no torch."""
 
@@ -59,7 +71,7 @@ class WeightValues(Protocol):
     def floats(self, name: str, shape: tuple[int, ...]) -> "Tensor | None":
         """Return an unquantized or dequantized weight, padded with zeros to `shape`; None in a forecast."""
 
-    def activation_grids(self, name: str, inputs: Sequence[ir.Value]) -> Sequence[InputGrid]:
+    def activation_grids(self, name: str, inputs: Sequence[ir.Value]) -> Sequence[InputGrid | TokenInput]:
         """Return the grids of a matrix's inputs: one for all rows or one per equal share of them; none for floats."""
 
     def constant(self, compute: "Callable[[], Tensor]", length: int) -> NDArray[np.float32]:
@@ -106,6 +118,7 @@ class WeightEmitter:
     accuracy_level: int = ACCURACY_LEVEL
     dequantize: bool = False
     _quantized_inputs: dict[tuple[str | None, InputGrid], ir.Value] = field(default_factory=dict)
+    _token_inputs: dict[str | None, tuple[ir.Value, ir.Value]] = field(default_factory=dict)
 
     def has(self, name: str) -> bool:
         """Return True if the model has the weight."""
@@ -173,7 +186,7 @@ class WeightEmitter:
             self._float32_values(bias, shape[:1]) if self.has(bias) else None,
         )
 
-    def _product(self, value: ir.Value, matrix: Matrix, grid: InputGrid | None) -> ir.Value:
+    def _product(self, value: ir.Value, matrix: Matrix, grid: InputGrid | TokenInput | None) -> ir.Value:
         rows, columns = matrix.shape
         bias = None
         if matrix.has_bias:
@@ -184,9 +197,13 @@ class WeightEmitter:
             factor = self._to_float32(factor, matrix.dtype)
         elif grid is None:
             return self._blockwise_product(value, matrix, matrix.scheme, bias)
+        elif isinstance(grid, TokenInput):
+            return self._with_bias(self._integer_product(value, matrix, grid), bias)
         else:
             value, factor = self._quantized_input(value, grid), self._rowwise_factor(matrix)
-        product = self.graph.node("MatMul", value, factor)
+        return self._with_bias(self.graph.node("MatMul", value, factor), bias)
+
+    def _with_bias(self, product: ir.Value, bias: ir.Value | None) -> ir.Value:
         return product if bias is None else self.graph.node("Add", product, bias)
 
     def _quantized_input(self, value: ir.Value, grid: InputGrid) -> ir.Value:
@@ -197,6 +214,28 @@ class WeightEmitter:
             codes = self.graph.node("QuantizeLinear", value, scale, zero)
             self._quantized_inputs[key] = self.graph.node("DequantizeLinear", codes, scale, zero)
         return self._quantized_inputs[key]
+
+    def _integer_product(self, value: ir.Value, matrix: Matrix, grid: TokenInput) -> ir.Value:
+        """Multiply the codes of tokens and weights as integers, then by the scales of both."""
+        inputs, scale = self._token_codes(value, grid)
+        codes, scales, _ = self._arrays(matrix.name, pack_for_integer_sums(matrix.shape, matrix.codes))
+        zero = self.graph.constant(grid.zero_point, np.uint8)
+        sums = self.graph.node("MatMulInteger", inputs, codes, zero, zero)
+        floats = self.graph.node("Cast", sums, to=ir.DataType.FLOAT)
+        return self.graph.node("Mul", self.graph.node("Mul", floats, scale), scales)
+
+    def _token_codes(self, value: ir.Value, grid: TokenInput) -> tuple[ir.Value, ir.Value]:
+        """Return the codes of tokens, uint8 [..., columns], and their scales [..., 1]."""
+        if value.name not in self._token_inputs:
+            node, constant = self.graph.node, self.graph.constant
+            largest = node("ReduceMax", node("Abs", value), constant([-1]), keepdims=1)
+            positive = node("Max", largest, constant(grid.smallest, np.float32))
+            scale = node("Div", positive, constant(grid.half_range, np.float32))
+            steps = node("Round", node("Div", value, scale))
+            moved = node("Add", steps, constant(grid.zero_point, np.float32))
+            clipped = node("Min", moved, constant(np.iinfo(np.uint8).max, np.float32))
+            self._token_inputs[value.name] = node("Cast", clipped, to=ir.DataType.UINT8), scale
+        return self._token_inputs[value.name]
 
     def _rowwise_factor(self, matrix: Matrix) -> ir.Value:
         """Int8 codes [columns, rows] with one scale per row, dequantized in the graph."""

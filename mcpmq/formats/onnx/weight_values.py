@@ -8,11 +8,13 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mcpmq.formats.onnx.weight_emitter import TOKEN_INPUT, TokenInput
 from mcpmq.formats.padding import pad_weight
 from mcpmq.grids import dequantize
 from mcpmq.grids.activation import ActivationGrid
 from mcpmq.qtensor import IntegerTensor, QTensor
 from mcpmq.quantized_model import QuantizedModel
+from mcpmq.recipe import TOKENS
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +36,10 @@ class LoadedValues:
         assert isinstance(padded, Tensor)
         return padded
 
-    def activation_grids(self, name: str, inputs: Sequence[ir.Value]) -> tuple[ActivationGrid, ...]:
-        """Return the grids that calibration chose for the inputs of a matrix."""
+    def activation_grids(self, name: str, inputs: Sequence[ir.Value]) -> Sequence[ActivationGrid | TokenInput]:
+        """Return the grids that calibration chose for the inputs of a matrix, or that of tokens."""
+        if self.quantized.activation(name) == TOKENS:
+            return [TOKEN_INPUT]
         return self.quantized.activation_grids(name)
 
     def constant(self, compute: Callable[[], Tensor], length: int) -> NDArray[np.float32]:
