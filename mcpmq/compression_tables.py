@@ -1,7 +1,7 @@
 """Tables of structured compression in a recipe."""
 
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -98,15 +98,17 @@ class LayersTable(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Compression:
-    """Tables of structured compression, which replace those of a recipe."""
+    """Tables of structured compression, and settings of speech and audio, which replace those of a recipe."""
 
     vocabulary: VocabularyTable | None = None
     images: ImagesTable | None = None
     layers: LayersTable | None = None
+    speech_output: Literal["drop"] | None = None
+    gguf_audio: Literal["glma"] | None = None
 
     @property
     def given(self) -> dict[str, Any]:
-        """The tables that are given, by name."""
+        """The tables and settings that are given, by name."""
         return {one.name: table for one in fields(self) if (table := getattr(self, one.name)) is not None}
 
 

@@ -22,6 +22,7 @@ from mcpmq.families.family import Processor
 from mcpmq.formats import FORMATS, FormatName, check_plan, format_named
 from mcpmq.formats.model_view import PlannedModel
 from mcpmq.formats.recipes import FormatsByRecipe, load_recipes, with_compression
+from mcpmq.formats.support import check_audio
 from mcpmq.mixed_precision import Budget, search_recipe
 from mcpmq.one_pass import convert_in_one_pass
 from mcpmq.plan import Plan, make_plan
@@ -53,9 +54,8 @@ def convert(
 
     Args:
         checkpoint: Folder of a Hugging Face checkpoint, or a hub id: `owner/name` or `owner/name@revision`.
-        out: Folder for one folder of every format, and the report as JSON, Markdown and HTML. A quantized model that
-            formats share, or that needs calibration, is in `quantized/`; if formats or earlier conversions have
-            different recipes, in `quantized-RECIPE`.
+        out: Folder for one folder of every format, and the report. A quantized model that formats share, or that needs
+            calibration, is in `quantized/`; with different recipes, also of earlier conversions, in `quantized-RECIPE`.
         adapters: Folders of LoRA adapters that PEFT saved, merged in this order into the checkpoint.
         formats: Formats to write; those of earlier conversions in `out` stay there.
         calibration: Calibration set; optional with an evaluation set, if no recipe needs calibration.
@@ -78,6 +78,7 @@ def convert(
     original = Checkpoint.open(checkpoint, settings.progress, adapters)
     inputs = _open_inputs(original, calibration, eval_set, read_options, recipes, searches=budget is not None)
     _check_outputs(out, formats, inputs.folders)
+    inputs.check_audio(recipes)
     inputs.notify_warnings(recipes, settings)
     if budget:
         begin_stage()
@@ -122,6 +123,16 @@ class _Inputs:
                 settings.notify(text)
         for text in evaluation_warnings(self.evaluation):
             settings.notify(text)
+
+    def check_audio(self, recipes: FormatsByRecipe) -> None:
+        """Check that every format has an audio encoder if a sample to measure has audio.
+
+        Raises:
+            DatasetError: one has none.
+        """
+        for recipe, names in recipes:
+            for name in names:
+                check_audio(self.checkpoint.family, name, recipe.to_dict(), self.evaluation)
 
     def check_evaluation_samples(self, settings: Settings) -> None:
         """Check that every sample of the evaluation set can be measured.

@@ -9,6 +9,7 @@ from itertools import product
 from math import prod
 
 from mcpmq.checkpoint import Checkpoint
+from mcpmq.checkpoint.speech_output import kept_specs, speech_notes
 from mcpmq.compression import compression_notes
 from mcpmq.errors import RecipeError
 from mcpmq.families.family import SmoothingMapping, TensorSpec
@@ -117,13 +118,14 @@ def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
 
     Raises:
         RecipeError: a glob matches no weight, a scheme does not fit the shape of a weight, smoothing is requested and
-            no smoothing mapping applies, or the checkpoint is not compressed as the recipe requests.
+            no smoothing mapping applies, or the checkpoint is not compressed as the recipe requests; see `kept_specs`.
     """
     _check_compression(checkpoint, recipe)
-    tensors = tuple(_plan_tensor(checkpoint, recipe, spec) for spec in checkpoint.specs)
+    tensors = tuple(_plan_tensor(checkpoint, recipe, spec) for spec in kept_specs(checkpoint, recipe))
     _check_globs(checkpoint, recipe, recipe.weights, {"matrix", "table"})
     _check_globs(checkpoint, recipe, recipe.activations, {"matrix"})
-    plan = Plan(checkpoint, recipe, tensors, notes=(*compression_notes(checkpoint), *_choice_notes(recipe, tensors)))
+    notes = *compression_notes(checkpoint), *speech_notes(checkpoint, recipe), *_choice_notes(recipe, tensors)
+    plan = Plan(checkpoint, recipe, tensors, notes=notes)
     return plan if recipe.smooth == "none" else _with_smoothing(plan)
 
 
@@ -131,16 +133,14 @@ def _check_compression(checkpoint: Checkpoint, recipe: Recipe) -> None:
     hint = "make the plan inside of `with compress(checkpoint, recipe)`"
     if (recipe.vocabulary is None) != (checkpoint.vocabulary is None):
         kept = "a trimmed vocabulary" if checkpoint.vocabulary else "all tokens"
-        has = "a" if recipe.vocabulary else "no"
-        raise RecipeError(f"recipe `{recipe.name}` has {has} [vocabulary], the checkpoint has {kept}", hint)
+        has = f"recipe `{recipe.name}` has {'a' if recipe.vocabulary else 'no'} [vocabulary]"
+        raise RecipeError(f"{has}, the checkpoint has {kept}", hint)
     if recipe.layers != checkpoint.layers:
         layers = checkpoint.layers or "all layers"
         raise RecipeError(f"recipe `{recipe.name}` has {recipe.layers or 'no [layers]'}, the checkpoint {layers}", hint)
     if recipe.images != checkpoint.images:
-        limits = checkpoint.images or "those of its files"
-        raise RecipeError(
-            f"recipe `{recipe.name}` has [images] with {recipe.images or 'nothing'}, the checkpoint has {limits}", hint
-        )
+        requested, limits = recipe.images or "nothing", checkpoint.images or "those of its files"
+        raise RecipeError(f"recipe `{recipe.name}` has [images] with {requested}, the checkpoint has {limits}", hint)
 
 
 def _check_globs(checkpoint: Checkpoint, recipe: Recipe, globs: Iterable[str], roles: Collection[str]) -> None:

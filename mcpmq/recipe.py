@@ -31,6 +31,7 @@ EXAMPLES_HINT = "`mcpmq recipes phone-int4` prints a complete recipe"
 Activation = Literal["u8", "s8-token"]
 TOKENS: Activation = "s8-token"
 CALIBRATED_ACTIVATIONS = ("u8",)  # over their range in the calibration samples
+GgufAudio = Literal["none", "glma"]
 
 
 def _parse_weights(table: object, info: ValidationInfo) -> object:
@@ -85,6 +86,9 @@ class Recipe(BaseModel):
     vocabulary: the tokens that a trimmed model keeps; by default all.
     images: limits of the tokens of an image, also of calibration images; by default those of the original.
     layers: layers that are removed, with the measured cost; by default none.
+    speech_output: `drop` leaves out the weights that synthesize speech, which no scheme changes.
+    gguf_audio: `glma` writes the audio encoder of MiniCPM-o into GGUF files under this projector of llama.cpp, with
+        other padding and attention than the original; by default GGUF files of it have no audio.
     scale_search: the implementation that chooses the scales of ggml's block types. `mcpmq` is faster and has smaller
         errors; `ggml` gives the bytes of llama-quantize.
     """
@@ -100,6 +104,8 @@ class Recipe(BaseModel):
     vocabulary: VocabularyTable | None = None
     images: ImagesTable | None = None
     layers: LayersTable | None = None
+    speech_output: Literal["keep", "drop"] = "keep"
+    gguf_audio: GgufAudio = "none"
     scale_search: ScaleSearch = "mcpmq"  # before the weights, which are parsed with it
     weights: Annotated[dict[str, SchemeRequest], BeforeValidator(_parse_weights)]
 
@@ -134,6 +140,11 @@ class Recipe(BaseModel):
     @property
     def _has_calibrated_activations(self) -> bool:
         return any(activation in CALIBRATED_ACTIVATIONS for activation in self.activations.values())
+
+    @property
+    def drops_speech(self) -> bool:
+        """True if the result has no weights of speech output."""
+        return self.speech_output == "drop"
 
     @property
     def compensates_errors(self) -> bool:
@@ -182,8 +193,10 @@ class Recipe(BaseModel):
         methods = {"name": self.name, "smooth": self.smooth, "method": self.method}
         targets = {"targets": self.targets} if self.has_model_targets else {}
         search = {"scale_search": self.scale_search} if self.scale_search != "mcpmq" else {}
+        omni: dict[str, str] = {"speech_output": self.speech_output} if self.drops_speech else {}
+        omni |= {"gguf_audio": self.gguf_audio} if self.gguf_audio != "none" else {}
         given = {name: table for name, table in tables.items() if table}
-        return {**methods, **targets, **search, **given, "weights": weights}
+        return {**methods, **targets, **search, **omni, **given, "weights": weights}
 
 
 def recipe_path(name_or_path: str) -> Path:

@@ -13,6 +13,7 @@ from torch.nn.functional import gelu
 
 from mcpmq.artifact import Artifact
 from mcpmq.checkpoint import Checkpoint
+from mcpmq.families.audio_shape import AudioShape
 from mcpmq.families.family import Processor
 from mcpmq.families.inputs import Inputs
 from mcpmq.families.log_mel import LogMel
@@ -34,9 +35,9 @@ from tests.gguf_tools import export_gguf
 from tests.loss_tools import answer_losses
 from tests.onnx_tools import write_onnx_artifact
 from tests.reference_model import greedy_tokens, reference_model
-from tests.tiny_families import QWEN2_5_OMNI, TinyFamily
+from tests.tiny_families import MINICPM_O_2_6, QWEN2_5_OMNI, TinyFamily
 
-FAMILIES = [QWEN2_5_OMNI]
+FAMILIES = [QWEN2_5_OMNI, MINICPM_O_2_6]
 SEGMENT_SAMPLES, SEGMENT_TOKENS = 480_000, 750  # of 30 seconds, which llama.cpp encodes at once
 NOISE_TOKENS = 58  # of 2.31 seconds
 
@@ -126,13 +127,14 @@ def test_gguf_has_the_features_of_a_segment_of_30_seconds(
 ) -> None:
     """llama.cpp's function in torch, with the weights of the file; rounding to F16 is its only difference.
 
-    The features differ from those of the original, as the caveat of the family states.
+    The features differ from those of the original, as the caveats state.
     """
-    [prompt, _], runner = prompts, gguf.open_runner(export_gguf(full, tmp_path).path, 1, f32_attention=True)
+    artifact = export_gguf(_with_glma(full), tmp_path)
+    [prompt, _], runner = prompts, gguf.open_runner(artifact.path, 1, f32_attention=True)
     count = len(prompt.audio_tokens)
     encoder = open_torch(full.path, 1)
     original = _torch_features(encoder, prompt)
-    expected = _whole_segment(encoder.model.module, prompt.audio[0], full.architecture.required_audio.num_mel_bins)
+    expected = _whole_segment(encoder.model.module, prompt.audio[0], full.architecture.required_audio)
 
     features = runner._vision.encode_audio(prompt.audio[0])
 
@@ -145,10 +147,15 @@ def test_gguf_has_the_features_of_a_segment_of_30_seconds(
 
 
 def test_run_answers_prompts_with_audio(
-    mcpmq: Command, checkpoint: Checkpoint, full: QuantizedModel, onnx_folder: Path, tmp_path: Path
+    mcpmq: Command,
+    checkpoint: Checkpoint,
+    full: QuantizedModel,
+    prompts: list[Inputs],
+    onnx_folder: Path,
+    tmp_path: Path,
 ) -> None:
     """llama.cpp adds the tokens of the silence, with a note; `--exact` has the prompt of the other engines."""
-    file, artifact = write_wav(tmp_path / "noise.wav", seconds=2.31), export_gguf(full, tmp_path).path
+    file, artifact = write_wav(tmp_path / "noise.wav", seconds=2.31), export_gguf(_with_glma(full), tmp_path).path
     options = "--audio", file, "--max-tokens", 3, "--threads", 1, "--json"
     commands = (onnx_folder,), (artifact, "--exact", "--source", checkpoint.path), (artifact,)
 
@@ -156,7 +163,8 @@ def test_run_answers_prompts_with_audio(
 
     onnx_tokens, exact_tokens, tokens = (answer["prompt_tokens"] for answer in answers)
     assert onnx_tokens == exact_tokens
-    assert tokens == onnx_tokens - NOISE_TOKENS + SEGMENT_TOKENS
+    tags = 2 * (len(prompts[0].audio_bounds) - 1)  # one span has all tokens of a segment
+    assert tokens == onnx_tokens - NOISE_TOKENS - tags + SEGMENT_TOKENS
     assert [answer["notes"] for answer in answers] == [[], [], [SILENCE_NOTE]]
 
 
@@ -172,11 +180,24 @@ def test_run_rejects_audio_for_a_model_without_an_encoder(
         assert "the chat has audio, but the model has no audio encoder" in result.stderr
 
 
-def _whole_segment(model: nn.Module, samples: np.ndarray, mel_bins: int) -> np.ndarray:
+def _with_glma(full: QuantizedModel) -> QuantizedModel:
+    """Return a model with the recipe that writes the audio of MiniCPM-o into GGUF."""
+    manifest = full.artifact.manifest
+    if full.architecture.required_audio.kind == "minicpm-o":
+        manifest = manifest.model_copy(update={"recipe": {**manifest.recipe, "gguf_audio": "glma"}})
+    return replace(full, artifact=replace(full.artifact, manifest=manifest))
+
+
+def _whole_segment(model: Any, samples: np.ndarray, shape: AudioShape) -> np.ndarray:
     """Encode one segment with positions of 30 seconds and attention to all frames."""
-    tower: Any = model.get_submodule("model.audio_tower")
     padded = np.pad(samples, (0, SEGMENT_SAMPLES - len(samples)))
-    mel = torch.from_numpy(LogMel(feature_size=mel_bins).features(padded))[None]
+    mel = torch.from_numpy(LogMel(feature_size=shape.num_mel_bins).features(padded))[None]
+    if shape.kind == "minicpm-o":
+        for layer in model.apm.layers:
+            layer.self_attn.chunk_frames = 0
+        with torch.inference_mode():
+            return np.asarray(model.get_audio_features(mel, torch.tensor([mel.shape[2]])))
+    tower: Any = model.get_submodule("model.audio_tower")
     with torch.inference_mode():
         states = gelu(tower.conv2(gelu(tower.conv1(mel)))).transpose(1, 2)[0]
         states = states + sinusoids(*states.shape)

@@ -555,6 +555,31 @@ GEMMA_3 = TinyFamily(
         keeps_start=True,
     ),
 )
+MINICPM_O_2_6 = TinyFamily(
+    "minicpm-o-2.6",
+    {
+        **CONFIG,
+        "model_type": "minicpmo",
+        "version": "2.6",
+        "audio_config": {
+            "d_model": 64,
+            "encoder_layers": 2,
+            "encoder_attention_heads": 4,
+            "encoder_ffn_dim": 128,
+            "num_mel_bins": 32,
+            "max_source_positions": 1500,
+        },
+        "audio_pool_step": 2,
+        "audio_chunk_length": 1.0,
+        "tts_config": {},
+    },
+    {**PREPROCESSOR, "feature_extractor_type": "WhisperFeatureExtractor", "feature_size": 32},
+    TinyTokenizer([*SPECIAL_TOKENS, "<|audio_start|>", "<|audio_end|>"], settings=TOKENIZER.settings),
+    extra_tensors={
+        "tts.emb_text.weight": torch.ones(3, 4).bfloat16(),
+        "tts.dvae.coef": torch.randn(5, generator=torch.Generator().manual_seed(1)),
+    },
+)
 TINY_FAMILIES = [
     TinyFamily(
         "minicpm-v-2.0",
@@ -603,17 +628,7 @@ TINY_FAMILIES = [
         MINICPM_4_TOKENIZER,
     ),
     TinyFamily("minicpm-v-4.5", {**CONFIG, "version": 4.5, "head_dim": 48}, {**PREPROCESSOR, "version": 4.5}),
-    TinyFamily(
-        "minicpm-o-2.6",
-        {**CONFIG, "model_type": "minicpmo", "version": "2.6", "audio_config": {"d_model": 8}, "tts_config": {}},
-        PREPROCESSOR,
-        extra_tensors={
-            "apm.conv1.weight": torch.randn(8, 4, 3, generator=torch.Generator().manual_seed(1)),
-            "apm.layers.0.self_attn.k_proj.weight": torch.randn(8, 8, generator=torch.Generator().manual_seed(2)),
-            "audio_projection_layer.linear1.bias": torch.ones(8).half(),
-            "tts.emb_text.weight": torch.ones(3, 4).bfloat16(),
-        },
-    ),
+    MINICPM_O_2_6,
     QWEN2_VL,
     replace(
         QWEN2_VL,

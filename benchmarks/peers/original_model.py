@@ -71,7 +71,7 @@ class OriginalModel:
         if not sample.slices:
             return embeddings
         features = self.module.get_image_features(inputs["pixel_values"], inputs["target_sizes"])
-        filled: Tensor = self.module.insert_image_features(embeddings, features, inputs["image_bound"])
+        filled: Tensor = self.module.insert_features(embeddings, features, inputs["image_bound"])
         return filled
 
     @torch.inference_mode()

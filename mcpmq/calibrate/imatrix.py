@@ -46,7 +46,6 @@ from mcpmq.system.output import atomic_dir, check_output, lock_output
 from mcpmq.system.progress import Progress, silent
 
 LANGUAGE, MMPROJ = "language", "vision+projector"  # the two files, named as in the GGUF export
-COMPONENTS = {LANGUAGE: language.COMPONENTS, MMPROJ: mmproj.COMPONENTS | mmproj.AUDIO_COMPONENTS}
 PREFIXES = {LANGUAGE: "", MMPROJ: "mmproj-"}
 PACKAGES = ("mcpmq", "torch", "gguf", "transformers", "numpy", "pillow")
 ADDED_NOTE = "also summed over: "
@@ -183,7 +182,10 @@ class _SquareSumObserver:
 
 def component_specs(checkpoint: Checkpoint, part: str) -> Iterator[TensorSpec]:
     """Yield the matrices of a file."""
-    return (spec for spec in checkpoint.specs if spec.role == "matrix" and spec.component in COMPONENTS[part])
+    vision, components = checkpoint.architecture.vision, frozenset(language.COMPONENTS)
+    if part == MMPROJ:
+        components = mmproj.TOWERS[vision.kind].components if vision else frozenset()
+    return (spec for spec in checkpoint.specs if spec.role == "matrix" and spec.component in components)
 
 
 def tensor_names(checkpoint: Checkpoint) -> dict[str, TensorNames]:

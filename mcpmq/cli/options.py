@@ -206,6 +206,17 @@ MaxPixels = Annotated[
     int | None,
     typer.Option("--max-pixels", metavar="N", min=1, help="Maximum pixels of a resized image (Qwen-VL)"),
 ]
+DropSpeechOutput = Annotated[
+    bool, typer.Option("--drop-speech-output", help="Leave out the weights that synthesize speech")
+]
+GgufAudioProjector = Annotated[
+    str | None,
+    typer.Option(
+        "--gguf-audio",
+        metavar="glma",
+        help="Write the audio encoder of MiniCPM-o into GGUF, with other padding and attention than the original",
+    ),
+]
 EvalSet = Annotated[
     Path | None,
     typer.Option("--eval-set", metavar="SET", help="Evaluation set; default: a fifth of the calibration set"),

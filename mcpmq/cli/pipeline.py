@@ -18,9 +18,11 @@ from mcpmq.cli.options import (
     Calibration,
     Context,
     Device,
+    DropSpeechOutput,
     EvalSet,
     ForecastFormats,
     Formats,
+    GgufAudioProjector,
     Json,
     KeepQuantized,
     Lora,
@@ -66,6 +68,8 @@ def convert(
     trim_vocabulary: TrimVocabulary = None,
     max_slices: MaxSlices = None,
     max_pixels: MaxPixels = None,
+    drop_speech_output: DropSpeechOutput = False,
+    gguf_audio: GgufAudioProjector = None,
     max_size: MaxSize = None,
     max_memory: MaxMemory = None,
     context: Context = 4096,
@@ -87,7 +91,6 @@ def convert(
     recipe = recipe or (DEFAULT_SEARCH_RECIPE if budget and not bits else None)
     recipes = load_recipes(recipe, bits, names)
     from mcpmq import ui
-    from mcpmq.conversion_folder import quantized_artifacts
     from mcpmq.convert import convert
     from mcpmq.dataset import ReadOptions
     from mcpmq.evaluate import Settings
@@ -108,10 +111,9 @@ def convert(
         settings=settings,
         keep_quantized=keep_quantized,
         read_options=ReadOptions(samples, seed),
-        compression=parse_compression(trim_vocabulary, max_slices, max_pixels),
+        compression=parse_compression(trim_vocabulary, max_slices, max_pixels, drop_speech_output, gguf_audio),
     )
-    for artifact in quantized_artifacts(out):
-        ui.print_deviations(artifact)
+    _print_deviations(out)
     ui.print_report(report, as_json=json, all_rows=show_all)
     ui.print_conversion_steps(report, out, checkpoint_words(source, lora), calibration)
 
@@ -126,6 +128,8 @@ def plan(
     trim_vocabulary: TrimVocabulary = None,
     max_slices: MaxSlices = None,
     max_pixels: MaxPixels = None,
+    drop_speech_output: DropSpeechOutput = False,
+    gguf_audio: GgufAudioProjector = None,
     calibration: PlanCalibration = None,
     formats: ForecastFormats = None,
     context: Context = 4096,
@@ -138,7 +142,9 @@ def plan(
     if HUB_ID.fullmatch(source) and not Path(source).exists():  # the checkpoint is downloaded
         _start(f"planning {source}")
     names = [parse_format(name) for name in formats or ()]
-    recipes = load_recipes(recipe, bits, names, parse_compression(trim_vocabulary, max_slices, max_pixels))
+    recipes = load_recipes(
+        recipe, bits, names, parse_compression(trim_vocabulary, max_slices, max_pixels, drop_speech_output, gguf_audio)
+    )
     print_plans(source, lora, recipes, calibration, context, as_json=json)
 
 
@@ -153,6 +159,8 @@ def quantize(
     trim_vocabulary: TrimVocabulary = None,
     max_slices: MaxSlices = None,
     max_pixels: MaxPixels = None,
+    drop_speech_output: DropSpeechOutput = False,
+    gguf_audio: GgufAudioProjector = None,
     calibration: OptionalCalibration = None,
     samples: Samples = None,
     seed: Seed = 0,
@@ -164,7 +172,7 @@ def quantize(
     """Quantize every weight, block by block; the result can be exported to several formats"""
     source = at_revision(source, revision)
     _start(f"quantizing {source}")
-    compression = parse_compression(trim_vocabulary, max_slices, max_pixels)
+    compression = parse_compression(trim_vocabulary, max_slices, max_pixels, drop_speech_output, gguf_audio)
     recipes = load_recipes(recipe, bits, [parse_format(format)] if format else (), compression)
     if format:
         convert_in_one_pass(source, lora, out, recipes, calibration, samples, seed, as_json=json)
@@ -250,6 +258,15 @@ def imatrix(
         ui.print_notice(note)
     ui.print_artifact(artifact, as_json=json)
     ui.print_imatrix_steps(artifact)
+
+
+def _print_deviations(out: Path) -> None:
+    """Print the deviations from the recipes of a conversion."""
+    from mcpmq import ui
+    from mcpmq.conversion_folder import quantized_artifacts
+
+    for artifact in quantized_artifacts(out):
+        ui.print_deviations(artifact)
 
 
 def _start(label: str) -> None:

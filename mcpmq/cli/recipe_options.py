@@ -40,18 +40,29 @@ def load_recipes(
 
 
 def parse_compression(
-    trim: Sequence[str] | None, max_slices: int | None = None, max_pixels: int | None = None
+    trim: Sequence[str] | None,
+    max_slices: int | None = None,
+    max_pixels: int | None = None,
+    drop_speech_output: bool = False,
+    gguf_audio: str | None = None,
 ) -> "Compression":
-    """Return the tables of `--trim-vocabulary`, and of `--max-slices` and `--max-pixels`.
+    """Return the tables of `--trim-vocabulary`, `--max-slices` and `--max-pixels`, and the settings of audio.
 
     Raises:
-        typer.BadParameter: a value of `--trim-vocabulary` is not valid.
+        typer.BadParameter: a value of `--trim-vocabulary` or `--gguf-audio` is not valid.
     """
     from mcpmq.compression_tables import Compression, ImagesTable
 
     limits = {"max_slice_nums": max_slices, "max_pixels": max_pixels}
     images = ImagesTable(**limits) if any(value is not None for value in limits.values()) else None
-    return Compression(parse_vocabulary(trim or ()), images)
+    if gguf_audio not in (None, "glma"):
+        raise typer.BadParameter(f"`{gguf_audio}` is not `glma`", param_hint="--gguf-audio")
+    return Compression(
+        parse_vocabulary(trim or ()),
+        images,
+        speech_output="drop" if drop_speech_output else None,
+        gguf_audio="glma" if gguf_audio else None,
+    )
 
 
 def parse_vocabulary(values: Sequence[str]) -> "VocabularyTable | None":

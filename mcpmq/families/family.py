@@ -197,6 +197,8 @@ class Family:
     uses_mrope: bool = False  # image tokens have row and column positions (M-RoPE)
     minicpmv_version: int = 0  # `clip.minicpmv_version` of llama.cpp: selects its slicing and slice tags
     passthrough: tuple[tuple[str, str], ...] = ()  # (component, hub name prefix) of tensors that are copied unchanged
+    without_audio: tuple[tuple[str, str], ...] = ()  # (format, reason) of formats that have audio on request only
+    speech_switch: str = ""  # key of config.json that enables speech output in the software that loads a checkpoint
     caveats: tuple[tuple[str, str], ...] = ()  # (format, difference between an artifact and the original)
     unsupported_formats: tuple[tuple[str, str], ...] = ()  # (format, reason)
     input_from: tuple[tuple[str, str], ...] = ()  # hub names (matrix outside an nn.Linear, module with its input)

@@ -31,16 +31,18 @@ def version_of(config: Mapping[str, Any]) -> str:
     return f"{version}.0" if str(version).isdigit() else str(version)
 
 
+def encoder_specs(architecture: Architecture) -> tuple[TensorSpec, ...]:
+    """Return the tensors of the vision encoder and the resampler."""
+    return (*siglip_specs(architecture.required_vision, "vpm"), *resampler_specs(architecture, "resampler"))
+
+
 def _tensor_specs(architecture: Architecture) -> tuple[TensorSpec, ...]:
-    return (
-        *siglip_specs(architecture.required_vision, "vpm"),
-        *resampler_specs(architecture, "resampler"),
-        *decoder_specs(architecture.language, "llm.model", head="llm.lm_head.weight"),
-    )
+    decoder = decoder_specs(architecture.language, "llm.model", head="llm.lm_head.weight")
+    return (*encoder_specs(architecture), *decoder)
 
 
 def _family(
-    version: str, hub_id: str, language: Callable[[_Config], LanguageShape], flat_positions: bool = False, **fields: Any
+    version: str, hub_id: str, language: Callable[[_Config], LanguageShape], flat: bool = False, **fields: Any
 ) -> Family:
     name = f"minicpm-v-{version}"
 
@@ -52,9 +54,8 @@ def _family(
         """
         sizes = validate_config(_Config, normalize_text_config(config))
         check_unsupported_keys(config, name, "tie_word_embeddings", "drop_vision_last_layer")
-        slices = {"slice_resolution": sizes.image_size, "num_queries": sizes.query_num}
-        vision = sizes.vision_config.to_shape("siglip-resampler", flat_positions=flat_positions, **slices)
-        return Architecture(language(sizes), vision)
+        slices = {"slice_resolution": sizes.image_size, "num_queries": sizes.query_num, "flat_positions": flat}
+        return Architecture(language(sizes), sizes.vision_config.to_shape("siglip-resampler", **slices))
 
     return Family(
         name=name,
@@ -74,7 +75,7 @@ MINICPM_V_2_5 = _family(
     "2.5",
     "openbmb/MiniCPM-Llama3-V-2_5",
     lambda sizes: sizes.to_shape("llama", permuted_rope=True),
-    flat_positions=True,
+    flat=True,
     prompt_format=PromptFormat("<|eot_id|>", video_max_slices=1, uses_image_id=False, image_tags_for_slices=True),
     minicpmv_version=2,
     caveats=(

@@ -11,6 +11,7 @@ from PIL import Image
 from pydantic import Field, PositiveInt
 
 from mcpmq.errors import CheckpointError
+from mcpmq.families.audio_inputs import AudioEncoding
 from mcpmq.families.chat_processor import ChatProcessor
 from mcpmq.families.chat_template import ChatTemplate
 from mcpmq.families.config_schema import ConfigSchema, validate_config
@@ -38,6 +39,7 @@ class MiniCpmVProcessor(ChatProcessor):
     slicing: Slicing
     num_queries: int  # image tokens per slice
     folder: Path  # with the settings of the video processor
+    audio_encoding: AudioEncoding | None = None
 
     @classmethod
     def open(cls, checkpoint: Path, prompt_format: PromptFormat = MINICPM_V_FORMAT) -> Self:
@@ -53,7 +55,13 @@ class MiniCpmVProcessor(ChatProcessor):
         tokenizer, special = open_tokenizer(checkpoint, prompt_format.required_tokens, config.vocab_size)
         template = ChatTemplate.open(checkpoint, prompt_format.default_chat_template)
         limits = config.vocab_size, config.max_position_embeddings
-        return cls(tokenizer, template, *limits, special, prompt_format, slicing, config.query_num, checkpoint)
+        audio = cls.open_audio(checkpoint)
+        return cls(tokenizer, template, *limits, special, prompt_format, slicing, config.query_num, checkpoint, audio)
+
+    @staticmethod
+    def open_audio(checkpoint: Path) -> AudioEncoding | None:
+        """Return None: the models have no audio encoder."""
+        return None
 
     def prompt_media(self, label: str, count: int, has_video: bool) -> "SlicedMedia":
         """Return the images and videos of a new prompt, of any number.

@@ -5,7 +5,7 @@ three parts with the published tensor names: `llm` (a causal language model of t
 patches) and `resampler` (cross-attention). The class is not registered with the transformers Auto classes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -150,12 +150,13 @@ def build_vision_tower(config: MiniCPMV4_6VisionConfig, drop_last_layer: bool) -
 class MiniCPMVForConditionalGeneration(PreTrainedModel, GenerationMixin):  # type: ignore[no-untyped-call]
     """Causal language model with image input; batch size 1, any number of slices."""
 
-    config_class = MiniCPMVConfig
+    config_class: type[MiniCPMVConfig] = MiniCPMVConfig
     config: MiniCPMVConfig
     base_model_prefix = ""
     main_input_name = "input_ids"
     _no_split_modules: list[str] = []  # noqa: RUF012 - the base class declares it like this
     _supports_sdpa = True
+    media_arguments: tuple[str, ...] = ("pixel_values", "target_sizes", "image_bound")
 
     def __init__(self, config: MiniCPMVConfig) -> None:
         super().__init__(config)
@@ -207,12 +208,31 @@ class MiniCPMVForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
         features: Tensor = self.resampler(patches.last_hidden_state[0], sizes)
         return features
 
-    def insert_image_features(self, embeddings: Tensor, features: Tensor, image_bound: Tensor) -> Tensor:
-        """Replace the spans [slices, 2] of embeddings [1, tokens, hidden] by features [slices, queries, hidden]."""
+    @staticmethod
+    def insert_features(embeddings: Tensor, features: Iterable[Tensor], bounds: Tensor) -> Tensor:
+        """Replace spans [spans, 2] of embeddings [1, tokens, hidden] by features [tokens of the span, hidden] each."""
         placed = embeddings.clone()
-        for feature, (start, end) in zip(features, image_bound.tolist(), strict=True):
+        for feature, (start, end) in zip(features, bounds.tolist(), strict=True):
             placed[0, start:end] = feature.to(placed.dtype)
         return placed
+
+    def embed_with_images(
+        self,
+        input_ids: Tensor | None,
+        inputs_embeds: Tensor | None,
+        pixel_values: Tensor | None,
+        target_sizes: Tensor | None,
+        image_bound: Tensor | None,
+    ) -> Tensor:
+        """Return embeddings [1, tokens, hidden] with image features; the arguments are those of `forward`."""
+        if inputs_embeds is None:
+            assert input_ids is not None
+            inputs_embeds = self.embed_token_ids(input_ids)
+        if pixel_values is None:
+            return inputs_embeds
+        if target_sizes is None or image_bound is None or inputs_embeds.shape[0] != 1:
+            raise ValueError("pixel_values requires target_sizes, image_bound and a batch size of 1")
+        return self.insert_features(inputs_embeds, self.get_image_features(pixel_values, target_sizes), image_bound)
 
     def forward(
         self,
@@ -229,24 +249,18 @@ class MiniCPMVForConditionalGeneration(PreTrainedModel, GenerationMixin):  # typ
         [1, 3, 14, 14 * sum(h * w)], target_sizes int64 [slices, 2] in patches and image_bound int64 [slices, 2], the
         first and past-the-last token of each slice. Other arguments are passed to the language model.
         """
-        if inputs_embeds is None:
-            assert input_ids is not None
-            inputs_embeds = self.embed_token_ids(input_ids)
-        if pixel_values is not None:
-            if target_sizes is None or image_bound is None or inputs_embeds.shape[0] != 1:
-                raise ValueError("pixel_values requires target_sizes, image_bound and a batch size of 1")
-            features = self.get_image_features(pixel_values, target_sizes)
-            inputs_embeds = self.insert_image_features(inputs_embeds, features, image_bound)
+        media = pixel_values, target_sizes, image_bound
+        inputs_embeds = self.embed_with_images(input_ids, inputs_embeds, *media)
         output: CausalLMOutputWithPast = self.llm(inputs_embeds=inputs_embeds, **language_arguments)
         return output
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the model inputs of one generation step; the image is an input of the first step only."""
+        """Return the model inputs of one generation step; images are an input of the first step only."""
         prepare: Any = super().prepare_inputs_for_generation  # type: ignore[misc]
         inputs = prepare(*args, **kwargs)
         if kwargs.get("is_first_iteration") or not kwargs.get("use_cache", True):
             return inputs
-        return {**inputs, "pixel_values": None, "target_sizes": None, "image_bound": None}
+        return {**inputs, **dict.fromkeys(self.media_arguments)}
 
 
 def build(config: Mapping[str, Any]) -> MiniCPMVForConditionalGeneration:
@@ -259,7 +273,7 @@ def build_on_meta(
 ) -> MiniCPMVForConditionalGeneration:
     """Build a model class: parameters on the meta device, buffers on the CPU."""
     with torch.device("meta"):
-        model = model_class(MiniCPMVConfig(**config))
+        model = model_class(model_class.config_class(**config))
     rotary = model.llm.model.rotary_emb
     # Rotary frequencies are computed buffers; loading weights would leave them on the meta device.
     model.llm.model.rotary_emb = type(rotary)(rotary.config)

@@ -160,7 +160,7 @@ class PreprocessorConfig(ConfigSchema):
 
 def image_settings(opened: object) -> PreprocessorConfig:
     """Return the settings of images among the opened settings of a family."""
-    settings = getattr(opened, "resizing", opened)  # beside those of the audio encoder
+    settings = getattr(opened, "images", opened)  # beside those of the audio encoder
     assert isinstance(settings, PreprocessorConfig)
     return settings
 

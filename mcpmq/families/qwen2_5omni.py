@@ -58,8 +58,8 @@ def _tensor_specs(architecture: Architecture) -> tuple[TensorSpec, ...]:
 
 def _specs(architecture: Architecture) -> Iterator[TensorSpec]:
     audio, vision, language = architecture.required_audio, architecture.required_vision, architecture.language
-    tower, unused = "thinker.audio_tower", "audio_bos_eos_token.weight"  # never read
-    yield TensorSpec("audio.unused_tokens", f"{tower}.{unused}", (2, language.hidden_size))
+    tower, unused = "thinker.audio_tower", (2, language.hidden_size)  # the shape of a table that is never read
+    yield TensorSpec("audio.unused_tokens", f"{tower}.audio_bos_eos_token.weight", unused)
     yield from whisper_specs(audio, tower, "ln_post")
     yield from matrix_specs("audio_projector.out", f"{tower}.proj", (language.hidden_size, audio.hidden_size))
     yield patch_embedding_spec(vision, "thinker.visual")
@@ -88,12 +88,12 @@ QWEN2_5_OMNI = replace(
     ),
     has_audio=True,
     passthrough=(("speech", "talker"), ("speech", "token2wav")),
+    speech_switch="enable_audio_output",
     caveats=(
         *QWEN2_5_VL.caveats,
         (
             "gguf",
-            "llama.cpp encodes audio in segments of 30 seconds, padded with silence, and every frame attends to the"
-            " whole segment: the original attends within 2 seconds",
+            "llama.cpp pads audio to segments of 30 seconds, in which every frame attends to all, not within 2 seconds",
         ),
     ),
     smoothing_mappings=(*DECODER, *SEPARATE_QWEN_VISION, *WHISPER),

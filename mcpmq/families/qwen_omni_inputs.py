@@ -1,21 +1,19 @@
 """Model inputs of Qwen2.5-Omni: images as in Qwen2.5-VL, and audio."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mcpmq.families import family_of
-from mcpmq.families.audio_inputs import AudioEncoding
 from mcpmq.families.config_schema import required_table
 from mcpmq.families.inputs import Inputs
+from mcpmq.families.omni_inputs import OmniInputs, padded_features
 from mcpmq.families.prompt_format import PromptFormat
 from mcpmq.families.qwenvl_inputs import QwenVlProcessor
 from mcpmq.families.qwenvl_resizing import Resizing
-from mcpmq.system.json_file import read_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,45 +40,11 @@ class QwenOmniProcessor(QwenVlProcessor):
         return arguments | self._audio_arguments(inputs)
 
     def _audio_arguments(self, inputs: Inputs) -> dict[str, NDArray[Any]]:
-        if not inputs.audio:
+        if self.audio_encoding is None or not inputs.audio:
             return {}
-        assert self.audio_encoding is not None
-        features = self.audio_encoding.features(inputs.audio)
-        frames = [one.shape[1] for one in features]
-        padded = [np.pad(one, ((0, 0), (0, max(frames) - one.shape[1]))) for one in features]
-        mask = np.arange(max(frames)) < np.array(frames)[:, None]
-        return {"input_features": np.stack(padded), "feature_attention_mask": mask.astype(np.int64)}
-
-
-@dataclass(frozen=True, slots=True)
-class OmniInputs:
-    """Graph inputs of images and audio, and position ids of encoded samples."""
-
-    resizing: Resizing
-    audio: AudioEncoding
-
-    @classmethod
-    def open(cls, folder: Path) -> Self:
-        """Open the settings of both encoders."""
-        config = read_json(folder / "config.json")
-        shape = family_of(config).parse_architecture(config).required_audio
-        return cls(Resizing.open(folder), AudioEncoding.open(folder, shape))
-
-    def image_tokens(self, width: int, height: int, num_queries: int) -> int:
-        """Return the number of tokens of an image; see `Resizing.image_tokens`."""
-        return self.resizing.image_tokens(width, height, num_queries)
-
-    def graph_inputs(self, pixels: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-        """Return the inputs of the vision graph for one image; see `Resizing.graph_inputs`."""
-        return self.resizing.graph_inputs(pixels)
-
-    def audio_graph_inputs(self, waveform: NDArray[np.float32]) -> Iterator[dict[str, NDArray[Any]]]:
-        """Yield the inputs of the audio graph; see `AudioEncoding.graph_inputs`."""
-        return self.audio.graph_inputs(waveform)
-
-    def position_ids(self, inputs: Inputs) -> NDArray[np.int64]:
-        """Compute time, row and column of each token: int64 [3, length]; audio tokens count as text."""
-        return self.resizing.position_ids(inputs)
+        features, frames = padded_features(self.audio_encoding, inputs)
+        mask = np.arange(features.shape[2]) < frames[:, None]
+        return {"input_features": features, "feature_attention_mask": mask.astype(np.int64)}
 
 
 open_processor = QwenOmniProcessor.open
@@ -88,4 +52,4 @@ open_processor = QwenOmniProcessor.open
 
 def open_vision_inputs(folder: Path, _: PromptFormat) -> OmniInputs:
     """Open the settings of both encoders."""
-    return OmniInputs.open(folder)
+    return OmniInputs.open(folder, Resizing.open(folder))

@@ -1,8 +1,11 @@
 """Supported families and schemes of every format, as data and as tables."""
 
+from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
 
+from mcpmq.dataset import SampleSet
+from mcpmq.errors import DatasetError
 from mcpmq.families import FAMILIES
 from mcpmq.families.family import Family
 from mcpmq.formats import FORMATS, FormatName, declared_format
@@ -25,6 +28,28 @@ def _family_support(family: Family) -> dict[str, Any]:
         **formats,
         "caveats": dict(family.caveats),
     }
+
+
+def no_audio_reason(family: Family, name: str, recipe: Mapping[str, object]) -> str | None:
+    """Return why artifacts of a format have no audio encoder; None if they have one, or the model has none.
+
+    `recipe` is the content of a recipe, as in manifests.
+    """
+    return None if recipe.get("gguf_audio") else dict(family.without_audio).get(name)
+
+
+def check_audio(family: Family, name: str, recipe: Mapping[str, object], samples: SampleSet) -> None:
+    """Check that artifacts of a format have an audio encoder if a sample has audio; see `no_audio_reason`.
+
+    Raises:
+        DatasetError: they have none.
+    """
+    reason, count = no_audio_reason(family, name, recipe), sum(bool(sample.audio) for sample in samples)
+    if reason and count:
+        raise DatasetError(
+            f"{count} samples of `{samples.path}` have audio, and `{name}` has no audio encoder for {family.name}",
+            f"{reason}; or give a set without audio",
+        )
 
 
 def support_table() -> Table:

@@ -28,6 +28,7 @@ from mcpmq.evaluate import (
 from mcpmq.evaluate.score_file import ScoresByArtifact, read_scores
 from mcpmq.formats import engine_of
 from mcpmq.formats.kv_cache import check_cache, head_widths
+from mcpmq.formats.support import check_audio
 from mcpmq.report.layer_errors import layer_errors
 from mcpmq.report.report import (
     ArtifactResult,
@@ -80,13 +81,15 @@ def compare(
 
     Raises:
         ArtifactError: an artifact was made from another checkpoint, its files changed, or a baseline is quantized.
-        DatasetError: an artifact was calibrated on a sample of the set, or the file of scores is invalid.
+        DatasetError: an artifact was calibrated on a sample of the set, or has no audio encoder for it, or the file of
+            scores is invalid.
         EngineError: an engine failed, or does not support the types of the KV cache.
     """
     _check_engine_baselines(engine_baselines, artifacts)
     for artifact in (*engine_baselines, *artifacts):
         check_source(checkpoint, artifact)
         check_cache(settings.kv_cache, _engine(artifact), head_widths(checkpoint.architecture.language))
+        check_audio(checkpoint.family, artifact.manifest.kind, artifact.manifest.recipe, samples)
         if not held_out_from_calibration and (used := artifact.manifest.calibration_set):
             samples.check_disjoint(used.name, used.fingerprints)
     task_scores = read_scores(scores, checkpoint, artifacts) if scores else {}

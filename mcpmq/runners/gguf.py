@@ -253,7 +253,8 @@ def open_runner(path: Path, threads: int, *, f32_attention: bool = False, kv_cac
     """
     files = artifact_files(path)
     language = LanguageModel(llamacpp(), files.language)
-    vision = VisionEncoder(llamacpp(), files.mmproj, language, threads, f32_attention) if files.mmproj else None
+    options = threads, f32_attention, files.audio_markers
+    vision = VisionEncoder(llamacpp(), files.mmproj, language, *options) if files.mmproj else None
     cache = KvCache.parse(kv_cache) if kv_cache else F16_CACHE
     return GgufRunner(language, vision, threads, f32_attention, files.uses_mrope, cache, files.image_markers)
 
@@ -264,7 +265,7 @@ def encode_images(path: Path, threads: int, samples: Sequence[Inputs]) -> SliceE
     if files.mmproj is None:
         return []
     language = LanguageModel(llamacpp(), files.language, vocab_only=True)
-    vision = VisionEncoder(llamacpp(), files.mmproj, language, threads, f32_attention=False)
+    vision = VisionEncoder(llamacpp(), files.mmproj, language, threads, False, files.audio_markers)
     embeddings: SliceEmbeddings = []
     for sample in samples:
         embeddings += [vision.encode_slice(pixels)[0] for pixels in sample.slices]

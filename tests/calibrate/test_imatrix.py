@@ -24,10 +24,11 @@ from mcpmq.errors import ArtifactError, DatasetError, FormatError, OutputError
 from mcpmq.evaluate import Settings, measure
 from mcpmq.execution import chunked_matmul, torch_model
 from mcpmq.families.family import TensorSpec
-from mcpmq.formats.gguf import mmproj, names
+from mcpmq.formats.gguf import names
 from mcpmq.formats.gguf.imatrix_file import ImportanceMatrix
 from mcpmq.formats.gguf.names import gguf_names
 from mcpmq.formats.gguf.resampler import SIGLIP_RESAMPLER
+from mcpmq.formats.gguf.vision_tower import VISION_COMPONENTS
 from mcpmq.quantized_model import QuantizedModel
 from mcpmq.rounding.stats import VISION
 from mcpmq.system.progress import Item, silent
@@ -96,7 +97,7 @@ def test_sums_are_those_of_plain_forward_passes(checkpoint: Checkpoint, mixed_se
 
 
 def _names(spec: TensorSpec) -> tuple[str, ...]:
-    in_mmproj = spec.component in mmproj.COMPONENTS | mmproj.AUDIO_COMPONENTS
+    in_mmproj = spec.component in VISION_COMPONENTS
     return gguf_names(spec.name, SIGLIP_RESAMPLER.names if in_mmproj else names.LANGUAGE_NAMES)
 
 

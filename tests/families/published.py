@@ -241,8 +241,14 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], int]] = {
             "num_attention_heads": 28,
             "num_key_value_heads": 4,
             "vocab_size": 151700,
+            "audio_config": {
+                "d_model": 1024,
+                "encoder_layers": 24,
+                "encoder_attention_heads": 16,
+                "encoder_ffn_dim": 4096,
+            },
         },
-        8_099_418_864,  # without audio and speech
+        8_099_418_864 + 307_217_408 + 16_521_216,  # language and vision, audio encoder, its projector; without speech
     ),
     "MiniCPM3-4B": (
         "minicpm3",

@@ -70,8 +70,7 @@ def gguf_files(model: ModelView) -> tuple[GgufFile, ...]:
 
 def _mmproj(model: ModelView) -> GgufFile:
     size, tower = padded_intermediate_size(model), mmproj.tower_of(model)
-    audio = mmproj.AUDIO_COMPONENTS if model.architecture.audio else set()  # MiniCPM-o copies tensors named `audio`
-    from_model = gguf_tensors(model, mmproj.COMPONENTS | audio, tower.names, size)
+    from_model = gguf_tensors(model, tower.components, tower.names, size)
     changed = (tower.transform(model, tensor) for tensor in from_model)
     tensors = [*tower.unused_tensors(model), *filter(None, changed)]
     if not model.architecture.required_vision.uses_vit_merger:

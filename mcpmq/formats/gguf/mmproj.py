@@ -6,11 +6,10 @@ from mcpmq.errors import FormatError
 from mcpmq.families import family_named
 from mcpmq.families.family import VisionKind
 from mcpmq.families.preprocessor import PreprocessorConfig, image_settings
-from mcpmq.formats.gguf import internvit, merger, pooled, qwen_omni, qwenvl, resampler, resampler_2_0, tiles
+from mcpmq.formats.gguf import glma, internvit, merger, pooled, qwen_omni, qwenvl, resampler, resampler_2_0, tiles
 from mcpmq.formats.gguf.vision_tower import VisionTower
 from mcpmq.formats.model_view import ModelView
 
-COMPONENTS, AUDIO_COMPONENTS = {"vision", "projector"}, {"audio", "audio_projector"}
 TOWERS: dict[VisionKind, VisionTower] = {
     "siglip-resampler": resampler.SIGLIP_RESAMPLER,
     "timm-resampler": resampler_2_0.TIMM_RESAMPLER,
@@ -26,7 +25,9 @@ TOWERS: dict[VisionKind, VisionTower] = {
 
 
 def tower_of(model: ModelView) -> VisionTower:
-    """Return the description of a model's vision encoder and projector."""
+    """Return the description of a model's encoders and projectors."""
+    if model.artifact.manifest.recipe.get("gguf_audio") == glma.PROJECTOR:
+        return glma.MINICPM_O
     return TOWERS[model.architecture.required_vision.kind]
 
 
@@ -55,7 +56,7 @@ def add_metadata(writer: GGUFWriter, model: ModelView, intermediate_size: int) -
     shape, tower = model.architecture.required_vision, tower_of(model)
     preprocessor = open_preprocessor(model)
     writer.add_bool("clip.has_vision_encoder", True)
-    writer.add_string("clip.projector_type", tower.projector_type)
+    writer.add_string(tower.projector_key, tower.projector_type)
     tower.add_metadata(writer, model, preprocessor)
     writer.add_uint32("clip.vision.patch_size", shape.patch_size)
     writer.add_uint32("clip.vision.embedding_length", shape.hidden_size)

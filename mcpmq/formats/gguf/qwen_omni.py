@@ -10,7 +10,7 @@ from mcpmq.families.whisper import sinusoids
 from mcpmq.formats.gguf import qwenvl
 from mcpmq.formats.gguf.audio_encoder import AUDIO_LAYER_NAMES, AUDIO_NAMES, add_audio_metadata, audio_tensor
 from mcpmq.formats.gguf.tensors import GgufTensor
-from mcpmq.formats.gguf.vision_tower import VisionTower
+from mcpmq.formats.gguf.vision_tower import ALL_COMPONENTS, VisionTower
 from mcpmq.formats.model_view import ModelView
 
 MAX_FRAMES = 1500  # encoder frames of the segments of 30 seconds that llama.cpp encodes
@@ -38,6 +38,7 @@ def _add_metadata(writer: GGUFWriter, model: ModelView, preprocessor: Preprocess
 
 QWEN2_5_OMNI = VisionTower(
     projector_type="qwen2.5o",
+    components=ALL_COMPONENTS,
     names=replace(
         qwenvl.NAMES,
         global_names={

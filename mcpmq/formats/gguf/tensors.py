@@ -1,6 +1,6 @@
 """Descriptions of the tensors of a GGUF file, from shapes and schemes alone."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -58,7 +58,7 @@ class GgufTensor:
 
 
 def gguf_tensors(
-    model: ModelView, components: set[str], names: TensorNames, vision_intermediate_size: int
+    model: ModelView, components: Collection[str], names: TensorNames, vision_intermediate_size: int
 ) -> Iterator[GgufTensor]:
     """Yield the tensors of some components, in the order of the forward pass."""
     for spec in model.specs.values():

@@ -10,6 +10,9 @@ from mcpmq.formats.gguf.names import TensorNames
 from mcpmq.formats.gguf.tensors import GgufTensor
 from mcpmq.formats.model_view import ModelView
 
+VISION_COMPONENTS = frozenset({"vision", "projector"})
+ALL_COMPONENTS = VISION_COMPONENTS | {"audio", "audio_projector"}
+
 
 def no_unused_tensors(model: ModelView) -> list[GgufTensor]:
     """Return no tensors: llama.cpp reads every tensor that it requires."""
@@ -32,10 +35,12 @@ class VisionTower:
         use in the file
     """
 
-    projector_type: str  # value of `clip.projector_type`
+    projector_type: str  # value of `projector_key`
     names: TensorNames
     required_tokens: tuple[str, ...]  # tokens that llama.cpp looks up in the vocabulary
     add_metadata: Callable[[GGUFWriter, ModelView, PreprocessorConfig], None]
     unused_tensors: Callable[[ModelView], list[GgufTensor]] = no_unused_tensors
     transform: Callable[[ModelView, GgufTensor], GgufTensor | None] = unchanged
+    projector_key: str = "clip.projector_type"
+    components: frozenset[str] = VISION_COMPONENTS  # in the file
     resample: int = BICUBIC  # the filter with which llama.cpp resizes images, as in Pillow

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mcpmq.artifact import MODEL_CARD
+from mcpmq.families import family_named
 from mcpmq.families.family import TensorSpec
 from mcpmq.families.language_shape import LanguageShape
 from mcpmq.formats.format import FilesForecast, Format
@@ -138,9 +139,9 @@ class HfLayout:
     def text_files(self, model: ModelView, shards: ShardLayout) -> dict[str, str]:
         """Return the content of the files that are not copied from the checkpoint: name -> text."""
         quantization_config, manifest = self.quantization_config(model), model.artifact.manifest
-        names = self.method_name(model), self.usage, self.library
+        names, config = (self.method_name(model), self.usage, self.library), {**self.config(model), **_switches(model)}
         texts = {
-            CONFIG: json_text({**self.config(model), **dict.fromkeys(self.config_keys, quantization_config)}),
+            CONFIG: json_text({**config, **dict.fromkeys(self.config_keys, quantization_config)}),
             MODEL_CARD: render_card(manifest, model.config, model.tensors, *names),
             INDEX: json_text(shards.index()),
         }
@@ -150,6 +151,13 @@ class HfLayout:
 def has_activations(model: ModelView) -> bool:
     """Return whether matrices of a model have quantized inputs."""
     return any(record.activation for record in model.records.values())
+
+
+def _switches(model: ModelView) -> dict[str, bool]:
+    """Return the keys that disable components which the artifact does not have: without speech output, that of it."""
+    manifest = model.artifact.manifest
+    key = family_named(manifest.family).speech_switch if manifest.recipe.get("speech_output") == "drop" else ""
+    return {key: False} if key else {}
 
 
 def packed_int32_nbytes(rows: int, codes: int, bits: int) -> int:

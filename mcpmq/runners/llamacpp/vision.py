@@ -33,6 +33,7 @@ from mcpmq.system import ggml_library
 CLIP_HPARAMS_SYMBOL = "_Z16clip_get_hparamsPK8clip_ctx"  # returns clip_hparams; its first field is image_size
 MAX_HPARAMS_NBYTES = 128  # of clip_hparams, with the fields of image sizes
 Grid = tuple[int, int]  # rows and columns of tokens
+NO_AUDIO_HINT = "give no audio, or use another format; GGUF files of MiniCPM-o have audio with `--gguf-audio glma`"
 PROBE_IMAGE = np.zeros((8, 8, 3), np.uint8)  # smaller than a slice: llama.cpp resizes it to the slice size
 
 
@@ -58,9 +59,17 @@ class VisionEncoder:
     """
 
     def __init__(
-        self, engine: LlamaCpp, file: Path, language: LanguageModel, threads: int, f32_attention: bool
+        self,
+        engine: LlamaCpp,
+        file: Path,
+        language: LanguageModel,
+        threads: int,
+        f32_attention: bool,
+        audio_markers: tuple[int, int] = (0, 0),
     ) -> None:
         """Load the file for a language model, or its vocabulary; `f32_attention` computes attention in F32.
+
+        `audio_markers` are the numbers of embeddings that llama.cpp adds before and after those of a segment.
 
         Raises:
             EngineError: llama.cpp cannot load the file, or serializes image chunks in an unknown layout.
@@ -74,6 +83,7 @@ class VisionEncoder:
         if not context:
             raise engine.error(f"llama.cpp cannot load `{file}`", "export the artifact again")
         self._engine, self._context, self._width = engine, context, language.input_embedding_size
+        self._audio_markers = audio_markers
         self._finalizer = weakref.finalize(self, engine, "mtmd_free", context)
         if not engine("mtmd_support_vision", context):
             raise EngineError(f"`{file}` has no vision encoder", "export the artifact again")
@@ -142,11 +152,13 @@ class VisionEncoder:
             EngineError: the file has no audio encoder, or llama.cpp rejected the audio.
         """
         if not self._engine("mtmd_support_audio", self._context):
-            raise EngineError("the mmproj file has no audio encoder", "export the artifact again")
+            raise EngineError("the mmproj file has no audio encoder", NO_AUDIO_HINT)
         data = np.ascontiguousarray(samples, np.float32)
         bitmap = self._engine("mtmd_bitmap_init_from_audio", len(data), data.ctypes.data_as(FLOATS))
         with self._tokenized([bitmap], f"audio of {len(data):,} samples") as chunks:
-            return np.concatenate([self._embeddings(one) for one in chunks if self._type(one) == AUDIO_CHUNK_TYPE])
+            segments = [self._embeddings(one) for one in chunks if self._type(one) == AUDIO_CHUNK_TYPE]
+        before, after = self._audio_markers
+        return np.concatenate([one[before : len(one) - after] for one in segments])
 
     def _read_chunk(self, chunk: int) -> tuple[Chunk, Grid | None]:
         if self._is_image(chunk):
