@@ -14,7 +14,9 @@ from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import EngineError
 from mcpmq.evaluate.measure import engine_name
 from mcpmq.families import family_named
+from mcpmq.families.family import Family
 from mcpmq.formats.kv_cache import F16_CACHE, KvCache, check_cache
+from mcpmq.formats.support import no_audio_reason
 from mcpmq.serving.artifacts import (
     CONTEXT,
     NO_HEADS,
@@ -26,8 +28,16 @@ from mcpmq.serving.artifacts import (
 from mcpmq.serving.engine import MAX_TOKENS
 from mcpmq.serving.engine_client import EngineClient
 from mcpmq.serving.engine_process import EngineProcess, running_engine
+from mcpmq.serving.gguf import AUDIO_NOTE
 from mcpmq.serving.limits import LIMITS, Limits
-from mcpmq.serving.served_model import EngineFacts, ServedModel, describe, describe_original, model_name
+from mcpmq.serving.served_model import (
+    NO_AUDIO_ENCODER,
+    EngineFacts,
+    ServedModel,
+    describe,
+    describe_original,
+    model_name,
+)
 
 LLAMA_SERVER, WORKER = "mcpmq.serving.llama_server", "mcpmq.serving.worker"
 VISION_COMPONENT = "vision+projector"
@@ -106,9 +116,17 @@ def _running_llama(
     with running_engine(LLAMA_SERVER, settings) as engine:
         context = min(options.context, asyncio.run(EngineClient(engine, LIMITS).trained_context()))
         family = family_named(artifact.manifest.family)
-        notes = (PREPROCESSING_NOTE,) if mmproj else ()
-        cache = settings["kv_cache"]
-        yield engine, EngineFacts(engine_name("gguf"), context, bool(mmproj), notes, family=family, kv_cache=cache)
+        no_audio = no_audio_in(artifact, family)
+        notes = ((PREPROCESSING_NOTE,) if mmproj else ()) + (() if no_audio else (AUDIO_NOTE,))
+        names = {"family": family, "kv_cache": settings["kv_cache"], "no_audio": no_audio}
+        yield engine, EngineFacts(engine_name("gguf"), context, bool(mmproj), notes, **names)
+
+
+def no_audio_in(artifact: Artifact, family: Family) -> str:
+    """Return why a GGUF artifact accepts no audio; an empty text if it does."""
+    if not family.has_audio:
+        return NO_AUDIO_ENCODER
+    return no_audio_reason(family, "gguf", artifact.manifest.recipe) or ""
 
 
 @contextmanager
@@ -124,7 +142,9 @@ def _running_worker(path: Path, name: str, options: ServerOptions) -> Iterator[t
     }
     with running_engine(WORKER, settings) as engine:
         facts = engine.facts
-        yield engine, EngineFacts(facts["engine"], facts["context"], facts["vision"], unsupported=UNSUPPORTED)
+        no_audio = "" if facts["audio"] else NO_AUDIO_ENCODER
+        settled = facts["engine"], facts["context"], facts["vision"]
+        yield engine, EngineFacts(*settled, unsupported=UNSUPPORTED, no_audio=no_audio)
 
 
 def _threads(options: ServerOptions) -> int:

@@ -39,7 +39,21 @@ class ImagePart(_Part):
     image_url: ImageUrl
 
 
-Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+class InputAudio(_Part):
+    """An audio file in base64."""
+
+    data: str
+    format: Literal["wav", "flac"]
+
+
+class AudioPart(_Part):
+    """An audio of a message."""
+
+    type: Literal["input_audio"]
+    input_audio: InputAudio
+
+
+Part = Annotated[TextPart | ImagePart | AudioPart, Field(discriminator="type")]
 
 
 def _as_parts(content: Any) -> Any:
@@ -66,6 +80,11 @@ class ChatMessage(_Part):
     @property
     def image_urls(self) -> list[str]:
         return [part.image_url.url for part in self.content if isinstance(part, ImagePart)]
+
+    @property
+    def audio_files(self) -> list[str]:
+        """Return the files of the audios, in base64."""
+        return [part.input_audio.data for part in self.content if isinstance(part, AudioPart)]
 
 
 class StreamOptions(_Part):

@@ -36,6 +36,7 @@ class DecodingEngine:
     stop_ids: frozenset[int]
     context_length: int
     has_vision: bool
+    has_audio: bool
     notes: tuple[str, ...] = ()
     close: Callable[[], None] = field(default=_do_nothing)
 
@@ -134,4 +135,5 @@ def decoding_engine(
     ids = (processor.tokenizer.token_to_id(token) for token in ends)
     stop_ids = frozenset((*(number for number in ids if number is not None), *end_token_ids(folder)))
     context = min(context, processor.context_length)
-    return DecodingEngine(label, processor, predict, stop_ids, context, family.has_vision, notes, close)
+    accepts = family.has_vision, family.has_audio
+    return DecodingEngine(label, processor, predict, stop_ids, context, *accepts, notes, close)

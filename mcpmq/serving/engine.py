@@ -94,14 +94,18 @@ class ChatEngine(Protocol):
     def has_vision(self) -> bool:
         """True if the model accepts images."""
 
+    @property
+    def has_audio(self) -> bool:
+        """True if the model accepts audio."""
+
     def generate(self, messages: Sequence[Message], sampling: Sampling) -> Answer:
         """Yield the answer to the last message, and return its statistics.
 
         Work begins with the first `next`.
 
         Raises:
-            DatasetError: the chat is longer than the context, has control tokens in its texts, or has an image that
-                the model does not accept.
+            DatasetError: the chat is longer than the context, has control tokens in its texts, or has an image or audio
+                that the model does not accept.
             EngineError: the engine failed.
         """
 

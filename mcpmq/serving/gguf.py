@@ -19,14 +19,16 @@ from mcpmq.evaluate.measure import engine_name
 from mcpmq.families import family_named
 from mcpmq.families.family import Family
 from mcpmq.formats.kv_cache import F16_CACHE, KvCache
+from mcpmq.formats.support import no_audio_reason
 from mcpmq.runners.llamacpp import llamacpp
 from mcpmq.runners.llamacpp.artifact_files import ArtifactFiles, artifact_files
 from mcpmq.runners.llamacpp.language import CONTEXT_MULTIPLE, LanguageModel
+from mcpmq.serving.audio import wav_part
 from mcpmq.serving.decoding import context_overflow
 from mcpmq.serving.engine import Answer, Completion, FinishReason, Message, Piece, Sampling, TokenLogprob
 from mcpmq.serving.image_tags import with_image_tags
 from mcpmq.serving.preprocessing import EnginePreprocessing
-from mcpmq.system.audio_file import Waveform, encode_wav
+from mcpmq.system.audio_file import Waveform
 from mcpmq.system.temporary_folder import temporary_folder
 
 Event = Mapping[str, Any]  # of a stream in the OpenAI format
@@ -51,11 +53,17 @@ class LlamaCppEngine:
     server: list[Any]  # one, until it is closed
     preprocessing: EnginePreprocessing | None  # None for a text-only model
     resources: ExitStack = field(default_factory=ExitStack)
+    no_audio: str = ""  # why the artifact of a model with an audio encoder has none
 
     @property
     def has_vision(self) -> bool:
         """True if the model accepts images."""
         return self.preprocessing is not None
+
+    @property
+    def has_audio(self) -> bool:
+        """True if the model accepts audio."""
+        return self.family.has_audio and not self.no_audio
 
     def generate(self, messages: Sequence[Message], sampling: Sampling) -> Answer:
         """Yield the answer to the last message, and return its statistics; see `ChatEngine`."""
@@ -65,6 +73,8 @@ class LlamaCppEngine:
         has_audio = any(message.audio for message in messages)
         if has_audio and not self.family.has_audio:
             raise DatasetError("the chat has audio, but the model has no audio encoder", "ask without audio")
+        if has_audio and self.no_audio:
+            raise DatasetError("the chat has audio, but the artifact has no audio encoder", self.no_audio)
         check_texts(self.family, messages)
         last: Event = {}
         reason: FinishReason = "stop"
@@ -103,7 +113,8 @@ def open_engine(artifact: Artifact, threads: int, context: int, kv_cache: KvCach
     folder = resources.enter_context(temporary_folder())
     server = _server(files, threads, context, folder, kv_cache or F16_CACHE)
     preprocessing = EnginePreprocessing.read(files.mmproj) if files.mmproj else None
-    return LlamaCppEngine(engine_name("gguf"), family, context, [server], preprocessing, resources)
+    no_audio = no_audio_reason(family, "gguf", artifact.manifest.recipe) or ""
+    return LlamaCppEngine(engine_name("gguf"), family, context, [server], preprocessing, resources, no_audio)
 
 
 def _server(files: ArtifactFiles, threads: int, context: int, folder: Path, cache: KvCache) -> Any:
@@ -216,8 +227,7 @@ def _part(part: object) -> dict[str, Any]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
     if isinstance(part, Waveform):
-        data = base64.b64encode(encode_wav(part.samples)).decode()
-        return {"type": "input_audio", "input_audio": {"data": data, "format": "wav"}}
+        return wav_part(part)
     assert isinstance(part, Image.Image)  # requests have no video
     return {"type": "image_url", "image_url": {"url": _data_url(part)}}
 

@@ -17,6 +17,8 @@ class Limits:
     json_items: int = 100_000  # brackets, colons and commas of a JSON body
     images: int = 8  # in all messages
     pixels: int = 24_000_000  # in all images: as PNG in base64 they fit into the 100 MB that llama.cpp accepts
+    audios: int = 8  # in all messages
+    audio_seconds: float = 120.0  # in all audios
     messages: int = 100
     text_characters: int = 200_000  # in all messages
     schema_depth: int = 32

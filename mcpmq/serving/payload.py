@@ -1,12 +1,13 @@
-"""The request that the engine receives: checked fields, and images that were decoded here."""
+"""The request that the engine receives: checked fields, and images and audio that were decoded here."""
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 from mcpmq.errors import DatasetError
 from mcpmq.families.family import Family
-from mcpmq.serving.chat_request import ChatMessage, ChatRequest, ImagePart
+from mcpmq.serving.audio import decode_all, wav_part
+from mcpmq.serving.chat_request import AudioPart, ChatMessage, ChatRequest, ImagePart, TextPart
 from mcpmq.serving.engine import Message
 from mcpmq.serving.gguf import check_texts
 from mcpmq.serving.image_tags import with_image_tags
@@ -14,6 +15,7 @@ from mcpmq.serving.images import decode, png_data_url, read_data_url
 from mcpmq.serving.limits import Limits
 from mcpmq.serving.request_error import RequestError
 from mcpmq.serving.served_model import EngineFacts
+from mcpmq.system.audio_file import Waveform
 
 NO_IMAGES = "the model has no vision encoder: messages with images are not supported"
 ROLES = {"developer": "system"}  # a newer name
@@ -27,25 +29,37 @@ class _Image:
     url: str
 
 
+_Media: TypeAlias = _Image | Waveform
+
+
 def make_payload(request: ChatRequest, limits: Limits, engine: EngineFacts) -> dict[str, Any]:
     """Return the JSON for the engine; the answer is always streamed, so that it can be canceled.
 
     Raises:
-        RequestError: the engine does not support a field, an image cannot be read, there are more images or pixels than
-            permitted, or the model has no vision encoder.
+        RequestError: the engine does not support a field, an image or audio cannot be read, there are more of them than
+            permitted, or the model has no encoder for them.
     """
     _check_supported(request, engine.unsupported)
     urls = [url for message in request.messages for url in message.image_urls]
+    audio = [data for message in request.messages for data in message.audio_files]
     if urls and not engine.has_vision:
         raise RequestError(400, NO_IMAGES, "messages")
-    if len(urls) > limits.images:
-        raise RequestError(400, f"{len(urls)} images, more than {limits.images}", "messages")
+    if audio and engine.no_audio:
+        raise RequestError(400, f"messages with audio are not supported: {engine.no_audio}", "messages")
+    for count, limit, name in ((len(urls), limits.images, "images"), (len(audio), limits.audios, "audios")):
+        if count > limit:
+            raise RequestError(400, f"{count} {name}, more than {limit}", "messages")
     if engine.family:
         _check_texts(request.messages, engine.family)
     return {
         **request.model_dump(include=set(PASSED_FIELDS), exclude_unset=True, by_alias=True),
         **_sampling(request),
-        "messages": _messages(request.messages, _decoded(urls, limits.pixels), engine.family),
+        "messages": _messages(
+            request.messages,
+            _decoded(urls, limits.pixels),
+            decode_all(audio, limits.audio_seconds),
+            engine.family,
+        ),
         "max_tokens": request.num_tokens(limits),
         "stream": True,
         "stream_options": {"include_usage": True},
@@ -79,27 +93,33 @@ def _check_texts(messages: list[ChatMessage], family: Family) -> None:
         raise RequestError(400, str(error), "messages") from error
 
 
-def _messages(messages: list[ChatMessage], images: Iterator[str], family: Family | None) -> list[dict[str, Any]]:
+def _messages(
+    messages: list[ChatMessage], images: Iterator[str], audio: Iterator[Waveform], family: Family | None
+) -> list[dict[str, Any]]:
     """Return the messages for the engine; for llama.cpp, with the tags of the family around images."""
-    contents: list[list[str | _Image]] = [
-        [_Image(next(images)) if isinstance(part, ImagePart) else part.text for part in message.content]
-        for message in messages
-    ]
+
+    def decoded(part: TextPart | ImagePart | AudioPart) -> str | _Media:
+        if isinstance(part, TextPart):
+            return part.text
+        return _Image(next(images)) if isinstance(part, ImagePart) else next(audio)
+
+    contents: list[list[str | _Media]] = [[decoded(part) for part in message.content] for message in messages]
     if family:
-        contents = with_image_tags(contents, family.prompt_format)
+        contents = cast("list[list[str | _Media]]", with_image_tags(contents, family.prompt_format))
     roles = [ROLES.get(message.role, message.role) for message in messages]
     return [{"role": role, "content": _content(content)} for role, content in zip(roles, contents, strict=True)]
 
 
-def _content(parts: list["str | _Image"]) -> str | list[dict[str, Any]]:
-    if len(parts) == 1 and isinstance(parts[0], str):
-        return parts[0]
-    return [
-        {"type": "text", "text": part}
-        if isinstance(part, str)
-        else {"type": "image_url", "image_url": {"url": part.url}}
-        for part in parts
-    ]
+def _content(parts: "list[str | _Media]") -> str | list[dict[str, Any]]:
+    return parts[0] if len(parts) == 1 and isinstance(parts[0], str) else list(map(_part, parts))
+
+
+def _part(part: "str | _Media") -> dict[str, Any]:
+    if isinstance(part, Waveform):
+        return wav_part(part)
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    return {"type": "image_url", "image_url": {"url": part.url}}
 
 
 def _decoded(urls: list[str], max_pixels: int) -> Iterator[str]:

@@ -18,6 +18,9 @@ from mcpmq.serving.artifacts import CONFIG
 from mcpmq.serving.limits import Limits
 from mcpmq.system.escaping import escape_controls
 
+LIMIT_NAMES = ("images", "pixels", "audios", "audio_seconds", "body_nbytes", "tokens")  # for clients
+NO_AUDIO_ENCODER = "the model has no audio encoder"
+
 
 @dataclass(frozen=True, slots=True)
 class EngineFacts:
@@ -30,6 +33,7 @@ class EngineFacts:
     unsupported: tuple[str, ...] = ()  # fields of requests
     family: Family | None = None  # for llama.cpp, which does not add the tags around images; None for others
     kv_cache: str | None = None  # types of llama.cpp's KV cache
+    no_audio: str = NO_AUDIO_ENCODER  # why audio is not accepted; "" if it is
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +80,9 @@ def _engine_facts(engine: EngineFacts, limits: Limits) -> dict[str, Any]:
         "context_tokens": engine.context,
         "kv_cache": engine.kv_cache,
         "vision": engine.has_vision,
+        "audio": not engine.no_audio,
         "notes": engine.notes,
-        "limits": {name: getattr(limits, name) for name in ("images", "pixels", "body_nbytes", "tokens")},
+        "limits": {name: getattr(limits, name) for name in LIMIT_NAMES},
     }
 
 

@@ -67,7 +67,12 @@ def main() -> int:
 
 
 def _report(engine: ChatEngine) -> None:
-    facts = {"engine": engine.label, "context": engine.context_length, "vision": engine.has_vision}
+    facts = {
+        "engine": engine.label,
+        "context": engine.context_length,
+        "vision": engine.has_vision,
+        "audio": engine.has_audio,
+    }
     sys.stdout.write(f"{READY}{json.dumps(facts)}\n")
     sys.stdout.flush()
 

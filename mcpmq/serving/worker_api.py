@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from mcpmq.errors import DatasetError, McpmqError
 from mcpmq.serving.answer_response import StreamedAnswer
+from mcpmq.serving.audio import decode_part
 from mcpmq.serving.engine import Answer, ChatEngine, Completion, Message, Piece, Sampling, TokenLogprob
 from mcpmq.serving.images import decode, read_data_url
 from mcpmq.serving.limits import LIMITS
@@ -95,6 +96,8 @@ def _parts(parts: list[dict[str, Any]]) -> Iterator[Any]:
     for number, part in enumerate(parts, start=1):
         if part["type"] == "text":
             yield part["text"]
+        elif part["type"] == "input_audio":
+            yield decode_part(part["input_audio"]["data"], number)
         else:
             yield decode(read_data_url(part["image_url"]["url"]), number, LIMITS.pixels)
 

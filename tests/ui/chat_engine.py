@@ -11,7 +11,7 @@ from mcpmq.serving.engine import Answer, Completion, Message, Piece, Sampling
 class DescribingEngine:
     """Answers with the roles and images of the chat; to `endless`, with words until it is closed."""
 
-    label, context_length, has_vision = "Test 1.0", 64, True
+    label, context_length, has_vision, has_audio = "Test 1.0", 64, True, True
 
     def generate(self, messages: Sequence[Message], sampling: Sampling) -> Answer:
         """Yield the description."""

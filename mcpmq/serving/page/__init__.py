@@ -10,6 +10,7 @@ PAGE_FILES = {
     "/": ("index.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
+    "/audio.js": ("audio.js", "text/javascript"),
     "/favicon.ico": ("icon.svg", "image/svg+xml"),
 }
 

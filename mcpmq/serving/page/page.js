@@ -1,4 +1,6 @@
-// The page of `mcpmq serve`: a conversation about images, with the streamed answers of /v1/chat/completions.
+// The page of `mcpmq serve`: a conversation about images and audio, with the streamed answers of /v1/chat/completions.
+
+import { isAudio, readAudio, startRecording } from "/audio.js";
 
 const element = (id) => document.getElementById(id);
 const KEY = "mcpmq-api-key"; // of the session storage
@@ -6,10 +8,14 @@ const MAX_SCALED_PIXELS = 4_000_000; // of an image that exceeds a limit of the 
 const JPEG_QUALITY = 0.92;
 const MAX_REST = 200; // CSS pixels below the visible part, for a page that is read at its end
 
-let limits = { images: 8, pixels: 24_000_000, body_nbytes: 20 << 20 }; // until the server has sent its own
+// Until the server has sent its own.
+let limits = { images: 8, pixels: 24_000_000, audios: 8, audio_seconds: 120, body_nbytes: 20 << 20 };
 let history = []; // messages of the conversation, as the server receives them
-let images = []; // of the next message: { url, name, note, width, height, preview }
-let used = { images: 0, pixels: 0, nbytes: 0 }; // by images of the conversation
+// Images and audio of the next message: { part, nbytes, name, note, preview } and width and height, or seconds.
+let images = [];
+let used = { images: 0, pixels: 0, audios: 0, seconds: 0, nbytes: 0 }; // by those of the conversation
+let hasAudio = false; // of the model
+let recording = null; // the function that ends it
 let answering = null; // the AbortController of the current answer
 
 function create(tag, properties = {}, ...children) {
@@ -60,6 +66,8 @@ function showModel({ id, meta }) {
   element("facts").textContent =
     `${meta.original}, ${meta.recipe ? `recipe ${meta.recipe}` : "not quantized"}, ${size}, ${meta.engine}, ${meta.context_tokens.toLocaleString("en")} tokens of context`;
   element("drop").hidden = !meta.vision;
+  hasAudio = meta.audio;
+  element("listen").hidden = !hasAudio;
   if (!meta.vision) element("prompt").value = "";
   showQuality(meta.quality, meta.notes);
 }
@@ -84,13 +92,13 @@ function qualityRow(group) {
   return create("tr", {}, name, ...cells.map((text) => create("td", { textContent: text })));
 }
 
-// --- Images of the next message
+// --- Images and audio of the next message
 
 async function addFiles(files) {
   showError("");
   for (const file of files) {
     try {
-      images.push(await readImage(file));
+      images.push(isAudio(file) ? await addedAudio(file) : await readImage(file));
     } catch (error) {
       showError(`${file.name}: ${error.message}`);
     }
@@ -99,9 +107,39 @@ async function addFiles(files) {
   follow();
 }
 
+async function addedAudio(file) {
+  if (!hasAudio) throw new Error("the model has no audio encoder");
+  const count = images.filter((one) => one.seconds).length;
+  if (used.audios + count >= limits.audios) {
+    throw new Error(`a conversation has at most ${limits.audios} audios; start a new one`);
+  }
+  const seconds = images.reduce((sum, one) => sum + (one.seconds ?? 0), used.seconds);
+  return readAudio(file, limits.audio_seconds - seconds, remaining().nbytes);
+}
+
+async function record() {
+  if (recording) return recording();
+  try {
+    showError("");
+    recording = await startRecording(limits.audio_seconds, async (file) => {
+      recording = null;
+      showRecording();
+      await addFiles([file]);
+    });
+  } catch (error) {
+    showError(`the microphone cannot be used: ${error.message}`);
+  }
+  showRecording();
+}
+
+function showRecording() {
+  element("record").textContent = recording ? "Stop recording" : "Record audio";
+  element("record").setAttribute("aria-pressed", String(Boolean(recording)));
+}
+
 // The image as a data URL: the file unchanged, or scaled if it exceeds the limits of the server.
 async function readImage(file) {
-  if (used.images + images.length >= limits.images) {
+  if (used.images + images.filter((one) => !one.seconds).length >= limits.images) {
     throw new Error(`a conversation has at most ${limits.images} images; start a new one`);
   }
   const bitmap = await createImageBitmap(file).catch(() => null); // null: only the server may know the format
@@ -109,15 +147,20 @@ async function readImage(file) {
   const rest = remaining();
   const { width = 0, height = 0 } = bitmap ?? {};
   if (url.length <= rest.nbytes && width * height <= rest.pixels) {
-    return { url, name: file.name, note: bitmap ? `${width}×${height}` : "", width, height, preview: bitmap && url };
+    const note = bitmap ? `${width}×${height}` : "";
+    return { ...imagePart(url), name: file.name, note, width, height, preview: bitmap && url };
   }
   if (!bitmap) throw new Error("the file is too large");
   return scaled(file, bitmap, Math.min(MAX_SCALED_PIXELS, rest.pixels));
 }
 
+function imagePart(url) {
+  return { part: { type: "image_url", image_url: { url } }, nbytes: url.length };
+}
+
 function remaining() {
-  const pixels = images.reduce((sum, image) => sum + image.width * image.height, used.pixels);
-  const nbytes = images.reduce((sum, image) => sum + image.url.length, used.nbytes);
+  const pixels = images.reduce((sum, image) => sum + (image.width * image.height || 0), used.pixels);
+  const nbytes = images.reduce((sum, image) => sum + image.nbytes, used.nbytes);
   return { pixels: limits.pixels - pixels, nbytes: 0.9 * limits.body_nbytes - nbytes };
 }
 
@@ -130,7 +173,7 @@ function scaled(file, bitmap, pixels) {
   canvas.getContext("2d").drawImage(bitmap, 0, 0, canvas.width, canvas.height);
   const url = canvas.toDataURL("image/jpeg", JPEG_QUALITY);
   const note = `scaled from ${bitmap.width}×${bitmap.height} to ${canvas.width}×${canvas.height}`;
-  return { url, name: file.name, note, width: canvas.width, height: canvas.height, preview: url };
+  return { ...imagePart(url), name: file.name, note, width: canvas.width, height: canvas.height, preview: url };
 }
 
 function dataUrl(file) {
@@ -158,6 +201,7 @@ function showPreviews() {
 }
 
 function thumbnail(image) {
+  if (image.seconds) return create("audio", { controls: true, src: image.preview, title: image.name });
   return image.preview ? create("img", { src: image.preview, alt: image.name }) : create("span", { textContent: "▨ " });
 }
 
@@ -216,7 +260,7 @@ async function ask() {
   if (answering || (!text && !images.length)) return;
   showError("");
   const sent = images;
-  const parts = sent.map((image) => ({ type: "image_url", image_url: { url: image.url } }));
+  const parts = sent.map((image) => image.part);
   const question = { role: "user", content: [...parts, ...(text ? [{ type: "text", text }] : [])] };
   const sentTurn = showTurn("user", text, sent);
   const answer = showTurn("assistant", "");
@@ -245,9 +289,11 @@ async function ask() {
 }
 
 function count(image) {
-  used.images += 1;
-  used.pixels += image.width * image.height;
-  used.nbytes += image.url.length;
+  used.images += image.seconds ? 0 : 1;
+  used.audios += image.seconds ? 1 : 0;
+  used.pixels += image.width * image.height || 0;
+  used.seconds += image.seconds ?? 0;
+  used.nbytes += image.nbytes;
 }
 
 function setAnswering(controller) {
@@ -308,7 +354,7 @@ function startConversation() {
   answering?.abort();
   if (history.length) element("log").append(create("hr"));
   history = [];
-  used = { images: 0, pixels: 0, nbytes: 0 };
+  used = { images: 0, pixels: 0, audios: 0, seconds: 0, nbytes: 0 };
   element("new").disabled = true;
   element("status").textContent = "New conversation";
   element("prompt").focus();
@@ -320,11 +366,13 @@ element("form").onsubmit = (event) => { event.preventDefault(); ask(); };
 element("stop").onclick = () => answering?.abort();
 element("new").onclick = startConversation;
 element("choose").onclick = () => element("file").click();
+element("choose-audio").onclick = () => element("audio-file").click();
+element("record").onclick = record;
 element("photograph").onclick = photograph;
 element("shutter").onclick = shoot;
 element("cancel").onclick = closeCamera;
 element("camera").oncancel = closeCamera;
-for (const id of ["file", "capture"]) {
+for (const id of ["file", "capture", "audio-file"]) {
   element(id).onchange = async (event) => {
     await addFiles([...event.target.files]);
     event.target.value = ""; // the same file can be chosen again
@@ -336,7 +384,7 @@ element("prompt").onkeydown = (event) => {
 };
 document.onkeydown = (event) => { if (event.key === "Escape") answering?.abort(); };
 document.onpaste = (event) => {
-  const files = [...event.clipboardData.files].filter((file) => file.type.startsWith("image/"));
+  const files = [...event.clipboardData.files].filter((file) => file.type.startsWith("image/") || isAudio(file));
   if (files.length) { event.preventDefault(); addFiles(files); }
 };
 document.ondragover = (event) => { event.preventDefault(); element("drop").classList.add("over"); };
