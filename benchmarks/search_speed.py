@@ -22,7 +22,8 @@ from benchmarks.peers_speed import mcpmq
 from benchmarks.real_size import write_sparse_checkpoint
 from mcpmq.artifact import Artifact
 from mcpmq.calibrate import imatrix
-from mcpmq.calibrate.imatrix import SquareSums, write_imatrix
+from mcpmq.calibrate.imatrix import write_imatrix
+from mcpmq.calibrate.square_sums import SquareSums
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import SampleSet
 from mcpmq.mixed_precision.layer_error import SAMPLED_ROWS

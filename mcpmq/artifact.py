@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.checkpoint.adapter import merged_name
+from mcpmq.checkpoint.expert_record import ExpertRecord
 from mcpmq.checkpoint.image_limits import ImageLimits
 from mcpmq.checkpoint.kept_vocabulary import KeptVocabulary
 from mcpmq.compression_tables import LayersTable
@@ -171,6 +172,7 @@ class Manifest(_Record):
     quantized_sha256: Annotated[str | None, OMIT_IF_NONE] = None  # of the quantized model that was exported
     versions: dict[str, str]
     weights: tuple[WeightRecord, ...]
+    experts: Annotated[ExpertRecord | None, OMIT_IF_NONE] = None  # None: no experts, or not calibrated
     # By block and method: relative squared error of the outputs on held-out samples.
     held_out_errors: Annotated[dict[str, dict[str, float]] | None, OMIT_IF_NONE] = None
     # Bytes of a full context in llama.cpp's KV cache, by type and tokens.

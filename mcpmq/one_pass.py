@@ -12,8 +12,9 @@ from torch import Tensor
 from mcpmq.artifact import RESULT_FIELDS, Artifact, Manifest, file_records, has_manifest, write_manifest
 from mcpmq.errors import FormatError, ScaleError
 from mcpmq.export import export, exported_manifest
+from mcpmq.families.blocks import block_name
 from mcpmq.formats import FormatName, check_plan, format_named
-from mcpmq.plan import Plan, TensorPlan, block_name
+from mcpmq.plan import Plan, TensorPlan
 from mcpmq.qtensor import QTensor
 from mcpmq.quantize import check_search_library, copy_checkpoint_files, planned_manifest, quantize
 from mcpmq.quantized_model import QuantizedModel

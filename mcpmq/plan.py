@@ -12,6 +12,7 @@ from mcpmq.checkpoint import Checkpoint
 from mcpmq.checkpoint.speech_output import kept_specs, speech_notes
 from mcpmq.compression import compression_notes
 from mcpmq.errors import RecipeError
+from mcpmq.families.blocks import block_name as block_name  # exported
 from mcpmq.families.family import SmoothingMapping, TensorSpec
 from mcpmq.recipe import CALIBRATED_ACTIVATIONS, Activation, Recipe
 from mcpmq.scheme import CodebookScheme, FloatScheme, GgmlScheme, IntegerScheme, Scheme, SchemeChoice, SchemeRequest
@@ -97,18 +98,6 @@ class Plan:
         """The matrices whose columns may take smoothing scales."""
         mappings = (mapping for block in self.smoothing_mappings.values() for mapping in block)
         return frozenset(name for mapping in mappings for name in mapping.balance_layers)
-
-
-def block_name(name: str) -> str:
-    """Return the block of a tensor: `language.layers.0.mlp.up` -> `language.layers.0`.
-
-    Tensors outside of layers belong to the block of their component, except for a merger between layers, which is a
-    block of its own.
-    """
-    parts = name.split(".")
-    if parts[1:2] == ["merger"]:
-        return ".".join(parts[:2])
-    return ".".join(parts[:3]) if len(parts) > 2 and parts[1] == "layers" else parts[0]
 
 
 def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:

@@ -18,6 +18,7 @@ from mcpmq.artifact import (
     has_manifest,
     write_manifest,
 )
+from mcpmq.calibrate.expert_counts import expert_record
 from mcpmq.calibrate.sequential import calibrate_sequentially, needs_calibration, require_calibration
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import Sample, SampleSet
@@ -168,7 +169,7 @@ def _is_result(finished: Manifest, request: RunRequest) -> bool:
     results = dict.fromkeys(RESULT_FIELDS)
     weights = tuple(record.model_copy(update=results) for record in finished.weights)
     machine = {"device": requested.device, "instruction_set": requested.instruction_set}
-    without_results = {"files": (), "weights": weights, "held_out_errors": None, **machine}
+    without_results = {"files": (), "weights": weights, "held_out_errors": None, "experts": None, **machine}
     copied = {record.path: record.sha256 for record in finished.files if record.component in COPIED_COMPONENTS}
     return finished.model_copy(update=without_results) == requested and copied == request.copied_files
 
@@ -184,7 +185,7 @@ def _finish(plan: Plan, folder: Path, manifest: Manifest, files: Mapping[str, Pa
         WeightRecord(**{**record.model_dump(), **fields.get(record.name, {})}) for record in manifest.weights
     )
     errors = {name: result.errors for name, result in results.items() if result.errors} or None
-    results_update = {"weights": weights, "held_out_errors": errors}
+    results_update = {"weights": weights, "held_out_errors": errors, "experts": expert_record(weights)}
     return write_manifest(folder, manifest.model_copy(update=results_update), components)
 
 

@@ -8,8 +8,9 @@ import pytest
 
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import FormatError, RecipeError
+from mcpmq.families.blocks import block_name
 from mcpmq.formats import check_plan
-from mcpmq.plan import block_name, make_plan
+from mcpmq.plan import make_plan
 from mcpmq.recipe import Recipe
 
 

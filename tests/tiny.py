@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.families import family_of
+from tests.expert_tools import stack_experts
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<unk>", "<image>", "</image>", "<slice>", "</slice>"]
 SPECIAL_TOKENS += ["<image_id>", "</image_id>"]
@@ -119,7 +120,8 @@ def build_checkpoint(
     path.mkdir(parents=True, exist_ok=True)
     write_tokenizer(path, tokenizer)
     config = _with_token_ids(config, path)
-    tensors = random_tensors(config, seed) | dict(extra_tensors or {})
+    transposed = config.get("model_type") == "qwen3_vl_moe"
+    tensors = stack_experts(random_tensors(config, seed), transposed) | dict(extra_tensors or {})
     write_shards(path, tensors)
     (path / "config.json").write_text(json.dumps(config, indent=1))
     if preprocessor is not None:
@@ -145,7 +147,8 @@ def random_tensors(config: Mapping[str, Any], seed: int) -> dict[str, Tensor]:
     for spec in family.tensor_specs(architecture):
         value = torch.randn(spec.shape, generator=generator)
         if len(spec.shape) > 1:
-            value = value * (spec.shape[-1] ** -0.5 if spec.role == "matrix" or spec.alias else 0.5)
+            is_scaled = spec.role == "matrix" or spec.alias or spec.name.endswith("router")
+            value = value * (spec.shape[-1] ** -0.5 if is_scaled else 0.5)
         elif "norm" in spec.name and not spec.name.endswith("bias"):
             offset_norm = architecture.language.offset_norms and not spec.name.startswith(("vision", "projector"))
             value = 0.1 * value + (0 if offset_norm and ".linear." not in spec.name else 1)

@@ -284,6 +284,37 @@ QWEN3_5 = replace(
     tokenizer=replace(QWEN2_VL.tokenizer, split_regex=QWEN_3_5_SPLIT_REGEX),
     extra_tensors={"mtp.norm.weight": torch.ones(8).bfloat16()},
 )
+EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 96}
+QWEN3_VL_MOE = replace(
+    QWEN3_VL,
+    name="qwen3-vl-moe",
+    config={
+        **QWEN3_VL.config,
+        "architectures": ["Qwen3VLMoeForConditionalGeneration"],
+        "model_type": "qwen3_vl_moe",
+        "tie_word_embeddings": False,
+        "text_config": {**QWEN3_VL.config["text_config"], "model_type": "qwen3_vl_moe_text", **EXPERTS},
+        "vision_config": {**QWEN3_VL.config["vision_config"], "model_type": "qwen3_vl_moe_vision"},
+    },
+)
+QWEN3_5_MOE = replace(
+    QWEN3_5,
+    name="qwen3.5-moe",
+    config={
+        **QWEN3_5.config,
+        "architectures": ["Qwen3_5MoeForConditionalGeneration"],
+        "model_type": "qwen3_5_moe",
+        "tie_word_embeddings": False,
+        "text_config": {
+            **{key: value for key, value in QWEN3_5.config["text_config"].items() if key != "intermediate_size"},
+            "model_type": "qwen3_5_moe_text",
+            "shared_expert_intermediate_size": 64,
+            **EXPERTS,
+        },
+        "vision_config": {**QWEN3_5.config["vision_config"], "model_type": "qwen3_5_moe_vision"},
+    },
+)
+EXPERT_FAMILIES = [QWEN3_VL_MOE, QWEN3_5_MOE]  # without ONNX
 SMOLVLM_TEMPLATE = (
     "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}"
     "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"

@@ -41,7 +41,8 @@ class BlockReader:
     def read(self, position: int) -> dict[str, Tensor]:
         """Return the weights of a block, [out, in] in their stored dtype, by common name; then begin with the next."""
         weights = self._begin(position).result()
-        del self.pending[position]
+        for done in [one for one in self.pending if one <= position]:  # also blocks that no sample passes
+            del self.pending[done]
         if position + 1 < len(self.blocks):
             self._begin(position + 1)
         return weights

@@ -263,8 +263,13 @@ def check_stats(spec: TensorSpec, parts: tuple[InputStats, ...], samples: int) -
         DatasetError: it received none, only tokens of weight zero, or inputs that are not finite.
     """
     _check_finite(spec, parts)
-    if not parts or any(part.total_weight == 0 for part in parts):
+    if not has_tokens(parts):
         raise no_tokens_error(spec.name, samples)
+
+
+def has_tokens(parts: tuple[InputStats, ...]) -> bool:
+    """Return whether a weight received tokens of a weight above zero."""
+    return bool(parts) and all(part.total_weight > 0 for part in parts)
 
 
 def _check_finite(spec: TensorSpec, parts: tuple[InputStats, ...]) -> None:

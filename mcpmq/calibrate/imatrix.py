@@ -3,14 +3,14 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial, reduce
 from operator import add
 from pathlib import Path
 from typing import Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from mcpmq.artifact import (
     Artifact,
@@ -21,7 +21,7 @@ from mcpmq.artifact import (
     write_manifest,
 )
 from mcpmq.calibrate.forward import CalibrationRun, nonfinite_error, open_calibration, run_calibration
-from mcpmq.calibrate.observers import TokenModalities, count_modalities
+from mcpmq.calibrate.square_sums import SquareSumObserver, SquareSums
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import SampleSet
 from mcpmq.errors import ArtifactError
@@ -31,7 +31,7 @@ from mcpmq.execution.instruction_set import instruction_set
 from mcpmq.execution.layerwise import Replay
 from mcpmq.families.family import TensorSpec
 from mcpmq.formats.gguf import language, mmproj
-from mcpmq.formats.gguf.imatrix_file import ImatrixEntry, ImportanceMatrix, column_counts
+from mcpmq.formats.gguf.imatrix_file import ImatrixEntry, ImportanceMatrix, column_counts, stack_entries
 from mcpmq.formats.gguf.linear_attention import column_order
 from mcpmq.formats.gguf.names import (
     HYBRID_LANGUAGE_NAMES,
@@ -51,14 +51,6 @@ PACKAGES = ("mcpmq", "torch", "gguf", "transformers", "numpy", "pillow")
 ADDED_NOTE = "also summed over: "
 SUM_NBYTES = 4  # per column
 EQUAL_WEIGHTS = dict.fromkeys(MODALITIES, 1.0)
-
-
-@dataclass(frozen=True, slots=True)
-class SquareSums:
-    """Squared inputs of one matrix summed by column, float32 [columns], and the number of tokens of each modality."""
-
-    sums: Tensor
-    token_counts: Mapping[str, int]
 
 
 MatrixSums = Mapping[str, tuple[SquareSums, ...]]  # by common name; three for a packed query-key-value projection
@@ -131,7 +123,7 @@ class _SquareSumVisitor:
         """Register hooks on the matrices of all blocks, to be removed with the stack."""
         results = {}
         for block, specs in run.model.blocks.items():
-            observer = partial(_SquareSumObserver.create, run.modalities(block, EQUAL_WEIGHTS), run.model.device)
+            observer = partial(SquareSumObserver.create, run.modalities(block, EQUAL_WEIGHTS), run.model.device)
             parameters = run.input_modules(_matrices(specs))
             results[block] = hooks.enter_context(capture_inputs(block, parameters, observer))
         return cls(run, results)
@@ -156,28 +148,6 @@ class _SquareSumVisitor:
 
 def _matrices(specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
     return {name: spec for name, spec in specs.items() if spec.role == "matrix"}
-
-
-@dataclass(slots=True)
-class _SquareSumObserver:
-    """Sums the squared inputs of one matrix, in float64 so that the order of samples does not matter."""
-
-    modalities: TokenModalities
-    sums: Tensor
-    token_counts: Counter[str] = field(default_factory=Counter)
-
-    @classmethod
-    def create(cls, modalities: TokenModalities, device: torch.device, columns: int) -> Self:
-        return cls(modalities, torch.zeros(columns, dtype=torch.float64, device=device))
-
-    def update(self, rows: Tensor) -> None:
-        """Add inputs, float32 [tokens, columns]."""
-        self.token_counts.update(count_modalities(self.modalities.modality_ids(len(rows))))
-        self.sums += rows.square().sum(0, dtype=torch.float64)
-
-    def result(self) -> SquareSums:
-        """Return the sums in float32."""
-        return SquareSums(self.sums.float().cpu(), {name: self.token_counts[name] for name in MODALITIES})
 
 
 def component_specs(checkpoint: Checkpoint, part: str) -> Iterator[TensorSpec]:
@@ -207,12 +177,12 @@ def _columns(checkpoint: Checkpoint, part: str, names: TensorNames) -> dict[str,
 def _importance_matrix(
     checkpoint: Checkpoint, sums: MatrixSums, part: str, names: TensorNames, samples: SampleSet
 ) -> ImportanceMatrix:
-    entries = {
-        name: _entry(spec, one, column_order(spec, checkpoint.architecture.language))
-        for spec in component_specs(checkpoint, part)
-        if spec.name in sums
-        for name, one in _split(gguf_names(spec.name, names), sums[spec.name])
-    }
+    found: dict[str, list[ImatrixEntry]] = {}
+    for spec in component_specs(checkpoint, part):
+        order = column_order(spec, checkpoint.architecture.language)
+        for name, one in _split(gguf_names(spec.name, names), sums.get(spec.name) or [SquareSums.zero(spec)]):
+            found.setdefault(name, []).append(_entry(spec, one, order))
+    entries = {name: stack_entries(parts) for name, parts in found.items() if any(part.count for part in parts)}
     return ImportanceMatrix(entries, (samples.name,), len(samples))
 
 

@@ -15,10 +15,10 @@ from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import DatasetError
 from mcpmq.execution.device import CPU, available_nbytes
 from mcpmq.families.audio_shape import SAMPLES_PER_MEL_FRAME
+from mcpmq.families.blocks import block_name
 from mcpmq.families.family import Architecture, TensorSpec
 from mcpmq.families.inputs import Inputs, slice_size
 from mcpmq.families.residual import LAYER_OUTPUT, stream_reader
-from mcpmq.plan import block_name
 from mcpmq.rounding import gptq
 from mcpmq.rounding.weight import GPTQ_CHUNK_WEIGHTS
 from mcpmq.system.table import format_megabytes
@@ -29,6 +29,7 @@ COLOR_CHANNELS = 3
 TARGET_WEIGHTS = 1 << 27  # rounded at a time
 ROUNDING_ARRAYS = 12  # in float32, of the rows that a thread rounds at a time
 LATER_LIBRARIES_NBYTES = 250_000_000  # of transformers and of compiled kernels, which are loaded after the check
+STATES_AT_EXPERTS = 3  # the residual stream, the inputs of the experts, and the sum of their outputs
 STATES_PER_SAMPLE = 2  # hidden states before the current block, and before the first block
 
 
@@ -36,8 +37,9 @@ STATES_PER_SAMPLE = 2  # hidden states before the current block, and before the 
 class MemoryEstimate:
     """Bytes of all samples' pixels and hidden states, and of the largest block, which is named.
 
-    image_nbytes: pixels as decoded, in bytes, and rotary embeddings. state_nbytes: hidden states, and pixels as the
-    model's input, in floats. sample_nbytes: those of the largest sample, in memory while it passes a block.
+    image_nbytes: pixels as decoded, in bytes, rotary embeddings, and states inside of a layer with experts.
+    state_nbytes: hidden states, and pixels as the model's input, in floats. sample_nbytes: those of the largest sample,
+    in memory while it passes a block.
     """
 
     image_nbytes: int
@@ -71,6 +73,7 @@ def estimate_memory(
     """
     states = [_state_nbytes(architecture, one, 1 + with_original) for one in inputs]
     images = sum(COLOR_CHANNELS * _pixels(one) + _position_nbytes(architecture, one) for one in inputs)
+    images += (1 + with_original) * sum(_routed_nbytes(architecture, one) for one in inputs)
     name, block_nbytes = _largest_block(specs, with_hessian, with_original)
     return MemoryEstimate(images, sum(states), max(states, default=0), block_nbytes, name)
 
@@ -95,6 +98,15 @@ def _state_nbytes(architecture: Architecture, inputs: Inputs, passes: int) -> in
 def _position_nbytes(architecture: Architecture, inputs: Inputs) -> int:
     """Return the bytes of a sample's rotary embeddings, which stay in memory."""
     return FLOAT_NBYTES * 2 * len(inputs.tokens) * architecture.language.head_dim
+
+
+def _routed_nbytes(architecture: Architecture, inputs: Inputs) -> int:
+    """Return the bytes of the states of a sample inside of a layer with experts, which stay in memory."""
+    shape = architecture.language
+    if shape.experts is None:
+        return 0
+    states = STATES_AT_EXPERTS + bool(shape.experts.shared_intermediate_size)
+    return FLOAT_NBYTES * states * len(inputs.tokens) * shape.hidden_size
 
 
 def _largest_block(specs: Sequence[TensorSpec], with_hessian: Collection[str], with_original: bool) -> tuple[str, int]:

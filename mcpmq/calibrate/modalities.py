@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mcpmq.calibrate.observers import TokenModalities
 from mcpmq.families.inputs import Inputs
+from mcpmq.families.modeling_experts import routed_tokens
 from mcpmq.rounding.stats import ANSWER, AUDIO, MODALITIES, TEXT, VISION
 
 HEAD, LANGUAGE = "head", "language"  # components with tokens as input; all others are those of an encoder
@@ -47,7 +48,9 @@ def modality_labels(component: str, weights: Mapping[str, float]) -> TokenModali
 
 
 def _all_tokens(_: int) -> Tensor:
-    return sample_modalities.get()
+    """Return the modalities of all tokens; in an expert, of those that are routed to it."""
+    tokens = routed_tokens.get()
+    return sample_modalities.get() if tokens is None else sample_modalities.get()[tokens.cpu()]
 
 
 def _head_tokens(_: int) -> Tensor:

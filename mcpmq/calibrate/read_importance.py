@@ -51,10 +51,16 @@ def _mean_squares(artifact: Artifact, checkpoint: Checkpoint) -> Iterator[tuple[
     for part, names in tensor_names(checkpoint).items():
         entries = {name: entry for matrix in read_matrices([artifact], part) for name, entry in matrix.entries.items()}
         for spec in component_specs(checkpoint, part):
-            found = [entries[name] for name in gguf_names(spec.name, names) if name in entries]
+            found = [_own(spec, entries[name]) for name in gguf_names(spec.name, names) if name in entries]
             if found:
                 order = column_order(spec, checkpoint.architecture.language)
                 yield spec.name, [_mean_square(spec, entry, order) for entry in found]
+
+
+def _own(spec: TensorSpec, entry: ImatrixEntry) -> ImatrixEntry:
+    """Return the statistics of a matrix; an expert has a part of those of its tensor in the file."""
+    _, is_expert, rest = spec.name.partition(".experts.")
+    return entry.of_expert(int(rest.partition(".")[0])) if is_expert else entry
 
 
 def _mean_square(spec: TensorSpec, entry: ImatrixEntry, order: Sequence[int]) -> Tensor:

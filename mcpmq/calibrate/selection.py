@@ -15,9 +15,9 @@ from mcpmq.errors import DatasetError
 from mcpmq.execution import torch_model
 from mcpmq.execution.chunked_matmul import ParallelMap
 from mcpmq.execution.torch_model import StoredWeight, TorchModel
+from mcpmq.families.blocks import block_name
 from mcpmq.families.family import TensorSpec
 from mcpmq.grids import dequantize
-from mcpmq.plan import block_name
 from mcpmq.qtensor import QTensor, move
 from mcpmq.recipe import Recipe
 from mcpmq.rounding import RoundingMethod

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from mcpmq.calibrate.block import BlockQuantizer, BlockStats, Rounder, StatsRounder, smoothing_scales
 from mcpmq.calibrate.block_files import BackgroundWriter
+from mcpmq.calibrate.expert_counts import round_without_tokens
 from mcpmq.calibrate.forward import (
     CalibrationRun,
     check_stats,
+    has_tokens,
     is_head,
     no_tokens_error,
     open_calibration,
@@ -31,8 +33,9 @@ from mcpmq.errors import DatasetError
 from mcpmq.execution.device import CPU
 from mcpmq.execution.layerwise import Replay
 from mcpmq.execution.torch_model import StoredWeight
+from mcpmq.families.blocks import block_name, is_expert
 from mcpmq.families.family import TensorSpec
-from mcpmq.plan import Plan, TensorPlan, block_name
+from mcpmq.plan import Plan, TensorPlan
 from mcpmq.quantized_model import BlockWriter, read_weight, write_block
 from mcpmq.recipe import TokenWeights
 from mcpmq.rounding.fold import find_folds
@@ -166,9 +169,13 @@ class _SequentialQuantizer:
         plan, name, in_stages = self.plan, _name(self.run, block), self._is_rounded_in_stages(block)
         methods = candidates(plan.recipe, can_smooth=name in plan.smoothing_mappings)
         loss = self._block_loss(block, replay) if len(methods) > 1 else None
+        methods = methods if loss else methods[:1]
         stats: BlockStats = {}
         if not in_stages or methods[-1].smoothing:
             stats = self._collect_stats(block, partial(replay, range(len(self.run.inputs))), held_out_in_gram=not loss)
+        if not stats and is_expert(name):
+            self.write(self._file(block), *round_without_tokens(plan, name))
+            return None
         weights = self._original_weights(block)
         folds, scales = find_folds(plan, name, weights), []
         if folds:
@@ -191,8 +198,12 @@ class _SequentialQuantizer:
         return quantized if on_device else None
 
     def _is_rounded_in_stages(self, block: nn.Module) -> bool:
-        """Return whether the targets of a block are outputs of the original model; those of the head are its own."""
-        return self.plan.recipe.has_model_targets and not is_head(self.run.model, block)
+        """Return whether the targets of a block are outputs of the original model.
+
+        Those of the head are its own. So are those of an expert: in the original model it may get other tokens.
+        """
+        is_own = is_head(self.run.model, block) or is_expert(_name(self.run, block))
+        return self.plan.recipe.has_model_targets and not is_own
 
     def _matrices(self, block: nn.Module) -> dict[str, TensorSpec]:
         """Return the matrices of a block that need calibration, by parameter."""
@@ -203,15 +214,23 @@ class _SequentialQuantizer:
         }
 
     def _collect_stats(self, block: nn.Module, replay: Callable[[], None], held_out_in_gram: bool = True) -> BlockStats:
+        """Return the statistics of all matrices of a block; of an expert without tokens none."""
         specs = self._matrices(block)
         stats = self.run.collect_stats(block, specs, replay, self._token_weights(), held_out_in_gram)
+        if is_expert(_name(self.run, block)) and not all(map(has_tokens, stats.values())):
+            return {}
         for spec in specs.values():
             check_stats(spec, stats[spec.name], len(self.run.inputs))
         return stats
 
-    def _block_loss(self, block: nn.Module, replay: Replay) -> BlockLoss:
-        """Return the loss on held-out samples; of a block that is rounded in stages, against the original model."""
+    def _block_loss(self, block: nn.Module, replay: Replay) -> BlockLoss | None:
+        """Return the loss on held-out samples; of a block that is rounded in stages, against the original model.
+
+        None for an expert that no token of held-out samples is routed to.
+        """
         model, quantized = self.run.model, partial(replay, self.held_out)
+        if is_expert(_name(self.run, block)) and not self.held_out.intersection(replay.waiting()):
+            return None
         if not is_head(model, block):
             modalities = self.run.modalities(block, self._token_weights().model_dump())
             indices = [self.run.original_samples[index] for index in self.held_out]
@@ -222,8 +241,14 @@ class _SequentialQuantizer:
         return hessian_mse(self.plan.checkpoint, spec, stats, self.run.parallel_map)
 
     def check_complete(self) -> None:
-        """Raise DatasetError if a block has no file because no sample passed through it."""
+        """Round the experts that no sample passed through to nearest.
+
+        Raises:
+            DatasetError: no sample passed through another block.
+        """
         for name, file in self.files.items():
+            if is_expert(name) and not file.is_file():
+                self.write(file, *round_without_tokens(self.plan, name))
             if not file.is_file():
                 tensors = self.plan.blocks[name]
                 missing = next(tensor.name for tensor in tensors if needs_calibration(self.plan, tensor))

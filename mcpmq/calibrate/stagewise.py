@@ -73,8 +73,8 @@ class StagewiseRounder:
         for parameter, spec in matrices.items():
             if not any(parameter in stage.parameters for stage in stages):
                 check_stats(spec, (), len(run.inputs))
-        original = {parameter: value.detach() for parameter, value in block.named_parameters()}
         specs = run.model.blocks[block]
+        original = {parameter: block.get_parameter(parameter).detach() for parameter in specs}
         return cls(run, plan, name, block, specs, original, modules, stages, replay, held_out_in_gram)
 
     def round(self, candidate: Candidate, scaling: Scalings, is_last: bool) -> RoundedBlock:

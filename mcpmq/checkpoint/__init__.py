@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from mcpmq.checkpoint.adapter import Adapter, merged_name
+from mcpmq.checkpoint.expert_stacks import unstack_experts
 from mcpmq.checkpoint.kept_vocabulary import KeptVocabulary
 from mcpmq.checkpoint.source import (
     CODE_PATTERN,
@@ -108,6 +109,7 @@ class Checkpoint:
         """Match the tensors with the configuration; None if a head of its own is stored that the configuration ties."""
         architecture = family.parse_architecture(config)
         computed, copied = family.tensor_specs(architecture), tuple(passthrough_specs(family, stored))
+        stored = unstack_experts(stored, architecture.language, copied)
         matched = match_tensors((*computed, *copied), stored)
         check_dtypes(computed, matched.entries, FLOAT_DTYPES)
         check_dtypes(copied, matched.entries, FLOAT_DTYPES | PACKED_DTYPES.keys())
@@ -186,7 +188,7 @@ class Checkpoint:
     def load_every(self, spec: TensorSpec, step: int) -> "Tensor":
         """Return every `step`-th row of a matrix or table [out, in] in its stored dtype; other rows are not read."""
         entry = self.entries[spec.name]
-        if step == 1 or spec.transposed:
+        if step == 1 or spec.transposed or entry.transposed:
             return self.load(spec)[::step]
         row_nbytes = entry.nbytes // entry.shape[0]
         rows = bytearray()
@@ -197,7 +199,7 @@ class Checkpoint:
     def load_rows(self, spec: TensorSpec, max_weights: int) -> Iterator["Tensor"]:
         """Yield a matrix or table [out, in] in chunks of rows; a (small) matrix stored as [in, out] in one chunk."""
         entry = self.entries[spec.name]
-        if spec.transposed:
+        if spec.transposed or entry.transposed:
             yield self.load(spec)
             return
         row_nbytes = entry.nbytes // entry.shape[0]

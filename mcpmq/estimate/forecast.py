@@ -187,7 +187,8 @@ def _notes(result: Forecast) -> Iterable[str]:
     recipe, peak = result.plan.recipe, format_megabytes(result.quantize_peak_rss_bytes)
     yield f"quantize: estimated seconds {_seconds(result.quantize_seconds)}, estimated peak RSS {peak}"
     if result.quantize_seconds is None:
-        nbytes = 8 if recipe.has_model_targets else 4
+        experts = result.plan.checkpoint.architecture.language.experts
+        nbytes = (2 if recipe.has_model_targets else 1) * (16 if experts else 4)
         yield f"quantize: calibration samples need additional memory, about {nbytes} bytes x hidden size x their tokens"
     if recipe.compensates_errors:
         yield f"quantize: at least {RECOMMENDED_CALIBRATION_TOKENS:,} calibration tokens are recommended"

@@ -6,13 +6,18 @@ A block is loaded once for all samples, and models need no description of the te
 
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor, nn
 
 from mcpmq.execution.spilling import SpillFile
+
+# Whether the sample in its forward pass replays a block; each sample runs in a context of its own.
+_is_replay: ContextVar[bool] = ContextVar("is_replay", default=False)
 
 
 class ReplayStopped(Exception):
@@ -49,7 +54,7 @@ def ignore(block: nn.Module, replay: Replay) -> None:
 
 
 def find_blocks(model: nn.Module, parameters: Iterable[str]) -> list[nn.Module]:
-    """Return the blocks that contain these parameters, in their order; no block contains another.
+    """Return the blocks that contain these parameters, in their order.
 
     A block is a layer of an nn.ModuleList, or else the outermost module with parameters of its own.
     """
@@ -80,8 +85,12 @@ def run_layerwise(
 
     When all samples wait at a block, `load(block)` and `visit(block, replay)` are called, the samples pass through the
     block, and `release(block)` is called, also after an error. Samples may skip blocks, as a text sample skips the
-    vision encoder. `blocks` are in the order of the forward pass, and no block contains another. Samples need
-    `use_cache=False`, because a replay would fill the cache twice.
+    vision encoder. `blocks` are in the order of the forward pass. Samples need `use_cache=False`, because a replay
+    would fill the cache twice.
+
+    A block that contains others, as a layer contains experts, is followed by them, and needs none of its own weights
+    after the first of them. Samples pass through it up to the inner blocks; in a replay of it, the outputs of inner
+    blocks are zeros of the size of their inputs.
 
     `spill` takes the hidden states of waiting samples: the first argument of a block, and those of earlier blocks that
     the forward pass still refers to.
@@ -91,10 +100,11 @@ def run_layerwise(
             _Run(index, greenlet(lambda _, sample=sample: forward(**sample))) for index, sample in enumerate(samples)
         ]
         try:
+            order = {block: position for position, block in enumerate(blocks)}
             for run in runs:
                 run.resume("start")
             while waiting := [run.state for run in runs if not run.thread.dead]:
-                block = min(waiting, key=blocks.index)
+                block = min(waiting, key=order.__getitem__)
                 _pass_block(block, [run for run in runs if run.state is block], load, release, visit)
             return [run.state for run in runs]
         finally:
@@ -173,21 +183,25 @@ def _pausing_forward(
     """Return a forward that first switches to the main greenlet, and replays until the command is to continue."""
     replaying = False
 
-    def command(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    def command(states: Tensor | None) -> Any:
         """Wait for the next command."""
-        states = next((one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)), None)
         with nullcontext() if spill is None else spill.without_memory(getcurrent(), states):
             return main.switch(block)
 
     def paused(*args: Any, **kwargs: Any) -> Any:
+        """Wait, replay until the sample may continue, and pass through the block."""
         nonlocal replaying
-        while not replaying and getcurrent() is not main and command(args, kwargs) == "replay":
-            replaying = True
+        states = next((one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)), None)
+        if _is_replay.get() and not replaying and states is not None:  # inside of the block that is replayed
+            return torch.zeros_like(states)
+        while not replaying and getcurrent() is not main and command(states) == "replay":
+            replaying, reset = True, _is_replay.set(True)
             try:
                 with suppress(ReplayStopped):
                     block(*args, **kwargs)  # a call of the module, so that hooks on the block itself run as well
             finally:
                 replaying = False
+                _is_replay.reset(reset)
         return forward(*args, **kwargs)
 
     return paused

@@ -1,6 +1,7 @@
 """A family's torch module without weights, and functions that load and unload its blocks one at a time."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from importlib import import_module
@@ -13,9 +14,9 @@ from torch import Tensor, nn
 
 from mcpmq.execution.device import CPU
 from mcpmq.execution.layerwise import find_blocks
+from mcpmq.families.blocks import block_name
 from mcpmq.families.family import Family, TensorSpec
 from mcpmq.grids import dequantize
-from mcpmq.plan import block_name
 from mcpmq.qtensor import QTensor, move, row_device
 
 CHUNK_WEIGHTS = 1 << 24  # weights that are dequantized at a time
@@ -25,7 +26,10 @@ StoredWeight = QTensor | Tensor  # a weight in the layout of its file, [out, in]
 
 @dataclass(frozen=True, slots=True)
 class TorchModel:
-    """A module and its blocks in the order of the forward pass; each block maps parameter names to their specs."""
+    """A module and its blocks in the order of the forward pass; each block maps parameter names to their specs.
+
+    The parameters of a block do not include those of the blocks inside of it.
+    """
 
     module: nn.Module
     blocks: Mapping[nn.Module, Mapping[str, TensorSpec]]
@@ -34,7 +38,7 @@ class TorchModel:
     def load_block(self, block: nn.Module, read: Callable[[TensorSpec], Tensor]) -> None:
         """Load the weights of a block; `read` returns each as float32 in the orientation of the module."""
         weights = {name: read(spec).to(self.device) for name, spec in self.blocks[block].items()}
-        block.load_state_dict(weights, assign=True)
+        block.load_state_dict(weights, assign=True, strict=False)  # the blocks inside of it have parameters, too
 
     def unload_block(self, block: nn.Module) -> None:
         """Remove the weights of a block from memory."""
@@ -52,11 +56,20 @@ def build_model(
     _unload(module, device)
     module.to(device)  # buffers, such as rotary frequencies
     paths = {part: name for name, part in module.named_modules()}
-    blocks = {
-        block: {name: by_parameter[f"{paths[block]}.{name}"] for name, _ in block.named_parameters()}
-        for block in _ordered_blocks(module, specs)
+    blocks = dict.fromkeys(_ordered_blocks(module, specs))
+    own = {
+        block: {name: by_parameter[f"{paths[block]}.{name}"] for name in _own_parameters(block, blocks)}
+        for block in blocks
     }
-    return TorchModel(module, blocks, device)
+    return TorchModel(module, own, device)
+
+
+def _own_parameters(block: nn.Module, blocks: Container[nn.Module]) -> Iterator[str]:
+    """Yield the names of a block's parameters without those of the blocks inside of it."""
+    yield from (name for name, _ in block.named_parameters(recurse=False))
+    for path, module in block.named_children():
+        if module not in blocks:
+            yield from (f"{path}.{name}" for name in _own_parameters(module, blocks))
 
 
 def build_module(family: Family, config: Mapping[str, Any]) -> nn.Module:
@@ -76,15 +89,22 @@ def _ordered_blocks(model: nn.Module, specs: Sequence[TensorSpec]) -> list[nn.Mo
     groups: dict[str, list[str]] = {}
     for spec in specs:
         groups.setdefault(block_name(spec.name), []).append(spec.parameter_names[0])
-    blocks = [block for names in groups.values() for block in _block_modules(model, names, specs)]
+    sizes = Counter(path for spec in specs for name in spec.parameter_names for path in _parents(name))
+    blocks = [block for names in groups.values() for block in _block_modules(model, names, sizes)]
     return [*blocks, *find_blocks(model, [name for spec in specs for name in spec.parameter_names[1:]])]
 
 
-def _block_modules(model: nn.Module, names: list[str], specs: Sequence[TensorSpec]) -> list[nn.Module]:
+def _block_modules(model: nn.Module, names: list[str], sizes: Mapping[str, int]) -> list[nn.Module]:
+    """Return the module that has these parameters only, or several modules; `sizes` are parameters by module."""
     paths = zip(*(name.split(".")[:-1] for name in names), strict=False)
     prefix = ".".join(parts[0] for parts in takewhile(lambda parts: len(set(parts)) == 1, paths))
-    inside = {name for spec in specs for name in spec.parameter_names if name.startswith(f"{prefix}.")}
-    return [model.get_submodule(prefix)] if inside == set(names) else find_blocks(model, names)
+    return [model.get_submodule(prefix)] if sizes[prefix] == len(names) else find_blocks(model, names)
+
+
+def _parents(name: str) -> list[str]:
+    """Return the modules that contain a parameter."""
+    parts = name.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts))]
 
 
 def _unload(block: nn.Module, device: torch.device) -> None:

@@ -17,6 +17,7 @@ from mcpmq.families import (
     qwen2_5vl,
     qwen2vl,
     qwen3_5,
+    qwen3_moe,
     qwen3vl,
     smolvlm,
 )
@@ -37,17 +38,20 @@ FAMILIES: tuple[Family, ...] = (
     qwen2_5omni.QWEN2_5_OMNI,
     qwen3vl.QWEN3_VL,
     qwen3_5.QWEN3_5,
+    qwen3_moe.QWEN3_VL_MOE,
+    qwen3_moe.QWEN3_5_MOE,
     smolvlm.SMOLVLM2,
     internvl.INTERNVL,
     gemma3.GEMMA_3,
 )
 
 
-def _has_experts(config: Mapping[str, Any]) -> bool:
-    """Return True for a mixture of experts; dense models may have `num_experts` = 0."""
-    text = config.get("text_config")
+def _has_unsupported_experts(config: Mapping[str, Any]) -> bool:
+    """Return True for a mixture of experts of no family; dense models may have `num_experts` = 0."""
+    text, model_type = config.get("text_config"), config.get("model_type")
     counts = (given.get("num_experts") for given in (config, text) if isinstance(given, Mapping))
-    return str(config.get("model_type")).startswith(("qwen", "minicpm")) and any(counts)
+    is_known = str(model_type).startswith(("qwen", "minicpm")) and model_type not in ("qwen3_vl_moe", "qwen3_5_moe")
+    return is_known and any(counts)
 
 
 # Known models that are not supported: predicate on the raw config.json, reason, nearest supported family.
@@ -59,10 +63,9 @@ UNSUPPORTED_MODELS: tuple[tuple[Callable[[Mapping[str, Any]], bool], str, str], 
         "qwen2-vl, for example Qwen/Qwen2-VL-7B-Instruct",
     ),
     (
-        _has_experts,
-        "mixture-of-experts models such as MiniCPM-V-4.7-35B-A3B and Qwen3-VL-30B-A3B are not supported: the experts of"
-        " a layer share one tensor, and calibration would need statistics per expert",
-        "a dense model, for example openbmb/MiniCPM-V-4.7-1B or Qwen/Qwen3-VL-8B-Instruct",
+        _has_unsupported_experts,
+        "this mixture-of-experts model is not supported; those of Qwen3-VL and Qwen3.5 with a vision encoder are",
+        "qwen3.5-moe, for example Qwen/Qwen3.5-35B-A3B",
     ),
 )
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from mcpmq.families.expert_shape import Experts
+
 
 @dataclass(frozen=True, slots=True)
 class LinearAttention:
@@ -65,6 +67,7 @@ class LanguageShape:
     tied_embeddings: bool = False  # the head is the embedding; a checkpoint stores it once
     linear_attention: LinearAttention | None = None
     latent_attention: LatentAttention | None = None
+    experts: Experts | None = None  # in the place of the FFN in every layer
     local_attention: LocalAttention | None = None
     bidirectional_images: bool = False  # the tokens of an image attend to all tokens of the image
     attention_scale: float | None = None  # factor of attention scores; None for the inverse root of head_dim
@@ -102,4 +105,5 @@ class LanguageShape:
         return self.linear_attention is not None and layer in self.linear_attention.layers
 
     def __str__(self) -> str:
-        return f"{self.num_layers} layers of width {self.hidden_size}, {self.vocab_size:,} tokens"
+        layers = f"{self.num_layers} layers of width {self.hidden_size}, {self.vocab_size:,} tokens"
+        return f"{layers}, {self.experts}" if self.experts else layers

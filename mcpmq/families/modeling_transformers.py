@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 
+from mcpmq.families.modeling_experts import separate_experts
+
 
 def qwen2_vl(config: Mapping[str, Any]) -> nn.Module:
     """Build Qwen2-VL from a raw config.json."""
@@ -28,6 +30,29 @@ def qwen3_vl(config: Mapping[str, Any]) -> nn.Module:
 def qwen3_5(config: Mapping[str, Any]) -> nn.Module:
     """Build Qwen3.5 from a raw config.json."""
     return build_on_meta(transformers.Qwen3_5ForConditionalGeneration, transformers.Qwen3_5Config(**config))
+
+
+def qwen3_vl_moe(config: Mapping[str, Any]) -> nn.Module:
+    """Build Qwen3-VL with a mixture of experts from a raw config.json."""
+    published = transformers.Qwen3VLMoeForConditionalGeneration
+    return build_on_meta(_with_separate_experts(published), transformers.Qwen3VLMoeConfig(**config))
+
+
+def qwen3_5_moe(config: Mapping[str, Any]) -> nn.Module:
+    """Build Qwen3.5 with a mixture of experts from a raw config.json."""
+    published = transformers.Qwen3_5MoeForConditionalGeneration
+    return build_on_meta(_with_separate_experts(published), transformers.Qwen3_5MoeConfig(**config))
+
+
+def _with_separate_experts(published: Any) -> Any:
+    """Return a subclass whose experts have modules of their own."""
+
+    class SeparateExperts(published):  # type: ignore[misc]
+        def __init__(self, config: transformers.PreTrainedConfig) -> None:
+            super().__init__(config)
+            separate_experts(self)
+
+    return SeparateExperts
 
 
 def internvl(config: Mapping[str, Any]) -> nn.Module:

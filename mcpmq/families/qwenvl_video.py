@@ -17,7 +17,7 @@ from mcpmq.families.video_frames import VideoFrames, resize_frame
 
 SAME_AS_IMAGES = ("patch_size", "merge_size", "temporal_patch_size", "enabled_mean_and_std", "scale")
 QWEN2, QWEN3 = "Qwen2VLVideoProcessor", "Qwen3VLVideoProcessor"
-QWEN3_MODEL_TYPES = ("qwen3_vl", "qwen3_5")
+QWEN3_MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
 TOKEN_SHARE = 0.9  # of `max_video_tokens`, for the frames of a video
 FLOOR_FACTOR = 1.05  # of the least pixels, for the bound of a frame
 FRAMES_HINT = "give more frames, or fewer with `num_frames`"

@@ -9,6 +9,9 @@ GATED_FFN = (
     SmoothingMapping("language", "post_attention_norm", ("mlp.gate", "mlp.up")),
     SmoothingMapping("language", "mlp.up", ("mlp.down",)),
 )
+# Each expert is a block with the second mapping of GATED_FFN; the norm before experts has no mapping, because its
+# channels are those of all experts and of the router.
+SHARED_EXPERT = SmoothingMapping("language", "shared.mlp.up", ("shared.mlp.down",))
 # QK norms, rotary embedding and attention gates do not change the value channels.
 DECODER = (
     SmoothingMapping("language", "input_norm", ("attention.q", "attention.k", "attention.v")),

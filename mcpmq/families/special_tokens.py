@@ -16,9 +16,10 @@ SETTINGS = ("single_word", "lstrip", "rstrip", "normalized", "special")  # of an
 # A tokenizer class of transformers that takes only vocabulary and merges from tokenizer.json. It is the class of these
 # model types if tokenizer_config.json has no other; where its class counts, tokenizer_config.json can select it.
 REBUILT_CLASS = "Qwen2Tokenizer"
-REBUILT_MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen2_5_omni", "internvl")
+REBUILT_MODEL_TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen2_5_omni", "internvl")
 SELECTABLE_MODEL_TYPES = ("minicpmo", None)
-ALWAYS_REBUILT_MODEL_TYPES = ("qwen3_5",)  # with a class of their own, also if tokenizer_config.json has another one
+# With a class of their own, also if tokenizer_config.json has another one.
+ALWAYS_REBUILT_MODEL_TYPES = ("qwen3_5", "qwen3_5_moe")
 HINT = "compare the tokenizer files with the published files"
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Literal
 
+from mcpmq.families.expert_tensors import expert_specs
 from mcpmq.families.family import TensorSpec
 from mcpmq.families.language_shape import LanguageShape
 
@@ -31,6 +32,7 @@ OUTPUT_NORM_LAYER_NAMES = {
 }
 QK_NORMS = ("attention.norm_q", "attention.norm_k")
 BIASED_MATRICES = ("attention.q", "attention.k", "attention.v")
+FFN_MATRICES = ("mlp.gate", "mlp.up", "mlp.down")
 
 
 def matrix_specs(
@@ -85,12 +87,16 @@ def decoder_layer_specs(shape: LanguageShape, name: str, hub_name: str) -> Itera
     names = OUTPUT_NORM_LAYER_NAMES if shape.output_norms else DECODER_LAYER_NAMES
     for part, hub_part in names.items():
         full, hub = f"{name}.{part}", f"{hub_name}.{hub_part}"
+        if part in FFN_MATRICES and shape.experts:
+            continue
         if part in sizes:
             yield from matrix_specs(full, hub, sizes[part], bias=shape.attention_bias and part in BIASED_MATRICES)
         elif part not in QK_NORMS:
             yield TensorSpec(full, f"{hub}.weight", (shape.hidden_size,))
         elif shape.qk_norm:
             yield TensorSpec(full, f"{hub}.weight", (shape.head_dim,))
+    if shape.experts:
+        yield from expert_specs(shape.experts, shape.hidden_size, name, f"{hub_name}.mlp")
 
 
 def linear_attention_layer_specs(shape: LanguageShape, name: str, hub_name: str) -> Iterator[TensorSpec]:
@@ -135,11 +141,14 @@ def latent_attention_layer_specs(shape: LanguageShape, name: str, hub_name: str)
 
 
 def _ffn_specs(shape: LanguageShape, name: str, hub_name: str) -> Iterator[TensorSpec]:
-    """Yield the norm after attention and the gated FFN."""
+    """Yield the norm after attention, and the gated FFN or the experts in its place."""
     sizes = layer_shapes(shape)
     hub_norm = f"{hub_name}.post_attention_layernorm.weight"
     yield TensorSpec(f"{name}.post_attention_norm", hub_norm, (shape.hidden_size,))
-    for part in ("mlp.gate", "mlp.up", "mlp.down"):
+    if shape.experts:
+        yield from expert_specs(shape.experts, shape.hidden_size, name, f"{hub_name}.mlp")
+        return
+    for part in FFN_MATRICES:
         yield from matrix_specs(f"{name}.{part}", f"{hub_name}.{DECODER_LAYER_NAMES[part]}", sizes[part], bias=False)
 
 

@@ -99,7 +99,7 @@ def search_with_imatrix(
 def _search(search: RecipeSearch, losses: Callable[[CandidateSchemes], WeightLosses], source: str) -> SearchResult:
     """Check the budget, then estimate the losses and choose the schemes."""
     checkpoint, format_name = search.checkpoint, search.format_name
-    check_mixed_format(format_name)
+    check_mixed_format(format_name, checkpoint.architecture.language)
     if search.base.activations:
         raise RecipeError(
             f"recipe `{search.base.name}` quantizes activations, which needs `int8-row` weights",

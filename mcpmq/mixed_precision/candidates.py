@@ -3,6 +3,7 @@
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import FormatError
 from mcpmq.families.family import TensorSpec
+from mcpmq.families.language_shape import LanguageShape
 from mcpmq.formats import FormatName, format_named
 from mcpmq.plan import TensorPlan, scheme_fits
 from mcpmq.scheme import GgmlScheme, Scheme, parse_scheme
@@ -27,12 +28,17 @@ CANDIDATE_SCHEMES: dict[FormatName, tuple[str, ...]] = {
 MIN_BLOCK_COLUMNS = 32  # every scheme pads columns to a multiple of this
 
 
-def check_mixed_format(name: FormatName) -> None:
-    """Check that a format supports a different scheme for each weight.
+def check_mixed_format(name: FormatName, shape: LanguageShape) -> None:
+    """Check that a format supports a different scheme for each weight of a model.
 
     Raises:
-        FormatError: the format stores all weights on one scheme.
+        FormatError: the format stores all weights on one scheme, or the matrices of experts are one tensor.
     """
+    if shape.experts:
+        raise FormatError(
+            "a search has a scheme for each weight, and the experts of a layer need one scheme for all",
+            "write a recipe with globs, for example `language.layers.*.experts.*`; `mcpmq plan` shows its size",
+        )
     if name not in CANDIDATE_SCHEMES:
         raise FormatError(
             f"`{name}` stores all weights on one scheme, which leaves nothing to search",

@@ -19,9 +19,9 @@ from mcpmq.dataset import Sample
 from mcpmq.errors import DatasetError, ScaleError, prefix_errors
 from mcpmq.execution.device import CPU
 from mcpmq.execution.layerwise import Replay
+from mcpmq.families.blocks import block_name
 from mcpmq.families.family import TensorSpec
 from mcpmq.grids import dequantize
-from mcpmq.plan import block_name
 from mcpmq.qtensor import QTensor
 from mcpmq.recipe import TokenWeights
 from mcpmq.rounding import ROUNDING_FUNCTIONS, RoundingMethod

@@ -17,9 +17,9 @@ from mcpmq.compression_tables import LayersTable
 from mcpmq.dataset import SampleSet
 from mcpmq.errors import DatasetError, RecipeError
 from mcpmq.execution.device import resolve_device
+from mcpmq.families.blocks import block_name
 from mcpmq.families.inputs import Inputs
 from mcpmq.mixed_precision.sensitivity import ORIGINAL, mean_kld
-from mcpmq.plan import block_name
 from mcpmq.runners.token_metrics import TokenMetrics
 from mcpmq.runners.torch import TorchRunner, open_checkpoint
 from mcpmq.system.progress import Progress

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from mcpmq.artifact import MANIFEST, Artifact, WeightRecord
 from mcpmq.checkpoint import TOKEN_TABLES, Checkpoint
-from mcpmq.plan import block_name
+from mcpmq.families.blocks import block_name
 from mcpmq.report.report import BlockInfo, LayerErrors
 
 if TYPE_CHECKING:  # reading a report imports no torch

@@ -21,10 +21,10 @@ from mcpmq.execution.device import CPU, device_name, resolve_device
 from mcpmq.execution.layerwise import run_layerwise
 from mcpmq.execution.torch_model import StoredWeight, TorchModel, build_model, to_float
 from mcpmq.families import family_named
+from mcpmq.families.blocks import block_name
 from mcpmq.families.family import Family, TensorSpec
 from mcpmq.families.inputs import Inputs, slice_size
 from mcpmq.grids.activation import InputGrid
-from mcpmq.plan import block_name
 from mcpmq.quantized_model import QuantizedModel
 from mcpmq.runners.fake_quant import fake_quantize_activations
 from mcpmq.runners.generation import Predictions, without_answer

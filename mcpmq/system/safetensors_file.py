@@ -44,8 +44,16 @@ MAX_HEADER_NBYTES = 100 << 20  # the limit of the reference implementation
 
 
 @dataclass(frozen=True, slots=True)
+class TransposedPart:
+    """Adjacent columns of a matrix in a file; transposed they are a tensor [count, matrix rows]."""
+
+    matrix_columns: int
+    first_column: int
+
+
+@dataclass(frozen=True, slots=True)
 class TensorEntry:
-    """Location, dtype and shape of one tensor in a file, or of some of its rows."""
+    """Location, dtype and shape of one tensor in a file, of some of its rows, or of a transposed part of a matrix."""
 
     file: Path
     dtype: str  # as safetensors writes it, `BF16`
@@ -53,6 +61,7 @@ class TensorEntry:
     offset: int  # from the start of the file
     nbytes: int
     rows: "NDArray[np.int64] | None" = field(default=None, compare=False)  # of the file, in the order of this tensor
+    transposed: TransposedPart | None = None  # of the matrix at `offset`
 
     def select_rows(self, rows: "NDArray[np.int64]") -> "TensorEntry":
         """Return the tensor of some rows of a whole tensor."""
@@ -143,6 +152,8 @@ def read_bytes(entry: TensorEntry, begin: int = 0, end: int | None = None) -> "N
         CheckpointError: the file was truncated after its header was read.
     """
     end = entry.nbytes if end is None else end
+    if entry.transposed:
+        return _read_transposed(entry, entry.transposed)[begin:end]
     values, done = np.empty(end - begin, np.uint8), 0
     with entry.file.open("rb", buffering=0) as stream:
         for offset, nbytes in [(begin, end - begin)] if entry.rows is None else _row_ranges(entry, begin, end):
@@ -153,6 +164,16 @@ def read_bytes(entry: TensorEntry, begin: int = 0, end: int | None = None) -> "N
             if view:
                 raise CheckpointError(f"`{entry.file}` ended {len(view):,} bytes early", REFETCH)
     return values
+
+
+def _read_transposed(entry: TensorEntry, part: TransposedPart) -> "NDArray[np.uint8]":
+    """Read the matrix of a part, and return the bytes of the transposed part."""
+    count, rows = entry.shape
+    item_nbytes = entry.nbytes // (count * rows)
+    matrix = replace(entry, transposed=None, nbytes=rows * part.matrix_columns * item_nbytes)
+    items = read_bytes(matrix).view(f"V{item_nbytes}").reshape(rows, part.matrix_columns)
+    columns = items[:, part.first_column : part.first_column + count]
+    return np.ascontiguousarray(columns.T).reshape(-1).view(np.uint8)
 
 
 def _row_ranges(entry: TensorEntry, begin: int, end: int) -> "Iterator[tuple[int, int]]":

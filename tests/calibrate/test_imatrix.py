@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from mcpmq.artifact import Artifact
 from mcpmq.calibrate import imatrix
 from mcpmq.calibrate.forward import encode_samples
-from mcpmq.calibrate.imatrix import LANGUAGE, MMPROJ, SquareSums, write_imatrix
+from mcpmq.calibrate.imatrix import LANGUAGE, MMPROJ, write_imatrix
 from mcpmq.calibrate.modalities import token_modalities
+from mcpmq.calibrate.square_sums import SquareSums
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import SampleSet
 from mcpmq.errors import ArtifactError, DatasetError, FormatError, OutputError

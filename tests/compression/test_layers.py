@@ -20,11 +20,12 @@ from mcpmq.errors import FormatError, RecipeError
 from mcpmq.estimate.forecast import forecast
 from mcpmq.evaluate import Settings, encode_samples, measure
 from mcpmq.export import export
+from mcpmq.families.blocks import block_name
 from mcpmq.families.inputs import Inputs
 from mcpmq.formats import FormatName
 from mcpmq.mixed_precision.layer_removal import measure_removal
 from mcpmq.one_pass import convert_in_one_pass
-from mcpmq.plan import block_name, make_plan
+from mcpmq.plan import make_plan
 from mcpmq.quantize import quantize
 from mcpmq.recipe import Recipe
 from mcpmq.runners.torch import TorchRunner, open_checkpoint

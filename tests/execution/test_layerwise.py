@@ -233,3 +233,56 @@ def test_blocks_are_layers_and_modules_with_parameters_outside_of_layers(tiny_ch
 def test_no_samples_give_no_results() -> None:
     """Nothing is loaded for an empty list."""
     assert run_layerwise(chain(), [], []) == []
+
+
+class Routed(nn.Module):
+    """A block with two inner blocks, of which a sample uses one or both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.experts = nn.Linear(4, 4), chain(2)
+
+    def forward(self, x: Tensor, used: tuple[int, ...]) -> Tensor:
+        hidden: Tensor = self.first(x)
+        outputs: list[Tensor] = [self.experts[index](hidden) for index in used]
+        return torch.stack([hidden, *outputs]).sum(0)
+
+
+@torch.inference_mode()
+def test_samples_pass_inner_blocks_one_at_a_time() -> None:
+    """Outputs equal those of separate runs; in a replay of the outer block, inner blocks add nothing."""
+    outer = Routed()
+    samples = [{"x": torch.randn(3, 4), "used": used} for used in ((0,), (1,), (0, 1))]
+    expected = [outer(**sample) for sample in samples]
+    names = {outer: "outer", outer.experts[0]: "0", outer.experts[1]: "1"}
+    events: list[str] = []
+    replayed: list[Tensor] = []
+
+    def visit(block: nn.Module, replay: Replay) -> None:
+        events.append(f"{names[block]}: {replay.waiting()}")
+        with block.register_forward_hook(lambda _, __, output: replayed.append(output)):
+            replay()
+
+    found = run_layerwise(
+        outer,
+        list(names),
+        samples,
+        load=lambda block: events.append(f"load {names[block]}"),
+        release=lambda block: events.append(f"release {names[block]}"),
+        visit=visit,
+    )
+
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    assert events == [
+        *("load outer", "outer: [0, 1, 2]", "release outer"),
+        *("load 0", "0: [0, 2]", "release 0"),
+        *("load 1", "1: [1, 2]", "release 1"),
+    ]
+    alone = [outer(sample["x"], ()) for sample in samples]
+    inner = [
+        outer.experts[0](alone[0]),
+        outer.experts[0](alone[2]),
+        outer.experts[1](alone[1]),
+        outer.experts[1](alone[2]),
+    ]
+    assert all(torch.equal(one, other) for one, other in zip(replayed, [*alone, *inner], strict=True))

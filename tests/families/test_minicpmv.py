@@ -55,9 +55,8 @@ def test_an_unsupported_feature_is_rejected(key: str) -> None:
     ("config", "name", "nearest"),
     [
         ({"model_type": "qwen", "visual": {}, "quantization_config": {"bits": 4}}, "Qwen-VL-Chat of 2023", "qwen2-vl"),
-        ({"model_type": "minicpmv4_7", "text_config": {"num_experts": 256}}, "mixture-of-experts", "MiniCPM-V-4.7-1B"),
-        ({"model_type": "qwen3_vl_moe", "text_config": {"num_experts": 128}}, "mixture-of-experts", "Qwen3-VL-8B"),
-        ({"model_type": "qwen3_5_moe_text", "num_experts": 256}, "mixture-of-experts", "dense"),
+        ({"model_type": "minicpmv4_7", "text_config": {"num_experts": 256}}, "mixture-of-experts", "Qwen3.5-35B-A3B"),
+        ({"model_type": "qwen3_5_moe_text", "num_experts": 256}, "mixture-of-experts", "Qwen3.5-35B-A3B"),
     ],
 )
 def test_known_unsupported_models_are_rejected_with_an_alternative(

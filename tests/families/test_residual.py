@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.execution.torch_model import build_model, to_float
+from mcpmq.families.blocks import block_name
 from mcpmq.families.residual import LAYER_OUTPUT, stream_reader
-from mcpmq.plan import block_name
 
 LAYERS = ("language.layers.", "vision.layers.")
 

@@ -3,8 +3,8 @@
 import pytest
 
 from mcpmq.families import family_of
+from mcpmq.families.blocks import block_name
 from mcpmq.families.family import SmoothingMapping, TensorSpec
-from mcpmq.plan import block_name
 from tests.tiny_families import TINY_FAMILIES, TinyFamily
 
 MAPPINGS = [(tiny, mapping) for tiny in TINY_FAMILIES for mapping in family_of(tiny.config).smoothing_mappings]

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from mcpmq.calibrate.imatrix import SquareSums, _importance_matrix, tensor_names
+from mcpmq.calibrate.imatrix import _importance_matrix, tensor_names
 from mcpmq.calibrate.read_importance import _mean_square
+from mcpmq.calibrate.square_sums import SquareSums
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import SampleSet
 from mcpmq.families.language_shape import LinearAttention

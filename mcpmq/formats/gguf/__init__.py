@@ -3,11 +3,12 @@
 Format: docs/gguf.md in the ggml repository. Weights are streamed from the quantized artifact, one tensor at a time.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mcpmq.artifact import Artifact
+from mcpmq.errors import FormatError
 from mcpmq.formats.format import FLOAT_SCHEMES, FileProvenance, FilesForecast, Format, integer_schemes
 from mcpmq.formats.model_view import ModelView
 from mcpmq.plan import TensorPlan
@@ -29,6 +30,24 @@ def _shape_limit(tensor: TensorPlan) -> str | None:
     if columns % BLOCK_COLUMNS == 0:
         return None
     return f"{columns} columns are not a multiple of the block size {BLOCK_COLUMNS}; use `f16`, `f32` or `keep`"
+
+
+def _check_model(tensors: Sequence[TensorPlan]) -> None:
+    """Check that the same matrix has one type in all experts of a layer: they are one tensor of the file.
+
+    Raises:
+        FormatError: it has two.
+    """
+    first: dict[str, TensorPlan] = {}
+    for tensor in filter(lambda tensor: ".experts." in tensor.name, tensors):
+        layer, _, rest = tensor.name.partition(".experts.")
+        other = first.setdefault(f"{layer}.{rest.partition('.')[2]}", tensor)
+        if (tensor.scheme, tensor.dtype) != (other.scheme, other.dtype):
+            raise FormatError(
+                f"`gguf` cannot store `{tensor.name}` as `{tensor.scheme or tensor.dtype}`: the experts of a layer are"
+                f" one tensor, and `{other.name}` is `{other.scheme or other.dtype}`",
+                f'use one scheme for all, for example `"{layer}.experts.*" = ...` last in the recipe',
+            )
 
 
 def _padded_shapes(quantized: "QuantizedModel") -> dict[str, tuple[int, ...]]:
@@ -73,6 +92,7 @@ FORMAT = Format(
     write=_write,
     forecast=_forecast,
     shape_limit=_shape_limit,
+    check_model=_check_model,
     padded_shapes=_padded_shapes,
     split=_split,
     provenance=_provenance,

@@ -1,12 +1,13 @@
 """The importance-matrix (imatrix) file of llama-quantize and llama-imatrix.
 
 Layout: tools/imatrix in the llama.cpp repository. Every matrix has a tensor `in_sum2`, the sums of the squares of its
-inputs by column, and a tensor `counts`, the number of inputs. Both are additive over files.
+inputs by column, and a tensor `counts`, the number of inputs. Both are additive over files. The matrices of experts,
+which are one tensor of the model, have a row each.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -23,14 +24,54 @@ DATASETS, CHUNK_COUNT, CHUNK_SIZE = "imatrix.datasets", "imatrix.chunk_count", "
 
 @dataclass(frozen=True, slots=True)
 class ImatrixEntry:
-    """Statistics of the inputs of one matrix."""
+    """Statistics of the inputs of one matrix, or of one matrix of every expert."""
 
-    square_sums: NDArray[np.float32]  # [columns]
-    count: int
+    square_sums: NDArray[np.float32]  # [columns], or [experts, columns]
+    count: int  # of all experts together
+    expert_counts: NDArray[np.int64] | None = None  # [experts]
 
     def __add__(self, other: Self) -> "ImatrixEntry":
         """Return the statistics of the inputs of both."""
-        return ImatrixEntry(self.square_sums + other.square_sums, self.count + other.count)
+        counts = self.expert_counts if other.expert_counts is None else other.expert_counts + self._counts
+        return ImatrixEntry(self.square_sums + other.square_sums, self.count + other.count, counts)
+
+    @classmethod
+    def from_stored(cls, square_sums: NDArray[np.float32], counts: NDArray[np.float32]) -> Self:
+        """Return the statistics of the tensors `in_sum2` [matrices, columns] and `counts` [matrices, 1]."""
+        if len(square_sums) == 1:
+            return cls(square_sums[0], round(counts.item()))
+        rounded = counts.round().astype(np.int64).ravel()
+        return cls(square_sums, int(rounded.sum()), rounded)
+
+    @property
+    def columns(self) -> int:
+        return int(self.square_sums.shape[-1])
+
+    @property
+    def _counts(self) -> NDArray[np.int64]:
+        """Return the number of inputs of every matrix, [matrices]."""
+        return np.array([self.count]) if self.expert_counts is None else self.expert_counts
+
+    def to_stored(self) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return the tensors `in_sum2` and `counts`."""
+        return self.square_sums.reshape(-1, self.columns), self._counts[:, None].astype(np.float32)
+
+    def padded(self, columns: int) -> "ImatrixEntry":
+        """Return the statistics with zeros for this number of further columns."""
+        widths = [(0, 0)] * (self.square_sums.ndim - 1) + [(0, columns)]
+        return replace(self, square_sums=np.pad(self.square_sums, widths))
+
+    def of_expert(self, expert: int) -> "ImatrixEntry":
+        """Return the statistics of one expert."""
+        return ImatrixEntry(self.square_sums[expert], int(self._counts[expert]))
+
+
+def stack_entries(entries: Sequence[ImatrixEntry]) -> ImatrixEntry:
+    """Return the statistics of the matrices of a tensor: of one matrix, or of all experts."""
+    if len(entries) == 1:
+        return entries[0]
+    counts = np.array([entry.count for entry in entries])
+    return ImatrixEntry(np.stack([entry.square_sums for entry in entries]), int(counts.sum()), counts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +99,7 @@ class ImportanceMatrix:
         return ImportanceMatrix(entries, (*self.datasets, *other.datasets), self.samples + other.samples)
 
     def _columns(self, name: str) -> int:
-        return self.entries[name].square_sums.size if name in self.entries else 0
+        return self.entries[name].columns if name in self.entries else 0
 
     def padded(self, columns: Mapping[str, int]) -> "ImportanceMatrix":
         """Pad every entry with zeros to the given number of columns, which llama-quantize requires to be exact.
@@ -68,14 +109,14 @@ class ImportanceMatrix:
         """
         entries = {}
         for name, entry in self.entries.items():
-            missing = columns.get(name, 0) - entry.square_sums.size
+            missing = columns.get(name, 0) - entry.columns
             if missing < 0:
                 raise FormatError(
-                    f"the importance matrix has {entry.square_sums.size:,} columns of `{name}`, the mmproj file"
+                    f"the importance matrix has {entry.columns:,} columns of `{name}`, the mmproj file"
                     f" {columns.get(name, 0):,}",
                     "use the mmproj file of the same checkpoint with `--mmproj`",
                 )
-            entries[name] = ImatrixEntry(np.pad(entry.square_sums, (0, missing)), entry.count)
+            entries[name] = entry.padded(missing)
         return ImportanceMatrix(entries, self.datasets, self.samples)
 
     def write(self, file: Path) -> None:
@@ -87,8 +128,8 @@ class ImportanceMatrix:
             writer.add_uint32(CHUNK_COUNT, self.samples)
             writer.add_uint32(CHUNK_SIZE, -(-largest // self.samples))
             for name, entry in sorted(self.entries.items()):
-                writer.add_tensor(name + SUMS_SUFFIX, entry.square_sums[None])
-                writer.add_tensor(name + COUNTS_SUFFIX, np.array([[entry.count]], np.float32))
+                for suffix, tensor in zip((SUMS_SUFFIX, COUNTS_SUFFIX), entry.to_stored(), strict=True):
+                    writer.add_tensor(name + suffix, tensor)
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_tensors_to_file()
@@ -104,7 +145,7 @@ class ImportanceMatrix:
             tensors = {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
             names = [name.removesuffix(SUMS_SUFFIX) for name in tensors if name.endswith(SUMS_SUFFIX)]
             entries = {
-                name: ImatrixEntry(tensors[name + SUMS_SUFFIX].ravel(), round(tensors[name + COUNTS_SUFFIX].item()))
+                name: ImatrixEntry.from_stored(tensors[name + SUMS_SUFFIX], tensors[name + COUNTS_SUFFIX])
                 for name in names
             }
             datasets, samples = (reader.fields[key].contents() for key in (DATASETS, CHUNK_COUNT))

@@ -5,6 +5,7 @@ from gguf import GGMLQuantizationType, GGUFWriter, RopeScalingType
 
 from mcpmq.errors import FormatError
 from mcpmq.families import family_named
+from mcpmq.families.expert_shape import Experts
 from mcpmq.families.language_shape import LanguageShape, LatentAttention
 from mcpmq.formats.gguf import gemma, linear_attention
 from mcpmq.formats.gguf.tensors import GgufTensor
@@ -40,6 +41,8 @@ def add_metadata(writer: GGUFWriter, model: ModelView, required_tokens: tuple[st
     if model.architecture.num_deepstack_layers:
         writer.add_uint32(f"{shape.gguf_architecture}.n_deepstack_layers", model.architecture.num_deepstack_layers)
     _add_rope(writer, shape)
+    if shape.experts:
+        _add_experts(writer, shape.experts)
     if shape.gguf_architecture in SCALED_ARCHITECTURES:
         writer.add_embedding_scale(shape.embedding_scale)
         writer.add_residual_scale(shape.residual_scale)
@@ -66,6 +69,14 @@ def _add_sizes(writer: GGUFWriter, shape: LanguageShape) -> None:
     writer.add_value_length(shape.latent_attention.v_head_dim if shape.latent_attention else shape.head_dim)
     writer.add_layer_norm_rms_eps(shape.norm_epsilon)
     writer.add_rope_freq_base(shape.rope_theta)
+
+
+def _add_experts(writer: GGUFWriter, experts: Experts) -> None:
+    writer.add_expert_count(experts.count)
+    writer.add_expert_used_count(experts.count_per_token)
+    writer.add_expert_feed_forward_length(experts.intermediate_size)
+    if experts.shared_intermediate_size:
+        writer.add_expert_shared_feed_forward_length(experts.shared_intermediate_size)
 
 
 def _add_rope(writer: GGUFWriter, shape: LanguageShape) -> None:

@@ -46,6 +46,14 @@ LAYER_NAMES = {
     "mlp.gate": "ffn_gate",
     "mlp.up": "ffn_up",
     "mlp.down": "ffn_down",
+    "router": "ffn_gate_inp",
+    "shared.router": "ffn_gate_inp_shexp",
+    "shared.mlp.gate": "ffn_gate_shexp",
+    "shared.mlp.up": "ffn_up_shexp",
+    "shared.mlp.down": "ffn_down_shexp",
+    "experts.mlp.gate": "ffn_gate_exps",
+    "experts.mlp.up": "ffn_up_exps",
+    "experts.mlp.down": "ffn_down_exps",
 }
 LINEAR_LAYER_NAMES = {
     "post_attention_norm": "post_attention_norm",
@@ -61,6 +69,7 @@ LINEAR_LAYER_NAMES = {
 }
 # Norms of the outputs of attention and MLP.
 OUTPUT_NORMS = {"attention.norm_output": "post_attention_norm", "mlp.norm_output": "post_ffw_norm"}
+EXPERT = re.compile(r"^experts\.\d+\.")
 # RMS norms that multiply by 1 + weight in transformers, and by the weight in llama.cpp.
 OFFSET_NORMS = ("norm", "input_norm", "post_attention_norm", "attention.norm_q", "attention.norm_k", *OUTPUT_NORMS)
 
@@ -125,7 +134,7 @@ FILE_TYPES = {
 
 
 def gguf_names(common_name: str, names: TensorNames) -> tuple[str, ...]:
-    """Return llama.cpp's name of a tensor, or the names of its parts."""
+    """Return llama.cpp's name of a tensor, or the names of its parts; matrices of experts are parts of one tensor."""
     if isinstance(exact := names.global_names.get(common_name), str) and common_name.endswith(".bias"):
         return (exact,)
     weight = common_name.removesuffix(".bias")
@@ -134,7 +143,7 @@ def gguf_names(common_name: str, names: TensorNames) -> tuple[str, ...]:
     if found is None:
         component, _, layer, rest = weight.split(".", 3)
         blocks, within = names.layer_names[component]
-        prefix, found = f"{blocks}.{layer}.", within[rest]
+        prefix, found = f"{blocks}.{layer}.", within[EXPERT.sub("experts.", rest)]
     parts = (found,) if isinstance(found, str) else found
     return tuple(f"{prefix}{part}{'' if part in UNSUFFIXED_NAMES else suffix}" for part in parts)
 

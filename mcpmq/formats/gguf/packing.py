@@ -1,6 +1,7 @@
 """Bytes of a tensor in ggml's block layouts; codes are not changed."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -17,7 +18,14 @@ from mcpmq.scheme import IntegerScheme
 
 
 def packed_parts(quantized: QuantizedModel, tensor: GgufTensor) -> Iterator[NDArray[np.uint8]]:
-    """Yield the bytes of a tensor, a few rows at a time if they are those of one quantized weight in its order."""
+    """Yield the bytes of a tensor, a few rows at a time if they are those of one quantized weight in its order.
+
+    The matrices of a stack follow each other.
+    """
+    if tensor.stack:
+        for name in tensor.stack:
+            yield from packed_parts(quantized, replace(tensor, source=name, shape=tensor.shape[1:], stack=()))
+        return
     if tensor.source is None or not _keeps_rows(tensor, quantized):
         weight = quantized.load(tensor.source) if tensor.source else None
         yield pack(weight, tensor, [quantized.load(name) for name in tensor.extra_sources])

@@ -1,6 +1,7 @@
 """Exact sizes of GGUF files: headers are written to a temporary folder, tensors are only counted."""
 
 from contextlib import closing
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
@@ -44,8 +45,9 @@ def _file_forecast(model: ModelView, file: GgufFile, folder: Path) -> FileForeca
 def _weight_forecasts(model: ModelView, tensors: list[GgufTensor]) -> list[WeightForecast]:
     by_source: dict[str, list[GgufTensor]] = {}
     for tensor in tensors:
-        if tensor.source is not None:
-            by_source.setdefault(tensor.source, []).append(tensor)
+        for name in tensor.stack or filter(None, (tensor.source,)):
+            part = replace(tensor, source=name, shape=tensor.shape[1:]) if tensor.stack else tensor
+            by_source.setdefault(name, []).append(part)
     return [
         WeightForecast(name, parts[0].type.name, sum(prod(part.byte_shape) for part in parts), _reason(model, parts[0]))
         for name, parts in by_source.items()

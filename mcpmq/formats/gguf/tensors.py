@@ -9,7 +9,7 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from mcpmq.families.family import TensorSpec
 from mcpmq.families.language_shape import LanguageShape
 from mcpmq.formats.gguf import BLOCK_COLUMNS
-from mcpmq.formats.gguf.names import TensorNames, gguf_names, name_in_layer
+from mcpmq.formats.gguf.names import EXPERT, TensorNames, gguf_names, name_in_layer
 from mcpmq.formats.model_view import ModelView
 from mcpmq.formats.padding import stored_shape
 from mcpmq.scheme import FloatScheme, GgmlScheme, IntegerScheme, Scheme
@@ -45,6 +45,9 @@ class GgufTensor:
     compute: "Callable[[], Tensor] | None" = None  # of the values of a tensor without a source
     transform: "Callable[..., Tensor] | None" = None  # of the source and the extra sources, which are all floats
     extra_sources: tuple[str, ...] = ()  # common names
+    stack: tuple[
+        str, ...
+    ] = ()  # common names of one matrix of every expert, all in this tensor; the first is the source
     reason: str = ""  # why the values or their order differ from the source
 
     @property
@@ -67,6 +70,8 @@ def gguf_tensors(
             kind = stored_type(spec, model.scheme(spec.name), model.records[spec.name].dtype)
             if len(shape) == 5:
                 yield from _frames(spec, shape, kind, names)
+            elif EXPERT.match(name_in_layer(spec.name)):
+                yield from _expert_stacks(model, spec, kind, names)
             else:
                 yield from _row_parts(spec, shape, kind, names, model.architecture.language)
 
@@ -77,6 +82,18 @@ def _frames(
     """Split a patch kernel [out, 3, frames, height, width] into one tensor per frame."""
     for frame, name in enumerate(gguf_names(spec.name, names)):
         yield GgufTensor(name, spec.name, (*shape[:2], *shape[3:]), kind, frame=frame)
+
+
+def _expert_stacks(
+    model: ModelView, spec: TensorSpec, kind: GGMLQuantizationType, names: TensorNames
+) -> Iterator[GgufTensor]:
+    """Yield the stack of a matrix of the first expert with those of the others: [experts, rows, columns]."""
+    experts = model.architecture.language.experts
+    layer, first, part = spec.name.partition(".experts.0.")
+    if experts and first:
+        stack = tuple(f"{layer}.experts.{expert}.{part}" for expert in range(experts.count))
+        [name] = gguf_names(spec.name, names)
+        yield GgufTensor(name, spec.name, (experts.count, *spec.shape), kind, stack=stack)
 
 
 def _row_parts(

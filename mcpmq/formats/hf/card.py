@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mcpmq.artifact import NOT_EVALUATED, Manifest, replace_results
+from mcpmq.families import family_named
 from mcpmq.plan import TensorPlan
 from mcpmq.recipe import to_toml
 from mcpmq.system.escaping import code_span, escape_markdown
@@ -44,6 +45,7 @@ def render_card(
         manifest=manifest,
         format_name=format_name,
         usage=usage,
+        caveat=dict(family_named(manifest.family).caveats).get(format_name, ""),
         source_size=format_megabytes(manifest.source.nbytes),
         sizes=_size_table(tensors).to_markdown(),
         recipe=to_toml(manifest.recipe).rstrip(),
