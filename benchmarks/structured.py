@@ -3,33 +3,42 @@
     python -m benchmarks.structured images|layers|w8a8
 
 Images: artifacts that differ in the largest number of slices, on the samples whose images are cut into slices. Layers:
-artifacts without layers, on the held-out set. W8A8: int8 weights with float inputs, and with int8 inputs, in PyTorch
-and in the engines.
+the original without layers. W8A8: int8 weights with float inputs, and with int8 inputs, in PyTorch
+and in ONNX Runtime.
 """
 
 import argparse
 import json
 import shutil
-from collections.abc import Mapping
+import time
 from pathlib import Path
 from typing import Any
 
 from benchmarks.commands import HELDOUT, REFERENCE, STARTER, WORK, provenance, run_command, write_result
-from benchmarks.markdown import estimates, load_result, percent, table, thousandths, with_provenance
+from mcpmq.calibrate.forward import encode_samples
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.compression import limit_images
-from mcpmq.compression_tables import ImagesTable, LayersTable
+from mcpmq.compression_tables import ImagesTable
 from mcpmq.dataset import SampleSet
+from mcpmq.export import export
 from mcpmq.families.images import open_image
 from mcpmq.mixed_precision.layer_removal import measure_removal
-from mcpmq.recipe import Recipe, to_toml
+from mcpmq.mixed_precision.sensitivity import ORIGINAL, mean_kld
+from mcpmq.plan import make_plan
+from mcpmq.quantize import quantize
+from mcpmq.recipe import Recipe
 from mcpmq.report import Report
 from mcpmq.report.report import ArtifactResult
+from mcpmq.runners.onnx import open_runner as onnx_runner
+from mcpmq.runners.token_metrics import TokenMetrics
+from mcpmq.runners.torch import open_checkpoint
+from mcpmq.runners.torch import open_runner as torch_runner
 from mcpmq.system.progress import silent
 
 FOLDER = WORK / "structured"
 SLICES = (9, 6, 4, 3, 2, 1)
-REMOVED, CALIBRATION_SAMPLES, EVALUATION_SAMPLES = 3, 40, 120
+REMOVED = {"language": 3, "vision": 1}
+CALIBRATION_SAMPLES, EVALUATION_SAMPLES = 20, 40
 METRICS = ("kl_divergence", "top_1_agreement", "exact_match_change", "perplexity_ratio")
 W8A8 = {
     "W8A16": {"smooth": "none", "method": "rtn", "activations": {}},
@@ -99,102 +108,35 @@ def _mean_tokens(samples: Path, count: int) -> float:
         return sum(settings.image_tokens(image.width, image.height, queries) for image in images) / len(images)
 
 
-def _layers(work: Path) -> dict[str, Any]:
+def _layers(_: Path) -> dict[str, Any]:
     samples = SampleSet.open(STARTER).spread(CALIBRATION_SAMPLES)
-    checkpoint, curves, artifacts = Checkpoint.open(REFERENCE), {}, []
-    for component, most in (("language", REMOVED), ("vision", 1)):
-        found = measure_removal(checkpoint, component, most, samples, 1, silent)
-        curves[component] = found.to_dict()
-        for step in found.steps:
-            cut = found.to_recipe_table().model_dump()
-            cut |= {"remove": step.layers, "influence": [found.influences[one] for one in step.layers]}
-            table_of_step = LayersTable.model_validate(cut | {"kl_divergence": step.kl_divergence})
-            artifacts.append(_without(table_of_step, work, f"{component}-{len(step.layers)}"))
-    artifacts.append(_without(None, work, "all"))
-    report = _evaluate(artifacts, HELDOUT, work / "report", "--samples", EVALUATION_SAMPLES)
-    rows = [{"artifact": path.name, **_result(one)} for path, one in zip(artifacts, report.artifacts, strict=True)]
-    return {"calibration_samples": len(samples), "samples": EVALUATION_SAMPLES, "curves": curves, "rows": rows}
-
-
-def _without(layers: LayersTable | None, work: Path, name: str) -> Path:
-    recipe, file = Recipe.load("phone-int8").model_copy(update={"layers": layers}), work / f"{name}.toml"
-    file.write_text(to_toml(recipe.to_dict()))
-    run_command("quantize", REFERENCE, work / name, "--recipe", file, "--format", "gguf", out=work / name)
-    return work / name
+    checkpoint = Checkpoint.open(REFERENCE)
+    curves = {
+        component: measure_removal(checkpoint, component, most, samples, 1, silent).to_dict()
+        for component, most in REMOVED.items()
+    }
+    return {"samples": len(samples), "curves": curves}
 
 
 def _w8a8(work: Path) -> dict[str, Any]:
-    rows = []
+    checkpoint, calibration = Checkpoint.open(REFERENCE), SampleSet.open(STARTER).spread(CALIBRATION_SAMPLES)
+    samples, rows = SampleSet.open(HELDOUT).spread(EVALUATION_SAMPLES), []
+    inputs = encode_samples(checkpoint.family.open_processor(checkpoint.path), samples.samples, silent)
+    original = work / ORIGINAL
+    mean_kld(open_checkpoint(checkpoint, 1), inputs, TokenMetrics(inputs, original, {}))
     for number, (name, settings) in enumerate(W8A8.items()):
-        folder, file = work / str(number), work / f"{number}.toml"
-        recipe = {"name": f"w8-{number}", **settings, "weights": {"language.*": "int8-row"}}
-        file.write_text(to_toml(Recipe.model_validate(recipe).to_dict()))
-        run_command("quantize", REFERENCE, folder / "quantized", "--recipe", file, "--calibration", STARTER, out=folder)
-        for format_name in ("compressed-tensors", "onnx"):
-            target = folder / format_name
-            run_command("export", folder / "quantized", target, "--format", format_name, out=target)
-        names = ["quantized", "compressed-tensors", "onnx"]
-        options = ("--samples", EVALUATION_SAMPLES)
-        report = _evaluate([folder / one for one in names], HELDOUT, folder / "report", *options)
-        rows += [
-            {"kind": name, "artifact": one, **_result(found)}
-            for one, found in zip(names, report.artifacts, strict=True)
-        ]
-    return {"samples": EVALUATION_SAMPLES, "rows": rows}
-
-
-def _kld(row: Mapping[str, Any], group: str) -> str:
-    return thousandths(estimates(row["groups"][group])["kl_divergence"])
-
-
-def images_table() -> str:
-    """Return the table of image-token budgets."""
-    result, rows = load_result("structured-images"), []
-    for row in result["rows"]:
-        phases, tokens = row["phases"], row["image_tokens"]
-        milliseconds = 1000 * tokens / phases["prefill_tokens_per_second"]
-        exact = percent(estimates(row["exact_match"])["image"])
-        cache = row["kv_cache_bytes_per_token"] * tokens / 1000
-        cells = [f"{tokens:.1f}", f"{milliseconds:.1f}", f"{cache:.0f}", _kld(row, "image"), exact]
-        rows.append([str(row["max_slice_nums"]), *cells])
-    headings = (
-        "`max_slice_nums`",
-        "image tokens",
-        "prefill, ms",
-        "KV cache, kB",
-        "mean KLD, 10⁻³ nats",
-        "exact match, %",
-    )
-    return with_provenance(table(headings, rows, text_columns=1), result)
-
-
-def layers_table() -> str:
-    """Return the table of layer removal."""
-    result, rows = load_result("structured-layers"), []
-    steps = {
-        f"{component}-{len(step['layers'])}": step
-        for component, curve in result["curves"].items()
-        for step in curve["steps"]
-    }
-    for row in sorted(result["rows"], key=lambda one: one["artifact"]):
-        step = steps.get(row["artifact"])
-        removed = ", ".join(step["layers"]) if step else "none"
-        predicted = f"{1000 * step['kl_divergence']:.1f}" if step else ""
-        cells = [f"{row['nbytes'] / 1e6:.2f}", predicted, _kld(row, "image"), _kld(row, "text")]
-        rows.append([removed, *cells])
-    headings = ("removed", "MB", "KLD of the float model", "image KLD, 10⁻³ nats", "text KLD, 10⁻³ nats")
-    return with_provenance(table(headings, rows, text_columns=1), result)
-
-
-def w8a8_table() -> str:
-    """Return the table of int8 inputs."""
-    result = load_result("structured-w8a8")
-    rows = [
-        [row["kind"], row["artifact"], f"{row['nbytes'] / 1e6:.2f}", _kld(row, "image"), _kld(row, "text")]
-        for row in result["rows"]
-    ]
-    headings = ("kind", "artifact", "MB", "image KLD, 10⁻³ nats", "text KLD, 10⁻³ nats")
-    return with_provenance(table(headings, rows, text_columns=2), result)
+        recipe = Recipe.model_validate({"name": f"w8-{number}", **settings, "weights": {"language.*": "int8-row"}})
+        quantized = quantize(make_plan(checkpoint, recipe), work / str(number), calibration)
+        exported = export(quantized, "onnx", work / f"{number}-onnx")
+        for engine, runner in (
+            ("PyTorch", torch_runner(quantized.path, 1)),
+            ("ONNX Runtime", onnx_runner(exported.path, 1)),
+        ):
+            start = time.process_time()
+            kld = mean_kld(runner, inputs, TokenMetrics(inputs, None, {ORIGINAL: original}))
+            seconds = time.process_time() - start
+            rows.append({"kind": name, "engine": engine, "mean_kld": kld, "cpu_seconds": round(seconds, 2)})
+    return {"samples": len(samples), "tokens": sum(len(one.tokens) for one in inputs), "rows": rows}
 
 
 if __name__ == "__main__":

@@ -14,10 +14,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from benchmarks.commands import provenance, write_result
-from benchmarks.markdown import load_result, table, with_provenance
 
 RESULT = "w8a8-speed"
-HEADINGS = ("product", "tokens", "microseconds", "relative error")
 COLUMNS, ROWS = 1024, 3072  # of a matrix: an MLP of a model with about a billion weights
 TOKENS = (1, 128)  # decoding, and a prompt
 BLOCK, REPEATS = 32, 30
@@ -43,16 +41,6 @@ def main() -> None:
             rows.append({"product": name, "tokens": tokens, "microseconds": seconds * 1e6, "relative_error": error})
     facts = {"columns": COLUMNS, "rows": ROWS, "products": rows}
     write_result(RESULT, provenance("benchmarks.w8a8_speed", "onnxruntime") | facts)
-
-
-def speed_table() -> str:
-    """Return the table of the documentation."""
-    result = load_result(RESULT)
-    rows = [
-        [one["product"], str(one["tokens"]), f"{one['microseconds']:,.0f}", f"{one['relative_error']:.4f}"]
-        for one in result["products"]
-    ]
-    return with_provenance(table(HEADINGS, rows, text_columns=1), result)
 
 
 def _measure(model: Any, values: NDArray[np.float32]) -> tuple[float, NDArray[np.float32]]:

@@ -62,13 +62,16 @@ def search(
     sequential: Annotated[
         bool, typer.Option("--sequential", help="The device frees the vision encoder before the language model loads")
     ] = False,
+    remove_layers: Annotated[
+        int, typer.Option("--remove-layers", metavar="N", min=0, help="Remove up to N layers, with --calibration")
+    ] = 0,
     recipe: Annotated[
         str,
         typer.Option(
             "--recipe",
             "-r",
             metavar="NAME|FILE",
-            help="Recipe for method and smoothing, not schemes",
+            help="Recipe for method, smoothing and structured compression, not schemes",
             autocompletion=complete_recipe,
         ),
     ] = DEFAULT_SEARCH_RECIPE,
@@ -88,7 +91,10 @@ def search(
         raise typer.BadParameter("give --max-size, --max-memory, or both", param_hint="--max-size")
     if (calibration is None) == (imatrix is None):
         raise typer.BadParameter("give --calibration or --imatrix", param_hint="--calibration")
-    result = _search(source, lora, out, recipe, name, budget, calibration, samples, seed, imatrix, threads, device)
+    if remove_layers and imatrix:
+        raise typer.BadParameter("the loss without a layer is measured: give --calibration", param_hint="--imatrix")
+    given = (calibration, samples, seed, imatrix, threads, device, remove_layers)
+    result = _search(source, lora, out, recipe, name, budget, *given)
     ui.print_table(result.to_table(), result.to_dict(), as_json=json)
     ui.print_search_steps(out, checkpoint_words(source, lora), name, calibration)
 
@@ -106,10 +112,12 @@ def _search(
     imatrix: Path | None,
     threads: int | None,
     device: str | None,
+    max_removed: int,
 ) -> "SearchResult":
     """Search with one of the two kinds of statistics, and write the recipe."""
     from mcpmq import ui
     from mcpmq.checkpoint import Checkpoint
+    from mcpmq.compression import compress
     from mcpmq.dataset import ReadOptions, SampleSet
     from mcpmq.mixed_precision import recipe_file, search_recipe, search_with_imatrix
     from mcpmq.recipe import Recipe
@@ -123,8 +131,9 @@ def _search(
         return result
     assert calibration is not None
     samples, cores = SampleSet.open(calibration, ReadOptions(num_samples, seed)), threads or os.cpu_count() or 1
-    with recipe_file(out, original.folders | {samples.path: "calibration set"}):
-        result = search_recipe(original, base, name, budget, samples, cores, progress, device)
+    inputs = original.folders | {samples.path: "calibration set"}
+    with recipe_file(out, inputs), compress(original, base, samples, progress) as view:
+        result = search_recipe(view, base, name, budget, samples, cores, progress, device, max_removed)
         result.write(out)
     return result
 

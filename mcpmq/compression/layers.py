@@ -1,7 +1,7 @@
 """Layer removal: a checkpoint without some layers of its language model or vision encoder, as a view that renumbers."""
 
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -99,7 +99,7 @@ def _renumbered(checkpoint: Checkpoint, config: Mapping[str, Any], kept: Mapping
             "remove others, so that the kinds of layers alternate as before, or remove [layers]",
         )
     computed = checkpoint.family.tensor_specs(architecture)
-    old_names = {spec.name: original_name(spec.name, kept) for spec in computed}
+    old_names = {spec.name: with_layer_numbers(spec.name, kept) for spec in computed}
     before = {spec.name: spec for spec in checkpoint.specs}
     passthrough = {component for component, _ in checkpoint.family.passthrough}
     copied = [spec for spec in checkpoint.specs if spec.component in passthrough and spec.name not in old_names]
@@ -115,8 +115,8 @@ def _renumbered(checkpoint: Checkpoint, config: Mapping[str, Any], kept: Mapping
     return replace(view, entries=entries, adapters=adapters)
 
 
-def original_name(name: str, kept: Mapping[str, list[int]]) -> str:
-    """Return the name in the original of a tensor of a renumbered layer."""
+def with_layer_numbers(name: str, kept: Mapping[str, Sequence[int] | Mapping[int, int]]) -> str:
+    """Return the name of a tensor with another number of its layer, given by component and number."""
     found = LAYER.match(name)
     if found is None:
         return name

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from mcpmq.calibrate.read_importance import read_importance
@@ -14,9 +15,11 @@ from mcpmq.families.family import TensorSpec
 from mcpmq.formats import FormatName
 from mcpmq.mixed_precision.budget import Budget, SearchResult
 from mcpmq.mixed_precision.candidates import candidate_schemes, check_mixed_format
-from mcpmq.mixed_precision.knapsack import Option
+from mcpmq.mixed_precision.knapsack import NO_REMOVALS, Option, Removals
 from mcpmq.mixed_precision.layer_error import no_inputs_error, quantization_errors
+from mcpmq.mixed_precision.layer_removal import open_meter
 from mcpmq.mixed_precision.relative_error import importance_losses
+from mcpmq.mixed_precision.removal_choice import measure_choices
 from mcpmq.mixed_precision.search import HEADER, RecipeSearch
 from mcpmq.mixed_precision.sensitivity import block_sensitivities
 from mcpmq.recipe import Recipe
@@ -53,10 +56,12 @@ def search_recipe(
     threads: int,
     progress: Progress,
     device: str | None = None,
+    max_removed: int = 0,
 ) -> SearchResult:
     """Search the schemes of all weights; the method, smoothing and token weights are those of `base`.
 
-    Errors are measured on the calibration set, on a device as in `resolve_device`.
+    At most `max_removed` layers are removed, where that loses less than fewer bits elsewhere. Errors are
+    measured on the calibration set, on a device as in `resolve_device`.
 
     Raises:
         FormatError: the format stores all weights on one scheme.
@@ -72,7 +77,15 @@ def search_recipe(
         return estimate_losses(checkpoint, schemes, base, calibration, threads, progress, device, begin_stage)
 
     source = f"{calibration.name}, SHA-256 {calibration.sha256}"
-    return _search(RecipeSearch(checkpoint, base, format_name, budget), losses, source)
+    search = RecipeSearch(checkpoint, base, format_name, budget)
+    if not max_removed:
+        return _search(search, losses, source)
+    samples = calibration.spread(SENSITIVITY_SAMPLES)
+    with open_meter(checkpoint, samples, threads, progress, device) as meter:
+        names = [spec.name for spec in checkpoint.specs if spec.role != "other"]
+        result = _search(search, losses, source, measure_choices(meter, names, max_removed, progress))
+        layers = meter.table(result.removed) if result.removed else None
+    return replace(result, recipe=result.recipe.model_copy(update={"layers": layers}))
 
 
 def search_with_imatrix(
@@ -96,7 +109,12 @@ def search_with_imatrix(
     return _search(RecipeSearch(checkpoint, base, format_name, budget), losses, importance.source)
 
 
-def _search(search: RecipeSearch, losses: Callable[[CandidateSchemes], WeightLosses], source: str) -> SearchResult:
+def _search(
+    search: RecipeSearch,
+    losses: Callable[[CandidateSchemes], WeightLosses],
+    source: str,
+    removals: Removals = NO_REMOVALS,
+) -> SearchResult:
     """Check the budget, then estimate the losses and choose the schemes."""
     checkpoint, format_name = search.checkpoint, search.format_name
     check_mixed_format(format_name, checkpoint.architecture.language)
@@ -115,7 +133,7 @@ def _search(search: RecipeSearch, losses: Callable[[CandidateSchemes], WeightLos
         weight: [Option(scheme, nbytes, found[weight][scheme]) for scheme, nbytes in by_scheme.items()]
         for weight, by_scheme in sizes.items()
     }
-    return search.solve(options, smallest, source)
+    return search.solve(options, smallest, source, removals)
 
 
 def estimate_losses(

@@ -57,12 +57,16 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class SearchResult:
-    """The recipe of a search with its size and score; `options` and `comments` are by weight and by glob."""
+    """The recipe of a search with its size and score.
+
+    `options` are by weight, with the numbers of layers after a removal, and `comments` by glob.
+    """
 
     recipe: Recipe
     estimate: FormatEstimate
     options: Mapping[str, Option]
     comments: Mapping[str, Sequence[str]]
+    removed: tuple[str, ...] = ()  # layers of the original
 
     @property
     def rank_score(self) -> float:
@@ -92,6 +96,7 @@ class SearchResult:
             "recipe": self.recipe.to_dict(),
             "nbytes": self.estimate.nbytes,
             "rank_score": self.rank_score,
+            "removed": list(self.removed),
             "weights": {name: {"scheme": one.scheme, "rank_score": one.loss} for name, one in self.options.items()},
         }
 
@@ -105,4 +110,5 @@ class SearchResult:
             rows.append((part.component, cells))
         rows.append(("all files", [format_megabytes(self.estimate.nbytes), "", ""]))
         notes = [f"rank score, predicted: {self.rank_score:.2g}. {SCORE_NOTE}"]
+        notes += [f"layers: {self.recipe.layers}"] if self.recipe.layers else []
         return Table(f"recipe {self.recipe.name}", ["size", "bits per weight", "share of score"], rows, notes)

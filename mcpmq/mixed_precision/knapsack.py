@@ -39,26 +39,66 @@ class Limit:
         return name.partition(".")[0] in self.components
 
 
-def solve(options: Mapping[str, Sequence[Option]], limits: Sequence[Limit]) -> dict[str, Option] | None:
-    """Return the option of every weight with the least total loss; None if no choice is within the limits."""
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """The weights of a layer, which can be removed together."""
+
+    layer: str
+    weights: tuple[str, ...]
+    loss: float  # of the model without the layer
+
+
+@dataclass(frozen=True, slots=True)
+class Removals:
+    """Layers that may be removed, and how many of them at most."""
+
+    layers: tuple[Removal, ...] = ()
+    most: int = 0
+
+
+NO_REMOVALS = Removals()
+
+
+def solve(
+    options: Mapping[str, Sequence[Option]], limits: Sequence[Limit], removals: Removals = NO_REMOVALS
+) -> dict[str, Option] | None:
+    """Return the option of every weight with the least total loss; None if no choice is within the limits.
+
+    A removed layer has no bytes; its weights are not in the result.
+    """
     candidates = {name: _pareto_optimal(several) for name, several in options.items()}
     flat = [(name, option) for name, several in candidates.items() for option in several]
-    losses = np.array([option.loss for _, option in flat])
+    layers = removals.layers
+    losses = np.array([*(option.loss for _, option in flat), *(layer.loss for layer in layers)])
     max_loss = sum(max(option.loss for option in several) for several in candidates.values())
-    indices = {name: index for index, name in enumerate(candidates)}
-    owners = [indices[name] for name, _ in flat]
-    one_each = csr_array((np.ones(len(flat)), (owners, range(len(flat)))))
+    max_loss += sum(layer.loss for layer in layers)
+    constraints = [_one_each(candidates, flat, layers), *(_constraint(flat, limit, len(layers)) for limit in limits)]
+    if layers:
+        counts = csr_array([[0.0] * len(flat) + [1.0] * len(layers)])
+        constraints.append(LinearConstraint(counts, 0, removals.most))
     with _stdout_discarded():
         solution = milp(
             losses / max_loss * LOSS_SCALE if max_loss else losses,
-            integrality=np.ones(len(flat)),
+            integrality=np.ones(len(losses)),
             bounds=Bounds(0, 1),
-            constraints=[LinearConstraint(one_each, 1, 1), *(_constraint(flat, limit) for limit in limits)],
+            constraints=constraints,
             options={"mip_rel_gap": RELATIVE_GAP},
         )
     if solution.x is None:
         return None
-    return {name: option for (name, option), chosen in zip(flat, solution.x, strict=True) if chosen > 0.5}
+    return {name: option for (name, option), chosen in zip(flat, solution.x, strict=False) if chosen > 0.5}
+
+
+def _one_each(
+    candidates: Mapping[str, Sequence[Option]], flat: Sequence[tuple[str, Option]], layers: Sequence[Removal]
+) -> LinearConstraint:
+    """Return the constraint that every weight has one option, or its layer is removed."""
+    indices = {name: index for index, name in enumerate(candidates)}
+    entries = [(indices[name], column) for column, (name, _) in enumerate(flat)]
+    entries += [(indices[name], len(flat) + number) for number, one in enumerate(layers) for name in one.weights]
+    rows, columns = zip(*entries, strict=True)
+    shape = len(candidates), len(flat) + len(layers)
+    return LinearConstraint(csr_array((np.ones(len(entries)), (rows, columns)), shape=shape), 1, 1)
 
 
 @contextmanager
@@ -75,10 +115,11 @@ def _stdout_discarded() -> Iterator[None]:
         os.close(original)
 
 
-def _constraint(flat: Sequence[tuple[str, Option]], limit: Limit) -> LinearConstraint:
+def _constraint(flat: Sequence[tuple[str, Option]], limit: Limit, num_layers: int = 0) -> LinearConstraint:
     """Return a limit in units of itself, so that the solver's absolute tolerance is relative to the limit."""
     unit = max(1, limit.nbytes)
     sizes = [option.nbytes / unit if limit.covers(name) else 0.0 for name, option in flat]
+    sizes += [0.0] * num_layers
     return LinearConstraint(csr_array([sizes]), -np.inf, limit.nbytes / unit)
 
 

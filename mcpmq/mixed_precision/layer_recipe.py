@@ -43,7 +43,7 @@ def write_layer_recipe(
         check_samples(view.family.open_processor(view.path), calibration.samples, progress)
         found = measure_removal(view, component, count, calibration, threads, progress, device)
         name = f"{recipe.name}-without-{count}-{component}-layers"
-        written = recipe.model_copy(update={"name": name, "layers": found.to_recipe_table()})
+        written = recipe.model_copy(update={"name": name, "layers": found.table})
         with output_errors(out):
             write_durably(out, to_toml(written.to_dict(), {"": [f"{HEADER}, from `{recipe.name}`."]}))
     return found

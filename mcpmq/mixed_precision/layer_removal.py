@@ -26,6 +26,7 @@ from mcpmq.system.progress import Progress
 from mcpmq.system.table import Row, Table
 from mcpmq.system.temporary_folder import temporary_folder
 
+COMPONENTS = ("language.layers.", "vision.layers.")
 MAX_CANDIDATES = 8  # layers of least influence whose removal is measured at each step
 
 
@@ -44,23 +45,13 @@ class LayerRemoval:
     influences: Mapping[str, float]  # 1 - cosine of input and output, a mean over tokens
     divergences: Mapping[str, float]  # without one layer, of the candidates of the first step
     steps: tuple[RemovalStep, ...]
-    answer_tokens: int
-    calibration: str
-
-    def to_recipe_table(self) -> LayersTable:
-        """Return the [layers] table with the layers of the last step."""
-        last = self.steps[-1]
-        return LayersTable(
-            remove=last.layers,
-            influence=tuple(round(self.influences[layer], 6) for layer in last.layers),
-            kl_divergence=round(last.kl_divergence, 6),
-            answer_tokens=self.answer_tokens,
-            calibration=self.calibration,
-        )
+    table: LayersTable  # with the layers of the last step
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON object of the measurement."""
-        return asdict(self)
+        steps = [asdict(step) for step in self.steps]
+        found = {"influences": dict(self.influences), "divergences": dict(self.divergences), "steps": steps}
+        return found | {"answer_tokens": self.table.answer_tokens, "calibration": self.table.calibration}
 
     def to_table(self) -> Table:
         """Return a row for every layer, and one for every step."""
@@ -71,10 +62,65 @@ class LayerRemoval:
         rows += [(f"without {', '.join(one.layers)}", ["", f"{one.kl_divergence:.4f}"]) for one in self.steps]
         notes = [
             "influence: 1 - cosine of the input and the output of a layer, a mean over tokens",
-            f"mean KLD: KL(original || original without layers) in nats, {self.answer_tokens:,} tokens of answers in"
-            f" {self.calibration}",
+            f"mean KLD: KL(original || original without layers) in nats, {self.table.answer_tokens:,} answer tokens in"
+            f" {self.table.calibration}",
         ]
         return Table("Layers", ["influence", "mean KLD without it"], rows, notes)
+
+
+@dataclass(frozen=True, slots=True)
+class RemovalMeter:
+    """Encoded samples with the log-probabilities of a checkpoint, and the influence of its layers on them."""
+
+    checkpoint: Checkpoint
+    inputs: Sequence[Inputs]
+    original: Path  # log-probabilities
+    influences: Mapping[str, float]  # of the layers that samples reach
+    threads: int
+    device: str | None
+    calibration: str
+
+    @property
+    def answer_tokens(self) -> int:
+        """Number of answer tokens."""
+        return sum(len(one.measured) for one in self.inputs)
+
+    def without(self, removed: Sequence[str]) -> float:
+        """Return the mean KLD in nats of the checkpoint without layers."""
+        with without_layers(self.checkpoint, removed) as view:
+            runner = open_checkpoint(view, self.threads, resolve_device(self.device, view.nbytes))
+            return mean_kld(runner, self.inputs, TokenMetrics(self.inputs, None, {ORIGINAL: self.original}))
+
+    def table(self, removed: Sequence[str], kl_divergence: float | None = None) -> LayersTable:
+        """Return the [layers] table of layers; their divergence is measured if it is not given."""
+        found = self.without(removed) if kl_divergence is None else kl_divergence
+        return LayersTable(
+            remove=tuple(removed),
+            influence=tuple(round(self.influences[layer], 6) for layer in removed),
+            kl_divergence=round(found, 6),
+            answer_tokens=self.answer_tokens,
+            calibration=self.calibration,
+        )
+
+
+@contextmanager
+def open_meter(
+    checkpoint: Checkpoint, calibration: SampleSet, threads: int, progress: Progress, device: str | None = None
+) -> Iterator[RemovalMeter]:
+    """Run the samples through a checkpoint; the meter is valid inside of the `with` block.
+
+    Raises:
+        DatasetError: a sample cannot be encoded.
+    """
+    inputs = encode_samples(checkpoint.family.open_processor(checkpoint.path), calibration.samples, progress)
+    runner = open_checkpoint(checkpoint, threads, resolve_device(device, checkpoint.nbytes))
+    source = f"{calibration.name}, SHA-256 {calibration.sha256[:12]}"
+    with temporary_folder() as folder:
+        original, found = folder / ORIGINAL, dict[str, list[float]]()
+        with _observed(runner, found):
+            mean_kld(runner, inputs, TokenMetrics(inputs, original, {}))
+        influences = {layer: sum(values) / len(values) for layer, values in found.items() if values}
+        yield RemovalMeter(checkpoint, inputs, original, influences, threads, device, source)
 
 
 def measure_removal(
@@ -95,26 +141,21 @@ def measure_removal(
         DatasetError: a sample cannot be encoded, or none reaches the component.
     """
     removable = _removable(checkpoint, component, count)
-    inputs = encode_samples(checkpoint.family.open_processor(checkpoint.path), calibration.samples, progress)
-    runner = open_checkpoint(checkpoint, threads, resolve_device(device, checkpoint.nbytes))
-    with temporary_folder() as folder:
-        original, found = folder / ORIGINAL, dict[str, list[float]]()
-        with _observed(runner, component, found):
-            mean_kld(runner, inputs, TokenMetrics(inputs, original, {}))
-        influences = {layer: _mean_influence(layer, found) for layer in _layers(checkpoint, component)}
-        without = partial(_kld_without, checkpoint, inputs, original, threads, device)
-        ordered = sorted(removable, key=influences.__getitem__)
+    with open_meter(checkpoint, calibration, threads, progress, device) as meter:
+        if removable[0] not in meter.influences:
+            raise DatasetError(f"no token of the set reaches `{removable[0]}`", "give a set with images")
+        ordered = sorted(removable, key=meter.influences.__getitem__)
         single, steps = dict[str, float](), list[RemovalStep]()
         for _ in progress(range(count), "removing layers"):
             removed = steps[-1].layers if steps else ()
             candidates = [layer for layer in ordered if layer not in removed][:MAX_CANDIDATES]
-            measured = {layer: without((*removed, layer)) for layer in candidates}
+            measured = {layer: meter.without((*removed, layer)) for layer in candidates}
             single = single or measured
             best = min(measured, key=measured.__getitem__)
             steps.append(RemovalStep((*removed, best), measured[best]))
-    tokens = sum(len(one.measured) for one in inputs)
-    source = f"{calibration.name}, SHA-256 {calibration.sha256[:12]}"
-    return LayerRemoval(influences, single, tuple(steps), tokens, source)
+        influences = {layer: meter.influences[layer] for layer in _layers(checkpoint, component)}
+        last = meter.table(steps[-1].layers, steps[-1].kl_divergence)
+    return LayerRemoval(influences, single, tuple(steps), last)
 
 
 def _layers(checkpoint: Checkpoint, component: str) -> list[str]:
@@ -135,12 +176,12 @@ def _removable(checkpoint: Checkpoint, component: str, count: int) -> list[str]:
 
 
 @contextmanager
-def _observed(runner: TorchRunner, component: str, found: dict[str, list[float]]) -> Iterator[None]:
+def _observed(runner: TorchRunner, found: dict[str, list[float]]) -> Iterator[None]:
     """Add 1 - cosine of the input and output of every layer and token to `found` inside of the block."""
     handles = []
     for block, parameters in runner.model.blocks.items():
         name = block_name(next(iter(parameters.values())).name)
-        if name.startswith(f"{component}.layers."):
+        if name.startswith(COMPONENTS):
             hook = partial(_observe, found.setdefault(name, []))
             handles.append(block.register_forward_hook(hook, with_kwargs=True))
     try:
@@ -155,23 +196,3 @@ def _observe(found: list[float], _: nn.Module, args: tuple[Any, ...], kwargs: Ma
     after = output[0] if isinstance(output, tuple) else output
     cosine = torch.nn.functional.cosine_similarity(before.float(), after.float(), dim=-1)
     found.extend((1 - cosine).flatten().clamp(min=0).tolist())
-
-
-def _mean_influence(layer: str, found: Mapping[str, Sequence[float]]) -> float:
-    if not found.get(layer):
-        raise DatasetError(f"no token of the set reaches `{layer}`", "give a set with images")
-    return sum(found[layer]) / len(found[layer])
-
-
-def _kld_without(
-    checkpoint: Checkpoint,
-    inputs: Sequence[Inputs],
-    original: Path,
-    threads: int,
-    device: str | None,
-    removed: tuple[str, ...],
-) -> float:
-    """Return the mean KLD of the checkpoint without layers."""
-    with without_layers(checkpoint, removed) as view:
-        runner = open_checkpoint(view, threads, resolve_device(device, view.nbytes))
-        return mean_kld(runner, inputs, TokenMetrics(inputs, None, {ORIGINAL: original}))

@@ -1,9 +1,10 @@
 """Search the recipe of least estimated loss whose artifact, to the byte, is within a budget."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mcpmq.checkpoint import Checkpoint
+from mcpmq.compression.layers import without_layers
 from mcpmq.errors import RecipeError
 from mcpmq.estimate.forecast import FormatEstimate, forecast
 from mcpmq.formats import FormatName
@@ -11,7 +12,8 @@ from mcpmq.mixed_precision.annotate import annotate
 from mcpmq.mixed_precision.assignment import LOSS_TOLERANCE, merge_globs, to_globs
 from mcpmq.mixed_precision.budget import SCORE_NOTE, Budget, SearchResult
 from mcpmq.mixed_precision.candidates import CANDIDATE_SCHEMES
-from mcpmq.mixed_precision.knapsack import Limit, Option, min_nbytes, solve
+from mcpmq.mixed_precision.knapsack import NO_REMOVALS, Limit, Option, Removal, Removals, min_nbytes, solve
+from mcpmq.mixed_precision.removal_choice import renumbered
 from mcpmq.plan import make_plan
 from mcpmq.recipe import Recipe
 from mcpmq.scheme import Scheme, parse_scheme
@@ -74,7 +76,13 @@ class RecipeSearch:
                 )
         return smallest
 
-    def solve(self, options: Mapping[str, Sequence[Option]], smallest: FormatEstimate, source: str) -> SearchResult:
+    def solve(
+        self,
+        options: Mapping[str, Sequence[Option]],
+        smallest: FormatEstimate,
+        source: str,
+        removals: Removals = NO_REMOVALS,
+    ) -> SearchResult:
         """Return the best recipe within the budget; `source` names the data of the losses.
 
         Raises:
@@ -82,24 +90,47 @@ class RecipeSearch:
         """
         reserve = 0
         for iteration in range(MAX_ITERATIONS):
-            assignment = solve(options, self.limits(options, smallest, reserve))
+            assignment = solve(options, self.limits(options, smallest, reserve), removals)
             if assignment is None:
                 break
             assignment = merge_globs(assignment, options)
-            schemes = {weight: option.scheme for weight, option in assignment.items()}
-            recipe, estimate = self.recipe(schemes), self.estimate(schemes)
-            if (excess := self.budget.excess_nbytes(estimate)) <= 0:
-                comments = annotate(recipe, options, self._summary(estimate, assignment, source))
-                return SearchResult(recipe, estimate, assignment, comments)
+            removed = [one for one in removals.layers if one.weights[0] not in assignment]
+            with without_layers(self.checkpoint, [one.layer for one in removed]) as view:
+                shorter = replace(self, checkpoint=view)
+                result = shorter._result(*renumbered(self.checkpoint, removed, assignment, options), source, removed)
+            if (excess := self.budget.excess_nbytes(result.estimate)) <= 0:
+                return result
             reserve += excess << iteration  # more than the excess, because the solution may be below its limit
         raise RecipeError("no recipe is within the limit when file headers are counted", "raise the limit slightly")
 
-    def _summary(self, estimate: FormatEstimate, assignment: Mapping[str, Option], source: str) -> list[str]:
-        loss = sum(option.loss for option in assignment.values())
+    def _result(
+        self,
+        assignment: Mapping[str, Option],
+        options: Mapping[str, Sequence[Option]],
+        source: str,
+        removed: Sequence[Removal],
+    ) -> SearchResult:
+        """Return the recipe of an assignment of the weights that the checkpoint has."""
+        schemes = {weight: option.scheme for weight, option in assignment.items()}
+        recipe, estimate = self.recipe(schemes), self.estimate(schemes)
+        comments = annotate(recipe, options, self._summary(estimate, assignment, source, removed))
+        return SearchResult(recipe, estimate, assignment, comments, tuple(one.layer for one in removed))
+
+    def _summary(
+        self,
+        estimate: FormatEstimate,
+        assignment: Mapping[str, Option],
+        source: str,
+        removed: Sequence[Removal],
+    ) -> list[str]:
+        loss = sum(option.loss for option in assignment.values()) + sum(one.loss for one in removed)
+        names = ", ".join(one.layer for one in removed)
+        layers = [f"Removed, because that loses less than fewer bits elsewhere: {names}."] if removed else []
         return [
             f"{HEADER} as {self.format_name} within {self.budget}.",
             f"Files: {estimate.nbytes:,} bytes. Rank score: {loss:.2g}, predicted from {source}.",
             SCORE_NOTE,
+            *layers,
             f"At most {LOSS_TOLERANCE:.1%} of the loss was accepted to have fewer lines.",
             "Edit freely: the last line that matches a weight wins.",
         ]

@@ -14,6 +14,7 @@ from mcpmq.families.family import TensorSpec
 from mcpmq.families.inputs import Inputs
 from mcpmq.mixed_precision.layer_error import PROBE_SCHEME
 from mcpmq.rounding import ROUNDING_FUNCTIONS
+from mcpmq.runners.runner import Runner
 from mcpmq.runners.token_metrics import TokenMetrics
 from mcpmq.runners.torch import TorchRunner, open_checkpoint
 from mcpmq.system.progress import Progress
@@ -50,7 +51,7 @@ def block_sensitivities(
     return {name: measured.get(name) or _interpolate(name, measured) for name in blocks}
 
 
-def mean_kld(runner: TorchRunner, inputs: Sequence[Inputs], metrics: TokenMetrics) -> float:
+def mean_kld(runner: Runner, inputs: Sequence[Inputs], metrics: TokenMetrics) -> float:
     """Run all samples; return the mean KLD over answer tokens, 0 without a comparison."""
     comparisons = [one for results in runner.run(inputs, metrics) for one in results.compared.values()]
     metrics.close()

@@ -196,7 +196,7 @@ def test_a_layer_without_influence_is_removed_first(idle_layer: Path, tiny_set: 
     printed = json.loads(mcpmq(*command, "--json").stdout)
     assert printed["steps"][0]["layers"] == ["language.layers.1"]
     recipe = Recipe.load(str(file))
-    assert recipe.layers == found.to_recipe_table()
+    assert recipe.layers == found.table
     assert recipe.name == "phone-int8-without-1-language-layers"
     plans = mcpmq("plan", idle_layer, "--recipe", file, "--format", "gguf", "--json")
     assert not [one for one in json.loads(plans.stdout)["weights"] if one["name"].startswith("language.layers.1")]

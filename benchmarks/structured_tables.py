@@ -1,0 +1,75 @@
+"""Tables of the results of structured compression and of int8 inputs."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from benchmarks.markdown import estimates, load_result, percent, table, thousandths, with_provenance
+
+
+def _kld(row: Mapping[str, Any], group: str) -> str:
+    return thousandths(estimates(row["groups"][group])["kl_divergence"])
+
+
+def images_table() -> str:
+    """Return the table of image-token budgets."""
+    result, rows = load_result("structured-images"), []
+    for row in result["rows"]:
+        phases, tokens = row["phases"], row["image_tokens"]
+        milliseconds = 1000 * tokens / phases["prefill_tokens_per_second"]
+        exact = percent(estimates(row["exact_match"])["image"])
+        cache = row["kv_cache_bytes_per_token"] * tokens / 1000
+        cells = [f"{tokens:.1f}", f"{milliseconds:.1f}", f"{cache:.0f}", _kld(row, "image"), exact]
+        rows.append([str(row["max_slice_nums"]), *cells])
+    headings = (
+        "`max_slice_nums`",
+        "image tokens",
+        "prefill, ms",
+        "KV cache, kB",
+        "mean KLD, 10⁻³ nats",
+        "exact match, %",
+    )
+    return with_provenance(table(headings, rows, text_columns=1), result)
+
+
+def _step_values(curve: Mapping[str, Any], step: Mapping[str, Any]) -> tuple[float, float]:
+    """Return the influence of the layer that a step removes, and the divergence after it."""
+    return curve["influences"][step["layers"][-1]], step["kl_divergence"]
+
+
+def layers_table() -> str:
+    """Return the steps of the removal of layers."""
+    result = load_result("structured-layers")
+    rows = [
+        [
+            component,
+            ", ".join(step["layers"]),
+            f"{curve['influences'][step['layers'][-1]]:.4f}",
+            f"{step['kl_divergence']:.4f}",
+        ]
+        for component, curve in result["curves"].items()
+        for step in curve["steps"]
+    ]
+    headings = ("component", "removed", "influence of the last", "mean KLD, nats")
+    return with_provenance(table(headings, rows, text_columns=2), result)
+
+
+def w8a8_table() -> str:
+    """Return the divergence and the time of int8 weights with float and with int8 inputs."""
+    result = load_result("structured-w8a8")
+    rows = [
+        [row["kind"], row["engine"], f"{1000 * row['mean_kld']:.3f}", f"{row['cpu_seconds']:.1f}"]
+        for row in result["rows"]
+    ]
+    headings = ("kind", "engine", "mean KLD, 10⁻³ nats", "processor seconds")
+    return with_provenance(table(headings, rows, text_columns=2), result)
+
+
+def speed_table() -> str:
+    """Return the table of the documentation."""
+    result = load_result("w8a8-speed")
+    headings = ("product", "tokens", "microseconds", "relative error")
+    rows = [
+        [one["product"], str(one["tokens"]), f"{one['microseconds']:,.0f}", f"{one['relative_error']:.4f}"]
+        for one in result["products"]
+    ]
+    return with_provenance(table(headings, rows, text_columns=1), result)
