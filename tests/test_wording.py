@@ -55,7 +55,16 @@ DISALLOWED_IN_NAMES = re.compile(
 # Files whose string literals are data: prompts and answers of the committed sets, other projects' texts.
 DATA = {
     f"calibration/{name}.py"
-    for name in ("phrases", "prose", "questions", "scenes", "vocabulary", "reference/tokenizer")
+    for name in (
+        "phrases",
+        "prose",
+        "questions",
+        "scenes",
+        "vocabulary",
+        "reference/tokenizer",
+        "speech_phrases",
+        "make_speech_sets",
+    )
 }
 EXEMPT = {"tests/test_wording.py", "docs/glossary.md"}
 

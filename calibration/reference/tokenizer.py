@@ -2,7 +2,7 @@
 
 import json
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -46,7 +46,12 @@ def training_texts(count: int) -> Iterator[str]:
 
 
 def train_tokenizer(count: int = 4000) -> Tokenizer:
-    """Train a tokenizer of exactly VOCAB_SIZE tokens; the special tokens are last.
+    """Train a tokenizer of exactly VOCAB_SIZE tokens; see `byte_level_tokenizer`."""
+    return byte_level_tokenizer(training_texts(count), VOCAB_SIZE, SPECIAL_TOKENS)
+
+
+def byte_level_tokenizer(texts: Iterable[str], vocab_size: int, special_tokens: Sequence[str]) -> Tokenizer:
+    """Train a tokenizer of exactly this size; the special tokens are last.
 
     Raises:
         ValueError: the texts have too few different words.
@@ -62,12 +67,12 @@ def train_tokenizer(count: int = 4000) -> Tokenizer:
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE - len(SPECIAL_TOKENS), initial_alphabet=alphabet, show_progress=False
+        vocab_size=vocab_size - len(special_tokens), initial_alphabet=alphabet, show_progress=False
     )
-    tokenizer.train_from_iterator(training_texts(count), trainer)
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
-    if tokenizer.get_vocab_size() != VOCAB_SIZE:
-        raise ValueError(f"{tokenizer.get_vocab_size()} tokens instead of {VOCAB_SIZE}: increase `count`")
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special_tokens])
+    if tokenizer.get_vocab_size() != vocab_size:
+        raise ValueError(f"{tokenizer.get_vocab_size()} tokens instead of {vocab_size}: give more texts")
     return tokenizer
 
 
@@ -83,22 +88,22 @@ def token_id(tokenizer: Tokenizer, token: str) -> int:
     return found
 
 
-def tokenizer_config() -> dict[str, object]:
-    """Return tokenizer_config.json."""
+def tokenizer_config(marks: Sequence[str] = IMAGE_MARKS) -> dict[str, object]:
+    """Return tokenizer_config.json; `marks` are further special tokens."""
     return {
         "tokenizer_class": "Qwen2Tokenizer",
         "chat_template": CHAT_TEMPLATE,
         "eos_token": TURN_END,
         "pad_token": END_OF_TEXT,
         "unk_token": UNKNOWN,
-        "additional_special_tokens": list(IMAGE_MARKS),
+        "additional_special_tokens": list(marks),
         "add_bos_token": False,
         "clean_up_tokenization_spaces": False,
         "model_max_length": 2048,
     }
 
 
-def write_tokenizer(tokenizer: Tokenizer, directory: Path) -> None:
+def write_tokenizer(tokenizer: Tokenizer, directory: Path, marks: Sequence[str] = IMAGE_MARKS) -> None:
     """Write tokenizer.json and tokenizer_config.json."""
     tokenizer.save(str(directory / "tokenizer.json"))
-    (directory / "tokenizer_config.json").write_text(json.dumps(tokenizer_config(), indent=2) + "\n")
+    (directory / "tokenizer_config.json").write_text(json.dumps(tokenizer_config(marks), indent=2) + "\n")

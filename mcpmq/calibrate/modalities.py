@@ -37,11 +37,18 @@ def is_predicted(modalities: Tensor) -> Tensor:
     return (modalities != VISION) & (modalities != AUDIO)
 
 
+def encoder_modality(component: str) -> int:
+    """Return the modality of the inputs of an encoder or connector, an index into MODALITIES; TEXT for others."""
+    if component in (HEAD, LANGUAGE):
+        return TEXT
+    return AUDIO if component in AUDIO_COMPONENTS else VISION
+
+
 def modality_labels(component: str, weights: Mapping[str, float]) -> TokenModalities:
     """Return the modalities and weights of a component's input tokens; in those of encoders every weight is 1."""
     if component not in (HEAD, LANGUAGE):
         ones = torch.ones(len(MODALITIES))
-        modality = AUDIO if component in AUDIO_COMPONENTS else VISION
+        modality = encoder_modality(component)
         return TokenModalities(lambda count: torch.full((count,), modality, dtype=torch.uint8), ones)
     modality_ids = _head_tokens if component == HEAD else _all_tokens
     return TokenModalities(modality_ids, torch.tensor([weights[name] for name in MODALITIES]))

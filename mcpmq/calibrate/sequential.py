@@ -25,7 +25,7 @@ from mcpmq.calibrate.forward import (
     open_calibration,
     run_calibration,
 )
-from mcpmq.calibrate.modalities import HEAD, LANGUAGE
+from mcpmq.calibrate.modalities import encoder_modality
 from mcpmq.calibrate.selection import BlockLoss, candidates, held_out_samples, hessian_mse, output_mse
 from mcpmq.calibrate.stagewise import StagewiseRounder
 from mcpmq.dataset import Sample, SampleSet
@@ -40,6 +40,7 @@ from mcpmq.quantized_model import BlockWriter, read_weight, write_block
 from mcpmq.recipe import TokenWeights
 from mcpmq.rounding.fold import find_folds
 from mcpmq.rounding.smoothing import SmoothingScales, scale_stats, weight_scalings
+from mcpmq.rounding.stats import AUDIO, VISION
 from mcpmq.system.progress import Progress
 from mcpmq.system.safetensors_file import read_header
 
@@ -55,7 +56,7 @@ def require_calibration(plan: Plan, calibration: SampleSet | None) -> tuple[Samp
 
     Raises:
         DatasetError: the plan needs a calibration set and none was given; it quantizes weights that only process
-            images and no sample has one; or it selects methods on held-out samples and there are too few.
+            images or audio and no sample has one; or it selects methods on held-out samples and there are too few.
     """
     calibrated = [tensor for tensor in plan.tensors if needs_calibration(plan, tensor)]
     if not calibrated:
@@ -66,10 +67,13 @@ def require_calibration(plan: Plan, calibration: SampleSet | None) -> tuple[Samp
             " given",
             "pass a directory of images and questions with `--calibration`",
         )
-    if not any(sample.has_vision for sample in calibration):
-        for tensor in calibrated:
-            if tensor.spec.component not in (HEAD, LANGUAGE):
-                raise no_tokens_error(tensor.name, len(calibration))
+    present = {
+        VISION: any(sample.has_vision for sample in calibration),
+        AUDIO: any(sample.audio for sample in calibration),
+    }
+    for tensor in calibrated:
+        if not present.get(encoder_modality(tensor.spec.component), True):
+            raise no_tokens_error(tensor.name, len(calibration))
     if plan.recipe.selects_per_block:
         _check_held_out([sample.has_vision for sample in calibration])
     return calibration.samples
