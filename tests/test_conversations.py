@@ -19,6 +19,7 @@ NAMES = (
     "smolvlm2",
     "internvl",
     "gemma-3",
+    "lfm2-vl",
 )  # the benchmark compares all families
 FAMILIES = [one for one in TINY_FAMILIES if one.name in NAMES]
 

@@ -611,6 +611,66 @@ MINICPM_O_2_6 = TinyFamily(
         "tts.dvae.coef": torch.randn(5, generator=torch.Generator().manual_seed(1)),
     },
 )
+LFM_TEMPLATE = (
+    "{{- bos_token -}}{%- for message in messages -%}{{- '<|im_start|>' + message['role'] + '\n' -}}"
+    "{%- if message['content'] is string -%}{{- message['content'] -}}{%- else -%}"
+    "{%- for item in message['content'] -%}{%- if item['type'] == 'image' -%}{{- '<image>' -}}"
+    "{%- elif item['type'] == 'text' -%}{{- item['text'] -}}{%- endif -%}{%- endfor -%}{%- endif -%}"
+    "{{- '<|im_end|>\n' -}}{%- endfor -%}{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\n' -}}{%- endif -%}"
+)
+LFM_SPECIAL_TOKENS = ["<|pad|>", "<|startoftext|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<image>"]
+LFM_SPECIAL_TOKENS += ["<|image_start|>", "<|image_end|>", "<|img_thumbnail|>"]
+LFM_SPECIAL_TOKENS += [f"<|img_row_{row}_col_{column}|>" for row in range(1, 4) for column in range(1, 4)]
+LFM2_VL = TinyFamily(
+    "lfm2-vl",
+    {
+        "architectures": ["Lfm2VlForConditionalGeneration"],
+        "model_type": "lfm2_vl",
+        "image_token_id": "<image>",
+        "downsample_factor": 2,
+        "projector_hidden_size": 96,
+        "text_config": {
+            "model_type": "lfm2",
+            "hidden_size": 128,
+            "intermediate_size": 384,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "vocab_size": 320,
+            "max_position_embeddings": 2048,
+            "norm_eps": 1e-5,
+            "conv_L_cache": 3,
+            "layer_types": ["conv", "full_attention", "conv"],
+            "rope_theta": 1000000.0,
+        },
+        "vision_config": {
+            "model_type": "siglip2_vision_model",
+            "hidden_size": 64,
+            "intermediate_size": 144,
+            "num_attention_heads": 4,
+            "num_hidden_layers": 2,
+            "num_patches": 16,
+            "patch_size": 16,
+            "vision_use_head": False,
+        },
+    },
+    {
+        "image_processor_type": "Lfm2VlImageProcessorFast",
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "resample": 2,
+        "encoder_patch_size": 16,
+        "tile_size": 512,
+        "min_image_tokens": 64,
+        "max_image_tokens": 256,
+    },
+    TinyTokenizer(
+        LFM_SPECIAL_TOKENS,
+        SPLIT_REGEX.replace(r"\p{N}|", r"\p{N}{1,3}|"),
+        LFM_TEMPLATE,
+        {"bos_token": "<|startoftext|>", "eos_token": "<|im_end|>", "pad_token": "<|pad|>"},
+    ),
+)
 TINY_FAMILIES = [
     TinyFamily(
         "minicpm-v-2.0",
@@ -688,6 +748,7 @@ TINY_FAMILIES = [
     QWEN2_5_OMNI,
     INTERNVL,
     GEMMA_3,
+    LFM2_VL,
     MINICPM_V_4_6,
     replace(
         MINICPM_V_4_6,

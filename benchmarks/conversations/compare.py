@@ -19,11 +19,11 @@ from mcpmq.families.family import Processor
 from mcpmq.families.inputs import Inputs
 from mcpmq.families.prompt_format import PromptFormat
 
-PIXEL_TOLERANCE = 1e-6  # the order of additions and divisions differs
 NUM_IMAGES = 6
 NUM_VIDEOS = 8  # of every kind
 ONE_SETTING = ("counted frames", "timed file")  # kinds whose videos of one conversation have the same settings
 OF_VIDEOS = {"pixel_values": "pixel_values_videos", "target_sizes": "target_sizes_videos"}  # where the names differ
+OF_SLICES = ("spatial_shapes", "pixel_attention_mask")
 PER_TOKEN = ("input_ids", "mm_token_type_ids")
 
 
@@ -71,7 +71,8 @@ def compare(checkpoint: Path, folder: Path, count: int, seed: int, *, with_video
             continue
         expected = oracle.encode(turns)
         arguments = separate_arguments(processor, opened.family.prompt_format, inputs)
-        different += [f"{done}: {name}" for name in _differences(arguments, expected, inputs.answer_start)]
+        found = _differences(arguments, expected, inputs.answer_start, oracle.pixel_tolerance)
+        different += [f"{done}: {name}" for name in found]
         positions = oracle.positions(arguments)
         if positions is not None and not np.array_equal(vision.position_ids(inputs), positions):
             different.append(f"{done}: positions")
@@ -122,7 +123,7 @@ def _selected(inputs: Inputs, selection: Sequence[bool]) -> Inputs:
 
 
 def _differences(
-    arguments: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]], length: int
+    arguments: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]], length: int, tolerance: float
 ) -> Iterator[str]:
     """Yield the names of arrays that differ; those with one value per token are compared in the prompt."""
     for name in PER_TOKEN:
@@ -131,7 +132,10 @@ def _differences(
     for name in ("image_grid_thw", "video_grid_thw", "target_sizes", "target_sizes_videos"):
         if not np.array_equal(arguments.get(name, []), expected.get(name, [])):
             yield name
+    for name in OF_SLICES:
+        if name in arguments and not np.array_equal(arguments[name], expected[name]):
+            yield name
     for name in ("pixel_values", "pixel_values_videos", "second_per_grid_ts"):
         found, others = (one.get(name, np.empty(0)) for one in (arguments, expected))
-        if found.shape != others.shape or not np.allclose(found, others, rtol=0, atol=PIXEL_TOLERANCE):
+        if found.shape != others.shape or not np.allclose(found, others, rtol=0, atol=tolerance):
             yield name

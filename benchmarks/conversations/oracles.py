@@ -21,7 +21,7 @@ from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImag
 
 from benchmarks.conversations.draw import VIDEO_KINDS
 from benchmarks.conversations.video_inputs import published_frames, read_rgb, video_options
-from benchmarks.conversations.video_processors import video_processor_class
+from benchmarks.conversations.video_processors import processor_class
 from mcpmq.dataset import Turn, Video
 from mcpmq.families import modeling_transformers
 from mcpmq.families.chat_template import ChatTemplate
@@ -53,6 +53,10 @@ TEMPLATES = {"qwen": QWEN_TEMPLATE, "minicpmv4": MINICPM_TEMPLATE}
 IMAGE_PROCESSORS = {"qwen": Qwen2VLImageProcessorPil, "minicpmv4": MiniCPMV4_6ImageProcessorPil}
 IMAGE_PROCESSORS |= {"smolvlm": SmolVLMImageProcessorPil, "internvl": GotOcr2ImageProcessorPil}
 IMAGE_PROCESSORS |= {"gemma3": Gemma3ImageProcessorPil}
+OTHER_IMAGE_PROCESSORS = {"lfm2_vl": "Lfm2VlImageProcessor"}  # of images as tensors
+NATIVE = ("qwen", "minicpmv4", "smolvlm", "internvl", "gemma3", "lfm2_vl")
+PIXEL_TOLERANCE = 1e-6  # the order of additions and divisions differs
+PIXEL_TOLERANCES = {"lfm2_vl": 1.001 / 255 / 0.5}  # torch rounds some averages of pixels to the next level
 VIDEO_PROCESSORS = {"qwen": "Qwen2VLVideoProcessor", "minicpmv4": "MiniCPMV4_6VideoProcessor"}
 MINICPM_TOKENS = {
     "image_token": "<|image_pad|>",
@@ -76,14 +80,16 @@ class Oracle:
         self._tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
         settings = read_json(checkpoint / "preprocessor_config.json")
         self._model_type = str(self._config["model_type"])
-        kind = next(name for name in IMAGE_PROCESSORS if self._model_type.startswith(name))
+        kind = next(name for name in NATIVE if self._model_type.startswith(name))
         if template := TEMPLATES.get(kind):
             (checkpoint / "chat_template.jinja").write_text(template)
             self._tokenizer.chat_template = template
-        self._image_processor = IMAGE_PROCESSORS[kind](**settings)
+        found = IMAGE_PROCESSORS.get(kind) or processor_class(OTHER_IMAGE_PROCESSORS[kind])
+        self._image_processor = found(**settings)
+        self.pixel_tolerance = PIXEL_TOLERANCES.get(kind, PIXEL_TOLERANCE)
         self._video_processor = self._open_video_processor(checkpoint, settings, kind)
         creators = {"qwen": self._qwen, "minicpmv4": self._minicpm, "smolvlm": self._smolvlm}
-        creators |= {"internvl": self._internvl, "gemma3": self._gemma}
+        creators |= {"internvl": self._internvl, "gemma3": self._gemma, "lfm2_vl": self._lfm}
         self._processor = creators[kind]()
         self._count_name = "num_frames" if kind == "qwen" else "max_num_frames"
         # the processor of MiniCPM-V has no rate to sample
@@ -96,7 +102,7 @@ class Oracle:
         found = read_optional_json(checkpoint / "video_preprocessor_config.json") or dict(settings)
         name = found.pop("video_processor_type", VIDEO_PROCESSORS[kind])
         found.pop("image_processor_type", None)
-        return video_processor_class(name)(**found, **({"cap_pixels_per_frame": False} if kind == "qwen" else {}))
+        return processor_class(name)(**found, **({"cap_pixels_per_frame": False} if kind == "qwen" else {}))
 
     def _qwen(self) -> Any:
         names = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor", "qwen3_vl": "Qwen3VLProcessor"}
@@ -116,6 +122,9 @@ class Oracle:
             setattr(self._tokenizer, name, token)
             setattr(self._tokenizer, f"{name}_id", self._tokenizer.convert_tokens_to_ids(token))
         return self._create(transformers.InternVLProcessor, image_seq_length=self._config["image_seq_length"])
+
+    def _lfm(self) -> Any:
+        return self._create(transformers.Lfm2VlProcessor)
 
     def _gemma(self) -> Any:
         return self._create(transformers.Gemma3Processor, image_seq_length=self._config["mm_tokens_per_image"])
@@ -156,7 +165,11 @@ class Oracle:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # the processor of MiniCPM-V calls numpy on tensors
             arrays = self._processor(images=_open_images(turns) or None, text=[text], return_tensors="np", **options)
-        return {name: np.asarray(value) for name, value in arrays.items() if name != "video_metadata"}
+        found = {name: np.asarray(value) for name, value in arrays.items() if name != "video_metadata"}
+        if "pixel_attention_mask" in found and self._model_type == "lfm2_vl":  # padded to the longest possible slice
+            longest = int(found["pixel_attention_mask"].sum(axis=1).max())
+            found |= {name: found[name][:, :longest] for name in ("pixel_values", "pixel_attention_mask")}
+        return found
 
     def positions(self, arguments: Mapping[str, NDArray[Any]]) -> NDArray[np.int64] | None:
         """Return the position ids [3, length] of the torch module's arguments; None without M-RoPE."""
@@ -190,6 +203,7 @@ class PublishedOracle:
 
     TAG = "(<image>./</image>)"
     video_kinds = VIDEO_KINDS
+    pixel_tolerance = PIXEL_TOLERANCE
 
     def __init__(self, checkpoint: Path, family: Family) -> None:
         """Open the tokenizer and the settings of a checkpoint."""
@@ -233,9 +247,7 @@ class PublishedOracle:
 
 def open_oracle(checkpoint: Path, family: Family) -> Oracle | PublishedOracle:
     """Return the processor of a checkpoint with vision."""
-    native = str(read_json(checkpoint / "config.json")["model_type"]).startswith(
-        ("qwen", "minicpmv4_", "smolvlm", "internvl", "gemma3")
-    )
+    native = str(read_json(checkpoint / "config.json")["model_type"]).startswith(NATIVE)
     return Oracle(checkpoint) if native else PublishedOracle(checkpoint, family)
 
 

@@ -1,4 +1,4 @@
-"""Video processors of transformers, with the two functions of torchvision that they call."""
+"""Processors of videos and images in transformers, with the functions of torchvision that they call."""
 
 import sys
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import image_processing_backends, video_processing_utils
 
@@ -18,6 +19,7 @@ MODULES = {
     "Qwen2VLVideoProcessor": "qwen2_vl.video_processing_qwen2_vl",
     "Qwen3VLVideoProcessor": "qwen3_vl.video_processing_qwen3_vl",
     "MiniCPMV4_6VideoProcessor": "minicpmv4_6.video_processing_minicpmv4_6",
+    "Lfm2VlImageProcessor": "lfm2_vl.image_processing_lfm2_vl",
 }
 PACKAGES = ("torchvision", "torchvision.transforms", "torchvision.transforms.v2")
 FUNCTIONAL = "torchvision.transforms.v2.functional"
@@ -27,6 +29,7 @@ class Interpolation(Enum):
     """Names of torchvision."""
 
     BICUBIC = "bicubic"
+    BILINEAR = "bilinear"
     LANCZOS = "lanczos"
 
 
@@ -54,14 +57,17 @@ def _functional() -> ModuleType:
     users: list[Any] = [image_processing_backends, video_processing_utils]
     for user in users:
         user.tvF = module
-    users[0].pil_torch_interpolation_mapping = {BICUBIC: Interpolation.BICUBIC}
+    users[0].pil_torch_interpolation_mapping = {
+        BICUBIC: Interpolation.BICUBIC,
+        int(Image.Resampling.BILINEAR): Interpolation.BILINEAR,
+    }
     found: ModuleType = module
     return found
 
 
 @cache
-def video_processor_class(name: str) -> Any:
-    """Import a video processor of transformers, also without torchvision."""
+def processor_class(name: str) -> Any:
+    """Import a processor of videos or images of transformers, also without torchvision."""
     functional = _functional()
     packages: list[Any] = [ModuleType(package) for package in PACKAGES]
     for package, inner in zip(packages, [*packages[1:], functional], strict=True):

@@ -34,10 +34,9 @@ from mcpmq.formats.gguf import language, mmproj
 from mcpmq.formats.gguf.imatrix_file import ImatrixEntry, ImportanceMatrix, column_counts, stack_entries
 from mcpmq.formats.gguf.linear_attention import column_order
 from mcpmq.formats.gguf.names import (
-    HYBRID_LANGUAGE_NAMES,
-    LANGUAGE_NAMES,
     TensorNames,
     gguf_names,
+    language_names,
     safe_file_name,
 )
 from mcpmq.rounding.stats import MODALITIES
@@ -161,7 +160,7 @@ def component_specs(checkpoint: Checkpoint, part: str) -> Iterator[TensorSpec]:
 def tensor_names(checkpoint: Checkpoint) -> dict[str, TensorNames]:
     """Return llama.cpp's tensor names for each file; a text-only model has no mmproj file."""
     architecture = checkpoint.architecture
-    names = {LANGUAGE: HYBRID_LANGUAGE_NAMES if architecture.language.linear_attention else LANGUAGE_NAMES}
+    names = {LANGUAGE: language_names(architecture.language)}
     return names | ({MMPROJ: mmproj.TOWERS[architecture.vision.kind].names} if architecture.vision else {})
 
 

@@ -62,9 +62,12 @@ def device_memory(architecture: Architecture, files: FilesForecast, context: int
 
 
 def _cache_nbytes(shape: LanguageShape, context: int, runtime: RuntimeMemory) -> int:
-    """Return the bytes of keys and values, and of the states of linear-attention layers."""
+    """Return the bytes of keys and values, and of the states of linear attention and convolutions."""
     kv_nbytes = sum(cached_per_token(shape)) * context * runtime.kv_cache_element_nbytes
-    linear = shape.linear_attention
+    linear, convolution = shape.linear_attention, shape.short_convolution
+    if convolution:
+        state = shape.hidden_size * (convolution.kernel_size - 1)
+        return kv_nbytes + len(convolution.layers) * STATE_NBYTES * state
     if linear is None:
         return kv_nbytes
     state = linear.num_value_heads * linear.key_head_dim * linear.value_head_dim

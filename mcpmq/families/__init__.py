@@ -7,6 +7,7 @@ from mcpmq.errors import ArtifactError, CheckpointError
 from mcpmq.families import (
     gemma3,
     internvl,
+    lfm2vl,
     minicpm3,
     minicpmo,
     minicpmv,
@@ -43,6 +44,7 @@ FAMILIES: tuple[Family, ...] = (
     smolvlm.SMOLVLM2,
     internvl.INTERNVL,
     gemma3.GEMMA_3,
+    lfm2vl.LFM2_VL,
 )
 
 

@@ -77,7 +77,9 @@ class SmoothingMapping:
 
 
 QwenVisionKind = Literal["qwen2-vl", "qwen2.5-vl", "qwen2.5-omni", "qwen3-vl"]
-SiglipKind = Literal["siglip-resampler", "timm-resampler", "siglip-merger", "siglip-tiles", "siglip-pooled"]
+SiglipKind = Literal[
+    "siglip-resampler", "timm-resampler", "siglip-merger", "siglip-tiles", "siglip-pooled", "siglip-naflex"
+]
 VisionKind = Literal["internvit", SiglipKind, QwenVisionKind]
 
 
@@ -103,6 +105,8 @@ class VisionShape:
     uses_vit_merger: bool = False  # the merger inside the encoder is active
     window_size: int = 0  # side of an attention window, in patches
     full_attention_layers: tuple[int, ...] = ()  # layers without attention windows
+    projector_size: int = 0  # channels between the two matrices of a projector that has a size of its own
+    projector_norm: bool = True  # the projector begins with a norm
 
     def __str__(self) -> str:
         per_patches = f"1 token per {self.spatial_merge_size**2} patches"

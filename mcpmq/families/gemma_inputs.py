@@ -42,9 +42,9 @@ class GemmaResizing(TileSettings):
         """Resize an image to one square."""
         return TiledImage((0, 0), (self.resize_image(image, self.size.width, self.size.height),))
 
-    def image_text(self, _: tuple[int, int], tokens: str) -> str:
+    def image_text(self, _: tuple[int, int], tokens: Sequence[str]) -> str:
         """Return the tags and line feeds around `tokens`, the image tokens."""
-        return f"\n\n{IMAGE_START}{tokens}{IMAGE_END}\n\n"
+        return f"\n\n{IMAGE_START}{''.join(tokens)}{IMAGE_END}\n\n"
 
     def pixel_values(self, tiles: Sequence[Tile]) -> NDArray[np.float32]:
         """Return float32 [images, 3, side, side]."""

@@ -14,7 +14,15 @@ from mcpmq.compression_tables import ImagesTable
 from mcpmq.families.family import VisionShape
 from mcpmq.families.preprocessor import PROCESSOR_CONFIG, ChannelMeans, ChannelStds, check_consistent
 from mcpmq.families.prompt_format import PromptFormat
-from mcpmq.families.tiled_inputs import Tile, TiledImage, TiledProcessor, TileSettings, TileSize
+from mcpmq.families.tiled_inputs import (
+    Tile,
+    TiledImage,
+    TiledProcessor,
+    TileSettings,
+    TileSize,
+    closest_grid,
+    split_tiles,
+)
 from mcpmq.system.json_file import read_optional_json
 
 IMAGE_START, IMAGE_END = "<img>", "</img>"
@@ -59,32 +67,17 @@ class InternVlTiling(TileSettings):
         if rows * columns == 1:
             return TiledImage((0, 0), (thumbnail,))
         whole = self.resize_image(image, self.side * columns, self.side * rows)
-        cells = [cell for row in np.vsplit(whole, rows) for cell in np.hsplit(row, columns)]
-        return TiledImage((rows, columns), (*map(np.ascontiguousarray, cells), thumbnail))
+        return TiledImage((rows, columns), (*split_tiles(whole, rows, columns), thumbnail))
 
     def grid(self, width: int, height: int) -> tuple[int, int]:
-        """Return the columns and rows with the aspect ratio next to that of an image.
-
-        A grid with more tiles replaces an equally good one if the image has more than half of its area. Source: dynamic
-        resolution, section 3.1 of arXiv 2404.16821, and the image processor.
-        """
+        """Return the columns and rows with the aspect ratio next to that of an image."""
         if not self.crop_to_patches or self.max_patches <= 1:
             return 1, 1
-        counts = range(1, self.max_patches + 1)
-        grids = [(columns, rows) for columns in counts for rows in counts]
-        allowed = [grid for grid in grids if self.min_patches <= grid[0] * grid[1] <= self.max_patches]
-        best, smallest = (1, 1), float("inf")
-        for columns, rows in sorted(allowed, key=lambda grid: grid[0] * grid[1]):
-            difference = abs(width / height - columns / rows)
-            is_large = width * height > 0.5 * self.side**2 * columns * rows
-            if difference < smallest or (difference == smallest and is_large):
-                best, smallest = (columns, rows), difference
-        return best
+        return closest_grid(width, height, self.side, (self.min_patches, self.max_patches))
 
-    def image_text(self, grid: tuple[int, int], tokens: str) -> str:
-        """Return the tags of an image around `tokens`, the image tokens of a tile, for all tiles."""
-        count = grid[0] * grid[1] + 1
-        return f"{IMAGE_START}{tokens * count}{IMAGE_END}"
+    def image_text(self, _: tuple[int, int], tokens: Sequence[str]) -> str:
+        """Return the tags of an image around `tokens`, the image tokens of every tile."""
+        return f"{IMAGE_START}{''.join(tokens)}{IMAGE_END}"
 
     def pixel_values(self, tiles: Sequence[Tile]) -> NDArray[np.float32]:
         """Return float32 [tiles, 3, side, side]."""

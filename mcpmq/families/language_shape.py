@@ -48,6 +48,14 @@ class LocalAttention:
 
 
 @dataclass(frozen=True, slots=True)
+class ShortConvolution:
+    """Layers with a gated causal convolution over the last tokens instead of attention."""
+
+    layers: tuple[int, ...]
+    kernel_size: int  # tokens
+
+
+@dataclass(frozen=True, slots=True)
 class LanguageShape:
     """Hyperparameters of a language model."""
 
@@ -69,6 +77,7 @@ class LanguageShape:
     latent_attention: LatentAttention | None = None
     experts: Experts | None = None  # in the place of the FFN in every layer
     local_attention: LocalAttention | None = None
+    short_convolution: ShortConvolution | None = None
     bidirectional_images: bool = False  # the tokens of an image attend to all tokens of the image
     attention_scale: float | None = None  # factor of attention scores; None for the inverse root of head_dim
     activation: Literal["silu", "gelu"] = "silu"  # of the MLP; `gelu` is the approximation with tanh
@@ -95,6 +104,10 @@ class LanguageShape:
     def score_scale(self) -> float:
         """Factor of attention scores."""
         return self.head_dim**-0.5 if self.attention_scale is None else self.attention_scale
+
+    def is_convolution(self, layer: int) -> bool:
+        """Return True if the layer has a convolution instead of attention."""
+        return self.short_convolution is not None and layer in self.short_convolution.layers
 
     def is_local(self, layer: int) -> bool:
         """Return True if the layer has local attention."""

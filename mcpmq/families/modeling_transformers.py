@@ -62,8 +62,34 @@ def internvl(config: Mapping[str, Any]) -> nn.Module:
 
 def gemma3(config: Mapping[str, Any]) -> nn.Module:
     """Build Gemma 3 from a raw config.json."""
-    settings = {**config, "vision_config": {"vision_use_head": False, **(config.get("vision_config") or {})}}
-    return build_on_meta(transformers.Gemma3ForConditionalGeneration, transformers.Gemma3Config(**settings))
+    return build_on_meta(transformers.Gemma3ForConditionalGeneration, transformers.Gemma3Config(**without_head(config)))
+
+
+def lfm2_vl(config: Mapping[str, Any]) -> nn.Module:
+    """Build LFM2-VL from a raw config.json."""
+    settings = transformers.Lfm2VlConfig(**without_head(config))
+    model: Any = build_on_meta(transformers.Lfm2VlForConditionalGeneration, settings)
+    published = type(model.model.vision_tower.embeddings)
+
+    class CalledTable(published):  # type: ignore[misc, valid-type]
+        """Embeddings that call the module of the position table: blocks are loaded when they are called."""
+
+        def forward(self, pixel_values: Tensor, spatial_shapes: Tensor) -> Tensor:
+            """Embed packed patches [slices, patches, values] of slices with rows and columns [slices, 2]."""
+            patches: Tensor = self.patch_embedding(pixel_values)
+            table = self.position_embedding(torch.arange(self.num_patches, device=pixel_values.device))
+            side = self.position_embedding_size
+            grid, count = table.reshape(side, side, -1), pixel_values.shape[1]
+            positions: Tensor = self.resize_positional_embeddings(grid, spatial_shapes, max_length=count)
+            return patches + positions
+
+    model.model.vision_tower.embeddings.__class__ = CalledTable
+    return cast(nn.Module, model)
+
+
+def without_head(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a raw config.json whose SigLIP has no pooling head by default."""
+    return {**config, "vision_config": {"vision_use_head": False, **(config.get("vision_config") or {})}}
 
 
 def smolvlm(config: Mapping[str, Any]) -> nn.Module:

@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 LAYER_OUTPUT = ""
 NEXT_NORMS = ("post_attention_norm", "norm2")  # of language and vision layers; read the stream after the addition
-STREAM_READERS = {"attention.o": NEXT_NORMS, "linear.o": NEXT_NORMS, "mlp.down": (LAYER_OUTPUT,)}
+STREAM_READERS = dict.fromkeys(("attention.o", "linear.o", "conv.out"), NEXT_NORMS) | {"mlp.down": (LAYER_OUTPUT,)}
 
 
 def stream_reader(matrix: str, tensors: Collection[str]) -> str | None:

@@ -91,12 +91,16 @@ class TiledSiglipConfig(SiglipConfig):
         return self.to_shape("siglip-tiles", **sizes)
 
 
-def siglip_specs(shape: VisionShape, hub_name: str, position_role: Role = "table") -> Iterator[TensorSpec]:
-    """Yield the tensors of the vision encoder; the position embeddings are a table if patches select rows of them."""
+def siglip_specs(
+    shape: VisionShape, hub_name: str, position_role: Role = "table", patch_shape: tuple[int, ...] = ()
+) -> Iterator[TensorSpec]:
+    """Yield the tensors of the vision encoder; the position embeddings are a table if patches select rows of them.
+
+    `patch_shape` is that of the patch embedding, by default that of a convolution.
+    """
     patches = f"{hub_name}.embeddings.patch_embedding"
-    yield TensorSpec(
-        "vision.patch_embedding", f"{patches}.weight", (shape.hidden_size, 3, shape.patch_size, shape.patch_size)
-    )
+    kernel = patch_shape or (shape.hidden_size, 3, shape.patch_size, shape.patch_size)
+    yield TensorSpec("vision.patch_embedding", f"{patches}.weight", kernel)
     yield TensorSpec("vision.patch_embedding.bias", f"{patches}.bias", (shape.hidden_size,))
     positions = f"{hub_name}.embeddings.position_embedding.weight"
     yield TensorSpec(

@@ -22,7 +22,7 @@ from mcpmq.families.preprocessor import (
     check_consistent,
 )
 from mcpmq.families.prompt_format import PromptFormat
-from mcpmq.families.tiled_inputs import Tile, TiledImage, TiledProcessor, TileSettings
+from mcpmq.families.tiled_inputs import Tile, TiledImage, TiledProcessor, TileSettings, split_tiles
 from mcpmq.system.json_file import read_optional_json
 
 AROUND_IMAGE, WHOLE_IMAGE = "<fake_token_around_image>", "<global-img>"
@@ -91,9 +91,8 @@ class SmolVlmTiling(TileSettings):
         rows, columns = whole.height // self.side, whole.width // self.side
         if (rows, columns) == (1, 1):
             return TiledImage((0, 0), (np.asarray(whole),))
-        cells = [cell for row in np.vsplit(np.asarray(whole), rows) for cell in np.hsplit(row, columns)]
         overview = np.asarray(self._resized(whole, self.side, self.side))
-        return TiledImage((rows, columns), (*map(np.ascontiguousarray, cells), overview))
+        return TiledImage((rows, columns), (*split_tiles(np.asarray(whole), rows, columns), overview))
 
     def _resized(self, image: Image.Image, width: int, height: int) -> Image.Image:
         return Image.fromarray(self.resize_image(image, width, height))
@@ -110,15 +109,15 @@ class SmolVlmTiling(TileSettings):
     def _round_up(self, length: int) -> int:
         return math.ceil(length / self.side) * self.side
 
-    def image_text(self, grid: tuple[int, int], tokens: str) -> str:
-        """Return the tags of an image with `tokens`, the image tokens of a tile, for every tile."""
-        rows, columns = grid
+    def image_text(self, grid: tuple[int, int], tokens: Sequence[str]) -> str:
+        """Return the tags of an image with `tokens`, the image tokens of every tile."""
+        (rows, columns), texts = grid, iter(tokens)
         lines = (
-            "".join(f"{AROUND_IMAGE}<row_{row}_col_{column}>{tokens}" for column in range(1, columns + 1)) + "\n"
+            "".join(f"{AROUND_IMAGE}<row_{row}_col_{column}>{next(texts)}" for column in range(1, columns + 1)) + "\n"
             for row in range(1, rows + 1)
         )
         text = "".join(lines) + ("\n" if rows else "")
-        return f"{text}{AROUND_IMAGE}{WHOLE_IMAGE}{tokens}{AROUND_IMAGE}"
+        return f"{text}{AROUND_IMAGE}{WHOLE_IMAGE}{tokens[-1]}{AROUND_IMAGE}"
 
     def pixel_values(self, tiles: Sequence[Tile]) -> NDArray[np.float32]:
         """Return float32 [1, tiles, 3, side, side]."""

@@ -30,6 +30,12 @@ OFFSET_DECODER = tuple(replace(mapping, offset_norm=mapping.smooth_layer.endswit
 # Convolution and SiLU follow the input matrices of linear attention, so only their input norm has a mapping.
 LINEAR_INPUTS = ("linear.qkv", "linear.z", "linear.a", "linear.b")
 HYBRID_DECODER = (SmoothingMapping("language", "input_norm", LINEAR_INPUTS, offset_norm=True), *OFFSET_DECODER)
+# The second third of the input matrix is a gate: it multiplies the inputs of the output matrix.
+CONVOLUTION_DECODER = (
+    SmoothingMapping("language", "input_norm", ("conv.in",)),
+    SmoothingMapping("language", "conv.in", ("conv.out",), row_chunk=(1, 3)),
+    *DECODER,
+)
 # GELU follows up, so up has no mapping to down.
 SIGLIP = (
     SmoothingMapping("vision", "norm1", ("attention.q", "attention.k", "attention.v")),

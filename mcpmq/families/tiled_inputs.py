@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NoReturn, Protocol, Self
 
@@ -40,8 +41,8 @@ class Tiling(Protocol):
     def cut(self, image: Image.Image) -> TiledImage:
         """Resize an image and cut it into tiles."""
 
-    def image_text(self, grid: tuple[int, int], tokens: str) -> str:
-        """Return the tags of an image with `tokens`, the image tokens of a tile, for every tile."""
+    def image_text(self, grid: tuple[int, int], tokens: Sequence[str]) -> str:
+        """Return the tags of an image with `tokens`, the image tokens of every tile."""
 
     def pixel_values(self, tiles: Sequence[Tile]) -> NDArray[np.float32]:
         """Return the argument of the torch module's forward for all tiles of a prompt."""
@@ -52,6 +53,30 @@ class Tiling(Protocol):
         Raises:
             CheckpointError: they are not.
         """
+
+
+def closest_grid(width: int, height: int, side: int, limits: tuple[int, int]) -> tuple[int, int]:
+    """Return the columns and rows of tiles with the aspect ratio next to that of an image, within limits of tiles.
+
+    A grid with more tiles replaces an equally good one if the image has more than half of its area. Source: dynamic
+    resolution, section 3.1 of arXiv 2404.16821, and the image processors.
+    """
+    (least, most), counts = limits, range(1, limits[1] + 1)
+    grids = [(columns, rows) for columns in counts for rows in counts]
+    allowed = [grid for grid in grids if least <= grid[0] * grid[1] <= most]
+    best, smallest = (1, 1), float("inf")
+    for columns, rows in sorted(allowed, key=lambda grid: grid[0] * grid[1]):
+        difference = abs(width / height - columns / rows)
+        is_large = width * height > 0.5 * side**2 * columns * rows
+        if difference < smallest or (difference == smallest and is_large):
+            best, smallest = (columns, rows), difference
+    return best
+
+
+def split_tiles(pixels: Tile, rows: int, columns: int) -> list[Tile]:
+    """Return the tiles of an image row by row."""
+    cells = [cell for row in np.vsplit(pixels, rows) for cell in np.hsplit(row, columns)]
+    return [np.ascontiguousarray(cell) for cell in cells]
 
 
 class TileSize(ConfigSchema):
@@ -124,6 +149,10 @@ class TiledProcessor(ChatProcessor):
         check_video(label, has_video, self.prompt_format)
         return TiledImages(self)
 
+    def num_tokens(self, tile: Tile) -> int:
+        """Return the number of image tokens of a tile."""
+        return self.tokens_per_tile
+
     def model_inputs(self, inputs: Inputs) -> dict[str, NDArray[Any]]:
         """Return the forward arguments of the torch module: `input_ids` int64 [1, tokens], and `pixel_values`."""
         tokens: dict[str, NDArray[Any]] = {"input_ids": inputs.tokens[None]}
@@ -145,8 +174,8 @@ class TiledImages:
         cut = self.processor.tiling.cut(image)
         self.slices.extend(cut.tiles)
         self.slices_per_image.append(len(cut.tiles))
-        tokens = self.processor.prompt_format.image_token * self.processor.tokens_per_tile
-        return self.processor.tiling.image_text(cut.grid, tokens)
+        token = self.processor.prompt_format.image_token
+        return self.processor.tiling.image_text(cut.grid, [token * self.processor.num_tokens(one) for one in cut.tiles])
 
     def video_text(self, video: VideoFrames) -> NoReturn:
         """Raise an error: prompts with a video are rejected before."""
@@ -158,13 +187,19 @@ class TiledImages:
         Raises:
             CheckpointError: the prompt has another number of image tokens.
         """
+        counts = [self.processor.num_tokens(tile) for tile in self.slices]
+        found = self._image_tokens(tokens, sum(counts))
+        spans = [
+            (found[end - count], found[end - 1] + 1) for end, count in zip(accumulate(counts), counts, strict=True)
+        ]
+        return np.array(spans, np.int64).reshape(-1, 2)
+
+    def _image_tokens(self, tokens: NDArray[np.int64], count: int) -> NDArray[np.int64]:
         special: Mapping[str, int] = self.processor.special_tokens
         found = np.flatnonzero(tokens == special[self.processor.prompt_format.image_token])
-        count = self.processor.tokens_per_tile
-        if len(found) != count * len(self.slices):
+        if len(found) != count:
             raise CheckpointError(
-                f"the rendered prompt has {len(found)} image tokens instead of {count * len(self.slices)}",
+                f"the rendered prompt has {len(found)} image tokens instead of {count}",
                 "compare `chat_template` with the published template",
             )
-        starts = found[::count]
-        return np.stack([starts, starts + count], axis=1).astype(np.int64)
+        return found

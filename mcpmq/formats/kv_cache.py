@@ -101,7 +101,8 @@ def head_widths(shape: LanguageShape) -> tuple[int, int]:
 
 def cached_per_token(shape: LanguageShape) -> tuple[int, int]:
     """Return the cached key values and values of one token, in all layers that have a KV cache."""
-    layers = shape.num_layers - (len(shape.linear_attention.layers) if shape.linear_attention else 0)
+    without = shape.linear_attention or shape.short_convolution
+    layers = shape.num_layers - (len(without.layers) if without else 0)
     keys, values = head_widths(shape)
     return layers * shape.num_kv_heads * keys, layers * shape.num_kv_heads * values
 

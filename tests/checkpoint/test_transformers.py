@@ -30,6 +30,7 @@ MODEL_CLASSES = {
     "qwen3.5": "Qwen3_5ForConditionalGeneration",
     "internvl": "InternVLForConditionalGeneration",
     "gemma-3": "Gemma3ForConditionalGeneration",
+    "lfm2-vl": "Lfm2VlForConditionalGeneration",
     "smolvlm2": "SmolVLMForConditionalGeneration",
     "minicpm-v-4.6": "MiniCPMV4_6ForConditionalGeneration",
     "minicpm-v-4.7": "MiniCPMV4_7ForConditionalGeneration",
@@ -59,7 +60,7 @@ def resave(path: Path, out: Path) -> Path:
     if (path / "preprocessor_config.json").is_file():
         try:
             AutoImageProcessor.from_pretrained(path).save_pretrained(out)
-        except ValueError:  # the published code has the class
+        except (ValueError, ImportError):  # the published code has the class, or it needs torchvision
             shutil.copyfile(path / "preprocessor_config.json", out / "preprocessor_config.json")
     return out
 

@@ -556,6 +556,74 @@ PUBLISHED |= {
         27_432_406_640,
     ),
 }
+LFM2_VL = {
+    "model_type": "lfm2_vl",
+    "image_token_id": 396,
+    "downsample_factor": 2,
+    "projector_hidden_size": 2560,
+    "projector_use_layernorm": True,
+}
+LFM2_TEXT = {
+    "model_type": "lfm2",
+    "block_auto_adjust_ff_dim": True,
+    "block_multiple_of": 256,
+    "conv_L_cache": 3,
+    "max_position_embeddings": 128000,
+    "norm_eps": 1e-5,
+    "num_hidden_layers": 16,
+    "num_key_value_heads": 8,
+    "rope_theta": 1000000.0,
+    "vocab_size": 65536,
+    "full_attn_idxs": [2, 5, 8, 10, 12, 14],
+}
+PUBLISHED |= {
+    "LFM2-VL-450M": (
+        "lfm2-vl",
+        {
+            **LFM2_VL,
+            "text_config": {
+                **LFM2_TEXT,
+                "hidden_size": 1024,
+                "intermediate_size": 6656,
+                "num_attention_heads": 16,
+            },
+            "vision_config": {
+                "model_type": "siglip2_vision_model",
+                "hidden_size": 768,
+                "intermediate_size": 3072,
+                "num_attention_heads": 12,
+                "num_hidden_layers": 12,
+                "num_patches": 256,
+                "patch_size": 16,
+                "vision_use_head": False,
+            },
+        },
+        450_822_656,
+    ),
+    "LFM2-VL-1.6B": (
+        "lfm2-vl",
+        {
+            **LFM2_VL,
+            "text_config": {
+                **LFM2_TEXT,
+                "hidden_size": 2048,
+                "intermediate_size": 12288,
+                "num_attention_heads": 32,
+            },
+            "vision_config": {
+                "model_type": "siglip2_vision_model",
+                "hidden_size": 1152,
+                "intermediate_size": 4304,
+                "num_attention_heads": 16,
+                "num_hidden_layers": 26,
+                "num_patches": 256,
+                "patch_size": 16,
+                "vision_use_head": False,
+            },
+        },
+        1_584_804_000,
+    ),
+}
 
 # MiniCPM-V-4.7-35B-A3B, whose number of weights is published; its language model is that of Qwen3.5-35B-A3B.
 MOE_SIBLING_OF_4_7 = {

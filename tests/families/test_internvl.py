@@ -41,7 +41,7 @@ def test_tiles_are_those_of_transformers(width: int, height: int, least: int, mo
     found = tiling.cut(Image.fromarray(pixels))
 
     np.testing.assert_allclose(tiling.pixel_values(found.tiles), oracle, rtol=0, atol=1e-6)
-    assert tiling.image_text(found.grid, "x") == f"<img>{'x' * len(oracle)}</img>"
+    assert tiling.image_text(found.grid, ["x"] * len(found.tiles)) == f"<img>{'x' * len(oracle)}</img>"
 
 
 @pytest.mark.parametrize("kind", ["qwen2", "qwen3"])

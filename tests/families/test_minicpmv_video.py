@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from transformers.video_utils import VideoMetadata
 
-from benchmarks.conversations.video_processors import video_processor_class
+from benchmarks.conversations.video_processors import processor_class
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import Turn, Video
 from mcpmq.errors import CheckpointError
@@ -45,7 +45,7 @@ def _text(processor: Processor, folder: Path, size: tuple[int, int] = (56, 56)) 
 
 def test_sampled_frames_are_those_of_transformers() -> None:
     """One frame a second, or at most the given number, for drawn lengths and rates."""
-    processor, settings, random = video_processor_class("MiniCPMV4_6VideoProcessor")(), VideoSlicing(), Random(3)
+    processor, settings, random = processor_class("MiniCPMV4_6VideoProcessor")(), VideoSlicing(), Random(3)
     for _ in range(150):
         count, fps = random.randint(1, 9000), random.choice((0.5, 1.0, 2.0, 23.976, 30.0))
         number = random.choice((None, 4, 64))

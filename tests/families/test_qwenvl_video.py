@@ -15,7 +15,7 @@ from transformers.image_processing_backends import TorchvisionBackend
 from transformers.video_utils import VideoMetadata
 
 from benchmarks.conversations.compare import separate_arguments
-from benchmarks.conversations.video_processors import video_processor_class
+from benchmarks.conversations.video_processors import processor_class
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import Turn, Video
 from mcpmq.errors import CheckpointError, DatasetError
@@ -53,7 +53,7 @@ def timed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_sampled_frames_are_those_of_transformers(kind: type[VideoResizing]) -> None:
     """By a rate or a number, for drawn lengths and rates."""
     name = "Qwen3VLVideoProcessor" if kind is TimedVideoResizing else "Qwen2VLVideoProcessor"
-    processor, settings, random = video_processor_class(name)(), kind(), Random(7)
+    processor, settings, random = processor_class(name)(), kind(), Random(7)
     for _ in range(150):
         count, fps = random.randint(4, 900), random.choice((1.0, 2.0, 7.5, 23.976, 30.0))
         rate, number = random.choice((0.5, 1.0, 2.0, 3.7)), random.randint(2, count)
@@ -71,7 +71,7 @@ def test_frame_sizes_are_those_of_transformers(
 ) -> None:
     """For drawn sizes and numbers of frames, with and without the bound of a frame."""
     name = "Qwen3VLVideoProcessor" if kind is TimedVideoResizing else "Qwen2VLVideoProcessor"
-    processor, settings, random = video_processor_class(name)(), kind(cap_pixels_per_frame=cap), Random(8)
+    processor, settings, random = processor_class(name)(), kind(cap_pixels_per_frame=cap), Random(8)
     monkeypatch.setattr(TorchvisionBackend, "resize", lambda _, size, **__: (size.width, size.height))
     options = {"factor": settings.size_factor, "temporal_factor": 2, "cap_pixels_per_frame": cap}
     for _ in range(200):

@@ -57,19 +57,23 @@ def _features(native: nn.Module, pixels: Any) -> Any:
         return native.get_image_features(packed[None], torch.tensor([size]) // 14)[0].numpy()  # type: ignore[operator]
 
 
+KERNELS = {"bicubic": interpolate.cubic, "bilinear": interpolate.linear}
+
+
+@pytest.mark.parametrize("mode", KERNELS)
 @pytest.mark.parametrize("sizes", [[(32, 32)], [(22, 47), (47, 22)], [(27, 27)], [(16, 64)], [(1, 9), (3, 3)]])
-def test_the_table_is_resized_like_in_torch(sizes: list[tuple[int, int]], tmp_path: Path) -> None:
+def test_the_table_is_resized_like_in_torch(sizes: list[tuple[int, int]], mode: str, tmp_path: Path) -> None:
     """The graph resizes to more and to fewer patches, and slices of one call may have different shapes."""
     table = torch.randn(1, SIDE**2, WIDTH, generator=torch.Generator().manual_seed(3))
     square = table.unflatten(1, (SIDE, SIDE)).permute(0, 3, 1, 2)
-    expected = [functional.interpolate(square, size, mode="bicubic", antialias=True)[0].flatten(1).T for size in sizes]
+    expected = [functional.interpolate(square, size, mode=mode, antialias=True)[0].flatten(1).T for size in sizes]
 
     with closing(ExternalData(tmp_path, "positions.onnx_data")) as data:
         graph = Graph("positions", data)
         given = [graph.input(name, ir.DataType.INT64, ["slices", "patches"]) for name in ("row", "column", "sizes")]
         weights: Any = SimpleNamespace(array=lambda _: graph.constant(table.numpy(), np.float32))
         shape: Any = SimpleNamespace(position_grid_size=SIDE, hidden_size=WIDTH)
-        value = interpolate.position_embedding(graph, weights, shape, (given[0], given[1]), given[2])
+        value = interpolate.position_embedding(graph, weights, shape, (given[0], given[1]), given[2], KERNELS[mode])
         graph.output(value, "positions", ir.DataType.FLOAT, ["slices", "patches", WIDTH])
     graph.save(tmp_path / "positions.onnx", "0", {})
     onnx.checker.check_model(str(tmp_path / "positions.onnx"))

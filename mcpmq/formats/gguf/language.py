@@ -51,6 +51,8 @@ def add_metadata(writer: GGUFWriter, model: ModelView, required_tokens: tuple[st
         _add_latent_attention(writer, shape, shape.latent_attention)
     if shape.local_attention:
         gemma.add_metadata(writer, shape, shape.local_attention)
+    if shape.short_convolution:
+        writer.add_shortconv_l_cache(shape.short_convolution.kernel_size)
     if shape.linear_attention:
         linear_attention.add_metadata(writer, shape, shape.linear_attention)
     prompt_format = family_named(model.artifact.manifest.family).prompt_format
@@ -64,7 +66,7 @@ def _add_sizes(writer: GGUFWriter, shape: LanguageShape) -> None:
     writer.add_block_count(shape.num_layers)
     writer.add_feed_forward_length(shape.intermediate_size)
     writer.add_head_count(shape.num_heads)
-    writer.add_head_count_kv(shape.num_kv_heads)
+    writer.add_head_count_kv(_kv_heads(shape))
     writer.add_key_length(shape.head_dim)
     writer.add_value_length(shape.latent_attention.v_head_dim if shape.latent_attention else shape.head_dim)
     writer.add_layer_norm_rms_eps(shape.norm_epsilon)
@@ -77,6 +79,13 @@ def _add_experts(writer: GGUFWriter, experts: Experts) -> None:
     writer.add_expert_feed_forward_length(experts.intermediate_size)
     if experts.shared_intermediate_size:
         writer.add_expert_shared_feed_forward_length(experts.shared_intermediate_size)
+
+
+def _kv_heads(shape: LanguageShape) -> int | list[int]:
+    """Return the number of key heads, or one for every layer, which is 0 with a convolution."""
+    if shape.short_convolution is None:
+        return shape.num_kv_heads
+    return [0 if shape.is_convolution(layer) else shape.num_kv_heads for layer in range(shape.num_layers)]
 
 
 def _add_rope(writer: GGUFWriter, shape: LanguageShape) -> None:

@@ -6,7 +6,18 @@ from mcpmq.errors import FormatError
 from mcpmq.families import family_named
 from mcpmq.families.family import VisionKind
 from mcpmq.families.preprocessor import PreprocessorConfig, image_settings
-from mcpmq.formats.gguf import glma, internvit, merger, pooled, qwen_omni, qwenvl, resampler, resampler_2_0, tiles
+from mcpmq.formats.gguf import (
+    glma,
+    internvit,
+    merger,
+    naflex,
+    pooled,
+    qwen_omni,
+    qwenvl,
+    resampler,
+    resampler_2_0,
+    tiles,
+)
 from mcpmq.formats.gguf.vision_tower import VisionTower
 from mcpmq.formats.model_view import ModelView
 
@@ -16,6 +27,7 @@ TOWERS: dict[VisionKind, VisionTower] = {
     "siglip-merger": merger.SIGLIP_MERGER,
     "siglip-tiles": tiles.SIGLIP_TILES,
     "siglip-pooled": pooled.SIGLIP_POOLED,
+    "siglip-naflex": naflex.SIGLIP_NAFLEX,
     "internvit": internvit.INTERNVIT,
     "qwen2-vl": qwenvl.QWEN2_VL,
     "qwen2.5-vl": qwenvl.QWEN2_5_VL,

@@ -67,6 +67,11 @@ LINEAR_LAYER_NAMES = {
     "linear.norm": "ssm_norm",
     "linear.o": "ssm_out",
 }
+CONVOLUTION_LAYER_NAMES = {
+    "conv.in": "shortconv.in_proj",
+    "conv.kernel": "shortconv.conv",
+    "conv.out": "shortconv.out_proj",
+}
 # Norms of the outputs of attention and MLP.
 OUTPUT_NORMS = {"attention.norm_output": "post_attention_norm", "mlp.norm_output": "post_ffw_norm"}
 EXPERT = re.compile(r"^experts\.\d+\.")
@@ -92,12 +97,20 @@ HYBRID_LANGUAGE_NAMES = TensorNames(
         "linear.convolution": lambda weight: weight[:, 0],
     },
 )
+# The norm after the last layer has another name.
+CONVOLUTION_LANGUAGE_NAMES = TensorNames(
+    {**GLOBAL_NAMES, "language.norm": "token_embd_norm"},
+    {"language": ("blk", {**LAYER_NAMES, **CONVOLUTION_LAYER_NAMES})},
+    {"conv.kernel": lambda weight: weight[:, 0]},
+)
 
 
 def language_names(shape: LanguageShape) -> TensorNames:
     """Return the names of the tensors of a language model."""
     if shape.linear_attention:
         return HYBRID_LANGUAGE_NAMES
+    if shape.short_convolution:
+        return CONVOLUTION_LANGUAGE_NAMES
     return OUTPUT_NORM_LANGUAGE_NAMES if shape.output_norms else LANGUAGE_NAMES
 
 

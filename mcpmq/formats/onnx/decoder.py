@@ -7,13 +7,14 @@ import onnx_ir as ir
 
 from mcpmq.families.family import Architecture
 from mcpmq.families.language_shape import LanguageShape
-from mcpmq.formats.onnx import attention, linear_attention
+from mcpmq.formats.onnx import attention, linear_attention, short_convolution
 from mcpmq.formats.onnx.attention import FLOAT, INT64, RotaryPositions, norm_scale
 from mcpmq.formats.onnx.graph import CONTRIB_DOMAIN, Axes, Graph
 from mcpmq.formats.onnx.weight_emitter import WeightEmitter
 from mcpmq.system.progress import Progress
 
-LayerState = tuple[ir.Value, ir.Value]  # of a layer: the KV cache, or the states of linear attention
+# The KV cache of a layer, its states of linear attention, or its state of a convolution.
+LayerState = tuple[ir.Value, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +66,8 @@ def _embeddings(graph: Graph, architecture: Architecture) -> tuple[ir.Value, ...
 def _past_state(graph: Graph, shape: LanguageShape, layer: int) -> LayerState:
     if shape.linear_attention and shape.is_linear_attention(layer):
         return linear_attention.state_inputs(graph, shape.linear_attention, layer)
+    if shape.is_convolution(layer):
+        return short_convolution.state_inputs(graph, shape, layer)
     axes: Axes = ["batch_size", shape.num_kv_heads, "past_sequence_length", shape.head_dim]
     names = f"past_key_values.{layer}.key", f"past_key_values.{layer}.value"
     return graph.input(names[0], FLOAT, axes), graph.input(names[1], FLOAT, axes)
@@ -72,7 +75,10 @@ def _past_state(graph: Graph, shape: LanguageShape, layer: int) -> LayerState:
 
 def _present_state(graph: Graph, shape: LanguageShape, layer: int, present: LayerState) -> None:
     if shape.linear_attention and shape.is_linear_attention(layer):
-        linear_attention.state_outputs(graph, shape.linear_attention, layer, present)
+        linear_attention.state_outputs(graph, shape.linear_attention, layer, (present[0], present[1]))
+        return
+    if shape.is_convolution(layer):
+        short_convolution.state_outputs(graph, shape, layer, present)
         return
     axes: Axes = ["batch_size", shape.num_kv_heads, "total_sequence_length", shape.head_dim]
     for value, name in zip(present, ("key", "value"), strict=True):
@@ -90,10 +96,15 @@ def _layer(
 ) -> tuple[Residual, LayerState]:
     name = f"language.layers.{layer}"
     normed, residual = _norm(graph, weights, shape, f"{name}.input_norm", stream)
+    present: LayerState
     if shape.is_linear_attention(layer):
-        attended, present = linear_attention.attend(graph, weights, shape, f"{name}.linear", normed, past)
+        states = past[0], past[1]
+        attended, present = linear_attention.attend(graph, weights, shape, f"{name}.linear", normed, states)
+    elif shape.is_convolution(layer):
+        attended, present = short_convolution.convolve(graph, weights, f"{name}.conv", normed, past)
     else:
-        attended, present = attention.attend(graph, weights, shape, f"{name}.attention", normed, positions, past)
+        cache = past[0], past[1]
+        attended, present = attention.attend(graph, weights, shape, f"{name}.attention", normed, positions, cache)
     attended = _output(graph, weights, shape, f"{name}.attention", attended)
     normed, residual = _norm(graph, weights, shape, f"{name}.post_attention_norm", Residual(residual, attended))
     activated = _activate(graph, shape, weights.linear(normed, f"{name}.mlp.gate"))

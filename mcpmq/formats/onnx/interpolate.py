@@ -1,5 +1,7 @@
 """Resize a learned position table inside the vision graph, to the number of patches of each slice."""
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx_ir as ir
 
@@ -10,26 +12,33 @@ from mcpmq.formats.onnx.weight_emitter import WeightEmitter
 
 FLOAT = ir.DataType.FLOAT
 KERNEL_SUPPORT = 2.0  # cells
+Kernel = Callable[[Graph, ir.Value], ir.Value]  # weights at distances in cells
 
 
 def position_embedding(
-    graph: Graph, weights: WeightEmitter, shape: VisionShape, coordinates: tuple[ir.Value, ir.Value], sizes: ir.Value
+    graph: Graph,
+    weights: WeightEmitter,
+    shape: VisionShape,
+    coordinates: tuple[ir.Value, ir.Value],
+    sizes: ir.Value,
+    kernel: Kernel,
 ) -> ir.Value:
-    """Emit the position embedding of every patch: bicubic and antialiased, float32 [slices, patches, hidden].
+    """Emit the position embedding of every patch, antialiased: float32 [slices, patches, hidden].
 
     `coordinates`: row and column of every patch, int64 [slices, patches] each; `sizes`: rows and columns of every
     slice, int64 [slices, 2]. One matrix product serves all slices: a patch has one row of weights over the table cells.
     """
     row, column = (
-        _cell_weights(graph, shape.position_grid_size, index, sizes, axis) for axis, index in enumerate(coordinates)
+        _cell_weights(graph, shape.position_grid_size, index, sizes, axis, kernel)
+        for axis, index in enumerate(coordinates)
     )
     product = graph.node("Mul", _unsqueezed(graph, row, 3), _unsqueezed(graph, column, 2))
     cell_weights = graph.node("Reshape", product, graph.constant([0, 0, shape.position_grid_size**2]))
-    table = weights.array("vision.position_embedding")
-    return graph.node("MatMul", cell_weights, graph.node("Squeeze", table, graph.constant([0])))
+    table = graph.node("Reshape", weights.array("vision.position_embedding"), graph.constant([-1, shape.hidden_size]))
+    return graph.node("MatMul", cell_weights, table)
 
 
-def _cell_weights(graph: Graph, cells: int, index: ir.Value, sizes: ir.Value, axis: int) -> ir.Value:
+def _cell_weights(graph: Graph, cells: int, index: ir.Value, sizes: ir.Value, axis: int, kernel: Kernel) -> ir.Value:
     """Emit the weight of every table cell along an axis for every patch: [slices, patches, cells].
 
     In a slice with fewer patches than the table has cells the kernel is wider, so that every cell contributes.
@@ -41,11 +50,17 @@ def _cell_weights(graph: Graph, cells: int, index: ir.Value, sizes: ir.Value, ax
     cell_centers = graph.constant(np.arange(cells) + 0.5, np.float32)
     distance = graph.node("Abs", graph.node("Sub", _unsqueezed(graph, center, 2), cell_centers))
     width = _unsqueezed(graph, graph.node("Max", patch, one), 2)
-    height = _cubic(graph, graph.node("Div", distance, width))
+    height = kernel(graph, graph.node("Div", distance, width))
     return graph.node("Div", height, graph.node("ReduceSum", height, graph.constant([2])))
 
 
-def _cubic(graph: Graph, distance: ir.Value) -> ir.Value:
+def linear(graph: Graph, distance: ir.Value) -> ir.Value:
+    """Emit the triangle at non-negative distances."""
+    one, zero = graph.constant(1, np.float32), graph.constant(0, np.float32)
+    return graph.node("Max", graph.node("Sub", one, distance), zero)
+
+
+def cubic(graph: Graph, distance: ir.Value) -> ir.Value:
     """Emit the cubic kernel at non-negative distances."""
     distance = graph.node("Min", distance, graph.constant(KERNEL_SUPPORT, np.float32))
     inner, outer = (_polynomial(graph, distance, coefficients) for coefficients in (BICUBIC_INNER, BICUBIC_OUTER))

@@ -17,9 +17,11 @@ from mcpmq.formats.onnx import (
     decoder,
     embedding,
     linear_attention,
+    short_convolution,
     vision,
     vision_internvit,
     vision_merger,
+    vision_naflex,
     vision_pooled,
     vision_qwenvl,
     vision_tiles,
@@ -66,6 +68,7 @@ VISION_EMITTERS: dict[VisionKind, Emit] = {
     "siglip-merger": vision_merger.emit,
     "siglip-tiles": vision_tiles.emit,
     "siglip-pooled": vision_pooled.emit,
+    "siglip-naflex": vision_naflex.emit,
     "internvit": vision_internvit.emit,
     "qwen2-vl": vision_qwenvl.emit,
     "qwen2.5-vl": vision_qwenvl.emit,
@@ -184,5 +187,9 @@ def _properties(spec: GraphSpec, model: ModelView, accuracy_level: int) -> dict[
 
 
 def _min_runtime(spec: GraphSpec, model: ModelView) -> str:
-    has_linear_attention = spec.component == "language" and model.architecture.language.linear_attention
-    return linear_attention.MIN_RUNTIME if has_linear_attention else MIN_RUNTIME
+    shape = model.architecture.language
+    if spec.component != "language":
+        return MIN_RUNTIME
+    if shape.short_convolution:
+        return short_convolution.MIN_RUNTIME
+    return linear_attention.MIN_RUNTIME if shape.linear_attention else MIN_RUNTIME

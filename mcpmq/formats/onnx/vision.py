@@ -95,7 +95,7 @@ def embed_patches(
 ) -> tuple[ir.Value, ir.Value, ir.Value]:
     """Emit the input of the first layer [slices, patches, hidden], and the row and column of every patch."""
     value = _patches(graph, weights, shape, pixels)
-    row, column = _coordinates(graph, value, sizes)
+    row, column = coordinates(graph, value, sizes)
     return graph.node("Add", value, _position_embedding(graph, weights, shape, sizes, row, column)), row, column
 
 
@@ -107,7 +107,7 @@ def _patches(graph: Graph, weights: WeightEmitter, shape: VisionShape, pixels: i
     return graph.node("Transpose", graph.node("Squeeze", embedded, graph.constant([2])), perm=[0, 2, 1])
 
 
-def _coordinates(graph: Graph, patches: ir.Value, sizes: ir.Value) -> tuple[ir.Value, ir.Value]:
+def coordinates(graph: Graph, patches: ir.Value, sizes: ir.Value) -> tuple[ir.Value, ir.Value]:
     """Emit the row and column of every patch in its slice: int64 [slices, patches] each."""
     numbers = graph.node("Range", graph.constant(0), graph.axis_length(patches, 1), graph.constant(1))
     columns = _side(graph, sizes, 1)
@@ -124,7 +124,7 @@ def _position_embedding(
 ) -> ir.Value:
     """Look up the embedding of the nearest table cell, in integers: float rounding could select another cell."""
     if shape.kind == "timm-resampler":
-        return interpolate.position_embedding(graph, weights, shape, (row, column), sizes)
+        return interpolate.position_embedding(graph, weights, shape, (row, column), sizes, interpolate.cubic)
     if shape.flat_positions:
         number = graph.node("Add", graph.node("Mul", row, _side(graph, sizes, 1)), column)
         cell = _cell(graph, number, graph.axis_length(row, 1), shape.position_grid_size)
