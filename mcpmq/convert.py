@@ -117,7 +117,10 @@ class _Inputs:
         return compress(self.checkpoint, recipe, self.calibration, settings.progress)
 
     def notify_warnings(self, recipes: FormatsByRecipe, settings: Settings) -> None:
-        """Notify of sets that are too small for a calibration or a measurement."""
+        """Notify of invalid records, and of sets that are too small for a calibration or a measurement."""
+        for opened in filter(None, (self.calibration, self.evaluation)):
+            if opened.left_out_warning:
+                settings.notify(opened.left_out_warning)
         if self.calibration and any(recipe.needs_calibration for recipe, _ in recipes):
             for text in calibration_warnings(self.calibration):
                 settings.notify(text)

@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from mcpmq.cli.sample_sets import open_set
+
 
 def ablate_components(
     artifact: Path,
@@ -18,7 +20,6 @@ def ablate_components(
     """Measure the loss with one component quantized at a time, and print it."""
     from mcpmq import ui
     from mcpmq.checkpoint import Checkpoint
-    from mcpmq.dataset import ReadOptions, SampleSet
     from mcpmq.evaluate import Settings
     from mcpmq.quantized_model import QuantizedModel
     from mcpmq.report import report_folder
@@ -26,7 +27,7 @@ def ablate_components(
     from mcpmq.report.ablation import ablate_components as measure
 
     settings = Settings.from_options(threads, cache, ui.progress_bars())
-    samples = SampleSet.open(eval_set, ReadOptions(num_samples, seed))
+    samples = open_set(eval_set, num_samples, seed)
     folder = out or artifact.absolute().parent
     original = Checkpoint.open(against, settings.progress, lora or ())
     with report_folder(folder, original.folders | {samples.path: "evaluation set"}):

@@ -21,6 +21,7 @@ from mcpmq.cli.options import (
     Threads,
     at_revision,
 )
+from mcpmq.cli.sample_sets import open_set
 
 commands = typer.Typer()
 
@@ -73,7 +74,6 @@ def evaluate(
         return
     from mcpmq.artifact import Artifact
     from mcpmq.checkpoint import Checkpoint
-    from mcpmq.dataset import ReadOptions, SampleSet
     from mcpmq.evaluate import Settings
     from mcpmq.formats.kv_cache import KvCache
     from mcpmq.report.evaluation import evaluate
@@ -83,7 +83,7 @@ def evaluate(
     settings = Settings.from_options(*options, device, ui.print_notice, answers, kv_cache=types)
     opened, baselines = ([Artifact.open(path) for path in paths] for paths in (artifacts, engine_baselines or ()))
     original = Checkpoint.open(against, settings.progress, lora or ())
-    evaluation, folder = SampleSet.open(eval_set, ReadOptions(samples, seed)), out or artifacts[0].absolute().parent
+    evaluation, folder = open_set(eval_set, samples, seed), out or artifacts[0].absolute().parent
     report = evaluate(opened, original, evaluation, settings, out=folder, engine_baselines=baselines, scores=scores)
     ui.print_report(report, as_json=json, all_rows=show_all)
     ui.print_report_paths(folder)

@@ -21,6 +21,7 @@ from mcpmq.cli.options import (
     at_revision,
     complete_recipe,
 )
+from mcpmq.cli.sample_sets import open_set
 
 commands = typer.Typer()
 
@@ -52,10 +53,9 @@ def layers(
     source = at_revision(source, revision)
     ui.start_progress(f"measuring the layers of {source}")
     from mcpmq.checkpoint import Checkpoint
-    from mcpmq.dataset import ReadOptions, SampleSet
     from mcpmq.mixed_precision.layer_recipe import write_layer_recipe
 
-    opened, progress = SampleSet.open(calibration, ReadOptions(samples, seed)), ui.progress_bars()
+    opened, progress = open_set(calibration, samples, seed), ui.progress_bars()
     original, cores = Checkpoint.open(source, progress, lora or ()), threads or os.cpu_count() or 1
     found = write_layer_recipe(original, recipe, out, opened, (component, remove), cores, progress, device)
     ui.print_table(found.to_table(), found.to_dict(), as_json=json)

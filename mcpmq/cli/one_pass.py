@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mcpmq.cli.sample_sets import open_optional_set
+
 if TYPE_CHECKING:  # --help imports no library
     from mcpmq.formats.recipes import FormatsByRecipe
 
@@ -22,12 +24,11 @@ def convert_in_one_pass(
     from mcpmq import ui
     from mcpmq.checkpoint import Checkpoint
     from mcpmq.compression import compress
-    from mcpmq.dataset import ReadOptions, SampleSet
     from mcpmq.one_pass import convert_in_one_pass
     from mcpmq.plan import make_plan
 
     [(recipe, [name])] = recipes
-    opened = SampleSet.open(calibration, ReadOptions(samples, seed)) if calibration else None
+    opened = open_optional_set(calibration, samples, seed)
     progress = ui.progress_bars()
     original = Checkpoint.open(source, progress, lora or ())
     with compress(original, recipe, opened, progress) as checkpoint:

@@ -30,6 +30,12 @@ def checkpoint_words(source: str, lora: list[Path] | None) -> list[str]:
     return [source, *(word for folder in lora or () for word in ("--lora", str(folder)))]
 
 
+def calibration_words(calibration: Path | None, samples: int | None, seed: int) -> list[str]:
+    """Return the words of a command line that name a calibration set and its draw."""
+    draw = ["--samples", str(samples), *(["--seed", str(seed)] if seed else [])] if samples else []
+    return ["--calibration", str(calibration or "DIR"), *(draw if calibration else [])]
+
+
 def complete_recipe(incomplete: str) -> Iterator[str]:
     """Yield the names of built-in recipes for the completion of a shell."""
     from mcpmq.recipe import builtin_recipes

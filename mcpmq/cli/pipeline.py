@@ -45,12 +45,14 @@ from mcpmq.cli.options import (
     Threads,
     TrimVocabulary,
     at_revision,
+    calibration_words,
     checkpoint_words,
     complete_format,
 )
 from mcpmq.cli.planning import print_plans
 from mcpmq.cli.recipe_options import load_recipes, parse_compression, print_if_uncalibrated
 from mcpmq.cli.release import make_budget, parse_format, parse_optional_size
+from mcpmq.cli.sample_sets import open_optional_set, open_set
 
 commands = typer.Typer()
 
@@ -110,12 +112,13 @@ def convert(
         budget=budget,
         settings=settings,
         keep_quantized=keep_quantized,
-        read_options=ReadOptions(samples, seed),
+        read_options=ReadOptions(samples, seed, skip_invalid=True),
         compression=parse_compression(trim_vocabulary, max_slices, max_pixels, drop_speech_output, gguf_audio),
     )
     _print_deviations(out)
     ui.print_report(report, as_json=json, all_rows=show_all)
-    ui.print_conversion_steps(report, out, checkpoint_words(source, lora), calibration)
+    words = checkpoint_words(source, lora), calibration_words(calibration, samples, seed)
+    ui.print_conversion_steps(report, out, *words)
 
 
 @commands.command(rich_help_panel=PIPELINE_PANEL)
@@ -181,12 +184,11 @@ def quantize(
     from mcpmq import ui
     from mcpmq.checkpoint import Checkpoint
     from mcpmq.compression import compress
-    from mcpmq.dataset import ReadOptions, SampleSet
     from mcpmq.evaluate import calibration_warnings
     from mcpmq.plan import make_plan
     from mcpmq.quantize import quantize
 
-    opened = SampleSet.open(calibration, ReadOptions(samples, seed)) if calibration else None
+    opened = open_optional_set(calibration, samples, seed)
     if opened:
         print_if_uncalibrated([loaded])
     for text in calibration_warnings(opened) if opened and loaded.needs_calibration else ():
@@ -219,11 +221,10 @@ def export(
     _start(f"exporting {quantized}")
     name = parse_format(format)
     from mcpmq import ui
-    from mcpmq.dataset import ReadOptions, SampleSet
     from mcpmq.export import export
     from mcpmq.quantized_model import QuantizedModel
 
-    images = SampleSet.open(npu, ReadOptions(samples, seed)) if npu else None
+    images = open_optional_set(npu, samples, seed)
     artifact = export(QuantizedModel.open(quantized), name, out, ui.progress_bars(), images)
     ui.print_artifact(artifact, as_json=json)
     ui.print_exported_steps(artifact)
@@ -249,9 +250,8 @@ def imatrix(
     from mcpmq import ui
     from mcpmq.calibrate.imatrix import write_imatrix
     from mcpmq.checkpoint import Checkpoint
-    from mcpmq.dataset import ReadOptions, SampleSet
 
-    opened, progress = SampleSet.open(calibration, ReadOptions(samples, seed)), ui.progress_bars()
+    opened, progress = open_set(calibration, samples, seed), ui.progress_bars()
     original = Checkpoint.open(source, progress, lora or ())
     artifact = write_imatrix(original, opened, out, add or [], mmproj, progress, device)
     for note in artifact.manifest.notes:

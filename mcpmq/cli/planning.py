@@ -4,6 +4,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mcpmq.cli.sample_sets import open_optional_set
+
 if TYPE_CHECKING:  # --help imports no library
     from mcpmq.formats.recipes import FormatsByRecipe
 
@@ -21,11 +23,10 @@ def print_plans(
     from mcpmq import ui
     from mcpmq.checkpoint import Checkpoint
     from mcpmq.compression import compress
-    from mcpmq.dataset import SampleSet
     from mcpmq.estimate.forecast import forecast
     from mcpmq.plan import make_plan
 
-    progress, samples = ui.progress_bars(), SampleSet.open(calibration) if calibration else None
+    progress, samples = ui.progress_bars(), open_optional_set(calibration)
     checkpoint = Checkpoint.open(source, progress, lora or ())
     with ExitStack() as stack:
         views = [stack.enter_context(compress(checkpoint, one, samples, progress)) for one, _ in recipes]

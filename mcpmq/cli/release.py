@@ -25,10 +25,12 @@ from mcpmq.cli.options import (
     Source,
     Threads,
     at_revision,
+    calibration_words,
     checkpoint_words,
     complete_format,
     complete_recipe,
 )
+from mcpmq.cli.sample_sets import open_set
 
 if TYPE_CHECKING:  # --help imports no library
     from mcpmq.formats import FormatName
@@ -96,7 +98,7 @@ def search(
     given = (calibration, samples, seed, imatrix, threads, device, remove_layers)
     result = _search(source, lora, out, recipe, name, budget, *given)
     ui.print_table(result.to_table(), result.to_dict(), as_json=json)
-    ui.print_search_steps(out, checkpoint_words(source, lora), name, calibration)
+    ui.print_search_steps(out, checkpoint_words(source, lora), name, calibration_words(calibration, samples, seed))
 
 
 def _search(
@@ -118,7 +120,6 @@ def _search(
     from mcpmq import ui
     from mcpmq.checkpoint import Checkpoint
     from mcpmq.compression import compress
-    from mcpmq.dataset import ReadOptions, SampleSet
     from mcpmq.mixed_precision import recipe_file, search_recipe, search_with_imatrix
     from mcpmq.recipe import Recipe
 
@@ -130,7 +131,7 @@ def _search(
             result.write(out)
         return result
     assert calibration is not None
-    samples, cores = SampleSet.open(calibration, ReadOptions(num_samples, seed)), threads or os.cpu_count() or 1
+    samples, cores = open_set(calibration, num_samples, seed), threads or os.cpu_count() or 1
     inputs = original.folders | {samples.path: "calibration set"}
     with recipe_file(out, inputs), compress(original, base, samples, progress) as view:
         result = search_recipe(view, base, name, budget, samples, cores, progress, device, max_removed)

@@ -48,6 +48,7 @@ class SampleSet:
 
     invalid: tuple[str, ...] = ()  # reasons of records that were left out
     num_records: int = 0  # of the set, before a draw; 0 if unknown
+    num_read: int = 0  # records that were drawn, valid or not; 0 if unknown
 
     @classmethod
     def open(cls, path: str | Path, options: ReadOptions = READ_ALL) -> Self:
@@ -65,7 +66,7 @@ class SampleSet:
             raise _invalid(source, errors, len(samples) + len(errors))
         if not samples:
             raise DatasetError(f"`{source.file}` has no samples", MANIFEST_HINT)
-        return cls(path, tuple(samples), tuple(map(str, errors)), source.count)
+        return cls(path, tuple(samples), tuple(map(str, errors)), source.count, len(samples) + len(errors))
 
     def __iter__(self) -> Iterator[Sample]:
         return iter(self.samples)
@@ -109,6 +110,16 @@ class SampleSet:
             f" inputs are larger; {RECOMMENDED_CALIBRATION_TOKENS:,} tokens are recommended"
         )
 
+    @property
+    def left_out_warning(self) -> str:
+        """Return a warning with the number of invalid records and the first ones, or "" if all records are valid."""
+        if not self.invalid:
+            return ""
+        more = len(self.invalid) - MAX_LISTED
+        rest = f"; and {more:,} more, which `mcpmq inspect {self.path}` names" if more > 0 else ""
+        listed = "; ".join(self.invalid[:MAX_LISTED])
+        return f"sample set `{self.name}`: left out {len(self.invalid):,} of {self.num_read:,} records: {listed}{rest}"
+
     def check_disjoint(self, name: str, fingerprints: Iterable[str]) -> None:
         """Check that no sample is in the calibration set of that name and fingerprints.
 
@@ -134,7 +145,7 @@ class SampleSet:
             )
         held_out = self.samples[HOLDOUT_EVERY - 1 :: HOLDOUT_EVERY]
         kept = tuple(sample for sample in self.samples if sample not in held_out)
-        return type(self)(self.path, kept), type(self)(self.path, held_out)
+        return replace(self, samples=kept), type(self)(self.path, held_out)
 
     def spread(self, count: int) -> Self:
         """Return a set of at most `count` samples, evenly spread."""

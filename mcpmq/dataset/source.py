@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mcpmq.dataset.draft import DraftSample
+from mcpmq.dataset.large_json import LargeJson
 from mcpmq.dataset.manifest import MANIFEST_HINT, parse_line
 from mcpmq.dataset.options import ReadOptions
 from mcpmq.dataset.records import parse_record
@@ -18,9 +19,8 @@ from mcpmq.system.text_file import decode_text, split_lines
 
 MANIFEST = "manifest.jsonl"
 MAX_MANIFEST_NBYTES = 64 << 20
-MAX_RECORDS_NBYTES = 256 << 20  # parsed JSON takes several times its size
+WHOLE_NBYTES = 256 << 20  # of a file that is parsed at once; parsed JSON takes several times its size
 PERMISSION_HINT = "check the path and its permissions"
-SMALLER_HINT = "split the file, or store it as Parquet, of which `--samples` reads a part"
 JSON_SUFFIXES, PARQUET_SUFFIX = (".json", ".jsonl", ".ndjson"), ".parquet"
 TRAINING_SPLIT = "train"  # beginning of the names of its files
 RECORDS_HINT = (
@@ -137,7 +137,9 @@ def _read_text(file: Path, max_nbytes: int, hint: str) -> str:
 
 def _json_records(file: Path, folder: Path, options: ReadOptions) -> RecordSource:
     """Return the records of a JSON array, or of a file with one JSON object per line."""
-    text = _read_text(file, MAX_RECORDS_NBYTES, SMALLER_HINT)
+    if file.stat().st_size > WHOLE_NBYTES:
+        return _large_json_records(file, folder, options)
+    text = _read_text(file, WHOLE_NBYTES, PERMISSION_HINT)
     is_array = text.lstrip().startswith("[")
     values = _parse_json(text, f"`{file}`") if is_array else split_lines(text)
     name, parse = ("record", _parse) if is_array else ("line", _parse_line)
@@ -151,6 +153,19 @@ def _json_records(file: Path, folder: Path, options: ReadOptions) -> RecordSourc
             yield Record(where, partial(parse, value, index + 1, where, options))
 
     return RecordSource(str(file), folder, len(entries), read)
+
+
+def _large_json_records(file: Path, folder: Path, options: ReadOptions) -> RecordSource:
+    """Return the records of a file that is read record by record."""
+    opened = LargeJson.open(file)
+
+    def parse(index: int) -> DraftSample:
+        return _parse_line(opened.read(index), index + 1, opened.where(index), options)
+
+    def read(indices: Sequence[int]) -> Iterator[Record]:
+        return (Record(opened.where(index), partial(parse, index)) for index in indices)
+
+    return RecordSource(str(file), folder, len(opened), read)
 
 
 def _parse_line(line: str, number: int, where: str, options: ReadOptions) -> DraftSample:

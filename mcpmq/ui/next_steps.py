@@ -26,10 +26,10 @@ def print_run_command(artifact: Path, *, has_vision: bool) -> None:
     print_notice(f"try it: {_command('run', artifact, *image, 'PROMPT')}")
 
 
-def print_conversion_steps(report: "Report", out: Path, source: list[str], calibration: Path | None) -> None:
+def print_conversion_steps(report: "Report", out: Path, source: list[str], calibration: list[str]) -> None:
     """Print the outputs of a conversion, its report, and `search` if it is known to have better recipes.
 
-    `source` are the words that name the checkpoint and its adapters.
+    `source` are the words that name the checkpoint and its adapters, `calibration` the options of the calibration set.
     """
     names = [result.name for result in report.artifacts]
     print_notice(f"written: {', '.join(str(out / name) for name in names) or out}")
@@ -41,14 +41,14 @@ def print_conversion_steps(report: "Report", out: Path, source: list[str], calib
     print_report_paths(out)
 
 
-def _print_search(recipe: str, kind: str, nbytes: int, source: list[str], calibration: Path | None) -> None:
+def _print_search(recipe: str, kind: str, nbytes: int, source: list[str], calibration: list[str]) -> None:
     from mcpmq.formats.recipes import Measurements
 
     measured = Measurements.load()
     if not (better := measured.better_search(recipe, kind)):
         return
     fixed, searched = (one.mean_kld["image"][0] for one in better)
-    options = ("--format", kind, SIZE_LIMIT, str(nbytes), "--calibration", calibration or "DIR")
+    options = ("--format", kind, SIZE_LIMIT, str(nbytes), *calibration)
     print_notice(
         f"more accurate at this size: {_command('search', *source, 'recipe.toml', *options)}"
         f" (mean KLD on {measured.checkpoint}: {searched:.4f} instead of {fixed:.4f} nats)"
@@ -77,9 +77,9 @@ def print_imatrix_steps(artifact: "Artifact") -> None:
             print_notice(f"next: llama-quantize --imatrix {file} IN.gguf OUT.gguf q4_k_m")
 
 
-def print_search_steps(recipe: Path, source: list[str], kind: str, calibration: Path | None) -> None:
+def print_search_steps(recipe: Path, source: list[str], kind: str, calibration: list[str]) -> None:
     """Print the path of a searched recipe, and the command that measures it."""
-    options = ("--recipe", recipe, "--format", kind, "--calibration", calibration or "DIR")
+    options = ("--recipe", recipe, "--format", kind, *calibration)
     print_notice(f"written: {recipe}")
     print_notice(f"measure it: {_command('convert', *source, 'OUT', *options)}")
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from mcpmq.dataset import EmbeddedImage, ReadOptions, SampleSet, Turn, source
+from mcpmq.dataset import EmbeddedImage, ReadOptions, SampleSet, Turn
 from mcpmq.errors import DatasetError
 
 PROMPT = "What color?"
@@ -240,8 +240,8 @@ def test_a_file_may_be_an_array(folder: Path, suffix: str) -> None:
         SampleSet.open(file)
 
 
-def test_damaged_and_large_files_are_errors(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Invalid JSON, an empty file, another encoding, a FIFO, and more bytes than the limit."""
+def test_damaged_files_are_errors(folder: Path) -> None:
+    """Invalid JSON, an empty file, another encoding, and a FIFO."""
     file = folder / "train.json"
     for content, message in ((b"[{", "is not a JSON object"), (b"", "no samples"), (b"[]", "no samples")):
         file.write_bytes(content)
@@ -249,10 +249,6 @@ def test_damaged_and_large_files_are_errors(folder: Path, monkeypatch: pytest.Mo
             SampleSet.open(file)
     file.write_bytes(b'{"query": "a"}\n{"query": "caf\xe9"}')
     with pytest.raises(DatasetError, match="line 2 is not UTF-8"):
-        SampleSet.open(file)
-    assert source.MAX_RECORDS_NBYTES == 268_435_456
-    monkeypatch.setattr(source, "MAX_RECORDS_NBYTES", 5)
-    with pytest.raises(DatasetError, match="bytes, more than 5"):
         SampleSet.open(file)
     file.unlink()
     os.mkfifo(file)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mcpmq import ui
+from mcpmq.cli.options import calibration_words
 from mcpmq.formats.recipes import Measurements
 from mcpmq.report import Report
 from tests.commands import Command
@@ -22,7 +23,9 @@ def report_of(recipe: str, kind: str = "gguf") -> Report:
 
 def test_a_conversion_ends_with_paths_and_commands(capsys: pytest.CaptureFixture[str]) -> None:
     """Artifacts, the page of the report, `search` with the size of the artifact, and `check`; names are quoted."""
-    ui.print_conversion_steps(report_of("calibrated-int4"), Path("my out"), ["model"], Path("photos"))
+    ui.print_conversion_steps(
+        report_of("calibrated-int4"), Path("my out"), ["model"], calibration_words(Path("photos"), 9, 2)
+    )
     printed = capsys.readouterr()
 
     assert printed.out == ""
@@ -32,7 +35,8 @@ def test_a_conversion_ends_with_paths_and_commands(capsys: pytest.CaptureFixture
     command = re.search(r"more accurate at this size: mcpmq (.*) \(mean KLD on reference: 0", lines[2])
     assert command
     assert shlex.split(command[1]) == [
-        "search", "model", "recipe.toml", "--format", "gguf", "--max-size", "16060001", "--calibration", "photos"
+        "search", "model", "recipe.toml", "--format", "gguf", "--max-size", "16060001", "--calibration", "photos",
+        "--samples", "9", "--seed", "2"
     ]  # fmt: skip
     assert lines[3] == "report: my out/report.html"
     assert lines[4] == "check in continuous integration: mcpmq check 'my out' --gate gate.toml"
@@ -45,7 +49,7 @@ def test_search_is_suggested_for_dominated_recipes_only(
     recipe: str, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Not for a searched recipe, for a format that stores one scheme, or for a recipe without results."""
-    ui.print_conversion_steps(report_of(recipe, kind), Path("out"), ["model"], None)
+    ui.print_conversion_steps(report_of(recipe, kind), Path("out"), ["model"], calibration_words(None, None, 0))
 
     assert "search" not in capsys.readouterr().err
 
