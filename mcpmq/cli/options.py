@@ -30,7 +30,7 @@ def checkpoint_words(source: str, lora: list[Path] | None) -> list[str]:
     return [source, *(word for folder in lora or () for word in ("--lora", str(folder)))]
 
 
-def calibration_words(calibration: Path | None, samples: int | None, seed: int) -> list[str]:
+def set_words(calibration: Path | None, samples: int | None, seed: int) -> list[str]:
     """Return the words of a command line that name a calibration set and its draw."""
     draw = ["--samples", str(samples), *(["--seed", str(seed)] if seed else [])] if samples else []
     return ["--calibration", str(calibration or "DIR"), *(draw if calibration else [])]

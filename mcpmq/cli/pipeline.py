@@ -45,9 +45,9 @@ from mcpmq.cli.options import (
     Threads,
     TrimVocabulary,
     at_revision,
-    calibration_words,
     checkpoint_words,
     complete_format,
+    set_words,
 )
 from mcpmq.cli.planning import print_plans
 from mcpmq.cli.recipe_options import load_recipes, parse_compression, print_if_uncalibrated
@@ -117,8 +117,7 @@ def convert(
     )
     _print_deviations(out)
     ui.print_report(report, as_json=json, all_rows=show_all)
-    words = checkpoint_words(source, lora), calibration_words(calibration, samples, seed)
-    ui.print_conversion_steps(report, out, *words)
+    ui.print_conversion_steps(report, out, checkpoint_words(source, lora), set_words(calibration, samples, seed))
 
 
 @commands.command(rich_help_panel=PIPELINE_PANEL)

@@ -25,10 +25,10 @@ from mcpmq.cli.options import (
     Source,
     Threads,
     at_revision,
-    calibration_words,
     checkpoint_words,
     complete_format,
     complete_recipe,
+    set_words,
 )
 from mcpmq.cli.sample_sets import open_set
 
@@ -98,7 +98,7 @@ def search(
     given = (calibration, samples, seed, imatrix, threads, device, remove_layers)
     result = _search(source, lora, out, recipe, name, budget, *given)
     ui.print_table(result.to_table(), result.to_dict(), as_json=json)
-    ui.print_search_steps(out, checkpoint_words(source, lora), name, calibration_words(calibration, samples, seed))
+    ui.print_search_steps(out, checkpoint_words(source, lora), name, set_words(calibration, samples, seed))
 
 
 def _search(

@@ -1,13 +1,19 @@
-"""The command that answers prompts about images and audio, once or in a chat."""
+"""The command that answers prompts about images, videos and audio, once or in a chat."""
 
 import sys
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mcpmq.cli.options import SERVING_PANEL, KvCacheTypes, Lora, Threads
+
+if TYPE_CHECKING:  # --help imports no library
+    from PIL import Image
+
+    from mcpmq.families.video_frames import VideoFrames
+    from mcpmq.system.audio_file import Waveform
 
 commands = typer.Typer()
 STDIN = "-"
@@ -26,6 +32,10 @@ def run(
     ] = None,
     audio: Annotated[
         list[Path] | None, typer.Option("--audio", metavar="FILE", help="WAV or FLAC file; may be repeated")
+    ] = None,
+    videos: Annotated[
+        list[Path] | None,
+        typer.Option("--video", metavar="FILE", help="Video file or folder of frames; may be repeated"),
     ] = None,
     temperature: Annotated[
         float, typer.Option("--temperature", metavar="N", min=0, help="0 takes the most probable token")
@@ -47,32 +57,43 @@ def run(
     threads: Threads = None,
     json: Annotated[bool, typer.Option("--json", help="Print answer, tokens and timings as JSON")] = False,
 ) -> None:
-    """Ask a model about images and audio: one prompt, or a chat with history"""
+    """Ask a model about images, videos and audio: one prompt, or a chat with history"""
     _check_prompt(prompt, json)
     from mcpmq.formats.kv_cache import KvCache
     from mcpmq.serving.artifacts import open_engine
     from mcpmq.serving.engine import Message, Sampling
-    from mcpmq.system.audio_file import read_audio
-    from mcpmq.system.image_file import read_image
     from mcpmq.ui.answers import print_answer
     from mcpmq.ui.chat import run_chat
 
     sampling = Sampling(temperature, top_p, seed, max_tokens)
     text = sys.stdin.read() if prompt == STDIN else prompt
-    opened_images = [read_image(file, "--image") for file in images or ()]
-    opened_audio = [read_audio(file, "--audio") for file in audio or ()]
+    media = _open_media(images, videos, audio)
     started = time.perf_counter()
     cache = KvCache.parse(kv_cache) if kv_cache else None
     engine = open_engine(artifact, threads, context, exact=exact, source=source, adapters=lora or (), kv_cache=cache)
     load_ms = 1000 * (time.perf_counter() - started)
     try:
         if text is None:
-            run_chat(engine, sampling, [*opened_images, *opened_audio])
+            run_chat(engine, sampling, media)
         else:
-            message = Message("user", (*opened_images, *opened_audio, text))
-            print_answer(engine, [message], sampling, load_ms=load_ms, as_json=json)
+            print_answer(engine, [Message("user", (*media, text))], sampling, load_ms=load_ms, as_json=json)
     finally:
         engine.close()
+
+
+def _open_media(
+    images: list[Path] | None, videos: list[Path] | None, audio: list[Path] | None
+) -> "list[Image.Image | VideoFrames | Waveform]":
+    """Read the files of the options; images are first, then videos."""
+    from mcpmq.families.video_frames import read_video
+    from mcpmq.system.audio_file import read_audio
+    from mcpmq.system.image_file import read_image
+
+    return [
+        *(read_image(file, "--image") for file in images or ()),
+        *(read_video(file, "--video") for file in videos or ()),
+        *(read_audio(file, "--audio") for file in audio or ()),
+    ]
 
 
 def _check_prompt(prompt: str | None, as_json: bool) -> None:

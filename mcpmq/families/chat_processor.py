@@ -116,11 +116,12 @@ class ChatProcessor(Protocol):
         """Encode the prompt for the next message of a chat.
 
         Raises:
-            DatasetError: a text contains a special token, there are more images than the model accepts, or the chat is
-                too long.
+            DatasetError: a text contains a special token, there are more images than the model accepts, a video that it
+                does not accept, or the chat is too long.
             CheckpointError: a token id is not below the vocabulary size, or the chat template drops image tokens.
         """
-        media = self.prompt_media(CHAT, sum(len(one.images) for one in messages), has_video=False)
+        videos = sum(len(one.videos) for one in messages)
+        media = self.prompt_media(CHAT, videos + sum(len(one.images) for one in messages), has_video=videos > 0)
         audio = self._prompt_audio(CHAT, any(one.audio for one in messages))
         self._check_texts(CHAT, messages)
         return self._encode(CHAT, messages, "", media, audio)

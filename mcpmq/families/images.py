@@ -13,7 +13,11 @@ def open_image(sample_id: str, image: ImageSource) -> Image.Image:
     Raises:
         DatasetError: as `read_image`; the error names the sample.
     """
-    label = f"sample `{sample_id}`"
+    return read_source(f"sample `{sample_id}`", image)
+
+
+def read_source(label: str, image: ImageSource) -> Image.Image:
+    """Load an image as `open_image`; `label` names its owner in errors."""
     if isinstance(image, EmbeddedImage):
         return decode_image(image.content, f"{label}: the image `{image.name}`")
     return read_image(image, label)

@@ -29,6 +29,11 @@ class Message:
         return tuple(part for part in self.content if not isinstance(part, str | VideoFrames | Waveform))
 
     @property
+    def videos(self) -> tuple[VideoFrames, ...]:
+        """Return the videos in their order."""
+        return tuple(part for part in self.content if isinstance(part, VideoFrames))
+
+    @property
     def audio(self) -> tuple[Waveform, ...]:
         """Return the audios in their order."""
         return tuple(part for part in self.content if isinstance(part, Waveform))

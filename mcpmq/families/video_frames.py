@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mcpmq.dataset import EmbeddedImage, ImageSource, Video
@@ -53,16 +54,32 @@ class VideoFrames:
             yield frame
 
 
+def read_video(path: Path, label: str) -> VideoFrames:
+    """Open a video file, or a folder of frames, which is used whole; `label` names it in errors.
+
+    Raises:
+        DatasetError: the path has no video, or it cannot be read.
+    """
+    from mcpmq.dataset.media_files import frame_names
+
+    names = frame_names(path.parent, path.name, label)
+    return _open(label, Video(tuple(path.parent / name for name in names) or path))
+
+
 def open_video(sample_id: str, video: Video) -> VideoFrames:
     """Open the video of a sample; a list of frames without settings is used whole.
 
     Raises:
         DatasetError: the video cannot be read.
     """
-    label = f"sample `{sample_id}`: the video"
+    return _open(f"sample `{sample_id}`", video)
+
+
+def _open(owner: str, video: Video) -> VideoFrames:
+    label = f"{owner}: the video"
     if isinstance(video.source, tuple):
         rate, is_sampled = video.fps or LIST_FPS, video.fps is None and video.num_frames is None
-        read = partial(_read_list, sample_id, video.source)
+        read = partial(_read_list, owner, video.source)
         return VideoFrames(label, len(video.source), rate, read, is_sampled, sample_count=video.num_frames)
     from mcpmq.system.video_file import read_frames, video_info
 
@@ -74,11 +91,11 @@ def open_video(sample_id: str, video: Video) -> VideoFrames:
     return VideoFrames(label, info.num_frames, info.fps, read, False, video.fps, video.num_frames)
 
 
-def _read_list(sample_id: str, frames: Sequence[ImageSource], indices: Sequence[int]) -> "Iterator[Image.Image]":
-    from mcpmq.families.images import open_image
+def _read_list(owner: str, frames: Sequence[ImageSource], indices: Sequence[int]) -> "Iterator[Image.Image]":
+    from mcpmq.families.images import read_source
 
     for index in indices:
-        yield open_image(sample_id, frames[index])
+        yield read_source(owner, frames[index])
 
 
 def spread_frames(video: VideoFrames, count: int) -> "list[Image.Image]":

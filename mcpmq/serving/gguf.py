@@ -40,6 +40,7 @@ AUDIO_NOTE = (
     "llama.cpp pads audio with silence to segments of 30 seconds, whose tokens are part of the prompt; `--exact` leaves"
     " them out"
 )
+VIDEO_HINT = "ask with `--exact`, which gives llama.cpp the frames of the original"
 PNG_COMPRESSION = 1  # fast: the image stays in this process
 
 
@@ -70,6 +71,8 @@ class LlamaCppEngine:
         images = [image for message in messages for image in message.images]
         if images and self.preprocessing is None:
             raise DatasetError("the chat has an image, but the model is text-only", "ask without an image")
+        if any(message.videos for message in messages):
+            raise DatasetError("the chat has a video, which the server of llama.cpp does not accept", VIDEO_HINT)
         has_audio = any(message.audio for message in messages)
         if has_audio and not self.family.has_audio:
             raise DatasetError("the chat has audio, but the model has no audio encoder", "ask without audio")

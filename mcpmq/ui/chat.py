@@ -1,4 +1,4 @@
-"""An interactive chat in the terminal, with history, images and audio."""
+"""An interactive chat in the terminal, with history, images, videos and audio."""
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -9,6 +9,7 @@ from pathlib import Path
 from PIL import Image
 
 from mcpmq.errors import McpmqError
+from mcpmq.families.video_frames import VideoFrames, read_video
 from mcpmq.serving.engine import ChatEngine, Message, Sampling
 from mcpmq.system.audio_file import Waveform, read_audio
 from mcpmq.system.image_file import read_image
@@ -18,18 +19,18 @@ from mcpmq.ui.terminal import print_error, print_notice
 
 PROMPT = "> "
 HELP = (
-    "/image FILE adds an image, /audio FILE adds audio, /clear begins a new chat, /exit or Ctrl-D ends; Ctrl-C stops an"
-    " answer"
+    "/image FILE adds an image, /video FILE a video, /audio FILE audio, /clear begins a new chat, /exit or Ctrl-D ends;"
+    " Ctrl-C stops an answer"
 )
 
 
 @dataclass(slots=True)
 class Chat:
-    """The messages of a chat, and the images and audio of the next message."""
+    """The messages of a chat, and the images, videos and audio of the next message."""
 
     engine: ChatEngine
     sampling: Sampling
-    media: list[Image.Image | Waveform] = field(default_factory=list)
+    media: list[Image.Image | VideoFrames | Waveform] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)
     shown_notes: set[str] = field(default_factory=set)
 
@@ -78,6 +79,12 @@ class Chat:
         self.media.append(image)
         print_notice(f"image {image.width} x {image.height}, for the next message")
 
+    def add_video(self, file: str) -> None:
+        """Open a video file or a folder of frames for the next message."""
+        video = read_video(Path(file).expanduser(), "/video")
+        self.media.append(video)
+        print_notice(f"video of {video.count:,} frames, for the next message")
+
     def add_audio(self, file: str) -> None:
         """Read audio for the next message."""
         audio = read_audio(Path(file).expanduser(), "/audio")
@@ -85,7 +92,7 @@ class Chat:
         print_notice(f"audio of {audio.stored.seconds:.1f} seconds, for the next message")
 
     def clear(self, _: str) -> None:
-        """Forget the history, and the images and audio of the next message."""
+        """Forget the history, and the images, videos and audio of the next message."""
         self.messages.clear()
         self.media.clear()
         print_notice("new chat")
@@ -97,6 +104,7 @@ class Chat:
 
 COMMANDS: Mapping[str, Callable[[Chat, str], None]] = {
     "/image": Chat.add_image,
+    "/video": Chat.add_video,
     "/audio": Chat.add_audio,
     "/clear": Chat.clear,
     "/exit": Chat.leave,
@@ -104,7 +112,7 @@ COMMANDS: Mapping[str, Callable[[Chat, str], None]] = {
 }
 
 
-def run_chat(engine: ChatEngine, sampling: Sampling, media: Sequence[Image.Image | Waveform]) -> None:
+def run_chat(engine: ChatEngine, sampling: Sampling, media: Sequence[Image.Image | VideoFrames | Waveform]) -> None:
     """Read messages from the terminal and print the answers, until Ctrl-D or `/exit`."""
     with suppress(ImportError):
         import readline  # noqa: F401 - `input` then edits lines and recalls earlier ones

@@ -22,7 +22,7 @@ from tests.tiny_families import LFM2_VL
 
 SETTINGS: dict[str, Any] = {"min_image_tokens": 4, "max_image_tokens": 12, "tile_size": 64, "max_tiles": 6}
 MAX_PATCHES = 12 * 2**2
-ONE_LEVEL = 1.001 / 255 / 0.5  # torch rounds some averages of pixels to the next level
+TWO_LEVELS = 2.001 / 255 / 0.5  # torch and Pillow round averages of pixels twice
 
 
 @cache
@@ -48,7 +48,7 @@ def test_slices_are_those_of_transformers(width: int, height: int, splits: bool,
     assume(longest <= MAX_PATCHES)  # for narrower images the mask of transformers is shorter than the patches
     np.testing.assert_array_equal(arguments["spatial_shapes"], oracle["spatial_shapes"])
     np.testing.assert_array_equal(arguments["pixel_attention_mask"], oracle["pixel_attention_mask"][:, :longest])
-    np.testing.assert_allclose(arguments["pixel_values"], oracle["pixel_values"][:, :longest], rtol=0, atol=ONE_LEVEL)
+    np.testing.assert_allclose(arguments["pixel_values"], oracle["pixel_values"][:, :longest], rtol=0, atol=TWO_LEVELS)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from mcpmq import ui
-from mcpmq.cli.options import calibration_words
+from mcpmq.cli.options import set_words
 from mcpmq.formats.recipes import Measurements
 from mcpmq.report import Report
 from tests.commands import Command
@@ -23,9 +23,7 @@ def report_of(recipe: str, kind: str = "gguf") -> Report:
 
 def test_a_conversion_ends_with_paths_and_commands(capsys: pytest.CaptureFixture[str]) -> None:
     """Artifacts, the page of the report, `search` with the size of the artifact, and `check`; names are quoted."""
-    ui.print_conversion_steps(
-        report_of("calibrated-int4"), Path("my out"), ["model"], calibration_words(Path("photos"), 9, 2)
-    )
+    ui.print_conversion_steps(report_of("calibrated-int4"), Path("my out"), ["model"], set_words(Path("photos"), 9, 2))
     printed = capsys.readouterr()
 
     assert printed.out == ""
@@ -49,7 +47,7 @@ def test_search_is_suggested_for_dominated_recipes_only(
     recipe: str, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Not for a searched recipe, for a format that stores one scheme, or for a recipe without results."""
-    ui.print_conversion_steps(report_of(recipe, kind), Path("out"), ["model"], calibration_words(None, None, 0))
+    ui.print_conversion_steps(report_of(recipe, kind), Path("out"), ["model"], set_words(None, None, 0))
 
     assert "search" not in capsys.readouterr().err
 
