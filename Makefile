@@ -1,12 +1,12 @@
 # `make demo` quantizes and evaluates the reference checkpoint; `make test` runs the checks of a change; `make compat` loads
 # artifacts with packages that cannot be installed next to mcpmq, `make transformers-js` with transformers.js, `make mlx` with
-# mlx-vlm. `make campaign` injects faults: kills, fuzzed files, full disks, concurrent runs.
+# mlx-vlm, `make cluster` with Ray. `make campaign` injects faults: kills, fuzzed files, full disks, concurrent runs.
 PYTHON ?= python3
 BIN := .venv/bin
 # Spinning threads of two busy processes slow each other down by a factor of eight.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: setup demo gate test lint types layers unit docs site min-runtime transformers-js mlx compat campaign readme clean
+.PHONY: setup demo gate test lint types layers unit docs site min-runtime transformers-js mlx cluster compat campaign readme clean
 
 setup: .venv/ready
 
@@ -68,6 +68,10 @@ mlx: setup $(MLX)/ready
 $(MLX)/ready: Makefile
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $(MLX) mlx==0.32.4 mlx-cpu==0.32.4 mlx-lm==0.32.2 mlx-vlm==0.7.10
 	touch $@
+
+# Start clusters of two nodes on this machine, and calibrate with them; it takes minutes.
+cluster: setup
+	PATH="$(CURDIR)/$(BIN):$$PATH" RAY_AUTH_MODE=token OMP_NUM_THREADS=1 $(BIN)/pytest --quiet -m cluster tests
 
 # The generated parts of the documents are up to date.
 GENERATED := README.md ARCHITECTURE.md benchmarks/README.md $(wildcard docs/*.md)

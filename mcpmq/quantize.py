@@ -1,7 +1,7 @@
 """Quantize a checkpoint: read and write one block at a time; an interrupted run resumes."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
@@ -18,8 +18,10 @@ from mcpmq.artifact import (
     has_manifest,
     write_manifest,
 )
+from mcpmq.calibrate.cluster import ClusterOptions, calibrate_on_cluster
 from mcpmq.calibrate.expert_counts import expert_record
-from mcpmq.calibrate.sequential import calibrate_sequentially, needs_calibration, require_calibration
+from mcpmq.calibrate.requirements import needs_calibration, require_calibration
+from mcpmq.calibrate.sequential import calibrate_sequentially
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import Sample, SampleSet
 from mcpmq.errors import OutputError
@@ -52,6 +54,7 @@ def quantize(
     device: str | None = None,
     notify: Notify = ignore_notice,
     memory_limit: int | None = None,
+    cluster: ClusterOptions | None = None,
 ) -> QuantizedModel:
     """Carry out a plan and write the quantized model to `out`; a finished run of the same plan is returned.
 
@@ -59,7 +62,7 @@ def quantize(
     through the model block by block on `device`, or on the best available one, and their activations are in its memory.
     `notify` gets a warning before the work if the samples have too few tokens for the method.
     `memory_limit` is the largest resident memory of this process in bytes: hidden states go to a file where they would
-    exceed it.
+    exceed it. With `cluster` the samples pass through the model on its nodes, with the bytes of a run on this CPU.
 
     Raises:
         DatasetError: the recipe needs a calibration set and none is given, a sample cannot be encoded, or a weight gets
@@ -69,11 +72,12 @@ def quantize(
             memory than the limit.
         CheckpointError: a file of the tokenizer or preprocessor is missing, or a weight is not finite.
         ScaleError: the scales of a scheme do not represent a weight.
-        MissingExtra: the recipe uses ggml's own search of scales, and xllamacpp is not installed.
+        MissingExtra: the recipe uses ggml's own search of scales, and xllamacpp is not installed; or Ray is not.
+        ClusterError: the cluster does not answer, or its workers died.
     """
     samples, out = require_calibration(plan, calibration), Path(out)
     check_folder(out, _inputs(plan, calibration))
-    torch_device = resolve_device(device, plan.checkpoint.nbytes) if samples else CPU
+    torch_device = resolve_device(device, plan.checkpoint.nbytes) if samples and not cluster else CPU
     with ExitStack() as stack:
         if not has_manifest(out):
             stack.enter_context(lock_output(out))
@@ -91,7 +95,10 @@ def quantize(
         if samples:
             begin_stage()
         _check_limit(plan, memory_limit)
-        _run(plan, out, finish_request(), samples, progress, torch_device, memory_limit)
+        calibrate = partial(calibrate_sequentially, device=torch_device)
+        if cluster:
+            calibrate = partial(calibrate_on_cluster, notify=notify, options=cluster)
+        _run(plan, out, finish_request(), samples, progress, calibrate, memory_limit)
     return QuantizedModel.open(out)
 
 
@@ -126,7 +133,7 @@ def _run(
     request: RunRequest,
     samples: Sequence[Sample],
     progress: Progress,
-    device: torch.device,
+    calibrate: Callable[..., None],
     memory_limit: int | None,
 ) -> None:
     with atomic_dir(out, resumable=True) as folder:
@@ -134,7 +141,7 @@ def _run(
         files = {name: run.block_file(name) for name in plan.blocks}
         _quantize_uncalibrated_blocks(plan, files, progress, run.write_block)
         if not all(file.is_file() for file in files.values()):
-            calibrate_sequentially(plan, samples, files, progress, device, run.write_block, memory_limit)
+            calibrate(plan, samples, files, progress, write=run.write_block, memory_limit=memory_limit)
         run.check_blocks(_finish(plan, folder, request.manifest, files).files)
     (out / REQUEST_FILE).unlink()
 

@@ -7,6 +7,7 @@ from typing import Protocol, Self
 
 from torch import Tensor
 
+from mcpmq.calibrate.exchange import ONE_PROCESS, Exchange, broadcast
 from mcpmq.calibrate.selection import BlockLoss, Candidate
 from mcpmq.errors import prefix_errors
 from mcpmq.execution.chunked_matmul import ParallelMap
@@ -109,10 +110,14 @@ class StatsRounder:
     scales: Sequence[SmoothingScales]
     threads: int  # for rounding
     loaded: Mapping[str, Tensor]  # original weights on a device other than the CPU, float32 [out, in]
+    exchange: Exchange = ONE_PROCESS
     has_scaled_stats: bool = False
 
     def round(self, candidate: Candidate, scaling: Mapping[str, WeightScaling], is_last: bool) -> RoundedBlock:
-        """Round with a candidate; candidates with smoothing come last."""
+        """Round with a candidate, in process 0; candidates with smoothing come last."""
+        return broadcast(self.exchange, lambda: self._round(candidate, scaling, is_last))
+
+    def _round(self, candidate: Candidate, scaling: Mapping[str, WeightScaling], is_last: bool) -> RoundedBlock:
         if candidate.smoothing and not self.has_scaled_stats:
             self.stats.update(scale_stats(self.stats, self.scales))
             self.has_scaled_stats = True

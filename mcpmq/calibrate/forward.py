@@ -2,16 +2,23 @@
 
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from mcpmq.calibrate.block_files import BlockReader
+from mcpmq.calibrate.exchange import (
+    ONE_PROCESS,
+    Exchange,
+    collect_from_all,
+    own_samples,
+    sample_index,
+    sample_is_held_out,
+)
 from mcpmq.calibrate.memory import must_spill
 from mcpmq.calibrate.modalities import (
     HEAD,
@@ -21,12 +28,13 @@ from mcpmq.calibrate.modalities import (
     sample_modalities,
     token_modalities,
 )
-from mcpmq.calibrate.observers import HessianObserver, HoldOut, TokenModalities, collect_stats
+from mcpmq.calibrate.observers import HessianObserver, HoldOut, TokenModalities
+from mcpmq.calibrate.requirements import check_finite
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import Sample
-from mcpmq.errors import DatasetError
 from mcpmq.execution.chunked_matmul import ParallelMap, chunk_linears, deterministic_threads
 from mcpmq.execution.device import CPU, progress_label
+from mcpmq.execution.hooks import observe_inputs
 from mcpmq.execution.layerwise import Replay, run_layerwise
 from mcpmq.execution.spilling import SpillFile
 from mcpmq.execution.torch_model import StoredWeight, TorchModel, build_model, rows_to_float, to_float
@@ -34,13 +42,10 @@ from mcpmq.families.encoding import encode_sample
 from mcpmq.families.family import Family, Processor, TensorSpec
 from mcpmq.families.inputs import Inputs
 from mcpmq.recipe import TokenWeights
-from mcpmq.rounding.stats import Drift, InputStats
+from mcpmq.rounding.stats import InputStats
 from mcpmq.system.progress import Progress
 
 EMBEDDING = "embedding"
-
-# Whether the sample in its forward pass is held out; each sample runs in a context of its own.
-_sample_is_held_out: ContextVar[bool] = ContextVar("is_held_out", default=False)
 
 
 class CalibrationVisitor(Protocol):
@@ -55,7 +60,10 @@ class CalibrationVisitor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class CalibrationRun:
-    """A checkpoint's model without weights, and the encoded samples to run through it."""
+    """A checkpoint's model without weights, and the encoded samples of this process to run through it.
+
+    indices: of the samples among those of all processes. num_samples: of all processes.
+    """
 
     checkpoint: Checkpoint
     model: TorchModel
@@ -66,6 +74,9 @@ class CalibrationRun:
     threads: int  # threads of torch before the run, which computes on one
     spill: SpillFile | None = None  # for the hidden states of waiting samples
     reader: BlockReader | None = None  # on devices other than the CPU
+    exchange: Exchange = ONE_PROCESS
+    indices: Sequence[int] = ()
+    num_samples: int = 0
 
     def load_original(self, block: nn.Module) -> None:
         """Load the weights of a block from the checkpoint; the head stays empty."""
@@ -111,20 +122,18 @@ class CalibrationRun:
         Raises:
             DatasetError: an input is not finite.
         """
-        modalities = self.modalities(block, weights.model_dump())
-        hold_out = HoldOut(_sample_is_held_out.get, held_out_in_gram)
-        is_layer = block_component(self.model, block) == LANGUAGE  # whose matrices are the same for every sample
-        options = self.parallel_map, hold_out, is_layer, self.model.device
-        stats = collect_stats(block, self.input_modules(specs), replay, modalities, *options)
+        modules, is_layer = self.input_modules(specs), block_component(self.model, block) == LANGUAGE
+        collect = partial(observe_inputs, block, modules, replay, stop_at_last=is_layer)
+        stats = collect_from_all(self.exchange, self.new_observer(block, weights, held_out_in_gram), collect)
         for name, parts in stats.items():
-            _check_finite(specs[name], parts)
+            check_finite(specs[name], parts)
         return {spec.name: stats.get(name, ()) for name, spec in specs.items()}
 
     def new_observer(
         self, block: nn.Module, weights: TokenWeights, held_out_in_gram: bool
-    ) -> Callable[[int, Drift], HessianObserver]:
-        """Return a function that creates an observer of inputs of the block with drift; see `HessianObserver`."""
-        hold_out = HoldOut(_sample_is_held_out.get, held_out_in_gram)
+    ) -> Callable[..., HessianObserver]:
+        """Return a function that creates an observer of inputs of the block: of their columns, and of drift."""
+        hold_out = HoldOut(sample_is_held_out.get, held_out_in_gram)
         modalities = self.modalities(block, weights.model_dump())
         return partial(HessianObserver.create, modalities, self.parallel_map, hold_out, self.model.device)
 
@@ -149,19 +158,21 @@ def open_calibration(
     with_original: bool = False,
     memory_limit: int | None = None,
     spill_folder: Path | None = None,
+    exchange: Exchange = ONE_PROCESS,
 ) -> Iterator[CalibrationRun]:
     """Encode the samples and build the model; inside, torch is deterministic and in inference mode.
 
     `with_hessian` are the weights, by common name, whose Hessians the visitor collects. `with_original` is that of
     `run_calibration`. Hidden states that do not fit into memory, or into the bytes of `memory_limit`, go to a file in
-    `spill_folder`, by default that of the system.
+    `spill_folder`, by default that of the system. With several processes each encodes its own samples.
 
     Raises:
         DatasetError: the samples do not fit into the memory of the device.
     """
     processor = checkpoint.family.open_processor(checkpoint.path)
-    inputs = encode_samples(processor, samples, progress)
-    spills = must_spill(checkpoint, inputs, with_hessian, device, with_original, memory_limit)
+    indices = own_samples(len(samples), exchange)
+    inputs = encode_samples(processor, [samples[index] for index in indices], progress)
+    spills = must_spill(checkpoint, inputs, () if exchange.rank else with_hessian, device, with_original, memory_limit)
     model = build_model(checkpoint.family, checkpoint.config, checkpoint.specs, device)
     threads = torch.get_num_threads()
     with ExitStack() as stack:
@@ -169,7 +180,8 @@ def open_calibration(
         parallel_map = stack.enter_context(deterministic_threads(device))
         stack.enter_context(torch.inference_mode())
         reader = None if device == CPU else stack.enter_context(BlockReader.open(checkpoint, _block_specs(model)))
-        yield CalibrationRun(checkpoint, model, processor, inputs, progress, parallel_map, threads, spill, reader)
+        shared = spill, reader, exchange, indices, len(samples)
+        yield CalibrationRun(checkpoint, model, processor, inputs, progress, parallel_map, threads, *shared)
 
 
 def _block_specs(model: TorchModel) -> list[tuple[TensorSpec, ...]]:
@@ -190,7 +202,8 @@ def run_calibration(
     `original_samples` pass through original weights before it loads those of the quantized model.
 
     The head receives all positions but those of images and audio. Logits are not needed during calibration, so the head
-    returns its input and loads no weights. `label` is for the progress, `held_out` has the indices of held-out samples.
+    returns its input and loads no weights. `label` is for the progress, `held_out` has the indices of held-out samples
+    among those of all processes.
     """
     model = run.model
     if model.device == CPU:  # other devices distribute matrix products themselves
@@ -198,8 +211,8 @@ def run_calibration(
     for block in filter(partial(is_head, model), model.blocks):
         vars(block)["forward"] = lambda hidden: hidden
     samples = [
-        {"modalities": token_modalities(one), "is_held_out": index in held_out, "inputs": one}
-        for index, one in enumerate(run.inputs)
+        {"index": index, "modalities": token_modalities(one), "is_held_out": index in held_out, "inputs": one}
+        for index, one in zip(run.indices, run.inputs, strict=True)
     ]
     if with_original:
         samples *= 2
@@ -211,14 +224,16 @@ def run_calibration(
         visitor.load(block)
 
     forward = partial(_forward, run)
-    run_layerwise(forward, blocks, samples, load=load, release=model.unload_block, visit=visitor.visit, spill=run.spill)
+    options: dict[str, Any] = {"load": load, "release": model.unload_block, "visit": visitor.visit, "spill": run.spill}
+    run_layerwise(forward, blocks, samples, **options, next_position=lambda one: min(run.exchange.gather(one)))
     for _ in ticks:  # blocks that no sample passed through
         pass
 
 
-def _forward(run: CalibrationRun, modalities: Tensor, is_held_out: bool, inputs: Inputs) -> None:
+def _forward(run: CalibrationRun, index: int, modalities: Tensor, is_held_out: bool, inputs: Inputs) -> None:
     model = run.model
-    _sample_is_held_out.set(is_held_out)
+    sample_index.set(index)
+    sample_is_held_out.set(is_held_out)
     sample_modalities.set(modalities)
     arrays = run.processor.model_inputs(inputs)
     tensors = {name: torch.from_numpy(value).to(model.device) for name, value in arrays.items()}
@@ -254,37 +269,3 @@ def input_module(family: Family, spec: TensorSpec, parameter: str) -> str | None
     name = spec.parameter_names[0]
     module = dict(family.input_from).get(name)
     return module.removeprefix(name.removesuffix(parameter)) if module else None
-
-
-def check_stats(spec: TensorSpec, parts: tuple[InputStats, ...], samples: int) -> None:
-    """Check that a weight received tokens of this number of samples.
-
-    Raises:
-        DatasetError: it received none, only tokens of weight zero, or inputs that are not finite.
-    """
-    _check_finite(spec, parts)
-    if not has_tokens(parts):
-        raise no_tokens_error(spec.name, samples)
-
-
-def has_tokens(parts: tuple[InputStats, ...]) -> bool:
-    """Return whether a weight received tokens of a weight above zero."""
-    return bool(parts) and all(part.total_weight > 0 for part in parts)
-
-
-def _check_finite(spec: TensorSpec, parts: tuple[InputStats, ...]) -> None:
-    if not all(part.gram.diagonal().isfinite().all() for part in parts):
-        raise nonfinite_error(spec.name)
-
-
-def no_tokens_error(name: str, samples: int) -> DatasetError:
-    """Return the error for a weight without inputs."""
-    return DatasetError(
-        f"`{name}` receives no token of the {samples} calibration samples, or only tokens of weight 0",
-        f'add samples that use it, or write `"{name}" = "keep"` last in the recipe',
-    )
-
-
-def nonfinite_error(name: str) -> DatasetError:
-    """Return the error for a weight with inputs that are infinite or NaN."""
-    return DatasetError(f"the inputs of `{name}` are not finite", "the checkpoint overflows on a sample or is damaged")

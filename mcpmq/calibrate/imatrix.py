@@ -20,7 +20,8 @@ from mcpmq.artifact import (
     WeightRecord,
     write_manifest,
 )
-from mcpmq.calibrate.forward import CalibrationRun, nonfinite_error, open_calibration, run_calibration
+from mcpmq.calibrate.forward import CalibrationRun, open_calibration, run_calibration
+from mcpmq.calibrate.requirements import nonfinite_error
 from mcpmq.calibrate.square_sums import SquareSumObserver, SquareSums
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import SampleSet

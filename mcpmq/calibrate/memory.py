@@ -19,6 +19,7 @@ from mcpmq.families.blocks import block_name
 from mcpmq.families.family import Architecture, TensorSpec
 from mcpmq.families.inputs import Inputs, slice_size
 from mcpmq.families.residual import LAYER_OUTPUT, stream_reader
+from mcpmq.plan import Plan
 from mcpmq.rounding import gptq
 from mcpmq.rounding.weight import GPTQ_CHUNK_WEIGHTS
 from mcpmq.system.table import format_megabytes
@@ -30,6 +31,8 @@ TARGET_WEIGHTS = 1 << 27  # rounded at a time
 ROUNDING_ARRAYS = 12  # in float32, of the rows that a thread rounds at a time
 LATER_LIBRARIES_NBYTES = 250_000_000  # of transformers and of compiled kernels, which are loaded after the check
 STATES_AT_EXPERTS = 3  # the residual stream, the inputs of the experts, and the sum of their outputs
+LIBRARIES_NBYTES = 500_000_000  # of a process that has loaded all libraries
+TOKENS_PER_SAMPLE = 1024  # of a sample that is not encoded yet
 STATES_PER_SAMPLE = 2  # hidden states before the current block, and before the first block
 
 
@@ -167,6 +170,15 @@ def _rounded_rows_nbytes(columns: int) -> int:
     """Return the bytes of the rows of a matrix that all threads round at a time."""
     chunk = min(gptq.CHUNK_ROWS * columns, max(gptq.CHUNK_WEIGHTS, columns))
     return ROUNDING_ARRAYS * FLOAT_NBYTES * torch.get_num_threads() * chunk
+
+
+def forward_nbytes(plan: Plan, samples: int, workers: int) -> int:
+    """Estimate the memory of a worker that passes its samples through a model, from headers alone."""
+    tensors = [spec for spec in plan.checkpoint.specs if spec.role == "matrix"]
+    _, block_nbytes = _largest_block(tensors, (), plan.recipe.has_model_targets)
+    passes = 1 + plan.recipe.has_model_targets
+    states = FLOAT_NBYTES * passes * STATES_PER_SAMPLE * plan.checkpoint.architecture.language.hidden_size
+    return LIBRARIES_NBYTES + passes * block_nbytes + -(-samples // workers) * TOKENS_PER_SAMPLE * states
 
 
 def must_spill(

@@ -57,12 +57,14 @@ class TwoModels:
         stream: Stream | None,
         column_scales: Mapping[str, Tensor | None],
         new_observer: NewObserver,
+        observers: dict[str, Any] | None = None,
     ) -> dict[str, tuple[InputStats, ...]]:
         """Return the statistics of a stage with drift, by parameter; the block then has weights of the quantized model.
 
-        `column_scales` are those of smoothed matrices: inputs of the quantized model are divided by them.
+        `column_scales` are those of smoothed matrices: inputs of the quantized model are divided by them. `observers`
+        gets the observers, by the first matrix that uses them.
         """
-        pair = _InputPair(stage, stream, column_scales, new_observer)
+        pair = _InputPair(stage, stream, column_scales, new_observer, {} if observers is None else observers)
         weights, new_weights = (_parameters(self.block, one) for one in (self.original, self.quantized))
         with pair.hooks(self.block, input_modules):
             for original, quantized in self.samples:
@@ -93,10 +95,10 @@ class _InputPair:
     stream: Stream | None
     column_scales: Mapping[str, Tensor | None]
     new_observer: NewObserver
+    observers: dict[str, HessianObserver]  # by the first matrix
     rows: list[_Rows] = field(default_factory=list)  # of the present sample: original, quantized
     latest: tuple[str, Tensor] | None = None
     owners: dict[str, str] = field(default_factory=dict)  # from a matrix to the first matrix with the same input
-    observers: dict[str, HessianObserver] = field(default_factory=dict)  # by the first matrix
 
     def begin_original(self) -> None:
         """Begin the pass of a sample through the original block."""

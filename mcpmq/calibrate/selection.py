@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mcpmq.calibrate.exchange import ONE_PROCESS, Exchange, add_by_sample, sample_index
 from mcpmq.calibrate.observers import TokenModalities
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.errors import DatasetError
@@ -25,6 +26,8 @@ from mcpmq.rounding.stats import InputStats
 
 HOLDOUT_EVERY = 5  # one of five samples of each modality is held out
 CHUNK_WEIGHTS, CHUNK_ROWS = 1 << 24, 512  # of a matrix: read at a time, multiplied at a time
+
+_Outputs = tuple[int, Tensor, Tensor]  # of one sample: its index, output rows, and the weights of its tokens
 
 BlockLoss = Callable[[Mapping[str, StoredWeight], Mapping[str, float]], float]
 """Maps the weights of a block, by common name, to the squared error of its outputs over the square of its outputs.
@@ -72,6 +75,7 @@ def output_mse(
     replay_original: Callable[[], None],
     replay: Callable[[], None],
     modalities: TokenModalities,
+    exchange: Exchange = ONE_PROCESS,
 ) -> BlockLoss:
     """Return the loss of a block against its outputs in `replay_original` now, while it holds its original weights.
 
@@ -80,37 +84,43 @@ def output_mse(
     Raises:
         DatasetError: the held-out samples have zero total weight.
     """
-    originals: list[tuple[Tensor, Tensor]] = []  # output rows and their token weights, for each sample
+    originals: list[_Outputs] = []
 
     def record(rows: Tensor) -> None:
-        originals.append((rows, modalities.token_weights(modalities.modality_ids(len(rows))).to(rows.device)))
+        originals.append(
+            (sample_index.get(), rows, modalities.token_weights(modalities.modality_ids(len(rows))).to(rows.device))
+        )
 
     with _on_output(block, record):
         replay_original()
     name = block_name(next(iter(model.blocks[block].values())).name)
-    _check_weight(name, float(sum(weights.double().sum() for _, weights in originals)))
-    total = sum(_weighted_square(rows, weights) for rows, weights in originals) or 1.0  # outputs may be all zero
+    _check_weight(name, add_by_sample(exchange, [(at, float(one.double().sum())) for at, _, one in originals]))
+    squares = [(at, _weighted_square(rows, weights)) for at, rows, weights in originals]
+    total = add_by_sample(exchange, squares) or 1.0  # outputs may be all zero
 
     def loss(weights: Mapping[str, StoredWeight], input_abs_max: Mapping[str, float]) -> float:
         model.load_block(block, lambda spec: torch_model.to_float(weights[spec.name], spec, model.device))
         with _int8_inputs(block, model.blocks[block], input_abs_max):
-            error = _squared_error(block, replay, originals)
+            error = add_by_sample(exchange, _squared_errors(block, replay, originals))
         model.unload_block(block)
         return error / total
 
     return loss
 
 
-def _squared_error(block: nn.Module, replay: Callable[[], None], originals: Sequence[tuple[Tensor, Tensor]]) -> float:
-    remaining, errors = iter(originals), []
+def _squared_errors(
+    block: nn.Module, replay: Callable[[], None], originals: Sequence[_Outputs]
+) -> list[tuple[int, float]]:
+    """Return the squared error of every sample of this process, with its index."""
+    remaining, errors = iter(originals), list[tuple[int, float]]()
 
     def compare(rows: Tensor) -> None:
-        original, weights = next(remaining)
-        errors.append(_weighted_square(rows - original, weights))
+        index, original, weights = next(remaining)
+        errors.append((index, _weighted_square(rows - original, weights)))
 
     with _on_output(block, compare):
         replay()
-    return sum(errors)
+    return errors
 
 
 def hessian_mse(checkpoint: Checkpoint, spec: TensorSpec, stats: InputStats, parallel_map: ParallelMap) -> BlockLoss:

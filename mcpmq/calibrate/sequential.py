@@ -15,21 +15,18 @@ from torch import Tensor, nn
 
 from mcpmq.calibrate.block import BlockQuantizer, BlockStats, Rounder, StatsRounder, smoothing_scales
 from mcpmq.calibrate.block_files import BackgroundWriter
+from mcpmq.calibrate.exchange import ONE_PROCESS, Exchange, broadcast
 from mcpmq.calibrate.expert_counts import round_without_tokens
 from mcpmq.calibrate.forward import (
     CalibrationRun,
-    check_stats,
-    has_tokens,
     is_head,
-    no_tokens_error,
     open_calibration,
     run_calibration,
 )
-from mcpmq.calibrate.modalities import encoder_modality
+from mcpmq.calibrate.requirements import check_stats, has_tokens, needs_calibration, no_tokens_error
 from mcpmq.calibrate.selection import BlockLoss, candidates, held_out_samples, hessian_mse, output_mse
 from mcpmq.calibrate.stagewise import StagewiseRounder
-from mcpmq.dataset import Sample, SampleSet
-from mcpmq.errors import DatasetError
+from mcpmq.dataset import Sample
 from mcpmq.execution.device import CPU
 from mcpmq.execution.layerwise import Replay
 from mcpmq.execution.torch_model import StoredWeight
@@ -40,52 +37,8 @@ from mcpmq.quantized_model import BlockWriter, read_weight, write_block
 from mcpmq.recipe import TokenWeights
 from mcpmq.rounding.fold import find_folds
 from mcpmq.rounding.smoothing import SmoothingScales, scale_stats, weight_scalings
-from mcpmq.rounding.stats import AUDIO, VISION
 from mcpmq.system.progress import Progress
 from mcpmq.system.safetensors_file import read_header
-
-
-def needs_calibration(plan: Plan, tensor: TensorPlan) -> bool:
-    """Return whether a weight's codes, smoothing scales or activation range depend on calibration samples."""
-    calibrated = plan.recipe.method != "rtn" or tensor.name in plan.smoothed_weights or tensor.has_input_range
-    return calibrated and tensor.is_quantized and tensor.spec.role == "matrix"
-
-
-def require_calibration(plan: Plan, calibration: SampleSet | None) -> tuple[Sample, ...]:
-    """Return the samples that a plan needs, none if no weight needs calibration.
-
-    Raises:
-        DatasetError: the plan needs a calibration set and none was given; it quantizes weights that only process
-            images or audio and no sample has one; or it selects methods on held-out samples and there are too few.
-    """
-    calibrated = [tensor for tensor in plan.tensors if needs_calibration(plan, tensor)]
-    if not calibrated:
-        return ()
-    if calibration is None:
-        raise DatasetError(
-            f"recipe `{plan.recipe.name}` needs calibration for {len(calibrated)} weights, and no calibration set was"
-            " given",
-            "pass a directory of images and questions with `--calibration`",
-        )
-    present = {
-        VISION: any(sample.has_vision for sample in calibration),
-        AUDIO: any(sample.audio for sample in calibration),
-    }
-    for tensor in calibrated:
-        if not present.get(encoder_modality(tensor.spec.component), True):
-            raise no_tokens_error(tensor.name, len(calibration))
-    if plan.recipe.selects_per_block:
-        _check_held_out([sample.has_vision for sample in calibration])
-    return calibration.samples
-
-
-def _check_held_out(has_image: list[bool]) -> None:
-    for value, kind in ((True, "image"), (False, "text-only")):
-        if has_image.count(value) == 1:
-            raise DatasetError(
-                f"the calibration set has only one {kind} sample; at least two are needed because one is held out",
-                f"add another {kind} sample, or remove this one",
-            )
 
 
 def calibrate_sequentially(
@@ -96,6 +49,7 @@ def calibrate_sequentially(
     device: torch.device = CPU,
     write: BlockWriter = write_block,
     memory_limit: int | None = None,
+    exchange: Exchange = ONE_PROCESS,
 ) -> None:
     """Write the files of all blocks that need calibration; a block whose file exists is loaded from it.
 
@@ -106,13 +60,15 @@ def calibrate_sequentially(
     samples. With the outputs of the original model as targets, hidden states and the float32 block are there twice,
     and one input at a time has a Hessian and the products of its drift.
 
+    With several processes all call this function with all samples; `files` are those of process 0, which writes them.
+
     Raises:
         DatasetError: a weight has no inputs, or inputs that are not finite, or the samples do not fit into memory.
         CheckpointError: a weight is not finite.
     """
     with_hessian = [tensor.name for tensor in plan.tensors if needs_calibration(plan, tensor)]
     with_original, folder = plan.recipe.has_model_targets, next(iter(files.values())).parent
-    options = device, with_hessian, with_original, memory_limit, folder
+    options = device, with_hessian, with_original, memory_limit, folder, exchange
     with ExitStack() as stack:
         run = stack.enter_context(open_calibration(plan.checkpoint, samples, progress, *options))
         if device != CPU:
@@ -122,11 +78,20 @@ def calibrate_sequentially(
             plan,
             {tensor.name: tensor for tensor in plan.tensors},
             files,
-            held_out_samples([sample.modality for sample in run.inputs]),
+            held_out_samples(_modalities(run)),
             write,
+            frozenset(broadcast(exchange, lambda: [name for name, file in files.items() if file.is_file()])),
         )
         run_calibration(run, quantizer, "calibrating", quantizer.held_out, with_original)
-    quantizer.check_complete()
+    if exchange.rank == 0:
+        quantizer.check_complete()
+
+
+def _modalities(run: CalibrationRun) -> list[str]:
+    """Return the modalities of the samples of all processes."""
+    own = {index: one.modality for index, one in zip(run.indices, run.inputs, strict=True)}
+    found = {index: modality for part in run.exchange.gather(own) for index, modality in part.items()}
+    return [found[index] for index in sorted(found)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,12 +102,13 @@ class _SequentialQuantizer:
     plan: Plan
     tensors: Mapping[str, TensorPlan]  # by common name
     files: Mapping[str, Path]  # by block
-    held_out: frozenset[int]  # indices of the samples that compare methods and shrinkages
+    held_out: frozenset[int]  # indices, among those of all processes, of samples that compare methods and shrinkages
     write: BlockWriter
+    finished: frozenset[str]  # blocks whose files exist when the run begins
 
     def load(self, block: nn.Module) -> None:
         """Load the quantized weights of a block if its file exists and only they are needed, else the original ones."""
-        if self._file(block).is_file() and not self.plan.recipe.has_model_targets:
+        if self._is_finished(block) and not self.plan.recipe.has_model_targets:
             self._load_quantized(block)
         else:
             self.run.load_original(block)
@@ -153,7 +119,7 @@ class _SequentialQuantizer:
         Samples in the original model pass through the original weights.
         """
         with_original, quantized = self.plan.recipe.has_model_targets, None
-        if self._file(block).is_file():
+        if self._is_finished(block):
             if not with_original:
                 return
         else:
@@ -168,7 +134,8 @@ class _SequentialQuantizer:
     def _quantize(self, block: nn.Module, replay: Replay) -> Mapping[str, StoredWeight] | None:
         """Write the file of a block that has its original weights; afterwards it has none.
 
-        Return the quantized weights if they need not be read from the file: on devices other than the CPU.
+        Return the quantized weights if they need not be read from the file: on devices other than the CPU, and in
+        processes that have no files.
         """
         plan, name, in_stages = self.plan, _name(self.run, block), self._is_rounded_in_stages(block)
         methods = candidates(plan.recipe, can_smooth=name in plan.smoothing_mappings)
@@ -178,18 +145,19 @@ class _SequentialQuantizer:
         if not in_stages or methods[-1].smoothing:
             stats = self._collect_stats(block, partial(replay, range(len(self.run.inputs))), held_out_in_gram=not loss)
         if not stats and is_expert(name):
-            self.write(self._file(block), *round_without_tokens(plan, name))
+            self.write(self.files[name], *round_without_tokens(plan, name))
             return None
         weights = self._original_weights(block)
         folds, scales = find_folds(plan, name, weights), []
-        if folds:
+        if folds and stats:
             stats |= scale_stats(stats, folds)
         if methods[-1].smoothing:
-            scales = smoothing_scales(plan, name, _apply(folds, weights), stats, self.run.parallel_map)
+            search = partial(smoothing_scales, plan, name, _apply(folds, weights), stats, self.run.parallel_map)
+            scales = broadcast(self.run.exchange, search)
         methods = tuple(method for method in methods if scales or not method.smoothing)
         on_device = self.run.model.device != CPU
         loaded = weights if on_device and not is_head(self.run.model, block) else {}
-        rounder: Rounder = StatsRounder(plan, name, stats, scales, self.run.threads, loaded)
+        rounder: Rounder = StatsRounder(plan, name, stats, scales, self.run.threads, loaded, self.run.exchange)
         if in_stages:
             stats.clear()
             rounder = StagewiseRounder.create(
@@ -198,7 +166,9 @@ class _SequentialQuantizer:
         del weights
         self.run.model.unload_block(block)  # frees the float weights that the rounder does not need
         quantized, result = BlockQuantizer(plan, name, rounder, scales, folds).quantize(methods, loss)
-        self.write(self._file(block), quantized, result)
+        if self.run.exchange.rank:
+            return quantized
+        self.write(self.files[name], quantized, result)
         return quantized if on_device else None
 
     def _is_rounded_in_stages(self, block: nn.Module) -> bool:
@@ -221,10 +191,12 @@ class _SequentialQuantizer:
         """Return the statistics of all matrices of a block; of an expert without tokens none."""
         specs = self._matrices(block)
         stats = self.run.collect_stats(block, specs, replay, self._token_weights(), held_out_in_gram)
+        if self.run.exchange.rank:
+            return {}
         if is_expert(_name(self.run, block)) and not all(map(has_tokens, stats.values())):
             return {}
         for spec in specs.values():
-            check_stats(spec, stats[spec.name], len(self.run.inputs))
+            check_stats(spec, stats[spec.name], self.run.num_samples)
         return stats
 
     def _block_loss(self, block: nn.Module, replay: Replay) -> BlockLoss | None:
@@ -232,17 +204,22 @@ class _SequentialQuantizer:
 
         None for an expert that no token of held-out samples is routed to.
         """
-        model, quantized = self.run.model, partial(replay, self.held_out)
-        if is_expert(_name(self.run, block)) and not self.held_out.intersection(replay.waiting()):
+        own = {at: number for number, at in enumerate(self.run.indices) if at in self.held_out}
+        model, exchange, quantized = self.run.model, self.run.exchange, partial(replay, own.values())
+        if is_expert(_name(self.run, block)) and not set(own.values()).intersection(replay.waiting()):
             return None
         if not is_head(model, block):
             modalities = self.run.modalities(block, self._token_weights().model_dump())
-            indices = [self.run.original_samples[index] for index in self.held_out]
+            indices = [self.run.original_samples[number] for number in own.values()]
             original = partial(replay, indices) if self._is_rounded_in_stages(block) else quantized
-            return output_mse(model, block, original, quantized, modalities)
+            return output_mse(model, block, original, quantized, modalities, exchange)
         [spec] = model.blocks[block].values()
-        [stats] = self._collect_stats(block, quantized)[spec.name]
-        return hessian_mse(self.plan.checkpoint, spec, stats, self.run.parallel_map)
+        found = self._collect_stats(block, quantized)
+        if exchange.rank:
+            return lambda *_: broadcast(exchange, lambda: 0.0)
+        [stats] = found[spec.name]
+        loss = hessian_mse(self.plan.checkpoint, spec, stats, self.run.parallel_map)
+        return lambda *arguments: broadcast(exchange, lambda: loss(*arguments))
 
     def check_complete(self) -> None:
         """Round the experts that no sample passed through to nearest.
@@ -256,7 +233,7 @@ class _SequentialQuantizer:
             if not file.is_file():
                 tensors = self.plan.blocks[name]
                 missing = next(tensor.name for tensor in tensors if needs_calibration(self.plan, tensor))
-                raise no_tokens_error(missing, len(self.run.inputs))
+                raise no_tokens_error(missing, self.run.num_samples)
 
     def _original_weights(self, block: nn.Module) -> dict[str, Tensor]:
         """Return the loaded weights of a block by common name, [out, in]."""
@@ -267,8 +244,8 @@ class _SequentialQuantizer:
     def _token_weights(self) -> TokenWeights:
         return self.plan.recipe.token_weights or TokenWeights()
 
-    def _file(self, block: nn.Module) -> Path:
-        return self.files[_name(self.run, block)]
+    def _is_finished(self, block: nn.Module) -> bool:
+        return _name(self.run, block) in self.finished
 
     def _load_quantized(self, block: nn.Module, quantized: Mapping[str, StoredWeight] | None = None) -> None:
         if is_head(self.run.model, block):
@@ -276,8 +253,17 @@ class _SequentialQuantizer:
         if quantized is not None:
             self.run.load_block(block, lambda spec: quantized[spec.name])
             return
-        entries = read_header(self._file(block))
-        self.run.load_block(block, lambda spec: read_weight(entries, spec, self.tensors[spec.name].scheme))
+        file, specs = self.files[_name(self.run, block)], self.run.model.blocks[block].values()
+        read = partial(_read_weight, file, self.tensors)
+        if self.run.exchange.size > 1 and self._is_finished(block):
+            stored = broadcast(self.run.exchange, lambda: {spec.name: read(spec) for spec in specs})
+            self.run.load_block(block, lambda spec: stored[spec.name])
+        elif self.run.inputs:
+            self.run.load_block(block, read)
+
+
+def _read_weight(file: Path, tensors: Mapping[str, TensorPlan], spec: TensorSpec) -> StoredWeight:
+    return read_weight(read_header(file), spec, tensors[spec.name].scheme)
 
 
 def _apply(folds: Sequence[SmoothingScales], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

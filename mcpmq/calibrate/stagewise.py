@@ -5,15 +5,18 @@ The targets are the outputs of the original model, whose hidden states pass thro
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Self
 
 from torch import Tensor, nn
 
 from mcpmq.calibrate.block import BlockStats, InputSummary, RoundedBlock, take_last
-from mcpmq.calibrate.forward import CalibrationRun, check_stats
+from mcpmq.calibrate.exchange import broadcast, collect_from_all
+from mcpmq.calibrate.forward import CalibrationRun
 from mcpmq.calibrate.modalities import LANGUAGE
 from mcpmq.calibrate.paired_inputs import Stream, TwoModels
+from mcpmq.calibrate.requirements import check_stats
 from mcpmq.calibrate.selection import Candidate
 from mcpmq.calibrate.stages import Stage, find_stages
 from mcpmq.execution.device import CPU
@@ -69,10 +72,13 @@ class StagewiseRounder:
             DatasetError: no sample runs a matrix.
         """
         modules = run.input_modules(matrices)
-        stages = find_stages(block, modules, replay, [quantized for _, quantized in run.sample_pairs(replay)])
+        samples = [quantized for _, quantized in run.sample_pairs(replay)]
+        found = find_stages(block, modules, replay, samples) if samples else []
+        first = run.indices[samples[0]] if samples else run.num_samples
+        stages = _most_complete(run.exchange.gather((first, found)))
         for parameter, spec in matrices.items():
             if not any(parameter in stage.parameters for stage in stages):
-                check_stats(spec, (), len(run.inputs))
+                check_stats(spec, (), run.num_samples)
         specs = run.model.blocks[block]
         original = {parameter: block.get_parameter(parameter).detach() for parameter in specs}
         return cls(run, plan, name, block, specs, original, modules, stages, replay, held_out_in_gram)
@@ -81,18 +87,21 @@ class StagewiseRounder:
         """Round with a candidate: first the weights without calibration, then one stage after the other."""
         calibrated = {self.specs[parameter].name for parameter in self.matrices}
         names = [tensor.name for tensor in self.plan.blocks[self.name]]
-        rounded = self._round([name for name in names if name not in calibrated], {}, "rtn", scaling)
+        exchange, others = self.run.exchange, [name for name in names if name not in calibrated]
+        rounded = broadcast(exchange, lambda: self._round(others, {}, "rtn", scaling))
         inputs: dict[str, InputSummary] = {}
         weights = self._scaled_originals(scaling) | self._parameters(rounded)
         models = TwoModels(self.block, self.original, weights, self.replay, self.run.sample_pairs(self.replay))
         for stage in self.stages:
             stats = self._collect_stats(models, stage, scaling)
-            inputs |= {name: InputSummary.of_parts(parts) for name, parts in stats.items()}
+            summaries = {name: InputSummary.of_parts(parts) for name, parts in stats.items()}
             loaded = self._loaded(stage)
             if stage is self.stages[-1]:
                 self._unload(weights, is_last)
-            stage_weights = self._round(list(stats), stats, candidate.method, scaling, loaded)
+            round_stage = partial(self._round, list(stats), stats, candidate.method, scaling, loaded)
+            stage_weights, found = broadcast(exchange, lambda: (round_stage(), summaries))  # noqa: B023
             rounded |= stage_weights
+            inputs |= found
             if stage is not self.stages[-1]:
                 weights |= self._parameters(stage_weights)
         return RoundedBlock(
@@ -159,10 +168,13 @@ class StagewiseRounder:
             self.block, self.plan.recipe.token_weights or TokenWeights(), self.held_out_in_gram
         )
         scales = {one: self._column_scale(scaling, one) for one in stage.parameters}
-        found = models.collect_stats(stage, self.matrices, self._stream(stage), scales, new_observer)
+        collect = partial(models.collect_stats, stage, self.matrices, self._stream(stage), scales)
+        found = collect_from_all(self.run.exchange, new_observer, collect)
+        if self.run.exchange.rank:
+            return {}
         stats = {self.specs[parameter].name: found.get(parameter, ()) for parameter in stage.parameters}
         for parameter in stage.parameters:
-            check_stats(self.specs[parameter], found.get(parameter, ()), len(self.run.inputs))
+            check_stats(self.specs[parameter], found.get(parameter, ()), self.run.num_samples)
         for part in {id(part): part for parts in stats.values() for part in parts}.values():
             solve_drift(part)
         return stats
@@ -180,3 +192,8 @@ class StagewiseRounder:
         is_language = self.name.startswith(f"{LANGUAGE}.")
         scale = self.plan.checkpoint.architecture.language.residual_scale if is_language else 1.0
         return Stream(parameters[reader].rpartition(".")[0] if reader else reader, scale)
+
+
+def _most_complete(found: Sequence[tuple[int, Sequence[Stage]]]) -> Sequence[Stage]:
+    """Return the stages that have the most matrices, of the process with the first sample if several have."""
+    return min(found, key=lambda one: (-sum(len(stage.parameters) for stage in one[1]), one[0]))[1]

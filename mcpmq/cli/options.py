@@ -227,4 +227,13 @@ EvalSet = Annotated[
     Path | None,
     typer.Option("--eval-set", metavar="SET", help="Evaluation set; default: a fifth of the calibration set"),
 ]
+Ray = Annotated[
+    str | None,
+    typer.Option("--ray", metavar="ADDRESS", help="Calibrate on a Ray cluster: HOST:PORT, auto, or local for one here"),
+]
+Workers = Annotated[
+    int | None,
+    typer.Option("--workers", metavar="N", min=1, help="Processes with samples on Ray; default: one on every node"),
+]
+WorkerThreads = Annotated[int, typer.Option("--threads", metavar="N", min=1, help="Threads of a worker on Ray")]
 Cache = Annotated[bool, typer.Option("--cache/--no-cache", help="Reuse the cached measurement of the same original")]

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from mcpmq.cli.cluster_options import make_cluster
 from mcpmq.cli.one_pass import convert_in_one_pass
 from mcpmq.cli.options import (
     DEFAULT_SEARCH_RECIPE,
@@ -37,6 +38,7 @@ from mcpmq.cli.options import (
     OptionalCalibration,
     Out,
     PlanCalibration,
+    Ray,
     RecipeName,
     Revision,
     Samples,
@@ -44,6 +46,8 @@ from mcpmq.cli.options import (
     Source,
     Threads,
     TrimVocabulary,
+    Workers,
+    WorkerThreads,
     at_revision,
     checkpoint_words,
     complete_format,
@@ -169,6 +173,9 @@ def quantize(
     device: Device = None,
     memory_limit: MemoryLimit = None,
     format: OnePassFormat = None,
+    ray: Ray = None,
+    workers: Workers = None,
+    threads: WorkerThreads = 1,
     json: Json = False,
 ) -> None:
     """Quantize every weight, block by block; the result can be exported to several formats"""
@@ -195,7 +202,8 @@ def quantize(
     progress, limit = ui.progress_bars(), parse_optional_size(memory_limit)
     original = Checkpoint.open(source, progress, lora or ())
     with compress(original, loaded, opened, progress) as checkpoint:
-        quantized = quantize(make_plan(checkpoint, loaded), out, opened, progress, device, ui.print_notice, limit)
+        options = progress, device, ui.print_notice, limit, make_cluster(ray, workers, threads, device)
+        quantized = quantize(make_plan(checkpoint, loaded), out, opened, *options)
     ui.print_deviations(quantized.artifact)
     ui.print_artifact(quantized.artifact, as_json=json)
     ui.print_quantized_steps(quantized.artifact)

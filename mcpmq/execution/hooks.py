@@ -32,13 +32,14 @@ def observe_inputs(
     replay: Callable[[], None],
     new_observer: Callable[[int], Observer[Stats]],
     stop_at_last: bool = False,
+    observers: dict[str, Any] | None = None,
 ) -> dict[str, tuple[Stats, ...]]:
     """Return statistics of the inputs of a block's matrices over one replay of the samples; see `capture_inputs`.
 
     With `stop_at_last`, for a block that uses the same matrices for every sample, samples after the first one do not go
     on behind the last matrix.
     """
-    with capture_inputs(block, parameters, new_observer, stop_at_last) as results:
+    with capture_inputs(block, parameters, new_observer, stop_at_last, observers) as results:
         replay()
     return results()
 
@@ -49,6 +50,7 @@ def capture_inputs(
     parameters: Mapping[str, str | None],
     new_observer: Callable[[int], Observer[Stats]],
     stop_at_last: bool = False,
+    observers: dict[str, Any] | None = None,
 ) -> Iterator[Callable[[], dict[str, tuple[Stats, ...]]]]:
     """Observe the inputs of a block's matrices inside the context; yield a function that returns the statistics.
 
@@ -57,9 +59,10 @@ def capture_inputs(
     this number of columns.
 
     The result has one statistic per matrix, but three for the packed projection of an nn.MultiheadAttention: those of
-    queries, keys and values, each for a third of its rows. A matrix without inputs is missing.
+    queries, keys and values, each for a third of its rows. A matrix without inputs is missing. `observers` gets the
+    observers, by the first matrix that uses them.
     """
-    inputs = _SharedInputs(new_observer, stop_at_last)
+    inputs = _SharedInputs(new_observer, stop_at_last, {} if observers is None else observers)
     with ExitStack() as hooks:
         for name, input_module in parameters.items():
             hooks.enter_context(register_input_hook(block, name, input_module, inputs.observe))

@@ -53,6 +53,11 @@ def ignore(block: nn.Module, replay: Replay) -> None:
     """Do not visit a block."""
 
 
+def own_position(position: int) -> int:
+    """Return the position of the next block of this process."""
+    return position
+
+
 def find_blocks(model: nn.Module, parameters: Iterable[str]) -> list[nn.Module]:
     """Return the blocks that contain these parameters, in their order.
 
@@ -80,6 +85,7 @@ def run_layerwise(
     release: Callable[[nn.Module], None] = keep,
     visit: BlockVisitor = ignore,
     spill: SpillFile | None = None,
+    next_position: Callable[[int], int] = own_position,
 ) -> list[Any]:
     """Return the results of `forward(**sample)` for every sample, equal to those of separate runs.
 
@@ -93,7 +99,8 @@ def run_layerwise(
     blocks are zeros of the size of their inputs.
 
     `spill` takes the hidden states of waiting samples: the first argument of a block, and those of earlier blocks that
-    the forward pass still refers to.
+    the forward pass still refers to. `next_position` maps the position of the next block that a sample waits at, the
+    number of blocks after the last one, to that of the next block: processes that share work load the same blocks.
     """
     with _pausing(blocks, spill):
         runs = [
@@ -103,13 +110,18 @@ def run_layerwise(
             order = {block: position for position, block in enumerate(blocks)}
             for run in runs:
                 run.resume("start")
-            while waiting := [run.state for run in runs if not run.thread.dead]:
-                block = min(waiting, key=order.__getitem__)
+            while (position := next_position(_position(order, runs))) < len(blocks):
+                block = blocks[position]
                 _pass_block(block, [run for run in runs if run.state is block], load, release, visit)
             return [run.state for run in runs]
         finally:
             for run in runs:
                 run.thread.throw(GreenletExit)
+
+
+def _position(order: Mapping[nn.Module, int], runs: Sequence["_Run"]) -> int:
+    """Return the position of the first block that a sample waits at, or the number of blocks."""
+    return min((order[run.state] for run in runs if not run.thread.dead), default=len(order))
 
 
 @dataclass(slots=True)

@@ -135,7 +135,7 @@ def rows_to_float(stored: StoredWeight, rows: Sequence[int], device: torch.devic
         values = torch.from_numpy(np.zeros(stored.shape, np.float32))  # zeros of torch are written
     else:
         values = torch.zeros(stored.shape, device=device)
-    for part in torch.split(torch.tensor(rows), max(1, CHUNK_WEIGHTS // stored.shape[1])):
+    for part in torch.split(torch.tensor(rows, dtype=torch.long), max(1, CHUNK_WEIGHTS // stored.shape[1])):
         found = dequantize(stored.slice_rows(part)) if isinstance(stored, QTensor) else stored[part].float()
         values[part.to(device)] = found.to(device)
     return values

@@ -1,8 +1,9 @@
 """A Ray cluster: the only module that imports Ray, which is an extra."""
 
+import asyncio
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ from mcpmq.errors import ClusterError, MissingExtra
 CONNECT_SECONDS = 60.0  # a head that has just been started is not ready at once
 RETRY_SECONDS = 2.0
 TASK_RETRIES = 2  # of a task whose worker or node died
+QUEUED_ITEMS = 4  # that a process sends in advance
+POLL_SECONDS = 1.0  # between two checks of the workers
+AGAIN_HINT = "run the same command again to resume"
 LOCAL = "local"
 TOKEN_VARIABLES, TOKEN_FILE = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"), Path("~/.ray/auth_token")
 TOKEN_HINT = (
@@ -66,18 +70,25 @@ class RayCluster:
         options = {"num_cpus": cores, "memory": memory_nbytes or None, "max_retries": TASK_RETRIES}
         return Task(self.ray.remote(**options)(function).remote(*arguments))
 
-    def create(self, actor: type, *arguments: Any, cores: float = 1, memory_nbytes: int = 0) -> Any:
-        """Create an object in a process of its own on a node; a method is called with `call`."""
-        options = {"num_cpus": cores, "memory": memory_nbytes or None}
-        return self.ray.remote(**options)(actor).remote(*arguments)
+    def run_together(
+        self, function: Callable[..., Any], arguments: Sequence[Any], workers: int, resources: Mapping[str, float]
+    ) -> "RayExchange":
+        """Call `function(exchange, *arguments)` on the nodes, once for every worker, each with its exchange.
 
-    def call(self, actor: Any, method: str, *arguments: Any) -> Task:
-        """Call a method of an object on its node."""
-        return Task(getattr(actor, method).remote(*arguments))
+        Return the exchange of this process, whose rank is 0. A worker is not started again if it dies.
+        """
+        options = {"num_cpus": resources["cores"], "memory": resources["memory"] or None, "max_retries": 0}
+        hub = self.ray.remote(num_cpus=0)(_Hub).remote(workers + 1)
+        call = self.ray.remote(**options)(_call_with_exchange)
+        stored = self.ray.put((function, tuple(arguments)))
+        tasks = [call.remote(hub, rank, workers + 1, stored) for rank in range(1, workers + 1)]
+        return RayExchange(self.ray, hub, 0, workers + 1, tasks)
 
-    def put(self, value: Any) -> Any:
-        """Store a value once in the memory of this node; tasks that get it read it from there."""
-        return self.ray.put(value)
+    def stop(self, exchange: "RayExchange") -> None:
+        """End the workers of an exchange."""
+        for task in exchange.workers:
+            self.ray.cancel(task, force=True)
+        self.ray.kill(exchange.hub)
 
     def ended(self, tasks: Sequence[Task], seconds: float) -> list[Task]:
         """Return the tasks that ended, after this time or when there is one."""
@@ -94,14 +105,96 @@ class RayCluster:
         Raises:
             ClusterError: its worker or its node died, also in the repeated calls.
         """
-        try:
+        with _cluster_errors(self.ray):
             return self.ray.get(task.reference)
-        except (self.ray.exceptions.WorkerCrashedError, self.ray.exceptions.RayActorError) as error:
-            raise ClusterError(f"a worker of the cluster died: {_first_line(error)}", "run again to resume") from error
-        except self.ray.exceptions.RayTaskError as error:
-            raise error.as_instanceof_cause() from None
-        except self.ray.exceptions.RayError as error:
-            raise ClusterError(f"the cluster failed: {_first_line(error)}", "run again to resume") from error
+
+
+class _Hub:
+    """Exchanges references to values between the processes of one calibration; it runs in a process of its own."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._rounds: dict[int, dict[int, Any]] = {}
+        self._complete: dict[int, asyncio.Event] = {}
+        self._streams = [asyncio.Queue[Any](maxsize=QUEUED_ITEMS) for _ in range(size)]
+
+    async def gather(self, number: int, rank: int, reference: Any) -> list[Any]:
+        """Return the references of all processes in the round of this number, when all are there."""
+        entries, complete = self._rounds.setdefault(number, {}), self._complete.setdefault(number, asyncio.Event())
+        entries[rank] = reference
+        if len(entries) == self._size:
+            complete.set()
+        await complete.wait()
+        self._rounds.pop(number - 1, None)  # all processes have the values of the round before
+        self._complete.pop(number - 1, None)
+        return [entries[one] for one in range(self._size)]
+
+    async def push(self, rank: int, reference: Any) -> None:
+        """Append to the stream of a process; wait while it is full."""
+        await self._streams[rank].put(reference)
+
+    async def pop(self, rank: int) -> Any:
+        """Return the next item of a stream."""
+        return await self._streams[rank].get()
+
+
+@dataclass(slots=True)
+class RayExchange:
+    """The exchange of one process: values are objects of Ray, which their readers copy from node to node.
+
+    workers: the tasks of the other processes, in process 0, which waits for values and for their failure.
+    """
+
+    ray: Any
+    hub: Any
+    rank: int
+    size: int
+    workers: Sequence[Any] = ()
+    number: int = 0  # of the last round
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values of all processes, by rank."""
+        self.number += 1
+        found = self._get(self.hub.gather.remote(self.number, self.rank, [self.ray.put(value)]))
+        return [self._get(reference) for [reference] in found]
+
+    def send(self, item: Any) -> None:
+        """Append an item to the stream of this process; wait while process 0 has not received earlier ones."""
+        self._get(self.hub.push.remote(self.rank, [self.ray.put(item)]))
+
+    def receive(self, rank: int) -> Any:
+        """Return the next item of a process."""
+        [reference] = self._get(self.hub.pop.remote(rank))
+        return self._get(reference)
+
+    def _get(self, reference: Any) -> Any:
+        """Return a value.
+
+        Raises:
+            ClusterError: a worker died.
+        """
+        with _cluster_errors(self.ray):
+            while not self.ray.wait([reference], timeout=POLL_SECONDS)[0]:
+                if ended := self.ray.wait(list(self.workers), timeout=0)[0] if self.workers else []:
+                    self.ray.get(ended)  # raises its error
+                    raise ClusterError("a worker ended before the others", AGAIN_HINT)
+            return self.ray.get(reference)
+
+
+def _call_with_exchange(hub: Any, rank: int, size: int, call: tuple[Callable[..., Any], tuple[Any, ...]]) -> Any:
+    function, arguments = call
+    return function(RayExchange(_import_ray(), hub, rank, size), *arguments)
+
+
+@contextmanager
+def _cluster_errors(ray: Any) -> Iterator[None]:
+    """Raise the error of a task, and ClusterError for a dead worker or node."""
+    try:
+        yield
+    except ray.exceptions.RayTaskError as error:
+        raise error.as_instanceof_cause() from None
+    except ray.exceptions.RayError as error:
+        raise ClusterError(f"a worker of the cluster died: {_first_line(error)}", AGAIN_HINT) from error
 
 
 def _import_ray() -> Any:

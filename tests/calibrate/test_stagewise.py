@@ -119,8 +119,8 @@ def test_statistics_are_those_of_plain_forward_passes(
     recorded: list[tuple[tuple[str, ...], InputStats, Tensor]] = []
     collect = TwoModels.collect_stats
 
-    def recording(self: TwoModels, stage: Any, *arguments: Any) -> dict[str, tuple[InputStats, ...]]:
-        found = collect(self, stage, *arguments)
+    def recording(self: TwoModels, stage: Any, *arguments: Any, **more: Any) -> dict[str, tuple[InputStats, ...]]:
+        found = collect(self, stage, *arguments, **more)
         for parts in list(found.values())[:1]:
             assert parts[0].drift is not None
             recorded.append((stage.parameters, parts[0], parts[0].drift.products.clone()))

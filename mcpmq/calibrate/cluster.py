@@ -1,0 +1,100 @@
+"""Calibrate on the nodes of a Ray cluster: workers have the samples, this process rounds and writes the blocks."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mcpmq.calibrate.exchange import Exchange
+from mcpmq.calibrate.memory import forward_nbytes
+from mcpmq.calibrate.sequential import calibrate_sequentially
+from mcpmq.dataset import Sample
+from mcpmq.errors import ClusterError
+from mcpmq.execution.device import CPU
+from mcpmq.families.blocks import is_expert
+from mcpmq.plan import Plan
+from mcpmq.quantized_model import BlockWriter
+from mcpmq.system.progress import Notify, Progress, silent
+from mcpmq.system.ray_cluster import RayCluster
+
+MAX_RUNS = 3  # after the death of a worker
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterOptions:
+    """The cluster of a calibration; the number of workers does not change a byte.
+
+    address: see `RayCluster.connect`. workers: processes with samples; None for one on every node. threads: of each.
+    """
+
+    address: str
+    workers: int | None = None
+    threads: int = 1
+
+
+def calibrate_on_cluster(
+    plan: Plan,
+    samples: Sequence[Sample],
+    files: Mapping[str, Path],
+    progress: Progress,
+    write: BlockWriter,
+    memory_limit: int | None,
+    notify: Notify,
+    options: ClusterOptions,
+) -> None:
+    """Write the files of all blocks that need calibration, with the bytes of `calibrate_sequentially` on the CPU.
+
+    If a worker or its node dies, all begin again with the blocks that are finished, at most twice.
+
+    Raises:
+        ClusterError: no connection, or workers died too often.
+        McpmqError: an error of `calibrate_sequentially`, in any process.
+    """
+    if plan.checkpoint.path != plan.checkpoint.source.path:
+        hint = "calibrate a recipe with structured compression on one machine"
+        raise ClusterError("the files of the compressed checkpoint are in a folder of this machine", hint)
+    if experts := [name for name in plan.blocks if is_expert(name)]:
+        hint = "calibrate a model with experts on one machine"
+        raise ClusterError(f"`{experts[0]}` and {len(experts) - 1} more blocks are experts", hint)
+    with RayCluster.connect(options.address) as cluster:
+        for left in range(MAX_RUNS - 1, -1, -1):
+            try:
+                _calibrate(cluster, plan, samples, files, progress, write, memory_limit, options)
+            except ClusterError as error:
+                if not left:
+                    raise
+                notify(f"{error}; calibrating again from the last finished block")
+            else:
+                return
+
+
+def _calibrate(
+    cluster: RayCluster,
+    plan: Plan,
+    samples: Sequence[Sample],
+    files: Mapping[str, Path],
+    progress: Progress,
+    write: BlockWriter,
+    memory_limit: int | None,
+    options: ClusterOptions,
+) -> None:
+    workers = options.workers or len(cluster.node_cores())
+    resources = {"cores": options.threads, "memory": forward_nbytes(plan, len(samples), workers)}
+    arguments = plan, tuple(samples), tuple(files), options.threads
+    exchange = cluster.run_together(calibrate_shards, arguments, workers, resources)
+    try:
+        calibrate_sequentially(plan, samples, files, progress, CPU, write, memory_limit, exchange)
+    finally:
+        with suppress(Exception):
+            cluster.stop(exchange)
+
+
+def calibrate_shards(
+    exchange: Exchange, plan: Plan, samples: Sequence[Sample], blocks: Sequence[str], threads: int
+) -> None:
+    """Pass the samples of a worker through the model; the files are those of process 0."""
+    torch.set_num_threads(threads)
+    files = {name: Path(f"{name}.safetensors") for name in blocks}
+    calibrate_sequentially(plan, samples, files, silent, CPU, exchange=exchange)

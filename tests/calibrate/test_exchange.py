@@ -1,0 +1,168 @@
+"""Calibration in several processes: the bytes of a run in one, for any number of processes and after a failure."""
+
+import pickle
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from queue import Queue
+from threading import Barrier, BrokenBarrierError
+from typing import Any
+
+import pytest
+import torch
+
+from mcpmq.calibrate.exchange import ONE_PROCESS, Exchange, add_by_sample, own_samples
+from mcpmq.calibrate.sequential import calibrate_sequentially
+from mcpmq.checkpoint import Checkpoint
+from mcpmq.dataset import SampleSet
+from mcpmq.execution.device import CPU
+from mcpmq.plan import Plan, make_plan
+from mcpmq.quantized_model import write_block
+from mcpmq.recipe import Recipe
+from mcpmq.system.progress import silent
+
+pytestmark = pytest.mark.usefixtures("no_bfloat16")
+SECONDS = 120  # before a test fails because a process does not answer
+RECIPES = {
+    "layer targets": {"method": "gptq", "targets": "layer"},
+    "model targets, smoothing": {"method": "gptq", "targets": "model", "smooth": "awq"},
+    "method by block": {"method": "auto"},
+}
+
+
+@dataclass
+class Board:
+    """The state that the threads of one calibration share."""
+
+    size: int
+    barrier: Barrier
+    values: list[bytes]
+    streams: list["Queue[bytes]"]
+    sent: int = 0
+
+    @classmethod
+    def of_size(cls, size: int) -> "Board":
+        """Return the board of this number of threads."""
+        return cls(size, Barrier(size, timeout=SECONDS), [b""] * size, [Queue(4) for _ in range(size)])
+
+
+@dataclass
+class ThreadExchange:
+    """An exchange between threads; values are pickled, as between processes. Thread `dies` fails at a gather."""
+
+    rank: int
+    board: Board
+    dies_at: int | None = None
+    gathered: int = field(default=0)
+
+    @property
+    def size(self) -> int:
+        return self.board.size
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values of all threads."""
+        self.gathered += 1
+        if self.gathered == self.dies_at:
+            self.board.barrier.abort()
+            raise RuntimeError("this worker died")
+        self.board.values[self.rank] = pickle.dumps(value)
+        self.board.barrier.wait()
+        found = [pickle.loads(one) for one in self.board.values]
+        self.board.barrier.wait()
+        return found
+
+    def send(self, item: Any) -> None:
+        """Add an item to the stream of this thread."""
+        self.board.streams[self.rank].put(pickle.dumps(item), timeout=SECONDS)
+
+    def receive(self, rank: int) -> Any:
+        """Return the next item of a thread."""
+        return pickle.loads(self.board.streams[rank].get(timeout=SECONDS))
+
+
+def calibrate(plan: Plan, samples: SampleSet, folder: Path, exchange: Exchange) -> None:
+    """Calibrate the language layers and the head in this process or thread."""
+    files = {name: folder / f"{name}.safetensors" for name in plan.blocks}
+    with torch.inference_mode():
+        calibrate_sequentially(plan, samples.samples, files, silent, CPU, write_block, exchange=exchange)
+
+
+def run_threads(plan: Plan, samples: SampleSet, folder: Path, workers: int, dies_at: int | None = None) -> list[Any]:
+    """Calibrate with threads, of which the first worker dies at a gather; return their errors."""
+    folder.mkdir(exist_ok=True)
+    board = Board.of_size(workers + 1)
+    exchanges = [ThreadExchange(rank, board, dies_at if rank == 1 else None) for rank in range(workers + 1)]
+    with ThreadPoolExecutor(workers + 1) as pool:
+        found = [pool.submit(partial(calibrate, plan, samples, folder, one)) for one in exchanges]
+    return [one.exception() for one in found]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of all block files."""
+    return {file.name: file.read_bytes() for file in folder.glob("*.safetensors")}
+
+
+SLOW = [pytest.param(name, marks=pytest.mark.cluster) for name in list(RECIPES)[1:]]
+
+
+@pytest.fixture(scope="module", params=["layer targets", *SLOW])
+def plan(request: pytest.FixtureRequest, small_checkpoint: Path) -> Plan:
+    """A plan of the small checkpoint that quantizes vision and language layers."""
+    weights = {"*": "keep", "vision.layers.*": "int8-g32", "language.layers.*": "int4-g32", "head": "int8-g32"}
+    fields: dict[str, Any] = {"name": "distributed", "weights": weights, **RECIPES[request.param]}
+    return make_plan(Checkpoint.open(small_checkpoint), Recipe.model_validate(fields))
+
+
+@pytest.fixture(scope="module")
+def alone(plan: Plan, mixed_set: SampleSet, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """The block files of a calibration in one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    calibrate(plan, mixed_set, folder, ONE_PROCESS)
+    return contents(folder)
+
+
+@pytest.mark.parametrize("workers", [1, 2, pytest.param(3, marks=pytest.mark.cluster)])
+def test_the_bytes_are_those_of_one_process(
+    plan: Plan, mixed_set: SampleSet, alone: dict[str, bytes], workers: int, tmp_path: Path
+) -> None:
+    """Vision and language layers and the head have the same codes, scales and records with workers that own shards."""
+    assert run_threads(plan, mixed_set, tmp_path / "out", workers) == [None] * (workers + 1)
+
+    assert contents(tmp_path / "out") == alone
+    assert len(alone) > 4
+
+
+def test_a_run_continues_after_a_worker_died(
+    plan: Plan, mixed_set: SampleSet, alone: dict[str, bytes], tmp_path: Path
+) -> None:
+    """All processes end with an error; the next run keeps the finished blocks and ends with the same bytes."""
+    errors = run_threads(plan, mixed_set, tmp_path / "out", 2, dies_at=18)
+    before = contents(tmp_path / "out")
+
+    assert isinstance(errors[1], RuntimeError)
+    assert isinstance(errors[0], BrokenBarrierError)
+    assert 0 < len(before) < len(alone)
+    assert run_threads(plan, mixed_set, tmp_path / "out", 2) == [None] * 3
+    assert contents(tmp_path / "out") == alone
+
+
+def indices(count: int, workers: int) -> Sequence[list[int]]:
+    """Return the samples of every process."""
+    board = Board.of_size(workers + 1)
+    return [own_samples(count, ThreadExchange(rank, board)) for rank in range(workers + 1)]
+
+
+def test_shards_have_a_fixed_size() -> None:
+    """Four consecutive samples belong to one worker; process 0 has none if there are others."""
+    assert indices(10, 1) == [[], list(range(10))]
+    assert indices(10, 2) == [[], [0, 1, 2, 3, 8, 9], [4, 5, 6, 7]]
+    assert own_samples(3, ONE_PROCESS) == [0, 1, 2]
+
+
+def test_sums_are_in_the_order_of_the_samples() -> None:
+    """The sum of floats depends on their order, which is that of the indices."""
+    values = [(2, 1.0), (0, 1e16), (1, -1e16)]
+
+    assert add_by_sample(ONE_PROCESS, values) == 1.0
