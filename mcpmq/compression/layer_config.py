@@ -61,7 +61,7 @@ def _language_keys(table: Mapping[str, Any], shape: LanguageShape, kept: Sequenc
     count = shape.num_layers
     lists = {key: value for key, value in table.items() if isinstance(value, list) and len(value) == count}
     keys: dict[str, Any] = {key: [value[number] for number in kept] for key, value in lists.items()}
-    if "layer_types" not in table and (shape.linear_attention or shape.local_attention):
+    if "layer_types" not in table and (shape.linear_attention or shape.local_attention or shape.short_convolution):
         keys["layer_types"] = [_kind(shape, number) for number in kept]
     if RESIDUAL_KEY in table:
         keys[RESIDUAL_KEY] = table[RESIDUAL_KEY] * sqrt(len(kept) / count)
@@ -71,6 +71,8 @@ def _language_keys(table: Mapping[str, Any], shape: LanguageShape, kept: Sequenc
 def _kind(shape: LanguageShape, layer: int) -> str:
     if shape.is_linear_attention(layer):
         return "linear_attention"
+    if shape.is_convolution(layer):
+        return "conv"
     return "sliding_attention" if shape.is_local(layer) else "full_attention"
 
 
@@ -94,11 +96,13 @@ def shape_without_layers(architecture: Architecture, kept: Kept) -> Architecture
     """Return the hyperparameters that a configuration without layers must have."""
     language, vision = architecture.language, architecture.vision
     linear, local, layers = language.linear_attention, language.local_attention, kept["language"]
+    convolution = language.short_convolution
     changed = replace(
         language,
         num_layers=len(layers),
         linear_attention=linear and replace(linear, layers=tuple(_renumbered(linear.layers, layers))),
         local_attention=local and replace(local, layers=tuple(_renumbered(local.layers, layers))),
+        short_convolution=convolution and replace(convolution, layers=tuple(_renumbered(convolution.layers, layers))),
     )
     return replace(architecture, language=changed, vision=vision and _vision_shape(vision, kept["vision"]))
 

@@ -138,6 +138,11 @@ def out(tiny_exports: list[Artifact], tiny_int4: QuantizedModel, tmp_path: Path,
         shutil.copytree(path, tmp_path / "OUT" / name)
     shutil.copy(images["square"], tmp_path / "photo.png")
     shutil.copy(images["wide"], tmp_path / "other.png")
+    (tmp_path / "frames").mkdir()
+    frames = [Image.new("RGB", (56, 56), (60 * number, 90, 30)) for number in range(4)]
+    frames[0].save(tmp_path / "clip.webp", save_all=True, append_images=frames[1:], duration=500, lossless=True)
+    for number, frame in enumerate(frames):
+        frame.save(tmp_path / "frames" / f"{number}.png")
     return tmp_path
 
 

@@ -84,7 +84,9 @@ def test_every_family_encodes_as_many_tokens_as_forecast(family_checkpoint: Chec
     with limit_images(family_checkpoint, limits_for(family_checkpoint)) as view:
         after = encoded_tokens(view, images)
         assert counted_tokens(view) == after
-        assert sum(after) < sum(before)
+        assert (sum(after) < sum(before)) == (
+            family_checkpoint.family.name != "lfm2-vl"
+        )  # it cuts no image of the test
         assert all(now <= then for now, then in zip(after, before, strict=True))
         assert [one.original_tokens for one in image_tokens(view)] == [
             one.tokens for one in image_tokens(family_checkpoint)
