@@ -637,7 +637,7 @@ LFM2_VL = TinyFamily(
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "vocab_size": 320,
-            "max_position_embeddings": 2048,
+            "max_position_embeddings": 4096,
             "norm_eps": 1e-5,
             "conv_L_cache": 3,
             "layer_types": ["conv", "full_attention", "conv"],
