@@ -52,7 +52,8 @@ def test_tensors_and_defaults_are_those_of_the_torch_class(name: str) -> None:
     assert architecture.language.rope_theta == rope["rope_theta"]
     if local := architecture.language.local_attention:
         assert local.rope_theta == text.rope_parameters["sliding_attention"]["rope_theta"]
-    assert architecture.language.norm_epsilon == text.rms_norm_eps
+    name_of_epsilon = "norm_eps" if text.model_type == "lfm2" else "rms_norm_eps"
+    assert architecture.language.norm_epsilon == getattr(text, name_of_epsilon)
     head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     assert architecture.language.rotary_dim == head_dim * rope.get("partial_rotary_factor", 1)
 
