@@ -1,7 +1,6 @@
 """Calibrate on the nodes of a Ray cluster: workers have the samples, this process rounds and writes the blocks."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from mcpmq.quantized_model import BlockWriter
 from mcpmq.system.progress import Notify, Progress, silent
 from mcpmq.system.ray_cluster import RayCluster
 
-MAX_RUNS = 3  # after the death of a worker
+MAX_RUNS = 3  # of a calibration whose workers die
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +86,7 @@ def _calibrate(
     try:
         calibrate_sequentially(plan, samples, files, progress, CPU, write, memory_limit, exchange)
     finally:
-        with suppress(Exception):
-            cluster.stop(exchange)
+        cluster.stop(exchange)
 
 
 def calibrate_shards(

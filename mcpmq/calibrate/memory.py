@@ -12,6 +12,7 @@ import torch
 
 from mcpmq.calibrate.observers import HELD_OUT_TOKENS
 from mcpmq.checkpoint import Checkpoint
+from mcpmq.dataset import TOKENS_PER_SAMPLE
 from mcpmq.errors import DatasetError
 from mcpmq.execution.device import CPU, available_nbytes
 from mcpmq.families.audio_shape import SAMPLES_PER_MEL_FRAME
@@ -31,8 +32,7 @@ TARGET_WEIGHTS = 1 << 27  # rounded at a time
 ROUNDING_ARRAYS = 12  # in float32, of the rows that a thread rounds at a time
 LATER_LIBRARIES_NBYTES = 250_000_000  # of transformers and of compiled kernels, which are loaded after the check
 STATES_AT_EXPERTS = 3  # the residual stream, the inputs of the experts, and the sum of their outputs
-LIBRARIES_NBYTES = 500_000_000  # of a process that has loaded all libraries
-TOKENS_PER_SAMPLE = 1024  # of a sample that is not encoded yet
+WORKER_LIBRARIES_NBYTES = 500_000_000  # of a process of a cluster that has loaded all libraries, with those of Ray
 STATES_PER_SAMPLE = 2  # hidden states before the current block, and before the first block
 
 
@@ -178,7 +178,7 @@ def forward_nbytes(plan: Plan, samples: int, workers: int) -> int:
     _, block_nbytes = _largest_block(tensors, (), plan.recipe.has_model_targets)
     passes = 1 + plan.recipe.has_model_targets
     states = FLOAT_NBYTES * passes * STATES_PER_SAMPLE * plan.checkpoint.architecture.language.hidden_size
-    return LIBRARIES_NBYTES + passes * block_nbytes + -(-samples // workers) * TOKENS_PER_SAMPLE * states
+    return WORKER_LIBRARIES_NBYTES + passes * block_nbytes + -(-samples // workers) * TOKENS_PER_SAMPLE * states
 
 
 def must_spill(

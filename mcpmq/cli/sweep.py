@@ -58,7 +58,7 @@ def sweep(
     kept: Store = "shared" if store == "shared" else "returned"
     options = SweepOptions(jobs, threads, parse_optional_size(memory_limit), retries, device, ray, kept)
     with ui.sweep_view() as show:
-        result = sweep(file, folder, options, progress, show)
+        result = sweep(file, folder, options, progress, show, ui.print_notice)
     with keep_exit_code():
         ui.print_sweep(result, as_json=json)
         ui.print_sweep_paths(folder)

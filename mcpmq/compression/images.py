@@ -19,6 +19,7 @@ from mcpmq.families.preprocessor import (
 from mcpmq.system.json_file import read_json, read_optional_json
 from mcpmq.system.temporary_folder import temporary_folder
 
+CUTS_IMAGES = ("slice_mode", "crop_to_patches", "do_image_splitting")  # settings without which images have one slice
 SLICES, SLICE_CONFIG = "max_slice_nums", "slice_config"  # also in config.json of MiniCPM-V
 
 
@@ -54,7 +55,7 @@ def _settings(checkpoint: Checkpoint, limits: ImagesTable) -> PreprocessorConfig
             f"`{unknown[0]}` of [images] does not apply to the image processor of `{family}`",
             f"give one of: {', '.join(sorted(settings.limit_names))}",
         )
-    if getattr(settings, "crop_to_patches", True) is False or getattr(settings, "slice_mode", True) is False:
+    if False in (getattr(settings, name, True) for name in CUTS_IMAGES):
         raise RecipeError(
             f"{limits} does not change images: the image processor of `{family}` does not cut them", "remove [images]"
         )

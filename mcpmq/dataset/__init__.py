@@ -21,6 +21,7 @@ __all__ = [
     "HOLDOUT_EVERY",
     "MANIFEST",
     "RECOMMENDED_CALIBRATION_TOKENS",
+    "TOKENS_PER_SAMPLE",
     "Audio",
     "EmbeddedImage",
     "ImageSource",
@@ -36,6 +37,7 @@ __all__ = [
 HOLDOUT_EVERY = 5
 # GPTQ needs several times as many tokens as a matrix has columns: the widest of small models have 1,536 to 2,048.
 MIN_CALIBRATION_TOKENS, RECOMMENDED_CALIBRATION_TOKENS = 4_096, 16_384
+TOKENS_PER_SAMPLE = 1024  # estimated, of a sample with an image that is not encoded yet
 MAX_LISTED = 3  # invalid records in an error
 
 

@@ -3,36 +3,29 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
-import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field
 
-from mcpmq.families.family import VisionShape
 from mcpmq.families.inputs import Inputs
-from mcpmq.families.preprocessor import PROCESSOR_CONFIG, ChannelMeans, ChannelStds, check_consistent
+from mcpmq.families.preprocessor import ChannelMeans, ChannelStds
 from mcpmq.families.prompt_format import PromptFormat
-from mcpmq.families.tiled_inputs import Tile, TiledImage, TiledProcessor, TileSettings, TileSize
-from mcpmq.system.json_file import read_optional_json
+from mcpmq.families.tiled_inputs import SquareTileSettings, TiledImage, TiledProcessor, TileSize
 
 IMAGE_START, IMAGE_END = "<start_of_image>", "<end_of_image>"
 
 
-class GemmaResizing(TileSettings):
+class GemmaResizing(SquareTileSettings):
     """Settings of the image processor; defaults are those of transformers."""
 
+    tokens_key: ClassVar[str] = "mm_tokens_per_image"
     image_processor_type: str = Field(default="Gemma3ImageProcessor", pattern=r"^Gemma3ImageProcessor(Fast|Pil)?$")
     resample: int = Field(default=int(Image.Resampling.BILINEAR), ge=0, le=5)
     image_mean: ChannelMeans = (0.5, 0.5, 0.5)
     image_std: ChannelStds = (0.5, 0.5, 0.5)
     size: TileSize = TileSize(height=224, width=224)
-
-    @property
-    def slice_resolution(self) -> int:
-        """Return the side of a resized image."""
-        return self.size.width
 
     def image_tokens(self, width: int, height: int, num_queries: int) -> int:
         """Return the number of tokens of an image, the same for all sizes."""
@@ -45,24 +38,6 @@ class GemmaResizing(TileSettings):
     def image_text(self, _: tuple[int, int], tokens: Sequence[str]) -> str:
         """Return the tags and line feeds around `tokens`, the image tokens."""
         return f"\n\n{IMAGE_START}{''.join(tokens)}{IMAGE_END}\n\n"
-
-    def pixel_values(self, tiles: Sequence[Tile]) -> NDArray[np.float32]:
-        """Return float32 [images, 3, side, side]."""
-        return np.stack([self.normalize(tile).transpose(2, 0, 1) for tile in tiles])
-
-    def graph_inputs(self, pixels: Tile) -> dict[str, NDArray[Any]]:
-        """Return the inputs of the vision graph for one image: `pixel_values`."""
-        return {"pixel_values": self.pixel_values([pixels])}
-
-    def check_consistent(self, shape: VisionShape, checkpoint: Path) -> None:
-        """Check the size of an image, and the number of its tokens if a file has it.
-
-        Raises:
-            CheckpointError: they are not those of the vision encoder.
-        """
-        self.size.check(shape.slice_resolution)
-        count = read_optional_json(checkpoint / PROCESSOR_CONFIG).get("image_seq_length", shape.num_queries)
-        check_consistent("mm_tokens_per_image", shape.num_queries, count)
 
 
 @dataclass(frozen=True, slots=True)

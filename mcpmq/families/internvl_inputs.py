@@ -5,30 +5,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 from pydantic import Field, PositiveInt
 
 from mcpmq.compression_tables import ImagesTable
-from mcpmq.families.family import VisionShape
-from mcpmq.families.preprocessor import PROCESSOR_CONFIG, ChannelMeans, ChannelStds, check_consistent
+from mcpmq.families.preprocessor import ChannelMeans, ChannelStds
 from mcpmq.families.prompt_format import PromptFormat
 from mcpmq.families.tiled_inputs import (
-    Tile,
+    SquareTileSettings,
     TiledImage,
     TiledProcessor,
-    TileSettings,
     TileSize,
     closest_grid,
     split_tiles,
 )
-from mcpmq.system.json_file import read_optional_json
 
 IMAGE_START, IMAGE_END = "<img>", "</img>"
 
 
-class InternVlTiling(TileSettings):
+class InternVlTiling(SquareTileSettings):
     """Settings of the image processor; defaults are those of transformers."""
 
     limit_names: ClassVar[frozenset[str]] = frozenset({"max_slice_nums"})
@@ -50,52 +45,24 @@ class InternVlTiling(TileSettings):
         tiles = math.prod(self.grid(width, height))
         return num_queries * (tiles + (tiles > 1))
 
-    @property
-    def side(self) -> int:
-        """Side of a tile in pixels."""
-        return self.size.width
-
-    @property
-    def slice_resolution(self) -> int:
-        """Return the side of a tile."""
-        return self.side
-
     def cut(self, image: Image.Image) -> TiledImage:
         """Resize an image to a grid of tiles and cut it; of several tiles, the last is a thumbnail of the image."""
         columns, rows = self.grid(image.width, image.height)
-        thumbnail = self.resize_image(image, self.side, self.side)
+        thumbnail = self.resize_image(image, self.slice_resolution, self.slice_resolution)
         if rows * columns == 1:
             return TiledImage((0, 0), (thumbnail,))
-        whole = self.resize_image(image, self.side * columns, self.side * rows)
+        whole = self.resize_image(image, self.slice_resolution * columns, self.slice_resolution * rows)
         return TiledImage((rows, columns), (*split_tiles(whole, rows, columns), thumbnail))
 
     def grid(self, width: int, height: int) -> tuple[int, int]:
         """Return the columns and rows with the aspect ratio next to that of an image."""
         if not self.crop_to_patches or self.max_patches <= 1:
             return 1, 1
-        return closest_grid(width, height, self.side, (self.min_patches, self.max_patches))
+        return closest_grid(width, height, self.slice_resolution, (self.min_patches, self.max_patches))
 
     def image_text(self, _: tuple[int, int], tokens: Sequence[str]) -> str:
         """Return the tags of an image around `tokens`, the image tokens of every tile."""
         return f"{IMAGE_START}{''.join(tokens)}{IMAGE_END}"
-
-    def pixel_values(self, tiles: Sequence[Tile]) -> NDArray[np.float32]:
-        """Return float32 [tiles, 3, side, side]."""
-        return np.stack([self.normalize(tile).transpose(2, 0, 1) for tile in tiles])
-
-    def graph_inputs(self, pixels: Tile) -> dict[str, NDArray[Any]]:
-        """Return the inputs of the vision graph for one tile: `pixel_values`."""
-        return {"pixel_values": self.pixel_values([pixels])}
-
-    def check_consistent(self, shape: VisionShape, checkpoint: Path) -> None:
-        """Check the size of a tile, and the number of its tokens if a file has it.
-
-        Raises:
-            CheckpointError: they are not those of the vision encoder.
-        """
-        self.size.check(shape.slice_resolution)
-        count = read_optional_json(checkpoint / PROCESSOR_CONFIG).get("image_seq_length", shape.num_queries)
-        check_consistent("image_seq_length", shape.num_queries, count)
 
 
 def open_processor(checkpoint: Path, prompt_format: PromptFormat) -> TiledProcessor:

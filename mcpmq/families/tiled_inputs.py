@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, NoReturn, Protocol, Self
+from typing import Any, ClassVar, NoReturn, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,11 +18,17 @@ from mcpmq.families.chat_template import ChatTemplate
 from mcpmq.families.config_schema import ConfigSchema, validate_config
 from mcpmq.families.family import VisionShape
 from mcpmq.families.inputs import Inputs
-from mcpmq.families.preprocessor import ChannelMeans, ChannelStds, PreprocessorConfig, check_consistent
+from mcpmq.families.preprocessor import (
+    PROCESSOR_CONFIG,
+    ChannelMeans,
+    ChannelStds,
+    PreprocessorConfig,
+    check_consistent,
+)
 from mcpmq.families.prompt_format import PromptFormat
 from mcpmq.families.tokenizer import open_tokenizer
 from mcpmq.families.video_frames import VideoFrames
-from mcpmq.system.json_file import read_json
+from mcpmq.system.json_file import read_json, read_optional_json
 
 Tile = NDArray[np.uint8]
 
@@ -109,6 +115,36 @@ class TileSettings(PreprocessorConfig):
     def position_ids(self, inputs: Inputs) -> NDArray[np.int64]:
         """Return 0, 1, 2, ...: int64 [length]."""
         return np.arange(len(inputs.tokens), dtype=np.int64)
+
+
+class SquareTileSettings(TileSettings):
+    """Settings of image processors whose tiles are squares of a fixed size."""
+
+    tokens_key: ClassVar[str] = "image_seq_length"  # of config.json, for the number of tokens of a tile
+    size: TileSize  # of a tile
+
+    @property
+    def slice_resolution(self) -> int:
+        """Return the side of a tile in pixels."""
+        return self.size.width
+
+    def pixel_values(self, tiles: Sequence[Tile]) -> NDArray[np.float32]:
+        """Return float32 [tiles, 3, side, side]."""
+        return np.stack([self.normalize(tile).transpose(2, 0, 1) for tile in tiles])
+
+    def graph_inputs(self, pixels: Tile) -> dict[str, NDArray[Any]]:
+        """Return the inputs of the vision graph for one tile: `pixel_values`."""
+        return {"pixel_values": self.pixel_values([pixels])}
+
+    def check_consistent(self, shape: VisionShape, checkpoint: Path) -> None:
+        """Check the size of a tile, and the number of its tokens if a file has it.
+
+        Raises:
+            CheckpointError: they are not those of the vision encoder.
+        """
+        self.size.check(shape.slice_resolution)
+        count = read_optional_json(checkpoint / PROCESSOR_CONFIG).get("image_seq_length", shape.num_queries)
+        check_consistent(self.tokens_key, shape.num_queries, count)
 
 
 class _Config(ConfigSchema):

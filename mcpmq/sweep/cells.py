@@ -11,13 +11,14 @@ from mcpmq.checkpoint import Checkpoint
 from mcpmq.compression import compress
 from mcpmq.dataset import ReadOptions, SampleSet
 from mcpmq.errors import DatasetError, FormatError, MissingExtra, RecipeError, SweepError
+from mcpmq.evaluate import calibration_warnings, evaluation_warnings
 from mcpmq.plan import Plan, make_plan
 from mcpmq.recipe import Recipe
 from mcpmq.sweep.memory import MemoryForecast, forecast_memory
 from mcpmq.sweep.request import SetRequest
 from mcpmq.sweep.sweep_file import Combination, SweepFile
 from mcpmq.system.environment import ARTIFACT_PACKAGES, MODEL_PACKAGES, installed_versions
-from mcpmq.system.progress import Progress
+from mcpmq.system.progress import Notify, Progress, ignore_notice
 
 NAME_DIGITS = 16  # of the SHA-256 of the inputs
 ENGINE_PACKAGES = ("onnxruntime", "onnx", "onnx-ir", "bitsandbytes", "compressed-tensors")
@@ -65,6 +66,7 @@ class _Opened:
     file: SweepFile
     progress: Progress
     device: str | None
+    notify: Notify
     checkpoints: dict[str, Checkpoint] = field(default_factory=dict)
     sets: dict[tuple[str, int | None, int], SampleSet] = field(default_factory=dict)
     plans: dict[str, tuple[Plan | None, str]] = field(default_factory=dict)  # by quantized model; None with a problem
@@ -76,23 +78,32 @@ class _Opened:
 
     def samples(self, path: str, count: int | None, seed: int) -> SampleSet:
         if (key := (path, count, seed)) not in self.sets:
-            self.sets[key] = SampleSet.open(path, ReadOptions(count, seed))
+            self.sets[key] = SampleSet.open(path, ReadOptions(count, seed, skip_invalid=True))
+            self._notify_warnings(self.sets[key], path == self.file.eval_set)
         return self.sets[key]
+
+    def _notify_warnings(self, samples: SampleSet, is_evaluation: bool) -> None:
+        warnings = evaluation_warnings(samples) if is_evaluation else calibration_warnings(samples)
+        for text in filter(None, (samples.left_out_warning, *warnings)):
+            self.notify(text)
 
     def request(self, path: str, count: int | None, seed: int) -> SetRequest:
         return SetRequest(path=path, samples=count, seed=seed, sha256=self.samples(path, count, seed).sha256)
 
 
-def decide_cells(file: SweepFile, progress: Progress, device: str | None = None) -> list[Cell]:
+def decide_cells(
+    file: SweepFile, progress: Progress, device: str | None = None, notify: Notify = ignore_notice
+) -> list[Cell]:
     """Return the cells of a sweep, each once: combinations with equal inputs are one cell.
 
-    Everything that can be refused is refused here, before a weight is read. `device` is that of calibrations.
+    Everything that can be refused is refused here, before a weight is read. `device` is that of calibrations; `notify`
+    gets the warnings about sample sets.
 
     Raises:
         SweepError: no format of the sweep can store any recipe.
         McpmqError: a checkpoint, a recipe, a set, or a sample of a set that the family cannot encode.
     """
-    opened = _Opened(file, progress, device)
+    opened = _Opened(file, progress, device, notify)
     recipes = {name: Recipe.load(name) for name in file.recipes}
     combinations = list(file.combinations())
     cells: dict[str, Cell] = {}

@@ -1,15 +1,14 @@
 """Memory forecasts of the steps of a sweep; they are reserved while a step runs."""
 
 from dataclasses import dataclass
-from typing import Final
 
 from mcpmq.artifact import FormatName
+from mcpmq.dataset import TOKENS_PER_SAMPLE
 from mcpmq.estimate.forecast import forecast
 from mcpmq.estimate.resources import LIBRARIES_NBYTES
 from mcpmq.formats import declared_format
 from mcpmq.plan import Plan
 
-TOKENS_PER_SAMPLE: Final = 1024  # of a calibration sample with an image, and one hidden state for each
 STATES_PER_TOKEN, FLOAT_NBYTES = 2, 4  # hidden states before the current block and before the first
 LOADED_NBYTES_RATIO = 2  # of a checkpoint in 16 bits that is computed in float32
 

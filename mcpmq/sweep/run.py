@@ -21,7 +21,7 @@ from mcpmq.sweep.schedule import StepState, run_steps
 from mcpmq.sweep.steps import CACHE, CELLS, MODELS, SHARED, StepOptions, make_steps
 from mcpmq.sweep.sweep_file import SweepFile
 from mcpmq.system.output import check_folder, lock_folder
-from mcpmq.system.progress import Progress, silent
+from mcpmq.system.progress import Notify, Progress, ignore_notice, silent
 
 MEMORY_FRACTION = 0.9  # of the available memory that processes may use together
 WRITE_SECONDS = 5.0  # between two pages without a change of a state
@@ -72,11 +72,13 @@ def sweep(
     options: SweepOptions | None = None,
     progress: Progress = silent,
     show: Show = ignore,
+    notify: Notify = ignore_notice,
 ) -> SweepResult:
     """Convert and measure every cell of a sweep file into `out`, and write `sweep.json` and `sweep.html` there.
 
     Finished cells are not repeated, killed ones resume, and failed ones are run again. `progress` is that of planning;
-    `show` gets the results and the states of all steps when a state changes, and twice a second.
+    `show` gets the results and the states of all steps when a state changes, and twice a second; `notify` gets the
+    warnings about sample sets.
 
     Raises:
         SweepError: the file is not valid, or no cell can be run.
@@ -88,7 +90,7 @@ def sweep(
     gates = [Gate.load(Path(one)) for one in loaded.gates]
     baseline = Report.load(loaded.baseline) if loaded.baseline else None
     _check_out(out)
-    cells = decide_cells(loaded, progress, options.device)
+    cells = decide_cells(loaded, progress, options.device, notify)
     results = Results(file.stem, out, cells, gates, baseline)
     with lock_folder(out):
         results.reused = frozenset(cell.name for cell in runnable(cells) if results.is_finished(cell.name))

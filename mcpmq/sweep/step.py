@@ -19,6 +19,7 @@ from mcpmq.one_pass import convert_in_one_pass
 from mcpmq.plan import Plan, make_plan
 from mcpmq.quantize import quantize
 from mcpmq.report.evaluation import evaluate
+from mcpmq.runners.worker import rss_bytes
 from mcpmq.sweep.request import SetRequest, StepKind, StepRequest, StepResult
 from mcpmq.system.output import lock_output
 
@@ -43,9 +44,10 @@ def run_step(folder: Path, settings: Settings) -> None:
 
 
 def _result(seconds: float) -> StepResult:
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    cpu_seconds = sum(one.ru_utime + one.ru_stime for one in used)
-    peak = max(one.ru_maxrss for one in used) * RSS_UNIT_NBYTES
+    own, children = (resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    cpu_seconds = sum(one.ru_utime + one.ru_stime for one in (own, children))
+    # `ru_maxrss` begins with the size of the parent: that of a child is the peak of this process at least.
+    peak = max(rss_bytes("VmHWM"), children.ru_maxrss * RSS_UNIT_NBYTES)
     return StepResult(seconds=round(seconds, 1), cpu_seconds=round(cpu_seconds, 1), peak_rss_bytes=peak)
 
 
@@ -101,7 +103,7 @@ def open_set(request: SetRequest) -> SampleSet:
     Raises:
         SweepError: its samples have changed since the sweep began.
     """
-    samples = SampleSet.open(request.path, ReadOptions(request.samples, request.seed))
+    samples = SampleSet.open(request.path, ReadOptions(request.samples, request.seed, skip_invalid=True))
     _check_unchanged("sample set", request.path, samples.sha256, request.sha256)
     return samples
 

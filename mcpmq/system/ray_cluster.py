@@ -4,7 +4,7 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,10 +85,11 @@ class RayCluster:
         return RayExchange(self.ray, hub, 0, workers + 1, tasks)
 
     def stop(self, exchange: "RayExchange") -> None:
-        """End the workers of an exchange."""
-        for task in exchange.workers:
-            self.ray.cancel(task, force=True)
-        self.ray.kill(exchange.hub)
+        """End the workers of an exchange, also of one whose workers or nodes died."""
+        with suppress(self.ray.exceptions.RayError):  # that of the calibration has the reason
+            for task in exchange.workers:
+                self.ray.cancel(task, force=True)
+            self.ray.kill(exchange.hub)
 
     def ended(self, tasks: Sequence[Task], seconds: float) -> list[Task]:
         """Return the tasks that ended, after this time or when there is one."""

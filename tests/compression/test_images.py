@@ -26,6 +26,7 @@ from mcpmq.runners.llamacpp import llamacpp
 from mcpmq.runners.llamacpp.artifact_files import artifact_files
 from mcpmq.runners.llamacpp.language import LanguageModel
 from mcpmq.runners.llamacpp.vision import VisionEncoder
+from tests.checkpoint_tools import edit_json
 from tests.commands import Command
 from tests.tiny_families import TINY_FAMILIES
 
@@ -66,6 +67,28 @@ def counted_tokens(checkpoint: Checkpoint) -> list[int]:
     settings = checkpoint.family.open_vision_inputs(checkpoint.path)
     queries = checkpoint.architecture.required_vision.num_queries
     return [settings.image_tokens(width, height, queries) for width, height in SIZES]
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"),
+    [
+        ("minicpm-v-2.6", "slice_mode"),
+        ("internvl", "crop_to_patches"),
+        ("lfm2-vl", "do_image_splitting"),
+        ("smolvlm2", "do_image_splitting"),
+    ],
+)
+def test_limits_of_images_that_are_not_cut_are_an_error(name: str, setting: str, tmp_path: Path) -> None:
+    """A processor that does not cut images would ignore the limit."""
+    path = BY_NAME[name].build(tmp_path / "tiny")
+    edit_json(path / "preprocessor_config.json", **{setting: False})
+    checkpoint = Checkpoint.open(path)
+
+    with (
+        pytest.raises(RecipeError, match="does not change images: the image processor of .* does not cut them"),
+        limit_images(checkpoint, limits_for(checkpoint)),
+    ):
+        pass
 
 
 def test_every_family_encodes_as_many_tokens_as_forecast(family_checkpoint: Checkpoint, images: list[Path]) -> None:

@@ -70,6 +70,22 @@ def test_sets_that_overlap_or_are_missing_are_rejected(sets: Path, small_checkpo
         decide_cells(file, silent)
 
 
+def test_warnings_about_sets_are_notices(sets: Path, small_checkpoint: Path, tmp_path: Path) -> None:
+    """Invalid records are left out and counted, and a small set is named, once for all cells that use it."""
+    decide(sets, small_checkpoint, ["own.toml"], ["gguf", "onnx"])
+    file = SweepFile.load(sets / "sweep.toml")
+    lines = (sets / "starter" / "manifest.jsonl").read_text().splitlines()
+    (tmp_path / "manifest.jsonl").write_text("\n".join([*lines[:5], '{"id": "empty"}']))
+    notices: list[str] = []
+
+    cells = decide_cells(file.model_copy(update={"calibration": (str(tmp_path),)}), silent, notify=notices.append)
+
+    assert len({cell.calibration.sha256 for cell in cells if cell.calibration}) == 1
+    assert sum("left out 1 of 6 records" in text for text in notices) == 1
+    assert sum("5 samples, fewer than 64" in text for text in notices) == 1
+    assert sum("3 samples without an image, fewer than 20" in text for text in notices) == 1
+
+
 def test_shared_work_is_a_step_of_its_own(sets: Path, small_checkpoint: Path) -> None:
     """Two formats share a quantized model, and all cells the measurement of the original; one cell has neither."""
     cells = decide(sets, small_checkpoint, ["phone-int4", "own.toml"], ["gguf", "onnx"])

@@ -54,7 +54,7 @@ def _add_metadata(writer: GGUFWriter, model: ModelView, preprocessor: Preprocess
     assert isinstance(preprocessor, InternVlTiling)
     most = preprocessor.max_patches if preprocessor.crop_to_patches else 1
     writer.add_bool("clip.use_gelu", True)
-    writer.add_uint32("clip.vision.image_size", preprocessor.side)
+    writer.add_uint32("clip.vision.image_size", preprocessor.slice_resolution)
     writer.add_uint32("clip.vision.projection_dim", model.architecture.language.hidden_size)
     writer.add_uint32("clip.vision.projector.scale_factor", model.architecture.required_vision.spatial_merge_size)
     writer.add_uint32("clip.vision.preproc_min_tiles", min(preprocessor.min_patches, most))
