@@ -101,6 +101,9 @@ def run_layerwise(
     `spill` takes the hidden states of waiting samples: the first argument of a block, and those of earlier blocks that
     the forward pass still refers to. `next_position` maps the position of the next block that a sample waits at, the
     number of blocks after the last one, to that of the next block: processes that share work load the same blocks.
+
+    Raises:
+        RuntimeError: a sample calls a block again after it passed: the visitor has seen a part of its inputs only.
     """
     with _pausing(blocks, spill):
         runs = [
@@ -110,8 +113,12 @@ def run_layerwise(
             order = {block: position for position, block in enumerate(blocks)}
             for run in runs:
                 run.resume("start")
+            passed = set[int]()
             while (position := next_position(_position(order, runs))) < len(blocks):
                 block = blocks[position]
+                if position in passed:
+                    raise RuntimeError(f"a sample calls block {position}, {type(block).__name__}, more than once")
+                passed.add(position)
                 _pass_block(block, [run for run in runs if run.state is block], load, release, visit)
             return [run.state for run in runs]
         finally:

@@ -125,12 +125,34 @@ def minicpmv4_6(config: Mapping[str, Any]) -> nn.Module:
             hidden = self.model(**arguments).last_hidden_state
             return CausalLMOutputWithPast(logits=self.lm_head(slice_logits_to_keep(hidden, logits_to_keep)))
 
-    return build_on_meta(SelectiveLogits, transformers.MiniCPMV4_6Config(**config))
+    return _with_joined_images(build_on_meta(SelectiveLogits, transformers.MiniCPMV4_6Config(**config)))
 
 
 def minicpmv4_7(config: Mapping[str, Any]) -> nn.Module:
     """Build MiniCPM-V 4.7 from a raw config.json."""
-    return build_on_meta(transformers.MiniCPMV4_7ForConditionalGeneration, transformers.MiniCPMV4_7Config(**config))
+    published = transformers.MiniCPMV4_7ForConditionalGeneration
+    return _with_joined_images(build_on_meta(published, transformers.MiniCPMV4_7Config(**config)))
+
+
+def _with_joined_images(model: Any) -> nn.Module:
+    """Let the merger call its MLP once for all images: a block is called once in the forward pass of a sample."""
+    published = type(model.model.merger)
+
+    class JoinedImages(published):  # type: ignore[misc, valid-type]
+        """Merger of 2 x 2 patches with a single MLP."""
+
+        def forward(self, hidden_states: Tensor, target_sizes: Tensor) -> list[Tensor]:
+            """Merge the patches [1, patches, size] of images with rows and columns [images, 2]."""
+            images = torch.split(hidden_states[0], target_sizes.prod(-1).tolist())
+            squares = [
+                image.view(rows // 2, 2, columns // 2, 2, -1).transpose(1, 2).reshape(rows * columns // 4, -1)
+                for image, (rows, columns) in zip(images, target_sizes.tolist(), strict=True)
+            ]
+            merged: Tensor = self.mlp[0](torch.cat(squares))
+            return list(torch.split(merged, [len(one) for one in squares]))
+
+    model.model.merger.__class__ = JoinedImages
+    return cast(nn.Module, model)
 
 
 def minicpm3(config: Mapping[str, Any]) -> nn.Module:

@@ -286,3 +286,12 @@ def test_samples_pass_inner_blocks_one_at_a_time() -> None:
         outer.experts[1](alone[2]),
     ]
     assert all(torch.equal(one, other) for one, other in zip(replayed, [*alone, *inner], strict=True))
+
+
+def test_a_block_that_is_called_twice_is_an_error() -> None:
+    """A visitor would see the inputs of the first call only, so the run ends instead."""
+    layer = nn.Linear(4, 4)
+    model = nn.Sequential(layer, nn.GELU(), layer)
+
+    with pytest.raises(RuntimeError, match="calls block 0, Linear, more than once"):
+        run_layerwise(model, [layer], inputs(2))
