@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mcpmq.calibrate.imatrix import write_imatrix
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import SampleSet
@@ -140,5 +142,6 @@ def _try(work: Work, other: Work, folder: Path, at: int, whole: dict[str, bytes]
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)  # a forked process has no threads of OpenMP, and would wait for them
     name, given, images, place, number, amount = sys.argv[1:]
     sys.stdout.write(json.dumps(try_kills(name, Path(given), Path(images), Path(place), int(amount), int(number))))

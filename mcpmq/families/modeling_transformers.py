@@ -10,6 +10,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.modeling_utils import slice_logits_to_keep
 
 from mcpmq.families.modeling_experts import separate_experts
+from mcpmq.families.modeling_joined_images import join_images_of_lfm2_vl, join_images_of_minicpmv4_6
 
 
 def qwen2_vl(config: Mapping[str, Any]) -> nn.Module:
@@ -84,6 +85,7 @@ def lfm2_vl(config: Mapping[str, Any]) -> nn.Module:
             return patches + positions
 
     model.model.vision_tower.embeddings.__class__ = CalledTable
+    join_images_of_lfm2_vl(model)
     return cast(nn.Module, model)
 
 
@@ -125,34 +127,16 @@ def minicpmv4_6(config: Mapping[str, Any]) -> nn.Module:
             hidden = self.model(**arguments).last_hidden_state
             return CausalLMOutputWithPast(logits=self.lm_head(slice_logits_to_keep(hidden, logits_to_keep)))
 
-    return _with_joined_images(build_on_meta(SelectiveLogits, transformers.MiniCPMV4_6Config(**config)))
+    model = build_on_meta(SelectiveLogits, transformers.MiniCPMV4_6Config(**config))
+    join_images_of_minicpmv4_6(model)
+    return model
 
 
 def minicpmv4_7(config: Mapping[str, Any]) -> nn.Module:
     """Build MiniCPM-V 4.7 from a raw config.json."""
-    published = transformers.MiniCPMV4_7ForConditionalGeneration
-    return _with_joined_images(build_on_meta(published, transformers.MiniCPMV4_7Config(**config)))
-
-
-def _with_joined_images(model: Any) -> nn.Module:
-    """Let the merger call its MLP once for all images: a block is called once in the forward pass of a sample."""
-    published = type(model.model.merger)
-
-    class JoinedImages(published):  # type: ignore[misc, valid-type]
-        """Merger of 2 x 2 patches with a single MLP."""
-
-        def forward(self, hidden_states: Tensor, target_sizes: Tensor) -> list[Tensor]:
-            """Merge the patches [1, patches, size] of images with rows and columns [images, 2]."""
-            images = torch.split(hidden_states[0], target_sizes.prod(-1).tolist())
-            squares = [
-                image.view(rows // 2, 2, columns // 2, 2, -1).transpose(1, 2).reshape(rows * columns // 4, -1)
-                for image, (rows, columns) in zip(images, target_sizes.tolist(), strict=True)
-            ]
-            merged: Tensor = self.mlp[0](torch.cat(squares))
-            return list(torch.split(merged, [len(one) for one in squares]))
-
-    model.model.merger.__class__ = JoinedImages
-    return cast(nn.Module, model)
+    model = build_on_meta(transformers.MiniCPMV4_7ForConditionalGeneration, transformers.MiniCPMV4_7Config(**config))
+    join_images_of_minicpmv4_6(model)
+    return model
 
 
 def minicpm3(config: Mapping[str, Any]) -> nn.Module:
