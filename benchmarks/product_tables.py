@@ -81,12 +81,13 @@ def quick_start_output() -> str:
 
 
 def short_family_table() -> str:
-    """Return the formats of every family."""
-    rows = []
+    """Return the formats of every family; families with equal formats share a row."""
+    families: dict[tuple[str, ...], list[str]] = {}
     for family in support.support_matrix():
         notes = (family[name] != "yes" or name in family["caveats"] for name in FORMATS)
-        cells = [family[name].partition(":")[0] + "\\*" * note for name, note in zip(FORMATS, notes, strict=True)]
-        rows.append([family["family"] + " (text only)" * (not family["has_vision"]), *cells])
+        cells = (family[name].partition(":")[0] + "\\*" * note for name, note in zip(FORMATS, notes, strict=True))
+        families.setdefault(tuple(cells), []).append(family["family"] + " (text only)" * (not family["has_vision"]))
+    rows = [[", ".join(names), *cells] for cells, names in families.items()]
     return table(["", *FORMATS], rows, 1 + len(FORMATS))
 
 
