@@ -100,7 +100,8 @@ def _quantize_step(cell: Cell, out: Path, options: StepOptions) -> Step:
         update={"kind": "quantize", "quantized": str(out / MODELS / cell.quantized)}
     )
     name = f"quantize-{cell.quantized}"
-    label = f"quantize {cell.label.replace(f' {cell.format}', '', 1)}"
+    checkpoint = Path(cell.combination.checkpoint).name
+    label = f"quantize {checkpoint} {cell.label.replace(f' {cell.format}', '', 1)}"
     return Step(name, label, request, out / SHARED / name, cell.memory.quantize)
 
 

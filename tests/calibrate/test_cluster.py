@@ -1,12 +1,11 @@
 """Calibration on a cluster: one that runs in threads, and Ray clusters in the run of `make cluster`."""
 
 import os
-import signal
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -118,12 +117,12 @@ def test_options_of_a_cluster_need_an_address(mcpmq: Command, small_checkpoint: 
 
 
 PORT = 6398
-NODE = ["--num-cpus", "1", "--object-store-memory", "200000000", "--memory", "8000000000", "--disable-usage-stats"]
+NODE = ["--num-cpus", "2", "--object-store-memory", "200000000", "--memory", "8000000000", "--disable-usage-stats"]
 
 
 @pytest.fixture(scope="module")
 def two_nodes() -> Iterator[str]:
-    """The address of a cluster of two nodes on this machine with one core each, which ends with the tests."""
+    """The address of a cluster of two nodes on this machine with two cores each, which ends with the tests."""
     pytest.importorskip("ray")
     environment = {**os.environ, "RAY_AUTH_MODE": "token"}
     address = f"127.0.0.1:{PORT}"
@@ -142,9 +141,10 @@ def two_nodes() -> Iterator[str]:
     subprocess.run([*head, *NODE], check=True, capture_output=True, env=environment)
     _start(["ray", "start", "--address", address, *NODE], environment)
     yield address
-    for pid in set(psutil.pids()) - before:  # processes of this cluster only
-        if psutil.pid_exists(pid) and any(str(PORT) in word for word in psutil.Process(pid).cmdline()):
-            os.kill(pid, signal.SIGTERM)
+    for process in psutil.process_iter(["cmdline"]):  # those of this cluster only
+        if process.pid not in before and any(str(PORT) in word for word in process.info["cmdline"] or ()):
+            with suppress(psutil.NoSuchProcess):
+                process.terminate()
 
 
 def _start(words: list[str], environment: dict[str, str]) -> None:
@@ -158,7 +158,7 @@ def _start(words: list[str], environment: dict[str, str]) -> None:
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [1, 2, 3])
 def test_two_nodes_give_the_bytes_of_one_machine(
     two_nodes: str, workers: int, plan: Plan, mixed_set: SampleSet, tmp_path: Path
 ) -> None:
