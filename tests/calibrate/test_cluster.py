@@ -141,10 +141,20 @@ def two_nodes() -> Iterator[str]:
     subprocess.run([*head, *NODE], check=True, capture_output=True, env=environment)
     _start(["ray", "start", "--address", address, *NODE], environment)
     yield address
-    for process in psutil.process_iter(["cmdline"]):  # those of this cluster only
-        if process.pid not in before and any(str(PORT) in word for word in process.info["cmdline"] or ()):
-            with suppress(psutil.NoSuchProcess):
-                process.terminate()
+    _end([one for one in psutil.process_iter(["cmdline"]) if one.pid not in before and _is_of_cluster(one)])
+
+
+def _is_of_cluster(process: psutil.Process) -> bool:
+    return any(str(PORT) in word for word in process.info["cmdline"] or ())
+
+
+def _end(processes: list[psutil.Process]) -> None:
+    """Terminate processes, and kill those that do not end."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+    for process in psutil.wait_procs(processes, timeout=5)[1]:
+        process.kill()
 
 
 def _start(words: list[str], environment: dict[str, str]) -> None:
