@@ -11,7 +11,6 @@ import torch
 import transformers
 from gguf import GGUFReader
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mcpmq.artifact import Artifact
@@ -37,7 +36,7 @@ from mcpmq.runners.torch import open_runner as open_torch
 from mcpmq.runners.transformers import load_artifact
 from tests.loss_tools import answer_losses
 from tests.smoothing_tools import random_scales, scaled_logits
-from tests.tiny_families import EXPERT_FAMILIES, QWEN3_VL_MOE, TinyFamily
+from tests.tiny_families import EXPERT_FAMILIES, QWEN3_VL_MOE, TinyFamily, without_expert
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 INT4 = {"*": "int8-g32", "language.*": "int4-g32"}
@@ -248,7 +247,7 @@ def test_the_importance_matrix_has_the_routed_tokens(
 
 def test_an_expert_without_tokens_is_rounded_to_nearest(samples: SampleSet, tmp_path: Path) -> None:
     """A router that never selects an expert: its codes are those of rounding to nearest, and the manifest counts it."""
-    checkpoint = Checkpoint.open(_without_expert(QWEN3_VL_MOE.build(tmp_path / "tiny"), expert=5))
+    checkpoint = Checkpoint.open(without_expert(QWEN3_VL_MOE.build(tmp_path / "tiny"), expert=5))
     one = SampleSet(samples.path, samples.samples[:1])
     weights = {"*": "keep", "language.layers.0.*": "int4-g32"}
     quantized = quantize(plan_of(checkpoint, weights, method="gptq"), tmp_path / "gptq", one)
@@ -262,21 +261,6 @@ def test_an_expert_without_tokens_is_rounded_to_nearest(samples: SampleSet, tmp_
     assert torch.equal(quantized.load(name).codes, nearest.load(name).codes)  # type: ignore[union-attr]
     assert quantized.artifact.manifest.experts
     assert quantized.artifact.manifest.experts.without_tokens >= 1
-
-
-def _without_expert(path: Path, expert: int) -> Path:
-    """Give the router of the first layer weights that never select an expert."""
-    for shard in path.glob("*.safetensors"):
-        tensors = load_file(shard)
-        for name in filter(lambda name: name.endswith("layers.0.mlp.gate.weight"), tensors):
-            # The other routers read the double of opposite rows: at least one of two is positive.
-            rows = tensors[name]
-            rows[1::2] = -rows[0::2]
-            rows[expert] = 0
-            rows[expert - 1] = 0
-            rows[(expert + 1) % len(rows)] *= 2
-        save_file(tensors, shard, metadata={"format": "pt"})
-    return path
 
 
 @ONE_FAMILY

@@ -12,7 +12,6 @@ from mcpmq.calibrate.sequential import calibrate_sequentially
 from mcpmq.dataset import Sample
 from mcpmq.errors import ClusterError
 from mcpmq.execution.device import CPU
-from mcpmq.families.blocks import is_expert
 from mcpmq.plan import Plan
 from mcpmq.quantized_model import BlockWriter
 from mcpmq.system.progress import Notify, Progress, silent
@@ -54,9 +53,6 @@ def calibrate_on_cluster(
     if plan.checkpoint.path != plan.checkpoint.source.path:
         hint = "calibrate a recipe with structured compression on one machine"
         raise ClusterError("the files of the compressed checkpoint are in a folder of this machine", hint)
-    if experts := [name for name in plan.blocks if is_expert(name)]:
-        hint = "calibrate a model with experts on one machine"
-        raise ClusterError(f"`{experts[0]}` and {len(experts) - 1} more blocks are experts", hint)
     with RayCluster.connect(options.address) as cluster:
         for left in range(MAX_RUNS - 1, -1, -1):
             try:

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TypeVar
 from torch import Tensor
 
 from mcpmq.calibrate.modalities import sample_modalities
+from mcpmq.families.modeling_experts import routed_tokens
 from mcpmq.rounding.stats import Drift, InputStats
 
 Value = TypeVar("Value")
@@ -87,13 +88,15 @@ def add_by_sample(exchange: Exchange, values: Sequence[tuple[int, float]]) -> fl
 class Rows:
     """Inputs of matrices, float32 [tokens, columns], and their difference from the original model, if it is observed.
 
-    owner: the first matrix with these inputs. of_outputs: see `Drift`; None without a difference.
+    owner: the first matrix with these inputs. of_outputs: see `Drift`; None without a difference. tokens: those of the
+    rows in an expert, int64 [tokens]; None outside of experts.
     """
 
     owner: str
     inputs: Tensor
     difference: Tensor | None
     of_outputs: bool | None
+    tokens: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,21 +133,21 @@ class _Outbox:
     exchange: Exchange
     recorders: dict[str, "_Recorder"]  # by owner
     current: SampleRows | None = None
-    pending: list[tuple["_Recorder", Tensor, Tensor | None]] = field(default_factory=list)
+    pending: list[tuple["_Recorder", Tensor, Tensor | None, Tensor | None]] = field(default_factory=list)
 
     def add(self, recorder: "_Recorder", rows: Tensor, difference: Tensor | None) -> None:
         if self.current is None or self.current.index != sample_index.get():
             self.flush()
             self.current = SampleRows(sample_index.get(), sample_is_held_out.get(), sample_modalities.get(), [])
-        self.pending.append((recorder, rows.clone(), difference))
+        self.pending.append((recorder, rows.clone(), difference, routed_tokens.get()))
 
     def flush(self) -> None:
         """Send the inputs of the present sample."""
         if self.current is None:
             return
         owners = {id(recorder): name for name, recorder in self.recorders.items()}
-        for recorder, rows, difference in self.pending:
-            self.current.rows.append(Rows(owners[id(recorder)], rows, difference, recorder.of_outputs))
+        for recorder, rows, difference, tokens in self.pending:
+            self.current.rows.append(Rows(owners[id(recorder)], rows, difference, recorder.of_outputs, tokens))
         self.exchange.send(self.current)
         self.current, self.pending = None, []
 
@@ -212,7 +215,9 @@ def _replay(sample: SampleRows, observers: dict[str, Observer], new_observer: Ne
         if rows.owner not in observers:
             observers[rows.owner] = new_observer(rows.inputs.shape[1], *_drift(rows))
         difference = () if rows.difference is None else (rows.difference,)
+        reset = routed_tokens.set(rows.tokens)
         observers[rows.owner].update(rows.inputs, *difference)
+        routed_tokens.reset(reset)
 
 
 def _drift(rows: Rows) -> Iterable[Drift]:

@@ -144,9 +144,8 @@ class _SequentialQuantizer:
         stats: BlockStats = {}
         if not in_stages or methods[-1].smoothing:
             stats = self._collect_stats(block, partial(replay, range(len(self.run.inputs))), held_out_in_gram=not loss)
-        if not stats and is_expert(name):
-            self.write(self.files[name], *round_without_tokens(plan, name))
-            return None
+        if is_expert(name) and broadcast(self.run.exchange, lambda: not stats):
+            return self._quantize_without_tokens(name)
         weights = self._original_weights(block)
         folds, scales = find_folds(plan, name, weights), []
         if folds and stats:
@@ -170,6 +169,13 @@ class _SequentialQuantizer:
             return quantized
         self.write(self.files[name], quantized, result)
         return quantized if on_device else None
+
+    def _quantize_without_tokens(self, expert: str) -> Mapping[str, StoredWeight] | None:
+        quantized, result = broadcast(self.run.exchange, partial(round_without_tokens, self.plan, expert))
+        if self.run.exchange.rank:
+            return quantized
+        self.write(self.files[expert], quantized, result)
+        return None
 
     def _is_rounded_in_stages(self, block: nn.Module) -> bool:
         """Return whether the targets of a block are outputs of the original model.
@@ -206,7 +212,8 @@ class _SequentialQuantizer:
         """
         own = {at: number for number, at in enumerate(self.run.indices) if at in self.held_out}
         model, exchange, quantized = self.run.model, self.run.exchange, partial(replay, own.values())
-        if is_expert(_name(self.run, block)) and not set(own.values()).intersection(replay.waiting()):
+        routed = set(own.values()).intersection(replay.waiting())
+        if is_expert(_name(self.run, block)) and not any(exchange.gather(bool(routed))):
             return None
         if not is_head(model, block):
             modalities = self.run.modalities(block, self._token_weights().model_dump())

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from mcpmq.calibrate.exchange import ONE_PROCESS, Exchange, add_by_sample, own_samples
+from mcpmq.calibrate.expert_counts import NO_TOKENS
 from mcpmq.calibrate.sequential import calibrate_sequentially
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import SampleSet
@@ -22,6 +23,7 @@ from mcpmq.plan import Plan, make_plan
 from mcpmq.quantized_model import write_block
 from mcpmq.recipe import Recipe
 from mcpmq.system.progress import silent
+from tests.tiny_families import QWEN3_VL_MOE, without_expert
 
 pytestmark = pytest.mark.usefixtures("no_bfloat16")
 SECONDS = 120  # before a test fails because a process does not answer
@@ -146,6 +148,34 @@ def test_a_run_continues_after_a_worker_died(
     assert 0 < len(before) < len(alone)
     assert run_threads(plan, mixed_set, tmp_path / "out", 2) == [None] * 3
     assert contents(tmp_path / "out") == alone
+
+
+@pytest.mark.parametrize("name", [SLOW[0], "method by block"])
+def test_experts_have_the_bytes_of_one_process(
+    name: str, expert_checkpoint: Checkpoint, mixed_set: SampleSet, tmp_path: Path
+) -> None:
+    """Also experts without tokens."""
+    fields = {
+        "name": "experts",
+        "weights": {"*": "keep", "language.*": "int4-g32", "head": "int8-g32"},
+        **RECIPES[name],
+    }
+    plan = make_plan(expert_checkpoint, Recipe.model_validate(fields))
+    (tmp_path / "alone").mkdir()
+    calibrate(plan, mixed_set, tmp_path / "alone", ONE_PROCESS)
+
+    assert run_threads(plan, mixed_set, tmp_path / "out", 2) == [None] * 3
+
+    found = contents(tmp_path / "out")
+    assert found == contents(tmp_path / "alone")
+    assert sum("experts" in file for file in found) > 8
+    assert any(NO_TOKENS.encode() in content for content in found.values())
+
+
+@pytest.fixture(scope="module")
+def expert_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """A tiny Qwen3-VL with experts, of which one gets no token."""
+    return Checkpoint.open(without_expert(QWEN3_VL_MOE.build(tmp_path_factory.mktemp("experts") / "tiny"), expert=5))
 
 
 def indices(count: int, workers: int) -> Sequence[list[int]]:
