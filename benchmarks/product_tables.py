@@ -101,6 +101,14 @@ def scheme_table() -> str:
     return support.scheme_table().to_markdown().partition("\n\n")[2].strip()
 
 
+OTHERS_IN_TRANSFORMERS_JS = """\
+| family | reason |
+|---|---|
+| Gemma 3 | its class passes no `token_type_ids` to the decoder, which then applies a causal mask to image tokens |
+| LFM2-VL | its processor pads slices to one length; the vision graph has slices of one size without padding |
+| InternVL, MiniCPM, Qwen2.5-Omni | it has no class for them |"""
+
+
 def transformers_js_text() -> str:
     """Return the sentence on transformers.js, with the version that the tests install."""
     pinned = json.loads((ROOT / "tests/transformers_js/package.json").read_text())["dependencies"]
@@ -108,7 +116,8 @@ def transformers_js_text() -> str:
     return (
         "ONNX artifacts of Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3.5 and SmolVLM2 load in transformers.js\n"
         f"({version}) and generate the same answers. transformers.js resizes images\n"
-        "without antialiasing, so resize them before you pass them."
+        "without antialiasing, so resize them before you pass them. Families that do not work there:"
+        f"\n\n{OTHERS_IN_TRANSFORMERS_JS}"
     )
 
 

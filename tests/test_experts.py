@@ -34,6 +34,7 @@ from mcpmq.rounding.smoothing import weight_scalings
 from mcpmq.runners.gguf import open_runner as open_gguf
 from mcpmq.runners.torch import open_runner as open_torch
 from mcpmq.runners.transformers import load_artifact
+from tests.commands import Command
 from tests.loss_tools import answer_losses
 from tests.smoothing_tools import random_scales, scaled_logits
 from tests.tiny_families import EXPERT_FAMILIES, QWEN3_VL_MOE, TinyFamily, without_expert
@@ -243,6 +244,29 @@ def test_the_importance_matrix_has_the_routed_tokens(
     means = read_importance(matrix.path, checkpoint).mean_squares
     for name, total in squares.items():
         torch.testing.assert_close(means[name][0], total / counts[name], rtol=1e-4, atol=1e-6)
+
+
+@ONE_FAMILY
+def test_a_conversion_suggests_no_search_and_measures_each_kind_of_calibration_sample(
+    checkpoint: Checkpoint, samples: SampleSet, mcpmq: Command, tmp_path: Path
+) -> None:
+    """`search` refuses experts; every fifth sample is a text, and the images of the set are found nevertheless."""
+    lines = [
+        {"id": str(number), "prompt": f"What? {number}", "answer": "red sign"}
+        | ({} if number % 5 == 4 else {"image": f"{number}.png"})
+        for number in range(6)
+    ]
+    for number in range(6):
+        pixels = np.random.default_rng(9 + number).integers(0, 256, (64, 64, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    (tmp_path / "manifest.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    sets = "--calibration", tmp_path, "--eval-set", samples.path
+    recipe = "--recipe", "calibrated-gguf-int4", "--format", "gguf", "--threads", "1"
+    found = mcpmq("convert", checkpoint.path, tmp_path / "out", *recipe, *sets)
+
+    assert found.exit_code == 0
+    assert "mcpmq search" not in found.stderr
+    assert "no calibration sample" not in found.stdout
 
 
 def test_an_expert_without_tokens_is_rounded_to_nearest(samples: SampleSet, tmp_path: Path) -> None:

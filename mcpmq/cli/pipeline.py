@@ -1,7 +1,7 @@
 """Commands of the pipeline: each parses its options, calls one function, and prints the result."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -57,6 +57,9 @@ from mcpmq.cli.planning import print_plans
 from mcpmq.cli.recipe_options import load_recipes, parse_compression, print_if_uncalibrated
 from mcpmq.cli.release import make_budget, parse_format, parse_optional_size
 from mcpmq.cli.sample_sets import open_optional_set, open_set
+
+if TYPE_CHECKING:  # --help and errors import no library
+    from mcpmq.report import Report
 
 commands = typer.Typer()
 
@@ -121,7 +124,7 @@ def convert(
     )
     _print_deviations(out)
     ui.print_report(report, as_json=json, all_rows=show_all)
-    ui.print_conversion_steps(report, out, checkpoint_words(source, lora), set_words(calibration, samples, seed))
+    _print_steps(report, out, checkpoint_words(source, lora), set_words(calibration, samples, seed))
 
 
 @commands.command(rich_help_panel=PIPELINE_PANEL)
@@ -274,6 +277,17 @@ def _print_deviations(out: Path) -> None:
 
     for artifact in quantized_artifacts(out):
         ui.print_deviations(artifact)
+
+
+def _print_steps(report: "Report", out: Path, source: list[str], calibration: list[str]) -> None:
+    """Print the outputs of a conversion and the next commands; mixtures of experts have no `search`."""
+    from mcpmq import ui
+    from mcpmq.artifact import Artifact
+    from mcpmq.families.blocks import has_experts
+
+    manifests = [Artifact.open(out / result.name).manifest for result in report.artifacts]
+    is_mixture = any(has_experts(record.name for record in one.weights) for one in manifests)
+    ui.print_conversion_steps(report, out, source, calibration, can_search=not is_mixture)
 
 
 def _start(label: str) -> None:

@@ -1,5 +1,7 @@
 """The blocks of a model: tensors that are loaded and written together."""
 
+from collections.abc import Iterable
+
 
 def block_name(name: str) -> str:
     """Return the block of a tensor: `language.layers.0.mlp.up` -> `language.layers.0`.
@@ -18,3 +20,8 @@ def block_name(name: str) -> str:
 def is_expert(block: str) -> bool:
     """Return whether a block is an expert, which gets only the tokens that are routed to it."""
     return ".experts." in block
+
+
+def has_experts(names: Iterable[str]) -> bool:
+    """Return whether tensors are those of a mixture of experts."""
+    return any(map(is_expert, names))

@@ -10,6 +10,7 @@ from mcpmq.checkpoint import Checkpoint
 from mcpmq.compression import same_inputs
 from mcpmq.errors import ReleaseError
 from mcpmq.evaluate.sample_size import MIN_EVALUATION_SAMPLES
+from mcpmq.families.blocks import has_experts
 from mcpmq.formats import format_of
 from mcpmq.formats.sharding import split_artifact
 from mcpmq.gate import Gate, check
@@ -153,8 +154,14 @@ def _check_size(artifact: Artifact, max_nbytes: int | None) -> None:
     if max_nbytes is not None and nbytes > max_nbytes:
         raise ReleaseError(
             f"`{artifact.path}` has {nbytes:,} bytes, {nbytes - max_nbytes:,} more than the limit of {max_nbytes:,}",
-            "search a smaller recipe with `mcpmq search`",
+            _smaller_recipe_hint(artifact),
         )
+
+
+def _smaller_recipe_hint(artifact: Artifact) -> str:
+    if has_experts(record.name for record in artifact.manifest.weights):  # `search` refuses them
+        return "write a smaller recipe; `mcpmq plan` shows its size"
+    return "search a smaller recipe with `mcpmq search`"
 
 
 def _copy_artifact(artifact: Artifact, folder: Path, max_file_nbytes: int | None) -> Artifact:

@@ -29,6 +29,7 @@ from mcpmq.evaluate.score_file import ScoresByArtifact, read_scores
 from mcpmq.formats import engine_of
 from mcpmq.formats.kv_cache import check_cache, head_widths
 from mcpmq.formats.support import check_audio
+from mcpmq.report.calibration_samples import calibration_samples
 from mcpmq.report.layer_errors import layer_errors
 from mcpmq.report.report import (
     ArtifactResult,
@@ -44,7 +45,6 @@ from mcpmq.system.environment import describe_machine, installed_versions
 from mcpmq.system.progress import begin_stages
 
 PACKAGES = ("mcpmq", "torch", "transformers", "tokenizers", "numpy", "pillow", "xllamacpp", "onnxruntime")
-MAX_CALIBRATION_SAMPLES = 48  # measured to compare the calibration set with the evaluation set
 UNQUANTIZED_SCHEMES = (None, "f32", "f16", "bf16")
 
 
@@ -145,13 +145,12 @@ def _calibration_divergences(
 ) -> dict[str, dict[str, Estimate]]:
     """Return the mean KLD of every calibrated artifact on samples of its calibration set.
 
-    The samples are those that a selection of methods holds out; other methods have calibrated on them.
+    A selection of methods holds out such samples; other methods have calibrated on them.
     """
     calibrated = [artifact for artifact in artifacts if artifact.manifest.calibration_set]
     if not calibrated or len(calibration) < HOLDOUT_EVERY:
         return {}
-    held_out = calibration.split_holdout()[1].spread(MAX_CALIBRATION_SAMPLES)
-    with encode_samples(checkpoint, held_out, settings) as inputs:
+    with encode_samples(checkpoint, calibration_samples(calibration), settings) as inputs:
         original = measure_original(checkpoint, inputs, settings)
         references, divergences = {ORIGINAL: original.logprobs}, {}
         for artifact in calibrated:

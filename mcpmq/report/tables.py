@@ -1,6 +1,7 @@
 """The table of a report: a column for the original and for every artifact."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 from mcpmq.evaluate import (
     NONSQUARE,
@@ -24,6 +25,7 @@ from mcpmq.report.report import Report
 from mcpmq.report.task_tables import SCORE, task_change_rows, task_notes, task_rows
 from mcpmq.system.table import Row, Table
 
+Result = TypeVar("Result")
 KV_CACHE_TOKENS = 4096  # context of the computed KV cache size
 AUDIO_GROUP = "audio and projector"
 COMPONENT_GROUPS = {
@@ -32,8 +34,9 @@ COMPONENT_GROUPS = {
     "language model": ("language", "embedding", "head"),
 }
 OTHER_FILES = "other files"
+IMAGE = "image"
 GROUP_LABELS = {
-    "image": "images",
+    IMAGE: "images",
     NONSQUARE: "engine-resized images",
     "images": "several images",
     "video": "videos",
@@ -262,10 +265,16 @@ def sample_notes(report: Report) -> list[str]:
     notes = [f"few samples: {note}" for note in small_group_notes(counts, GROUP_LABELS, klds)]
     for result in results:
         if (calibration := result.calibration_kl_divergence) is not None:
-            known = {group: one for group, one in result.differences.items() if group != NONSQUARE}  # these are images
-            found = distribution_notes(known, calibration, GROUP_LABELS)
+            groups = _joined_images(result.differences), _joined_images(calibration)
+            found = distribution_notes(*groups, GROUP_LABELS)
             notes += [f"calibration of {result.label}: {note}" for note in found]
     return notes
+
+
+def _joined_images(groups: Mapping[str, Result]) -> dict[str, Result]:
+    """Return groups in which engine-resized images are images, for which those of other images take precedence."""
+    images = {IMAGE: groups[NONSQUARE]} if NONSQUARE in groups else {}
+    return images | {group: one for group, one in groups.items() if group != NONSQUARE}
 
 
 def _machine_notes(report: Report) -> list[str]:

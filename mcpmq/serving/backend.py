@@ -32,6 +32,7 @@ from mcpmq.serving.gguf import AUDIO_NOTE
 from mcpmq.serving.limits import LIMITS, Limits
 from mcpmq.serving.served_model import (
     NO_AUDIO_ENCODER,
+    NO_VISION_ENCODER,
     EngineFacts,
     ServedModel,
     describe,
@@ -43,6 +44,8 @@ LLAMA_SERVER, WORKER = "mcpmq.serving.llama_server", "mcpmq.serving.worker"
 VISION_COMPONENT = "vision+projector"
 SPARE_HTTP_THREADS = 4  # of llama.cpp, beside one for every slot
 UNSUPPORTED = ("response_format", "logit_bias", "frequency_penalty", "presence_penalty", "ignore_eos")  # by workers
+NO_GGUF_VIDEO = "the server of llama.cpp does not accept them; serve the checkpoint or another format"
+NO_FAMILY_VIDEO = "mcpmq does not support videos for this model; send frames as images"
 PREPROCESSING_NOTE = (
     "llama.cpp slices and resizes images itself: answers about images that are not square can differ from the measured"
     " ones"
@@ -84,15 +87,17 @@ def running_model(
     if is_checkpoint(path):
         check_cache(options.kv_cache, "torch", NO_HEADS)
         checkpoint = Checkpoint.open(path, adapters=options.adapters)
-        with _running_worker(checkpoint.path, checkpoint.merged_name, options) as (engine, facts):
+        with _running_worker(checkpoint.path, checkpoint.merged_name, checkpoint.family, options) as (engine, facts):
             yield engine, describe_original(checkpoint, facts, limits)
         return
     artifact = find_artifact(path)
     check_no_adapters(artifact, options.adapters)
     check_artifact_cache(artifact, options.kv_cache)
-    name = model_name(artifact)
-    is_gguf = artifact.manifest.kind == "gguf"
-    running = _running_llama(artifact, name, options) if is_gguf else _running_worker(artifact.path, name, options)
+    name, family = model_name(artifact), family_named(artifact.manifest.family)
+    if artifact.manifest.kind == "gguf":
+        running = _running_llama(artifact, name, options)
+    else:
+        running = _running_worker(artifact.path, name, family, options)
     with running as (engine, facts):
         yield engine, describe(artifact, facts, limits)
 
@@ -118,7 +123,7 @@ def _running_llama(
         family = family_named(artifact.manifest.family)
         no_audio = no_audio_in(artifact, family)
         notes = ((PREPROCESSING_NOTE,) if mmproj else ()) + (() if no_audio else (AUDIO_NOTE,))
-        names = {"family": family, "kv_cache": settings["kv_cache"], "no_audio": no_audio}
+        names = {"family": family, "kv_cache": settings["kv_cache"], "no_audio": no_audio, "no_video": NO_GGUF_VIDEO}
         yield engine, EngineFacts(engine_name("gguf"), context, bool(mmproj), notes, **names)
 
 
@@ -129,8 +134,17 @@ def no_audio_in(artifact: Artifact, family: Family) -> str:
     return no_audio_reason(family, "gguf", artifact.manifest.recipe) or ""
 
 
+def no_video_in(family: Family) -> str:
+    """Return why a worker accepts no video; an empty text if it does."""
+    if not family.has_vision:
+        return NO_VISION_ENCODER
+    return "" if family.prompt_format.supports_video else NO_FAMILY_VIDEO
+
+
 @contextmanager
-def _running_worker(path: Path, name: str, options: ServerOptions) -> Iterator[tuple[EngineProcess, EngineFacts]]:
+def _running_worker(
+    path: Path, name: str, family: Family, options: ServerOptions
+) -> Iterator[tuple[EngineProcess, EngineFacts]]:
     if options.slots > 1:
         raise EngineError(f"{options.slots} slots: only llama.cpp answers several requests at a time", "use --slots 1")
     settings: dict[str, Any] = {
@@ -144,7 +158,7 @@ def _running_worker(path: Path, name: str, options: ServerOptions) -> Iterator[t
         facts = engine.facts
         no_audio = "" if facts["audio"] else NO_AUDIO_ENCODER
         settled = facts["engine"], facts["context"], facts["vision"]
-        yield engine, EngineFacts(*settled, unsupported=UNSUPPORTED, no_audio=no_audio)
+        yield engine, EngineFacts(*settled, unsupported=UNSUPPORTED, no_audio=no_audio, no_video=no_video_in(family))
 
 
 def _threads(options: ServerOptions) -> int:

@@ -2,13 +2,14 @@
 
 import json
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from mcpmq.serving.limits import Limits
 from mcpmq.serving.request_error import RequestError
 
+MAX_SAMPLED_FRAMES, MAX_FPS = 10_000, 1000.0
 SHORT_TEXT, MAX_STOPS, MAX_ALTERNATIVES, MAX_BIASES, MAX_PATTERN = 256, 4, 20, 300, 200
 REPETITIONS = {"minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties"}
 Short = Annotated[str, Field(max_length=SHORT_TEXT)]
@@ -39,6 +40,19 @@ class ImagePart(_Part):
     image_url: ImageUrl
 
 
+class VideoUrl(_Part):
+    """A video as a data URL; nothing is fetched."""
+
+    url: str
+
+
+class VideoPart(_Part):
+    """A video of a message, as vLLM accepts it."""
+
+    type: Literal["video_url"]
+    video_url: VideoUrl
+
+
 class InputAudio(_Part):
     """An audio file in base64."""
 
@@ -53,7 +67,7 @@ class AudioPart(_Part):
     input_audio: InputAudio
 
 
-Part = Annotated[TextPart | ImagePart | AudioPart, Field(discriminator="type")]
+Part = Annotated[TextPart | ImagePart | VideoPart | AudioPart, Field(discriminator="type")]
 
 
 def _as_parts(content: Any) -> Any:
@@ -80,6 +94,10 @@ class ChatMessage(_Part):
     @property
     def image_urls(self) -> list[str]:
         return [part.image_url.url for part in self.content if isinstance(part, ImagePart)]
+
+    @property
+    def video_urls(self) -> list[str]:
+        return [part.video_url.url for part in self.content if isinstance(part, VideoPart)]
 
     @property
     def audio_files(self) -> list[str]:
@@ -110,6 +128,25 @@ class ResponseFormat(_Part):
     json_schema: JsonSchema | None = None
 
 
+class VideoSampling(_Part):
+    """The frames to sample from every video, instead of the rules of the processor."""
+
+    num_frames: int | None = Field(default=None, ge=1, le=MAX_SAMPLED_FRAMES)
+    fps: float | None = Field(default=None, gt=0, le=MAX_FPS)
+
+    @model_validator(mode="after")
+    def _check_one(self) -> Self:
+        if self.num_frames is not None and self.fps is not None:
+            raise ValueError("give `num_frames` or `fps`, not both")
+        return self
+
+
+class MediaOptions(_Part):
+    """Options of media by kind, as vLLM accepts them."""
+
+    video: VideoSampling = VideoSampling()
+
+
 class ChatRequest(_Part):
     """A request for one answer; an unsupported field is an error."""
 
@@ -131,6 +168,7 @@ class ChatRequest(_Part):
     logprobs: bool = False
     top_logprobs: int | None = Field(default=None, ge=0, le=MAX_ALTERNATIVES)
     response_format: ResponseFormat | None = None
+    media_io_kwargs: MediaOptions = MediaOptions()
     n: Literal[1] = 1
     user: Short | None = None
     ignore_eos: bool = False  # of llama.cpp, to measure its speed

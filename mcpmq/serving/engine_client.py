@@ -95,6 +95,6 @@ def _engine_error(status: int, body: bytes) -> RequestError:
         message = ENGINE_FAILED
     if UNPARSED in message:
         return RequestError(400, "the answer does not have the requested format", "response_format")
-    if status != 400:
+    if status not in (400, 413):
         return RequestError(500, ENGINE_FAILED)
-    return RequestError(400, "the engine does not accept the request" if "/" in message else message)
+    return RequestError(status, "the engine does not accept the request" if "/" in message else message)

@@ -4,7 +4,7 @@ import binascii
 import re
 from base64 import b64decode, b64encode
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from mcpmq.errors import DatasetError
 from mcpmq.serving.request_error import RequestError
@@ -13,22 +13,24 @@ from mcpmq.system.image_file import OversizedImage, decode_image
 if TYPE_CHECKING:
     from PIL import Image
 
-DATA_URL = re.compile(r"data:image/[a-z0-9.+-]{1,32};base64,", re.IGNORECASE)
+DATA_URL = r"data:%s/[a-z0-9.+-]{1,32};base64,"
+NAMES = {"image": "an image", "video": "a video"}
 FAST_COMPRESSION = 1
 
 
-def read_data_url(url: str) -> bytes:
-    """Return the file in a data URL.
+def read_data_url(url: str, kind: Literal["image", "video"] = "image") -> bytes:
+    """Return the file in a data URL of an image or a video.
 
     Raises:
         RequestError: it is another URL, which is not fetched, or is not base64.
     """
-    if not (found := DATA_URL.match(url)):
-        raise RequestError(400, "an image is not a data URL `data:image/...;base64,...`; URLs are not fetched")
+    name = NAMES[kind]
+    if not (found := re.match(DATA_URL % kind, url, re.IGNORECASE)):
+        raise RequestError(400, f"{name} is not a data URL `data:{kind}/...;base64,...`; URLs are not fetched")
     try:
         return b64decode(url[found.end() :], validate=True)
     except (binascii.Error, ValueError):
-        raise RequestError(400, "the data URL of an image is not base64") from None
+        raise RequestError(400, f"the data URL of {name} is not base64") from None
 
 
 def decode(content: bytes, number: int, max_pixels: int) -> "Image.Image":

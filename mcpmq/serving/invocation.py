@@ -5,7 +5,7 @@ from base64 import b64encode
 from starlette.datastructures import FormData, UploadFile
 from starlette.requests import Request
 
-from mcpmq.serving.chat_request import AudioPart, ChatMessage, ChatRequest, ImagePart, ImageUrl, TextPart
+from mcpmq.serving.chat_request import ChatMessage, ChatRequest, ImagePart, ImageUrl, Part, TextPart
 from mcpmq.serving.request_error import RequestError
 
 DEFAULT_PROMPT = "Describe the image in one accurate sentence."
@@ -32,7 +32,7 @@ async def _chat(form: FormData, query_prompt: str | None) -> ChatRequest:
         raise RequestError(400, "the form has no file `image`", "image")
     text = prompt if isinstance(prompt, str) else query_prompt
     url = "data:image/file;base64," + b64encode(await image.read()).decode()
-    parts: list[TextPart | ImagePart | AudioPart] = [
+    parts: list[Part] = [
         ImagePart(type="image_url", image_url=ImageUrl(url=url)),
         TextPart(type="text", text=text or DEFAULT_PROMPT),
     ]

@@ -18,8 +18,8 @@ from mcpmq.serving.artifacts import CONFIG
 from mcpmq.serving.limits import Limits
 from mcpmq.system.escaping import escape_controls
 
-LIMIT_NAMES = ("images", "pixels", "audios", "audio_seconds", "body_nbytes", "tokens")  # for clients
-NO_AUDIO_ENCODER = "the model has no audio encoder"
+LIMIT_NAMES = ("images", "pixels", "videos", "audios", "audio_seconds", "body_nbytes", "tokens")  # for clients
+NO_AUDIO_ENCODER, NO_VISION_ENCODER = "the model has no audio encoder", "the model has no vision encoder"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,7 @@ class EngineFacts:
     family: Family | None = None  # for llama.cpp, which does not add the tags around images; None for others
     kv_cache: str | None = None  # types of llama.cpp's KV cache
     no_audio: str = NO_AUDIO_ENCODER  # why audio is not accepted; "" if it is
+    no_video: str = NO_VISION_ENCODER  # likewise for videos
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +81,7 @@ def _engine_facts(engine: EngineFacts, limits: Limits) -> dict[str, Any]:
         "context_tokens": engine.context,
         "kv_cache": engine.kv_cache,
         "vision": engine.has_vision,
+        "video": not engine.no_video,
         "audio": not engine.no_audio,
         "notes": engine.notes,
         "limits": {name: getattr(limits, name) for name in LIMIT_NAMES},

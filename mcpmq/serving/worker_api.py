@@ -21,6 +21,7 @@ from mcpmq.serving.engine import Answer, ChatEngine, Completion, Message, Piece,
 from mcpmq.serving.images import decode, read_data_url
 from mcpmq.serving.limits import LIMITS
 from mcpmq.serving.request_error import RequestError
+from mcpmq.serving.video import open_part
 
 
 def make_worker_app(engine: ChatEngine, name: str, key: str) -> Starlette:
@@ -98,6 +99,8 @@ def _parts(parts: list[dict[str, Any]]) -> Iterator[Any]:
             yield part["text"]
         elif part["type"] == "input_audio":
             yield decode_part(part["input_audio"]["data"], number)
+        elif part["type"] == "video_url":
+            yield open_part(part, number, LIMITS)
         else:
             yield decode(read_data_url(part["image_url"]["url"]), number, LIMITS.pixels)
 

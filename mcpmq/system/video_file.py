@@ -27,6 +27,10 @@ VideoFile = Path | bytes  # a file, or its content
 Frame = Callable[[], Image.Image]  # converts a decoded frame
 
 
+class MissingDecoder(DatasetError):
+    """A container needs PyAV, which is not installed."""
+
+
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
     """Number, rate and size of the frames of a video."""
@@ -37,15 +41,16 @@ class VideoInfo:
     height: int
 
 
-def video_info(file: VideoFile, label: str) -> VideoInfo:
+def video_info(file: VideoFile, label: str, max_pixels: int | None = None) -> VideoInfo:
     """Decode all frames of a video once; `label` names it in errors.
 
     Raises:
-        DatasetError: it is not a video, is damaged or too large, or PyAV is needed and not installed.
+        DatasetError: it is not a video, is damaged or too large, has more than `max_pixels` in all frames, or PyAV is
+            needed and not installed.
     """
     with _decoder_errors(label), _open(file) as stream:
         container = _container(stream)
-        return _container_info(stream, container) if container else _animation_info(stream)
+        return _container_info(stream, container, max_pixels) if container else _animation_info(stream, max_pixels)
 
 
 def read_frames(file: VideoFile, indices: Sequence[int], label: str) -> Iterator[Image.Image]:
@@ -106,10 +111,11 @@ def _container(stream: BinaryIO) -> str | None:
     return None if b"avif" in head or b"avis" in head else found
 
 
-def _animation_info(stream: BinaryIO) -> VideoInfo:
+def _animation_info(stream: BinaryIO, max_pixels: int | None) -> VideoInfo:
     with _animation(stream) as image:
-        milliseconds = []
+        milliseconds: list[float] = []
         for _ in _seek_frames(image):
+            _check_pixels((len(milliseconds) + 1) * image.width * image.height, max_pixels)
             _without_warnings(image.load)
             shown = float(image.info.get("duration") or 0)
             milliseconds.append(shown if shown >= SHORTEST_MILLISECONDS else DEFAULT_MILLISECONDS)
@@ -145,13 +151,15 @@ def _seek_frames(image: Image.Image) -> Iterator[int]:
         yield number
 
 
-def _container_info(stream: BinaryIO, container: str) -> VideoInfo:
+def _container_info(stream: BinaryIO, container: str, max_pixels: int | None) -> VideoInfo:
     with _decoder(stream, container) as opened:
         video = opened.streams.video[0]
-        count = 0
-        for _ in opened.decode(video):
+        count = pixels = 0
+        for frame in opened.decode(video):
             count += 1
+            pixels += frame.width * frame.height
             _check_count(count)
+            _check_pixels(pixels, max_pixels)
         if not count:
             raise DatasetError("has no frame", EXTRACT_HINT)
         rate = video.average_rate or video.guessed_rate
@@ -169,7 +177,7 @@ def _decoder(stream: BinaryIO, container: str) -> Any:
         import av
     except ModuleNotFoundError as error:
         hint = f"run `pip install 'mcpmq[video]'`; or {EXTRACT_HINT}"
-        raise DatasetError("is a container, which PyAV decodes, and `av` is not installed", hint) from error
+        raise MissingDecoder("is a container, which PyAV decodes, and `av` is not installed", hint) from error
     opened = av.open(stream, format=container)
     if not opened.streams.video:
         opened.close()
@@ -186,3 +194,8 @@ def _check_size(width: int, height: int) -> None:
 def _check_count(count: int) -> None:
     if count > MAX_FRAMES:
         raise OversizedImage(f"has more than {MAX_FRAMES:,} frames", EXTRACT_HINT)
+
+
+def _check_pixels(pixels: int, max_pixels: int | None) -> None:
+    if max_pixels is not None and pixels > max_pixels:
+        raise OversizedImage(f"has more than {max_pixels:,} pixels in all frames", "give a shorter or smaller video")

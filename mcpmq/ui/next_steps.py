@@ -26,17 +26,20 @@ def print_run_command(artifact: Path, *, has_vision: bool) -> None:
     print_notice(f"try it: {_command('run', artifact, *image, 'PROMPT')}")
 
 
-def print_conversion_steps(report: "Report", out: Path, source: list[str], calibration: list[str]) -> None:
+def print_conversion_steps(
+    report: "Report", out: Path, source: list[str], calibration: list[str], *, can_search: bool
+) -> None:
     """Print the outputs of a conversion, its report, and `search` if it is known to have better recipes.
 
     `source` are the words that name the checkpoint and its adapters, `calibration` the options of the calibration set.
+    `can_search` is false for a checkpoint that `search` refuses.
     """
     names = [result.name for result in report.artifacts]
     print_notice(f"written: {', '.join(str(out / name) for name in names) or out}")
     if names:
         has_vision = any(group != "text" for group in report.original.groups)
         print_run_command(out / names[0], has_vision=has_vision)
-    for result in report.artifacts:
+    for result in report.artifacts if can_search else ():
         _print_search(result.recipe, result.kind, result.measurement.nbytes, source, calibration)
     print_report_paths(out)
 

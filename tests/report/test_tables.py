@@ -6,6 +6,7 @@ from mcpmq.evaluate import Estimate
 from mcpmq.report import changes_table, report_table
 from mcpmq.report.numbers import megabyte_cells, nats_cells, perplexity_cells, share_cells
 from mcpmq.report.report import Report
+from mcpmq.report.tables import sample_notes
 from tests.fake_reports import make_report
 
 
@@ -99,3 +100,18 @@ def test_reports_without_a_common_artifact_have_no_changes() -> None:
     other = report.model_copy(update={"artifacts": (report.artifacts[0].model_copy(update={"recipe": "other"}),)})
 
     assert changes_table(report, other) is None
+
+
+@pytest.mark.parametrize("missing", ["image", "nonsquare"])
+def test_engine_resized_images_are_images_of_a_calibration_set(missing: str) -> None:
+    """A set with one of both groups has images, in the calibration set and in the evaluation set."""
+    report = make_report(1)
+    [result] = report.artifacts
+    groups = {group: one.kl_divergence for group, one in result.differences.items()}
+    fewer = {group: one for group, one in groups.items() if group != missing}
+    changed = result.model_copy(update={"calibration_kl_divergence": fewer})
+    assert not [note for note in sample_notes(report.model_copy(update={"artifacts": (changed,)})) if "calib" in note]
+
+    measured = {group: one for group, one in result.differences.items() if group != missing}
+    changed = result.model_copy(update={"calibration_kl_divergence": groups, "differences": measured})
+    assert not [note for note in sample_notes(report.model_copy(update={"artifacts": (changed,)})) if "calib" in note]

@@ -93,7 +93,8 @@ def urls(random: Random, target: Target) -> Responses:
             "",
         )
     )
-    return [target.post(chat({"type": "image_url", "image_url": {"url": url}}))]
+    kind = random.choice(("image_url", "image_url", "video_url"))
+    return [target.post(chat({"type": kind, kind: {"url": url}}))]
 
 
 def decompression_bombs(random: Random, target: Target) -> Responses:

@@ -26,6 +26,7 @@ async def _all(events: AsyncIterator[bytes]) -> list[bytes]:
     [
         (400, b'{"error": {"message": "too long"}}', "too long"),
         (400, b'{"error": {"message": "failed to open /tmp/a.gguf"}}', "the engine does not accept the request"),
+        (413, b'{"error": {"message": "too large"}}', "too large"),
         (500, b'{"error": {"message": "GGML_ASSERT"}}', "the engine failed"),
         (500, b'{"error": {"message": "The model produced output that does not match x"}}', "requested format"),
         (500, b"not JSON", "the engine failed"),
@@ -37,7 +38,7 @@ def test_errors_have_no_paths(status: int, body: bytes, message: str) -> None:
     error = _engine_error(status, body)
 
     assert message in str(error)
-    assert error.status == (500 if message == "the engine failed" else 400)
+    assert error.status == (500 if message == "the engine failed" else status if status == 413 else 400)
 
 
 def test_a_time_limit_ends_the_answer(engine: EngineProcess) -> None:

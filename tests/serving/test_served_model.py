@@ -44,8 +44,8 @@ def test_facts_are_those_of_artifact_engine_and_limits(tiny_exports: list[Artifa
     assert model["meta"]["nbytes"] == sum(record.nbytes for record in tiny_exports[0].manifest.files)
     assert model["meta"]["notes"] == ("a note",)
     limits = {"images": 8, "pixels": 24_000_000, "body_nbytes": 20 << 20, "tokens": 512}
-    assert model["meta"]["limits"] == {**limits, "audios": 8, "audio_seconds": 120.0}
-    assert model["meta"]["audio"] is False
+    assert model["meta"]["limits"] == {**limits, "videos": 2, "audios": 8, "audio_seconds": 120.0}
+    assert (model["meta"]["audio"], model["meta"]["video"]) == (False, False)
 
 
 def test_an_original_has_no_recipe(tiny_checkpoint: Path) -> None:

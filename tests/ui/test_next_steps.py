@@ -23,7 +23,8 @@ def report_of(recipe: str, kind: str = "gguf") -> Report:
 
 def test_a_conversion_ends_with_paths_and_commands(capsys: pytest.CaptureFixture[str]) -> None:
     """Artifacts, the page of the report, `search` with the size of the artifact, and `check`; names are quoted."""
-    ui.print_conversion_steps(report_of("calibrated-int4"), Path("my out"), ["model"], set_words(Path("photos"), 9, 2))
+    words = ["model"], set_words(Path("photos"), 9, 2)
+    ui.print_conversion_steps(report_of("calibrated-int4"), Path("my out"), *words, can_search=True)
     printed = capsys.readouterr()
 
     assert printed.out == ""
@@ -47,9 +48,18 @@ def test_search_is_suggested_for_dominated_recipes_only(
     recipe: str, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Not for a searched recipe, for a format that stores one scheme, or for a recipe without results."""
-    ui.print_conversion_steps(report_of(recipe, kind), Path("out"), ["model"], set_words(None, None, 0))
+    ui.print_conversion_steps(report_of(recipe, kind), Path("out"), ["model"], [], can_search=True)
 
     assert "search" not in capsys.readouterr().err
+
+
+def test_search_is_not_suggested_for_experts(capsys: pytest.CaptureFixture[str]) -> None:
+    """A mixture of experts has no search, also with a recipe that has better ones."""
+    ui.print_conversion_steps(report_of("calibrated-int4"), Path("out"), ["model"], [], can_search=False)
+
+    printed = capsys.readouterr().err
+    assert "try it: mcpmq run" in printed
+    assert "search" not in printed
 
 
 def test_a_dominated_recipe_has_a_higher_interval_at_a_larger_size() -> None:

@@ -1,4 +1,4 @@
-// The page of `mcpmq serve`: a conversation about images and audio, with the streamed answers of /v1/chat/completions.
+// The page of `mcpmq serve`: a conversation about images, videos and audio, with the streamed answers of /v1/chat/completions.
 
 import { isAudio, readAudio, startRecording } from "/audio.js";
 
@@ -9,12 +9,15 @@ const JPEG_QUALITY = 0.92;
 const MAX_REST = 200; // CSS pixels below the visible part, for a page that is read at its end
 
 // Until the server has sent its own.
-let limits = { images: 8, pixels: 24_000_000, audios: 8, audio_seconds: 120, body_nbytes: 20 << 20 };
+let limits = { images: 8, pixels: 24_000_000, videos: 2, audios: 8, audio_seconds: 120, body_nbytes: 20 << 20 };
 let history = []; // messages of the conversation, as the server receives them
-// Images and audio of the next message: { part, nbytes, name, note, preview } and width and height, or seconds.
+// Images, videos and audio of the next message: { part, nbytes, name, note, preview } and width and height, isVideo, or
+// seconds.
 let images = [];
-let used = { images: 0, pixels: 0, audios: 0, seconds: 0, nbytes: 0 }; // by those of the conversation
+const UNUSED = { images: 0, pixels: 0, videos: 0, audios: 0, seconds: 0, nbytes: 0 };
+let used = { ...UNUSED }; // by those of the conversation
 let hasAudio = false; // of the model
+let hasVideo = false;
 let recording = null; // the function that ends it
 let answering = null; // the AbortController of the current answer
 
@@ -66,6 +69,9 @@ function showModel({ id, meta }) {
   element("facts").textContent =
     `${meta.original}, ${meta.recipe ? `recipe ${meta.recipe}` : "not quantized"}, ${size}, ${meta.engine}, ${meta.context_tokens.toLocaleString("en")} tokens of context`;
   element("drop").hidden = !meta.vision;
+  hasVideo = meta.video;
+  element("choose").textContent = hasVideo ? "Choose image or video" : "Choose image";
+  element("file").accept = hasVideo ? "image/*,video/*" : "image/*";
   hasAudio = meta.audio;
   element("listen").hidden = !hasAudio;
   if (!meta.vision) element("prompt").value = "";
@@ -98,7 +104,8 @@ async function addFiles(files) {
   showError("");
   for (const file of files) {
     try {
-      images.push(isAudio(file) ? await addedAudio(file) : await readImage(file));
+      const read = isAudio(file) ? addedAudio : file.type.startsWith("video/") ? readVideo : readImage;
+      images.push(await read(file));
     } catch (error) {
       showError(`${file.name}: ${error.message}`);
     }
@@ -137,9 +144,21 @@ function showRecording() {
   element("record").setAttribute("aria-pressed", String(Boolean(recording)));
 }
 
+// The file of a video as a data URL, unchanged; the server samples its frames.
+async function readVideo(file) {
+  if (!hasVideo) throw new Error("videos are not supported for this model");
+  if (used.videos + images.filter((one) => one.isVideo).length >= limits.videos) {
+    throw new Error(`a conversation has at most ${limits.videos} videos; start a new one`);
+  }
+  const url = (await dataUrl(file)).replace(/^data:[^,]*/, "data:video/file;base64");
+  if (url.length > remaining().nbytes) throw new Error("the file is too large");
+  const part = { type: "video_url", video_url: { url } };
+  return { part, nbytes: url.length, name: file.name, note: "", isVideo: true, preview: URL.createObjectURL(file) };
+}
+
 // The image as a data URL: the file unchanged, or scaled if it exceeds the limits of the server.
 async function readImage(file) {
-  if (used.images + images.filter((one) => !one.seconds).length >= limits.images) {
+  if (used.images + images.filter((one) => !one.seconds && !one.isVideo).length >= limits.images) {
     throw new Error(`a conversation has at most ${limits.images} images; start a new one`);
   }
   const bitmap = await createImageBitmap(file).catch(() => null); // null: only the server may know the format
@@ -201,6 +220,7 @@ function showPreviews() {
 }
 
 function thumbnail(image) {
+  if (image.isVideo) return create("video", { controls: true, muted: true, src: image.preview, title: image.name });
   if (image.seconds) return create("audio", { controls: true, src: image.preview, title: image.name });
   return image.preview ? create("img", { src: image.preview, alt: image.name }) : create("span", { textContent: "▨ " });
 }
@@ -289,7 +309,8 @@ async function ask() {
 }
 
 function count(image) {
-  used.images += image.seconds ? 0 : 1;
+  used.images += image.seconds || image.isVideo ? 0 : 1;
+  used.videos += image.isVideo ? 1 : 0;
   used.audios += image.seconds ? 1 : 0;
   used.pixels += image.width * image.height || 0;
   used.seconds += image.seconds ?? 0;
@@ -354,7 +375,7 @@ function startConversation() {
   answering?.abort();
   if (history.length) element("log").append(create("hr"));
   history = [];
-  used = { images: 0, pixels: 0, audios: 0, seconds: 0, nbytes: 0 };
+  used = { ...UNUSED };
   element("new").disabled = true;
   element("status").textContent = "New conversation";
   element("prompt").focus();
@@ -384,7 +405,7 @@ element("prompt").onkeydown = (event) => {
 };
 document.onkeydown = (event) => { if (event.key === "Escape") answering?.abort(); };
 document.onpaste = (event) => {
-  const files = [...event.clipboardData.files].filter((file) => file.type.startsWith("image/") || isAudio(file));
+  const files = [...event.clipboardData.files].filter((file) => /^(image|video)\//.test(file.type) || isAudio(file));
   if (files.length) { event.preventDefault(); addFiles(files); }
 };
 document.ondragover = (event) => { event.preventDefault(); element("drop").classList.add("over"); };
