@@ -1,6 +1,7 @@
 """Tables and sentences about models with audio: calibration sets, engines, and the encoder's bytes and times."""
 
 from collections.abc import Iterator, Mapping
+from textwrap import fill
 from typing import Any
 
 from benchmarks.markdown import (
@@ -9,7 +10,6 @@ from benchmarks.markdown import (
     megabytes,
     percent,
     percent_change,
-    provenance_line,
     table,
     thousandths,
     with_provenance,
@@ -25,6 +25,7 @@ SET_LABELS = {
     "speech, as few": "speech, as few samples as texts",
     "speech": "speech",
 }
+WIDTH = 140  # of lines in documents
 Row = Mapping[str, Any]
 
 
@@ -125,14 +126,18 @@ def encoder_table() -> str:
     return table(headings, rows, 1)
 
 
-def provenance() -> str:
-    """Return the command, commit, machine and versions."""
-    return provenance_line(load_result("audio"))
+def scheme_summary() -> str:
+    """Return the sentences for users who choose a scheme and a calibration set."""
+    return "\n".join(map(_wrapped, (_scheme_sentence(), _calibration_sentence())))
 
 
-def summary() -> str:
-    """Return the sentences for users who choose a scheme, a calibration set, and a format."""
-    return "\n".join((_scheme_sentence(), _calibration_sentence(), _glma_sentence()))
+def glma_summary() -> str:
+    """Return the sentences for users who choose GGUF with audio."""
+    return "\n".join(map(_wrapped, (_glma_sentence(), _glma_quantization_sentence())))
+
+
+def _wrapped(sentence: str) -> str:
+    return fill(sentence, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def _nats(part: str, scheme: str, calibration: str, kind: str = "quantized") -> str:
@@ -163,8 +168,20 @@ def _glma_sentence() -> str:
     found = _group(_row("", "f32", "", "gguf"))
     original = Estimate.model_validate(load_result("audio")["original"]["audio"]["exact_match"])
     return (
-        f"- **`glma` costs more than quantization**: the mean KLD without quantization is"
-        f" {thousandths(found['kl_divergence'])}, the perplexity changes by"
-        f" {percent_change(found['perplexity_ratio'])} %, and exact match is {percent(found['exact_match'])} %; the"
-        f" original has {percent(original)} %."
+        f"- **The cost of `glma`**: without quantization the mean KLD is {thousandths(found['kl_divergence'])} (10⁻³"
+        f" nats), the perplexity changes by {percent_change(found['perplexity_ratio'])} %, and exact match is"
+        f" {percent(found['exact_match'])} %, where the original has {percent(original)} %."
     )
+
+
+def _glma_quantization_sentence() -> str:
+    nearest, speech = (_from_unquantized("language and encoder", name) for name in ("", "speech"))
+    return (
+        "- Language model and encoder in 4 bits have, from this unquantized artifact, a mean KLD of"
+        f" {speech} by GPTQ with speech, and {nearest} rounded to nearest."
+    )
+
+
+def _from_unquantized(part: str, calibration: str) -> str:
+    divergence = _row(part, "int4-g32", calibration, "gguf")["from_unquantized"]["audio"]["kl_divergence"]
+    return thousandths(Estimate.model_validate(divergence))
