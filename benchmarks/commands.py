@@ -18,6 +18,8 @@ ROOT = Path(__file__).parent.parent
 WORK = ROOT / "build" / "benchmarks"
 RESULTS = ROOT / "benchmarks" / "results"
 REFERENCE, STARTER, HELDOUT = (ROOT / "calibration" / name for name in ("reference", "starter", "heldout"))
+AUDIO_REFERENCE = ROOT / "calibration" / "audio_reference"
+SPEECH_STARTER, SPEECH_HELDOUT = (ROOT / "calibration" / "speech_sets" / name for name in ("starter", "heldout"))
 CONTROLS = ROOT / "benchmarks" / "recipes"  # recipes to compare with, which are not built in
 PACKAGES = ("mcpmq", "torch", "numpy", "gguf", "xllamacpp", "onnx-ir")
 

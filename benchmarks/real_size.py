@@ -46,9 +46,11 @@ PUBLISHED_CONFIG: dict[str, Any] = {
 }
 
 
-def write_checkpoint(out: Path, layers: int, config: Mapping[str, Any] = PUBLISHED_CONFIG) -> None:
-    """Write a checkpoint of `layers` language layers with the tokenizer and processor of the reference checkpoint."""
-    file, begin, end = write_sparse_checkpoint(out, layers, config)
+def write_checkpoint(
+    out: Path, layers: int, config: Mapping[str, Any] = PUBLISHED_CONFIG, reference: Path = REFERENCE
+) -> None:
+    """Write a checkpoint of `layers` language layers with the tokenizer and processor of a reference checkpoint."""
+    file, begin, end = write_sparse_checkpoint(out, layers, config, reference)
     noise = _bf16_noise(1 << 24)
     with file.open("r+b") as stream:
         stream.seek(begin)
@@ -57,7 +59,7 @@ def write_checkpoint(out: Path, layers: int, config: Mapping[str, Any] = PUBLISH
 
 
 def write_sparse_checkpoint(
-    out: Path, layers: int, published: Mapping[str, Any] = PUBLISHED_CONFIG
+    out: Path, layers: int, published: Mapping[str, Any] = PUBLISHED_CONFIG, reference: Path = REFERENCE
 ) -> tuple[Path, int, int]:
     """Write the checkpoint with a sparse weights file; return the file and the first and last byte of its weights."""
     out.mkdir(parents=True)
@@ -65,8 +67,8 @@ def write_sparse_checkpoint(
     family = family_of(config)
     (out / "config.json").write_text(json.dumps(config, indent=1))
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json"):
-        shutil.copyfile(REFERENCE / name, out / name)
-    preprocessor = json.loads((REFERENCE / "preprocessor_config.json").read_text())
+        shutil.copyfile(reference / name, out / name)
+    preprocessor = json.loads((reference / "preprocessor_config.json").read_text())
     preprocessor |= {"scale_resolution": config["image_size"], "image_feature_size": config["query_num"]}
     (out / "preprocessor_config.json").write_text(json.dumps(preprocessor, indent=1))
     return _write_header(out / "model.safetensors", family.tensor_specs(family.parse_architecture(config)))

@@ -29,7 +29,7 @@ from mcpmq.runners.gguf import AUDIO_NOTE
 from mcpmq.runners.torch import TorchRunner
 from mcpmq.runners.torch import open_runner as open_torch
 from mcpmq.serving.gguf import AUDIO_NOTE as SILENCE_NOTE
-from tests.audio_tools import waveform, write_wav
+from tests.audio_tools import noise, waveform, write_wav
 from tests.commands import Command
 from tests.gguf_tools import export_gguf
 from tests.loss_tools import answer_losses
@@ -144,6 +144,15 @@ def test_gguf_has_the_features_of_a_segment_of_30_seconds(
     losses = list(answer_losses(runner, [_answered(prompt)]))
     assert np.isfinite(losses[0]).all()
     assert runner.notes == (AUDIO_NOTE,)
+
+
+def test_gguf_has_whole_segments(full: QuantizedModel, tmp_path: Path) -> None:
+    """llama.cpp adds a segment of silence to audio of exactly 30 seconds."""
+    runner = gguf.open_runner(export_gguf(_with_glma(full), tmp_path).path, 1)
+
+    lengths = [len(runner._vision.encode_audio(noise(seconds))) for seconds in (29.9, 30.0, 35.0)]
+
+    assert lengths == [SEGMENT_TOKENS, 2 * SEGMENT_TOKENS, 2 * SEGMENT_TOKENS]
 
 
 def test_run_answers_prompts_with_audio(

@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import quality
 from benchmarks.commands import RESULTS
-from benchmarks.markdown import megabytes, percent, percent_change, provenance_line, table, thousandths
+from benchmarks.markdown import load_result, megabytes, percent, percent_change, provenance_line, table, thousandths
 from benchmarks.result_tables import peers_table
 from mcpmq.evaluate import Estimate
 from mcpmq.recipe import Recipe
@@ -127,3 +127,11 @@ def test_the_comparison_on_all_layers_needs_both_tools() -> None:
     assert "mcpmq has 80.00 ± 50.00" in quality._all_layers_sentence({"rows": rows})
     assert "`act_group_aware` 240.00 ±" in quality._all_layers_sentence({"rows": rows})
     assert quality._all_layers_sentence({"rows": rows[:1]}) == ""
+
+
+def test_speech_is_the_best_calibration_set_for_audio() -> None:
+    """Every other set, and rounding to nearest, has a larger divergence on audio, as the documents state."""
+    changes = load_result("audio")["changes"]
+
+    assert {"", "texts", "noise", "speech, as few"} == {one["from"] for one in changes}
+    assert all(one["kl_divergence_increase"]["high"] < 0 for one in changes)

@@ -1,7 +1,11 @@
-"""Collect the importance matrix (imatrix) of a checkpoint for llama-quantize: squared inputs summed by column."""
+"""Collect the importance matrix (imatrix) of a checkpoint for llama-quantize: squared inputs summed by column.
+
+Audio encoders have entries as vision encoders do, those of MiniCPM-o under the names of `--gguf-audio glma`. Its
+projector computes several frames side by side: their columns have the same sums.
+"""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -9,6 +13,7 @@ from operator import add
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -21,6 +26,7 @@ from mcpmq.artifact import (
     write_manifest,
 )
 from mcpmq.calibrate.forward import CalibrationRun, open_calibration, run_calibration
+from mcpmq.calibrate.modalities import encoder_modality
 from mcpmq.calibrate.requirements import nonfinite_error
 from mcpmq.calibrate.square_sums import SquareSumObserver, SquareSums
 from mcpmq.checkpoint import Checkpoint
@@ -31,7 +37,8 @@ from mcpmq.execution.hooks import capture_inputs
 from mcpmq.execution.instruction_set import instruction_set
 from mcpmq.execution.layerwise import Replay
 from mcpmq.families.family import TensorSpec
-from mcpmq.formats.gguf import language, mmproj
+from mcpmq.formats.gguf import glma, language, mmproj
+from mcpmq.formats.gguf.audio_encoder import AUDIO_PREFIXES
 from mcpmq.formats.gguf.imatrix_file import ImatrixEntry, ImportanceMatrix, column_counts, stack_entries
 from mcpmq.formats.gguf.linear_attention import column_order
 from mcpmq.formats.gguf.names import (
@@ -40,7 +47,7 @@ from mcpmq.formats.gguf.names import (
     language_names,
     safe_file_name,
 )
-from mcpmq.rounding.stats import MODALITIES
+from mcpmq.rounding.stats import AUDIO, MODALITIES, VISION
 from mcpmq.system.environment import installed_versions
 from mcpmq.system.output import atomic_dir, check_output, lock_output
 from mcpmq.system.progress import Progress, silent
@@ -49,6 +56,7 @@ LANGUAGE, MMPROJ = "language", "vision+projector"  # the two files, named as in 
 PREFIXES = {LANGUAGE: "", MMPROJ: "mmproj-"}
 PACKAGES = ("mcpmq", "torch", "gguf", "transformers", "numpy", "pillow")
 ADDED_NOTE = "also summed over: "
+MEDIA = {VISION: "an image", AUDIO: "audio"}
 SUM_NBYTES = 4  # per column
 EQUAL_WEIGHTS = dict.fromkeys(MODALITIES, 1.0)
 
@@ -65,10 +73,10 @@ def write_imatrix(
     progress: Progress = silent,
     device: str | None = None,
 ) -> Artifact:
-    """Write imatrix files: one for the language model, and one for the mmproj file if a sample has an image.
+    """Write imatrix files: one for the language model, and one for the mmproj file if a sample has an image or audio.
 
     `previous` are imatrix artifacts of other calibration sets, whose sums are added. Columns of vision matrices are
-    padded to those of `mmproj_file`, a GGUF file. `device` is as in `resolve_device`.
+    padded to those of `mmproj_file`, a GGUF file, which may have no audio encoder. `device` is as in `resolve_device`.
 
     Raises:
         ArtifactError: an artifact in `previous` is not an imatrix of this checkpoint.
@@ -83,7 +91,7 @@ def write_imatrix(
     names = tensor_names(checkpoint)
     columns = {part: _columns(checkpoint, part, names[part]) for part in names}
     if mmproj_file:
-        columns[MMPROJ] = column_counts(mmproj_file, columns.get(MMPROJ, {}))
+        columns[MMPROJ] = column_counts(mmproj_file, columns.get(MMPROJ, {}), AUDIO_PREFIXES)
     with lock_output(out):
         artifacts = [open_imatrix(folder, checkpoint) for folder in previous]
         added = {part: [matrix.padded(columns[part]) for matrix in read_matrices(artifacts, part)] for part in names}
@@ -92,10 +100,10 @@ def write_imatrix(
             files = {}
             for part in names:
                 matrix = _importance_matrix(checkpoint, sums, part, names[part], samples).padded(columns[part])
-                matrices = [one for one in (matrix, *added[part]) if one.entries]
+                matrices = [one.completed(columns[part]) for one in (matrix, *added[part]) if one.entries]
                 if matrices:
                     name = f"{PREFIXES[part]}{safe_file_name(checkpoint.merged_name)}-imatrix.gguf"
-                    reduce(add, matrices).write(folder / name)
+                    reduce(add, matrices).observed().write(folder / name)
                     files[part] = [name]
             write_manifest(folder, _manifest(checkpoint, samples, sums, artifacts, device_name(torch_device)), files)
     return Artifact.open(out)
@@ -152,9 +160,9 @@ def _matrices(specs: Mapping[str, TensorSpec]) -> dict[str, TensorSpec]:
 
 def component_specs(checkpoint: Checkpoint, part: str) -> Iterator[TensorSpec]:
     """Yield the matrices of a file."""
-    vision, components = checkpoint.architecture.vision, frozenset(language.COMPONENTS)
+    tower, components = mmproj.largest_tower(checkpoint.architecture), frozenset(language.COMPONENTS)
     if part == MMPROJ:
-        components = mmproj.TOWERS[vision.kind].components if vision else frozenset()
+        components = tower.components if tower else frozenset()
     return (spec for spec in checkpoint.specs if spec.role == "matrix" and spec.component in components)
 
 
@@ -162,16 +170,22 @@ def tensor_names(checkpoint: Checkpoint) -> dict[str, TensorNames]:
     """Return llama.cpp's tensor names for each file; a text-only model has no mmproj file."""
     architecture = checkpoint.architecture
     names = {LANGUAGE: language_names(architecture.language)}
-    return names | ({MMPROJ: mmproj.TOWERS[architecture.vision.kind].names} if architecture.vision else {})
+    tower = mmproj.largest_tower(architecture)
+    return names | ({MMPROJ: tower.names} if tower else {})
 
 
 def _columns(checkpoint: Checkpoint, part: str, names: TensorNames) -> dict[str, int]:
     """Return the columns of all matrices of a file, by llama.cpp's names."""
     return {
-        name: spec.shape[0 if spec.transposed else 1]
+        name: spec.shape[0 if spec.transposed else 1] * _copies(checkpoint, spec)
         for spec in component_specs(checkpoint, part)
         for name in gguf_names(spec.name, names)
     }
+
+
+def _copies(checkpoint: Checkpoint, spec: TensorSpec) -> int:
+    """Return how often the columns of a matrix are in that of the file."""
+    return glma.stacked_frames(checkpoint.architecture, spec.name) if spec.component == "audio_projector" else 1
 
 
 def _importance_matrix(
@@ -181,7 +195,7 @@ def _importance_matrix(
     for spec in component_specs(checkpoint, part):
         order = column_order(spec, checkpoint.architecture.language)
         for name, one in _split(gguf_names(spec.name, names), sums.get(spec.name) or [SquareSums.zero(spec)]):
-            found.setdefault(name, []).append(_entry(spec, one, order))
+            found.setdefault(name, []).append(_entry(spec, one, order, _copies(checkpoint, spec)))
     entries = {name: stack_entries(parts) for name, parts in found.items() if any(part.count for part in parts)}
     return ImportanceMatrix(entries, (samples.name,), len(samples))
 
@@ -191,12 +205,12 @@ def _split(names: Sequence[str], sums: Sequence[SquareSums]) -> Iterator[tuple[s
     return zip(names, sums if len(sums) > 1 else [sums[0]] * len(names), strict=True)
 
 
-def _entry(spec: TensorSpec, sums: SquareSums, order: Sequence[int]) -> ImatrixEntry:
+def _entry(spec: TensorSpec, sums: SquareSums, order: Sequence[int], copies: int) -> ImatrixEntry:
     """Return the statistics of a matrix; `order` has its columns in the order of the file, or nothing."""
     if not sums.sums.isfinite().all():
         raise nonfinite_error(spec.name)
     values = sums.sums.numpy()
-    return ImatrixEntry(values[list(order)] if order else values, sum(sums.token_counts.values()))
+    return ImatrixEntry(np.tile(values[list(order)] if order else values, copies), sum(sums.token_counts.values()))
 
 
 def open_imatrix(folder: Path, checkpoint: Checkpoint) -> Artifact:
@@ -228,7 +242,6 @@ def _manifest(
         for record in artifact.manifest.weights:
             tokens.setdefault(record.name, Counter()).update(record.calibration_tokens or {})
     specs = [spec for spec in checkpoint.specs if spec.name in tokens]
-    missing = [spec.name for spec in component_specs(checkpoint, MMPROJ) if spec.name not in tokens]
     return Manifest(
         kind="imatrix",
         family=checkpoint.family.name,
@@ -239,7 +252,7 @@ def _manifest(
         instruction_set=instruction_set(),
         versions=installed_versions(PACKAGES),
         weights=tuple(_record(checkpoint, spec, tokens[spec.name]) for spec in specs),
-        notes=(*map(_added_note, previous), *_missing_note(missing)),
+        notes=(*map(_added_note, previous), *_missing_note(list(component_specs(checkpoint, MMPROJ)), tokens)),
     )
 
 
@@ -265,6 +278,13 @@ def _added_note(artifact: Artifact) -> str:
     return ", ".join((ADDED_NOTE + here, *(note.removeprefix(ADDED_NOTE) for note in earlier)))
 
 
-def _missing_note(names: Sequence[str]) -> Iterator[str]:
-    if names:
-        yield f"no mmproj file was written because no sample has an image; {len(names)} matrices: {', '.join(names)}"
+def _missing_note(specs: Sequence[TensorSpec], tokens: Collection[str]) -> Iterator[str]:
+    """Yield a note about matrices of the mmproj file without inputs; `tokens` has the names of those with inputs."""
+    missing = [spec for spec in specs if spec.name not in tokens]
+    if missing:
+        modalities = {encoder_modality(spec.component) for spec in missing}
+        media = " or ".join(text for modality, text in MEDIA.items() if modality in modalities)
+        is_written = len(missing) < len(specs)
+        found = "the mmproj file has no entries of some matrices" if is_written else "no mmproj file was written"
+        names = ", ".join(spec.name for spec in missing)
+        yield f"{found} because no sample has {media}; {len(missing)} matrices: {names}"

@@ -254,7 +254,7 @@ def imatrix(
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """Write the imatrix of language model and vision encoder for llama-quantize --imatrix"""
+    """Write the imatrix of language model and encoders for llama-quantize --imatrix"""
     source = at_revision(source, revision)
     _start(f"collecting the imatrix of {source}")
     from mcpmq import ui

@@ -11,6 +11,7 @@ from mcpmq.formats.model_view import ModelView
 
 AUDIO_LAYER_NAMES = SIGLIP_LAYER_NAMES
 AUDIO_NAMES = {"audio.conv1": "a.conv1d.1", "audio.conv2": "a.conv1d.2"}
+AUDIO_PREFIXES = ("a.", "mm.a.")  # of the names of all tensors
 OTHER_FORMAT_HINT = "export to another format, for example `onnx`"
 
 

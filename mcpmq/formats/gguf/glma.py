@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from gguf import GGMLQuantizationType, GGUFWriter
 
 from mcpmq.errors import FormatError
+from mcpmq.families.family import Architecture
 from mcpmq.families.preprocessor import PreprocessorConfig
 from mcpmq.formats.gguf import resampler
 from mcpmq.formats.gguf.audio_encoder import AUDIO_LAYER_NAMES, AUDIO_NAMES, add_audio_metadata, audio_tensor
@@ -35,6 +36,11 @@ UP_BIAS = f"{UP}.bias"
 TAG_TENSORS = {"v.boi": "<|audio_start|>", "v.eoi": "<|audio_end|>"}  # embeddings around those of the audio
 STACKED_REASON = "one block for each stacked frame, scaled so that GELU is ReLU, and the pooling"
 BF16, F32 = GGMLQuantizationType.BF16, GGMLQuantizationType.F32
+
+
+def stacked_frames(architecture: Architecture, name: str) -> int:
+    """Return the number of inputs of a matrix of the checkpoint that are side by side in the file."""
+    return architecture.required_audio.pool_size if name in (UP, DOWN) else 1
 
 
 def block_diagonal(weight: "Tensor", frames: int) -> "Tensor":

@@ -119,6 +119,15 @@ class ImportanceMatrix:
             entries[name] = entry.padded(missing)
         return ImportanceMatrix(entries, self.datasets, self.samples)
 
+    def completed(self, columns: Mapping[str, int]) -> "ImportanceMatrix":
+        """Add entries without inputs for the given matrices that have none, so that others can be added."""
+        empty = {name: ImatrixEntry(np.zeros(size, np.float32), 0) for name, size in columns.items()}
+        return replace(self, entries={**empty, **self.entries})
+
+    def observed(self) -> "ImportanceMatrix":
+        """Return the entries of matrices that received inputs."""
+        return replace(self, entries={name: entry for name, entry in self.entries.items() if entry.count})
+
     def write(self, file: Path) -> None:
         """Write the file; the chunk count is the number of samples, the chunk size their mean number of tokens."""
         largest = max(entry.count for entry in self.entries.values())
@@ -154,14 +163,17 @@ class ImportanceMatrix:
             return cls(entries, tuple(map(str, datasets)), int(samples))
 
 
-def column_counts(file: Path, min_columns: Mapping[str, int]) -> dict[str, int]:
+def column_counts(file: Path, min_columns: Mapping[str, int], optional: tuple[str, ...] = ()) -> dict[str, int]:
     """Return the number of columns of matrices in a GGUF file, where an intermediate size may be padded.
+
+    Matrices whose names begin with one of `optional` may be missing, and then have the columns of `min_columns`.
 
     Raises:
         FormatError: it is not a GGUF file, or a matrix is missing or has fewer columns than `min_columns`.
     """
     with _opened(file, "GGUF") as reader:
         columns = {tensor.name: int(tensor.shape[0]) for tensor in reader.tensors}
+    columns = {name: size for name, size in min_columns.items() if name.startswith(optional)} | columns
     for name, expected in min_columns.items():
         if columns.get(name, 0) < expected:
             raise FormatError(

@@ -4,7 +4,7 @@ from gguf import GGUFWriter
 
 from mcpmq.errors import FormatError
 from mcpmq.families import family_named
-from mcpmq.families.family import VisionKind
+from mcpmq.families.family import Architecture, VisionKind
 from mcpmq.families.preprocessor import PreprocessorConfig, image_settings
 from mcpmq.formats.gguf import (
     glma,
@@ -34,6 +34,13 @@ TOWERS: dict[VisionKind, VisionTower] = {
     "qwen2.5-omni": qwen_omni.QWEN2_5_OMNI,
     "qwen3-vl": qwenvl.QWEN3_VL,
 }
+
+
+def largest_tower(architecture: Architecture) -> VisionTower | None:
+    """Return the description with all encoders that a file can have; None for a text-only model."""
+    if architecture.audio and architecture.audio.kind == "minicpm-o":
+        return glma.MINICPM_O
+    return TOWERS[architecture.vision.kind] if architecture.vision else None
 
 
 def tower_of(model: ModelView) -> VisionTower:
