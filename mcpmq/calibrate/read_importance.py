@@ -24,12 +24,12 @@ class InputImportance:
     """Mean squares of the inputs of matrices.
 
     mean_squares: float32 [columns] by common name; one for each equal part of a matrix's rows with its own inputs.
-    vision_share: the part of the language model's tokens that are image tokens.
+    token_shares: the parts of the language model's tokens that are image tokens, `vision`, and audio tokens, `audio`.
     source: the calibration set, for people.
     """
 
     mean_squares: Mapping[str, Sequence[Tensor]]
-    vision_share: float
+    token_shares: Mapping[str, float]
     source: str
 
 
@@ -44,7 +44,7 @@ def read_importance(folder: Path, checkpoint: Checkpoint) -> InputImportance:
     if calibration is None:
         raise ArtifactError(f"`{folder}` does not name its calibration set", "write it again with `mcpmq imatrix`")
     source = f"the importance matrix of {calibration.name}, SHA-256 {calibration.sha256}"
-    return InputImportance(dict(_mean_squares(artifact, checkpoint)), _vision_share(artifact), source)
+    return InputImportance(dict(_mean_squares(artifact, checkpoint)), _token_shares(artifact), source)
 
 
 def _mean_squares(artifact: Artifact, checkpoint: Checkpoint) -> Iterator[tuple[str, list[Tensor]]]:
@@ -70,8 +70,8 @@ def _mean_square(spec: TensorSpec, entry: ImatrixEntry, order: Sequence[int]) ->
     return values[torch.argsort(torch.tensor(order))] if order else values
 
 
-def _vision_share(artifact: Artifact) -> float:
-    """Return the share of image tokens in the first layer of the language model."""
+def _token_shares(artifact: Artifact) -> dict[str, float]:
+    """Return the shares of image and audio tokens in the first layer of the language model."""
     records = (one for one in artifact.manifest.weights if one.name.startswith(LANGUAGE_PREFIX))
     tokens = next((one.calibration_tokens for one in records if one.calibration_tokens), {})
-    return tokens.get("vision", 0) / max(1, sum(tokens.values()))
+    return {modality: tokens.get(modality, 0) / max(1, sum(tokens.values())) for modality in ("vision", "audio")}

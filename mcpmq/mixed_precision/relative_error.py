@@ -21,7 +21,8 @@ from mcpmq.mixed_precision.layer_error import SAMPLED_ROWS, no_inputs_error, rou
 from mcpmq.scheme import CodebookScheme, Scheme
 from mcpmq.system.progress import Progress
 
-IMAGE_COMPONENTS = ("vision", "projector")  # their errors reach the answers through the image tokens
+# The modality of encoders and connectors, whose errors reach the answers through the tokens of images or audio.
+ENCODER_MODALITIES = {"vision": "vision", "projector": "vision", "audio": "audio", "audio_projector": "audio"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +69,8 @@ def importance_losses(
 
 
 def _weight(name: str, importance: InputImportance) -> float:
-    return importance.vision_share if name.partition(".")[0] in IMAGE_COMPONENTS else 1.0
+    modality = ENCODER_MODALITIES.get(name.partition(".")[0])
+    return importance.token_shares[modality] if modality else 1.0
 
 
 def stream_shares(energies: Mapping[str, float]) -> dict[str, float]:

@@ -133,6 +133,17 @@ def test_inputs_of_the_projector_are_those_of_the_checkpoint(checkpoint: Checkpo
         assert torch.equal(found["audio_projector.up"][0], torch.from_numpy(first) / count)
 
 
+def test_the_share_of_audio_tokens_is_that_of_the_language_model(checkpoint: Checkpoint, heard: Artifact) -> None:
+    """Audio tokens of all samples over all tokens; there are no images."""
+    [tokens] = [one.calibration_tokens for one in heard.manifest.weights if one.name == "language.layers.0.mlp.up"]
+    assert tokens
+
+    shares = read_importance(heard.path, checkpoint).token_shares
+
+    assert shares == {"vision": 0, "audio": tokens["audio"] / sum(tokens.values())}
+    assert 0.2 < shares["audio"] < 1
+
+
 def test_an_mmproj_file_may_have_no_audio(checkpoint: Checkpoint, images: SampleSet, tmp_path: Path) -> None:
     """The file of MiniCPM-o without `glma` has the columns of the vision encoder."""
     [file] = _export(checkpoint, tmp_path, "none").component_files(MMPROJ)

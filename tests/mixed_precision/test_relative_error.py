@@ -60,7 +60,7 @@ def test_losses_are_relative_errors_of_outputs(checkpoint: Checkpoint) -> None:
     spec = next(spec for spec in checkpoint.specs if spec.name == "projector.kv")
     weight, squares = checkpoint.load(spec)[::2].float(), torch.linspace(0.1, 3, spec.shape[1])
     schemes = {spec.name: [parse_scheme("int4-g32"), parse_scheme("f16"), None]}
-    importance = InputImportance({spec.name: [squares]}, 0.25, "nothing")
+    importance = InputImportance({spec.name: [squares]}, {"vision": 0.25, "audio": 0.5}, "nothing")
 
     found = importance_losses(checkpoint, schemes, True, importance, silent)[spec.name]
 
@@ -92,7 +92,7 @@ def test_an_imatrix_is_read_as_mean_squares(
         spec = specs[name]
         assert {len(part) for part in parts} == {spec.shape[0 if spec.transposed else 1]}
         assert all(0 < part.mean() < 1000 for part in parts), name
-    assert found.vision_share == pytest.approx(40 / 539)
+    assert found.token_shares == {"vision": pytest.approx(40 / 539), "audio": 0}
     assert mixed_set.sha256 in found.source
 
 
