@@ -171,13 +171,18 @@ def test_phases_are_timed(plan: Plan, artifacts: dict[FormatName, Artifact], sam
 def test_imatrix_entries_match_the_gguf_tensors(
     plan: Plan, artifacts: dict[FormatName, Artifact], samples: SampleSet, tmp_path: Path
 ) -> None:
-    """Each imatrix entry has the name and at most the columns of a tensor in the GGUF file of its component."""
+    """Each imatrix entry has the name and at most the columns of a tensor in the GGUF file of its component.
+
+    The audio encoder of MiniCPM-o is in the file on request only.
+    """
     matrices = write_imatrix(plan.checkpoint, samples, tmp_path / "imatrix")
 
     assert len(list(matrices.path.glob("*.gguf"))) == 1 + plan.checkpoint.family.has_vision
     for part in (LANGUAGE, MMPROJ)[: 1 + plan.checkpoint.family.has_vision] if "gguf" in artifacts else ():
         [tensors], [statistics] = _tensors(artifacts["gguf"], part), _tensors(matrices, part)
         entries = {name.removesuffix(".in_sum2") for name in statistics if name.endswith(".in_sum2")}
+        if plan.checkpoint.family.name == "minicpm-o-2.6":
+            entries = {name for name in entries if not name.startswith(("a.", "mm.a."))}
         assert entries
         assert entries <= tensors.keys()
         for name in entries:

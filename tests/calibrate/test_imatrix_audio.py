@@ -46,7 +46,7 @@ def images(mixed_set: SampleSet) -> SampleSet:
 
 
 @pytest.fixture(scope="module")
-def heard(checkpoint: Checkpoint, speech: SampleSet, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+def of_audio(checkpoint: Checkpoint, speech: SampleSet, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """The importance matrix of the samples with audio."""
     return write_imatrix(checkpoint, speech, tmp_path_factory.mktemp("imatrix") / "speech")
 
@@ -67,7 +67,7 @@ def _gguf_audio(checkpoint: Checkpoint) -> str:
 
 
 def test_every_audio_matrix_of_the_gguf_file_has_its_importance(
-    checkpoint: Checkpoint, heard: Artifact, tmp_path: Path
+    checkpoint: Checkpoint, of_audio: Artifact, tmp_path: Path
 ) -> None:
     """One entry for each two-dimensional weight of encoder and projector, with its columns; none of the vision."""
     reader = gguf_reader(_export(checkpoint, tmp_path, _gguf_audio(checkpoint)), MMPROJ)
@@ -77,21 +77,21 @@ def test_every_audio_matrix_of_the_gguf_file_has_its_importance(
         if one.name.startswith(("a.blk.", "mm.a.")) and one.name.endswith(".weight") and len(one.shape) == 2
     }
 
-    entries = _mmproj(heard).entries
+    entries = _mmproj(of_audio).entries
 
     assert len(expected) > 10
     assert {name: entry.columns for name, entry in entries.items()} == expected
     assert all(entry.count and entry.square_sums.any() for entry in entries.values())
 
 
-def test_the_manifest_names_matrices_without_inputs(heard: Artifact) -> None:
+def test_the_manifest_names_matrices_without_inputs(of_audio: Artifact) -> None:
     """Those of the vision encoder, though a file of the audio encoder was written."""
-    [note] = heard.manifest.notes
+    [note] = of_audio.manifest.notes
 
     assert note.startswith("the mmproj file has no entries of some matrices because no sample has an image; ")
     assert "vision.layers.0.attention" in note
     assert "audio" not in note
-    assert [record.component for record in heard.manifest.files] == [LANGUAGE, MMPROJ]
+    assert [record.component for record in of_audio.manifest.files] == [LANGUAGE, MMPROJ]
 
 
 def test_a_text_set_has_no_entries_of_encoders(checkpoint: Checkpoint, mixed_set: SampleSet, tmp_path: Path) -> None:
@@ -104,41 +104,41 @@ def test_a_text_set_has_no_entries_of_encoders(checkpoint: Checkpoint, mixed_set
 
 
 def test_matrices_of_images_and_of_audio_add_up(
-    checkpoint: Checkpoint, heard: Artifact, images: SampleSet, tmp_path: Path
+    checkpoint: Checkpoint, of_audio: Artifact, images: SampleSet, tmp_path: Path
 ) -> None:
     """The sum has the entries of both encoders: each is that of the only set with its inputs."""
-    seen = write_imatrix(checkpoint, images, tmp_path / "images")
+    of_images = write_imatrix(checkpoint, images, tmp_path / "images")
 
-    both = _mmproj(write_imatrix(checkpoint, images, tmp_path / "both", [heard.path])).entries
+    both = _mmproj(write_imatrix(checkpoint, images, tmp_path / "both", [of_audio.path])).entries
 
-    parts = _mmproj(heard).entries, _mmproj(seen).entries
+    parts = _mmproj(of_audio).entries, _mmproj(of_images).entries
     assert both.keys() == {*parts[0], *parts[1]}
     for name, entry in (item for part in parts for item in part.items()):
         assert entry.count == both[name].count
         assert np.array_equal(entry.square_sums, both[name].square_sums)
 
 
-def test_inputs_of_the_projector_are_those_of_the_checkpoint(checkpoint: Checkpoint, heard: Artifact) -> None:
+def test_inputs_of_the_projector_are_those_of_the_checkpoint(checkpoint: Checkpoint, of_audio: Artifact) -> None:
     """Mean squares have its columns; MiniCPM-o repeats them for the frames that are side by side in the file."""
-    found = read_importance(heard.path, checkpoint).mean_squares
+    found = read_importance(of_audio.path, checkpoint).mean_squares
     specs = {one.name: one for one in checkpoint.specs if one.component == "audio_projector" and one.role == "matrix"}
 
     assert {name: [len(part) for part in found[name]] for name in specs} == {
         name: [one.shape[1]] for name, one in specs.items()
     }
     if _gguf_audio(checkpoint) == "glma":
-        first, second = np.split(_mmproj(heard).entries["mm.a.mlp.1.weight"].square_sums, STACKED_FRAMES)
+        first, second = np.split(_mmproj(of_audio).entries["mm.a.mlp.1.weight"].square_sums, STACKED_FRAMES)
         assert np.array_equal(first, second)
-        count = _mmproj(heard).entries["mm.a.mlp.1.weight"].count
+        count = _mmproj(of_audio).entries["mm.a.mlp.1.weight"].count
         assert torch.equal(found["audio_projector.up"][0], torch.from_numpy(first) / count)
 
 
-def test_the_share_of_audio_tokens_is_that_of_the_language_model(checkpoint: Checkpoint, heard: Artifact) -> None:
-    """Audio tokens of all samples over all tokens; there are no images."""
-    [tokens] = [one.calibration_tokens for one in heard.manifest.weights if one.name == "language.layers.0.mlp.up"]
+def test_the_share_of_audio_tokens_is_that_of_the_language_model(checkpoint: Checkpoint, of_audio: Artifact) -> None:
+    """Audio tokens of all samples over all tokens, without images."""
+    [tokens] = [one.calibration_tokens for one in of_audio.manifest.weights if one.name == "language.layers.0.mlp.up"]
     assert tokens
 
-    shares = read_importance(heard.path, checkpoint).token_shares
+    shares = read_importance(of_audio.path, checkpoint).token_shares
 
     assert shares == {"vision": 0, "audio": tokens["audio"] / sum(tokens.values())}
     assert 0.2 < shares["audio"] < 1
