@@ -14,7 +14,7 @@ from mcpmq.recipe import Recipe
 from mcpmq.system.progress import Progress, silent
 from mcpmq.vocabulary import trim_vocabulary, trimmed_view
 
-__all__ = ["compress", "compression_notes", "limit_images", "remove_layers", "same_inputs"]
+__all__ = ["compress", "limit_images", "remove_layers", "same_inputs"]
 
 
 class CompressedInputs(Protocol):
@@ -56,14 +56,3 @@ def same_inputs(checkpoint: Checkpoint, manifest: CompressedInputs) -> Iterator[
         if manifest.vocabulary:
             checkpoint = stack.enter_context(trimmed_view(checkpoint, manifest.vocabulary))
         yield stack.enter_context(limit_images(checkpoint, manifest.images.limits if manifest.images else None))
-
-
-def compression_notes(checkpoint: Checkpoint) -> Iterator[str]:
-    """Yield a note with the numbers of kept and removed tokens of a trimmed vocabulary, of layers, and image limits."""
-    if kept := checkpoint.vocabulary:
-        removed = ", ".join(f"{script} {kept.removed_by_script[script]:,}" for script in kept.affected_scripts)
-        yield f"vocabulary trimmed to {kept}; removed by script: {removed}"
-    if checkpoint.layers:
-        yield f"layers: {checkpoint.layers}"
-    if checkpoint.images:
-        yield f"limits of images: {checkpoint.images}"

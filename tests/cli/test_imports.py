@@ -49,3 +49,14 @@ def test_evaluation_needs_torch_only_in_the_process_of_the_original(
     run_without_torch("evaluate", tiny_exports[0].path, *against, "--no-cache", "--no-answers", "--out", tmp_path)
 
     assert (tmp_path / "report.html").is_file()
+
+
+@pytest.mark.parametrize("engine", ["gguf", "onnx"])
+def test_the_process_of_an_engine_imports_few_libraries(engine: str) -> None:
+    """Its memory is a metric of the artifact: it reads encoded samples, and has no tokenizer, template or torch."""
+    libraries = {"torch", "transformers", "tokenizers", "jinja2", "scipy", "onnx_ir", "onnx"}
+    code = f"import sys, mcpmq.runners.worker, mcpmq.runners.{engine}; print(*{libraries} & sys.modules.keys())"
+
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert ran.stdout.split() == []
