@@ -35,8 +35,8 @@ def _rows(kind: str) -> Iterator[Row]:
 
 def _row(part: str, scheme: str, calibration: str, kind: str = "quantized") -> Row:
     """Return the row of a variant in one format."""
-    key = {"part": part, "scheme": scheme, "calibration": calibration}
-    [found] = (row for row in _rows(kind) if key.items() <= row.items())
+    found = _found(part, scheme, calibration, kind)
+    assert found, (part, scheme, calibration, kind)
     return found
 
 

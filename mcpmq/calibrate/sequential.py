@@ -171,6 +171,7 @@ class _SequentialQuantizer:
         return quantized if on_device else None
 
     def _quantize_without_tokens(self, expert: str) -> Mapping[str, StoredWeight] | None:
+        """Write the file of an expert that is rounded to nearest; return its weights as `_quantize` does."""
         quantized, result = broadcast(self.run.exchange, partial(round_without_tokens, self.plan, expert))
         if self.run.exchange.rank:
             return quantized
