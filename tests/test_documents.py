@@ -158,3 +158,13 @@ def test_the_plot_is_that_of_the_results(theme: str) -> None:
     drawing = size_plot.draw(load_result("budgets"), THEMES[theme])
 
     assert (size_plot.IMAGES / f"size-{theme}.svg").read_text() == drawing
+
+
+@pytest.mark.parametrize("document", ["README.md", "benchmarks/README.md"])
+def test_images_of_documents_exist(document: str) -> None:
+    """Every image of Markdown is a file, also those that a generated part adds with new results."""
+    file = ROOT / document
+    found = re.findall(r"!\[[^\]]*\]\(([^)]+)\)|src(?:set)?=\"([^\"]+)\"", file.read_text())
+
+    assert found
+    assert [one for pair in found for one in pair if one and not (file.parent / one).is_file()] == []
