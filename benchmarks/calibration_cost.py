@@ -42,7 +42,7 @@ LANGUAGE_LAYERS, VISION_LAYERS = 28, 27
 STAGES: dict[str, tuple[Any, str]] = {
     "reading weights": (Checkpoint, "load"),
     "linear layers": (chunked_matmul, "_multiply_chunk"),
-    "Hessians": (observers.HessianObserver, "_add_tiles"),
+    "Hessians": (observers.HessianObserver, "_add_tile"),
     "other statistics": (observers.HessianObserver, "update"),
     "choice of shrinkage": (weight, "choose_shrinkage"),
     "factorization": (gptq, "shrunk_cholesky"),

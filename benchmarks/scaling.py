@@ -2,9 +2,9 @@
 
 python -m benchmarks.scaling        writes benchmarks/results/scaling.json
 
-A block takes the sum of its phases: the samples pass through it while its inputs travel to process 0 and are
-multiplied there, the longest of these three counts; process 0 factors and rounds; the rounded block travels to the
-workers; the samples pass through it again. All processes have the cores of the measured machine.
+A block takes the sum of its phases: the samples pass through it while its inputs travel to all processes; each process
+multiplies its tiles of the Gram matrices, which travel to process 0; it factors and rounds; the rounded block travels
+to the workers; the samples pass through it again. All processes have the cores of the measured machine.
 """
 
 import json
@@ -13,13 +13,13 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.commands import RESULTS, provenance, write_result
+from mcpmq.calibrate.shared_statistics import assign_tiles, initial_loads
 
 SAMPLES, TOKENS_PER_SAMPLE = 128, 700
 NETWORK_NBYTES_PER_SECOND = 10e9 / 8  # 10 Gb/s, of every node
 WORKERS = (1, 2, 4, 8, 16, 32, 64)
 FLOAT_NBYTES, CODE_NBYTES = 4, 1 + 2 / 32  # a code of int4-g32 in memory, and its share of a scale
 STATES = 2  # hidden states of a token, before the present and the first block
-SHARD_SAMPLES = 16  # of a sum of Gram matrices, to compare its traffic with that of the inputs
 NBYTES_PER_GB = 1e9
 
 
@@ -96,10 +96,10 @@ class Row:
     speedup: float  # against one process with the samples
     first_bottleneck: str  # the phase that takes longest
     phase_seconds: dict[str, float]
-    inputs_gb: float  # received by process 0
-    gram_gb: float  # that sums of shards would be instead
+    inputs_gb: float  # received by every process
+    tiles_gb: float  # of Gram matrices, received by process 0
     blocks_gb: float  # rounded blocks, sent to all workers
-    worker_gb: float  # memory: one block in float32, and hidden states
+    worker_gb: float  # memory: one block in float32, hidden states, and tiles of its Gram matrices
     root_gb: float  # memory: the Hessians of a block and its weights
 
 
@@ -109,17 +109,10 @@ def tokens_of(matrix: Matrix) -> float:
 
 
 def phases(shape: Shape, workers: int, rates: Rates) -> dict[str, float]:
-    """Return the seconds of every phase over all blocks."""
+    """Return the seconds of every phase over all blocks; without workers process 0 has the samples."""
     matrices = [matrix for group in shape.inputs for matrix in group]
     distinct = [group[0] for group in shape.inputs]
-    forward = sum(
-        rates.seconds("forward", one.columns, 2 * tokens_of(one) * one.rows * one.columns * one.count)
-        for one in matrices
-    )
-    products = sum(
-        rates.seconds("Hessian accumulation", one.columns, tokens_of(one) * one.columns**2 * one.count)
-        for one in distinct
-    )
+    network = shape.layers / NETWORK_NBYTES_PER_SECOND
     factors = sum(
         rates.seconds("Cholesky factorization", one.columns, one.columns**3 / 3 * one.count) for one in distinct
     )
@@ -127,13 +120,48 @@ def phases(shape: Shape, workers: int, rates: Rates) -> dict[str, float]:
         rates.seconds("GPTQ int4-g32", one.columns, one.rows * one.columns**2 * one.count) for one in matrices
     )
     return {
-        "forward passes": shape.layers * 2 * forward / workers,
-        "inputs to process 0": shape.layers * inputs_nbytes(shape) / NETWORK_NBYTES_PER_SECOND,
-        "Gram products": shape.layers * products,
+        "first pass and products": shape.layers * first_pass_seconds(shape, workers, rates),
+        "second pass": shape.layers * sum(forward_seconds(one, rates) for one in matrices) / max(1, workers),
+        "inputs to all": network * inputs_nbytes(shape),
+        "tiles to process 0": network * tiles_nbytes(shape, workers),
         "factors": shape.layers * factors,
         "rounding": shape.layers * rounding,
-        "blocks to workers": shape.layers * block_nbytes(shape) * workers / NETWORK_NBYTES_PER_SECOND,
+        "blocks to workers": network * block_nbytes(shape) * workers,
     }
+
+
+def forward_seconds(matrix: Matrix, rates: Rates) -> float:
+    """Return the seconds of one process for all tokens."""
+    operations = 2 * tokens_of(matrix) * matrix.rows * matrix.columns * matrix.count
+    return rates.seconds("forward", matrix.columns, operations)
+
+
+def first_pass_seconds(shape: Shape, workers: int, rates: Rates) -> float:
+    """Return the seconds until the slowest process has passed its samples through a block and multiplied its tiles.
+
+    Experts are blocks of their own, calibrated one by one.
+    """
+    seconds = 0.0
+    for count in {group[0].count for group in shape.inputs}:
+        inputs = [group for group in shape.inputs if group[0].count == count]
+        weights = sum(one.rows * one.columns for group in inputs for one in group)
+        loads = initial_loads(weights, workers + 1) if workers else [0]
+        forward = sum(forward_seconds(one, rates) for group in inputs for one in group) / count / max(1, workers)
+        by_process = [forward if load else 0.0 for load in loads] if workers else [forward]
+        for group in inputs:
+            for process, share in enumerate(tile_shares(group[0].columns, loads)):
+                operations = tokens_of(group[0]) * group[0].columns ** 2
+                by_process[process] += share * rates.seconds("Hessian accumulation", group[0].columns, operations)
+        seconds += count * max(by_process)
+    return seconds
+
+
+def tile_shares(columns: int, loads: list[int]) -> list[float]:
+    """Return the share of each process in the products of an input; `loads` grows as in `assign_tiles`."""
+    before = list(loads)
+    assign_tiles(columns, loads)
+    added = [load - earlier for load, earlier in zip(loads, before, strict=True)]
+    return [one / sum(added) for one in added]
 
 
 def inputs_nbytes(shape: Shape) -> float:
@@ -141,10 +169,10 @@ def inputs_nbytes(shape: Shape) -> float:
     return sum(FLOAT_NBYTES * tokens_of(group[0]) * group[0].columns * group[0].count for group in shape.inputs)
 
 
-def gram_nbytes(shape: Shape) -> float:
-    """Return the bytes of half of the Gram matrices of one block, one sum for every shard."""
-    shards = -(-SAMPLES // SHARD_SAMPLES)
-    return shards * sum(FLOAT_NBYTES * group[0].columns ** 2 / 2 * group[0].count for group in shape.inputs)
+def tiles_nbytes(shape: Shape, workers: int) -> float:
+    """Return the bytes of half of the Gram matrices of one block, less the share that process 0 multiplies itself."""
+    halves = sum(FLOAT_NBYTES * group[0].columns ** 2 / 2 * group[0].count for group in shape.inputs)
+    return halves * workers / (workers + 1)
 
 
 def block_nbytes(shape: Shape) -> float:
@@ -157,19 +185,20 @@ def _weights(shape: Shape) -> int:
 
 
 def total_seconds(found: dict[str, float]) -> float:
-    """Return the time of all blocks: one of the two passes of the samples overlaps with the inputs and products."""
-    single_pass = found["forward passes"] / 2
-    overlapping = max(single_pass, found["inputs to process 0"], found["Gram products"])
-    return overlapping + found["factors"] + found["rounding"] + found["blocks to workers"] + single_pass
+    """Return the time of all blocks: in the first of two passes, inputs travel while processes compute."""
+    first_pass = max(found["first pass and products"], found["inputs to all"])
+    others = ("second pass", "tiles to process 0", "factors", "rounding", "blocks to workers")
+    return first_pass + sum(found[name] for name in others)
 
 
 def forecast(shape: Shape, workers: int, rates: Rates) -> Row:
     """Return the row of a model and a number of workers."""
     found = phases(shape, workers, rates)
-    alone = {name: 0.0 if " to " in name else seconds for name, seconds in phases(shape, 1, rates).items()}
+    alone = {name: 0.0 if " to " in name else seconds for name, seconds in phases(shape, 0, rates).items()}
     seconds, one_machine = total_seconds(found), sum(alone.values())
     states = STATES * FLOAT_NBYTES * SAMPLES * TOKENS_PER_SAMPLE / workers * shape.hidden_size
     hessians = sum(FLOAT_NBYTES * group[0].columns ** 2 * group[0].count for group in shape.inputs)
+    tiles = tiles_nbytes(shape, workers) / workers
     return Row(
         model=shape.name,
         workers=workers,
@@ -178,9 +207,9 @@ def forecast(shape: Shape, workers: int, rates: Rates) -> Row:
         first_bottleneck=max(found, key=lambda name: found[name]),
         phase_seconds={name: round(one) for name, one in found.items()},
         inputs_gb=round(shape.layers * inputs_nbytes(shape) / NBYTES_PER_GB),
-        gram_gb=round(shape.layers * gram_nbytes(shape) / NBYTES_PER_GB),
+        tiles_gb=round(shape.layers * tiles_nbytes(shape, workers) / NBYTES_PER_GB),
         blocks_gb=round(shape.layers * block_nbytes(shape) * workers / NBYTES_PER_GB),
-        worker_gb=round((FLOAT_NBYTES * _weights(shape) + states) / NBYTES_PER_GB, 1),
+        worker_gb=round((FLOAT_NBYTES * _weights(shape) + states + tiles) / NBYTES_PER_GB, 1),
         root_gb=round((hessians + FLOAT_NBYTES * _weights(shape)) / NBYTES_PER_GB, 1),
     )
 

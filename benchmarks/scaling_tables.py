@@ -10,11 +10,11 @@ def scaling_table() -> str:
         [
             *(one["model"], str(one["workers"]), f"{one['hours']:,.2f}", f"{one['speedup']:.2f}"),
             f"{one['first_bottleneck']} ({one['phase_seconds'][one['first_bottleneck']] / 3600:,.2f} h)",
-            *(f"{one[name]:,.0f}" for name in ("inputs_gb", "gram_gb", "blocks_gb")),
+            *(f"{one[name]:,.0f}" for name in ("inputs_gb", "tiles_gb", "blocks_gb")),
             *(f"{one[name]:,.1f}" for name in ("worker_gb", "root_gb")),
         ]
         for one in result["rows"]
     ]
-    headings = ["model", "workers", "hours", "speedup", "first bottleneck", "inputs", "Gram sums", "blocks"]
+    headings = ["model", "workers", "hours", "speedup", "first bottleneck", "inputs", "Gram tiles", "blocks"]
     note = "Sizes in GB. Computed, not measured. "
     return with_provenance(table([*headings, "worker", "process 0"], rows, 1), result, note)

@@ -1,9 +1,10 @@
 """Run calibration samples through a model one block at a time, with the modality of every token known."""
 
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,14 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mcpmq.calibrate.block_files import BlockReader
-from mcpmq.calibrate.exchange import (
-    ONE_PROCESS,
-    Exchange,
-    collect_from_all,
-    own_samples,
-    sample_index,
-    sample_is_held_out,
-)
+from mcpmq.calibrate.exchange import ONE_PROCESS, Exchange, own_samples, sample_index, sample_is_held_out
 from mcpmq.calibrate.memory import must_spill
 from mcpmq.calibrate.modalities import (
     HEAD,
@@ -30,6 +24,7 @@ from mcpmq.calibrate.modalities import (
 )
 from mcpmq.calibrate.observers import HessianObserver, HoldOut, TokenModalities
 from mcpmq.calibrate.requirements import check_finite
+from mcpmq.calibrate.shared_statistics import collect_from_all
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import Sample
 from mcpmq.execution.chunked_matmul import ParallelMap, chunk_linears, deterministic_threads
@@ -124,7 +119,8 @@ class CalibrationRun:
         """
         modules, is_layer = self.input_modules(specs), block_component(self.model, block) == LANGUAGE
         collect = partial(observe_inputs, block, modules, replay, stop_at_last=is_layer)
-        stats = collect_from_all(self.exchange, self.new_observer(block, weights, held_out_in_gram), collect)
+        new_observer = self.new_observer(block, weights, held_out_in_gram)
+        stats = collect_from_all(self.exchange, new_observer, collect, self.multiplied_weights(block))
         for name, parts in stats.items():
             check_finite(specs[name], parts)
         return {spec.name: stats.get(name, ()) for name, spec in specs.items()}
@@ -137,6 +133,10 @@ class CalibrationRun:
         modalities = self.modalities(block, weights.model_dump())
         return partial(HessianObserver.create, modalities, self.parallel_map, hold_out, self.model.device)
 
+    def multiplied_weights(self, block: nn.Module) -> int:
+        """Return the number of weights that every token is multiplied with in the forward pass of a block."""
+        return 0 if is_head(self.model, block) else _weights(self.model.blocks[block].values())
+
     @property
     def original_samples(self) -> range:
         """Indices of the forward passes of the original model; those of the quantized model are the samples'."""
@@ -146,6 +146,10 @@ class CalibrationRun:
         """Return the indices of the samples that wait before a block: in the original and in the quantized model."""
         count = len(self.inputs)
         return [(index + count, index) for index in replay.waiting() if index < count]
+
+
+def _weights(specs: Iterable[TensorSpec]) -> int:
+    return sum(prod(spec.shape) for spec in specs if spec.role == "matrix")
 
 
 @contextmanager

@@ -10,7 +10,8 @@ from math import prod
 import psutil
 import torch
 
-from mcpmq.calibrate.observers import HELD_OUT_TOKENS
+from mcpmq.calibrate.observers import HELD_OUT_TOKENS, TILE_COLUMNS
+from mcpmq.calibrate.requirements import needs_calibration
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import TOKENS_PER_SAMPLE
 from mcpmq.errors import DatasetError
@@ -128,9 +129,13 @@ def _block_nbytes(specs: Sequence[TensorSpec], with_hessian: Collection[str]) ->
     that the Hessian does not have yet, are kept with each Hessian. A factor takes the memory of its Hessian.
     """
     observed = [spec for spec in specs if spec.name in with_hessian and not spec.name.endswith(SHARED_INPUTS)]
-    columns = [spec.shape[0 if spec.transposed else 1] for spec in observed]
+    columns = [_columns(spec) for spec in observed]
     statistics = sum(FLOAT_NBYTES * (count**2 + 2 * HELD_OUT_TOKENS * count) for count in columns)
     return statistics + max(sum(map(_loaded_nbytes, specs)), _rounding_nbytes(specs, columns) if columns else 0)
+
+
+def _columns(spec: TensorSpec) -> int:
+    return spec.shape[0 if spec.transposed else 1]
 
 
 def _staged_block_nbytes(specs: Sequence[TensorSpec], with_hessian: Collection[str]) -> int:
@@ -178,7 +183,21 @@ def forward_nbytes(plan: Plan, samples: int, workers: int) -> int:
     _, block_nbytes = _largest_block(tensors, (), plan.recipe.has_model_targets)
     passes = 1 + plan.recipe.has_model_targets
     states = FLOAT_NBYTES * passes * STATES_PER_SAMPLE * plan.checkpoint.architecture.language.hidden_size
-    return WORKER_LIBRARIES_NBYTES + passes * block_nbytes + -(-samples // workers) * TOKENS_PER_SAMPLE * states
+    calibrated = {tensor.name for tensor in plan.tensors if needs_calibration(plan, tensor)}
+    columns = [_columns(spec) for spec in tensors if spec.name in calibrated]
+    return (
+        WORKER_LIBRARIES_NBYTES
+        + passes * (block_nbytes + _shared_nbytes(max(columns, default=0), workers))
+        + -(-samples // workers) * TOKENS_PER_SAMPLE * states
+    )
+
+
+def _shared_nbytes(columns: int, workers: int) -> int:
+    """Return the bytes of a worker for the inputs of this number of columns: its tiles of the Hessian, the inputs that
+    the Hessian does not have yet, those that are kept, and those of two samples, one of which is sent.
+    """
+    tiles = max(columns * min(TILE_COLUMNS, columns), columns**2 // 2 // (workers + 1))
+    return FLOAT_NBYTES * (tiles + 2 * (HELD_OUT_TOKENS + TOKENS_PER_SAMPLE) * columns)
 
 
 def must_spill(

@@ -4,7 +4,7 @@ Tokens are added in sample order, in tiles of a fixed size: equal samples give e
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Self
@@ -53,6 +53,11 @@ class TokenModalities:
         return self.weights[modality_ids.long()]
 
 
+def tile_starts(columns: int) -> range:
+    """Return the first columns of the tiles of a Hessian."""
+    return range(0, columns, TILE_COLUMNS)
+
+
 def count_modalities(modality_ids: Tensor) -> dict[str, int]:
     """Count the tokens of each modality; `modality_ids` is uint8 [tokens]."""
     counts = torch.bincount(modality_ids, minlength=len(MODALITIES)).tolist()
@@ -63,13 +68,15 @@ def count_modalities(modality_ids: Tensor) -> dict[str, int]:
 class HessianObserver:
     """Accumulate X^T X, the Hessian of GPTQ (arXiv 2210.17323), and the magnitudes and range of every input column.
 
-    With drift it also accumulates the products of the inputs with the difference from the original model.
+    With drift it also accumulates the products of the inputs with the difference from the original model. `tiles` are
+    the first columns of the tiles that are multiplied here; before `result`, other processes may set the other tiles.
     """
 
     modalities: TokenModalities
     parallel_map: ParallelMap
     hold_out: HoldOut
-    gram: Tensor
+    gram: Tensor  # empty but for the tiles on and above the diagonal
+    tiles: Sequence[int]
     abs_sum: Tensor
     minimum: Tensor
     maximum: Tensor
@@ -91,12 +98,21 @@ class HessianObserver:
         device: torch.device,
         columns: int,
         drift: Drift | None = None,
+        tiles: Sequence[int] | None = None,
     ) -> Self:
-        """Create an observer of inputs with this number of columns, and of drift, whose products are zero."""
-        gram = torch.zeros(columns, columns, device=device)
+        """Create an observer of inputs with this number of columns, and of drift, whose products need no values.
+
+        `tiles` is None for all. The memory of other tiles is never written, so the system does not provide it.
+        """
+        gram = torch.empty(columns, columns, device=device)
         buffer = torch.empty(BUFFER_TOKENS, columns + (drift.products.shape[1] if drift else 0), device=device)
         abs_sum, minimum, maximum = torch.zeros(3, columns, device=device)
-        return cls(modalities, parallel_map, hold_out, gram, abs_sum, minimum, maximum, buffer, drift)
+        tiles = tile_starts(columns) if tiles is None else tiles
+        found = cls(modalities, parallel_map, hold_out, gram, tiles, abs_sum, minimum, maximum, buffer, drift)
+        for tile in tiles:
+            for products in found.products(tile):
+                products.zero_()
+        return found
 
     def update(self, rows: Tensor, difference: Tensor | None = None) -> None:
         """Add inputs, float32 [tokens, columns]; the Hessian is updated when the buffer is full.
@@ -149,20 +165,31 @@ class HessianObserver:
             return
         rows, self.buffered = self.buffer[: self.buffered], 0
         with bfloat16_matmul():
-            self.parallel_map(partial(self._add_tiles, rows), range(0, len(self.gram), TILE_COLUMNS))
+            self.parallel_map(partial(self._add_tile, rows), self.tiles)
 
-    def _add_tiles(self, rows: Tensor, begin: int) -> None:
+    def _add_tile(self, rows: Tensor, tile: int) -> None:
         columns = len(self.gram)
-        end = min(begin + TILE_COLUMNS, columns)
-        self.gram[begin:end, begin:].addmm_(rows[:, begin:end].T, rows[:, begin:columns])
-        if self.drift:
-            self.drift.products[begin:end].addmm_(rows[:, begin:end].T, rows[:, columns:])
+        inputs = rows[:, tile : min(tile + TILE_COLUMNS, columns)].T
+        for products, others in zip(self.products(tile), (rows[:, tile:columns], rows[:, columns:]), strict=False):
+            products.addmm_(inputs, others)
+
+    def products(self, tile: int) -> tuple[Tensor, ...]:
+        """Return the rows of a tile, to write to: of the Hessian from the diagonal on, and of products with a drift.
+
+        Those that are multiplied here are complete after `finish`.
+        """
+        rows = slice(tile, tile + TILE_COLUMNS)
+        return (self.gram[rows, tile:], self.drift.products[rows]) if self.drift else (self.gram[rows, tile:],)
+
+    def finish(self) -> None:
+        """Multiply the inputs in the buffer, and free it."""
+        self._flush()
+        self.buffer = self.buffer[:0].clone()
 
     def result(self) -> InputStats:
         """Return the statistics; the Hessian is not copied."""
-        self._flush()
-        self.buffer = self.buffer[:0].clone()
-        for begin in range(0, len(self.gram), TILE_COLUMNS):  # mirrored in place: a second matrix would not fit
+        self.finish()
+        for begin in tile_starts(len(self.gram)):  # mirrored in place: a second matrix would not fit
             end = begin + TILE_COLUMNS
             corner = self.gram[begin:end, begin:end].triu()
             self.gram[begin:end, begin:end] = corner + corner.triu(1).T

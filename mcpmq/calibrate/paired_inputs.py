@@ -166,7 +166,7 @@ class _InputPair:
             scale = self.column_scales.get(name.partition("|")[0])
             drift = (before if scale is None else before / scale) - inputs
         if name not in self.observers:
-            products = drift.new_zeros(inputs.shape[1], drift.shape[1])
+            products = drift.new_empty(inputs.shape[1], drift.shape[1])
             self.observers[name] = self.new_observer(inputs.shape[1], Drift(self.stream is not None, products))
         self.observers[name].update(inputs, drift)
 

@@ -12,12 +12,13 @@ from typing import Self
 from torch import Tensor, nn
 
 from mcpmq.calibrate.block import BlockStats, InputSummary, RoundedBlock, take_last
-from mcpmq.calibrate.exchange import broadcast, collect_from_all
+from mcpmq.calibrate.exchange import broadcast
 from mcpmq.calibrate.forward import CalibrationRun
 from mcpmq.calibrate.modalities import LANGUAGE
 from mcpmq.calibrate.paired_inputs import Stream, TwoModels
 from mcpmq.calibrate.requirements import check_stats
 from mcpmq.calibrate.selection import Candidate
+from mcpmq.calibrate.shared_statistics import collect_from_all
 from mcpmq.calibrate.stages import Stage, find_stages
 from mcpmq.execution.device import CPU
 from mcpmq.execution.layerwise import Replay
@@ -169,7 +170,8 @@ class StagewiseRounder:
         )
         scales = {one: self._column_scale(scaling, one) for one in stage.parameters}
         collect = partial(models.collect_stats, stage, self.matrices, self._stream(stage), scales)
-        found = collect_from_all(self.run.exchange, new_observer, collect)
+        weights = self.run.multiplied_weights(self.block)
+        found = collect_from_all(self.run.exchange, new_observer, collect, weights)
         if self.run.exchange.rank:
             return {}
         stats = {self.specs[parameter].name: found.get(parameter, ()) for parameter in stage.parameters}

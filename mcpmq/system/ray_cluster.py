@@ -117,7 +117,7 @@ class _Hub:
         self._size = size
         self._rounds: dict[int, dict[int, Any]] = {}
         self._complete: dict[int, asyncio.Event] = {}
-        self._streams = [asyncio.Queue[Any](maxsize=QUEUED_ITEMS) for _ in range(size)]
+        self._streams = [[asyncio.Queue[Any](QUEUED_ITEMS) for _ in range(size)] for _ in range(size)]
 
     async def gather(self, number: int, rank: int, reference: Any) -> list[Any]:
         """Return the references of all processes in the round of this number, when all are there."""
@@ -130,13 +130,14 @@ class _Hub:
         self._complete.pop(number - 1, None)
         return [entries[one] for one in range(self._size)]
 
-    async def push(self, rank: int, reference: Any) -> None:
-        """Append to the stream of a process; wait while it is full."""
-        await self._streams[rank].put(reference)
+    async def push(self, rank: int, readers: Sequence[int], reference: Any) -> None:
+        """Append to the streams from a process to its readers; wait while they are full."""
+        for reader in readers:
+            await self._streams[rank][reader].put(reference)
 
-    async def pop(self, rank: int) -> Any:
+    async def pop(self, rank: int, reader: int) -> Any:
         """Return the next item of a stream."""
-        return await self._streams[rank].get()
+        return await self._streams[rank][reader].get()
 
 
 @dataclass(slots=True)
@@ -159,13 +160,13 @@ class RayExchange:
         found = self._get(self.hub.gather.remote(self.number, self.rank, [self.ray.put(value)]))
         return [self._get(reference) for [reference] in found]
 
-    def send(self, item: Any) -> None:
-        """Append an item to the stream of this process; wait while process 0 has not received earlier ones."""
-        self._get(self.hub.push.remote(self.rank, [self.ray.put(item)]))
+    def send(self, item: Any, readers: Sequence[int]) -> None:
+        """Send an item to these processes; wait while one of them has not received earlier ones."""
+        self._get(self.hub.push.remote(self.rank, readers, [self.ray.put(item)]))
 
     def receive(self, rank: int) -> Any:
-        """Return the next item of a process."""
-        [reference] = self._get(self.hub.pop.remote(rank))
+        """Return the next item that a process sent to this one."""
+        [reference] = self._get(self.hub.pop.remote(rank, self.rank))
         return self._get(reference)
 
     def _get(self, reference: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 import pytest
 
-from mcpmq.calibrate import cluster
+from mcpmq.calibrate import cluster, memory
 from mcpmq.calibrate.cluster import ClusterOptions, calibrate_shards
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import SampleSet
@@ -95,6 +95,23 @@ def test_a_quantized_model_of_a_cluster_is_that_of_one_machine(
     assert started.requested[0][1]["cores"] == 1
     assert started.requested[0][1]["memory"] > 500_000_000
     assert notices[-1] == "a worker of the cluster died; calibrating again from the last finished block"
+
+
+def test_the_memory_of_a_worker_has_its_tiles(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker has its share of half of the widest Hessian, at least one tile, and inputs in four places.
+
+    2,048 inputs wait for the Hessian, as many are kept, and two samples of 500 tokens are sent.
+    """
+    columns = max(one.spec.shape[1] for one in plan.tensors if one.is_quantized)
+    monkeypatch.setattr(memory, "TOKENS_PER_SAMPLE", 500)
+    one_tile = memory.forward_nbytes(plan, 0, 2)
+    monkeypatch.setattr(memory, "TILE_COLUMNS", 4)
+    share = memory.forward_nbytes(plan, 0, 2)
+    monkeypatch.setattr(memory, "needs_calibration", lambda *_: False)
+    nothing = memory.forward_nbytes(plan, 0, 2)
+
+    assert one_tile - nothing == 4 * (columns**2 + 2 * (2048 + 500) * columns)
+    assert one_tile - share == 4 * (columns**2 - columns**2 // 6)
 
 
 @pytest.mark.parametrize("started", [3], indirect=True)

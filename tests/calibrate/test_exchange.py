@@ -1,7 +1,7 @@
 """Calibration in several processes: the bytes of a run in one, for any number of processes and after a failure."""
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from mcpmq.calibrate import observers
 from mcpmq.calibrate.exchange import ONE_PROCESS, Exchange, add_by_sample, own_samples
 from mcpmq.calibrate.expert_counts import NO_TOKENS
 from mcpmq.calibrate.sequential import calibrate_sequentially
@@ -25,13 +26,21 @@ from mcpmq.recipe import Recipe
 from mcpmq.system.progress import silent
 from tests.tiny_families import QWEN3_VL_MOE, without_expert
 
-pytestmark = pytest.mark.usefixtures("no_bfloat16")
+pytestmark = pytest.mark.usefixtures("no_bfloat16", "small_tiles")
 SECONDS = 120  # before a test fails because a process does not answer
 RECIPES = {
     "layer targets": {"method": "gptq", "targets": "layer"},
     "model targets, smoothing": {"method": "gptq", "targets": "model", "smooth": "awq"},
     "method by block": {"method": "auto"},
 }
+
+
+@pytest.fixture(scope="module")
+def small_tiles() -> Iterator[None]:
+    """Several tiles of every Hessian, of different sizes."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(observers, "TILE_COLUMNS", 24)
+        yield
 
 
 @dataclass
@@ -41,13 +50,14 @@ class Board:
     size: int
     barrier: Barrier
     values: list[bytes]
-    streams: list["Queue[bytes]"]
+    streams: list[list["Queue[bytes]"]]  # by sender and reader
     sent: int = 0
 
     @classmethod
     def of_size(cls, size: int) -> "Board":
         """Return the board of this number of threads."""
-        return cls(size, Barrier(size, timeout=SECONDS), [b""] * size, [Queue(4) for _ in range(size)])
+        streams: list[list[Queue[bytes]]] = [[Queue(4) for _ in range(size)] for _ in range(size)]
+        return cls(size, Barrier(size, timeout=SECONDS), [b""] * size, streams)
 
 
 @dataclass
@@ -75,13 +85,14 @@ class ThreadExchange:
         self.board.barrier.wait()
         return found
 
-    def send(self, item: Any) -> None:
-        """Add an item to the stream of this thread."""
-        self.board.streams[self.rank].put(pickle.dumps(item), timeout=SECONDS)
+    def send(self, item: Any, readers: Sequence[int]) -> None:
+        """Add an item to the streams from this thread to the readers."""
+        for reader in readers:
+            self.board.streams[self.rank][reader].put(pickle.dumps(item), timeout=SECONDS)
 
     def receive(self, rank: int) -> Any:
-        """Return the next item of a thread."""
-        return pickle.loads(self.board.streams[rank].get(timeout=SECONDS))
+        """Return the next item of a thread for this one."""
+        return pickle.loads(self.board.streams[rank][self.rank].get(timeout=SECONDS))
 
 
 def calibrate(plan: Plan, samples: SampleSet, folder: Path, exchange: Exchange) -> None:
