@@ -1,7 +1,7 @@
 """Calibrate on the nodes of a Ray cluster: workers have the samples, this process rounds and writes the blocks."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -9,6 +9,7 @@ import torch
 from mcpmq.calibrate.exchange import Exchange
 from mcpmq.calibrate.memory import forward_nbytes
 from mcpmq.calibrate.sequential import calibrate_sequentially
+from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import Sample
 from mcpmq.errors import ClusterError
 from mcpmq.execution.device import CPU
@@ -16,6 +17,7 @@ from mcpmq.plan import Plan
 from mcpmq.quantized_model import BlockWriter
 from mcpmq.system.progress import Notify, Progress, silent
 from mcpmq.system.ray_cluster import RayCluster
+from mcpmq.system.temporary_folder import temporary_folder
 
 MAX_RUNS = 3  # of a calibration whose workers die
 
@@ -50,9 +52,6 @@ def calibrate_on_cluster(
         ClusterError: no connection, or workers died too often.
         McpmqError: an error of `calibrate_sequentially`, in any process.
     """
-    if plan.checkpoint.path != plan.checkpoint.source.path:
-        hint = "calibrate a recipe with structured compression on one machine"
-        raise ClusterError("the files of the compressed checkpoint are in a folder of this machine", hint)
     with RayCluster.connect(options.address) as cluster:
         for left in range(MAX_RUNS - 1, -1, -1):
             try:
@@ -77,7 +76,7 @@ def _calibrate(
 ) -> None:
     workers = options.workers or len(cluster.node_cores())
     resources = {"cores": options.threads, "memory": forward_nbytes(plan, len(samples), workers)}
-    arguments = plan, tuple(samples), tuple(files), options.threads
+    arguments = plan, tuple(samples), tuple(files), options.threads, _view_files(plan.checkpoint)
     exchange = cluster.run_together(calibrate_shards, arguments, workers, resources)
     try:
         calibrate_sequentially(plan, samples, files, progress, CPU, write, memory_limit, exchange)
@@ -85,10 +84,32 @@ def _calibrate(
         cluster.stop(exchange)
 
 
+def _view_files(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """Return the files of a view, which are in a folder of this machine: those of structured compression."""
+    if checkpoint.path == checkpoint.source.path:
+        return {}
+    files = (file for file in checkpoint.path.rglob("*") if file.is_file())
+    return {file.relative_to(checkpoint.path).as_posix(): file.read_bytes() for file in files}
+
+
 def calibrate_shards(
-    exchange: Exchange, plan: Plan, samples: Sequence[Sample], blocks: Sequence[str], threads: int
+    exchange: Exchange,
+    plan: Plan,
+    samples: Sequence[Sample],
+    blocks: Sequence[str],
+    threads: int,
+    view_files: Mapping[str, bytes],
 ) -> None:
-    """Pass the samples of a worker through the model; the files are those of process 0."""
+    """Pass the samples of a worker through the model; the files of `blocks` are those of process 0.
+
+    `view_files` has the contents of the files of a checkpoint that is a view, none of another one.
+    """
     torch.set_num_threads(threads)
     files = {name: Path(f"{name}.safetensors") for name in blocks}
-    calibrate_sequentially(plan, samples, files, silent, CPU, exchange=exchange)
+    with temporary_folder() as folder:
+        for name, content in view_files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_bytes(content)
+        if view_files:
+            plan = replace(plan, checkpoint=replace(plan.checkpoint, path=folder))
+        calibrate_sequentially(plan, samples, files, silent, CPU, exchange=exchange)

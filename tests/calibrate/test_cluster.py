@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 from mcpmq.calibrate import cluster, memory
 from mcpmq.calibrate.cluster import ClusterOptions, calibrate_shards
 from mcpmq.checkpoint import Checkpoint
+from mcpmq.compression import compress
 from mcpmq.dataset import SampleSet
 from mcpmq.errors import ClusterError
 from mcpmq.plan import Plan, make_plan
@@ -47,6 +48,7 @@ class ThreadCluster:
 
     failures: int
     pool: ThreadPoolExecutor
+    has_views: bool = True  # whether folders of this machine exist for the workers
     requested: list[tuple[int, dict[str, float]]] = field(default_factory=list)
 
     def node_cores(self) -> list[float]:
@@ -59,6 +61,9 @@ class ThreadCluster:
         if len(self.requested) <= self.failures:
             raise ClusterError("a worker of the cluster died", "run again")
         board = Board.of_size(workers + 1)
+        if not self.has_views:
+            plan = replace(arguments[0], checkpoint=replace(arguments[0].checkpoint, path=Path("/missing")))
+            arguments = plan, *arguments[1:]
         for rank in range(1, workers + 1):
             self.pool.submit(function, ThreadExchange(rank, board), *arguments)
         return ThreadExchange(0, board)
@@ -95,6 +100,24 @@ def test_a_quantized_model_of_a_cluster_is_that_of_one_machine(
     assert started.requested[0][1]["cores"] == 1
     assert started.requested[0][1]["memory"] > 500_000_000
     assert notices[-1] == "a worker of the cluster died; calibrating again from the last finished block"
+
+
+@pytest.mark.parametrize("started", [0], indirect=True)
+def test_workers_have_the_files_of_a_compressed_checkpoint(
+    started: ThreadCluster, small_checkpoint: Path, mixed_set: SampleSet, tmp_path: Path
+) -> None:
+    """A checkpoint with fewer layers and smaller images has its text files in a folder that workers do not have."""
+    layers = {"remove": ["language.layers.0"], "influence": [0.25], "kl_divergence": 0.5, "answer_tokens": 7}
+    tables = {"layers": {**layers, "calibration": "mixed"}, "images": {"max_slice_nums": 1}}
+    recipe = Recipe.model_validate({**RECIPE, **tables, "weights": {"*": "keep", "language.layers.*": "int4-g32"}})
+    started.has_views = False
+    with compress(Checkpoint.open(small_checkpoint), recipe) as view:
+        compressed = make_plan(view, recipe)
+        quantize(compressed, tmp_path / "one", mixed_set, device="cpu")
+        quantize(compressed, tmp_path / "many", mixed_set, cluster=ClusterOptions("head:6379", workers=1))
+
+    assert view.path != view.source.path
+    assert contents(tmp_path / "many") == contents(tmp_path / "one")
 
 
 def test_the_memory_of_a_worker_has_its_tiles(plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
