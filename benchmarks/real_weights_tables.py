@@ -1,5 +1,6 @@
 """Tables of benchmarks/README.md on real weights."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -66,7 +67,7 @@ def qwen_table() -> str:
 def qwen_note() -> str:
     """Return the size of the test of Qwen."""
     result = results.load()
-    return f"{_test_facts(result['qwen_test'])}." if result["qwen"] else ""
+    return f"{_test_facts(result['qwen_test'])}. {_processors(result['qwen'])}" if result["qwen"] else ""
 
 
 def calibration_size_table() -> str:
@@ -147,6 +148,12 @@ def whisper_table() -> str:
     return table(headings, cells, 3)
 
 
+def whisper_note() -> str:
+    """Return the processors of the rows of Whisper."""
+    rows = results.load()["whisper"]
+    return _processors(rows) if rows else ""
+
+
 def real_weights_note() -> str:
     """Return the size of the test, the resolution, and the provenance."""
     result = results.load()
@@ -157,7 +164,13 @@ def real_weights_note() -> str:
     if widths := sorted(100 * one.half_width / one.value for one in ratios):
         facts += "Half the width of the interval of a ratio is"
         facts += f" {widths[0]:.1f} to {widths[-1]:.1f} % of the ratio, median {widths[len(widths) // 2]:.1f} %. "
-    return facts + provenance_line(result)
+    return f"{facts}{_processors(rows)} The last run: {provenance_line(result)}"
+
+
+def _processors(rows: Rows) -> str:
+    """Return the processors of the machines that measured rows, with the number of rows of each."""
+    counts = Counter(row["processor"] for row in rows)
+    return f"Measured on {', '.join(f'{name} ({count} of {len(rows)} rows)' for name, count in counts.most_common())}."
 
 
 def _test_facts(test: Mapping[str, Any]) -> str:

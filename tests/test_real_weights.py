@@ -350,7 +350,7 @@ def _estimate(value: float) -> dict[str, float]:
 def _result_row(tokens: int, **changes: object) -> dict[str, Any]:
     names = ("kl_divergence", "perplexity_ratio", "top_1_agreement")
     row = {"tool": "mcpmq", "requested_commit": "", "commit": "abc", "scheme": "iq4_nl", "method": "gptq"}
-    row |= {"smooth": "none", "format": "gguf", "model": "smollm2"}
+    row |= {"smooth": "none", "format": "gguf", "model": "smollm2", "processor": "Intel"}
     facts: dict[str, object] = {"layers": 3, "bits_per_weight": 4.5, "matrices": 210, "rounded_to_nearest": 7}
     facts |= {"calibration_tokens": tokens, "cost": {"processor_seconds": 1234.4}}
     return {**row, **facts, **{name: _estimate(0.8) for name in names}, results.BY_SAMPLE: [1.0, 3.0, 2.0], **changes}
@@ -371,7 +371,7 @@ def result(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         _result_row(8653, tool="llama-quantize", method="imatrix", bits_per_weight=5.5, kl_divergence=_estimate(0.01)),
     ]
     whisper = [{**row, "method": method} for row, method in zip(rows, ("gptq", "rtn", "llama-quantize"), strict=False)]
-    qwen = [rows[0], {**rows[0], "layers": 24, results.BY_SAMPLE: [4.0, 12.0, 8.0]}]
+    qwen = [rows[0], {**rows[0], "layers": 24, "processor": "AMD", results.BY_SAMPLE: [4.0, 12.0, 8.0]}]
     found = {"rows": rows, "whisper": whisper, "qwen": qwen, "test": {"tokens_by_sample": [2, 5, 4]}}
     found["qwen_test"] = {"tokens": 11, "samples": 3, "perplexity": _estimate(30.04)}
     monkeypatch.setattr(results, "load", lambda: found)
@@ -382,7 +382,9 @@ def result(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_ratios_are_to_the_first_row_with_as_many_layers() -> None:
     """Both rows of Qwen are the first with their layers; its test has its own tokens."""
     assert real_weights_tables.qwen_table().count("1.000 [1.000, 1.000]") == 2
-    assert real_weights_tables.qwen_note() == "11 tokens of 3 texts, perplexity of the original 30.0."
+    assert real_weights_tables.qwen_note() == (
+        "11 tokens of 3 texts, perplexity of the original 30.0. Measured on Intel (1 of 2 rows), AMD (1 of 2 rows)."
+    )
 
 
 def test_defaults_name_variants_and_have_paired_ratios(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """The result file: a row for every measured artifact, with its commit; a run replaces the rows that it measured.
 
-Every row has the KL divergences of all test samples, so that any two rows are compared on the samples of both.
+Every row has the KL divergences of all test samples, so that any two rows are compared on the samples of both, and the
+processor of the machine that measured it.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -56,10 +57,11 @@ class Recorder:
 
     def keep(self, part: str, rows: Sequence[Row], test: Mapping[str, Any] | None = None) -> None:
         """Replace rows of a list, and the facts about its test; rows that no variant defines any more are dropped."""
-        self.content[part] = merged(self.content[part], rows, PARTS[part])
+        result = provenance("benchmarks.real_weights", "onnxruntime", "tokenizers", "transformers")
+        measured = [row | {"processor": result["machine"]["processor"]} for row in rows]
+        self.content[part] = merged(self.content[part], measured, PARTS[part])
         if test:
             self.content[TESTS[part]] = test
-        result = provenance("benchmarks.real_weights", "onnxruntime", "tokenizers", "transformers")
         result["versions"] |= tool_versions({row["tool"] for row in self.content["rows"]} & set(PEERS))
         kept = {key: self.content[key] for key in (*TESTS.values(), *PARTS) if key in self.content}
         write_result(NAME, result | kept)
