@@ -193,7 +193,11 @@ OptionalCalibration = Annotated[
 ]
 PlanCalibration = Annotated[
     Path | None,
-    typer.Option("--calibration", metavar="SET", help="Calibration set, if the vocabulary is trimmed to its tokens"),
+    typer.Option(
+        "--calibration",
+        metavar="SET",
+        help="Calibration set, for the time and for a trimmed vocabulary",
+    ),
 ]
 TrimVocabulary = Annotated[
     list[str] | None,

@@ -7,7 +7,11 @@ from typing import TYPE_CHECKING
 from mcpmq.cli.sample_sets import open_optional_set
 
 if TYPE_CHECKING:  # --help imports no library
+    from mcpmq.dataset import SampleSet
+    from mcpmq.estimate.calibration_time import CalibrationTokens
     from mcpmq.formats.recipes import FormatsByRecipe
+    from mcpmq.plan import Plan
+    from mcpmq.system.progress import Progress
 
 
 def print_plans(
@@ -31,4 +35,19 @@ def print_plans(
     with ExitStack() as stack:
         views = [stack.enter_context(compress(checkpoint, one, samples, progress)) for one, _ in recipes]
         plans = [(make_plan(view, one), names) for view, (one, names) in zip(views, recipes, strict=True)]
-        ui.print_plans([(made, forecast(made, names, context)) for made, names in plans], as_json=as_json)
+        counted = [_count_tokens(made, samples, progress) for made, _ in plans]
+        forecasts = [forecast(made, names, context, one) for (made, names), one in zip(plans, counted, strict=True)]
+        ui.print_plans([(one.plan, one) for one in forecasts], as_json=as_json)
+
+
+def _count_tokens(plan: "Plan", samples: "SampleSet | None", progress: "Progress") -> "CalibrationTokens | None":
+    """Count the inputs of a calibration; None without a set, or if the plan needs none."""
+    from mcpmq.estimate.calibration_time import CalibrationTokens
+    from mcpmq.families.encoding import encode_sample
+
+    if samples is None or not plan.recipe.needs_calibration:
+        return None
+    checkpoint = plan.checkpoint
+    processor, vision = checkpoint.family.open_processor(checkpoint.path), checkpoint.architecture.vision
+    inputs = (encode_sample(processor, sample) for sample in progress(samples.samples, "counting tokens"))
+    return CalibrationTokens.of_samples(inputs, vision.patch_size if vision else 0)

@@ -6,6 +6,7 @@ from typing import Any
 
 from mcpmq.checkpoint.image_limits import ImageTokens
 from mcpmq.dataset import RECOMMENDED_CALIBRATION_TOKENS
+from mcpmq.estimate.calibration_time import CalibrationTokens, calibration_seconds
 from mcpmq.estimate.resources import (
     DeviceMemory,
     device_memory,
@@ -13,7 +14,7 @@ from mcpmq.estimate.resources import (
     export_seconds,
     num_weights,
     quantize_peak_rss_bytes,
-    quantize_seconds,
+    rounding_seconds,
 )
 from mcpmq.formats import FormatName, check_plan, format_named
 from mcpmq.formats.format import FilesForecast, WeightForecast
@@ -21,7 +22,7 @@ from mcpmq.formats.image_tokens import image_tokens
 from mcpmq.formats.kv_cache import F16_CACHE, KvCache, cached_per_token, listed_types
 from mcpmq.formats.model_view import PlannedModel
 from mcpmq.plan import Plan
-from mcpmq.system.table import Row, Table, format_megabytes
+from mcpmq.system.table import Row, Table, format_megabytes, format_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +69,11 @@ class FormatEstimate:
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """The forecast of a plan; `quantize_seconds` is None if it needs calibration, for which no run is recorded."""
+    """The forecast of a plan; `calibration` has the tokens that the time is for, None without calibration."""
 
     plan: Plan
-    quantize_seconds: float | None
+    calibration: CalibrationTokens | None
+    quantize_seconds: float
     quantize_peak_rss_bytes: int
     formats: tuple[FormatEstimate, ...]
     images: tuple[ImageTokens, ...] = ()  # of typical sizes
@@ -80,6 +82,7 @@ class Forecast:
         """Return the JSON object of the forecast."""
         return {
             "estimated_quantize_seconds": self.quantize_seconds,
+            "calibration_tokens": self.calibration.language if self.calibration else 0,
             "estimated_quantize_peak_rss_bytes": self.quantize_peak_rss_bytes,
             "images": [one.model_dump() for one in self.images],
             "formats": {one.name: _format_dict(one) for one in self.formats},
@@ -105,8 +108,12 @@ class Forecast:
         return Table(title, [one.name for one in formats], rows, [*_notes(self)])
 
 
-def forecast(plan: Plan, names: Sequence[FormatName], context: int) -> Forecast:
+def forecast(
+    plan: Plan, names: Sequence[FormatName], context: int, calibration: CalibrationTokens | None = None
+) -> Forecast:
     """Forecast a plan in these formats with a context of this many tokens; imports no torch.
+
+    `calibration` has the tokens of the calibration set, None for the recommended number.
 
     Raises:
         FormatError: a format does not support the plan.
@@ -115,7 +122,11 @@ def forecast(plan: Plan, names: Sequence[FormatName], context: int) -> Forecast:
     for name in names:
         check_plan(plan, name)
     formats = tuple(_format_estimate(plan, name, context) for name in names)
-    return Forecast(plan, quantize_seconds(plan), quantize_peak_rss_bytes(plan), formats, image_tokens(plan.checkpoint))
+    seconds, used = rounding_seconds(plan), None
+    if plan.recipe.needs_calibration:
+        used = calibration or CalibrationTokens.recommended(plan)
+        seconds += calibration_seconds(plan, used)
+    return Forecast(plan, used, seconds, quantize_peak_rss_bytes(plan), formats, image_tokens(plan.checkpoint))
 
 
 def _format_estimate(plan: Plan, name: FormatName, context: int) -> FormatEstimate:
@@ -185,8 +196,10 @@ def _megabytes(nbytes: int) -> str:
 
 def _notes(result: Forecast) -> Iterable[str]:
     recipe, peak = result.plan.recipe, format_megabytes(result.quantize_peak_rss_bytes)
-    yield f"quantize: estimated seconds {_seconds(result.quantize_seconds)}, estimated peak RSS {peak}"
-    if result.quantize_seconds is None:
+    seconds = format_seconds(result.quantize_seconds)
+    tokens = f" for {result.calibration.language:,} calibration tokens" if result.calibration else ""
+    yield f"quantize: estimated time {seconds}{tokens} on two cores, estimated peak RSS {peak}"
+    if result.calibration:
         experts = result.plan.checkpoint.architecture.language.experts
         nbytes = (2 if recipe.has_model_targets else 1) * (16 if experts else 4)
         yield f"quantize: calibration samples need additional memory, about {nbytes} bytes x hidden size x their tokens"

@@ -174,9 +174,9 @@ def _written_nbytes(tensor: TensorPlan, name: FormatName) -> int:
     return 4 * rows * tensor.scheme.num_groups(columns) + STRIPE_NBYTES
 
 
-def quantize_seconds(plan: Plan) -> float | None:
-    """Estimate the time of quantizing; None if the plan needs calibration, for which no run is recorded."""
-    return None if plan.recipe.needs_calibration else sum(map(_tensor_seconds, plan.tensors))
+def rounding_seconds(plan: Plan) -> float:
+    """Estimate the time of rounding to nearest."""
+    return sum(map(_tensor_seconds, plan.tensors))
 
 
 def _tensor_seconds(tensor: TensorPlan) -> float:

@@ -35,3 +35,13 @@ def format_megabytes(nbytes: int) -> str:
     """Return a size in MB (10^6 bytes) with at least three significant digits."""
     value = nbytes / 1e6
     return f"{value:,.0f} MB" if value >= 100 else f"{value:.1f} MB" if value >= 10 else f"{value:.2f} MB"
+
+
+def format_seconds(seconds: float) -> str:
+    """Return a duration: `12 s`, `3:05 min`, `1:02:03 h`."""
+    whole = round(seconds)
+    minutes, rest = divmod(whole, 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}:{minutes:02}:{rest:02} h"
+    return f"{minutes}:{rest:02} min" if minutes else f"{rest} s"

@@ -24,6 +24,7 @@ from rich.text import Text
 
 from mcpmq.system.escaping import escape_controls
 from mcpmq.system.progress import Stage
+from mcpmq.system.table import format_seconds
 
 Item = TypeVar("Item")
 HEARTBEAT_SECONDS = 30.0  # between lines in a file or a pipe
@@ -176,13 +177,3 @@ class ProgressLines:
         left = seconds / self._done * (self._count - self._done) if 0 < self._done < self._count else None
         remaining = "" if left is None else f", about {format_seconds(left)} left"
         return f"{self._label}{counted}, {format_seconds(seconds)} elapsed{remaining}"
-
-
-def format_seconds(seconds: float) -> str:
-    """Return a duration: `12 s`, `3:05 min`, `1:02:03 h`."""
-    whole = round(seconds)
-    minutes, rest = divmod(whole, 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}:{minutes:02}:{rest:02} h"
-    return f"{minutes}:{rest:02} min" if minutes else f"{rest} s"

@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.text import Text
 
 from mcpmq.system.escaping import escape_controls
-from mcpmq.ui.progress_bars import format_seconds
+from mcpmq.system.table import format_seconds
 from mcpmq.ui.terminal import is_quiet, plain_console, print_notice, print_table, stop_progress
 
 if TYPE_CHECKING:  # --help and errors import no library

@@ -59,12 +59,13 @@ def test_device_memory_grows_with_the_cache(published: Path) -> None:
     assert short.sequential_nbytes < short.concurrent_nbytes
 
 
-def test_calibrated_recipes_have_no_time_estimate(tiny_checkpoint: Path) -> None:
-    """The time of calibration depends on the samples, which a plan does not have."""
+def test_the_time_of_calibrated_recipes_is_for_the_recommended_tokens(tiny_checkpoint: Path) -> None:
+    """A note names their number and the cores."""
     calibrated = _forecast(tiny_checkpoint, "calibrated-int4", "gguf")
 
-    assert calibrated.quantize_seconds is None
-    assert any("no run recorded" in note for note in calibrated.to_table().notes)
+    assert calibrated.quantize_seconds > _forecast(tiny_checkpoint, "phone-int4", "gguf").quantize_seconds
+    assert calibrated.to_dict()["calibration_tokens"] == 16_384
+    assert any("for 16,384 calibration tokens on two cores" in note for note in calibrated.to_table().notes)
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ from threading import Event
 import pytest
 
 from mcpmq.system.progress import begin_stages
-from mcpmq.ui.progress_bars import ProgressLines, format_seconds
+from mcpmq.system.table import format_seconds
+from mcpmq.ui.progress_bars import ProgressLines
 from tests.terminal import run_in_terminal
 
 STAGES = """

@@ -1,0 +1,83 @@
+"""Estimate the time of a calibration on the CPU from its products of matrices and their measured rates."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import prod
+
+from mcpmq.dataset import RECOMMENDED_CALIBRATION_TOKENS
+from mcpmq.families.inputs import Inputs
+from mcpmq.families.residual import stream_reader
+from mcpmq.formats.image_tokens import image_tokens
+from mcpmq.plan import Plan, TensorPlan
+
+# Operations per second on two cores: benchmarks/results/stages.json. Rounding is for each row and pair of columns.
+FORWARD_RATE, GRAM_RATE, FACTOR_RATE, ROUNDING_RATE = 212e9, 215e9, 150e9, 70e9
+LAYER_PASSES, MODEL_PASSES = 2.0, 5.0  # of all samples through a block, by the targets of GPTQ
+SHARED_INPUTS = (".k", ".v", "mlp.up")  # matrices with the input of another one
+IMAGE_SHARE = 0.5  # of the recommended tokens, without a calibration set
+
+
+@dataclass(frozen=True, slots=True)
+class CalibrationTokens:
+    """The inputs of a calibration: tokens of the language model, and patches of the vision encoder."""
+
+    language: int
+    patches: int = 0
+
+    @classmethod
+    def of_samples(cls, inputs: Iterable[Inputs], patch_size: int) -> "CalibrationTokens":
+        """Count those of encoded samples; `patch_size` is in pixels, 0 without a vision encoder."""
+        language = patches = 0
+        for one in inputs:
+            language += len(one.tokens)
+            patches += sum(prod(part.shape[-3:-1]) // patch_size**2 for part in one.slices if patch_size)
+        return cls(language, patches)
+
+    @classmethod
+    def recommended(cls, plan: Plan) -> "CalibrationTokens":
+        """Return the recommended number of tokens, half of them of images if the model has a vision encoder."""
+        vision, images = plan.checkpoint.architecture.vision, image_tokens(plan.checkpoint)
+        if vision is None or not images:
+            return cls(RECOMMENDED_CALIBRATION_TOKENS)
+        image = images[0]
+        per_token = image.width * image.height / vision.patch_size**2 / image.tokens
+        return cls(RECOMMENDED_CALIBRATION_TOKENS, int(IMAGE_SHARE * RECOMMENDED_CALIBRATION_TOKENS * per_token))
+
+
+def calibration_seconds(plan: Plan, tokens: CalibrationTokens) -> float:
+    """Estimate the seconds of forward passes, Hessians, factors and rounding over all blocks, on two cores.
+
+    Weights that are not calibrated take part in the forward passes only; experts receive their share of the tokens.
+    """
+    return sum(_block_seconds(plan, block, tokens) for block in plan.blocks.values())
+
+
+def _block_seconds(plan: Plan, block: Sequence[TensorPlan], tokens: CalibrationTokens) -> float:
+    names = {tensor.name for tensor in block}
+    matrices = [tensor for tensor in block if tensor.spec.role == "matrix"]
+    return sum(_tensor_seconds(plan, tensor, names, _tokens(plan, tensor, tokens)) for tensor in matrices)
+
+
+def _tokens(plan: Plan, tensor: TensorPlan, tokens: CalibrationTokens) -> float:
+    if tensor.spec.component == "vision":
+        return tokens.patches
+    experts = plan.checkpoint.architecture.language.experts
+    if experts is not None and ".experts." in tensor.name:
+        return tokens.language * experts.count_per_token / experts.count
+    return tokens.language
+
+
+def _tensor_seconds(plan: Plan, tensor: TensorPlan, block: set[str], tokens: float) -> float:
+    rows, columns = tensor.matrix_shape
+    model_targets = plan.recipe.has_model_targets and "." in tensor.name
+    passes = (MODEL_PASSES if model_targets else LAYER_PASSES) * ("." in tensor.name)  # the head has none
+    seconds = passes * 2 * tokens * rows * columns / FORWARD_RATE
+    if not tensor.is_quantized:
+        return seconds
+    gram, factor, solved = columns**2, columns**3 / 3, 0
+    if model_targets:  # products with the difference from the original model, and their solution
+        drift = columns if stream_reader(tensor.name, block) is None else rows
+        gram, factor, solved = columns**2 + 2 * columns * drift, 2 * factor, 2 * columns**2 * drift
+    if not tensor.name.endswith(SHARED_INPUTS):
+        seconds += tokens * gram / GRAM_RATE + (factor + solved) / FACTOR_RATE
+    return seconds + rows * columns**2 / ROUNDING_RATE
