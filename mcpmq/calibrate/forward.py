@@ -142,10 +142,10 @@ class CalibrationRun:
         """Indices of the forward passes of the original model; those of the quantized model are the samples'."""
         return range(len(self.inputs), 2 * len(self.inputs))
 
-    def sample_pairs(self, replay: Replay) -> list[tuple[int, int]]:
-        """Return the indices of the samples that wait before a block: in the original and in the quantized model."""
+    def sample_pairs(self, replay: Replay, observed: Container[int]) -> list[tuple[int, int]]:
+        """Return the indices of those samples that wait before a block: in the original and in the quantized model."""
         count = len(self.inputs)
-        return [(index + count, index) for index in replay.waiting() if index < count]
+        return [(index + count, index) for index in replay.waiting() if index < count and index in observed]
 
 
 def _weights(specs: Iterable[TensorSpec]) -> int:

@@ -19,10 +19,12 @@ from mcpmq.calibrate.exchange import ONE_PROCESS, Exchange, broadcast
 from mcpmq.calibrate.expert_counts import round_without_tokens
 from mcpmq.calibrate.forward import (
     CalibrationRun,
+    block_component,
     is_head,
     open_calibration,
     run_calibration,
 )
+from mcpmq.calibrate.observed_samples import ObservedSamples, SampleSize
 from mcpmq.calibrate.requirements import check_stats, has_tokens, needs_calibration, no_tokens_error
 from mcpmq.calibrate.selection import BlockLoss, candidates, held_out_samples, hessian_mse, output_mse
 from mcpmq.calibrate.stagewise import StagewiseRounder
@@ -78,20 +80,22 @@ def calibrate_sequentially(
             plan,
             {tensor.name: tensor for tensor in plan.tensors},
             files,
-            held_out_samples(_modalities(run)),
+            _observed_samples(run),
             write,
             frozenset(broadcast(exchange, lambda: [name for name, file in files.items() if file.is_file()])),
         )
-        run_calibration(run, quantizer, "calibrating", quantizer.held_out, with_original)
+        run_calibration(run, quantizer, "calibrating", quantizer.samples.held_out, with_original)
     if exchange.rank == 0:
         quantizer.check_complete()
 
 
-def _modalities(run: CalibrationRun) -> list[str]:
-    """Return the modalities of the samples of all processes."""
-    own = {index: one.modality for index, one in zip(run.indices, run.inputs, strict=True)}
-    found = {index: modality for part in run.exchange.gather(own) for index, modality in part.items()}
-    return [found[index] for index in sorted(found)]
+def _observed_samples(run: CalibrationRun) -> ObservedSamples:
+    """Return the sizes of the samples of all processes, and those that are held out."""
+    architecture = run.checkpoint.architecture
+    own = {at: SampleSize.of(one, architecture) for at, one in zip(run.indices, run.inputs, strict=True)}
+    found = {at: size for part in run.exchange.gather(own) for at, size in part.items()}
+    sizes = [found[at] for at in sorted(found)]
+    return ObservedSamples(sizes, held_out_samples([size.modality for size in sizes]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +106,7 @@ class _SequentialQuantizer:
     plan: Plan
     tensors: Mapping[str, TensorPlan]  # by common name
     files: Mapping[str, Path]  # by block
-    held_out: frozenset[int]  # indices, among those of all processes, of samples that compare methods and shrinkages
+    samples: ObservedSamples  # of all processes; those that are held out compare methods and shrinkages
     write: BlockWriter
     finished: frozenset[str]  # blocks whose files exist when the run begins
 
@@ -143,7 +147,7 @@ class _SequentialQuantizer:
         methods = methods if loss else methods[:1]
         stats: BlockStats = {}
         if not in_stages or methods[-1].smoothing:
-            stats = self._collect_stats(block, partial(replay, range(len(self.run.inputs))), held_out_in_gram=not loss)
+            stats = self._collect_stats(block, partial(replay, self._observed(block)), held_out_in_gram=not loss)
         if is_expert(name) and broadcast(self.run.exchange, lambda: not stats):
             return self._quantize_without_tokens(name)
         weights = self._original_weights(block)
@@ -160,7 +164,8 @@ class _SequentialQuantizer:
         if in_stages:
             stats.clear()
             rounder = StagewiseRounder.create(
-                *(self.run, plan, name, block, self._matrices(block), replay), held_out_in_gram=not loss
+                *(self.run, plan, name, block, self._matrices(block), replay, self._observed(block)),
+                held_out_in_gram=not loss,
             )
         del weights
         self.run.model.unload_block(block)  # frees the float weights that the rounder does not need
@@ -185,6 +190,12 @@ class _SequentialQuantizer:
         """
         is_own = is_head(self.run.model, block) or is_expert(_name(self.run, block))
         return self.plan.recipe.has_model_targets and not is_own
+
+    def _observed(self, block: nn.Module) -> list[int]:
+        """Return the numbers of the samples of this process that calibrate a block."""
+        columns = (self.tensors[spec.name].matrix_shape[1] for spec in self._matrices(block).values())
+        chosen = self.samples.of_block(block_component(self.run.model, block), max(columns, default=0))
+        return [number for number, at in enumerate(self.run.indices) if at in chosen]
 
     def _matrices(self, block: nn.Module) -> dict[str, TensorSpec]:
         """Return the matrices of a block that need calibration, by parameter."""
@@ -211,14 +222,14 @@ class _SequentialQuantizer:
 
         None for an expert that no token of held-out samples is routed to.
         """
-        own = {at: number for number, at in enumerate(self.run.indices) if at in self.held_out}
-        model, exchange, quantized = self.run.model, self.run.exchange, partial(replay, own.values())
-        routed = set(own.values()).intersection(replay.waiting())
+        held_out = [one for one in self._observed(block) if self.run.indices[one] in self.samples.held_out]
+        model, exchange, quantized = self.run.model, self.run.exchange, partial(replay, held_out)
+        routed = set(held_out).intersection(replay.waiting())
         if is_expert(_name(self.run, block)) and not any(exchange.gather(bool(routed))):
             return None
         if not is_head(model, block):
             modalities = self.run.modalities(block, self._token_weights().model_dump())
-            indices = [self.run.original_samples[number] for number in own.values()]
+            indices = [self.run.original_samples[number] for number in held_out]
             original = partial(replay, indices) if self._is_rounded_in_stages(block) else quantized
             return output_mse(model, block, original, quantized, modalities, exchange)
         [spec] = model.blocks[block].values()

@@ -3,7 +3,7 @@
 The targets are the outputs of the original model, whose hidden states pass through the original weights of the block.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -42,7 +42,8 @@ class StagewiseRounder:
     """Rounds one block of a calibration run to the outputs of the original model.
 
     specs: by parameter. original: weights by parameter. matrices: those that need calibration, and the modules that
-    feed them; see `capture_inputs`. held_out_in_gram: whether held-out samples are in the statistics.
+    feed them; see `capture_inputs`. samples: those that calibrate the block; see `TwoModels`. held_out_in_gram: whether
+    held-out samples are in the statistics.
     """
 
     run: CalibrationRun
@@ -54,6 +55,7 @@ class StagewiseRounder:
     matrices: Mapping[str, str | None]
     stages: Sequence[Stage]
     replay: Replay
+    samples: Sequence[tuple[int, int]]
     held_out_in_gram: bool
 
     @classmethod
@@ -65,24 +67,25 @@ class StagewiseRounder:
         block: nn.Module,
         matrices: Mapping[str, TensorSpec],
         replay: Replay,
+        observed: Container[int],
         held_out_in_gram: bool,
     ) -> Self:
-        """Find the stages of a block that has its original weights.
+        """Find the stages of a block that has its original weights; `observed` are the samples that calibrate it.
 
         Raises:
             DatasetError: no sample runs a matrix.
         """
         modules = run.input_modules(matrices)
-        samples = [quantized for _, quantized in run.sample_pairs(replay)]
-        found = find_stages(block, modules, replay, samples) if samples else []
-        first = run.indices[samples[0]] if samples else run.num_samples
+        samples = run.sample_pairs(replay, observed)
+        found = find_stages(block, modules, replay, [one for _, one in samples]) if samples else []
+        first = run.indices[samples[0][1]] if samples else run.num_samples
         stages = _most_complete(run.exchange.gather((first, found)))
         for parameter, spec in matrices.items():
             if not any(parameter in stage.parameters for stage in stages):
                 check_stats(spec, (), run.num_samples)
         specs = run.model.blocks[block]
         original = {parameter: block.get_parameter(parameter).detach() for parameter in specs}
-        return cls(run, plan, name, block, specs, original, modules, stages, replay, held_out_in_gram)
+        return cls(run, plan, name, block, specs, original, modules, stages, replay, samples, held_out_in_gram)
 
     def round(self, candidate: Candidate, scaling: Scalings, is_last: bool) -> RoundedBlock:
         """Round with a candidate: first the weights without calibration, then one stage after the other."""
@@ -92,7 +95,7 @@ class StagewiseRounder:
         rounded = broadcast(exchange, lambda: self._round(others, {}, "rtn", scaling))
         inputs: dict[str, InputSummary] = {}
         weights = self._scaled_originals(scaling) | self._parameters(rounded)
-        models = TwoModels(self.block, self.original, weights, self.replay, self.run.sample_pairs(self.replay))
+        models = TwoModels(self.block, self.original, weights, self.replay, self.samples)
         for stage in self.stages:
             stats = self._collect_stats(models, stage, scaling)
             summaries = {name: InputSummary.of_parts(parts) for name, parts in stats.items()}

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from mcpmq.dataset import RECOMMENDED_CALIBRATION_TOKENS
+from mcpmq.dataset import ENCODER_INPUTS_PER_COLUMN, MIN_ENCODER_INPUTS, RECOMMENDED_CALIBRATION_TOKENS
 from mcpmq.families.inputs import Inputs
 from mcpmq.families.residual import stream_reader
 from mcpmq.formats.image_tokens import image_tokens
@@ -12,7 +12,8 @@ from mcpmq.plan import Plan, TensorPlan
 
 # Operations per second on two cores: benchmarks/results/stages.json. Rounding is for each row and pair of columns.
 FORWARD_RATE, GRAM_RATE, FACTOR_RATE, ROUNDING_RATE = 212e9, 215e9, 150e9, 70e9
-LAYER_PASSES, MODEL_PASSES = 2.0, 5.0  # of all samples through a block, by the targets of GPTQ
+# Passes through a block by the targets of GPTQ: of the samples that calibrate it, and of all samples afterwards.
+PASSES = {"layer": (1, 1), "model": (3, 2)}
 SHARED_INPUTS = (".k", ".v", "mlp.up")  # matrices with the input of another one
 IMAGE_SHARE = 0.5  # of the recommended tokens, without a calibration set
 
@@ -55,7 +56,13 @@ def calibration_seconds(plan: Plan, tokens: CalibrationTokens) -> float:
 def _block_seconds(plan: Plan, block: Sequence[TensorPlan], tokens: CalibrationTokens) -> float:
     names = {tensor.name for tensor in block}
     matrices = [tensor for tensor in block if tensor.spec.role == "matrix"]
-    return sum(_tensor_seconds(plan, tensor, names, _tokens(plan, tensor, tokens)) for tensor in matrices)
+    limit = max(MIN_ENCODER_INPUTS, *(ENCODER_INPUTS_PER_COLUMN * one.matrix_shape[1] for one in matrices), 0)
+    seconds = 0.0
+    for tensor in matrices:
+        count = _tokens(plan, tensor, tokens)
+        observed = min(count, limit) if tensor.spec.component == "vision" else count
+        seconds += _tensor_seconds(plan, tensor, names, count, observed)
+    return seconds
 
 
 def _tokens(plan: Plan, tensor: TensorPlan, tokens: CalibrationTokens) -> float:
@@ -67,11 +74,13 @@ def _tokens(plan: Plan, tensor: TensorPlan, tokens: CalibrationTokens) -> float:
     return tokens.language
 
 
-def _tensor_seconds(plan: Plan, tensor: TensorPlan, block: set[str], tokens: float) -> float:
+def _tensor_seconds(plan: Plan, tensor: TensorPlan, block: set[str], tokens: float, observed: float) -> float:
     rows, columns = tensor.matrix_shape
-    model_targets = plan.recipe.has_model_targets and "." in tensor.name
-    passes = (MODEL_PASSES if model_targets else LAYER_PASSES) * ("." in tensor.name)  # the head has none
-    seconds = passes * 2 * tokens * rows * columns / FORWARD_RATE
+    is_in_block = "." in tensor.name  # the head has no forward pass
+    model_targets = plan.recipe.has_model_targets and is_in_block
+    calibrating, advancing = PASSES["model" if model_targets else "layer"]
+    passed = (calibrating * observed + advancing * tokens) * is_in_block
+    seconds = 2 * passed * rows * columns / FORWARD_RATE
     if not tensor.is_quantized:
         return seconds
     gram, factor, solved = columns**2, columns**3 / 3, 0
@@ -79,5 +88,5 @@ def _tensor_seconds(plan: Plan, tensor: TensorPlan, block: set[str], tokens: flo
         drift = columns if stream_reader(tensor.name, block) is None else rows
         gram, factor, solved = columns**2 + 2 * columns * drift, 2 * factor, 2 * columns**2 * drift
     if not tensor.name.endswith(SHARED_INPUTS):
-        seconds += tokens * gram / GRAM_RATE + (factor + solved) / FACTOR_RATE
+        seconds += observed * gram / GRAM_RATE + (factor + solved) / FACTOR_RATE
     return seconds + rows * columns**2 / ROUNDING_RATE

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from mcpmq.calibrate import observers
+from mcpmq.calibrate import observed_samples, observers
 from mcpmq.calibrate.exchange import ONE_PROCESS, Exchange, add_by_sample, own_samples
 from mcpmq.calibrate.expert_counts import NO_TOKENS
 from mcpmq.calibrate.sequential import calibrate_sequentially
@@ -37,9 +37,11 @@ RECIPES = {
 
 @pytest.fixture(scope="module")
 def small_tiles() -> Iterator[None]:
-    """Several tiles of every Hessian, of different sizes."""
+    """Several tiles of every Hessian, of different sizes; a part of the samples calibrates vision layers."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(observers, "TILE_COLUMNS", 24)
+        patched.setattr(observed_samples, "MIN_ENCODER_INPUTS", 70)
+        patched.setattr(observed_samples, "ENCODER_INPUTS_PER_COLUMN", 0)
         yield
 
 
