@@ -40,7 +40,7 @@ HOLDOUT_EVERY = 5
 # GPTQ needs several times as many tokens as a matrix has columns: the widest of small models have 1,536 to 2,048.
 MIN_CALIBRATION_TOKENS, RECOMMENDED_CALIBRATION_TOKENS = 4_096, 16_384
 # Inputs of a vision or audio encoder that calibrate its matrices, and their number for each column if that is more.
-MIN_ENCODER_INPUTS, ENCODER_INPUTS_PER_COLUMN = 65_536, 16
+MIN_ENCODER_INPUTS, ENCODER_INPUTS_PER_COLUMN = 16_384, 8
 TOKENS_PER_SAMPLE = 1024  # estimated, of a sample with an image that is not encoded yet
 MAX_LISTED = 3  # invalid records in an error
 

@@ -25,17 +25,17 @@ def size(patches: int, frames: int = 0) -> SampleSize:
 
 
 def test_all_samples_calibrate_a_block_with_few_inputs() -> None:
-    """65,536 inputs, or 16 for every column, are not too many; those of the language model never are."""
-    sizes = [size(32_768)] * 2
-    assert ObservedSamples(sizes, frozenset()).of_block("vision", 1152) == {0, 1}
-    assert ObservedSamples([size(40_000)] * 2, frozenset()).of_block("projector", 5000) == {0, 1}
+    """16,384 inputs, or 8 for every column, are not too many; those of the language model never are."""
+    assert ObservedSamples([size(8_192)] * 2, frozenset()).of_block("vision", 1152) == {0, 1}
+    assert ObservedSamples([size(20_000)] * 2, frozenset()).of_block("projector", 5000) == {0, 1}
+    assert ObservedSamples([size(30_000)] * 2, frozenset()).of_block("projector", 5000) == {0}
     assert ObservedSamples([size(10**9)] * 2, frozenset()).of_block("language", 8) == {0, 1}
     assert ObservedSamples([size(10**9)] * 2, frozenset()).of_block("head", 8) == {0, 1}
 
 
 def test_a_part_of_the_held_out_and_of_the_other_samples_calibrates_a_block_with_many() -> None:
-    """A tenth of 40 x 16,384 patches is four samples, of which one is held out; those without an image do not count."""
-    sizes = [size(16_384), size(0)] * 40
+    """A tenth of 40 x 4,096 patches is four samples, of which one is held out; those without an image do not count."""
+    sizes = [size(4_096), size(0)] * 40
     found = ObservedSamples(sizes, frozenset(range(0, 80, 10))).of_block("vision", 1152)
 
     assert len(found) == 4

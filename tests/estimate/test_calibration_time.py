@@ -72,13 +72,13 @@ def test_the_operations_of_model_targets(small_checkpoint: Path) -> None:
 
 
 def test_a_part_of_the_patches_calibrates_vision_layers(small_checkpoint: Path) -> None:
-    """All of a million patches pass once, and 65,536 of them a first time, with the products."""
+    """All of a million patches pass once, and 16,384 of them a first time, with the products."""
     name = "vision.layers.0.mlp.down"
     plan, tokens = plan_of(small_checkpoint, "layer", name), CalibrationTokens(0, 1_000_000)
     rows, columns = shape_of(plan, name)
 
-    once = forward(plan, 1, tokens) + forward(plan, 1, CalibrationTokens(0, 65_536))
-    products = 65_536 * columns**2 / 3e3 + columns**3 / 3 / 5e3 + rows * columns**2 / 7e3
+    once = forward(plan, 1, tokens) + forward(plan, 1, CalibrationTokens(0, 16_384))
+    products = 16_384 * columns**2 / 3e3 + columns**3 / 3 / 5e3 + rows * columns**2 / 7e3
     assert calibration_seconds(plan, tokens) == pytest.approx(once + products)
 
 
