@@ -2,9 +2,10 @@
 
 python -m benchmarks.calibration_study [--only GROUP ...]
 
-The language matrices of the reference are quantized with GPTQ to int4-g32, and measured in PyTorch on every
-fourth held-out sample. The draws are nested: a larger number of samples contains a smaller one of the same seed.
-A row is recorded when it is measured, and rows that are already recorded are kept.
+The language matrices of the reference are quantized to int4-g32 by GPTQ with the targets of the built-in recipes, the
+outputs of the model, and with those of layers; they are measured in PyTorch on every second held-out sample. The draws
+are nested: a larger number of samples contains a smaller one of the same seed. A row is recorded when it is measured,
+and rows of the same recipe that are recorded are kept.
 """
 
 import argparse
@@ -13,12 +14,15 @@ import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from benchmarks.commands import HELDOUT, REFERENCE, RESULTS, STARTER, WORK, provenance, write_result
+from mcpmq.artifact import Artifact
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import ReadOptions, Sample, SampleSet, Turn
 from mcpmq.evaluate import Settings
+from mcpmq.evaluate.bootstrap import bootstrap_mean
 from mcpmq.evaluate.inputs import EncodedInputs, encode_samples
 from mcpmq.evaluate.measure import measure, measure_original
 from mcpmq.families.encoding import encode_sample
@@ -28,11 +32,14 @@ from mcpmq.recipe import Recipe
 
 NAME = "calibration-study"
 FOLDER = WORK / NAME
-RECIPE = 'name = "study"\nmethod = "{0}"\n[weights]\n"language.*" = "int4-g32"\n'
-COUNTS, SHARES, SEEDS = (4, 8, 16, 32, 64, 128), (0.0, 0.25, 0.5, 0.75, 1.0), (0, 1)
+WEIGHTS = '[weights]\n"language.*" = "int4-g32"\n'
+NEAREST = f'name = "nearest"\nmethod = "rtn"\n{WEIGHTS}'
+CALIBRATED = f'name = "study"\nmethod = "gptq"\ntargets = "{{}}"\n{WEIGHTS}'
+COUNTS, SHARES, SEEDS = (4, 8, 16, 32, 64, 128, 160), (0.0, 0.25, 0.5, 0.75, 1.0), (0, 1)
 MIXED_COUNT = 32  # samples of a mixture
 TURNS = 4  # prompts of a joined conversation
-EVERY = 4  # held-out samples
+TARGETS = ("model", "layer")
+EVERY = 2  # held-out samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +51,13 @@ class Cell:
     seed: int
     image_share: float | None = None  # None: that of the set
     turns: int = 1
+    targets: str = "model"
 
     @property
     def name(self) -> str:
-        """`mixture-32-0.5-1-0`, the name of the folder."""
+        """`mixture-32-0.5-1-0-model`, the name of the folder."""
         share = "all" if self.image_share is None else f"{self.image_share:g}"
-        return f"{self.group}-{self.samples}-{share}-{self.turns}-{self.seed}"
+        return f"{self.group}-{self.samples}-{share}-{self.turns}-{self.seed}-{self.targets}"
 
     def draw(self, samples: SampleSet) -> list[Sample]:
         """Return the samples of the cell."""
@@ -63,10 +71,31 @@ class Cell:
         return [_joined(drawn[start : start + self.turns]) for start in range(0, len(drawn), self.turns)]
 
 
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The original on the held-out samples, and artifacts in comparison with it."""
+
+    checkpoint: Checkpoint
+    inputs: EncodedInputs
+    settings: Settings
+    logprobs: Path
+
+    def divergences(self, artifact: Artifact) -> dict[str, dict[str, float]]:
+        """Return the mean KL divergence of every group with the bounds of its 95 % interval."""
+        found = measure(artifact, self.inputs, self.settings, {"original": self.logprobs})
+        clusters: dict[str, list[Sequence[float]]] = {}
+        for one in found.samples:
+            clusters.setdefault(one.group, []).append(one.compared["original"].kl_divergences)
+        means = {group: bootstrap_mean(values) for group, values in clusters.items()}
+        return {group: {"value": one.value, "low": one.low, "high": one.high} for group, one in means.items()}
+
+
 def cells() -> Iterator[Cell]:
     """Yield all cells; the first ones are of the first seed."""
     for seed in SEEDS:
-        yield from (Cell("samples", count, seed) for count in COUNTS)
+        for targets in TARGETS:
+            counts = COUNTS if seed == SEEDS[0] else COUNTS[:-1]  # the last one is the whole set
+            yield from (Cell("samples", count, seed, targets=targets) for count in counts)
         yield from (Cell("mixture", MIXED_COUNT, seed, share) for share in SHARES)
         yield Cell("turns", MIXED_COUNT, seed, 0.75, TURNS)
 
@@ -81,32 +110,27 @@ def _joined(samples: Sequence[Sample]) -> Sample:
     return Sample(samples[0].id, tuple(turns))
 
 
-def measure_cell(
-    cell: Cell | None, checkpoint: Checkpoint, starter: SampleSet, inputs: EncodedInputs, settings: Settings
-) -> dict[str, Any]:
+def measure_cell(cell: Cell | None, starter: SampleSet, evaluation: Evaluation) -> dict[str, Any]:
     """Quantize with a calibration set, or to nearest without one; return its size and the KL divergence by group."""
+    checkpoint = evaluation.checkpoint
     folder = FOLDER / (cell.name if cell else "nearest")
     shutil.rmtree(folder, ignore_errors=True)
     recipe = folder.with_suffix(".toml")
     recipe.parent.mkdir(parents=True, exist_ok=True)
-    recipe.write_text(RECIPE.format("gptq" if cell else "rtn"))
+    recipe.write_text(CALIBRATED.format(cell.targets) if cell else NEAREST)
     samples = cell.draw(starter) if cell else []
     processor = checkpoint.family.open_processor(checkpoint.path)
     encoded = [encode_sample(processor, sample) for sample in samples]
     calibration = SampleSet(starter.path, tuple(samples)) if cell else None
     model = quantize(make_plan(checkpoint, Recipe.load(str(recipe))), folder, calibration, device="cpu")
-    original = measure_original(checkpoint, inputs, settings)
-    found = measure(model.artifact, inputs, settings, {"original": original.logprobs})
+    divergences = evaluation.divergences(model.artifact)
     shutil.rmtree(folder)
-    divergences: dict[str, list[float]] = {}
-    for one in found.samples:
-        divergences.setdefault(one.group, []).extend(one.compared["original"].kl_divergences)
     return {
         **(asdict(cell) if cell else {"group": "nearest"}),
         "tokens": sum(len(one.tokens) for one in encoded),
         "images": sum(len(one.slices_per_image) for one in encoded),
         "answers": sum(len(one.measured) for one in encoded),
-        "kl_divergence": {group: sum(values) / len(values) for group, values in divergences.items()},
+        "kl_divergence": divergences,
     }
 
 
@@ -121,22 +145,26 @@ def main() -> None:
     settings = Settings.from_options(threads=1)
     rows = recorded_rows()
     with encode_samples(checkpoint, tested, settings) as inputs:
+        original = measure_original(checkpoint, inputs, settings)
+        evaluation = Evaluation(checkpoint, inputs, settings, original.logprobs)
         for cell in (None, *cells()):
             key = asdict(cell) if cell else {"group": "nearest"}
             chosen = cell is None or not options.only or cell.group in options.only
             if not chosen or any(key.items() <= row.items() for row in rows):
                 continue
-            rows.append(measure_cell(cell, checkpoint, starter, inputs, settings))
+            start = perf_counter()
+            rows.append(measure_cell(cell, starter, evaluation))
             counts = {group: inputs.groups.count(group) for group in dict.fromkeys(inputs.groups)}
-            result = {"evaluated": counts, "recipe": RECIPE.format("gptq"), "rows": rows}
+            result = {"evaluated": counts, "recipe": CALIBRATED, "rows": rows}
             write_result(NAME, provenance("benchmarks.calibration_study") | result)
-            print(json.dumps(rows[-1]), flush=True)
+            print(json.dumps(rows[-1]), f"{perf_counter() - start:.0f} s", flush=True)
 
 
 def recorded_rows() -> list[dict[str, Any]]:
-    """Return the rows of the committed result."""
-    file: Path = RESULTS / f"{NAME}.json"
-    rows: list[dict[str, Any]] = json.loads(file.read_text())["rows"] if file.is_file() else []
+    """Return the rows of the committed result, none if they are those of another recipe."""
+    file = RESULTS / f"{NAME}.json"
+    result: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    rows: list[dict[str, Any]] = result["rows"] if result.get("recipe") == CALIBRATED else []
     return rows
 
 

@@ -61,7 +61,7 @@ def convert(
         calibration: Calibration set; optional with an evaluation set, if no recipe needs calibration.
         recipe: A recipe, its name, or the path of its TOML file.
         bits: 4 or 8, short for the recommended recipe of each format.
-        eval_set: Evaluation set; by default every fifth sample of the calibration set is held out.
+        eval_set: Evaluation set; by default a fifth of every kind of calibration samples is held out.
         budget: Limit of size or memory; the scheme of every weight is then searched, and the recipe sets the method.
         settings: Threads, device, cache and progress; by default all cores, a GPU if there is one, no progress.
         keep_quantized: Write the quantized model also if one format needs it only once.

@@ -285,6 +285,24 @@ QWEN3_5 = replace(
     tokenizer=replace(QWEN2_VL.tokenizer, split_regex=QWEN_3_5_SPLIT_REGEX),
     extra_tensors={"mtp.norm.weight": torch.ones(8).bfloat16()},
 )
+MINICPM_V_4_7 = replace(
+    MINICPM_V_4_6,
+    name="minicpm-v-4.7",
+    config={
+        **MINICPM_V_4_6.config,
+        "architectures": ["MiniCPMV4_7ForConditionalGeneration"],
+        "model_type": "minicpmv4_7",
+        "image_start_id": "<image>",
+        "image_end_id": "</image>",
+        "slice_start_id": "<slice>",
+        "slice_end_id": "</slice>",
+        "newline_id": "Ċ",
+        "text_config": {
+            **MINICPM_V_4_6.config["text_config"],
+            "rope_parameters": {**MINICPM_V_4_6.config["text_config"]["rope_parameters"], **MROPE_8},
+        },
+    },
+)
 EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 96}
 QWEN3_VL_MOE = replace(
     QWEN3_VL,
@@ -298,6 +316,15 @@ QWEN3_VL_MOE = replace(
         "vision_config": {**QWEN3_VL.config["vision_config"], "model_type": "qwen3_vl_moe_vision"},
     },
 )
+
+
+def _with_experts(dense: TinyFamily) -> dict[str, Any]:
+    """Return the configuration of the text model of Qwen3.5 with a shared expert and others in the place of the FFN."""
+    own = {"model_type": "qwen3_5_moe_text", "shared_expert_intermediate_size": 64, **EXPERTS}
+    text = {**dense.config["text_config"], "tie_word_embeddings": False, **own}
+    return {key: value for key, value in text.items() if key != "intermediate_size"}
+
+
 QWEN3_5_MOE = replace(
     QWEN3_5,
     name="qwen3.5-moe",
@@ -306,16 +333,16 @@ QWEN3_5_MOE = replace(
         "architectures": ["Qwen3_5MoeForConditionalGeneration"],
         "model_type": "qwen3_5_moe",
         "tie_word_embeddings": False,
-        "text_config": {
-            **{key: value for key, value in QWEN3_5.config["text_config"].items() if key != "intermediate_size"},
-            "model_type": "qwen3_5_moe_text",
-            "shared_expert_intermediate_size": 64,
-            **EXPERTS,
-        },
+        "text_config": _with_experts(QWEN3_5),
         "vision_config": {**QWEN3_5.config["vision_config"], "model_type": "qwen3_5_moe_vision"},
     },
 )
-EXPERT_FAMILIES = [QWEN3_VL_MOE, QWEN3_5_MOE]  # without ONNX
+MINICPM_V_4_7_MOE = replace(
+    MINICPM_V_4_7,
+    name="minicpm-v-4.7-moe",
+    config={**MINICPM_V_4_7.config, "tie_word_embeddings": False, "text_config": _with_experts(MINICPM_V_4_7)},
+)
+EXPERT_FAMILIES = [QWEN3_VL_MOE, QWEN3_5_MOE, MINICPM_V_4_7_MOE]  # without ONNX
 SMOLVLM_TEMPLATE = (
     "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}"
     "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
@@ -757,29 +784,7 @@ TINY_FAMILIES = [
         preprocessor={**(MINICPM_V_4_6.preprocessor or {}), "downsample_mode": "4x"},
         variant="4x",
     ),
-    replace(
-        MINICPM_V_4_6,
-        name="minicpm-v-4.7",
-        config={
-            **MINICPM_V_4_6.config,
-            "architectures": ["MiniCPMV4_7ForConditionalGeneration"],
-            "model_type": "minicpmv4_7",
-            "image_start_id": "<image>",
-            "image_end_id": "</image>",
-            "slice_start_id": "<slice>",
-            "slice_end_id": "</slice>",
-            "newline_id": "Ċ",
-            "text_config": {
-                **MINICPM_V_4_6.config["text_config"],
-                "rope_parameters": {
-                    "rope_type": "default",
-                    "rope_theta": 10000000.0,
-                    "partial_rotary_factor": 0.25,
-                    **MROPE_8,
-                },
-            },
-        },
-    ),
+    MINICPM_V_4_7,
     TinyFamily(
         "minicpm3",
         {

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self
 
+from mcpmq.dataset.holdout import HOLDOUT_EVERY, held_out_samples
 from mcpmq.dataset.hub import find_set
 from mcpmq.dataset.manifest import MANIFEST_HINT
 from mcpmq.dataset.options import READ_ALL, ReadOptions
@@ -36,7 +37,6 @@ __all__ = [
     "has_records",
 ]
 
-HOLDOUT_EVERY = 5
 # GPTQ needs several times as many tokens as a matrix has columns: the widest of small models have 1,536 to 2,048.
 MIN_CALIBRATION_TOKENS, RECOMMENDED_CALIBRATION_TOKENS = 4_096, 16_384
 # Inputs of a vision or audio encoder that calibrate its matrices, and their number for each column if that is more.
@@ -140,7 +140,7 @@ class SampleSet:
             )
 
     def split_holdout(self) -> tuple[Self, Self]:
-        """Return the set without every fifth sample, and every fifth sample as held-out set.
+        """Return the set without every fifth sample, and every fifth sample as held-out set, which has all kinds.
 
         Raises:
             DatasetError: the set has fewer than five samples.
@@ -149,8 +149,9 @@ class SampleSet:
             raise DatasetError(
                 f"{len(self)} samples are too few to hold out a fifth", "name an evaluation set with `--eval-set`"
             )
-        held_out = self.samples[HOLDOUT_EVERY - 1 :: HOLDOUT_EVERY]
-        kept = tuple(sample for sample in self.samples if sample not in held_out)
+        held_out = held_out_samples(self.samples)
+        ids = {sample.id for sample in held_out}
+        kept = tuple(sample for sample in self.samples if sample.id not in ids)
         return replace(self, samples=kept), type(self)(self.path, held_out)
 
     def spread(self, count: int) -> Self:

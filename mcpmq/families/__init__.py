@@ -33,6 +33,7 @@ FAMILIES: tuple[Family, ...] = (
     minicpmo.MINICPM_O_2_6,
     minicpmv46.MINICPM_V_4_6,
     minicpmv47.MINICPM_V_4_7,
+    minicpmv47.MINICPM_V_4_7_MOE,
     minicpm3.MINICPM3,
     qwen2vl.QWEN2_VL,
     qwen2_5vl.QWEN2_5_VL,
@@ -48,11 +49,14 @@ FAMILIES: tuple[Family, ...] = (
 )
 
 
+MIXTURES = (qwen3_moe.QWEN3_VL_MOE, qwen3_moe.QWEN3_5_MOE, minicpmv47.MINICPM_V_4_7_MOE)
+
+
 def _has_unsupported_experts(config: Mapping[str, Any]) -> bool:
     """Return True for a mixture of experts of no family; dense models may have `num_experts` = 0."""
     text, model_type = config.get("text_config"), config.get("model_type")
     counts = (given.get("num_experts") for given in (config, text) if isinstance(given, Mapping))
-    is_known = str(model_type).startswith(("qwen", "minicpm")) and model_type not in ("qwen3_vl_moe", "qwen3_5_moe")
+    is_known = str(model_type).startswith(("qwen", "minicpm")) and not any(one.matches(config) for one in MIXTURES)
     return is_known and any(counts)
 
 
@@ -66,7 +70,7 @@ UNSUPPORTED_MODELS: tuple[tuple[Callable[[Mapping[str, Any]], bool], str, str], 
     ),
     (
         _has_unsupported_experts,
-        "this mixture-of-experts model is not supported; those of Qwen3-VL and Qwen3.5 with a vision encoder are",
+        "this mixture-of-experts model is not supported; those of Qwen3-VL, Qwen3.5 and MiniCPM-V 4.7 are",
         "qwen3.5-moe, for example Qwen/Qwen3.5-35B-A3B",
     ),
 )

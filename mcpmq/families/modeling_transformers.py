@@ -134,7 +134,16 @@ def minicpmv4_6(config: Mapping[str, Any]) -> nn.Module:
 
 def minicpmv4_7(config: Mapping[str, Any]) -> nn.Module:
     """Build MiniCPM-V 4.7 from a raw config.json."""
-    model = build_on_meta(transformers.MiniCPMV4_7ForConditionalGeneration, transformers.MiniCPMV4_7Config(**config))
+    return _minicpmv4_7(transformers.MiniCPMV4_7ForConditionalGeneration, config)
+
+
+def minicpmv4_7_moe(config: Mapping[str, Any]) -> nn.Module:
+    """Build MiniCPM-V 4.7 with a mixture of experts from a raw config.json."""
+    return _minicpmv4_7(_with_separate_experts(transformers.MiniCPMV4_7ForConditionalGeneration), config)
+
+
+def _minicpmv4_7(published: Any, config: Mapping[str, Any]) -> nn.Module:
+    model = build_on_meta(published, transformers.MiniCPMV4_7Config(**config))
     join_images_of_minicpmv4_6(model)
     return model
 

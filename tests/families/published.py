@@ -65,6 +65,20 @@ QWEN_3_5_TEXT: dict[str, Any] = {
         "mrope_interleaved": True,
     },
 }
+QWEN_3_5_MOE_TEXT: dict[str, Any] = {
+    **{key: value for key, value in QWEN_3_5_TEXT.items() if key not in ("intermediate_size", "layer_types")},
+    "model_type": "qwen3_5_moe_text",
+    "hidden_size": 2048,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 2,
+    "linear_num_value_heads": 32,
+    "num_experts": 256,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 512,
+    "shared_expert_intermediate_size": 512,
+    "tie_word_embeddings": False,
+}
 QWEN_3_5_VISION = {"patch_size": 16, "num_position_embeddings": 2304, "deepstack_visual_indexes": []}
 
 # Checkpoint -> family, configuration, number of weights; of Qwen2.5-Omni those of the thinker.
@@ -229,6 +243,18 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any], int]] = {
         },
         1_300_479_216,
     ),
+    # The number of weights is published; it is that of the language model of Qwen3.5-35B-A3B with this vocabulary.
+    "MiniCPM-V-4.7-35B-A3B": (
+        "minicpm-v-4.7-moe",
+        {
+            **MINICPM_V_4_6,
+            "model_type": "minicpmv4_7",
+            "image_size": 448,
+            "tie_word_embeddings": False,
+            "text_config": {**QWEN_3_5_MOE_TEXT, "vocab_size": 248144},
+        },
+        35_212_875_824,
+    ),
     "MiniCPM-o-2_6": (
         "minicpm-o-2.6",
         {
@@ -342,6 +368,24 @@ PUBLISHED |= {
             },
         },
         852_985_920,  # without the draft layer
+    ),
+    "Qwen3.5-35B-A3B": (
+        "qwen3.5-moe",
+        {
+            **QWEN_3_5,
+            "model_type": "qwen3_5_moe",
+            "tie_word_embeddings": False,
+            "text_config": QWEN_3_5_MOE_TEXT,
+            "vision_config": {
+                **QWEN_3_5_VISION,
+                "depth": 27,
+                "hidden_size": 1152,
+                "intermediate_size": 4304,
+                "num_heads": 16,
+                "out_hidden_size": 2048,
+            },
+        },
+        35_107_181_936,  # without the draft layer
     ),
     "Qwen3.5-4B": (
         "qwen3.5",
@@ -624,22 +668,3 @@ PUBLISHED |= {
         1_584_804_000,
     ),
 }
-
-# MiniCPM-V-4.7-35B-A3B, whose number of weights is published; its language model is that of Qwen3.5-35B-A3B.
-MOE_SIBLING_OF_4_7 = {
-    "model_type": "qwen3_5_moe_text",
-    "hidden_size": 2048,
-    "num_hidden_layers": 40,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 2,
-    "head_dim": 256,
-    "linear_num_key_heads": 16,
-    "linear_num_value_heads": 32,
-    "linear_key_head_dim": 128,
-    "linear_value_head_dim": 128,
-    "num_experts": 256,
-    "moe_intermediate_size": 512,
-    "shared_expert_intermediate_size": 512,
-    "tie_word_embeddings": False,
-}
-MOE_SIBLING_WEIGHTS = 35_212_875_824

@@ -120,3 +120,13 @@ def _config(**changes: Any) -> dict[str, Any]:
 
 def _language(config: dict[str, Any]) -> Any:
     return family_of(config).parse_architecture(config).language
+
+
+@pytest.mark.parametrize("value", [None, False])
+def test_pan_and_scan_is_disabled_in_published_files(value: object, tmp_path: Path) -> None:
+    """An image has one square without the crops of transformers, which makes them only if they are enabled."""
+    path = build_family("gemma-3", tmp_path)
+    edit_json(path / "preprocessor_config.json", do_pan_and_scan=value, pan_and_scan_min_ratio_to_activate=1.2)
+
+    assert Gemma3ImageProcessorPil().do_pan_and_scan is None
+    assert Checkpoint.open(path).family.open_processor(path)

@@ -71,7 +71,8 @@ def check_activations(tensors: Sequence[TensorPlan]) -> None:
         FormatError: config.json has one group of weights, which all have the same inputs.
     """
     packed = [tensor for tensor in tensors if is_packed(tensor.scheme)]
-    if missing := [tensor.name for tensor in packed if not tensor.activation and any(one.activation for one in packed)]:
+    missing = [tensor.name for tensor in packed if not tensor.activation]
+    if 0 < len(missing) < len(packed):
         raise FormatError(
             f"`compressed-tensors` has one group of weights: `{missing[0]}` and {len(missing) - 1} more have no"
             " [activations], others have",

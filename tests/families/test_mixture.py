@@ -1,4 +1,4 @@
-"""Qwen3-VL and Qwen3.5 with a mixture of experts: published sizes, configurations that are rejected, and stacks."""
+"""Families with a mixture of experts: published sizes, configurations that are rejected, and stacks."""
 
 import json
 from math import prod
@@ -14,9 +14,11 @@ from mcpmq.errors import CheckpointError
 from mcpmq.estimate.forecast import forecast
 from mcpmq.families import family_named, family_of
 from mcpmq.families.family import TensorSpec
+from mcpmq.formats import FormatName
 from mcpmq.plan import make_plan
 from mcpmq.recipe import Recipe
 from tests.expert_tools import MATRIX
+from tests.families.published import PUBLISHED
 from tests.tiny import write_tokenizer
 from tests.tiny_families import EXPERT_FAMILIES, QWEN3_VL_MOE
 
@@ -60,7 +62,15 @@ CONFIG: dict[str, Any] = {
         "deepstack_visual_indexes": [8, 16, 24],
     },
 }
-WEIGHTS = 31_070_754_032
+PUBLISHED_MIXTURES = {
+    "Qwen3-VL-30B-A3B": (CONFIG, 31_070_754_032),
+    "Qwen3.5-35B-A3B": PUBLISHED["Qwen3.5-35B-A3B"][1:],
+    "MiniCPM-V-4.7-35B-A3B": (
+        PUBLISHED["MiniCPM-V-4.7-35B-A3B"][1]
+        | {f"{name}_id": 0 for name in ("image_start", "image_end", "slice_start", "slice_end", "newline")},
+        PUBLISHED["MiniCPM-V-4.7-35B-A3B"][2],
+    ),
+}
 
 
 def specs_of(config: dict[str, Any]) -> tuple[TensorSpec, ...]:
@@ -68,31 +78,49 @@ def specs_of(config: dict[str, Any]) -> tuple[TensorSpec, ...]:
     return family.tensor_specs(family.parse_architecture(config))
 
 
-def test_the_published_30b_model_is_planned_within_8_gigabytes(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "recipe", "format_name"),
+    [
+        ("Qwen3-VL-30B-A3B", "calibrated-gguf-int4", "gguf"),
+        ("Qwen3.5-35B-A3B", "calibrated-gguf-int4", "gguf"),
+        ("MiniCPM-V-4.7-35B-A3B", "calibrated-language-int4", "compressed-tensors"),
+    ],
+)
+def test_published_models_are_planned_within_8_gigabytes(
+    name: str, recipe: str, format_name: FormatName, tmp_path: Path
+) -> None:
     """Headers alone give the published number of weights, exact files, and the memory of calibration."""
-    plan = make_plan(Checkpoint.open(header_only(tmp_path / "30b")), Recipe.load("calibrated-gguf-int4"))
-    result = forecast(plan, ["gguf"], 4096)
+    config, weights = PUBLISHED_MIXTURES[name]
+    plan = make_plan(Checkpoint.open(header_only(tmp_path / "published", config)), Recipe.load(recipe))
+    result = forecast(plan, [format_name], 4096)
     [layout] = result.formats
     tokens, hidden_state_nbytes = 32_768, 32  # of all samples; per channel, with targets of the original model
 
-    assert plan.checkpoint.nbytes == 2 * WEIGHTS
-    assert 17 * GIGABYTE < layout.nbytes < 18.5 * GIGABYTE
-    assert 4.5 < layout.bits_per_weight < 4.7
+    assert plan.checkpoint.nbytes == 2 * weights
+    assert 0.55 < layout.nbytes / weights < 0.60
+    assert 4.4 < layout.bits_per_weight < 4.8
     assert result.quantize_peak_rss_bytes + hidden_state_nbytes * 2048 * tokens < 8 * GIGABYTE
     block = max(plan.blocks, key=lambda name: sum(prod(tensor.spec.shape) for tensor in plan.blocks[name]))
     assert block in ("embedding", "head")  # no block has the experts of a layer
 
 
-def header_only(folder: Path) -> Path:
-    """Write the headers of the published layout, whose stacks are [experts, in, out], and a sparse file of weights."""
+def header_only(folder: Path, config: dict[str, Any]) -> Path:
+    """Write the headers of the published layout and a sparse file of weights; stacks of Qwen3-VL are transposed."""
     folder.mkdir()
-    write_tokenizer(folder, QWEN3_VL_MOE.tokenizer)
-    (folder / "preprocessor_config.json").write_text(json.dumps(QWEN3_VL_MOE.preprocessor))
-    (folder / "config.json").write_text(json.dumps(CONFIG))
-    shapes = {spec.hub_name: spec.shape for spec in specs_of(CONFIG) if not MATRIX.fullmatch(spec.hub_name)}
-    for layer in range(48):
+    family = next(one for one in EXPERT_FAMILIES if one.name == family_of(config).name)
+    write_tokenizer(folder, family.tokenizer)
+    (folder / "preprocessor_config.json").write_text(json.dumps(family.preprocessor))
+    (folder / "config.json").write_text(json.dumps(config))
+    shapes = {spec.hub_name: spec.shape for spec in specs_of(config) if not MATRIX.fullmatch(spec.hub_name)}
+    language = family_of(config).parse_architecture(config).language
+    assert language.experts
+    count, inner, hidden = language.experts.count, language.experts.intermediate_size, language.hidden_size
+    gate_up, down = (2 * inner, hidden), (hidden, inner)
+    if family is QWEN3_VL_MOE:
+        gate_up, down = gate_up[::-1], down[::-1]
+    for layer in range(language.num_layers):
         prefix = f"model.language_model.layers.{layer}.mlp.experts"
-        shapes |= {f"{prefix}.gate_up_proj": (128, 2048, 1536), f"{prefix}.down_proj": (128, 768, 2048)}
+        shapes |= {f"{prefix}.gate_up_proj": (count, *gate_up), f"{prefix}.down_proj": (count, *down)}
     header, end = dict[str, Any](), 0
     for name, shape in shapes.items():
         begin, end = end, end + 2 * prod(shape)
