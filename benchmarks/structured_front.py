@@ -7,6 +7,7 @@ size, and of the memory with a context of one image, its best recipe with scheme
 choices are quantized and measured in PyTorch on held-out samples.
 """
 
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -33,8 +34,8 @@ from mcpmq.system.progress import silent
 FOLDER = WORK / "structured-front"
 CALIBRATION_SAMPLES, EVALUATION_SAMPLES = 80, 76
 CONTEXT, IMAGE_SIZE = 512, (448, 448)
-SIZES = (4_200_000, 4_400_000, 4_700_000, 5_300_000, 6_500_000)
-MEMORIES = (12_000_000, 12_300_000, 12_700_000)
+SIZES = (4_200_000, 4_400_000, 4_800_000, 5_600_000)
+MEMORIES = (12_000_000, 12_400_000)
 BASE = "calibrated-int4"
 STRUCTURE = Structure(
     max_removed=2,
@@ -58,6 +59,11 @@ class Point:
         return self.result.resource
 
     @property
+    def key(self) -> str:
+        """The schemes and tables; points with equal ones have the same artifact."""
+        return json.dumps({**self.result.recipe.to_dict(), "name": ""})
+
+    @property
     def name(self) -> str:
         """The name of its folder."""
         return f"{self.budget.label}-{'structured' if self.structured else 'schemes'}"
@@ -74,12 +80,14 @@ def main() -> None:
         points = [*_points(prepared)]
         costs = {name: str(one) for name, one in prepared.space.costs.items()}
         costs |= {one.layer: f"mean KLD {one.loss:.4g} nats" for one in prepared.space.choices.layers}
-    artifacts = [_quantize(checkpoint, calibration, one) for one in points]
+    by_recipe = {one.key: one for one in points}
+    artifacts = [_quantize(checkpoint, calibration, one) for one in by_recipe.values()]
     samples = SampleSet.open(HELDOUT).spread(EVALUATION_SAMPLES)
     settings = Settings.from_options(threads=1, use_cache=False, generate_answers=False)
     report = compare(checkpoint, artifacts, samples, settings)
     facts = {"calibration_samples": len(calibration), "samples": len(samples), "context": CONTEXT, "costs": costs}
-    rows = [_row(*pair, report) for pair in zip(points, range(len(points)), strict=True)]
+    numbers = {key: number for number, key in enumerate(by_recipe)}
+    rows = [_row(one, numbers[one.key], report) for one in points]
     write_result("structured-front", provenance("benchmarks.structured_front") | facts | {"rows": rows})
 
 

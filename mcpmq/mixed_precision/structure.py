@@ -84,7 +84,11 @@ class Candidate:
     @property
     def name(self) -> str:
         """The name of the setting."""
-        return f"images: {self.table}" if isinstance(self.table, ImagesTable) else f"vocabulary: {self.view.vocabulary}"
+        if isinstance(self.table, ImagesTable):
+            return f"images: {self.table}"
+        given = self.table.model_dump(exclude_defaults=True).items()
+        keys = (f"{key} {', '.join(value) if isinstance(value, list) else f'{value:,}'}" for key, value in given)
+        return f"vocabulary: {'; '.join(keys)}: {self.view.vocabulary}"
 
 
 Candidates = Mapping[str, Candidate]  # by the name of their setting
