@@ -1,4 +1,4 @@
-"""Commands that search a recipe under a budget, and package, verify and compare releases."""
+"""Commands that package, push, verify and compare releases; and the budgets of searches."""
 
 import os
 from pathlib import Path
@@ -7,136 +7,24 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mcpmq.cli.options import (
-    DEFAULT_SEARCH_RECIPE,
     INSPECT_PANEL,
     PIPELINE_PANEL,
-    Context,
-    Device,
     DryRun,
     Json,
     Lora,
-    MaxMemory,
     MaxSize,
     Out,
     Private,
     Revision,
-    Samples,
-    Seed,
-    Source,
     Threads,
     at_revision,
-    checkpoint_words,
-    complete_format,
-    complete_recipe,
-    set_words,
 )
-from mcpmq.cli.sample_sets import open_set
 
 if TYPE_CHECKING:  # --help imports no library
     from mcpmq.formats import FormatName
-    from mcpmq.mixed_precision import Budget, SearchResult
+    from mcpmq.mixed_precision import Budget
 
 commands = typer.Typer()
-
-
-@commands.command(rich_help_panel=PIPELINE_PANEL)
-def search(
-    source: Source,
-    out: Annotated[Path, typer.Argument(metavar="RECIPE.toml", help="Recipe file to write")],
-    format: Annotated[
-        str,
-        typer.Option(
-            "--format", "-f", metavar="gguf|onnx", help="Format of the artifact", autocompletion=complete_format
-        ),
-    ],
-    calibration: Annotated[
-        Path | None, typer.Option("--calibration", metavar="SET", help="Calibration set: images and prompts")
-    ] = None,
-    imatrix: Annotated[
-        Path | None,
-        typer.Option("--imatrix", metavar="DIR", help="Result of `mcpmq imatrix`, instead of a calibration set"),
-    ] = None,
-    revision: Revision = None,
-    lora: Lora = None,
-    max_size: MaxSize = None,
-    max_memory: MaxMemory = None,
-    context: Context = 4096,
-    sequential: Annotated[
-        bool, typer.Option("--sequential", help="The device frees the vision encoder before the language model loads")
-    ] = False,
-    remove_layers: Annotated[
-        int, typer.Option("--remove-layers", metavar="N", min=0, help="Remove up to N layers, with --calibration")
-    ] = 0,
-    recipe: Annotated[
-        str,
-        typer.Option(
-            "--recipe",
-            "-r",
-            metavar="NAME|FILE",
-            help="Recipe for method, smoothing and structured compression, not schemes",
-            autocompletion=complete_recipe,
-        ),
-    ] = DEFAULT_SEARCH_RECIPE,
-    samples: Samples = None,
-    seed: Seed = 0,
-    device: Device = None,
-    threads: Threads = None,
-    json: Json = False,
-) -> None:
-    """Search the most accurate mixed precision under a size or memory limit, and write its recipe"""
-    from mcpmq import ui
-
-    source = at_revision(source, revision)
-    ui.start_progress(f"searching a recipe for {source}")
-    budget, name = make_budget(max_size, max_memory, context, sequential), parse_format(format)
-    if budget is None:
-        raise typer.BadParameter("give --max-size, --max-memory, or both", param_hint="--max-size")
-    if (calibration is None) == (imatrix is None):
-        raise typer.BadParameter("give --calibration or --imatrix", param_hint="--calibration")
-    if remove_layers and imatrix:
-        raise typer.BadParameter("the loss without a layer is measured: give --calibration", param_hint="--imatrix")
-    given = (calibration, samples, seed, imatrix, threads, device, remove_layers)
-    result = _search(source, lora, out, recipe, name, budget, *given)
-    ui.print_table(result.to_table(), result.to_dict(), as_json=json)
-    ui.print_search_steps(out, checkpoint_words(source, lora), name, set_words(calibration, samples, seed))
-
-
-def _search(
-    source: str,
-    lora: list[Path] | None,
-    out: Path,
-    recipe: str,
-    name: "FormatName",
-    budget: "Budget",
-    calibration: Path | None,
-    num_samples: int | None,
-    seed: int,
-    imatrix: Path | None,
-    threads: int | None,
-    device: str | None,
-    max_removed: int,
-) -> "SearchResult":
-    """Search with one of the two kinds of statistics, and write the recipe."""
-    from mcpmq import ui
-    from mcpmq.checkpoint import Checkpoint
-    from mcpmq.compression import compress
-    from mcpmq.mixed_precision import recipe_file, search_recipe, search_with_imatrix
-    from mcpmq.recipe import Recipe
-
-    base, progress = Recipe.load(recipe), ui.progress_bars()
-    original = Checkpoint.open(source, progress, lora or ())
-    if imatrix:
-        with recipe_file(out, original.folders | {imatrix: "importance matrix"}):
-            result = search_with_imatrix(original, base, name, budget, imatrix, progress)
-            result.write(out)
-        return result
-    assert calibration is not None
-    samples, cores = open_set(calibration, num_samples, seed), threads or os.cpu_count() or 1
-    inputs = original.folders | {samples.path: "calibration set"}
-    with recipe_file(out, inputs), compress(original, base, samples, progress) as view:
-        result = search_recipe(view, base, name, budget, samples, cores, progress, device, max_removed)
-        result.write(out)
-    return result
 
 
 @commands.command(rich_help_panel=PIPELINE_PANEL)

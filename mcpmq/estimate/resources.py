@@ -52,7 +52,7 @@ class DeviceMemory:
 def device_memory(architecture: Architecture, files: FilesForecast, context: int) -> DeviceMemory:
     """Estimate weights, KV cache and activations of a model with a context of this many tokens."""
     runtime = files.runtime
-    cache_nbytes = _cache_nbytes(architecture.language, context, runtime)
+    cache_nbytes = language_cache_nbytes(architecture.language, context, runtime)
     vision_files = sum(file.nbytes for file in files.files if file.component.startswith("vision"))
     language_files = sum(file.nbytes for file in files.files if file.component != "model") - vision_files
     vision_nbytes = int(vision_files * runtime.resident_ratio) + _vision_activation_nbytes(architecture)
@@ -61,7 +61,7 @@ def device_memory(architecture: Architecture, files: FilesForecast, context: int
     return DeviceMemory(context, cache_nbytes, vision_nbytes, language_nbytes)
 
 
-def _cache_nbytes(shape: LanguageShape, context: int, runtime: RuntimeMemory) -> int:
+def language_cache_nbytes(shape: LanguageShape, context: int, runtime: RuntimeMemory) -> int:
     """Return the bytes of keys and values, and of the states of linear attention and convolutions."""
     kv_nbytes = sum(cached_per_token(shape)) * context * runtime.kv_cache_element_nbytes
     linear, convolution = shape.linear_attention, shape.short_convolution

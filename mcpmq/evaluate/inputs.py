@@ -1,6 +1,6 @@
 """Encoding of an evaluation set, once for all engines, with the processor of the original checkpoint."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
@@ -64,10 +64,13 @@ def encode_samples(checkpoint: Checkpoint, samples: SampleSet, settings: Setting
 
 
 @contextmanager
-def inputs_of(manifest: Manifest, inputs: EncodedInputs, settings: Settings) -> Iterator[EncodedInputs]:
+def inputs_of(
+    manifest: Manifest, inputs: EncodedInputs, settings: Settings, ids: Collection[str] | None = None
+) -> Iterator[EncodedInputs]:
     """Yield the samples as an artifact encodes them: in the tokens and with the image limits of its manifest.
 
     Samples of kept tokens have these tokens, others are encoded again, in more tokens; so are images with other limits.
+    With `ids`, the store has these samples only, and nothing else is encoded.
 
     Raises:
         CheckpointError: the vocabulary is not a part of that of the checkpoint.
@@ -82,6 +85,8 @@ def inputs_of(manifest: Manifest, inputs: EncodedInputs, settings: Settings) -> 
         store, rows = InputsStore(folder), _first_rows(inputs.store, kept)
         processor = view.family.open_processor(view.path)
         for number, (sample, row) in enumerate(zip(inputs.samples, rows, strict=True)):
+            if ids is not None and sample.id not in ids:
+                continue
             if limits and sample.has_vision:
                 store.append(_prepared(sample, encode_sample(processor, sample), settings))
                 continue

@@ -8,29 +8,34 @@ from pathlib import Path
 from mcpmq.calibrate.read_importance import read_importance
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import Sample, SampleSet
-from mcpmq.errors import RecipeError
 from mcpmq.execution.device import resolve_device
 from mcpmq.families.encoding import check_samples
 from mcpmq.families.family import TensorSpec
 from mcpmq.formats import FormatName
-from mcpmq.mixed_precision.budget import Budget, SearchResult
-from mcpmq.mixed_precision.candidates import candidate_schemes, check_mixed_format
-from mcpmq.mixed_precision.knapsack import NO_REMOVALS, Option, Removals
+from mcpmq.mixed_precision.budget import Budget
+from mcpmq.mixed_precision.compression_cost import CostMeter
 from mcpmq.mixed_precision.layer_error import no_inputs_error, quantization_errors
-from mcpmq.mixed_precision.layer_removal import open_meter
+from mcpmq.mixed_precision.prepared import CandidateSchemes, PreparedSearch, WeightLosses, prepare
 from mcpmq.mixed_precision.relative_error import importance_losses
-from mcpmq.mixed_precision.removal_choice import measure_choices
+from mcpmq.mixed_precision.result import SearchResult
 from mcpmq.mixed_precision.search import HEADER, RecipeSearch
-from mcpmq.mixed_precision.sensitivity import block_sensitivities
+from mcpmq.mixed_precision.sensitivity import block_sensitivities, joint_divergence
+from mcpmq.mixed_precision.structure import NO_STRUCTURE, Structure
+from mcpmq.mixed_precision.structured_search import prepare_structured
 from mcpmq.recipe import Recipe
 from mcpmq.rounding import RoundingMethod
-from mcpmq.scheme import Scheme
 from mcpmq.system.output import check_file, lock_output
 from mcpmq.system.progress import Progress, begin_stages
 
-__all__ = ["Budget", "SearchResult", "recipe_file", "search_recipe", "search_with_imatrix"]
-CandidateSchemes = Mapping[str, Sequence[Scheme | None]]  # by weight
-WeightLosses = Mapping[str, Mapping[str, float]]  # by weight and scheme
+__all__ = [
+    "Budget",
+    "SearchResult",
+    "Structure",
+    "prepare_search",
+    "recipe_file",
+    "search_recipe",
+    "search_with_imatrix",
+]
 
 ERROR_SAMPLES, SENSITIVITY_SAMPLES = 48, 24  # evenly spread over the calibration set
 
@@ -56,36 +61,58 @@ def search_recipe(
     threads: int,
     progress: Progress,
     device: str | None = None,
-    max_removed: int = 0,
+    structure: Structure = NO_STRUCTURE,
 ) -> SearchResult:
     """Search the schemes of all weights; the method, smoothing and token weights are those of `base`.
 
-    At most `max_removed` layers are removed, where that loses less than fewer bits elsewhere. Errors are
-    measured on the calibration set, on a device as in `resolve_device`.
+    Layers are removed, images limited and tokens removed as `structure` permits, where that loses less than fewer bits
+    elsewhere. Errors are measured on the calibration set, on a device as in `resolve_device`.
 
     Raises:
         FormatError: the format stores all weights on one scheme.
-        RecipeError: `base` quantizes activations, or the smallest possible result exceeds the budget.
-        DatasetError: a sample cannot be encoded, or a weight receives no token of the calibration set.
+        RecipeError: `base` quantizes activations, choices are not valid, or the smallest possible result exceeds the
+            budget.
+        CheckpointError: the tokenizer cannot be trimmed.
+        DatasetError: a sample cannot be encoded, a weight receives no token of the calibration set, or the loss of a
+            choice cannot be measured on it.
         DeviceError: the device is not available.
     """
+    inputs = checkpoint, base, format_name, budget, calibration
+    with prepare_search(*inputs, threads, progress, device, structure) as prepared:
+        return replace(prepared.best(), front=prepared.front())
+
+
+@contextmanager
+def prepare_search(
+    checkpoint: Checkpoint,
+    base: Recipe,
+    format_name: FormatName,
+    budget: Budget,
+    calibration: SampleSet,
+    threads: int,
+    progress: Progress,
+    device: str | None = None,
+    structure: Structure = NO_STRUCTURE,
+) -> Iterator[PreparedSearch]:
+    """Measure the losses of a search as `search_recipe`; the search is valid inside of the `with` block."""
+    labels = ["checking samples", "measuring layer errors", "measuring sensitivity"]
+    begin_stage = begin_stages(progress, [*labels, *["measuring structured compression"] * bool(structure)])
+    structured = bool(structure)
 
     def losses(schemes: CandidateSchemes) -> WeightLosses:
-        begin_stage = begin_stages(progress, ["checking samples", "measuring layer errors", "measuring sensitivity"])
         begin_stage()
         check_samples(checkpoint.family.open_processor(checkpoint.path), calibration.samples, progress)
-        return estimate_losses(checkpoint, schemes, base, calibration, threads, progress, device, begin_stage)
+        options = threads, progress, device, begin_stage
+        return estimate_losses(checkpoint, schemes, base, calibration, *options, absolute=structured)
 
     source = f"{calibration.name}, SHA-256 {calibration.sha256}"
     search = RecipeSearch(checkpoint, base, format_name, budget)
-    if not max_removed:
-        return _search(search, losses, source)
-    samples = calibration.spread(SENSITIVITY_SAMPLES)
-    with open_meter(checkpoint, samples, threads, progress, device) as meter:
-        names = [spec.name for spec in checkpoint.specs if spec.role != "other"]
-        result = _search(search, losses, source, measure_choices(meter, names, max_removed, progress))
-        layers = meter.table(result.removed) if result.removed else None
-    return replace(result, recipe=result.recipe.model_copy(update={"layers": layers}))
+    if not structured:
+        yield prepare(search, losses, source)
+        return
+    meter = CostMeter(checkpoint, calibration, threads, progress, device)
+    with prepare_structured(search, losses, structure, meter, source, begin_stage) as prepared:
+        yield prepared
 
 
 def search_with_imatrix(
@@ -106,34 +133,8 @@ def search_with_imatrix(
     def losses(schemes: CandidateSchemes) -> WeightLosses:
         return importance_losses(checkpoint, schemes, base.method != "rtn", importance, progress)
 
-    return _search(RecipeSearch(checkpoint, base, format_name, budget), losses, importance.source)
-
-
-def _search(
-    search: RecipeSearch,
-    losses: Callable[[CandidateSchemes], WeightLosses],
-    source: str,
-    removals: Removals = NO_REMOVALS,
-) -> SearchResult:
-    """Check the budget, then estimate the losses and choose the schemes."""
-    checkpoint, format_name = search.checkpoint, search.format_name
-    check_mixed_format(format_name, checkpoint.architecture.language)
-    if search.base.activations:
-        raise RecipeError(
-            f"recipe `{search.base.name}` quantizes activations, which needs `int8-row` weights",
-            "remove [activations] from the recipe",
-        )
-    schemes = {
-        spec.name: candidate_schemes(checkpoint, spec, format_name) for spec in checkpoint.specs if spec.role != "other"
-    }
-    sizes = search.sizes(schemes)
-    smallest = search.check_budget(sizes)
-    found = losses(schemes)
-    options = {
-        weight: [Option(scheme, nbytes, found[weight][scheme]) for scheme, nbytes in by_scheme.items()]
-        for weight, by_scheme in sizes.items()
-    }
-    return search.solve(options, smallest, source, removals)
+    prepared = prepare(RecipeSearch(checkpoint, base, format_name, budget), losses, importance.source)
+    return replace(prepared.best(), front=prepared.front())
 
 
 def estimate_losses(
@@ -145,11 +146,15 @@ def estimate_losses(
     progress: Progress,
     device: str | None = None,
     begin_stage: Callable[[], None] = lambda: None,
+    *,
+    absolute: bool = False,
 ) -> dict[str, dict[str, float]]:
     """Estimate the mean KLD in nats for each weight and scheme, with all other weights unquantized.
 
     Quantization error and KLD both grow with the square of a small change. The KLD of each block is measured on one
-    scheme, divided among its weights, and scaled by their errors on the other schemes.
+    scheme, divided among its weights, and scaled by their errors on the other schemes. `absolute` losses, which are
+    compared with measured ones, are scaled so that their sum is the KLD with all blocks on that scheme: the errors of
+    blocks add up to more than the sum of their divergences.
 
     Raises:
         DatasetError: a weight receives no token of the calibration set.
@@ -168,8 +173,12 @@ def estimate_losses(
     samples = _spread(calibration, SENSITIVITY_SAMPLES)
     begin_stage()
     sensitivities = block_sensitivities(checkpoint, blocks, samples, threads, progress)
+    factor = 1.0
+    if absolute:
+        joint = joint_divergence(checkpoint, blocks, samples, threads, progress)
+        factor = joint / sum(sensitivities.values())
     return {
-        weight: {scheme: sensitivities[one.block] * one.share * error for scheme, error in one.errors.items()}
+        weight: {scheme: factor * sensitivities[one.block] * one.share * error for scheme, error in one.errors.items()}
         for weight, one in errors.items()
     }
 

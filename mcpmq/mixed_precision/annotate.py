@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from mcpmq.mixed_precision.assignment import group_by_glob, scheme_of
-from mcpmq.mixed_precision.knapsack import Option
+from mcpmq.mixed_precision.choices import Option
 from mcpmq.recipe import Recipe
 
 

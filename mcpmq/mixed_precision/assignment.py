@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from re import sub
 
-from mcpmq.mixed_precision.knapsack import Option
+from mcpmq.mixed_precision.choices import Option
 
 LOSS_TOLERANCE = 0.005  # share of the loss that may be added for a recipe with fewer lines
 

@@ -1,20 +1,9 @@
-"""The limits of a search, and its result."""
+"""The limits of a search."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Self
 
 from mcpmq.estimate.forecast import FormatEstimate
-from mcpmq.mixed_precision.knapsack import Option
-from mcpmq.recipe import Recipe, to_toml
-from mcpmq.system.durable_file import write_durably
-from mcpmq.system.output import output_errors
-from mcpmq.system.table import Row, Table, format_megabytes
-
-SCORE_NOTE = (
-    "The rank score orders recipes of one model and one calibration set; it is not a forecast of the KL divergence."
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +14,17 @@ class Budget:
     memory_nbytes: int | None = None
     context: int = 4096
     sequential: bool = False  # the vision encoder is freed before the language model loads
+    saved_tokens: int = 0  # of images, by limits that are not those of the original: the context is shorter by them
+
+    @property
+    def device_context(self) -> int:
+        """The tokens of the context with limits of images."""
+        return self.context - self.saved_tokens
+
+    def scaled(self, factor: float) -> Self:
+        """Return the budget with larger or smaller limits."""
+        files, memory = (one and int(factor * one) for one in (self.file_nbytes, self.memory_nbytes))
+        return replace(self, file_nbytes=files, memory_nbytes=memory)
 
     @property
     def label(self) -> str:
@@ -37,7 +37,9 @@ class Budget:
             limits.append(f"{self.file_nbytes:,} bytes of files")
         if self.memory_nbytes is not None:
             freed = ", with vision freed before the language model loads" if self.sequential else ""
-            limits.append(f"{self.memory_nbytes:,} bytes of memory at a context of {self.context:,} tokens{freed}")
+            saved = f" ({self.context:,} with the images of the original)" if self.saved_tokens else ""
+            context = f"a context of {self.device_context:,} tokens{saved}"
+            limits.append(f"{self.memory_nbytes:,} bytes of memory at {context}{freed}")
         return " and ".join(limits)
 
     def usage(self, estimate: FormatEstimate) -> dict[str, tuple[int, int]]:
@@ -50,65 +52,10 @@ class Budget:
             usage["memory"] = self.memory_nbytes, nbytes
         return usage
 
+    def used_nbytes(self, estimate: FormatEstimate) -> int:
+        """Return the estimated use of the first limited resource."""
+        return next(used for _, used in self.usage(estimate).values())
+
     def excess_nbytes(self, estimate: FormatEstimate) -> int:
         """Return the bytes above the tightest limit; negative below it."""
         return max(used - limit for limit, used in self.usage(estimate).values())
-
-
-@dataclass(frozen=True, slots=True)
-class SearchResult:
-    """The recipe of a search with its size and score.
-
-    `options` are by weight, with the numbers of layers after a removal, and `comments` by glob.
-    """
-
-    recipe: Recipe
-    estimate: FormatEstimate
-    options: Mapping[str, Option]
-    comments: Mapping[str, Sequence[str]]
-    removed: tuple[str, ...] = ()  # layers of the original
-
-    @property
-    def rank_score(self) -> float:
-        """The sum of the estimated losses of all weights: a smaller score predicts a smaller mean KLD.
-
-        Scores order the recipes of one model and one calibration set. The measured KLD is larger, by factors of 2 to
-        20 on the reference checkpoint, because errors of different weights add up and engines add their own.
-        """
-        return sum(option.loss for option in self.options.values())
-
-    def to_toml(self) -> str:
-        """Return the text of the recipe file."""
-        return to_toml(self.recipe.to_dict(), self.comments)
-
-    def write(self, out: Path) -> None:
-        """Write the recipe file.
-
-        Raises:
-            OutputError: the file cannot be written.
-        """
-        with output_errors(out):
-            write_durably(out, self.to_toml())
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the JSON object of the result."""
-        return {
-            "recipe": self.recipe.to_dict(),
-            "nbytes": self.estimate.nbytes,
-            "rank_score": self.rank_score,
-            "removed": list(self.removed),
-            "weights": {name: {"scheme": one.scheme, "rank_score": one.loss} for name, one in self.options.items()},
-        }
-
-    def to_table(self) -> Table:
-        """Return a table with a row for every component."""
-        rows: list[Row] = []
-        for part in self.estimate.components:
-            loss = sum(one.loss for name, one in self.options.items() if name.partition(".")[0] == part.component)
-            share = loss / self.rank_score if self.rank_score else 0.0
-            cells = [format_megabytes(part.nbytes), f"{part.bits_per_weight:.2f}", f"{share:.0%}"]
-            rows.append((part.component, cells))
-        rows.append(("all files", [format_megabytes(self.estimate.nbytes), "", ""]))
-        notes = [f"rank score, predicted: {self.rank_score:.2g}. {SCORE_NOTE}"]
-        notes += [f"layers: {self.recipe.layers}"] if self.recipe.layers else []
-        return Table(f"recipe {self.recipe.name}", ["size", "bits per weight", "share of score"], rows, notes)

@@ -9,96 +9,149 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
+from math import inf
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_array
 
+from mcpmq.mixed_precision.choices import NO_CHOICES, Choices, Limit, Option, Options, Solution
+
 LOSS_SCALE = 1e6  # of the largest possible loss; the solver ignores differences below 1e-6
 RELATIVE_GAP = 1e-6  # between the loss of the choice and that of the optimum
+Row: TypeAlias = tuple[dict[int, float], float, float]  # coefficients by variable; least and largest value of their sum
 
 
-@dataclass(frozen=True, slots=True)
-class Option:
-    """One way to store a weight."""
-
-    scheme: str
-    nbytes: int
-    loss: float  # not negative, and additive over weights
-
-
-@dataclass(frozen=True, slots=True)
-class Limit:
-    """The maximum total size of the weights of some components."""
-
-    components: tuple[str, ...]
-    nbytes: int
-
-    def covers(self, name: str) -> bool:
-        return name.partition(".")[0] in self.components
-
-
-@dataclass(frozen=True, slots=True)
-class Removal:
-    """The weights of a layer, which can be removed together."""
-
-    layer: str
-    weights: tuple[str, ...]
-    loss: float  # of the model without the layer
-
-
-@dataclass(frozen=True, slots=True)
-class Removals:
-    """Layers that may be removed, and how many of them at most."""
-
-    layers: tuple[Removal, ...] = ()
-    most: int = 0
-
-
-NO_REMOVALS = Removals()
-
-
-def solve(
-    options: Mapping[str, Sequence[Option]], limits: Sequence[Limit], removals: Removals = NO_REMOVALS
-) -> dict[str, Option] | None:
-    """Return the option of every weight with the least total loss; None if no choice is within the limits.
+def solve(options: Options, limits: Sequence[Limit], choices: Choices = NO_CHOICES) -> Solution | None:
+    """Return the choices with the least total loss; None if none are within the limits.
 
     A removed layer has no bytes; its weights are not in the result.
     """
-    candidates = {name: _pareto_optimal(several) for name, several in options.items()}
-    flat = [(name, option) for name, several in candidates.items() for option in several]
-    layers = removals.layers
-    losses = np.array([*(option.loss for _, option in flat), *(layer.loss for layer in layers)])
-    max_loss = sum(max(option.loss for option in several) for several in candidates.values())
-    max_loss += sum(layer.loss for layer in layers)
-    constraints = [_one_each(candidates, flat, layers), *(_constraint(flat, limit, len(layers)) for limit in limits)]
-    if layers:
-        counts = csr_array([[0.0] * len(flat) + [1.0] * len(layers)])
-        constraints.append(LinearConstraint(counts, 0, removals.most))
+    program = _Program.build(options, limits, choices)
+    rows = [*program.weight_rows(), *program.choice_rows(), *program.product_rows(), *program.limit_rows()]
     with _stdout_discarded():
         solution = milp(
-            losses / max_loss * LOSS_SCALE if max_loss else losses,
-            integrality=np.ones(len(losses)),
+            program.losses,
+            integrality=np.ones(program.num_variables),
             bounds=Bounds(0, 1),
-            constraints=constraints,
+            constraints=_constraint(rows, program.num_variables),
             options={"mip_rel_gap": RELATIVE_GAP},
         )
-    if solution.x is None:
-        return None
-    return {name: option for (name, option), chosen in zip(flat, solution.x, strict=False) if chosen > 0.5}
+    return None if solution.x is None else program.solution([value > 0.5 for value in solution.x])
 
 
-def _one_each(
-    candidates: Mapping[str, Sequence[Option]], flat: Sequence[tuple[str, Option]], layers: Sequence[Removal]
-) -> LinearConstraint:
-    """Return the constraint that every weight has one option, or its layer is removed."""
-    indices = {name: index for index, name in enumerate(candidates)}
-    entries = [(indices[name], column) for column, (name, _) in enumerate(flat)]
-    entries += [(indices[name], len(flat) + number) for number, one in enumerate(layers) for name in one.weights]
-    rows, columns = zip(*entries, strict=True)
-    shape = len(candidates), len(flat) + len(layers)
-    return LinearConstraint(csr_array((np.ones(len(entries)), (rows, columns)), shape=shape), 1, 1)
+@dataclass(frozen=True)
+class _Stored:
+    """A variable: a weight on a scheme, under the setting that its size depends on, if any."""
+
+    weight: str
+    option: Option
+    setting: str | None = None
+
+
+@dataclass(frozen=True)
+class _Program:
+    """Variables are stored weights, removed layers, settings, and products of two of the latter two, in this order."""
+
+    stored: list[_Stored]
+    limits: Sequence[Limit]
+    choices: Choices
+    products: list[tuple[str, str]]  # names of layers and settings
+
+    @classmethod
+    def build(cls, options: Options, limits: Sequence[Limit], choices: Choices) -> "_Program":
+        """Define the variables."""
+        dependent = {name for setting in choices.settings for name in setting.options}
+        stored = [_Stored(name, one) for name in options if name not in dependent for one in _front(options[name])]
+        for setting in choices.settings:
+            for name, several in setting.options.items():
+                stored += [_Stored(name, one, setting.name) for one in _front(several)]
+        products = [(one, two) for limit in limits for one, *rest in limit.charges for two in rest]
+        return cls(stored, limits, choices, list(dict.fromkeys(products)))
+
+    @cached_property
+    def by_name(self) -> dict[str, int]:
+        """The variables of layers and settings."""
+        names = [one.layer for one in self.choices.layers] + [one.name for one in self.choices.settings]
+        return {name: len(self.stored) + number for number, name in enumerate(names)}
+
+    @cached_property
+    def by_product(self) -> dict[tuple[str, str], int]:
+        """The variables of products."""
+        first = len(self.stored) + len(self.by_name)
+        return {names: first + number for number, names in enumerate(self.products)}
+
+    @property
+    def num_variables(self) -> int:
+        return len(self.stored) + len(self.by_name) + len(self.by_product)
+
+    @property
+    def losses(self) -> list[float]:
+        """The loss of every variable, in units in which the tolerance of the solver is small."""
+        losses = [one.option.loss for one in self.stored]
+        losses += [one.loss for one in self.choices.layers] + [one.loss for one in self.choices.settings]
+        largest: dict[str, float] = {}
+        for one in self.stored:
+            largest[one.weight] = max(one.option.loss, largest.get(one.weight, 0.0))
+        total = sum(largest.values()) + sum(losses[len(self.stored) :])
+        return [loss / total * LOSS_SCALE if total else loss for loss in losses] + [0.0] * len(self.products)
+
+    def weight_rows(self) -> Iterator[Row]:
+        """Yield for every weight: it has one option, or its layer is removed; under a setting only if it is chosen."""
+        rows: dict[tuple[str, str | None], dict[int, float]] = {}
+        for number, one in enumerate(self.stored):
+            rows.setdefault((one.weight, one.setting), {})[number] = 1.0
+        for layer in self.choices.layers:
+            for weight in layer.weights:
+                rows[weight, None][self.by_name[layer.layer]] = 1.0
+        for (_, setting), row in rows.items():
+            yield (row, 1, 1) if setting is None else ({**row, self.by_name[setting]: -1.0}, 0, 0)
+
+    def choice_rows(self) -> Iterator[Row]:
+        """Yield the number of removed layers, and one setting of each part."""
+        if self.choices.layers:
+            yield {self.by_name[one.layer]: 1.0 for one in self.choices.layers}, 0, self.choices.most
+        for part in self.choices.parts:
+            yield {self.by_name[one.name]: 1.0 for one in part}, 1, 1
+
+    def product_rows(self) -> Iterator[Row]:
+        """Yield the constraints that a product is 1 exactly if both of its factors are."""
+        for names, product in self.by_product.items():
+            factors = [self.by_name[name] for name in names]
+            yield from (({product: 1.0, factor: -1.0}, -inf, 0) for factor in factors)
+            yield {product: -1.0, **dict.fromkeys(factors, 1.0)}, -inf, 1
+
+    def limit_rows(self) -> Iterator[Row]:
+        """Yield limits in units of themselves, so that the solver's absolute tolerance is relative to the limit."""
+        for limit in self.limits:
+            unit = max(1, limit.nbytes)
+            row = {
+                number: one.option.nbytes / unit for number, one in enumerate(self.stored) if limit.covers(one.weight)
+            }
+            yield row | self._charges(limit.charges, unit), -inf, limit.nbytes / unit
+
+    def _charges(self, charges: Mapping[tuple[str, ...], float], unit: int) -> dict[int, float]:
+        variables: dict[tuple[str, ...], int] = {(name,): number for name, number in self.by_name.items()}
+        variables.update(self.by_product.items())
+        return {variables[names]: nbytes / unit for names, nbytes in charges.items()}
+
+    def solution(self, chosen: Sequence[bool]) -> Solution:
+        """Return the choices of a value for every variable."""
+        return Solution(
+            {one.weight: one.option for one, is_chosen in zip(self.stored, chosen, strict=False) if is_chosen},
+            tuple(one for one in self.choices.layers if chosen[self.by_name[one.layer]]),
+            tuple(one for one in self.choices.settings if chosen[self.by_name[one.name]]),
+        )
+
+
+def _constraint(rows: Sequence[Row], num_variables: int) -> LinearConstraint:
+    entries = [(number, column, value) for number, (row, *_) in enumerate(rows) for column, value in row.items()]
+    numbers, columns, values = zip(*entries, strict=True)
+    matrix = csr_array((values, (numbers, columns)), shape=(len(rows), num_variables))
+    return LinearConstraint(matrix, [low for _, low, _ in rows], [high for *_, high in rows])
 
 
 @contextmanager
@@ -115,23 +168,10 @@ def _stdout_discarded() -> Iterator[None]:
         os.close(original)
 
 
-def _constraint(flat: Sequence[tuple[str, Option]], limit: Limit, num_layers: int = 0) -> LinearConstraint:
-    """Return a limit in units of itself, so that the solver's absolute tolerance is relative to the limit."""
-    unit = max(1, limit.nbytes)
-    sizes = [option.nbytes / unit if limit.covers(name) else 0.0 for name, option in flat]
-    sizes += [0.0] * num_layers
-    return LinearConstraint(csr_array([sizes]), -np.inf, limit.nbytes / unit)
-
-
-def _pareto_optimal(several: Sequence[Option]) -> list[Option]:
+def _front(several: Sequence[Option]) -> list[Option]:
     """Return the options for which no other is smaller and has less loss, from the smallest."""
     kept: list[Option] = []
     for option in sorted(several, key=lambda one: (one.nbytes, one.loss, one.scheme)):
         if not kept or option.loss < kept[-1].loss:
             kept.append(option)
     return kept
-
-
-def min_nbytes(options: Mapping[str, Sequence[Option]], limit: Limit) -> int:
-    """Return the total size of the smallest options of the weights that a limit covers."""
-    return sum(min(option.nbytes for option in several) for name, several in options.items() if limit.covers(name))

@@ -1,27 +1,49 @@
 """Search the recipe of least estimated loss whose artifact, to the byte, is within a budget."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.compression.layers import without_layers
 from mcpmq.errors import RecipeError
 from mcpmq.estimate.forecast import FormatEstimate, forecast
 from mcpmq.formats import FormatName
 from mcpmq.mixed_precision.annotate import annotate
 from mcpmq.mixed_precision.assignment import LOSS_TOLERANCE, merge_globs, to_globs
-from mcpmq.mixed_precision.budget import SCORE_NOTE, Budget, SearchResult
+from mcpmq.mixed_precision.budget import Budget
 from mcpmq.mixed_precision.candidates import CANDIDATE_SCHEMES
-from mcpmq.mixed_precision.knapsack import NO_REMOVALS, Limit, Option, Removal, Removals, min_nbytes, solve
+from mcpmq.mixed_precision.choices import NO_CHOICES, Choices, Limit, Option, Options
+from mcpmq.mixed_precision.compression_cost import Cost
+from mcpmq.mixed_precision.knapsack import solve
 from mcpmq.mixed_precision.removal_choice import renumbered
+from mcpmq.mixed_precision.resources import StructureBytes, resources
+from mcpmq.mixed_precision.result import SCORE_NOTE, SearchResult
+from mcpmq.mixed_precision.structure import Candidates, Chosen
 from mcpmq.plan import make_plan
 from mcpmq.recipe import Recipe
 from mcpmq.scheme import Scheme, parse_scheme
 from mcpmq.system.table import format_megabytes
 
-VISION_COMPONENTS = ("vision", "projector")  # all others are in the language model
 HEADER = "Recipe of least estimated loss"  # beginning of the first comment of a recipe file
 MAX_ITERATIONS = 8  # header sizes depend on the recipe, so the excess of a solution lowers the limit of the next
+Sizes = Mapping[str, Mapping[str, int]]  # bytes by weight and scheme
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """The choices of a search: options of weights with the smallest artifact, and structured compression."""
+
+    options: Options
+    smallest: FormatEstimate
+    source: str  # of the losses
+    choices: Choices = NO_CHOICES
+    nbytes: StructureBytes = field(default_factory=StructureBytes)
+    candidates: Candidates = field(default_factory=dict)
+    costs: Mapping[str, Cost] = field(default_factory=dict)
+
+    @property
+    def without_structure(self) -> "Space":
+        """The choices of schemes alone."""
+        return Space(self.options, self.smallest, self.source)
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +59,7 @@ class RecipeSearch:
         """Return the exact size of an assignment; smoothing is off because sizes do not depend on it."""
         recipe = self.recipe(weights).model_copy(update={"smooth": "none"})
         plan = make_plan(self.checkpoint, recipe)
-        return forecast(plan, [self.format_name], self.budget.context).formats[0]
+        return forecast(plan, [self.format_name], self.budget.device_context).formats[0]
 
     def recipe(self, weights: Mapping[str, str]) -> Recipe:
         """Return the base recipe with other schemes, by common name."""
@@ -61,14 +83,21 @@ class RecipeSearch:
                     sizes[weight.name][text] = weight.nbytes
         return sizes
 
-    def check_budget(self, sizes: Mapping[str, Mapping[str, int]]) -> FormatEstimate:
-        """Return the estimate of the smallest possible assignment.
+    def smallest(self, sizes: Sizes) -> FormatEstimate:
+        """Return the estimate of the smallest possible assignment."""
+        return self.estimate({weight: min(one, key=one.__getitem__) for weight, one in sizes.items()})
+
+    def check_budget(self, sizes: Sizes, savings: Mapping[str, float] | None = None) -> FormatEstimate:
+        """Return the estimate of the smallest possible assignment, without structured compression.
+
+        `savings` are the bytes that structured compression saves at most, by resource.
 
         Raises:
             RecipeError: it exceeds the budget.
         """
-        smallest = self.estimate({weight: min(one, key=one.__getitem__) for weight, one in sizes.items()})
-        for resource, (limit, used) in self.budget.usage(smallest).items():
+        smallest = self.smallest(sizes)
+        for resource, (limit, largest) in self.budget.usage(smallest).items():
+            used = largest - int((savings or {}).get(resource, 0))
             if used > limit:
                 raise RecipeError(
                     f"a {resource} of {limit:,} bytes is not possible: the smallest possible is {used:,} bytes",
@@ -76,81 +105,70 @@ class RecipeSearch:
                 )
         return smallest
 
-    def solve(
-        self,
-        options: Mapping[str, Sequence[Option]],
-        smallest: FormatEstimate,
-        source: str,
-        removals: Removals = NO_REMOVALS,
-    ) -> SearchResult:
-        """Return the best recipe within the budget; `source` names the data of the losses.
+    def solve(self, space: Space) -> SearchResult:
+        """Return the best recipe within the budget.
 
         Raises:
             RecipeError: no assignment is within the budget when headers are counted.
         """
         reserve = 0
         for iteration in range(MAX_ITERATIONS):
-            assignment = solve(options, self.limits(options, smallest, reserve), removals)
-            if assignment is None:
+            solution = solve(space.options, self.limits(space, reserve), space.choices)
+            if solution is None:
                 break
-            assignment = merge_globs(assignment, options)
-            removed = [one for one in removals.layers if one.weights[0] not in assignment]
-            with without_layers(self.checkpoint, [one.layer for one in removed]) as view:
-                shorter = replace(self, checkpoint=view)
-                result = shorter._result(*renumbered(self.checkpoint, removed, assignment, options), source, removed)
-            if (excess := self.budget.excess_nbytes(result.estimate)) <= 0:
+            chosen = Chosen.of(solution, space.candidates)
+            options = {
+                **space.options,
+                **{name: one for part in solution.settings for name, one in part.options.items()},
+            }
+            assignment = merge_globs(solution.options, options)
+            with chosen.view(self.checkpoint) as view:
+                compressed = replace(self, checkpoint=view, base=self.base.model_copy(update=chosen.tables))
+                budget = replace(self.budget, saved_tokens=chosen.saved_tokens)
+                names = renumbered(self.checkpoint, chosen.removed, assignment, options)
+                result = replace(compressed, budget=budget)._result(*names, space, chosen)
+            if (excess := budget.excess_nbytes(result.estimate)) <= 0:
                 return result
             reserve += excess << iteration  # more than the excess, because the solution may be below its limit
         raise RecipeError("no recipe is within the limit when file headers are counted", "raise the limit slightly")
 
-    def _result(
-        self,
-        assignment: Mapping[str, Option],
-        options: Mapping[str, Sequence[Option]],
-        source: str,
-        removed: Sequence[Removal],
-    ) -> SearchResult:
+    def _result(self, assignment: Mapping[str, Option], options: Options, space: Space, chosen: Chosen) -> SearchResult:
         """Return the recipe of an assignment of the weights that the checkpoint has."""
         schemes = {weight: option.scheme for weight, option in assignment.items()}
         recipe, estimate = self.recipe(schemes), self.estimate(schemes)
-        comments = annotate(recipe, options, self._summary(estimate, assignment, source, removed))
-        return SearchResult(recipe, estimate, assignment, comments, tuple(one.layer for one in removed))
+        costs = {one.name: space.costs[one.name] for one in chosen.candidates if one.name in space.costs}
+        result = SearchResult(
+            recipe, estimate, assignment, {}, chosen, costs, resource=next(iter(self.budget.usage(estimate)))
+        )
+        summary = self._summary(result, space.source)
+        return replace(result, comments=annotate(recipe, options, summary))
 
-    def _summary(
-        self,
-        estimate: FormatEstimate,
-        assignment: Mapping[str, Option],
-        source: str,
-        removed: Sequence[Removal],
-    ) -> list[str]:
-        loss = sum(option.loss for option in assignment.values()) + sum(one.loss for one in removed)
-        names = ", ".join(one.layer for one in removed)
-        layers = [f"Removed, because that loses less than fewer bits elsewhere: {names}."] if removed else []
+    def _summary(self, result: SearchResult, source: str) -> list[str]:
+        estimate, removed, reason = (
+            result.estimate,
+            ", ".join(result.removed),
+            "because that loses less than fewer bits",
+        )
+        layers = [f"Removed, {reason} elsewhere: {removed}."] if removed else []
+        costs = [
+            f"Chosen, because that loses less than fewer bits elsewhere: {name}; {cost}."
+            for name, cost in result.costs.items()
+        ]
         return [
             f"{HEADER} as {self.format_name} within {self.budget}.",
-            f"Files: {estimate.nbytes:,} bytes. Rank score: {loss:.2g}, predicted from {source}.",
+            f"Files: {estimate.nbytes:,} bytes. Rank score: {result.rank_score:.2g}, predicted from {source}.",
             SCORE_NOTE,
             *layers,
+            *costs,
             f"At most {LOSS_TOLERANCE:.1%} of the loss was accepted to have fewer lines.",
             "Edit freely: the last line that matches a weight wins.",
         ]
 
-    def limits(self, options: Mapping[str, Sequence[Option]], smallest: FormatEstimate, reserve: int) -> list[Limit]:
-        """Return limits on weights alone; all other bytes are known from the smallest assignment."""
-        limits, resident_ratio, device = [], smallest.files.runtime.resident_ratio, smallest.device
-        components = dict.fromkeys(name.partition(".")[0] for name in options)
-        language = tuple(name for name in components if name not in VISION_COMPONENTS)
-        if self.budget.file_nbytes is not None:
-            free = self.budget.file_nbytes - reserve - smallest.nbytes
-            limits.append(_limit(options, VISION_COMPONENTS + language, free))
-        if (memory := self.budget.memory_nbytes) is not None:
-            parts = {VISION_COMPONENTS: device.vision_nbytes, language: device.language_nbytes}
-            used = parts if self.budget.sequential else {VISION_COMPONENTS + language: device.concurrent_nbytes}
-            for part, nbytes in used.items():
-                limits.append(_limit(options, part, (memory - reserve - nbytes) / resident_ratio))
+    def limits(self, space: Space, reserve: int) -> list[Limit]:
+        """Return limits on weights alone, with the bytes of structured compression."""
+        limits = []
+        for one in resources(self.budget, space.options, space.smallest.files.runtime):
+            limit = one.limit(space.options, space.smallest, reserve)
+            charges = space.nbytes.charges(one, space.options, space.choices)
+            limits.append(replace(limit, charges=charges))
         return limits
-
-
-def _limit(options: Mapping[str, Sequence[Option]], components: tuple[str, ...], free_nbytes: float) -> Limit:
-    """Return the limit of components whose smallest weights leave this many bytes free."""
-    return Limit(components, int(min_nbytes(options, Limit(components, 0)) + free_nbytes))

@@ -51,6 +51,23 @@ def block_sensitivities(
     return {name: measured.get(name) or _interpolate(name, measured) for name in blocks}
 
 
+def joint_divergence(
+    checkpoint: Checkpoint,
+    blocks: Mapping[str, Sequence[TensorSpec]],
+    samples: Sequence[Sample],
+    threads: int,
+    progress: Progress,
+) -> float:
+    """Return the mean KLD in nats over answer tokens with the weights of all blocks on PROBE_SCHEME."""
+    inputs = encode_samples(checkpoint.family.open_processor(checkpoint.path), samples, progress)
+    runner, specs = open_checkpoint(checkpoint, threads), [spec for several in blocks.values() for spec in several]
+    with temporary_folder() as folder:
+        original = folder / ORIGINAL
+        mean_kld(runner, inputs, TokenMetrics(inputs, original, {}))
+        metrics = TokenMetrics(inputs, None, {ORIGINAL: original})
+        return mean_kld(_quantize_block(runner, specs), inputs, metrics)
+
+
 def mean_kld(runner: Runner, inputs: Sequence[Inputs], metrics: TokenMetrics) -> float:
     """Run all samples; return the mean KLD over answer tokens, 0 without a comparison."""
     comparisons = [one for results in runner.run(inputs, metrics) for one in results.compared.values()]

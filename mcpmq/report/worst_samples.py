@@ -85,7 +85,7 @@ def _artifact_answers(
     """Return the answers of an artifact to its own encoding of the samples, in the tokens of the original."""
     engine, kept = engine_of(artifact.manifest.kind), artifact.manifest.vocabulary
     model = engine, artifact.path, ids, artifact_options(engine, settings)
-    with inputs_of(artifact.manifest, inputs, settings) as own:
+    with inputs_of(artifact.manifest, inputs, settings, ids) as own:
         encoded = {one.id: one for one in own.store if one.id in ids}
         answers = _answers(folder.parent, encoded, settings.threads, budget, folder.name, *model)
     if kept is None:

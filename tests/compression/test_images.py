@@ -11,10 +11,13 @@ from PIL import Image
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.compression import compress, limit_images
 from mcpmq.compression_tables import ImagesTable
-from mcpmq.dataset import SampleSet
+from mcpmq.dataset import Sample, SampleSet
 from mcpmq.errors import DatasetError, OutputError, RecipeError
 from mcpmq.estimate.forecast import forecast
 from mcpmq.evaluate import Settings, encode_samples, inputs_of, measure, measure_original
+from mcpmq.families.encoding import encode_sample
+from mcpmq.families.family import Processor
+from mcpmq.families.inputs import Inputs
 from mcpmq.formats import FormatName
 from mcpmq.formats.image_tokens import image_tokens
 from mcpmq.one_pass import convert_in_one_pass
@@ -183,8 +186,25 @@ def _llama_cpp_tokens(folder: Path, image: Path) -> int:
     return sum(len(chunk) for chunk, grid in chunks if grid is not None)
 
 
-def test_evaluation_uses_the_images_of_the_artifact(small_checkpoint: Path, tmp_path: Path, images: list[Path]) -> None:
-    """An artifact is measured on its own images and compared on the same answer tokens; texts do not change."""
+def recorded_encodings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list to which the ids of all samples are added that an evaluation encodes from now on."""
+    ids: list[str] = []
+
+    def encode(processor: Processor, sample: Sample) -> Inputs:
+        ids.append(sample.id)
+        return encode_sample(processor, sample)
+
+    monkeypatch.setattr("mcpmq.evaluate.inputs.encode_sample", encode)
+    return ids
+
+
+def test_evaluation_uses_the_images_of_the_artifact(
+    small_checkpoint: Path, tmp_path: Path, images: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An artifact is measured on its own images and compared on the same answer tokens; texts do not change.
+
+    Samples of which no answer is requested are not encoded again.
+    """
     lines = [
         {"id": "image", "image": str(images[0]), "prompt": "7 + 1 ?", "answer": "8 !"},
         {"id": "text", "prompt": "7 + 1 ?", "answer": "8 !"},
@@ -207,6 +227,13 @@ def test_evaluation_uses_the_images_of_the_artifact(small_checkpoint: Path, tmp_
         with inputs_of(artifact.manifest, inputs, settings) as own:
             assert [len(one.slices) for one in own.store] == [3, 0]
             assert [len(one.slices) for one in inputs.store] == [7, 0]
+        encoded = recorded_encodings(monkeypatch)
+        with inputs_of(artifact.manifest, inputs, settings, ["text"]) as own:
+            assert [one.id for one in own.store] == ["text"]
+        assert encoded == []
+        with inputs_of(artifact.manifest, inputs, settings, ["image"]) as own:
+            assert [len(one.slices) for one in own.store] == [3]
+        assert encoded == ["image"]
     image, text = measured.samples
     assert max(text.compared["original"].kl_divergences) < 1e-4 < max(image.compared["original"].kl_divergences)
     shuffled = Settings.from_options(threads=1, use_cache=False, shuffle_images=True)

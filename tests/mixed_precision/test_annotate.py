@@ -1,7 +1,7 @@
 """Comments of a recipe give the share of the loss of each line."""
 
 from mcpmq.mixed_precision.annotate import annotate
-from mcpmq.mixed_precision.knapsack import Option
+from mcpmq.mixed_precision.choices import Option
 from mcpmq.recipe import Recipe
 
 OPTIONS = {

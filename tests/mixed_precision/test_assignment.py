@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mcpmq.mixed_precision.assignment import group_by_glob, merge_globs, to_globs
-from mcpmq.mixed_precision.knapsack import Option
+from mcpmq.mixed_precision.choices import Option
 
 NAMES = [
     *(f"language.layers.{layer}.{kind}" for layer in range(12) for kind in ("attention.q", "mlp.up", "mlp.down")),

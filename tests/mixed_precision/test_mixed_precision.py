@@ -21,9 +21,9 @@ from mcpmq.export import export
 from mcpmq.formats import FormatName
 from mcpmq.mixed_precision import Budget, SearchResult, search_recipe
 from mcpmq.mixed_precision.candidates import CANDIDATE_SCHEMES, candidate_schemes
-from mcpmq.mixed_precision.knapsack import Option
+from mcpmq.mixed_precision.choices import Option
 from mcpmq.mixed_precision.layer_error import QuantError
-from mcpmq.mixed_precision.search import RecipeSearch
+from mcpmq.mixed_precision.search import RecipeSearch, Space
 from mcpmq.plan import make_plan
 from mcpmq.quantize import quantize
 from mcpmq.recipe import Recipe
@@ -51,7 +51,7 @@ def _search(checkpoint: Path, name: FormatName, budget: Budget) -> tuple[RecipeS
 def _best(checkpoint: Path, name: FormatName, budget: Budget) -> SearchResult:
     search, options = _search(checkpoint, name, budget)
     sizes = {weight: {one.scheme: one.nbytes for one in several} for weight, several in options.items()}
-    return search.solve(options, search.check_budget(sizes), "nothing")
+    return search.solve(Space(options, search.check_budget(sizes), "nothing"))
 
 
 @pytest.mark.parametrize(("name", "nbytes"), [("gguf", 1_600_000), ("gguf", 2_000_000), ("onnx", 1_900_000)])

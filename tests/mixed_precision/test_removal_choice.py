@@ -11,8 +11,9 @@ from mcpmq.checkpoint import Checkpoint
 from mcpmq.compression import compress
 from mcpmq.dataset import SampleSet
 from mcpmq.estimate.forecast import forecast
-from mcpmq.mixed_precision import Budget, search_recipe
-from mcpmq.mixed_precision.knapsack import Limit, Option, Removal, Removals, solve
+from mcpmq.mixed_precision import Budget, Structure, search_recipe
+from mcpmq.mixed_precision.choices import Choices, Limit, Option, Removal
+from mcpmq.mixed_precision.knapsack import solve
 from mcpmq.plan import make_plan
 from mcpmq.recipe import Recipe
 from mcpmq.system.progress import silent
@@ -52,16 +53,14 @@ def test_no_combination_with_removed_layers_is_better(
             if sum(removed) <= most and sum(one.nbytes for one in combination) <= limit.nbytes:
                 losses.append(base + sum(one.loss for one in combination))
 
-    found = solve(options, [limit], Removals(tuple(removals), most))
+    found = solve(options, [limit], Choices(tuple(removals), most))
 
     if found is None:
         assert not losses
         return
-    taken = [one for one in removals if one.weights[0] not in found]
-    assert all((name in found) == (one not in taken) for one in removals for name in one.weights)
-    assert len(taken) <= most
-    loss = sum(one.loss for one in taken) + sum(option.loss for option in found.values())
-    assert loss <= min(losses) + 1e-5
+    assert all((name in found.options) == (one not in found.removed) for one in removals for name in one.weights)
+    assert len(found.removed) <= most
+    assert found.loss <= min(losses) + 1e-5
 
 
 @pytest.fixture
@@ -75,7 +74,7 @@ def test_a_layer_that_changes_nothing_is_removed(idle_layer: Path, budget: Budge
     """Its bytes serve the other weights; the recipe has the measured cost, and its artifact the estimated bytes."""
     checkpoint, samples = Checkpoint.open(idle_layer), SampleSet.open(tiny_set)
     base = Recipe.load("phone-int8")
-    found = search_recipe(checkpoint, base, "gguf", budget, samples, 1, silent, max_removed=1)
+    found = search_recipe(checkpoint, base, "gguf", budget, samples, 1, silent, structure=Structure(max_removed=1))
     assert found.removed == ("language.layers.1",)
     assert found.recipe.layers is not None
     assert found.recipe.layers.kl_divergence < 1e-6
