@@ -4,7 +4,8 @@
 
 The weights are random, in bfloat16, and quantized to GGUF by phone-int4, without calibration. Files of every artifact
 are compared with the forecast. llama.cpp has one thread, and times are processor times. Texts are source files of
-Python's standard library: the number whose tokens do not change, and their length in tokens.
+Python's standard library: the number whose tokens do not change, and their length in tokens. A run resumes: measured
+rows and the checkpoint are in build/benchmarks/trimmed-size.
 """
 
 import json
@@ -69,17 +70,26 @@ class Texts:
 
 def main() -> None:
     """Write the checkpoint, convert it with every table, and write the result."""
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    checkpoint, samples = _write_checkpoint(FOLDER / "checkpoint"), _write_samples(FOLDER / "sample")
+    checkpoint, samples = _write_checkpoint(FOLDER / "checkpoint"), _write_samples(FOLDER / "samples")
     found = source_texts()[::TEXT_STEP]
     texts = Texts(found, encode(read_tokenizer(checkpoint.path), found))
-    rows = [_row(checkpoint, name, table, samples, texts) for name, table in TABLES.items()]
+    rows = [_measured_row(checkpoint, name, samples, texts) for name in TABLES]
     facts = {"model": MODEL, "recipe": RECIPE, "tokenizer": PACKAGE, "texts": len(found), "rows": rows}
-    counts = {"characters": sum(map(len, found)), "tokens": sum(map(len, texts.tokens))}
+    counts = {"characters": sum(map(len, found)), "text_tokens": sum(map(len, texts.tokens))}
     write_result("trimmed-size", provenance("benchmarks.trimmed_size", "tokenizers") | facts | counts)
 
 
+def _measured_row(checkpoint: Checkpoint, name: str, samples: SampleSet, texts: Texts) -> dict[str, Any]:
+    file = FOLDER / f"{name}.json"
+    if not file.is_file():
+        file.write_text(json.dumps(_row(checkpoint, name, TABLES[name], samples, texts)))
+    row: dict[str, Any] = json.loads(file.read_text())
+    return row
+
+
 def _write_checkpoint(folder: Path) -> Checkpoint:
+    if (folder / "model.safetensors").is_file():
+        return Checkpoint.open(folder)
     folder.mkdir(parents=True)
     write_tokenizer(folder)
     (folder / "config.json").write_text(json.dumps(PUBLISHED[MODEL][1], indent=1))
@@ -90,7 +100,7 @@ def _write_checkpoint(folder: Path) -> Checkpoint:
 
 def _write_samples(folder: Path) -> SampleSet:
     """Write a question about an image of noise, and one about a text."""
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(0).integers(0, 256, (IMAGE_SIDE, IMAGE_SIDE, 3), np.uint8)
     Image.fromarray(noise).save(folder / "noise.png")
     text = " ".join(sample.answer for sample in SampleSet.open(STARTER) if not sample.images)
@@ -107,6 +117,7 @@ def _row(
     recipe = Recipe.load(RECIPE).model_copy(update={"vocabulary": table})
     with trim_vocabulary(checkpoint, table) as view:
         plan = make_plan(view, recipe)
+        shutil.rmtree(FOLDER / "gguf", ignore_errors=True)
         expected, artifact = _files(plan), convert_in_one_pass(plan, "gguf", FOLDER / "gguf")
         written = {file.path: file.nbytes for file in artifact.manifest.files}
         kept = {} if view.vocabulary is None else view.vocabulary.model_dump(exclude={"kept"})
@@ -124,7 +135,6 @@ def _row(
             **_run(checkpoint, artifact, samples),
         }
     shutil.rmtree(FOLDER / "gguf")
-    print(json.dumps(row), flush=True)
     return row
 
 
