@@ -50,7 +50,18 @@ def write_checkpoint(
     out: Path, layers: int, config: Mapping[str, Any] = PUBLISHED_CONFIG, reference: Path = REFERENCE
 ) -> None:
     """Write a checkpoint of `layers` language layers with the tokenizer and processor of a reference checkpoint."""
-    file, begin, end = write_sparse_checkpoint(out, layers, config, reference)
+    _fill(*write_sparse_checkpoint(out, layers, config, reference))
+
+
+def write_random_weights(folder: Path) -> None:
+    """Write the weights that the config.json of a folder describes."""
+    config = json.loads((folder / "config.json").read_text())
+    family = family_of(config)
+    _fill(*_write_header(folder / "model.safetensors", family.tensor_specs(family.parse_architecture(config))))
+
+
+def _fill(file: Path, begin: int, end: int) -> None:
+    """Fill a part of a file with noise, piece by piece."""
     noise = _bf16_noise(1 << 24)
     with file.open("r+b") as stream:
         stream.seek(begin)

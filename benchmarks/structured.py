@@ -1,29 +1,33 @@
 """Measure image-token budgets, layer removal and W8A8 on the reference checkpoint.
 
-    python -m benchmarks.structured images|layers|w8a8
+    python -m benchmarks.structured images|layers|removed|w8a8
 
 Images: artifacts that differ in the largest number of slices, on the samples whose images are cut into slices. Layers:
-the original without layers. W8A8: int8 weights with float inputs, and with int8 inputs, in PyTorch
-and in ONNX Runtime.
+the original without layers. Removed: artifacts without the layers of that result, in llama.cpp and in ONNX Runtime.
+W8A8: int8 weights with float inputs, and with int8 inputs, in PyTorch and in ONNX Runtime.
 """
 
 import argparse
 import json
 import shutil
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks.commands import HELDOUT, REFERENCE, STARTER, WORK, provenance, run_command, write_result
+from benchmarks.markdown import load_result
 from mcpmq.calibrate.forward import encode_samples
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.compression import limit_images
-from mcpmq.compression_tables import ImagesTable
+from mcpmq.compression import compress, limit_images
+from mcpmq.compression_tables import ImagesTable, LayersTable
 from mcpmq.dataset import SampleSet
 from mcpmq.export import export
 from mcpmq.families.images import open_image
+from mcpmq.formats import FormatName
 from mcpmq.mixed_precision.layer_removal import measure_removal
 from mcpmq.mixed_precision.sensitivity import ORIGINAL, mean_kld
+from mcpmq.one_pass import convert_in_one_pass
 from mcpmq.plan import make_plan
 from mcpmq.quantize import quantize
 from mcpmq.recipe import Recipe
@@ -39,9 +43,12 @@ FOLDER = WORK / "structured"
 SLICES = (9, 6, 4, 3, 2, 1)
 REMOVED = {"language": 3, "vision": 1}
 CALIBRATION_SAMPLES, EVALUATION_SAMPLES = 20, 40
+STEPS, REMOVED_RECIPE, REMOVED_SAMPLES = 2, "phone-int8", 80
+ENGINES: tuple[FormatName, ...] = ("gguf", "onnx")
 METRICS = ("kl_divergence", "top_1_agreement", "exact_match_change", "perplexity_ratio")
 W8A8 = {
     "W8A16": {"smooth": "none", "method": "rtn", "activations": {}},
+    "W8A16, SmoothQuant": {"smooth": "smoothquant", "method": "rtn", "activations": {}},
     "W8A8": {"smooth": "none", "method": "rtn", "activations": {"language.*": "s8-token"}},
     "W8A8, SmoothQuant": {"smooth": "smoothquant", "method": "rtn", "activations": {"language.*": "s8-token"}},
 }
@@ -51,11 +58,11 @@ def main(part: str) -> None:
     """Run one part."""
     shutil.rmtree(FOLDER / part, ignore_errors=True)
     (FOLDER / part).mkdir(parents=True)
-    rows = {"images": _images, "layers": _layers, "w8a8": _w8a8}[part](FOLDER / part)
+    rows = {"images": _images, "layers": _layers, "removed": _removed, "w8a8": _w8a8}[part](FOLDER / part)
     write_result(f"structured-{part}", provenance("benchmarks.structured") | rows)
 
 
-def _result(result: ArtifactResult) -> dict[str, Any]:
+def artifact_row(result: ArtifactResult) -> dict[str, Any]:
     """Return the recorded part of an artifact's result."""
     measured, groups = result.measurement, result.differences
     machine = measured.machine_dependent
@@ -70,7 +77,7 @@ def _result(result: ArtifactResult) -> dict[str, Any]:
     }
 
 
-def _evaluate(artifacts: list[Path], eval_set: Path, out: Path, *options: object) -> Report:
+def evaluate_artifacts(artifacts: list[Path], eval_set: Path, out: Path, *options: object) -> Report:
     sets = ("--against", REFERENCE, "--eval-set", eval_set, "--threads", "1", "--no-answers")
     run_command("evaluate", *artifacts, *sets, "--out", out, *options, out=out)
     return Report.load(out)
@@ -81,10 +88,11 @@ def _images(work: Path) -> dict[str, Any]:
     for count in SLICES:
         options = ("--recipe", "phone-int8", "--format", "gguf", "--max-slices", count)
         run_command("quantize", REFERENCE, work / f"{count}-slices", *options, out=work / f"{count}-slices")
-    report = _evaluate([work / f"{count}-slices" for count in SLICES], sliced, work / "report")
+    report = evaluate_artifacts([work / f"{count}-slices" for count in SLICES], sliced, work / "report")
     pairs = zip(SLICES, report.artifacts, strict=True)
     rows = [
-        {"max_slice_nums": count, "image_tokens": _mean_tokens(sliced, count), **_result(one)} for count, one in pairs
+        {"max_slice_nums": count, "image_tokens": _mean_tokens(sliced, count), **artifact_row(one)}
+        for count, one in pairs
     ]
     return {"eval_set": "samples of heldout with slices", "samples": len(SampleSet.open(sliced)), "rows": rows}
 
@@ -118,6 +126,35 @@ def _layers(_: Path) -> dict[str, Any]:
     return {"samples": len(samples), "curves": curves}
 
 
+def _removed(work: Path) -> dict[str, Any]:
+    curves = load_result("structured-layers")["curves"].values()
+    steps = [(curve, step) for curve in curves for step in curve["steps"][:STEPS]]
+    tables = [None, *(_table(curve, step) for curve, step in steps)]
+    kinds = [(number, table, name) for name in ENGINES for number, table in enumerate(tables)]
+    artifacts = [_without_layers(work / f"{number}-{name}", table, name) for number, table, name in kinds]
+    report = evaluate_artifacts(artifacts, HELDOUT, work / "report", "--samples", REMOVED_SAMPLES)
+    rows = [
+        {"format": name, "removed": table.remove if table else (), **artifact_row(one)}
+        for (_, table, name), one in zip(kinds, report.artifacts, strict=True)
+    ]
+    return {"recipe": REMOVED_RECIPE, "samples": len(report.original.samples), "rows": rows}
+
+
+def _table(curve: Mapping[str, Any], step: Mapping[str, Any]) -> LayersTable:
+    """Return the [layers] table of a step of the measured removal."""
+    layers, cost = step["layers"], {"kl_divergence": step["kl_divergence"]}
+    facts = {"answer_tokens": curve["answer_tokens"], "calibration": curve["calibration"]}
+    return LayersTable(
+        remove=tuple(layers), influence=tuple(curve["influences"][one] for one in layers), **cost, **facts
+    )
+
+
+def _without_layers(folder: Path, table: LayersTable | None, name: FormatName) -> Path:
+    recipe = Recipe.load(REMOVED_RECIPE).model_copy(update={"layers": table})
+    with compress(Checkpoint.open(REFERENCE), recipe) as view:
+        return convert_in_one_pass(make_plan(view, recipe), name, folder).path
+
+
 def _w8a8(work: Path) -> dict[str, Any]:
     checkpoint, calibration = Checkpoint.open(REFERENCE), SampleSet.open(STARTER).spread(CALIBRATION_SAMPLES)
     samples, rows = SampleSet.open(HELDOUT).spread(EVALUATION_SAMPLES), []
@@ -141,5 +178,5 @@ def _w8a8(work: Path) -> dict[str, Any]:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("images", "layers", "w8a8"))
+    parser.add_argument("part", choices=("images", "layers", "removed", "w8a8"))
     main(parser.parse_args().part)

@@ -4,8 +4,11 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from gguf import GGUFReader
+from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 
 from mcpmq.artifact import Artifact
@@ -88,6 +91,33 @@ def test_codes_are_those_of_the_merged_checkpoint(
             assert isinstance(first, IntegerTensor)
             assert isinstance(second, IntegerTensor)
             assert (first.codes != second.codes).float().mean() < 1e-3, spec.name
+
+
+def test_a_trimmed_vocabulary_is_that_of_the_merged_checkpoint(
+    small_checkpoint: Path, adapter: Path, merged: Path, mcpmq: Command, tmp_path: Path
+) -> None:
+    """An adapter and a trimmed vocabulary give the file of the merged checkpoint with the same vocabulary."""
+    artifacts = []
+    for name, source, *lora in (("ours", small_checkpoint, "--lora", adapter), ("theirs", merged)):
+        options = ("--recipe", "phone-int4", "--format", "gguf", "--trim-vocabulary", "288", *lora)
+        ran = mcpmq("quantize", source, tmp_path / name, *options)
+        assert ran.exit_code == 0, ran.stderr
+        artifacts.append(Artifact.open(tmp_path / name))
+
+    ours, theirs = artifacts
+    [record] = ours.manifest.source.adapters
+    assert (record.name, theirs.manifest.source.adapters) == ("tuned", ())
+    assert ours.manifest.vocabulary == theirs.manifest.vocabulary is not None
+    first, second = (_tensors(artifact) for artifact in artifacts)
+    assert first.keys() == second.keys()
+    for name, values in first.items():
+        assert (values != second[name]).mean() < 1e-3, name
+
+
+def _tensors(artifact: Artifact) -> dict[str, NDArray[np.uint8]]:
+    """Return the bytes of every tensor of the language model."""
+    [file] = artifact.component_files("language")
+    return {one.name: one.data.view(np.uint8) for one in GGUFReader(file).tensors}
 
 
 def test_the_report_measures_the_merged_original(

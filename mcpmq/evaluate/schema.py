@@ -109,9 +109,9 @@ class VocabularyDifference(Record):
     answer_tokens: int
     original_answer_tokens: int
     removed_probability: Estimate  # that the original gives to removed tokens, mean over compared tokens
-    original_character_perplexity: Estimate  # exp of the mean loss of a character of the answers
-    character_perplexity: Estimate
-    character_perplexity_ratio: Estimate  # 1.01 is an increase by 1 %
+    original_character_perplexity: Estimate  # exp of the original's mean loss of a character of the answers
+    character_perplexity: Estimate  # exp of the mean loss of a character of the answers
+    character_perplexity_ratio: Estimate  # 1.01 is an increase by 1 % per character
 
 
 class Change(Record):

@@ -7,7 +7,7 @@ from typing import TypeAlias
 
 from mcpmq.artifact import Artifact
 from mcpmq.errors import ArtifactError
-from mcpmq.evaluate import ORIGINAL, Estimate, changes
+from mcpmq.evaluate import ORIGINAL, Estimate, VocabularyDifference, changes
 from mcpmq.evaluate.task_scores import score_changes
 from mcpmq.formats.kv_cache import F16_CACHE
 from mcpmq.gate.gate import ARTIFACT, Bound, Gate, Reference
@@ -87,9 +87,15 @@ def _original_metrics(report: Report, result: ArtifactResult) -> dict[str, Metri
     metrics: dict[str, Metrics] = {
         task: {"score": one.artifact, "score_change": one.score_change} for task, one in result.task_scores.items()
     }
-    metrics |= {group: dict(difference) for group, difference in result.differences.items()}
+    trimmed = {group: _estimates(difference) for group, difference in (result.vocabulary or {}).items()}
+    metrics |= {group: dict(one) | trimmed.get(group, {}) for group, one in result.differences.items()}
     sizes = {"nbytes_ratio": _ratio(result.measurement.nbytes, report.original.nbytes)}
     return metrics | {ARTIFACT: _sizes(result) | sizes}
+
+
+def _estimates(difference: VocabularyDifference) -> dict[str, Estimate]:
+    """Return the metrics of a trimmed vocabulary that have an interval; its numbers of samples are not bounded."""
+    return {name: value for name, value in difference if isinstance(value, Estimate)}
 
 
 def _baseline_metrics(result: ArtifactResult, earlier: ArtifactResult) -> dict[str, Metrics]:

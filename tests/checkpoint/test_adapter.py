@@ -15,9 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from mcpmq.checkpoint import Checkpoint
+from mcpmq.compression_tables import VocabularyTable
 from mcpmq.errors import CheckpointError
 from mcpmq.execution.torch_model import build_module
 from mcpmq.system.torch_threads import torch_threads
+from mcpmq.vocabulary import trim_vocabulary
 from tests.tiny import SMALL_CONFIG, build_checkpoint
 from tests.tiny_families import QWEN2_VL, TINY_FAMILIES, TinyFamily
 
@@ -208,6 +210,38 @@ def test_all_ways_of_reading_give_equal_values(base: Checkpoint, tmp_path: Path)
         assert torch.equal(torch.cat(list(merged.load_rows(one, 300 * one.shape[1]))), whole)
         assert torch.equal(merged.load_every(one, 3), whole[::3])
         assert torch.equal(merged.load_float32(one), whole.float())
+
+
+def test_trimming_merged_weights_equals_merging_and_trimming(base: Checkpoint, tmp_path: Path) -> None:
+    """With a trimmed vocabulary every weight is that of the checkpoint that PEFT merged before, however it is read."""
+    folder = _save(base, tmp_path / "tables", target_modules=[*LANGUAGE, "embed_tokens", "lm_head"], r=3)
+    merged = Path(shutil.copytree(base.path, tmp_path / "merged"))
+    parameters, names = _merged_by_peft(base, folder), {one.hub_name: one.parameter_names[0] for one in base.specs}
+    for shard in merged.glob("*.safetensors"):
+        tensors = {name: parameters[names[name]].to(value.dtype) for name, value in load_file(shard).items()}
+        save_file({name: value.contiguous() for name, value in tensors.items()}, shard)
+    table = VocabularyTable(max_tokens=288)
+
+    with (
+        trim_vocabulary(Checkpoint.open(base.path, adapters=[folder]), table) as view,
+        trim_vocabulary(Checkpoint.open(merged), table) as expected,
+    ):
+        assert view.vocabulary == expected.vocabulary
+        for spec, other in zip(view.specs, expected.specs, strict=True):
+            _assert_close(view.load(spec), expected.load(other))
+        for spec in view.specs:
+            if spec.name in ("embedding", "head"):
+                assert view.load(spec).shape == (288, spec.shape[1])
+                _assert_close(view.load_every(spec, 7), expected.load_every(spec, 7))
+                chunks = view.load_rows(spec, 5 * spec.shape[1])
+                _assert_close(torch.cat(list(chunks)), expected.load(spec))
+
+
+def _assert_close(value: Tensor, expected: Tensor) -> None:
+    """Compare a tensor with an oracle up to one step of a value in a thousand."""
+    assert value.dtype == expected.dtype
+    torch.testing.assert_close(value, expected, rtol=2**-7, atol=1e-6)
+    assert (value != expected).float().mean() < 1e-3
 
 
 def test_the_adapter_belongs_to_the_identity(base: Checkpoint, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 
 from mcpmq.artifact import MANIFEST, Artifact
 from mcpmq.errors import ArtifactError
-from mcpmq.evaluate import ORIGINAL, Estimate, changes
+from mcpmq.evaluate import ORIGINAL, Estimate, VocabularyDifference, changes
 from mcpmq.evaluate.task_scores import compare_scores
 from mcpmq.gate import Bound, Gate, Verdict, check, check_artifacts
 from mcpmq.quantized_model import QuantizedModel
@@ -63,6 +64,49 @@ def test_sizes_and_memory_are_checked() -> None:
     [line] = violated(report, gate(original={"artifact": bounds}))
     assert "nbytes against the original: 1.606e+07, allowed is at most 1" in line
     assert violated(report, gate(baseline={"artifact": {"nbytes_ratio": {"at_most": 1.0}}}), report) == []
+
+
+def estimate(value: float) -> Estimate:
+    """Return an estimate with an interval."""
+    return Estimate(value=value, standard_error=0.01, low=value - 0.02, high=value + 0.02)
+
+
+def trimmed_report(removed_probability: Estimate) -> Report:
+    """Return a report of an artifact with a trimmed vocabulary."""
+    difference = VocabularyDifference(
+        samples=9,
+        same_tokens=7,
+        answer_tokens=50,
+        original_answer_tokens=44,
+        removed_probability=removed_probability,
+        original_character_perplexity=estimate(1.5),
+        character_perplexity=estimate(1.65),
+        character_perplexity_ratio=estimate(1.1),
+    )
+    return with_result(make_report(1), vocabulary={"text": difference})
+
+
+def test_metrics_of_a_trimmed_vocabulary_are_checked() -> None:
+    """Removed probability and perplexity per character are metrics of a group; all tokens have none of them."""
+    bounds: dict[str, Any] = {
+        "removed_probability": {"at_most": 0.04},
+        "character_perplexity_ratio": {"at_most": 1.11, "on": "high"},
+    }
+
+    [line] = violated(trimmed_report(estimate(0.03)), gate(original={"text": bounds}))
+    assert "text, character_perplexity_ratio against the original: 1.1 (95 % interval 1.08 to 1.12)" in line
+    assert "allowed is at most 1.11 for the high end" in line
+    first, second = violated(make_report(1), gate(original={"text": bounds}))
+    assert "the metric is unknown" in first
+    assert "the metric is unknown" in second
+
+
+def test_the_removed_probability_of_no_sample_violates_its_bound() -> None:
+    """If no sample has the tokens of the original, the removed probability is not known, and no bound holds."""
+    report = trimmed_report(Estimate(value=nan, standard_error=nan, low=nan, high=nan))
+
+    assert violated(report, gate(original={"text": {"removed_probability": {"at_most": 1}}}))
+    assert violated(report, gate(original={"text": {"character_perplexity": {"at_most": 2}}})) == []
 
 
 @pytest.mark.parametrize(

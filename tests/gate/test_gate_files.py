@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from mcpmq.errors import OutputError
-from mcpmq.evaluate import Change, Difference, Estimate
+from mcpmq.evaluate import Change, Difference, Estimate, VocabularyDifference
 from mcpmq.gate import Bound, Verdict, VerdictFiles, junit_xml, sarif_json, summary_markdown
 from mcpmq.gate.check import SIZES
 from mcpmq.gate.files import METRIC_DESCRIPTIONS
@@ -68,8 +68,9 @@ def test_sarif_has_a_result_for_every_violated_bound() -> None:
 
 
 def test_every_metric_has_a_description() -> None:
-    """All metrics of differences, changes and sizes are described."""
-    for metric in (*Difference.model_fields, *Change.model_fields, *SIZES):
+    """All metrics of differences, changes, trimmed vocabularies and sizes are described."""
+    trimmed = [name for name, field in VocabularyDifference.model_fields.items() if field.annotation is Estimate]
+    for metric in (*Difference.model_fields, *Change.model_fields, *trimmed, *SIZES):
         assert METRIC_DESCRIPTIONS.get(metric.removesuffix("_ratio"), METRIC_DESCRIPTIONS.get(metric)), metric
 
 
