@@ -4,45 +4,55 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from mcpmq.dataset import ENCODER_INPUTS_PER_COLUMN, MIN_ENCODER_INPUTS, RECOMMENDED_CALIBRATION_TOKENS
+from mcpmq.dataset import (
+    ENCODER_INPUTS_PER_COLUMN,
+    MIN_ENCODER_INPUTS,
+    RECOMMENDED_CALIBRATION_TOKENS,
+    TOKENS_PER_SAMPLE,
+)
 from mcpmq.families.inputs import Inputs
 from mcpmq.families.residual import stream_reader
 from mcpmq.formats.image_tokens import image_tokens
 from mcpmq.plan import Plan, TensorPlan
 
-# Operations per second on two cores: benchmarks/results/stages.json. Rounding is for each row and pair of columns.
-FORWARD_RATE, GRAM_RATE, FACTOR_RATE, ROUNDING_RATE = 212e9, 215e9, 150e9, 70e9
-# Passes through a block by the targets of GPTQ: of the samples that calibrate it, and of all samples afterwards.
-PASSES = {"layer": (1, 1), "model": (3, 2)}
+# Operations per second on two cores: 0.6 of those of the stages alone (benchmarks/results/stages.json), because a
+# calibration selects shrinkages and compares roundings as well. Rounding is for each row and pair of columns.
+FORWARD_RATE, GRAM_RATE, FACTOR_RATE, ROUNDING_RATE = 130e9, 130e9, 90e9, 45e9
+# Whole passes through a block by the targets of GPTQ: of the samples that calibrate it, and of all samples afterwards;
+# and passes that end earlier, each with the overhead of one sample.
+PASSES, STARTED_PASSES, OVERHEAD_SECONDS = {"layer": (1, 1), "model": (3, 2)}, {"layer": 2, "model": 10}, 0.003
 SHARED_INPUTS = (".k", ".v", "mlp.up")  # matrices with the input of another one
 IMAGE_SHARE = 0.5  # of the recommended tokens, without a calibration set
 
 
 @dataclass(frozen=True, slots=True)
 class CalibrationTokens:
-    """The inputs of a calibration: tokens of the language model, and patches of the vision encoder."""
+    """The inputs of a calibration: tokens of the language model, patches of the vision encoder, and samples."""
 
     language: int
     patches: int = 0
+    samples: int = 0
 
     @classmethod
     def of_samples(cls, inputs: Iterable[Inputs], patch_size: int) -> "CalibrationTokens":
         """Count those of encoded samples; `patch_size` is in pixels, 0 without a vision encoder."""
-        language = patches = 0
+        language = patches = samples = 0
         for one in inputs:
+            samples += 1
             language += len(one.tokens)
             patches += sum(prod(part.shape[-3:-1]) // patch_size**2 for part in one.slices if patch_size)
-        return cls(language, patches)
+        return cls(language, patches, samples)
 
     @classmethod
     def recommended(cls, plan: Plan) -> "CalibrationTokens":
         """Return the recommended number of tokens, half of them of images if the model has a vision encoder."""
         vision, images = plan.checkpoint.architecture.vision, image_tokens(plan.checkpoint)
+        tokens, samples = RECOMMENDED_CALIBRATION_TOKENS, RECOMMENDED_CALIBRATION_TOKENS // TOKENS_PER_SAMPLE
         if vision is None or not images:
-            return cls(RECOMMENDED_CALIBRATION_TOKENS)
+            return cls(tokens, 0, samples)
         image = images[0]
         per_token = image.width * image.height / vision.patch_size**2 / image.tokens
-        return cls(RECOMMENDED_CALIBRATION_TOKENS, int(IMAGE_SHARE * RECOMMENDED_CALIBRATION_TOKENS * per_token))
+        return cls(tokens, int(IMAGE_SHARE * tokens * per_token), samples)
 
 
 def calibration_seconds(plan: Plan, tokens: CalibrationTokens) -> float:
@@ -50,7 +60,9 @@ def calibration_seconds(plan: Plan, tokens: CalibrationTokens) -> float:
 
     Weights that are not calibrated take part in the forward passes only; experts receive their share of the tokens.
     """
-    return sum(_block_seconds(plan, block, tokens) for block in plan.blocks.values())
+    passes = STARTED_PASSES["model" if plan.recipe.has_model_targets else "layer"]
+    overhead = OVERHEAD_SECONDS * tokens.samples * passes * len(plan.blocks)
+    return overhead + sum(_block_seconds(plan, block, tokens) for block in plan.blocks.values())
 
 
 def _block_seconds(plan: Plan, block: Sequence[TensorPlan], tokens: CalibrationTokens) -> float:

@@ -71,6 +71,17 @@ def test_the_operations_of_model_targets(small_checkpoint: Path) -> None:
     assert calibration_seconds(plan, tokens) == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(("targets", "passes"), [("layer", 2), ("model", 10)])
+def test_every_pass_of_a_sample_has_an_overhead(targets: str, passes: int, small_checkpoint: Path) -> None:
+    """It is 3 ms for each block, also for those that have no matrices."""
+    plan = plan_of(small_checkpoint, targets, "language.layers.1.mlp.down")
+    without = calibration_seconds(plan, CalibrationTokens(11, 5))
+
+    found = calibration_seconds(plan, CalibrationTokens(11, 5, samples=7))
+
+    assert found - without == pytest.approx(7 * passes * len(plan.blocks) * 0.003)
+
+
 def test_a_part_of_the_patches_calibrates_vision_layers(small_checkpoint: Path) -> None:
     """All of a million patches pass once, and 16,384 of them a first time, with the products."""
     name = "vision.layers.0.mlp.down"
@@ -117,8 +128,8 @@ def test_inputs_are_counted() -> None:
     slices = np.zeros((28, 42, 3), np.uint8), np.zeros((2, 14, 28, 3), np.uint8)
     one = Inputs("a", np.arange(9), 3, slices, np.zeros((2, 2), np.int64))
 
-    assert CalibrationTokens.of_samples([one, one], 14) == CalibrationTokens(18, 2 * (2 * 3 + 1 * 2))
-    assert CalibrationTokens.of_samples([one], 0) == CalibrationTokens(9, 0)
+    assert CalibrationTokens.of_samples([one, one], 14) == CalibrationTokens(18, 2 * (2 * 3 + 1 * 2), 2)
+    assert CalibrationTokens.of_samples([one], 0) == CalibrationTokens(9, 0, 1)
 
 
 def test_the_set_of_a_plan_is_counted(small_checkpoint: Path, mixed_set: SampleSet) -> None:
@@ -146,5 +157,5 @@ def test_without_a_set_the_time_is_for_the_recommended_tokens(small_checkpoint: 
     found = CalibrationTokens.recommended(plan)
 
     image = image_tokens(plan.checkpoint)[0]
-    assert found.language == 16_384
+    assert (found.language, found.samples) == (16_384, 16)
     assert found.patches == int(8_192 * image.width * image.height / vision.patch_size**2 / image.tokens)

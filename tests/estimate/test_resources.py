@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 
 from mcpmq.checkpoint import Checkpoint
+from mcpmq.cli.planning import _count_tokens
+from mcpmq.dataset import SampleSet
 from mcpmq.estimate.forecast import Forecast, forecast
 from mcpmq.formats import FormatName
 from mcpmq.plan import make_plan
 from mcpmq.recipe import Recipe
+from mcpmq.system.progress import silent
 from tests.tiny_families import TINY_FAMILIES
 
 ROOT = Path(__file__).parents[2]
@@ -57,6 +60,19 @@ def test_device_memory_grows_with_the_cache(published: Path) -> None:
         == long.concurrent_nbytes - short.concurrent_nbytes
     )
     assert short.sequential_nbytes < short.concurrent_nbytes
+
+
+def test_calibration_time_is_near_a_recorded_run() -> None:
+    """The time of the reference with the starter set is between half of the record and its double."""
+    words = "--recipe calibrated-int4 --calibration calibration/starter"
+    commands = json.loads((ROOT / "benchmarks" / "results" / "conversion.json").read_text())["commands"]
+    [run] = [one for one in commands if one["command"].endswith(words)]
+    plan = make_plan(Checkpoint.open(ROOT / "calibration" / "reference"), Recipe.load("calibrated-int4"))
+    samples = SampleSet.open(ROOT / "calibration" / "starter")
+
+    found = forecast(plan, ("gguf",), 1024, _count_tokens(plan, samples, silent)).quantize_seconds
+
+    assert run["seconds"] / 2 < found < 2 * run["seconds"]
 
 
 def test_the_time_of_calibrated_recipes_is_for_the_recommended_tokens(tiny_checkpoint: Path) -> None:
