@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.markdown import estimates, load_result, percent, table, thousandths, with_provenance
+from benchmarks.markdown import estimates, load_result, megabytes, percent, table, thousandths, with_provenance
 
 
 def _kld(row: Mapping[str, Any], group: str) -> str:
@@ -31,11 +31,6 @@ def images_table() -> str:
     return with_provenance(table(headings, rows, text_columns=1), result)
 
 
-def _step_values(curve: Mapping[str, Any], step: Mapping[str, Any]) -> tuple[float, float]:
-    """Return the influence of the layer that a step removes, and the divergence after it."""
-    return curve["influences"][step["layers"][-1]], step["kl_divergence"]
-
-
 def layers_table() -> str:
     """Return the steps of the removal of layers."""
     result = load_result("structured-layers")
@@ -51,6 +46,20 @@ def layers_table() -> str:
     ]
     headings = ("component", "removed", "influence of the last", "mean KLD, nats")
     return with_provenance(table(headings, rows, text_columns=2), result)
+
+
+def removed_table() -> str:
+    """Return artifacts without layers in two engines."""
+    result, rows = load_result("structured-removed"), []
+    for row in result["rows"]:
+        speeds = [f"{row['phases'][key]:,.0f}" for key in ("prefill_tokens_per_second", "decode_tokens_per_second")]
+        name, sizes = ", ".join(row["removed"]) or "none", [megabytes(row["nbytes"]), megabytes(row["peak_rss_bytes"])]
+        groups = [_kld(row, group) for group in ("image", "text")]
+        rows.append([row["format"], name, *sizes, str(row["kv_cache_bytes_per_token"]), *speeds, *groups])
+    headings = ("format", "removed", "MB", "peak memory, MB", "KV cache, bytes a token")
+    speed_headings = ("prefill, tokens/s", "decode, tokens/s")
+    accuracy = ("images: mean KLD, 10⁻³ nats", "texts: mean KLD, 10⁻³ nats")
+    return with_provenance(table((*headings, *speed_headings, *accuracy), rows, text_columns=2), result)
 
 
 def w8a8_table() -> str:
