@@ -1,12 +1,14 @@
 """Markdown of the benchmark pages: tables, estimates with their standard error, provenance of a result."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from benchmarks.commands import RESULTS
 from mcpmq.evaluate import Estimate
 from mcpmq.system.table import format_megabytes
+
+NOT_MEASURED = "Not measured yet."
 
 
 def load_result(name: str) -> dict[str, Any]:
@@ -15,10 +17,15 @@ def load_result(name: str) -> dict[str, Any]:
     return result
 
 
+def when_measured(name: str, render: Callable[[], str]) -> str:
+    """Return a table of a result, or a statement if the result is missing."""
+    return render() if (RESULTS / f"{name}.json").is_file() else NOT_MEASURED
+
+
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]], text_columns: int) -> str:
     """Return a table whose first `text_columns` columns align left, the others right; without rows, a statement."""
     if not (lines := [f"| {' | '.join(row)} |" for row in rows]):
-        return "Not measured yet."
+        return NOT_MEASURED
     alignment = "|---" * text_columns + "|--:" * (len(headings) - text_columns) + "|"
     return "\n".join([f"| {' | '.join(headings)} |", alignment, *lines])
 

@@ -3,9 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks import structured_plot
-from benchmarks.markdown import estimates, load_result, percent, table, thousandths, with_provenance
-from mcpmq.evaluate import Estimate
+from benchmarks.markdown import estimates, load_result, megabytes, percent, table, thousandths, with_provenance
 
 
 def _kld(row: Mapping[str, Any], group: str) -> str:
@@ -33,11 +31,6 @@ def images_table() -> str:
     return with_provenance(table(headings, rows, text_columns=1), result)
 
 
-def _step_values(curve: Mapping[str, Any], step: Mapping[str, Any]) -> tuple[float, float]:
-    """Return the influence of the layer that a step removes, and the divergence after it."""
-    return curve["influences"][step["layers"][-1]], step["kl_divergence"]
-
-
 def layers_table() -> str:
     """Return the steps of the removal of layers."""
     result = load_result("structured-layers")
@@ -55,31 +48,18 @@ def layers_table() -> str:
     return with_provenance(table(headings, rows, text_columns=2), result)
 
 
-def front_table() -> str:
-    """Return the divergence of searched recipes by limit, with schemes alone and with structured compression."""
-    result, rows = load_result("structured-front"), []
+def removed_table() -> str:
+    """Return artifacts without layers in two engines."""
+    result, rows = load_result("structured-removed"), []
     for row in result["rows"]:
-        found = Estimate.model_validate(row["divergence"])
-        used = row["nbytes" if row["resource"] == "file size" else "memory_nbytes"]
-        kind = row["structure"] or ("schemes; structure did not pay" if row["structured"] else "schemes")
-        cells = [f"{used:,}", f"{1000 * row['rank_score']:.2f}", thousandths(found)]
-        rows.append([row["resource"], f"{row['limit_nbytes']:,}", kind, *cells])
-    headings = ("limit of", "limit, bytes", "chosen", "bytes", "rank score, 10⁻³", "divergence, 10⁻³ nats")
-    return with_provenance(table(headings, rows, text_columns=3), result)
-
-
-def cost_table() -> str:
-    """Return the measured loss of the choices."""
-    result = load_result("structured-front")
-    rows = [[name, cost] for name, cost in result["costs"].items()]
-    return table(("choice", "loss"), rows, text_columns=2)
-
-
-def front_images() -> str:
-    """Return the drawings for a page in this folder."""
-    names = (f"structured-{resource.replace(' ', '-')}-light.svg" for resource in structured_plot.RESOURCES)
-    titles = (f"Searched recipes: {resource} and divergence" for resource in structured_plot.RESOURCES)
-    return "\n\n".join(f"![{title}](../docs/images/{name})" for title, name in zip(titles, names, strict=True))
+        speeds = [f"{row['phases'][key]:,.0f}" for key in ("prefill_tokens_per_second", "decode_tokens_per_second")]
+        name, sizes = ", ".join(row["removed"]) or "none", [megabytes(row["nbytes"]), megabytes(row["peak_rss_bytes"])]
+        groups = [_kld(row, group) for group in ("image", "text")]
+        rows.append([row["format"], name, *sizes, str(row["kv_cache_bytes_per_token"]), *speeds, *groups])
+    headings = ("format", "removed", "MB", "peak memory, MB", "KV cache, bytes a token")
+    speed_headings = ("prefill, tokens/s", "decode, tokens/s")
+    accuracy = ("images: mean KLD, 10⁻³ nats", "texts: mean KLD, 10⁻³ nats")
+    return with_provenance(table((*headings, *speed_headings, *accuracy), rows, text_columns=2), result)
 
 
 def w8a8_table() -> str:

@@ -43,9 +43,9 @@ MODEL, RECIPE, CONTEXT = "Qwen3.5-0.8B", "phone-int4", 4096
 TABLES: dict[str, VocabularyTable | None] = {
     "all tokens": None,
     "en, zh": VocabularyTable(languages=["en", "zh"]),
-    "en, de": VocabularyTable(languages=["en", "de"]),
     "en, de, at most 122,880": VocabularyTable(languages=["en", "de"], max_tokens=122_880),
     "zh, ja": VocabularyTable(languages=["zh", "ja"]),
+    "en, de": VocabularyTable(languages=["en", "de"]),
 }
 PREPROCESSOR = {
     "image_processor_type": "Qwen2VLImageProcessorFast",

@@ -117,10 +117,7 @@ class RecipeSearch:
             if solution is None:
                 break
             chosen = Chosen.of(solution, space.candidates)
-            options = {
-                **space.options,
-                **{name: one for part in solution.settings for name, one in part.options.items()},
-            }
+            options = {**space.options, **solution.dependent_options}
             assignment = merge_globs(solution.options, options)
             with chosen.view(self.checkpoint) as view:
                 compressed = replace(self, checkpoint=view, base=self.base.model_copy(update=chosen.tables))
@@ -137,23 +134,14 @@ class RecipeSearch:
         schemes = {weight: option.scheme for weight, option in assignment.items()}
         recipe, estimate = self.recipe(schemes), self.estimate(schemes)
         costs = {one.name: space.costs[one.name] for one in chosen.candidates if one.name in space.costs}
-        result = SearchResult(
-            recipe, estimate, assignment, {}, chosen, costs, resource=next(iter(self.budget.usage(estimate)))
-        )
-        summary = self._summary(result, space.source)
-        return replace(result, comments=annotate(recipe, options, summary))
+        [resource, *_] = self.budget.usage(estimate)
+        result = SearchResult(recipe, estimate, assignment, {}, chosen, costs, resource=resource)
+        return replace(result, comments=annotate(recipe, options, self._summary(result, space.source)))
 
     def _summary(self, result: SearchResult, source: str) -> list[str]:
-        estimate, removed, reason = (
-            result.estimate,
-            ", ".join(result.removed),
-            "because that loses less than fewer bits",
-        )
-        layers = [f"Removed, {reason} elsewhere: {removed}."] if removed else []
-        costs = [
-            f"Chosen, because that loses less than fewer bits elsewhere: {name}; {cost}."
-            for name, cost in result.costs.items()
-        ]
+        estimate, reason = result.estimate, "because that loses less than fewer bits elsewhere"
+        layers = [f"Removed, {reason}: {', '.join(result.removed)}."] if result.removed else []
+        costs = [f"Chosen, {reason}: {name}; {cost}." for name, cost in result.costs.items()]
         return [
             f"{HEADER} as {self.format_name} within {self.budget}.",
             f"Files: {estimate.nbytes:,} bytes. Rank score: {result.rank_score:.2g}, predicted from {source}.",

@@ -52,7 +52,7 @@ class Structure:
             )
         if self.images and budget.memory_nbytes is None:
             raise RecipeError(
-                f"{len(self.images)} limits of images are given, which change no file, and no memory limit",
+                f"limits of images ({'; '.join(map(str, self.images))}) change no file, and no memory limit is given",
                 "give `--max-memory`",
             )
         if bool(self.images) != bool(self.image_sizes):

@@ -5,7 +5,7 @@ no merge crosses its ends. If all of these merges are kept, and all other kept m
 their order, the same merge has the lowest rank in every step: a text whose tokens are kept has the same tokens.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -98,12 +98,12 @@ class ByteLevelBpe:
             parts[index : index + 2] = ["".join(last)]
         return last
 
-    def closure(self, tokens: Iterable[str]) -> set[str]:
-        """Return tokens and all tokens that they are merged from."""
+    def closure(self, tokens: Iterable[str], closed: Set[str] = frozenset()) -> set[str]:
+        """Return tokens and all tokens that they are merged from, without those of a set that is closed itself."""
         found: set[str] = set()
         waiting = list(tokens)
         while waiting:
-            if (token := waiting.pop()) not in found:
+            if (token := waiting.pop()) not in found and token not in closed:
                 found.add(token)
                 waiting += self.last_merge(token)
         return found

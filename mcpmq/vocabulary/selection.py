@@ -25,7 +25,7 @@ class _Selection:
     def add(self, token: str) -> None:
         """Keep a token, if it and the tokens that it is merged from are within the limit."""
         if token not in self.kept:
-            added = self.bpe.closure([token]) - self.kept
+            added = self.bpe.closure([token], self.kept)
             if len(self.kept) + len(added) <= self.limit:
                 self.kept |= added
 

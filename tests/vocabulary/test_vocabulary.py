@@ -131,6 +131,7 @@ FORMATS: list[tuple[str, FormatName, str]] = [
     ("qwen2-vl", "gguf", "phone-int4"),
     ("minicpm-v-4.6", "gguf", "phone-int4"),
     ("minicpm-v-2.5", "gguf", "phone-int4"),
+    ("qwen3.5", "gguf", "phone-int4"),
     ("minicpm-v-2.6", "onnx", "phone-int4"),
     ("qwen2-vl", "onnx", "phone-int4"),
     ("qwen2-vl", "compressed-tensors", "language-int8"),
