@@ -9,7 +9,7 @@ import pytest
 from benchmarks.conversations.compare import compare
 from benchmarks.conversations.draw import draw_conversation, draw_images
 from mcpmq.families import family_named
-from tests.tiny_families import TINY_FAMILIES, TinyFamily
+from tests.tiny_families import EXPERT_FAMILIES, TINY_FAMILIES, TinyFamily
 
 NAMES = (
     "minicpm-v-2.5",
@@ -20,8 +20,12 @@ NAMES = (
     "internvl",
     "gemma-3",
     "lfm2-vl",
+    "qwen2.5-omni",
+    "qwen3-vl-moe",
+    "qwen3.5-moe",
+    "minicpm-v-4.7-moe",
 )  # the benchmark compares all families
-FAMILIES = [one for one in TINY_FAMILIES if one.name in NAMES]
+FAMILIES = [one for one in (*TINY_FAMILIES, *EXPERT_FAMILIES) if one.name in NAMES]
 
 
 CASES = [
@@ -41,6 +45,7 @@ def test_conversations_are_those_of_transformers(family: TinyFamily, with_videos
     assert found.different == ()
     assert found.images > 3
     assert found.videos >= 3 * with_videos
+    assert (found.audios > 0) == (family.name == "qwen2.5-omni")
 
 
 def test_videos_for_a_family_without_videos_are_an_error(tmp_path: Path) -> None:

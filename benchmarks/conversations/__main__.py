@@ -13,7 +13,7 @@ from time import perf_counter
 from benchmarks.commands import provenance, write_result
 from benchmarks.conversations.compare import compare
 from mcpmq.families import family_named
-from tests.tiny_families import TINY_FAMILIES
+from tests.tiny_families import EXPERT_FAMILIES, TINY_FAMILIES
 
 
 def main() -> None:
@@ -24,9 +24,9 @@ def main() -> None:
     parser.add_argument("--videos", action="store_true", help="give every conversation a video")
     options = parser.parse_args()
     families = {}
-    for family in TINY_FAMILIES:
-        supports = family_named(family.name).prompt_format.supports_video or not options.videos
-        if "vision_config" not in family.config or not supports:
+    for family in (*TINY_FAMILIES, *EXPERT_FAMILIES):
+        known = family_named(family.name)
+        if not known.has_vision or (options.videos and not known.prompt_format.supports_video):
             continue
         start, name = perf_counter(), family.name + family.variant
         with TemporaryDirectory() as folder:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.conversations.draw import draw_conversation, draw_images, draw_videos
+from benchmarks.conversations.draw import draw_audio, draw_conversation, draw_images, draw_videos
 from benchmarks.conversations.oracles import open_oracle
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import Video
@@ -21,9 +21,11 @@ from mcpmq.families.prompt_format import PromptFormat
 
 NUM_IMAGES = 6
 NUM_VIDEOS = 8  # of every kind
+NUM_AUDIO = 6
+FEATURE_TOLERANCE = 5e-5  # of spectrograms, which torch computes in float32
 ONE_SETTING = ("counted frames", "timed file")  # kinds whose videos of one conversation have the same settings
 OF_VIDEOS = {"pixel_values": "pixel_values_videos", "target_sizes": "target_sizes_videos"}  # where the names differ
-OF_SLICES = ("spatial_shapes", "pixel_attention_mask")
+OF_PARTS = ("spatial_shapes", "pixel_attention_mask", "feature_attention_mask")
 PER_TOKEN = ("input_ids", "mm_token_type_ids")
 
 
@@ -35,6 +37,7 @@ class Comparison:
     turns: int
     images: int
     videos: int
+    audios: int
     tokens: int
     too_long: int  # drawn again
     different: tuple[str, ...]
@@ -55,7 +58,8 @@ def compare(checkpoint: Path, folder: Path, count: int, seed: int, *, with_video
     processor, vision = opened.family.open_processor(checkpoint), opened.family.open_vision_inputs(checkpoint)
     images = draw_images(folder, NUM_IMAGES, random)
     videos = draw_videos(folder, NUM_VIDEOS, random) if with_videos else {}
-    turns_total = images_total = videos_total = tokens_total = too_long = done = 0
+    audio = draw_audio(folder, NUM_AUDIO, random) if oracle.has_audio else []
+    turns_total = images_total = videos_total = audios_total = tokens_total = too_long = done = 0
     different: list[str] = []
     while done < count:
         turns = draw_conversation(
@@ -63,6 +67,7 @@ def compare(checkpoint: Path, folder: Path, count: int, seed: int, *, with_video
             random,
             has_system_prompt=opened.family.prompt_format.has_system_prompt,
             videos=_draw_pool(videos, oracle.video_kinds, random),
+            audio=audio,
         )
         try:
             inputs = processor.encode_turns(str(done), turns)
@@ -80,8 +85,9 @@ def compare(checkpoint: Path, folder: Path, count: int, seed: int, *, with_video
         turns_total += len(turns)
         images_total += sum(len(turn.images) for turn in turns)
         videos_total += sum(len(turn.videos) for turn in turns)
+        audios_total += sum(len(turn.audio) for turn in turns)
         tokens_total += len(inputs.tokens)
-    counts = turns_total, images_total, videos_total, tokens_total
+    counts = turns_total, images_total, videos_total, audios_total, tokens_total
     return Comparison(done, *counts, too_long, tuple(different))
 
 
@@ -132,10 +138,11 @@ def _differences(
     for name in ("image_grid_thw", "video_grid_thw", "target_sizes", "target_sizes_videos"):
         if not np.array_equal(arguments.get(name, []), expected.get(name, [])):
             yield name
-    for name in OF_SLICES:
+    for name in OF_PARTS:
         if name in arguments and not np.array_equal(arguments[name], expected[name]):
             yield name
-    for name in ("pixel_values", "pixel_values_videos", "second_per_grid_ts"):
+    tolerances = dict.fromkeys(("pixel_values", "pixel_values_videos", "second_per_grid_ts"), tolerance)
+    for name, largest in {**tolerances, "input_features": FEATURE_TOLERANCE}.items():
         found, others = (one.get(name, np.empty(0)) for one in (arguments, expected))
-        if found.shape != others.shape or not np.allclose(found, others, rtol=0, atol=tolerance):
+        if found.shape != others.shape or not np.allclose(found, others, rtol=0, atol=largest):
             yield name

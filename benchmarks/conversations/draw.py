@@ -1,4 +1,4 @@
-"""Draw random conversations of several turns, images, videos and system prompts."""
+"""Draw random conversations of several turns, images, videos, audio and system prompts."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,8 @@ from random import Random
 import numpy as np
 from PIL import Image
 
-from mcpmq.dataset import ImageSource, Turn, Video
+from mcpmq.dataset import Audio, Part, Turn, Video
+from tests.audio_tools import write_wav
 
 WORDS = ("red", "sign", "Où?", "three", "the\nlist", " two  spaces", "1,024", "é", "看", "is it", "A.", "no")
 SIDES = (28, 56, 70, 100, 150, 220, 330)
@@ -52,6 +53,14 @@ def draw_videos(folder: Path, count: int, random: Random) -> dict[str, list[Vide
     return videos
 
 
+def draw_audio(folder: Path, count: int, random: Random) -> list[Audio]:
+    """Write WAV files of different lengths, and return them."""
+    files = [folder / f"{number}.wav" for number in range(count)]
+    for file in files:
+        write_wav(file, random.uniform(0.1, 4.0), seed=random.randrange(1 << 16))
+    return [Audio(file) for file in files]
+
+
 def _draw_frames(random: Random) -> list[Image.Image]:
     width, height, count = random.choice(SIDES), random.choice(SIDES), random.randint(2, MAX_FRAMES)
     generator = np.random.default_rng(random.randrange(1 << 32))
@@ -59,9 +68,14 @@ def _draw_frames(random: Random) -> list[Image.Image]:
 
 
 def draw_conversation(
-    images: list[Path], random: Random, *, has_system_prompt: bool = True, videos: Sequence[Video] = ()
+    images: list[Path],
+    random: Random,
+    *,
+    has_system_prompt: bool = True,
+    videos: Sequence[Video] = (),
+    audio: Sequence[Audio] = (),
 ) -> tuple[Turn, ...]:
-    """Return the turns of a conversation; images and videos are in any place of its prompts, also side by side.
+    """Return the turns of a conversation; images, videos and audio are in any place of its prompts, also side by side.
 
     Given `videos`, the first prompt has one of them.
     """
@@ -70,17 +84,20 @@ def draw_conversation(
         turns.append(Turn("system", (_text(random),)))
     for _ in range(random.randint(1, MAX_TURNS)):
         is_first = not any(turn.role == "user" for turn in turns)
-        turns += [Turn("user", _content(images, random, videos, is_first)), Turn("assistant", (_text(random),))]
+        content = _content(images, random, videos, audio, is_first)
+        turns += [Turn("user", content), Turn("assistant", (_text(random),))]
     return tuple(turns)
 
 
 def _content(
-    images: list[Path], random: Random, videos: Sequence[Video], is_first: bool
-) -> tuple[str | ImageSource | Video, ...]:
+    images: list[Path], random: Random, videos: Sequence[Video], audio: Sequence[Audio], is_first: bool
+) -> tuple[Part, ...]:
     chosen = random.choices(images, k=random.choice((0, 0, 1, 1, 2, MAX_IMAGES))) if images else []
-    parts: list[str | ImageSource | Video] = [*chosen, *(_text(random) for _ in range(random.randint(1, 2)))]
+    parts: list[Part] = [*chosen, *(_text(random) for _ in range(random.randint(1, 2)))]
     if videos:
         parts += random.choices(videos, k=1 if is_first else random.choice((0, 0, 1)))
+    if audio:
+        parts += random.choices(audio, k=random.choice((0, 1, 1, 2)))
     random.shuffle(parts)
     return tuple(parts)
 

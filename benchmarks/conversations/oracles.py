@@ -11,21 +11,21 @@ import torch
 import transformers
 from numpy.typing import NDArray
 from PIL import Image
-from tokenizers import Tokenizer
 from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
-from transformers.models.minicpmv4_6.image_processing_pil_minicpmv4_6 import MiniCPMV4_6ImageProcessorPil, ensure_divide
+from transformers.models.minicpmv4_6.image_processing_pil_minicpmv4_6 import MiniCPMV4_6ImageProcessorPil
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.smolvlm import processing_smolvlm
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from benchmarks.conversations.draw import VIDEO_KINDS
-from benchmarks.conversations.video_inputs import published_frames, read_rgb, video_options
+from benchmarks.conversations.published_oracle import PIXEL_TOLERANCE, PublishedOracle
+from benchmarks.conversations.video_inputs import read_rgb, video_options
 from benchmarks.conversations.video_processors import processor_class
-from mcpmq.dataset import Turn, Video
+from mcpmq.dataset import Audio, Turn, Video
 from mcpmq.families import modeling_transformers
-from mcpmq.families.chat_template import ChatTemplate
 from mcpmq.families.family import Family
+from mcpmq.system.audio_file import read_audio
 from mcpmq.system.json_file import read_json, read_optional_json
 
 # Chat templates that accept texts, and lists of parts as the published ones do.
@@ -33,7 +33,7 @@ CHAT_ML = (
     "{{% for message in messages %}}{default}<|im_start|>{{{{ message['role'] }}}}\n"
     "{{% if message['content'] is string %}}{{{{ message['content'] }}}}{{% else %}}"
     "{{% for part in message['content'] %}}{{% if part['type'] == 'image' %}}{image}"
-    "{{% elif part['type'] == 'video' %}}{video}"
+    "{{% elif part['type'] == 'video' %}}{video}{{% elif part['type'] == 'audio' %}}{audio}"
     "{{% else %}}{{{{ part['text'] }}}}{{% endif %}}"
     "{{% if not loop.last %}}{{{{ {separator} }}}}{{% endif %}}{{% endfor %}}{{% endif %}}"
     "<|im_end|>\n{{% endfor %}}{{% if add_generation_prompt %}}<|im_start|>assistant\n{{% endif %}}"
@@ -46,16 +46,23 @@ QWEN_TEMPLATE = CHAT_ML.format(
     default=DEFAULT_SYSTEM,
     image="<|vision_start|><|image_pad|><|vision_end|>",
     video="<|vision_start|><|video_pad|><|vision_end|>",
+    audio="",
     separator="''",
 )
-MINICPM_TEMPLATE = CHAT_ML.format(default="", image="<|image_pad|>", video="<|video_pad|>", separator="'\\n'")
-TEMPLATES = {"qwen": QWEN_TEMPLATE, "minicpmv4": MINICPM_TEMPLATE}
+OMNI_TEMPLATE = CHAT_ML.format(
+    default=DEFAULT_SYSTEM,
+    image="<|vision_bos|><|IMAGE|><|vision_eos|>",
+    video="<|vision_bos|><|VIDEO|><|vision_eos|>",
+    audio="<|audio_bos|><|AUDIO|><|audio_eos|>",
+    separator="''",
+)
+MINICPM_TEMPLATE = CHAT_ML.format(default="", image="<|image_pad|>", video="<|video_pad|>", audio="", separator="'\\n'")
+TEMPLATES = {"qwen2_5_omni": OMNI_TEMPLATE, "qwen": QWEN_TEMPLATE, "minicpmv4": MINICPM_TEMPLATE}
 IMAGE_PROCESSORS = {"qwen": Qwen2VLImageProcessorPil, "minicpmv4": MiniCPMV4_6ImageProcessorPil}
 IMAGE_PROCESSORS |= {"smolvlm": SmolVLMImageProcessorPil, "internvl": GotOcr2ImageProcessorPil}
-IMAGE_PROCESSORS |= {"gemma3": Gemma3ImageProcessorPil}
+IMAGE_PROCESSORS |= {"gemma3": Gemma3ImageProcessorPil, "qwen2_5_omni": Qwen2VLImageProcessorPil}
 OTHER_IMAGE_PROCESSORS = {"lfm2_vl": "Lfm2VlImageProcessor"}  # of images as tensors
-NATIVE = ("qwen", "minicpmv4", "smolvlm", "internvl", "gemma3", "lfm2_vl")
-PIXEL_TOLERANCE = 1e-6  # the order of additions and divisions differs
+NATIVE = ("qwen2_5_omni", "qwen", "minicpmv4", "smolvlm", "internvl", "gemma3", "lfm2_vl")
 PIXEL_TOLERANCES = {"lfm2_vl": 2.001 / 255 / 0.5}  # torch and Pillow round averages of pixels twice
 VIDEO_PROCESSORS = {"qwen": "Qwen2VLVideoProcessor", "minicpmv4": "MiniCPMV4_6VideoProcessor"}
 MINICPM_TOKENS = {
@@ -86,10 +93,11 @@ class Oracle:
             self._tokenizer.chat_template = template
         found = IMAGE_PROCESSORS.get(kind) or processor_class(OTHER_IMAGE_PROCESSORS[kind])
         self._image_processor = found(**settings)
-        self.pixel_tolerance = PIXEL_TOLERANCES.get(kind, PIXEL_TOLERANCE)
+        self.pixel_tolerance, self.has_audio = PIXEL_TOLERANCES.get(kind, PIXEL_TOLERANCE), kind == "qwen2_5_omni"
         self._video_processor = self._open_video_processor(checkpoint, settings, kind)
         creators = {"qwen": self._qwen, "minicpmv4": self._minicpm, "smolvlm": self._smolvlm}
         creators |= {"internvl": self._internvl, "gemma3": self._gemma, "lfm2_vl": self._lfm}
+        creators |= {"qwen2_5_omni": self._omni}
         self._processor = creators[kind]()
         self._count_name = "num_frames" if kind == "qwen" else "max_num_frames"
         # the processor of MiniCPM-V has no rate to sample
@@ -106,8 +114,19 @@ class Oracle:
 
     def _qwen(self) -> Any:
         names = {"qwen2_vl": "Qwen2VLProcessor", "qwen2_5_vl": "Qwen2_5_VLProcessor", "qwen3_vl": "Qwen3VLProcessor"}
-        names["qwen3_5"] = names["qwen3_vl"]
+        names |= dict.fromkeys(("qwen3_5", "qwen3_vl_moe", "qwen3_5_moe"), names["qwen3_vl"])
         return self._create(getattr(transformers, names[self._model_type]))
+
+    def _omni(self) -> Any:
+        names = {"image": "IMAGE", "audio": "AUDIO", "video": "VIDEO"}
+        names |= {name: name for name in ("vision_bos", "vision_eos", "audio_bos", "audio_eos")}
+        for name, text in names.items():
+            setattr(self._tokenizer, f"{name}_token", f"<|{text}|>")
+            setattr(self._tokenizer, f"{name}_token_id", self._tokenizer.convert_tokens_to_ids(f"<|{text}|>"))
+        processor = self._create(transformers.Qwen2_5OmniProcessor)
+        mel_bins = self._config["thinker_config"]["audio_config"]["num_mel_bins"]
+        processor.feature_extractor = transformers.WhisperFeatureExtractor(mel_bins, return_attention_mask=True)
+        return processor
 
     def _minicpm(self) -> Any:
         for name, token in MINICPM_TOKENS.items():
@@ -162,6 +181,8 @@ class Oracle:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         videos = [video for turn in turns for video in turn.videos]
         options = video_options(videos, self._count_name) if videos else {}
+        if audio := [one.source for turn in turns for one in turn.audio if isinstance(one.source, Path)]:
+            options["audio"] = [read_audio(file, str(file)).samples for file in audio]
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # the processor of MiniCPM-V calls numpy on tensors
             arrays = self._processor(images=_open_images(turns) or None, text=[text], return_tensors="np", **options)
@@ -169,80 +190,22 @@ class Oracle:
         if "pixel_attention_mask" in found and self._model_type == "lfm2_vl":  # padded to the longest possible slice
             longest = int(found["pixel_attention_mask"].sum(axis=1).max())
             found |= {name: found[name][:, :longest] for name in ("pixel_values", "pixel_attention_mask")}
-        return found
+        return _without_padding(found) if "input_features" in found else found
 
     def positions(self, arguments: Mapping[str, NDArray[Any]]) -> NDArray[np.int64] | None:
         """Return the position ids [3, length] of the torch module's arguments; None without M-RoPE."""
-        if self._model_type == "minicpmv4_6" or "mm_token_type_ids" not in arguments:
+        if not self.has_audio and (self._model_type == "minicpmv4_6" or "mm_token_type_ids" not in arguments):
             return None
         if self._model is None:
             builder: Callable[[Any], Any] = getattr(modeling_transformers, self._model_type)
-            self._model = builder(self._config).model
-        tensors = {name: torch.from_numpy(one) for name, one in arguments.items() if not name.startswith("pixel")}
+            model = builder(self._config)
+            self._model = model if self.has_audio else model.model
+        left_out = ("pixel", "input_features", "feature_attention_mask")
+        tensors = {name: torch.from_numpy(one) for name, one in arguments.items() if not name.startswith(left_out)}
+        if "feature_attention_mask" in arguments:
+            tensors["audio_seqlens"] = torch.from_numpy(arguments["feature_attention_mask"]).sum(1)
         found: NDArray[np.int64] = self._model.get_rope_index(**tensors)[0][:, 0].numpy()
         return found
-
-
-class PublishedImageProcessor(MiniCPMV4_6ImageProcessorPil):
-    """The image processor of 4.6 with the size factor of 2.6, one patch."""
-
-    def find_best_resize(
-        self, image_size: tuple[float, float], scale_resolution: int, patch_size: int, *_: Any, **options: Any
-    ) -> tuple[int, int]:
-        """Return height and width in multiples of a patch."""
-        height, width = map(int, image_size)
-        if height * width > scale_resolution**2 or options.get("allow_upscale"):
-            ratio = width / height
-            height = int(scale_resolution / ratio**0.5)
-            width = int(height * ratio)
-        return ensure_divide(height, patch_size), ensure_divide(width, patch_size)
-
-
-class PublishedOracle:
-    """The algorithm of the published code of MiniCPM-V 2.0 to 4.5, with tags that are replaced after the template."""
-
-    TAG = "(<image>./</image>)"
-    video_kinds = VIDEO_KINDS
-    pixel_tolerance = PIXEL_TOLERANCE
-
-    def __init__(self, checkpoint: Path, family: Family) -> None:
-        """Open the tokenizer and the settings of a checkpoint."""
-        self._config, self._format = read_json(checkpoint / "config.json"), family.prompt_format
-        self._tokenizer = Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
-        self._template = ChatTemplate.open(checkpoint, self._format.default_chat_template)
-        has_settings = self._format.slicing != "configured"
-        given = read_json(checkpoint / "preprocessor_config.json") if has_settings else self._config
-        settings = {name: given[name] for name in ("max_slice_nums", "scale_resolution")}
-        self._image_processor = PublishedImageProcessor(**settings, image_mean=[0.5] * 3, image_std=[0.5] * 3)
-
-    def encode(self, turns: Sequence[Turn]) -> dict[str, NDArray[Any]]:
-        """Return the arrays of the prompt before the last answer: tokens, pixels and sizes."""
-        contents = [[one for part in turn.content for one in _opened(part)] for turn in turns]
-        texts = ["\n".join(one if isinstance(one, str) else self.TAG for one in content) for content in contents]
-        messages = [{"role": turn.role, "content": text} for turn, text in zip(turns, texts, strict=True)]
-        text = self._template.render(messages[:-1])
-        images = [one for content in contents for one in content if not isinstance(one, str)]
-        has_video = any(turn.videos for turn in turns)
-        options: dict[str, Any] = {"max_slice_nums": self._format.video_max_slices} if has_video else {}
-        arrays = dict(self._image_processor(images=images, return_tensors="np", **options)) if images else {}
-        for number in range(len(images)):
-            tag = self._placeholder(None if has_video else number, list(arrays["grids"][number]))
-            text = text.replace(self.TAG, tag, 1)
-        tokens = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return {"input_ids": np.array([tokens]), **arrays}
-
-    def _placeholder(self, number: int | None, grid: Sequence[int]) -> str:
-        queries = self._format.image_token * self._config["query_num"]
-        rows, columns = grid
-        if self._format.image_tags_for_slices:
-            lines = "\n".join([f"<image>{queries}</image>" * columns] * rows)
-            return f"<image>{queries}</image>" + (f"<slice>{lines}</slice>" if rows else "")
-        lines = "\n".join([f"<slice>{queries}</slice>" * columns] * rows)
-        tag = "" if number is None else f"<image_id>{number}</image_id>"
-        return f"{tag}<image>{queries}</image>{lines}"
-
-    def positions(self, _: Mapping[str, NDArray[Any]]) -> None:
-        """Return None: the positions are consecutive."""
 
 
 def open_oracle(checkpoint: Path, family: Family) -> Oracle | PublishedOracle:
@@ -251,18 +214,20 @@ def open_oracle(checkpoint: Path, family: Family) -> Oracle | PublishedOracle:
     return Oracle(checkpoint) if native else PublishedOracle(checkpoint, family)
 
 
+def _without_padding(arrays: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Return arrays whose spectrograms have the frames of the longest audio, and zeros behind the others."""
+    mask = arrays["feature_attention_mask"]
+    frames = int(mask.sum(axis=1).max())
+    features = arrays["input_features"][..., :frames] * mask[:, None, :frames]
+    return arrays | {"feature_attention_mask": mask[:, :frames], "input_features": features}
+
+
 def _open_images(turns: Sequence[Turn]) -> list[Image.Image]:
     return [read_rgb(image) for turn in turns for image in turn.images if isinstance(image, Path)]
-
-
-def _opened(part: Any) -> list[str | Image.Image]:
-    """Return a text, an image, or the frames of a video, which the published usage samples."""
-    if isinstance(part, Video):
-        return list(published_frames(part))
-    return [part if isinstance(part, str) else read_rgb(part)]
 
 
 def _part(part: Any) -> dict[str, str]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
-    return {"type": "video" if isinstance(part, Video) else "image"}
+    kinds = {Video: "video", Audio: "audio"}
+    return {"type": kinds.get(type(part), "image")}

@@ -2,7 +2,7 @@
 
 from benchmarks.markdown import load_result, table, with_provenance
 
-HEADINGS = ("family", "conversations", "turns", "images", "videos", "tokens", "different")
+HEADINGS = ("family", "conversations", "turns", "images", "videos", "audios", "tokens", "different")
 
 
 def conversations_table(name: str = "conversations") -> str:

@@ -38,6 +38,53 @@ if TYPE_CHECKING:  # --help imports no library
     from mcpmq.mixed_precision import Budget, SearchResult, Structure
 
 commands = typer.Typer()
+SearchCalibration = Annotated[
+    Path | None, typer.Option("--calibration", metavar="SET", help="Calibration set: images and prompts")
+]
+Imatrix = Annotated[
+    Path | None,
+    typer.Option("--imatrix", metavar="DIR", help="Result of `mcpmq imatrix`, instead of a calibration set"),
+]
+Sequential = Annotated[
+    bool, typer.Option("--sequential", help="The device frees the vision encoder before the language model loads")
+]
+RemoveLayers = Annotated[
+    int, typer.Option("--remove-layers", metavar="N", min=0, help="Remove up to N layers, with --calibration")
+]
+ImageLimits = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--image-limits",
+        metavar="KEY=N,N,...",
+        help="Limit images to one of these numbers, e.g. max_slice_nums=6,4,2, with --max-memory; may be repeated",
+    ),
+]
+ImageSizes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--image-size",
+        metavar="WIDTHxHEIGHT",
+        help="Size in pixels of an image in the context, for --image-limits; repeated: one of several images",
+    ),
+]
+Vocabularies = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--vocabularies",
+        metavar="KEPT",
+        help="Trim the vocabulary as --trim-vocabulary KEPT, with --calibration; repeated: one of several choices",
+    ),
+]
+SearchRecipe = Annotated[
+    str,
+    typer.Option(
+        "--recipe",
+        "-r",
+        metavar="NAME|FILE",
+        help="Recipe for method, smoothing and structured compression, not schemes",
+        autocompletion=complete_recipe,
+    ),
+]
 
 
 @commands.command(rich_help_panel=PIPELINE_PANEL)
@@ -50,58 +97,19 @@ def search(
             "--format", "-f", metavar="gguf|onnx", help="Format of the artifact", autocompletion=complete_format
         ),
     ],
-    calibration: Annotated[
-        Path | None, typer.Option("--calibration", metavar="SET", help="Calibration set: images and prompts")
-    ] = None,
-    imatrix: Annotated[
-        Path | None,
-        typer.Option("--imatrix", metavar="DIR", help="Result of `mcpmq imatrix`, instead of a calibration set"),
-    ] = None,
+    calibration: SearchCalibration = None,
+    imatrix: Imatrix = None,
     revision: Revision = None,
     lora: Lora = None,
     max_size: MaxSize = None,
     max_memory: MaxMemory = None,
     context: Context = 4096,
-    sequential: Annotated[
-        bool, typer.Option("--sequential", help="The device frees the vision encoder before the language model loads")
-    ] = False,
-    remove_layers: Annotated[
-        int, typer.Option("--remove-layers", metavar="N", min=0, help="Remove up to N layers, with --calibration")
-    ] = 0,
-    image_limits: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--image-limits",
-            metavar="KEY=N,N,...",
-            help="Limit images to one of these numbers, e.g. max_slice_nums=6,4,2, with --max-memory; may be repeated",
-        ),
-    ] = None,
-    image_size: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--image-size",
-            metavar="WIDTHxHEIGHT",
-            help="Size in pixels of an image in the context, for --image-limits; repeated: one of several images",
-        ),
-    ] = None,
-    vocabularies: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--vocabularies",
-            metavar="KEPT",
-            help="Trim the vocabulary as --trim-vocabulary KEPT, with --calibration; repeated: one of several choices",
-        ),
-    ] = None,
-    recipe: Annotated[
-        str,
-        typer.Option(
-            "--recipe",
-            "-r",
-            metavar="NAME|FILE",
-            help="Recipe for method, smoothing and structured compression, not schemes",
-            autocompletion=complete_recipe,
-        ),
-    ] = DEFAULT_SEARCH_RECIPE,
+    sequential: Sequential = False,
+    remove_layers: RemoveLayers = 0,
+    image_limits: ImageLimits = None,
+    image_size: ImageSizes = None,
+    vocabularies: Vocabularies = None,
+    recipe: SearchRecipe = DEFAULT_SEARCH_RECIPE,
     samples: Samples = None,
     seed: Seed = 0,
     device: Device = None,

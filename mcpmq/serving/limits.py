@@ -19,6 +19,7 @@ class Limits:
     pixels: int = 24_000_000  # in all images: as PNG in base64 they fit into the 100 MB that llama.cpp accepts
     videos: int = 2  # in all messages
     video_pixels: int = 2_000_000_000  # in all frames of a video, which are decoded once to count them
+    video_file_frames: int = 30_000  # of a video; small frames take more time than their pixels
     video_seconds: float = 3600.0  # of a video; processors list the times of its frames
     video_frames: int = 256  # of a video that the processor samples
     audios: int = 8  # in all messages

@@ -11,13 +11,10 @@ from mcpmq.serving.images import read_data_url
 from mcpmq.serving.limits import Limits
 from mcpmq.serving.request_error import RequestError
 from mcpmq.system.image_file import OversizedImage
-from mcpmq.system.video_file import MissingDecoder, VideoInfo, read_frames, video_info
+from mcpmq.system.video_file import EXTRACT_HINT, VideoInfo, read_frames, video_info
 
 if TYPE_CHECKING:
     from PIL import Image
-
-FRAMES_HINT = "send its frames as images"
-INSTALL_HINT = "run `pip install 'mcpmq[video]'` on the server, or send frames as images"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +56,11 @@ def open_part(part: dict[str, Any], number: int, limits: Limits) -> VideoFrames:
 
 def _checked_info(content: bytes, label: str, limits: Limits) -> VideoInfo:
     try:
-        info = video_info(content, label, limits.video_pixels)
+        info = video_info(content, label, limits.video_pixels, limits.video_file_frames)
     except OversizedImage as error:
         raise RequestError(413, str(error), "messages") from error
     except DatasetError as error:
-        hint = INSTALL_HINT if isinstance(error, MissingDecoder) else FRAMES_HINT
-        raise RequestError(400, f"{error}; {hint}", "messages") from error
+        raise RequestError(400, f"{error}; {error.hint}", "messages") from error
     if info.num_frames / info.fps > limits.video_seconds:
         raise RequestError(413, f"{label} is longer than {limits.video_seconds:g} seconds", "messages")
     return info
@@ -74,6 +70,6 @@ def _read(content: bytes, label: str, most: int, indices: Sequence[int]) -> "Ite
     if len(indices) > most:
         raise DatasetError(
             f"{label}: {len(indices):,} frames are sampled, more than {most}; sample fewer with `media_io_kwargs`",
-            FRAMES_HINT,
+            EXTRACT_HINT,
         )
     return read_frames(content, indices, label)

@@ -19,7 +19,9 @@ MAX_FRAMES = 200_000  # two hours of 25 frames a second
 MAX_VIDEO_NBYTES = 1 << 32
 # Browsers show frames with a shorter or no duration for a tenth of a second.
 SHORTEST_MILLISECONDS, DEFAULT_MILLISECONDS = 20, 100
-EXTRACT_HINT = "extract frames, for example with `ffmpeg -i clip.mp4 -vf fps=2 frames/%05d.png`, and name their folder"
+EXTRACT_HINT = "extract frames, for example with `ffmpeg -i clip.mp4 -vf fps=2 %05d.png`, and give them or their folder"
+DECODER_HINT = f"run `pip install 'mcpmq[video]'` where mcpmq runs; or {EXTRACT_HINT}"
+SHORTER_HINT = "give a shorter or smaller video"
 CONTAINERS = {(4, b"ftyp"): "mp4", (0, b"\x1a\x45\xdf\xa3"): "matroska", (8, b"AVI "): "avi"}  # mark at an offset
 CONTAINER_NAMES = "MP4, MOV, WebM, Matroska, AVI"
 Result = TypeVar("Result")
@@ -27,8 +29,23 @@ VideoFile = Path | bytes  # a file, or its content
 Frame = Callable[[], Image.Image]  # converts a decoded frame
 
 
-class MissingDecoder(DatasetError):
-    """A container needs PyAV, which is not installed."""
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """The largest number of frames, and of pixels in all of them."""
+
+    frames: int
+    pixels: int | None
+
+    def check(self, frames: int, pixels: int) -> None:
+        """Check the frames until now and their pixels.
+
+        Raises:
+            OversizedImage: they are more.
+        """
+        if frames > self.frames:
+            raise OversizedImage(f"has more than {self.frames:,} frames", EXTRACT_HINT)
+        if self.pixels is not None and pixels > self.pixels:
+            raise OversizedImage(f"has more than {self.pixels:,} pixels in all frames", SHORTER_HINT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,16 +58,17 @@ class VideoInfo:
     height: int
 
 
-def video_info(file: VideoFile, label: str, max_pixels: int | None = None) -> VideoInfo:
+def video_info(file: VideoFile, label: str, max_pixels: int | None = None, max_frames: int = MAX_FRAMES) -> VideoInfo:
     """Decode all frames of a video once; `label` names it in errors.
 
     Raises:
-        DatasetError: it is not a video, is damaged or too large, has more than `max_pixels` in all frames, or PyAV is
-            needed and not installed.
+        DatasetError: it is not a video, is damaged or too large, has more than `max_frames`, or more than `max_pixels`
+            in all of them, or PyAV is needed and not installed.
     """
+    limits = _Limits(min(max_frames, MAX_FRAMES), max_pixels)
     with _decoder_errors(label), _open(file) as stream:
         container = _container(stream)
-        return _container_info(stream, container, max_pixels) if container else _animation_info(stream, max_pixels)
+        return _container_info(stream, container, limits) if container else _animation_info(stream, limits)
 
 
 def read_frames(file: VideoFile, indices: Sequence[int], label: str) -> Iterator[Image.Image]:
@@ -111,11 +129,12 @@ def _container(stream: BinaryIO) -> str | None:
     return None if b"avif" in head or b"avis" in head else found
 
 
-def _animation_info(stream: BinaryIO, max_pixels: int | None) -> VideoInfo:
+def _animation_info(stream: BinaryIO, limits: _Limits) -> VideoInfo:
     with _animation(stream) as image:
         milliseconds: list[float] = []
-        for _ in _seek_frames(image):
-            _check_pixels((len(milliseconds) + 1) * image.width * image.height, max_pixels)
+        for _ in _seek_frames(image, limits):
+            frames = len(milliseconds) + 1
+            limits.check(frames, frames * image.width * image.height)
             _without_warnings(image.load)
             shown = float(image.info.get("duration") or 0)
             milliseconds.append(shown if shown >= SHORTEST_MILLISECONDS else DEFAULT_MILLISECONDS)
@@ -124,7 +143,7 @@ def _animation_info(stream: BinaryIO, max_pixels: int | None) -> VideoInfo:
 
 def _animation_frames(stream: BinaryIO) -> Iterator[Frame]:
     with _animation(stream) as image:
-        for _ in _seek_frames(image):
+        for _ in _seek_frames(image, _Limits(MAX_FRAMES, None)):
             yield partial(convert_frame, image)
 
 
@@ -142,24 +161,24 @@ def _animation(stream: BinaryIO) -> Image.Image:
     return image
 
 
-def _seek_frames(image: Image.Image) -> Iterator[int]:
+def _seek_frames(image: Image.Image, limits: _Limits) -> Iterator[int]:
     """Seek to one frame after the other; the default image of an APNG may not be one of them."""
     count = getattr(image, "n_frames", 1)
-    _check_count(count)
+    limits.check(count, 0)
     for number in range(int(bool(image.info.get("default_image"))), count):
         _without_warnings(image.seek, number)
+        _check_size(image.width, image.height)  # a frame of a GIF file can be larger than the ones before
         yield number
 
 
-def _container_info(stream: BinaryIO, container: str, max_pixels: int | None) -> VideoInfo:
+def _container_info(stream: BinaryIO, container: str, limits: _Limits) -> VideoInfo:
     with _decoder(stream, container) as opened:
         video = opened.streams.video[0]
         count = pixels = 0
         for frame in opened.decode(video):
             count += 1
             pixels += frame.width * frame.height
-            _check_count(count)
-            _check_pixels(pixels, max_pixels)
+            limits.check(count, pixels)
         if not count:
             raise DatasetError("has no frame", EXTRACT_HINT)
         rate = video.average_rate or video.guessed_rate
@@ -176,26 +195,18 @@ def _decoder(stream: BinaryIO, container: str) -> Any:
     try:
         import av
     except ModuleNotFoundError as error:
-        hint = f"run `pip install 'mcpmq[video]'`; or {EXTRACT_HINT}"
-        raise MissingDecoder("is a container, which PyAV decodes, and `av` is not installed", hint) from error
-    opened = av.open(stream, format=container)
+        raise DatasetError("is a container, which PyAV decodes, and `av` is not installed", DECODER_HINT) from error
+    largest = {"max_pixels": str(MAX_IMAGE_PIXELS)}  # of a frame, which can be larger than those of the header
+    opened = av.open(stream, format=container, options=largest)
     if not opened.streams.video:
         opened.close()
         raise DatasetError("has no video stream", EXTRACT_HINT)
-    _check_size(opened.streams.video[0].width, opened.streams.video[0].height)
+    video = opened.streams.video[0]
+    _check_size(video.width, video.height)
+    video.codec_context.options = largest
     return opened
 
 
 def _check_size(width: int, height: int) -> None:
     if width * height > MAX_IMAGE_PIXELS:
         raise OversizedImage(f"has frames of {width * height:,} pixels, more than {MAX_IMAGE_PIXELS:,}", EXTRACT_HINT)
-
-
-def _check_count(count: int) -> None:
-    if count > MAX_FRAMES:
-        raise OversizedImage(f"has more than {MAX_FRAMES:,} frames", EXTRACT_HINT)
-
-
-def _check_pixels(pixels: int, max_pixels: int | None) -> None:
-    if max_pixels is not None and pixels > max_pixels:
-        raise OversizedImage(f"has more than {max_pixels:,} pixels in all frames", "give a shorter or smaller video")

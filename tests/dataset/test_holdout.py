@@ -77,7 +77,7 @@ def test_samples_of_as_many_kinds_are_held_out_in_their_order() -> None:
 
 
 def test_the_starter_set_is_split_in_its_order() -> None:
-    """Its fifth samples have about a fifth of images and texts, so they are held out as they are."""
+    """Its fifth samples have about a fifth of images and texts, so no others are held out."""
     opened = SampleSet.open(STARTER)
 
     assert held_out_samples(opened.samples) == opened.samples[4::5]

@@ -16,7 +16,8 @@ from typing import Any
 import httpx2
 from PIL import Image
 
-from tests.serving.requests import CHAT, chat, encoded, image_part, user
+from tests.hostile_videos import hostile_video
+from tests.serving.requests import CHAT, chat, data_url, encoded, image_part, user
 
 FORMATS = ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF", "PPM")
 MARKERS = (
@@ -127,6 +128,12 @@ def damaged_images(random: Random, target: Target) -> Responses:
     if random.random() < 0.3:
         return [target.client.post("/invocations", files=form)]
     return [target.post(chat(image_part(bytes(content)), max_tokens=2))]
+
+
+def hostile_videos(random: Random, target: Target) -> Responses:
+    """Videos that are cut or changed, and headers with other sizes and counts."""
+    part = {"type": "video_url", "video_url": {"url": data_url(hostile_video(random), "video/mp4")}}
+    return [target.post(chat(part, max_tokens=2))]
 
 
 def many_images(random: Random, target: Target) -> Responses:
@@ -322,6 +329,7 @@ KINDS: dict[Kind, tuple[float, set[int]]] = {
     decompression_bombs: (1, {400, 413}),
     narrow_images: (0.5, {400, 413}),
     damaged_images: (3, {200, 400, 413}),
+    hostile_videos: (1, {200, 400, 413}),
     many_images: (0.5, {400}),
     large_bodies: (0.1, {413}),
     many_tokens: (0.1, {200, 400}),

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,10 @@ from mcpmq.serving.payload import make_payload
 from mcpmq.serving.request_error import RequestError
 from mcpmq.serving.served_model import NO_VISION_ENCODER, EngineFacts
 from mcpmq.serving.video import open_part
+from mcpmq.system.video_file import DECODER_HINT, EXTRACT_HINT
 from tests.browser import CHROMIUM, REASON, browser
 from tests.serving.conftest import serving
+from tests.serving.hostile_requests import KINDS, Target, hostile_videos
 from tests.serving.requests import CHAT, Served, chat, data_url, error_message, image_part, png
 
 WORKER = EngineFacts("ONNX Runtime", 512, True, no_video="")
@@ -118,13 +121,14 @@ def test_wrong_sampling_is_an_error(options: dict[str, Any], message: str) -> No
     [
         (animation(), replace(LIMITS, video_pixels=5 * 56 * 56), 413, "more than 15,680 pixels in all frames"),
         (animation(3, 16_000_000), LIMITS, 413, "video 1 is longer than 3600 seconds"),
-        (animation()[:300], LIMITS, 400, "send its frames as images"),
+        (animation(), replace(LIMITS, video_file_frames=5), 413, "video 1 has more than 5 frames"),
+        (animation()[:300], LIMITS, 400, f"; {EXTRACT_HINT}"),
         (b"text", LIMITS, 400, "video 1 is neither an image of the formats"),
         (MP4, LIMITS, 400, "video 1 cannot be read"),
     ],
 )
 def test_a_video_that_cannot_be_read_is_an_error(content: bytes, limits: Limits, status: int, message: str) -> None:
-    """Too many pixels or seconds, a damaged file, and another kind of file; without paths."""
+    """Too many pixels, frames or seconds, a damaged file, and another kind of file; without paths."""
     with pytest.raises(RequestError) as caught:
         open_part(video_part(content), 1, limits)
 
@@ -141,11 +145,12 @@ def test_pixels_of_a_container_are_limited() -> None:
 
 
 def test_a_missing_decoder_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A container needs PyAV on the server."""
+    """The hint is that of commands."""
     monkeypatch.setitem(sys.modules, "av", None)
 
-    with pytest.raises(RequestError, match=r"`av` is not installed; run `pip install 'mcpmq\[video\]'` on the server"):
+    with pytest.raises(RequestError, match="`av` is not installed") as caught:
         open_part(video_part(MP4), 1, LIMITS)
+    assert str(caught.value).endswith(f"; {DECODER_HINT}")
 
 
 def test_sampled_frames_are_limited() -> None:
@@ -200,9 +205,22 @@ def test_errors_of_the_decoder_reach_the_client(onnx: Served) -> None:
     [model] = onnx.client.get("/v1/models").json()["data"]
 
     assert [response.status_code for response in responses] == [400, 413]
-    assert "send its frames as images" in error_message(responses[0])
+    assert EXTRACT_HINT in error_message(responses[0])
     assert onnx.client.post(CHAT, json=chat("Hi")).status_code == 200
     assert (model["meta"]["video"], model["meta"]["limits"]["videos"]) == (True, 2)
+
+
+def test_hostile_videos_change_nothing(onnx: Served) -> None:
+    """The engine is not started again, and an ordinary request has the same answer."""
+    before, starts, random = onnx.client.post(CHAT, json=chat("Hi")).json(), onnx.engine.starts, Random(3)
+    target = Target(onnx.client, png(), 9)
+
+    responses = [response for _ in range(25) for response in hostile_videos(random, target)]
+
+    assert {response.status_code for response in responses} <= KINDS[hostile_videos][1]
+    assert all(error_message(one) for one in responses if one.status_code != 200)
+    assert onnx.client.post(CHAT, json=chat("Hi")).json()["choices"] == before["choices"]
+    assert onnx.engine.starts == starts
 
 
 def test_a_server_of_llama_cpp_names_its_reason(served: Served) -> None:

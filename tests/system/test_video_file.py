@@ -1,7 +1,11 @@
 """Frames of animated images and of containers."""
 
 import sys
+from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
+from random import Random
+from time import process_time
 from typing import Any
 
 import numpy as np
@@ -12,9 +16,22 @@ from PIL import Image, ImageSequence
 from mcpmq.errors import DatasetError
 from mcpmq.system import video_file
 from mcpmq.system.image_file import OversizedImage
-from mcpmq.system.video_file import read_frames, video_info
+from mcpmq.system.video_file import DECODER_HINT, read_frames, video_info
+from tests.hostile_videos import (
+    ANIMATIONS,
+    CONTAINERS,
+    FIELDS,
+    NUMBERS,
+    animation,
+    container,
+    growing,
+    hostile_video,
+    many_frames,
+    with_number,
+)
 
 Frames = NDArray[np.uint8]
+SECONDS = 20  # of processor time for a file
 
 
 @pytest.fixture
@@ -98,8 +115,9 @@ def test_a_container_needs_a_decoder(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     with pytest.raises(DatasetError, match="clip is a container, which PyAV decodes, and `av` is not") as error:
         video_info(tmp_path / "clip.mp4", "clip")
-    assert "mcpmq[video]" in error.value.hint
-    assert "ffmpeg" in error.value.hint
+    assert error.value.hint == DECODER_HINT
+    assert "pip install 'mcpmq[video]'" in DECODER_HINT
+    assert "ffmpeg" in DECODER_HINT
 
 
 @pytest.mark.parametrize("content", [b"", b"#EXTM3U\nhttp://x/y.ts", b"GIF89a", b"\0\0\0\x18ftypmp42" + bytes(64)])
@@ -124,3 +142,66 @@ def test_sizes_are_limited(
 
     with pytest.raises(OversizedImage, match="more than"):
         video_info(file, "clip")
+
+
+def test_frames_that_are_larger_than_those_before_are_limited() -> None:
+    """The screen of a GIF file has one pixel, its second frame 81 million; nothing is decoded."""
+    assert video_info(growing(1), "clip").num_frames == 2
+    with pytest.raises(OversizedImage, match="frames of 81,000,000 pixels, more than 64,000,000"):
+        video_info(growing(9_000), "clip")
+    with pytest.raises(OversizedImage, match="frames of 81,000,000 pixels"):
+        list(read_frames(growing(9_000), [0, 1], "clip"))
+
+
+@pytest.mark.parametrize("name", CONTAINERS)
+def test_frames_of_a_container_are_limited_by_their_own_size(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not only by that of the header: the decoder refuses larger ones."""
+    pytest.importorskip("av")
+    content = container(name, side=256)
+    for offset in (24, 26):
+        content = with_number(content, (b"mp4v", offset, ">H"), 16)
+    monkeypatch.setattr(video_file, "MAX_IMAGE_PIXELS", 10_000)
+
+    with pytest.raises(DatasetError, match="^clip "):
+        video_info(content, "clip")
+
+
+def test_many_frames_are_limited() -> None:
+    """Before one is decoded, in images; the limit may be smaller than that of sample sets."""
+    assert video_info(many_frames(40), "clip").num_frames == 40
+    with pytest.raises(OversizedImage, match="more than 39 frames"):
+        video_info(many_frames(40), "clip", max_frames=39)
+    with pytest.raises(OversizedImage, match="more than 200,000 frames"):
+        video_info(many_frames(200_001), "clip")
+
+
+def test_headers_have_any_number() -> None:
+    """Each number of a header is replaced by several; the file is read or rejected, and names the video."""
+    names = [(animation, one) for one in ANIMATIONS]
+    if find_spec("av"):
+        names += [(container, one) for one in CONTAINERS]
+    changed = {with_number(make(name), field, number) for make, name in names for field in FIELDS for number in NUMBERS}
+    assert len(changed) > 30
+    for content in changed:
+        _read(content)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_hostile_files_are_read_or_rejected(seed: int) -> None:
+    """Files that are cut or changed; the error begins with the name of the video and has no path."""
+    pytest.importorskip("av")
+    random = Random(seed)
+    for _ in range(30):
+        _read(hostile_video(random))
+
+
+def _read(content: bytes) -> None:
+    """Read a video within limits; every failure is an error of the user, in little time."""
+    start, problem = process_time(), None
+    try:
+        info = video_info(content, "clip", max_pixels=2_000_000_000, max_frames=30_000)
+        list(islice(read_frames(content, range(min(4, info.num_frames)), "clip"), 4))
+    except DatasetError as error:
+        problem = error
+    assert problem is None or (str(problem).startswith("clip ") and problem.hint)
+    assert process_time() - start < SECONDS
