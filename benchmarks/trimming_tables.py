@@ -39,7 +39,7 @@ def size_table() -> str:
 
 
 def published_texts_table() -> str:
-    """Return what the trimmed vocabularies of the published size do to texts."""
+    """Return the numbers of tokens of texts in the trimmed vocabularies of the published size."""
     result = load_result("trimmed-size")
     rows = [
         [
