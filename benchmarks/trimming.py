@@ -24,8 +24,8 @@ from mcpmq.report import Report
 from mcpmq.report.report import ArtifactResult
 
 FOLDER, MULTILINGUAL = WORK / "trimming", ROOT / "benchmarks" / "multilingual"
-RECIPE, LIMITS = "phone-int8", (None, 768, 640, 512, 384)  # None: all tokens
-SAMPLES, TEXT_STEP = 150, 8  # of the held-out set; every eighth file
+RECIPE, LIMITS = "phone-int8", (None, 896, 768, 640, 512)  # None: all tokens
+SAMPLES, TEXT_STEP = 100, 16  # of the held-out set; every sixteenth file
 
 
 def main() -> None:

@@ -1,7 +1,7 @@
 """Tables of trimmed vocabularies: bytes at published size, levels of the reference checkpoint, and languages."""
 
 from collections.abc import Mapping
-from math import isnan
+from math import isnan, log
 from typing import Any
 
 from benchmarks.markdown import estimates, load_result, megabytes, percent_change, table, thousandths, with_provenance
@@ -39,7 +39,7 @@ def size_table() -> str:
 
 
 def published_texts_table() -> str:
-    """Return the tokens of texts in the trimmed vocabularies of the published size."""
+    """Return the numbers of tokens of texts in the trimmed vocabularies of the published size."""
     result = load_result("trimmed-size")
     rows = [
         [
@@ -100,7 +100,7 @@ def _texts(row: Mapping[str, Any], result: Mapping[str, Any]) -> list[str]:
 
 
 def languages_table() -> str:
-    """Return tokens and perplexity by character of every language at every level of trimming."""
+    """Return tokens and losses by character of every language at every level of trimming."""
     result = load_result("trimming")
     trimmed = [row for row in result["rows"] if row["vocabulary"]]
     rows = [
@@ -109,7 +109,7 @@ def languages_table() -> str:
     ]
     levels, sizes = ([f"{row['tokens']:,}" for row in some] for some in (result["rows"], trimmed))
     tokens = [f"tokens a character, {level}" for level in levels]
-    headings = ("language", *tokens, "perplexity a character", *(f"change, %, {size}" for size in sizes))
+    headings = ("language", *tokens, "nats a character", *(f"change, {size}" for size in sizes))
     return with_provenance(table(headings, rows, text_columns=1), result)
 
 
@@ -122,5 +122,10 @@ def _perplexities(language: str, trimmed: list[Mapping[str, Any]]) -> list[str]:
     keys = ("original_character_perplexity", "character_perplexity_ratio")
     found = [estimates({key: row["languages"][language][key] for key in keys}) for row in trimmed]
     original = found[0]["original_character_perplexity"]
-    changes = (percent_change(one["character_perplexity_ratio"]) for one in found)
-    return [f"{original.value:.1f}", *changes]
+    changes = (_nats(one["character_perplexity_ratio"]) for one in found)
+    return [f"{log(original.value):.2f}", *changes]
+
+
+def _nats(ratio: Estimate) -> str:
+    """Return a ratio of perplexities as a difference in nats, with half of its 95 % interval."""
+    return f"{log(ratio.value):+.2f} ± {log(ratio.high / ratio.low) / 2:.2f}"
