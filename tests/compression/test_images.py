@@ -1,6 +1,7 @@
 """Image limits of a recipe are those of all inputs, artifacts, forecasts and engines."""
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -194,7 +195,7 @@ def recorded_encodings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ids.append(sample.id)
         return encode_sample(processor, sample)
 
-    monkeypatch.setattr("mcpmq.evaluate.inputs.encode_sample", encode)
+    monkeypatch.setattr(import_module("mcpmq.evaluate.inputs"), "encode_sample", encode)
     return ids
 
 
