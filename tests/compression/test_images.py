@@ -1,6 +1,7 @@
 """Image limits of a recipe are those of all inputs, artifacts, forecasts and engines."""
 
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,6 @@ from mcpmq.dataset import Sample, SampleSet
 from mcpmq.errors import DatasetError, OutputError, RecipeError
 from mcpmq.estimate.forecast import forecast
 from mcpmq.evaluate import Settings, encode_samples, inputs_of, measure, measure_original
-from mcpmq.evaluate import inputs as evaluated_inputs
 from mcpmq.families.encoding import encode_sample
 from mcpmq.families.family import Processor
 from mcpmq.families.inputs import Inputs
@@ -195,7 +195,7 @@ def recorded_encodings(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         ids.append(sample.id)
         return encode_sample(processor, sample)
 
-    monkeypatch.setattr(evaluated_inputs, "encode_sample", encode)
+    monkeypatch.setattr(import_module("mcpmq.evaluate.inputs"), "encode_sample", encode)
     return ids
 
 

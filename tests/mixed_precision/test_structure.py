@@ -54,7 +54,7 @@ def _smallest_nbytes(prepared: PreparedSearch) -> int:
 
 
 def test_choices_that_do_not_pay_leave_the_model_unchanged(prepared: PreparedSearch) -> None:
-    """With enough memory nothing is lost: the recipe has no table of structured compression."""
+    """With enough memory nothing is lost, and the recipe has no table of structured compression."""
     found = prepared.best()
 
     assert not found.structure
