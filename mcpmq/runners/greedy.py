@@ -2,11 +2,14 @@
 
 A pass returns the most probable token at every position of a draft. Tokens up to the first difference are accepted, and
 the predictions after it are the next draft (Jacobi decoding, arXiv 2305.10427). The result is that of token-by-token
-decoding; a model that reproduces the reference answer needs one pass.
+decoding; a model that reproduces the reference answer needs one pass. An answer ends before a placeholder of images or
+audio.
 """
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import takewhile
 
 import numpy as np
 
@@ -25,17 +28,24 @@ class GreedyAnswer:
     complete: bool
 
 
-@dataclass(slots=True)
+@dataclass
 class _Decoding:
     sample: Inputs
     draft: list[int]  # begins with the reference answer
     end: int  # the token that ends the turn
     accepted: list[int] = field(default_factory=list)
     complete: bool = False
+    is_stopped: bool = False  # at a placeholder of images or audio, which has no embedding of its own in an answer
 
     @property
     def is_running(self) -> bool:
-        return not self.complete and len(self.accepted) < MAX_TOKENS
+        return not (self.complete or self.is_stopped) and len(self.accepted) < MAX_TOKENS
+
+    @cached_property
+    def placeholders(self) -> frozenset[int]:
+        """The tokens in whose places the sample has embeddings of images and audio."""
+        tokens, spans = self.sample.tokens.tolist(), (*self.sample.image_bounds, *self.sample.audio_bounds)
+        return frozenset(token for begin, end in spans for token in tokens[begin:end])
 
     def inputs(self) -> Inputs:
         """Return the sample with the draft as its answer, after the accepted tokens."""
@@ -54,13 +64,19 @@ class _Decoding:
             if token == self.end:
                 self.complete = True
                 return
+            if token in self.placeholders:
+                self.is_stopped = True
+                return
             self.accepted.append(token)
             if len(self.accepted) == MAX_TOKENS:
                 return
             if token != drafted:
-                self.draft = [*predicted[index + 1 :], self.end]
+                self.draft = [*takewhile(self._is_text, predicted[index + 1 :]), self.end]
                 return
         self.draft = [self.end]
+
+    def _is_text(self, token: int) -> bool:
+        return token not in self.placeholders
 
 
 def greedy_answers(runner: Runner, samples: Sequence[Inputs], budget: int = MIN_BUDGET) -> list[GreedyAnswer]:

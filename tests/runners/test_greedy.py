@@ -61,6 +61,37 @@ def test_the_answer_is_that_of_greedy_decoding(reference: list[int], answer: lis
     assert len(runner.runs) <= passes
 
 
+@dataclass
+class RecordingRunner(FakeRunner):
+    """Records the tokens after the prompt of every pass."""
+
+    drafts: list[list[int]] = field(default_factory=list)
+
+    def run(self, samples: Sequence[Inputs], metric: Metric[Result]) -> Iterator[Result]:
+        """Record and predict."""
+        self.drafts += [one.tokens[self.prompt_length :].tolist() for one in samples]
+        return super().run(samples, metric)
+
+
+def test_an_answer_ends_before_a_placeholder() -> None:
+    """An engine would look for the embeddings of another image; no pass has the token in its answer."""
+    sample = Inputs("a", np.array([1, 2, 2, 5, 11, END]), 4, (), np.array([[1, 3]]))
+    runner = RecordingRunner([12, 13, 2, 14], prompt_length=4)
+
+    assert greedy_answers(runner, [sample]) == [GreedyAnswer((12, 13), False)]
+    assert not any(2 in draft for draft in runner.drafts)
+
+
+def test_a_draft_has_no_placeholder() -> None:
+    """Predictions after a wrong token may be placeholders, here token 7; the next draft ends before them."""
+    sample = Inputs("a", np.array([7, 5, 11, 12, END]), 2, (), np.array([[0, 1]]))
+    runner = RecordingRunner([21, 22, 23], prompt_length=2)
+
+    assert greedy_answers(runner, [sample]) == [GreedyAnswer((21, 22, 23), True)]
+    assert len(runner.drafts) > 2
+    assert not any(7 in draft for draft in runner.drafts)
+
+
 def test_passes_and_tokens_are_limited() -> None:
     """An answer that differs at every token is incomplete, and so is a long one."""
     different = FakeRunner([20 + number for number in range(45)], prompt_length=1)
