@@ -1,6 +1,7 @@
 """Convert the reference checkpoint with every recipe, evaluate the artifacts, and write benchmarks/results.
 
 python -m benchmarks.run                              the reference: accuracy, sizes, memory, seconds
+python -m benchmarks.run --report reference           one report again, of the artifacts that are there
 python -m benchmarks.run --real-size 28               random weights of MiniCPM-V 2.6's size: memory and seconds
 python -m benchmarks.run --real-size 28 --calibrated  the same with calibration on a fifth of the starter set
 """
@@ -74,19 +75,34 @@ def artifacts(recipe: str, *formats: str) -> list[Path]:
     return [REFERENCE_WORK / recipe / name for name in formats or CONVERSIONS[recipe]]
 
 
-def run_reference() -> None:
-    """Convert and evaluate the reference checkpoint, with three controls."""
-    write_commands("conversion", list(run_conversions(REFERENCE, REFERENCE_WORK, CONVERSIONS)))
-    best = artifacts("calibrated-quality-int4", "gguf")
+def reports() -> dict[str, tuple[list[Path], tuple[str, ...]]]:
+    """Return the artifacts and the options of every report: that of `make demo` first, the others with controls."""
+    best, full = artifacts("calibrated-quality-int4", "gguf"), artifacts("full")
     defaults = artifacts("calibrated-gguf-int4") + artifacts("calibrated-int4", "onnx")
-    evaluate_artifacts("reference", defaults + artifacts("phone-int8", "onnx") + best)  # `make demo`
     controls = artifacts("phone-int4") + artifacts("quality-int4", "gguf")
-    evaluate_artifacts("calibrated", controls + artifacts("calibrated-int4", "gguf") + best)
-    evaluate_artifacts("engine-baseline", artifacts("full"))
     packed = artifacts("calibrated-language-int4", "gptq", "compressed-tensors")
-    evaluate_artifacts("hugging-face", packed + artifacts("language-nf4") + artifacts("language-int8"))
-    evaluate_artifacts("engine-preprocessing", artifacts("full", "gguf"), "--engine-preprocessing")
-    evaluate_artifacts("shuffled", artifacts("phone-int4", "gguf"), "--shuffle-images")
+    return {
+        "reference": (defaults + artifacts("phone-int8", "onnx") + best, ()),
+        "calibrated": (controls + artifacts("calibrated-int4", "gguf") + best, ()),
+        "engine-baseline": (full, ()),
+        "hugging-face": (packed + artifacts("language-nf4") + artifacts("language-int8"), ()),
+        "engine-preprocessing": (artifacts("full", "gguf"), ("--engine-preprocessing",)),
+        "shuffled": (artifacts("phone-int4", "gguf"), ("--shuffle-images",)),
+    }
+
+
+def run_reference() -> None:
+    """Convert and evaluate the reference checkpoint."""
+    shutil.rmtree(REFERENCE_WORK, ignore_errors=True)
+    write_commands("conversion", list(run_conversions(REFERENCE, REFERENCE_WORK, CONVERSIONS)))
+    for name in reports():
+        run_report(name)
+
+
+def run_report(name: str) -> None:
+    """Evaluate the artifacts of one report."""
+    paths, options = reports()[name]
+    evaluate_artifacts(name, paths, *options)
 
 
 def run_real_size(layers: int) -> None:
@@ -119,14 +135,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--real-size", type=int, metavar="LAYERS")
     parser.add_argument("--calibrated", action="store_true", help="with --real-size")
+    parser.add_argument("--report", choices=list(reports()), help="evaluate the artifacts of one report again")
     options = parser.parse_args()
-    shutil.rmtree(REAL_SIZE_WORK if options.real_size else REFERENCE_WORK, ignore_errors=True)
-    if not options.real_size:
+    if options.report:
+        run_report(options.report)
+    elif not options.real_size:
         run_reference()
-    elif options.calibrated:
-        run_calibrated_real_size(options.real_size)
     else:
-        run_real_size(options.real_size)
+        shutil.rmtree(REAL_SIZE_WORK, ignore_errors=True)
+        run = run_calibrated_real_size if options.calibrated else run_real_size
+        run(options.real_size)
 
 
 if __name__ == "__main__":
