@@ -74,7 +74,7 @@ class RecordingRunner(FakeRunner):
 
 
 def test_an_answer_ends_before_a_placeholder() -> None:
-    """An engine would look for the embeddings of another image; no pass has the token in its answer."""
+    """It would need the embeddings of another image; no pass has the token in its answer."""
     sample = Inputs("a", np.array([1, 2, 2, 5, 11, END]), 4, (), np.array([[1, 3]]))
     runner = RecordingRunner([12, 13, 2, 14], prompt_length=4)
 
