@@ -29,12 +29,11 @@ def size_table() -> str:
         change = "" if nbytes == before else f"{100 * (nbytes / before - 1):+.1f}"
         forecast = "equal" if row["is_equal"] else "different"
         seconds = (row["prefill_seconds"], 1000 * row["decode_seconds_per_token"])
-        times = [f"{seconds[0]:.2f}", f"{seconds[1]:.0f}"]
+        times = [f"{row['prompt_tokens']:,}", f"{seconds[0]:.2f}", f"{seconds[1]:.0f}"]
         memory = megabytes(row["peak_rss_bytes"])
         rows.append([row["kept"], f"{row['tokens']:,}", forecast, f"{nbytes:,}", change, memory, *times])
-    prompt = result["rows"][0]["prompt_tokens"]
     headings = ("kept", "tokens", "forecast", "bytes", "change, %", "peak memory, MB")
-    times_headings = (f"prefill of {prompt} tokens, s", "decode, ms a token")
+    times_headings = ("tokens of a prompt", "its prefill, s", "decode, ms a token")
     return with_provenance(table((*headings, *times_headings), rows, text_columns=1), result)
 
 
