@@ -103,6 +103,7 @@ readme: setup
 	$(BIN)/python -m benchmarks.recipe_results
 	$(BIN)/python -m benchmarks.size_plot
 	$(BIN)/python -m benchmarks.bits_plot
+	$(BIN)/python -m benchmarks.structured_plot
 	$(BIN)/cog -r $(GENERATED)
 
 clean:

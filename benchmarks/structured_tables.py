@@ -3,7 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+from benchmarks import structured_plot
 from benchmarks.markdown import estimates, load_result, megabytes, percent, table, thousandths, with_provenance
+from mcpmq.evaluate import Estimate
 
 
 def _kld(row: Mapping[str, Any], group: str) -> str:
@@ -60,6 +62,33 @@ def removed_table() -> str:
     speed_headings = ("prefill, tokens/s", "decode, tokens/s")
     accuracy = ("images: mean KLD, 10⁻³ nats", "texts: mean KLD, 10⁻³ nats")
     return with_provenance(table((*headings, *speed_headings, *accuracy), rows, text_columns=2), result)
+
+
+def front_table() -> str:
+    """Return the divergence of searched recipes by limit, with schemes alone and with structured compression."""
+    result, rows = load_result("structured-front"), []
+    for row in result["rows"]:
+        found = Estimate.model_validate(row["divergence"])
+        used = row["nbytes" if row["resource"] == "file size" else "memory_nbytes"]
+        kind = row["structure"] or ("schemes; structure did not pay" if row["structured"] else "schemes")
+        cells = [f"{used:,}", f"{1000 * row['rank_score']:.2f}", thousandths(found)]
+        rows.append([row["resource"], f"{row['limit_nbytes']:,}", kind, *cells])
+    headings = ("limit of", "limit, bytes", "chosen", "bytes", "rank score, 10⁻³", "divergence, 10⁻³ nats")
+    return with_provenance(table(headings, rows, text_columns=3), result)
+
+
+def cost_table() -> str:
+    """Return the measured loss of the choices."""
+    result = load_result("structured-front")
+    rows = [[name, cost] for name, cost in result["costs"].items()]
+    return table(("choice", "loss"), rows, text_columns=2)
+
+
+def front_images() -> str:
+    """Return the drawings for a page in this folder."""
+    names = (f"structured-{resource.replace(' ', '-')}-light.svg" for resource in structured_plot.RESOURCES)
+    titles = (f"Searched recipes: {resource} and divergence" for resource in structured_plot.RESOURCES)
+    return "\n\n".join(f"![{title}](../docs/images/{name})" for title, name in zip(titles, names, strict=True))
 
 
 def w8a8_table() -> str:

@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 
 import mcpmq
-from benchmarks import size_plot
+from benchmarks import size_plot, structured_plot
 from benchmarks.commands import recipe_argument
 from benchmarks.markdown import load_result
 from benchmarks.product_tables import all_commands
@@ -158,6 +158,12 @@ def test_the_plot_is_that_of_the_results(theme: str) -> None:
     drawing = size_plot.draw(load_result("budgets"), THEMES[theme])
 
     assert (size_plot.IMAGES / f"size-{theme}.svg").read_text() == drawing
+
+
+def test_the_plots_of_structured_compression_are_those_of_the_results() -> None:
+    """The committed drawings are those of the committed results."""
+    for name, drawing in structured_plot.drawings().items():
+        assert (structured_plot.IMAGES / name).read_text() == drawing
 
 
 @pytest.mark.parametrize("document", ["README.md", "benchmarks/README.md"])
