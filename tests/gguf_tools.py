@@ -70,7 +70,7 @@ def llama_cpp_tokens(model: LanguageModel, text: str) -> list[int]:
 
 
 def llama_cpp_gelu(activation: nn.Module, value: Tensor) -> Tensor:
-    """Return the GELU of ggml, which looks up the values of F16 numbers in a table of F16 numbers."""
+    """Return the GELU of ggml, which reads the values of F16 numbers from a table of F16 numbers."""
     rounded = functional.gelu(value.half().float(), approximate="tanh").half().float()
     return torch.where(value.abs() < 10, rounded, value.clamp(min=0))
 

@@ -6,16 +6,12 @@ thousand patches determine the products of a thousand columns. All samples pass 
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import prod
 
 from mcpmq.calibrate.modalities import encoder_modality
 from mcpmq.dataset import ENCODER_INPUTS_PER_COLUMN, MIN_ENCODER_INPUTS
-from mcpmq.families.audio_shape import SAMPLES_PER_MEL_FRAME
 from mcpmq.families.family import Architecture
-from mcpmq.families.inputs import Inputs, Modality, slice_size
+from mcpmq.families.inputs import Inputs, Modality
 from mcpmq.rounding.stats import AUDIO, VISION
-
-MEL_FRAMES_PER_INPUT = 2  # the second convolution halves them
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,9 +25,7 @@ class SampleSize:
     def of(cls, inputs: Inputs, architecture: Architecture) -> "SampleSize":
         """Return the size of an encoded sample."""
         side = architecture.vision.patch_size if architecture.vision else 0
-        patches = sum(prod(slice_size(part)) // side**2 for part in inputs.slices if side)
-        frames = sum(map(len, inputs.audio)) // SAMPLES_PER_MEL_FRAME // MEL_FRAMES_PER_INPUT
-        return cls(inputs.modality, {VISION: patches, AUDIO: frames})
+        return cls(inputs.modality, {VISION: inputs.num_patches(side), AUDIO: inputs.num_audio_frames})
 
 
 @dataclass(frozen=True, slots=True)

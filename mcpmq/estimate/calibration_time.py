@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import prod
 
 from mcpmq.dataset import (
     ENCODER_INPUTS_PER_COLUMN,
@@ -22,30 +21,33 @@ FORWARD_RATE, GRAM_RATE, FACTOR_RATE, ROUNDING_RATE = 130e9, 130e9, 90e9, 45e9
 # and passes that end earlier, each with the overhead of one sample.
 PASSES, STARTED_PASSES, OVERHEAD_SECONDS = {"layer": (1, 1), "model": (3, 2)}, {"layer": 2, "model": 10}, 0.003
 SHARED_INPUTS = (".k", ".v", "mlp.up")  # matrices with the input of another one
+VISION_PARTS, AUDIO_PARTS = ("vision", "projector"), ("audio", "audio_projector")
 IMAGE_SHARE = 0.5  # of the recommended tokens, without a calibration set
 
 
 @dataclass(frozen=True, slots=True)
 class CalibrationTokens:
-    """The inputs of a calibration: tokens of the language model, patches of the vision encoder, and samples."""
+    """The inputs of a calibration: tokens of the language model, inputs of the encoders, and samples."""
 
     language: int
-    patches: int = 0
+    patches: int = 0  # of the vision encoder
     samples: int = 0
+    audio_frames: int = 0
 
     @classmethod
     def of_samples(cls, inputs: Iterable[Inputs], patch_size: int) -> "CalibrationTokens":
         """Count those of encoded samples; `patch_size` is in pixels, 0 without a vision encoder."""
-        language = patches = samples = 0
+        language = patches = samples = audio_frames = 0
         for one in inputs:
             samples += 1
             language += len(one.tokens)
-            patches += sum(prod(part.shape[-3:-1]) // patch_size**2 for part in one.slices if patch_size)
-        return cls(language, patches, samples)
+            patches += one.num_patches(patch_size)
+            audio_frames += one.num_audio_frames
+        return cls(language, patches, samples, audio_frames)
 
     @classmethod
     def recommended(cls, plan: Plan) -> "CalibrationTokens":
-        """Return the recommended number of tokens, half of them of images if the model has a vision encoder."""
+        """Return the recommended number of tokens, half of them of images if there is a vision encoder; no audio."""
         vision, images = plan.checkpoint.architecture.vision, image_tokens(plan.checkpoint)
         tokens, samples = RECOMMENDED_CALIBRATION_TOKENS, RECOMMENDED_CALIBRATION_TOKENS // TOKENS_PER_SAMPLE
         if vision is None or not images:
@@ -68,18 +70,21 @@ def calibration_seconds(plan: Plan, tokens: CalibrationTokens) -> float:
 def _block_seconds(plan: Plan, block: Sequence[TensorPlan], tokens: CalibrationTokens) -> float:
     names = {tensor.name for tensor in block}
     matrices = [tensor for tensor in block if tensor.spec.role == "matrix"]
-    limit = max(MIN_ENCODER_INPUTS, *(ENCODER_INPUTS_PER_COLUMN * one.matrix_shape[1] for one in matrices), 0)
+    columns = max((one.matrix_shape[1] for one in matrices), default=0)
+    limit = max(MIN_ENCODER_INPUTS, ENCODER_INPUTS_PER_COLUMN * columns)
     seconds = 0.0
     for tensor in matrices:
         count = _tokens(plan, tensor, tokens)
-        observed = min(count, limit) if tensor.spec.component == "vision" else count
+        observed = min(count, limit) if tensor.spec.component in (*VISION_PARTS, *AUDIO_PARTS) else count
         seconds += _tensor_seconds(plan, tensor, names, count, observed)
     return seconds
 
 
 def _tokens(plan: Plan, tensor: TensorPlan, tokens: CalibrationTokens) -> float:
-    if tensor.spec.component == "vision":
+    if tensor.spec.component in VISION_PARTS:
         return tokens.patches
+    if tensor.spec.component in AUDIO_PARTS:
+        return tokens.audio_frames
     experts = plan.checkpoint.architecture.language.experts
     if experts is not None and ".experts." in tensor.name:
         return tokens.language * experts.count_per_token / experts.count

@@ -2,10 +2,13 @@
 
 from dataclasses import dataclass, field
 from itertools import islice
+from math import prod
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from mcpmq.families.audio_shape import SAMPLES_PER_MEL_FRAME
 
 Modality = Literal["image", "images", "video", "text", "audio", "audio-image"]
 
@@ -56,6 +59,15 @@ class Inputs:
     spans_per_audio: tuple[int, ...] = ()
     frame_intervals: tuple[float, ...] = ()
     slice_times: tuple[int, ...] = ()
+
+    def num_patches(self, patch_size: int) -> int:
+        """Return the number of patches of all slices; `patch_size` is in pixels, 0 without a vision encoder."""
+        return sum(prod(slice_size(part)) // patch_size**2 for part in self.slices if patch_size)
+
+    @property
+    def num_audio_frames(self) -> int:
+        """The inputs of the layers of an audio encoder: its second convolution halves the mel frames."""
+        return sum(map(len, self.audio)) // SAMPLES_PER_MEL_FRAME // 2
 
     @property
     def modality(self) -> Modality:

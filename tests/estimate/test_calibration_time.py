@@ -1,5 +1,6 @@
 """The time of a calibration from counts of operations that are computed by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from mcpmq.recipe import Recipe
 from mcpmq.system.progress import silent
 from tests.tiny_families import QWEN3_VL_MOE
 
+ENCODER = ("vision", "projector")  # components whose inputs are patches
 RATES = {"FORWARD_RATE": 2e3, "GRAM_RATE": 3e3, "FACTOR_RATE": 5e3, "ROUNDING_RATE": 7e3}
 
 
@@ -37,7 +39,7 @@ def plan_of(checkpoint: Path, targets: str, *globs: str) -> Plan:
 def forward(plan: Plan, passes: float, tokens: CalibrationTokens) -> float:
     """Return the seconds of forward passes through all matrices in blocks."""
     matrices = [one for one in plan.tensors if one.spec.role == "matrix" and "." in one.name]
-    counts = [(tokens.patches if one.name.startswith("vision") else tokens.language, one) for one in matrices]
+    counts = [(tokens.patches if one.name.startswith(ENCODER) else tokens.language, one) for one in matrices]
     return sum(passes * 2 * count * one.matrix_shape[0] * one.matrix_shape[1] / 2e3 for count, one in counts)
 
 
@@ -116,7 +118,7 @@ def test_experts_receive_a_share_of_the_tokens(tmp_path: Path, monkeypatch: pyte
     others = sum(
         one.matrix_shape[0] * one.matrix_shape[1]
         for one in plan.tensors
-        if one.spec.role == "matrix" and "." in one.name and one not in matrices and not one.name.startswith("vision")
+        if one.spec.role == "matrix" and "." in one.name and one not in matrices and not one.name.startswith(ENCODER)
     )
     share = weights * experts.count_per_token / experts.count
     forward_seconds = all_tokens - calibration_seconds(plan, CalibrationTokens(16))
@@ -124,12 +126,14 @@ def test_experts_receive_a_share_of_the_tokens(tmp_path: Path, monkeypatch: pyte
 
 
 def test_inputs_are_counted() -> None:
-    """Tokens, and patches of images and of the frames of a video; none without a vision encoder."""
+    """Tokens, patches of images and of the frames of a video, none without a vision encoder, and 20 ms of audio."""
     slices = np.zeros((28, 42, 3), np.uint8), np.zeros((2, 14, 28, 3), np.uint8)
     one = Inputs("a", np.arange(9), 3, slices, np.zeros((2, 2), np.int64))
 
     assert CalibrationTokens.of_samples([one, one], 14) == CalibrationTokens(18, 2 * (2 * 3 + 1 * 2), 2)
     assert CalibrationTokens.of_samples([one], 0) == CalibrationTokens(9, 0, 1)
+    with_audio = replace(one, audio=(np.zeros(8_000, np.float32), np.zeros(16_000, np.float32)))
+    assert CalibrationTokens.of_samples([with_audio], 14) == CalibrationTokens(9, 8, 1, 75)
 
 
 def test_the_set_of_a_plan_is_counted(small_checkpoint: Path, mixed_set: SampleSet) -> None:
