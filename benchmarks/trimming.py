@@ -16,7 +16,7 @@ from benchmarks.source_texts import count_unchanged, encode, source_texts
 from benchmarks.structured import artifact_row, evaluate_artifacts
 from mcpmq.artifact import Artifact
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.compression import same_inputs
+from mcpmq.compression import compressed_view
 from mcpmq.evaluate import ORIGINAL, vocabulary_differences
 from mcpmq.evaluate.schema import SampleMetrics
 from mcpmq.families.tokenizer import read_tokenizer
@@ -64,7 +64,7 @@ def _quantize(limit: int | None) -> Path:
 def _texts(path: Path, texts: Sequence[str], before: Sequence[Sequence[int]]) -> dict[str, int]:
     """Return the numbers of tokens of the vocabulary and of the texts, and that of texts with the original's tokens."""
     checkpoint, manifest = Checkpoint.open(REFERENCE), Artifact.open(path).manifest
-    with same_inputs(checkpoint, manifest) as view:
+    with compressed_view(checkpoint, manifest) as view:
         ids = None if manifest.vocabulary is None else manifest.vocabulary.ids.tolist()
         tokens = view.architecture.language.vocab_size
         return {"tokens": tokens, **count_unchanged(read_tokenizer(view.path), ids, texts, before)}

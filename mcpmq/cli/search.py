@@ -75,6 +75,9 @@ Vocabularies = Annotated[
         help="Trim the vocabulary as --trim-vocabulary KEPT, with --calibration; repeated: one of several choices",
     ),
 ]
+Html = Annotated[
+    Path | None, typer.Option("--html", metavar="FILE", help="Write a page with the Pareto front and all weights")
+]
 SearchRecipe = Annotated[
     str,
     typer.Option(
@@ -114,6 +117,7 @@ def search(
     seed: Seed = 0,
     device: Device = None,
     threads: Threads = None,
+    html: Html = None,
     json: Json = False,
 ) -> None:
     """Search the most accurate mixed precision under a size or memory limit, and write its recipe"""
@@ -131,12 +135,13 @@ def search(
         raise typer.BadParameter(
             "the loss of structured compression is measured: give --calibration", param_hint="--imatrix"
         )
-    given = (calibration, samples, seed, imatrix, threads, device, structure)
+    given = (calibration, samples, seed, imatrix, threads, device, structure, html)
     result = _search(source, lora, out, recipe, name, budget, *given)
     ui.print_table(result.to_table(), result.to_dict(), as_json=json)
     if not json:
         ui.print_table(result.front_table(), None)
     ui.print_search_steps(out, checkpoint_words(source, lora), name, set_words(calibration, samples, seed))
+    ui.print_written_files([html])
 
 
 def parse_structure(
@@ -189,25 +194,30 @@ def _search(
     threads: int | None,
     device: str | None,
     structure: "Structure",
+    html: Path | None,
 ) -> "SearchResult":
-    """Search with one of the two kinds of statistics, and write the recipe."""
+    """Search with one of the two kinds of statistics, and write the recipe and its page."""
     from mcpmq import ui
     from mcpmq.checkpoint import Checkpoint
     from mcpmq.compression import compress
     from mcpmq.mixed_precision import recipe_file, search_recipe, search_with_imatrix
     from mcpmq.recipe import Recipe
+    from mcpmq.ui.search_page import check_search_page, write_search_page
 
     base, progress = Recipe.load(recipe), ui.progress_bars()
     original = Checkpoint.open(source, progress, lora or ())
-    if imatrix:
-        with recipe_file(out, original.folders | {imatrix: "importance matrix"}):
+    samples = open_set(calibration, num_samples, seed) if calibration else None
+    statistics = {samples.path: "calibration set"} if samples else {}
+    inputs = original.folders | statistics | ({imatrix: "importance matrix"} if imatrix else {})
+    check_search_page(html, inputs)
+    with recipe_file(out, inputs):
+        if samples:
+            cores = threads or os.cpu_count() or 1
+            with compress(original, base, samples, progress) as view:
+                result = search_recipe(view, base, name, budget, samples, cores, progress, device, structure)
+        else:
+            assert imatrix is not None
             result = search_with_imatrix(original, base, name, budget, imatrix, progress)
-            result.write(out)
-        return result
-    assert calibration is not None
-    samples, cores = open_set(calibration, num_samples, seed), threads or os.cpu_count() or 1
-    inputs = original.folders | {samples.path: "calibration set"}
-    with recipe_file(out, inputs), compress(original, base, samples, progress) as view:
-        result = search_recipe(view, base, name, budget, samples, cores, progress, device, structure)
         result.write(out)
+        write_search_page(result, html)
     return result

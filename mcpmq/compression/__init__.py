@@ -9,19 +9,22 @@ from mcpmq.checkpoint.image_limits import ImageLimits
 from mcpmq.checkpoint.kept_vocabulary import KeptVocabulary
 from mcpmq.compression.images import limit_images
 from mcpmq.compression.layers import remove_layers
+from mcpmq.compression_tables import LayersTable
 from mcpmq.dataset import SampleSet
 from mcpmq.recipe import Recipe
 from mcpmq.system.progress import Progress, silent
 from mcpmq.vocabulary import trim_vocabulary, trimmed_view
 
-__all__ = ["compress", "limit_images", "remove_layers", "same_inputs"]
+__all__ = ["compress", "compressed_view", "limit_images", "remove_layers"]
 
 
-class CompressedInputs(Protocol):
-    """The part of a manifest that decides how samples are encoded."""
+class CompressionRecord(Protocol):
+    """The part of a manifest that records structured compression."""
 
     @property
     def vocabulary(self) -> KeptVocabulary | None: ...
+    @property
+    def layers(self) -> LayersTable | None: ...
     @property
     def images(self) -> ImageLimits | None: ...
 
@@ -46,13 +49,14 @@ def compress(
 
 
 @contextmanager
-def same_inputs(checkpoint: Checkpoint, manifest: CompressedInputs) -> Iterator[Checkpoint]:
-    """Yield the original of an artifact with the tokens and the image limits of its manifest.
+def compressed_view(checkpoint: Checkpoint, record: CompressionRecord) -> Iterator[Checkpoint]:
+    """Yield the original of an artifact with the tokens, layers and image limits of its manifest.
 
     Raises:
         CheckpointError: the vocabulary is not a part of that of the checkpoint.
     """
     with ExitStack() as stack:
-        if manifest.vocabulary:
-            checkpoint = stack.enter_context(trimmed_view(checkpoint, manifest.vocabulary))
-        yield stack.enter_context(limit_images(checkpoint, manifest.images.limits if manifest.images else None))
+        if record.vocabulary:
+            checkpoint = stack.enter_context(trimmed_view(checkpoint, record.vocabulary))
+        checkpoint = stack.enter_context(remove_layers(checkpoint, record.layers))
+        yield stack.enter_context(limit_images(checkpoint, record.images.limits if record.images else None))

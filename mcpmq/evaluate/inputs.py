@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from mcpmq.artifact import Manifest
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.checkpoint.kept_vocabulary import KeptVocabulary
-from mcpmq.compression import same_inputs
+from mcpmq.compression import compressed_view
 from mcpmq.dataset import Sample, SampleSet
 from mcpmq.errors import DatasetError
 from mcpmq.evaluate.schema import NONSQUARE
@@ -70,6 +70,8 @@ def inputs_of(
     """Yield the samples as an artifact encodes them: in the tokens and with the image limits of its manifest.
 
     Samples of kept tokens have these tokens, others are encoded again, in more tokens; so are images with other limits.
+    The numbers of cached values are those of its layers.
+
     With `ids`, the store has these samples only, and nothing else is encoded.
 
     Raises:
@@ -77,11 +79,15 @@ def inputs_of(
         DatasetError: a sample is too long, or the images are shuffled and the artifact has image limits.
     """
     kept, limits = manifest.vocabulary, manifest.images
-    if kept is None and limits is None:
+    if not (kept or limits or manifest.layers):
         yield inputs
         return
     _check_shuffled(manifest, settings)
-    with same_inputs(inputs.checkpoint, manifest) as view, temporary_folder(inputs.store.folder) as folder:
+    with compressed_view(inputs.checkpoint, manifest) as view, temporary_folder(inputs.store.folder) as folder:
+        inputs = replace(inputs, cached_per_token=cached_per_token(view.architecture.language))
+        if not (kept or limits):
+            yield inputs
+            return
         store, rows = InputsStore(folder), _first_rows(inputs.store, kept)
         processor = view.family.open_processor(view.path)
         for number, (sample, row) in enumerate(zip(inputs.samples, rows, strict=True)):

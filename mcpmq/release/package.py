@@ -7,7 +7,7 @@ from pathlib import Path
 
 from mcpmq.artifact import Artifact, write_manifest
 from mcpmq.checkpoint import Checkpoint
-from mcpmq.compression import same_inputs
+from mcpmq.compression import compressed_view
 from mcpmq.errors import ReleaseError
 from mcpmq.evaluate.sample_size import MIN_EVALUATION_SAMPLES
 from mcpmq.families.blocks import has_experts
@@ -176,7 +176,7 @@ def _copy_artifact(artifact: Artifact, folder: Path, max_file_nbytes: int | None
 def _copy_texts(checkpoint: Checkpoint, license: License, artifacts: Sequence[Artifact], folder: Path) -> None:
     for name in (PROCESSOR, RECIPES):
         (folder / name).mkdir()
-    with same_inputs(checkpoint, artifacts[0].manifest) as view:
+    with compressed_view(checkpoint, artifacts[0].manifest) as view:
         for text in view.text_files:
             text.copy(folder / PROCESSOR)
     for file in license.files:

@@ -45,39 +45,48 @@ def size_chart(report: Report) -> str | None:
 
 
 def scatter_chart(
-    points: Sequence[tuple[int, Estimate]], labels: Sequence[str], front: Collection[int] = ()
+    points: Sequence[tuple[int, Estimate]],
+    labels: Sequence[str],
+    fronts: Sequence[Collection[int]] = (),
+    axis_title: str = "size of all files",
+    unit: str = "nats",
 ) -> str | None:
-    """Return sizes in bytes against mean KLD with intervals, and a line through the points with indices in `front`.
+    """Return sizes in bytes against losses with intervals; a line connects the points with the indices of a front.
 
-    The scale of KLD is logarithmic: all values are positive. Fewer than two points have no chart.
+    The scale of the loss is logarithmic: all values are positive. Fewer than two points have no chart.
     """
     if len(points) < 2:
         return None
-    sizes, klds = [nbytes / 1e6 for nbytes, _ in points], [kld for _, kld in points]
+    sizes, losses = [nbytes / 1e6 for nbytes, _ in points], [loss for _, loss in points]
     x = _scale(min(sizes), max(sizes), SCATTER_LEFT + 30, SCATTER_WIDTH - 40)
-    lowest, highest = min(_low(kld) for kld in klds), max(_high(kld) for kld in klds)
+    lowest, highest = min(map(_low, losses)), max(map(_high, losses))
     y = _scale(log10(lowest), log10(highest), SCATTER_HEIGHT - BOTTOM, TOP + 10)
-    marks = [_mark(label, x(size), kld, y) for label, size, kld in zip(labels, sizes, klds, strict=True)]
+    positions = [(x(size), y(log10(loss.value))) for size, loss in zip(sizes, losses, strict=True)]
+    marks = [_mark(label, at, loss, y, unit) for label, (at, _), loss in zip(labels, positions, losses, strict=True)]
     ends = dict.fromkeys((lowest, sqrt(lowest * highest), highest))
     axis = [_axis_line(y(log10(value)), f"{value:.2g}", SCATTER_LEFT, SCATTER_WIDTH) for value in ends]
     ticks = [
         f'<text class="component" x="{x(size):.1f}" y="{SCATTER_HEIGHT - 24}">{size:,.1f} MB</text>'
         for size in dict.fromkeys((min(sizes), max(sizes)))
     ]
-    title = f'<text class="component" x="{SCATTER_WIDTH / 2}" y="{SCATTER_HEIGHT - 4}">size of all files</text>'
-    path = " ".join(
-        f"{x(size):.1f},{y(log10(klds[at].value)):.1f}" for size, at in sorted((sizes[at], at) for at in front)
-    )
-    line = [f'<polyline class="front" points="{path}"/>'] if path else []
-    return _svg(SCATTER_WIDTH, SCATTER_HEIGHT, [*axis, *ticks, title, *line, *marks])
+    title = f'<text class="component" x="{SCATTER_WIDTH / 2}" y="{SCATTER_HEIGHT - 4}">{escape(axis_title)}</text>'
+    lines = [_front_line([positions[at] for at in front], number) for number, front in enumerate(fronts) if front]
+    return _svg(SCATTER_WIDTH, SCATTER_HEIGHT, [*axis, *ticks, title, *lines, *marks])
 
 
-def _low(kld: Estimate) -> float:
-    return kld.low if isfinite(kld.low) and kld.low > 0 else kld.value
+def _front_line(positions: Sequence[tuple[float, float]], number: int) -> str:
+    """Return the line of a front; that of the second one is dashed."""
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in sorted(positions))
+    dashes = ' stroke-dasharray="5 4"' if number else ""
+    return f'<polyline class="front" points="{path}"{dashes}/>'
 
 
-def _high(kld: Estimate) -> float:
-    return kld.high if isfinite(kld.high) else kld.value
+def _low(loss: Estimate) -> float:
+    return loss.low if isfinite(loss.low) and loss.low > 0 else loss.value
+
+
+def _high(loss: Estimate) -> float:
+    return loss.high if isfinite(loss.high) else loss.value
 
 
 def _scale(low: float, high: float, first: float, last: float) -> Callable[[float], float]:
@@ -85,10 +94,10 @@ def _scale(low: float, high: float, first: float, last: float) -> Callable[[floa
     return lambda value: first + (last - first) * (value - low) / width
 
 
-def _mark(letter: str, x: float, kld: Estimate, y: Callable[[float], float]) -> str:
+def _mark(letter: str, x: float, loss: Estimate, y: Callable[[float], float], unit: str) -> str:
     """Return a point with a letter, and a line from the low to the high end of its interval."""
-    top, bottom, middle = (y(log10(value)) for value in (_high(kld), _low(kld), kld.value))
-    label = f"<title>{letter}: {kld.value:.4g} nats</title>"
+    top, bottom, middle = (y(log10(value)) for value in (_high(loss), _low(loss), loss.value))
+    label = f"<title>{letter}: {loss.value:.4g} {escape(unit)}</title>"
     return (
         f'<line class="interval" x1="{x:.1f}" x2="{x:.1f}" y1="{top:.1f}" y2="{bottom:.1f}"/>'
         f'<circle class="point" cx="{x:.1f}" cy="{middle:.1f}" r="4">{label}</circle>'

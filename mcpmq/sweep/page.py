@@ -47,5 +47,5 @@ def _chart(cells: list[CellResult]) -> tuple[str, list[tuple[str, CellResult]]] 
     ]
     numbers = [str(number) for number in range(1, len(shown) + 1)]
     front = [at for at, (cell, *_) in enumerate(shown) if cell.on_front]
-    drawing = scatter_chart([(nbytes, kld) for _, nbytes, kld in shown], numbers, front)
+    drawing = scatter_chart([(nbytes, kld) for _, nbytes, kld in shown], numbers, [front])
     return None if drawing is None else (drawing, list(zip(numbers, (cell for cell, *_ in shown), strict=True)))

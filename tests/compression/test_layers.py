@@ -141,6 +141,10 @@ def test_every_format_has_its_forecast_size_and_the_layers(
             reference = {"quantized": tmp_path / "logprobs"}
             measure(quantized.artifact, inputs, settings, save_logprobs=reference["quantized"])
             measured = measure(export(quantized, name, tmp_path / name), inputs, settings, reference)
+        layers = layer_counts(checkpoint.architecture)["language"]
+        kept = layers - sum(one.startswith("language") for one in table.remove)
+        nbytes = {"gguf": 2, "onnx": 4}[name] * sum(inputs.cached_per_token)
+        assert measured.kv_cache_bytes_per_token == nbytes * kept // layers
         assert max(max(one.compared["quantized"].kl_divergences) for one in measured.samples) < 2e-3
 
 
