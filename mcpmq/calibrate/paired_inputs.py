@@ -58,25 +58,28 @@ class TwoModels:
         column_scales: Mapping[str, Tensor | None],
         new_observer: NewObserver,
         observers: dict[str, Any] | None = None,
+        *,
+        advance_original: bool = False,
     ) -> dict[str, tuple[InputStats, ...]]:
         """Return the statistics of a stage with drift, by parameter; the block then has weights of the quantized model.
 
         `column_scales` are those of smoothed matrices: inputs of the quantized model are divided by them. `observers`
-        gets the observers, by the first matrix that uses them.
+        gets the observers, by the first matrix that uses them. With `advance_original`, for a stage whose stream is the
+        output of the layer, the samples of the original model have passed the block afterwards.
         """
-        pair = _InputPair(stage, stream, column_scales, new_observer, {} if observers is None else observers)
+        found = {} if observers is None else observers
+        pair = _InputPair(stage, stream, column_scales, new_observer, found, advance_original)
         weights, new_weights = (_parameters(self.block, one) for one in (self.original, self.quantized))
+        run_original = self.replay.advance_with_hooks if advance_original else self.replay
         with pair.hooks(self.block, input_modules):
             for original, quantized in self.samples:
-                self._run(original, weights, pair.begin_original)
-                self._run(quantized, new_weights, pair.begin_quantized)
+                pair.begin_original()
+                _set_parameters(weights)
+                run_original((original,))
+                pair.begin_quantized()
+                _set_parameters(new_weights)
+                self.replay((quantized,))
         return pair.results()
-
-    def _run(self, sample: int, parameters: Sequence[_Parameter], begin: Callable[[], None]) -> None:
-        begin()
-        for module, name, value in parameters:
-            setattr(module, name, value)
-        self.replay((sample,))
 
 
 @dataclass(slots=True)
@@ -96,6 +99,7 @@ class _InputPair:
     column_scales: Mapping[str, Tensor | None]
     new_observer: NewObserver
     observers: dict[str, HessianObserver]  # by the first matrix
+    advances_original: bool  # whether the first pass of a sample goes on
     rows: list[_Rows] = field(default_factory=list)  # of the present sample: original, quantized
     latest: tuple[str, Tensor] | None = None
     owners: dict[str, str] = field(default_factory=dict)  # from a matrix to the first matrix with the same input
@@ -144,9 +148,10 @@ class _InputPair:
         if name in (last, f"{last}|value") and self.stream is None and not self.stage.is_repeated:
             self._end_pass()
 
-    def _observe_stream(self, output: Any) -> NoReturn:
+    def _observe_stream(self, output: Any) -> None:
         self.rows[-1].stream = _rows(output[0] if isinstance(output, tuple) else output)
-        self._end_pass()
+        if len(self.rows) == 2 or not self.advances_original:
+            self._end_pass()
 
     def _end_pass(self) -> NoReturn:
         """End the forward pass of the sample; after the second one, add the pair to the statistics."""
@@ -178,6 +183,11 @@ def _parameters(block: nn.Module, weights: Mapping[str, Tensor]) -> list[_Parame
         path, _, leaf = name.rpartition(".")
         found.append((block.get_submodule(path), leaf, nn.Parameter(value, requires_grad=False)))
     return found
+
+
+def _set_parameters(parameters: Sequence[_Parameter]) -> None:
+    for module, name, value in parameters:
+        setattr(module, name, value)
 
 
 def _rows(tensor: Tensor) -> Tensor:

@@ -128,12 +128,17 @@ class _SequentialQuantizer:
                 return
         else:
             quantized = self._quantize(block, replay)
-            if with_original:
-                self.run.load_original(block)
         if with_original:
-            replay.advance(self.run.original_samples)
-            self.run.model.unload_block(block)  # before the other weights are read
+            self._advance_original(block, replay)
         self._load_quantized(block, quantized)
+
+    def _advance_original(self, block: nn.Module, replay: Replay) -> None:
+        """Let the samples of the original model that still wait pass through its weights; unload the block."""
+        if set(replay.waiting()).intersection(self.run.original_samples):
+            if not self._is_finished(block):
+                self.run.load_original(block)
+            replay.advance(self.run.original_samples)
+        self.run.model.unload_block(block)  # before the other weights are read
 
     def _quantize(self, block: nn.Module, replay: Replay) -> Mapping[str, StoredWeight] | None:
         """Write the file of a block that has its original weights; afterwards it has none.

@@ -24,7 +24,7 @@ from mcpmq.execution.device import CPU
 from mcpmq.execution.layerwise import Replay
 from mcpmq.execution.torch_model import to_float
 from mcpmq.families.family import TensorSpec
-from mcpmq.families.residual import stream_reader
+from mcpmq.families.residual import LAYER_OUTPUT, stream_reader
 from mcpmq.plan import Plan
 from mcpmq.recipe import TokenWeights
 from mcpmq.rounding import RoundingMethod
@@ -97,7 +97,7 @@ class StagewiseRounder:
         weights = self._scaled_originals(scaling) | self._parameters(rounded)
         models = TwoModels(self.block, self.original, weights, self.replay, self.samples)
         for stage in self.stages:
-            stats = self._collect_stats(models, stage, scaling)
+            stats = self._collect_stats(models, stage, scaling, is_last and stage is self.stages[-1])
             summaries = {name: InputSummary.of_parts(parts) for name, parts in stats.items()}
             loaded = self._loaded(stage)
             if stage is self.stages[-1]:
@@ -166,13 +166,19 @@ class StagewiseRounder:
                 weights[parameter] = to_float(scaled, spec, self.run.model.device)
         return weights
 
-    def _collect_stats(self, models: TwoModels, stage: Stage, scaling: Scalings) -> BlockStats:
-        """Return the statistics of a stage, by common name, with its drift solved."""
+    def _collect_stats(self, models: TwoModels, stage: Stage, scaling: Scalings, is_last: bool) -> BlockStats:
+        """Return the statistics of a stage, by common name, with its drift solved.
+
+        The samples of the original model pass the block in the last stage, if that observes the output of the layer.
+        """
         new_observer = self.run.new_observer(
             self.block, self.plan.recipe.token_weights or TokenWeights(), self.held_out_in_gram
         )
         scales = {one: self._column_scale(scaling, one) for one in stage.parameters}
-        collect = partial(models.collect_stats, stage, self.matrices, self._stream(stage), scales)
+        stream = self._stream(stage)
+        passes = is_last and stream is not None and stream.reader == LAYER_OUTPUT and not self._contains_blocks()
+        options = stage, self.matrices, stream, scales
+        collect = partial(models.collect_stats, *options, advance_original=passes)
         weights = self.run.multiplied_weights(self.block)
         found = collect_from_all(self.run.exchange, new_observer, collect, weights)
         if self.run.exchange.rank:
@@ -183,6 +189,9 @@ class StagewiseRounder:
         for part in {id(part): part for parts in stats.values() for part in parts}.values():
             solve_drift(part)
         return stats
+
+    def _contains_blocks(self) -> bool:
+        return any(one is not self.block and one in self.run.model.blocks for one in self.block.modules())
 
     def _column_scale(self, scaling: Scalings, parameter: str) -> Tensor | None:
         scale = scaling.get(self.specs[parameter].name, NO_SCALING).column_scale

@@ -38,6 +38,12 @@ class Replay(Protocol):
     def advance(self, only: Container[int]) -> None:
         """Let these samples pass through the block now, before the others."""
 
+    def advance_with_hooks(self, only: Container[int]) -> None:
+        """Let samples pass as `advance`, with hooks that were registered on the block while they waited.
+
+        Not for a block that contains others.
+        """
+
 
 class BlockVisitor(Protocol):
     """Called with each block when all samples wait before it; may replay it any number of times and change it."""
@@ -159,6 +165,9 @@ class _Waiting:
     def advance(self, only: Container[int] | None = None) -> None:
         self._resume("continue", only)
 
+    def advance_with_hooks(self, only: Container[int]) -> None:
+        self._resume("continue with hooks", only)
+
     def _resume(self, command: str, only: Container[int] | None) -> None:
         for run in self.runs:
             if run.state is self.block and (only is None or run.index in only):
@@ -213,11 +222,13 @@ def _pausing_forward(
         states = next((one for one in (*args, *kwargs.values()) if isinstance(one, Tensor)), None)
         if _is_replay.get() and not replaying and states is not None:  # inside of the block that is replayed
             return torch.zeros_like(states)
-        while not replaying and getcurrent() is not main and command(states) == "replay":
+        while not replaying and getcurrent() is not main and (given := command(states)) != "continue":
             replaying, reset = True, _is_replay.set(True)
             try:
-                with suppress(ReplayStopped):
-                    block(*args, **kwargs)  # a call of the module, so that hooks on the block itself run as well
+                with suppress(ReplayStopped):  # a call of the module, so that hooks on the block itself run as well
+                    output = block(*args, **kwargs)
+                if given == "continue with hooks":
+                    return output
             finally:
                 replaying = False
                 _is_replay.reset(reset)

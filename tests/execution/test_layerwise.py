@@ -158,6 +158,26 @@ def test_some_samples_may_pass_before_the_others() -> None:
     assert not any(results[index].any() for index in (0, 2))
 
 
+def test_samples_pass_with_the_hooks_of_the_visit() -> None:
+    """A hook on the block sees the output with which the sample goes on; the others wait."""
+    model, samples = chain(), inputs(3)
+    expected, outputs = [model(**one) for one in samples], list[torch.Tensor]()
+
+    def visit(block: nn.Module, replay: Replay) -> None:
+        with block.register_forward_hook(lambda *args: outputs.append(args[2])):
+            replay.advance_with_hooks({0, 2})
+        assert replay.waiting() == [1]
+        for parameter in block.parameters():
+            parameter.data.zero_()
+
+    results = run_layerwise(model, list(model), samples, visit=visit)
+    assert len(outputs) == 2 * len(model)
+    assert results[0] is outputs[-2]
+    assert results[2] is outputs[-1]
+    assert all(torch.equal(results[index], expected[index]) for index in (0, 2))
+    assert not results[1].any()
+
+
 def test_a_replay_may_end_inside_the_block() -> None:
     """A hook that stops it has no effect on the pass of the sample."""
     model, samples, seen = chain(), inputs(2), list[str]()
