@@ -4,13 +4,13 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from benchmarks.process_cost import run_measured
 from mcpmq.report import Report
 from mcpmq.system.environment import describe_machine
 
@@ -41,15 +41,13 @@ def run_command(*arguments: object, out: Path) -> CommandResult:
         SystemExit: the command failed.
     """
     words = list(map(str, arguments))
-    start = time.monotonic()
-    process = subprocess.Popen([sys.executable, "-m", "mcpmq", "--quiet", *words], stdout=subprocess.DEVNULL, cwd=ROOT)
-    _, status, usage = os.wait4(process.pid, 0)
+    command = [sys.executable, "-m", "mcpmq", "--quiet", *words]
+    status, cost = run_measured(command, ROOT, output=subprocess.DEVNULL)
     if status:
         raise SystemExit(f"mcpmq {' '.join(words)} failed")
     written = sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
     relative = [os.path.relpath(word, ROOT) if word.startswith("/") else word for word in words]
-    seconds, peak = round(time.monotonic() - start, 2), usage.ru_maxrss * 1024
-    return CommandResult("mcpmq " + " ".join(relative), seconds, peak, written)
+    return CommandResult("mcpmq " + " ".join(relative), round(cost.seconds, 2), cost.peak_rss_bytes, written)
 
 
 def recipe_argument(name: str) -> str:

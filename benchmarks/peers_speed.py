@@ -18,8 +18,9 @@ from statistics import median
 from typing import Any
 
 from benchmarks.commands import ROOT, STARTER, commit, write_result
-from benchmarks.peers.artifacts import HERE, Cost, install_tool, measure_command, tool_python, tool_versions
+from benchmarks.peers.artifacts import HERE, install_tool, measure_command, tool_python, tool_versions
 from benchmarks.peers.speed_checkpoint import write_multimodal, write_samples, write_text
+from benchmarks.process_cost import Cost
 from mcpmq.system.environment import describe_machine, installed_versions
 
 WORK = ROOT / "build" / "peers-speed"
@@ -196,7 +197,7 @@ def _with_target(ratio: float, target: float | None) -> str:
 
 
 def main(arguments: argparse.Namespace) -> None:
-    """Run the selected jobs and record the result; other jobs are listed as not run."""
+    """Run the selected jobs and record the result after each of them; other jobs are listed as not run."""
     names: list[str] = arguments.jobs
     not_installed = install(names)
     tokens = write_inputs(arguments.layers, arguments.samples)
@@ -205,7 +206,7 @@ def main(arguments: argparse.Namespace) -> None:
         if JOBS[name].tool not in not_installed:
             comparisons[name] = run_job(name, arguments.repeats)
             print(f"{name}, {describe(comparisons[name])}", flush=True)
-    write_result("peers-speed", _result(comparisons, not_installed, tokens))
+            write_result("peers-speed", _result(comparisons, not_installed, tokens))
 
 
 def _result(comparisons: Mapping[str, Comparison], not_installed: Mapping[str, str], tokens: int) -> dict[str, Any]:

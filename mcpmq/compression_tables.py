@@ -98,13 +98,14 @@ class LayersTable(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Compression:
-    """Tables of structured compression, and settings of speech and audio, which replace those of a recipe."""
+    """Tables of structured compression, and settings of speech, audio and the embedding, instead of a recipe's own."""
 
     vocabulary: VocabularyTable | None = None
     images: ImagesTable | None = None
     layers: LayersTable | None = None
     speech_output: Literal["drop"] | None = None
     gguf_audio: Literal["glma"] | None = None
+    onnx_embedding: Literal["shared"] | None = None
 
     @property
     def given(self) -> dict[str, Any]:

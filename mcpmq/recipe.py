@@ -89,6 +89,8 @@ class Recipe(BaseModel):
     speech_output: `drop` leaves out the weights that synthesize speech, which no scheme changes.
     gguf_audio: `glma` writes the audio encoder of MiniCPM-o into GGUF files under this projector of llama.cpp, with
         other padding and attention than the original; by default GGUF files of it have no audio.
+    onnx_embedding: `shared` stores a tied embedding once in ONNX artifacts, which transformers.js does not load; by
+        default each of two graphs has it.
     scale_search: the implementation that chooses the scales of ggml's block types. `mcpmq` is faster and has smaller
         errors; `ggml` gives the bytes of llama-quantize.
     """
@@ -106,6 +108,7 @@ class Recipe(BaseModel):
     layers: LayersTable | None = None
     speech_output: Literal["keep", "drop"] = "keep"
     gguf_audio: GgufAudio = "none"
+    onnx_embedding: Literal["separate", "shared"] = "separate"
     scale_search: ScaleSearch = "mcpmq"  # before the weights, which are parsed with it
     weights: Annotated[dict[str, SchemeRequest], BeforeValidator(_parse_weights)]
 
@@ -193,10 +196,11 @@ class Recipe(BaseModel):
         methods = {"name": self.name, "smooth": self.smooth, "method": self.method}
         targets = {"targets": self.targets} if self.has_model_targets else {}
         search = {"scale_search": self.scale_search} if self.scale_search != "mcpmq" else {}
-        omni: dict[str, str] = {"speech_output": self.speech_output} if self.drops_speech else {}
-        omni |= {"gguf_audio": self.gguf_audio} if self.gguf_audio != "none" else {}
+        settings: dict[str, str] = {"speech_output": self.speech_output} if self.drops_speech else {}
+        settings |= {"gguf_audio": self.gguf_audio} if self.gguf_audio != "none" else {}
+        settings |= {"onnx_embedding": self.onnx_embedding} if self.onnx_embedding != "separate" else {}
         given = {name: table for name, table in tables.items() if table}
-        return {**methods, **targets, **search, **omni, **given, "weights": weights}
+        return {**methods, **targets, **search, **settings, **given, "weights": weights}
 
 
 def recipe_path(name_or_path: str) -> Path:

@@ -8,9 +8,10 @@ from safetensors.torch import load_file
 
 from benchmarks.commands import STARTER
 from benchmarks.peers import speed_checkpoint
-from benchmarks.peers.artifacts import HERE, Cost
+from benchmarks.peers.artifacts import HERE
 from benchmarks.peers_speed import JOBS, Job, compare, describe, medians, total
 from benchmarks.peers_speed_tables import speed_lines, speed_rows
+from benchmarks.process_cost import Cost
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.plan import make_plan
 from mcpmq.recipe import Recipe

@@ -5,13 +5,13 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 import venv
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from benchmarks.commands import REFERENCE, ROOT
+from benchmarks.process_cost import Cost, run_measured
 
 HERE = Path(__file__).parent
 WORK = ROOT / "build" / "peers"
@@ -82,15 +82,6 @@ VARIANTS = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """The cost of a process and its children, from start to end."""
-
-    seconds: float
-    processor_seconds: float
-    peak_rss_bytes: int
-
-
 def tool_python(tool: str) -> Path:
     """Return the interpreter of the environment of a tool."""
     return ENVIRONMENTS / tool / "bin" / "python"
@@ -136,11 +127,9 @@ def measure_command(words: Sequence[object], log: Path, folder: Path = WORK) -> 
     Raises:
         SystemExit: the command failed; the message names the log.
     """
-    start = time.monotonic()
+    variables = {**os.environ, **ENVIRONMENT_VARIABLES, "PYTHONPATH": str(ROOT)}
     with log.open("w") as file:
-        variables = {**os.environ, **ENVIRONMENT_VARIABLES, "PYTHONPATH": str(ROOT)}
-        process = subprocess.Popen([str(word) for word in words], cwd=folder, env=variables, stdout=file, stderr=file)
-        _, status, usage = os.wait4(process.pid, 0)
+        status, cost = run_measured(words, folder, file, file, variables)
     if status:
         raise SystemExit(f"failed, see {log}")
-    return Cost(time.monotonic() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+    return cost

@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 import tarfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -25,8 +24,9 @@ from torch import Tensor
 from benchmarks.commands import ROOT
 from benchmarks.commands import commit as present_commit
 from benchmarks.peers.artifacts import HERE as PEERS
-from benchmarks.peers.artifacts import Cost, install_tool, tool_python
+from benchmarks.peers.artifacts import install_tool, tool_python
 from benchmarks.peers.decoders import read_peer_decoder
+from benchmarks.process_cost import Cost, run_measured
 from benchmarks.real_weights import checkpoint, smollm2
 from benchmarks.real_weights.inputs import CHECKPOINTS, LLAMA, calibration_set
 from benchmarks.real_weights.packages import WORK
@@ -222,11 +222,9 @@ def _mcpmq(folder: Path, *words: object, source: Path = ROOT) -> Cost:
 
 
 def _run(words: Sequence[object], log: Path, source: Path) -> Cost:
-    start = time.monotonic()
+    variables = {**os.environ, **THREADS, "PYTHONPATH": f"{source}{os.pathsep}{ROOT}"}
     with log.open("w") as file:
-        variables = {**os.environ, **THREADS, "PYTHONPATH": f"{source}{os.pathsep}{ROOT}"}
-        process = subprocess.Popen(list(map(str, words)), cwd=source, env=variables, stdout=file, stderr=file)
-        _, status, usage = os.wait4(process.pid, 0)
+        status, cost = run_measured(words, source, file, file, variables)
     if status:
         raise SystemExit(f"failed, see {log}")
-    return Cost(time.monotonic() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+    return cost

@@ -1,4 +1,4 @@
-"""The settings of a recipe for audio and speech output, applied to a checkpoint."""
+"""The settings of a recipe for audio, speech output and the embedding, applied to a checkpoint."""
 
 from collections.abc import Iterator
 
@@ -18,6 +18,9 @@ def _check_settings(checkpoint: Checkpoint, recipe: Recipe) -> None:
             f" MiniCPM-o; the checkpoint is {name}",
             "leave it out: other audio encoders have their own projector in llama.cpp",
         )
+    if recipe.onnx_embedding == "shared" and not checkpoint.architecture.language.tied_embeddings:
+        message = f'recipe `{recipe.name}` has `onnx_embedding = "shared"`, and the checkpoint has a head of its own'
+        raise RecipeError(message, "leave it out: no array is in two graphs")
     if recipe.drops_speech and all(component != SPEECH for component, _ in checkpoint.family.passthrough):
         message = f'recipe `{recipe.name}` has `speech_output = "drop"`, and {name} has no speech output'
         raise RecipeError(message, "leave it out")
@@ -27,8 +30,8 @@ def kept_specs(checkpoint: Checkpoint, recipe: Recipe) -> list[TensorSpec]:
     """Return the tensors of a checkpoint that its quantized model has.
 
     Raises:
-        RecipeError: the model has no speech output that could be left out, or no audio encoder of MiniCPM-o, and the
-            recipe has a setting for it.
+        RecipeError: the model has no speech output that could be left out, no audio encoder of MiniCPM-o or no tied
+            embedding, and the recipe has a setting for it.
     """
     _check_settings(checkpoint, recipe)
     return [spec for spec in checkpoint.specs if spec.component != SPEECH or not recipe.drops_speech]

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from mcpmq.cli import dataset, evaluate, inspect, layers, pipeline, release, run, search, serve, sweep
+from mcpmq.cli import dataset, evaluate, inspect, layers, pipeline, planning, release, run, search, serve, sweep
 from mcpmq.cli.options import PIPELINE_PANEL
 from mcpmq.cli.standard_output import discard_output, null_output
 from mcpmq.cli.system_errors import system_error
@@ -35,7 +35,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (pipeline, layers, evaluate, inspect, search, release, run, serve, sweep):
+for module in (pipeline, planning, layers, evaluate, inspect, search, release, run, serve, sweep):
     app.add_typer(module.commands)
 app.add_typer(dataset.commands, name="dataset", rich_help_panel=PIPELINE_PANEL)
 

@@ -227,6 +227,10 @@ GgufAudioProjector = Annotated[
         help="Write the audio encoder of MiniCPM-o into GGUF, with other padding and attention than the original",
     ),
 ]
+OnnxSharedEmbedding = Annotated[
+    bool,
+    typer.Option("--onnx-shared-embedding", help="Store a tied embedding once in ONNX; transformers.js needs it twice"),
+]
 EvalSet = Annotated[
     Path | None,
     typer.Option("--eval-set", metavar="SET", help="Evaluation set; default: a fifth of the calibration set"),

@@ -21,7 +21,6 @@ from mcpmq.cli.options import (
     Device,
     DropSpeechOutput,
     EvalSet,
-    ForecastFormats,
     Formats,
     GgufAudioProjector,
     Json,
@@ -35,9 +34,9 @@ from mcpmq.cli.options import (
     Mmproj,
     Npu,
     OnePassFormat,
+    OnnxSharedEmbedding,
     OptionalCalibration,
     Out,
-    PlanCalibration,
     Ray,
     RecipeName,
     Revision,
@@ -53,12 +52,12 @@ from mcpmq.cli.options import (
     complete_format,
     set_words,
 )
-from mcpmq.cli.planning import print_plans
 from mcpmq.cli.recipe_options import load_recipes, parse_compression, print_if_uncalibrated
 from mcpmq.cli.release import make_budget, parse_format, parse_optional_size
 from mcpmq.cli.sample_sets import open_optional_set, open_set
 
 if TYPE_CHECKING:  # --help and errors import no library
+    from mcpmq.evaluate import Settings
     from mcpmq.report import Report
 
 commands = typer.Typer()
@@ -79,6 +78,7 @@ def convert(
     max_pixels: MaxPixels = None,
     drop_speech_output: DropSpeechOutput = False,
     gguf_audio: GgufAudioProjector = None,
+    onnx_shared_embedding: OnnxSharedEmbedding = False,
     max_size: MaxSize = None,
     max_memory: MaxMemory = None,
     context: Context = 4096,
@@ -98,15 +98,13 @@ def convert(
     _start(f"converting {(source := at_revision(source, revision))}")
     budget, names = make_budget(max_size, max_memory, context), [parse_format(name) for name in formats]
     recipe = recipe or (DEFAULT_SEARCH_RECIPE if budget and not bits else None)
-    recipes = load_recipes(recipe, bits, names)
+    others = drop_speech_output, gguf_audio, onnx_shared_embedding
+    compression = parse_compression(trim_vocabulary, max_slices, max_pixels, *others)
     from mcpmq import ui
     from mcpmq.convert import convert
     from mcpmq.dataset import ReadOptions
-    from mcpmq.evaluate import Settings
 
-    print_if_uncalibrated([loaded for loaded, _ in recipes if calibration])
-    progress, controls, limit = ui.progress_bars(), (False, False), parse_optional_size(memory_limit)
-    settings = Settings.from_options(threads, cache, progress, *controls, device, ui.print_notice, answers, limit)
+    print_if_uncalibrated([loaded for loaded, _ in load_recipes(recipe, bits, names) if calibration])
     report = convert(
         source,
         out,
@@ -117,44 +115,14 @@ def convert(
         bits=bits,
         eval_set=eval_set,
         budget=budget,
-        settings=settings,
+        settings=_settings(threads, cache, device, answers, memory_limit),
         keep_quantized=keep_quantized,
         read_options=ReadOptions(samples, seed, skip_invalid=True),
-        compression=parse_compression(trim_vocabulary, max_slices, max_pixels, drop_speech_output, gguf_audio),
+        compression=compression,
     )
     _print_deviations(out)
     ui.print_report(report, as_json=json, all_rows=show_all)
     _print_steps(report, out, checkpoint_words(source, lora), set_words(calibration, samples, seed))
-
-
-@commands.command(rich_help_panel=PIPELINE_PANEL)
-def plan(
-    source: Source,
-    revision: Revision = None,
-    lora: Lora = None,
-    recipe: RecipeName = None,
-    bits: Bits = None,
-    trim_vocabulary: TrimVocabulary = None,
-    max_slices: MaxSlices = None,
-    max_pixels: MaxPixels = None,
-    drop_speech_output: DropSpeechOutput = False,
-    gguf_audio: GgufAudioProjector = None,
-    calibration: PlanCalibration = None,
-    formats: ForecastFormats = None,
-    context: Context = 4096,
-    json: Json = False,
-) -> None:
-    """Show the scheme and size of every weight, and forecast memory and time; reads headers only"""
-    source = at_revision(source, revision)
-    from mcpmq.system.hub import HUB_ID
-
-    if HUB_ID.fullmatch(source) and not Path(source).exists():  # the checkpoint is downloaded
-        _start(f"planning {source}")
-    names = [parse_format(name) for name in formats or ()]
-    recipes = load_recipes(
-        recipe, bits, names, parse_compression(trim_vocabulary, max_slices, max_pixels, drop_speech_output, gguf_audio)
-    )
-    print_plans(source, lora, recipes, calibration, context, as_json=json)
 
 
 @commands.command(rich_help_panel=PIPELINE_PANEL)
@@ -170,6 +138,7 @@ def quantize(
     max_pixels: MaxPixels = None,
     drop_speech_output: DropSpeechOutput = False,
     gguf_audio: GgufAudioProjector = None,
+    onnx_shared_embedding: OnnxSharedEmbedding = False,
     calibration: OptionalCalibration = None,
     samples: Samples = None,
     seed: Seed = 0,
@@ -184,7 +153,8 @@ def quantize(
     """Quantize every weight, block by block; the result can be exported to several formats"""
     source = at_revision(source, revision)
     _start(f"quantizing {source}")
-    compression = parse_compression(trim_vocabulary, max_slices, max_pixels, drop_speech_output, gguf_audio)
+    settings = drop_speech_output, gguf_audio, onnx_shared_embedding
+    compression = parse_compression(trim_vocabulary, max_slices, max_pixels, *settings)
     recipes = load_recipes(recipe, bits, [parse_format(format)] if format else (), compression)
     if format:
         convert_in_one_pass(source, lora, out, recipes, calibration, samples, seed, as_json=json)
@@ -268,6 +238,16 @@ def imatrix(
         ui.print_notice(note)
     ui.print_artifact(artifact, as_json=json)
     ui.print_imatrix_steps(artifact)
+
+
+def _settings(
+    threads: int | None, cache: bool, device: str | None, answers: bool, memory_limit: str | None
+) -> "Settings":
+    from mcpmq import ui
+    from mcpmq.evaluate import Settings
+
+    controls, limit = (False, False), parse_optional_size(memory_limit)
+    return Settings.from_options(threads, cache, ui.progress_bars(), *controls, device, ui.print_notice, answers, limit)
 
 
 def _print_deviations(out: Path) -> None:

@@ -1,9 +1,32 @@
-"""The command `plan` without its options."""
+"""The command `plan`: schemes, sizes, memory and time, from headers."""
 
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import typer
+
+from mcpmq.cli.options import (
+    PIPELINE_PANEL,
+    Bits,
+    Context,
+    DropSpeechOutput,
+    ForecastFormats,
+    GgufAudioProjector,
+    Json,
+    Lora,
+    MaxPixels,
+    MaxSlices,
+    OnnxSharedEmbedding,
+    PlanCalibration,
+    RecipeName,
+    Revision,
+    Source,
+    TrimVocabulary,
+    at_revision,
+)
+from mcpmq.cli.recipe_options import load_recipes, parse_compression
+from mcpmq.cli.release import parse_format
 from mcpmq.cli.sample_sets import open_optional_set
 
 if TYPE_CHECKING:  # --help imports no library
@@ -14,7 +37,43 @@ if TYPE_CHECKING:  # --help imports no library
     from mcpmq.system.progress import Progress
 
 
-def print_plans(
+commands = typer.Typer()
+
+
+@commands.command(rich_help_panel=PIPELINE_PANEL)
+def plan(
+    source: Source,
+    revision: Revision = None,
+    lora: Lora = None,
+    recipe: RecipeName = None,
+    bits: Bits = None,
+    trim_vocabulary: TrimVocabulary = None,
+    max_slices: MaxSlices = None,
+    max_pixels: MaxPixels = None,
+    drop_speech_output: DropSpeechOutput = False,
+    gguf_audio: GgufAudioProjector = None,
+    onnx_shared_embedding: OnnxSharedEmbedding = False,
+    calibration: PlanCalibration = None,
+    formats: ForecastFormats = None,
+    context: Context = 4096,
+    json: Json = False,
+) -> None:
+    """Show the scheme and size of every weight, and forecast memory and time; reads headers only"""
+    source = at_revision(source, revision)
+    from mcpmq.system.hub import HUB_ID
+
+    if HUB_ID.fullmatch(source) and not Path(source).exists():  # the checkpoint is downloaded
+        from mcpmq import ui
+
+        ui.start_progress(f"planning {source}")
+    names = [parse_format(name) for name in formats or ()]
+    settings = drop_speech_output, gguf_audio, onnx_shared_embedding
+    compression = parse_compression(trim_vocabulary, max_slices, max_pixels, *settings)
+    recipes = load_recipes(recipe, bits, names, compression)
+    _print_plans(source, lora, recipes, calibration, context, as_json=json)
+
+
+def _print_plans(
     source: str,
     lora: list[Path] | None,
     recipes: "FormatsByRecipe",

@@ -45,8 +45,9 @@ def parse_compression(
     max_pixels: int | None = None,
     drop_speech_output: bool = False,
     gguf_audio: str | None = None,
+    onnx_shared_embedding: bool = False,
 ) -> "Compression":
-    """Return the tables of `--trim-vocabulary`, `--max-slices` and `--max-pixels`, and the settings of audio.
+    """Return the tables of `--trim-vocabulary`, `--max-slices` and `--max-pixels`, and the settings of other options.
 
     Raises:
         typer.BadParameter: a value of `--trim-vocabulary` or `--gguf-audio` is not valid.
@@ -62,6 +63,7 @@ def parse_compression(
         images,
         speech_output="drop" if drop_speech_output else None,
         gguf_audio="glma" if gguf_audio else None,
+        onnx_embedding="shared" if onnx_shared_embedding else None,
     )
 
 

@@ -159,7 +159,7 @@ def test_some_samples_may_pass_before_the_others() -> None:
 
 
 def test_samples_pass_with_the_hooks_of_the_visit() -> None:
-    """A hook on the block sees the output with which the sample goes on; the others wait."""
+    """A hook on the block gets the output that the sample goes on with; the others wait."""
     model, samples = chain(), inputs(3)
     expected, outputs = [model(**one) for one in samples], list[torch.Tensor]()
 

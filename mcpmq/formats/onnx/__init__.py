@@ -49,15 +49,15 @@ def write(
     static and quantized for NPUs; the images of this set calibrate its activations.
     """
     from mcpmq.formats.onnx.config_files import write_config_files
-    from mcpmq.formats.onnx.layout import FOLDER, VISION, graph_specs, write_graph, write_static_vision
+    from mcpmq.formats.onnx.layout import FOLDER, VISION, GraphFiles, graph_specs, write_graph, write_static_vision
 
-    folder, written = out / FOLDER, {}
+    folder, written = out / FOLDER, dict[str, GraphFiles]()
     folder.mkdir()
     for spec in graph_specs(quantized.architecture):
         if npu and spec.component == VISION:
             written[VISION] = write_static_vision(spec, quantized, npu, folder, progress)
         else:
-            written[spec.component] = write_graph(spec, quantized, folder, accuracy_level, progress)
+            written[spec.component] = write_graph(spec, quantized, folder, written, accuracy_level, progress)
     files = {component: graph.files for component, graph in written.items()}
     return files | {"model": write_config_files(quantized, out, written)}
 

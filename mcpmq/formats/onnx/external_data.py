@@ -4,7 +4,7 @@ Format: `X.onnx_data`, `X.onnx_data_1`, ... are raw little-endian arrays; the gr
 length (ExternalData.md of the ONNX specification). The names of the chunks are those of transformers.js.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -126,9 +126,48 @@ class CountingSink:
         """Close nothing."""
 
 
+@dataclass(frozen=True, slots=True)
+class SharingSink:
+    """Data sink of a graph that has some arrays of another graph, by name, with the same bytes."""
+
+    data: "DataSink"
+    shared: Mapping[str, ir.ExternalTensor]
+
+    @property
+    def files(self) -> list[str]:
+        return self.data.files
+
+    def append(self, name: str, array: StoredArray) -> ir.ExternalTensor:
+        """Return the reference to an array in the files of the other graph, or write it.
+
+        Raises:
+            ValueError: the array has another size there.
+        """
+        found = self.shared.get(name)
+        if found is None:
+            return self.data.append(name, array)
+        if found.nbytes != array.nbytes:
+            raise ValueError(f"`{name}` has {array.nbytes:,} bytes, and {found.nbytes:,} in the other graph")
+        return array.to_external_tensor(self.folder, str(found.location), found.offset or 0, name)
+
+    @property
+    def folder(self) -> Path:
+        return self.data.folder
+
+    def finish(self) -> None:
+        """Complete the last chunk."""
+        self.data.finish()
+
+    def close(self) -> None:
+        """Close the last chunk."""
+        self.data.close()
+
+
 class DataSink(Protocol):
     """Destination of a graph's weights."""
 
+    @property
+    def folder(self) -> Path: ...
     @property
     def files(self) -> list[str]: ...
     def append(self, name: str, array: StoredArray) -> ir.ExternalTensor: ...

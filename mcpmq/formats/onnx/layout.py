@@ -2,13 +2,15 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import onnx_ir as ir
 
 from mcpmq.families.family import Architecture, VisionKind
 from mcpmq.formats.model_view import ModelView
@@ -27,7 +29,7 @@ from mcpmq.formats.onnx import (
     vision_tiles,
 )
 from mcpmq.formats.onnx.block_quant import ACCURACY_LEVEL, block_size
-from mcpmq.formats.onnx.external_data import ExternalData
+from mcpmq.formats.onnx.external_data import DataSink, ExternalData, SharingSink
 from mcpmq.formats.onnx.graph import Graph
 from mcpmq.formats.onnx.weight_emitter import WeightEmitter
 from mcpmq.plan import TensorPlan
@@ -107,12 +109,18 @@ class GraphFiles:
 
 
 def write_graph(
-    spec: GraphSpec, quantized: "QuantizedModel", folder: Path, accuracy_level: int, progress: Progress
+    spec: GraphSpec,
+    quantized: "QuantizedModel",
+    folder: Path,
+    written: Mapping[str, GraphFiles],
+    accuracy_level: int,
+    progress: Progress,
 ) -> GraphFiles:
-    """Write one graph and its weights into `folder`."""
+    """Write one graph and its weights into `folder`, which has the graphs `written`, by component."""
     from mcpmq.formats.onnx.weight_values import LoadedValues
 
-    graph = Graph(spec.stem, ExternalData(folder, data_file_name(spec, quantized)))
+    data = ExternalData(folder, data_file_name(spec, quantized))
+    graph = Graph(spec.stem, sharing_sink(spec, quantized, data, written))
     size = padded_intermediate_size(quantized)
     weights = WeightEmitter(quantized, graph, LoadedValues(quantized), size, accuracy_level)
     return emit_graph(spec, quantized, folder, weights, progress)
@@ -129,6 +137,25 @@ def emit_graph(
     name = data_file_name(spec, model).removesuffix("_data")
     graph.save(folder / name, version("mcpmq"), _properties(spec, model, weights.accuracy_level))
     return GraphFiles(spec.stem, name, tuple(graph.data.files), dtype_names(spec, model)[0])
+
+
+def sharing_sink(spec: GraphSpec, model: ModelView, data: DataSink, written: Mapping[str, GraphFiles]) -> DataSink:
+    """Return the data sink of a graph: that of the decoder refers to the embedding's arrays if they are shared."""
+    if spec.component != "language" or not shares_embedding(model):
+        return data
+    graph = ir.load(data.folder / written["embedding"].graph_file).graph
+    tensors = {name: value.const_value for name, value in graph.initializers.items()}
+    return SharingSink(data, {name: one for name, one in tensors.items() if isinstance(one, ir.ExternalTensor)})
+
+
+def shares_embedding(model: ModelView) -> bool:
+    """Return whether the decoder has the arrays of the embedding: as requested, and of a tied table with groups.
+
+    Floats are transposed in the decoder, and its blocks are padded if the scheme has one scale per row.
+    """
+    scheme, is_tied = model.scheme("embedding"), model.architecture.language.tied_embeddings
+    is_requested = model.artifact.manifest.recipe.get("onnx_embedding") == "shared"
+    return is_requested and is_tied and isinstance(scheme, IntegerScheme) and bool(scheme.group_size)
 
 
 def data_file_name(spec: GraphSpec, model: ModelView) -> str:

@@ -26,6 +26,8 @@ from mcpmq.formats.onnx.layout import (
     emit_graph,
     graph_specs,
     padded_intermediate_size,
+    shares_embedding,
+    sharing_sink,
 )
 from mcpmq.formats.onnx.weight_emitter import FLOAT_DTYPES, TOKEN_INPUT, TokenInput, WeightEmitter
 from mcpmq.formats.padding import stored_shape
@@ -85,7 +87,7 @@ def forecast_files(model: ModelView) -> FilesForecast:
     with temporary_folder() as folder:
         (folder / FOLDER).mkdir()
         for spec in graph_specs(model.architecture):
-            graph_files, sink = _emit_counting(spec, model, folder / FOLDER)
+            graph_files, sink = _emit_counting(spec, model, folder / FOLDER, written)
             nbytes = {graph_files.graph_file: (folder / FOLDER / graph_files.graph_file).stat().st_size}
             nbytes |= sink.chunks.sizes
             files += [FileForecast(f"{FOLDER}/{file}", spec.component, size) for file, size in nbytes.items()]
@@ -96,15 +98,17 @@ def forecast_files(model: ModelView) -> FilesForecast:
     return FilesForecast(tuple(files), tuple(_weight_forecasts(model, arrays)), RUNTIME)
 
 
-def _emit_counting(spec: GraphSpec, model: ModelView, folder: Path) -> tuple[GraphFiles, CountingSink]:
+def _emit_counting(
+    spec: GraphSpec, model: ModelView, folder: Path, written: Mapping[str, GraphFiles]
+) -> tuple[GraphFiles, CountingSink]:
     sink = CountingSink(folder, data_file_name(spec, model))
-    graph = Graph(spec.stem, sink)
+    graph = Graph(spec.stem, sharing_sink(spec, model, sink, written))
     weights = WeightEmitter(model, graph, PlaceholderValues(model), padded_intermediate_size(model))
     return emit_graph(spec, model, folder, weights, silent), sink
 
 
 def _weight_forecasts(model: ModelView, graphs: Sequence[Mapping[str, int]]) -> Iterator[WeightForecast]:
-    """Sum up the arrays of every weight; a tied embedding is in two graphs."""
+    """Sum up the arrays of every weight; a tied embedding is in two graphs, or shared by them."""
     sizes_by_graph: list[Counter[str]] = []
     for arrays in graphs:
         sizes_by_graph.append(Counter())
@@ -113,7 +117,9 @@ def _weight_forecasts(model: ModelView, graphs: Sequence[Mapping[str, int]]) -> 
     for name in model.specs:
         sizes = [sizes[name] for sizes in sizes_by_graph if name in sizes]
         stored_as, reason = _storage(model, name, max(sizes, default=0))
-        yield WeightForecast(name, stored_as, sum(sizes), "once in each of two graphs" if len(sizes) > 1 else reason)
+        reason = "once in each of two graphs" if len(sizes) > 1 else reason
+        reason = "shared by two graphs" if name == "embedding" and shares_embedding(model) else reason
+        yield WeightForecast(name, stored_as, sum(sizes), reason)
 
 
 def _weight_of(array: str, specs: Mapping[str, TensorSpec]) -> str:

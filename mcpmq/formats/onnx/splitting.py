@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
@@ -20,6 +20,9 @@ from mcpmq.system.json_file import read_json
 COPY_BUFFER_NBYTES = 1 << 24
 SESSION_CONFIG_KEY = "transformers.js_config"
 
+Moved: TypeAlias = dict[tuple[str, int], tuple[str, int]]
+"""Arrays by file and offset: their new file and offset."""
+
 
 def split_files(artifact: Artifact, out: Path, max_nbytes: int) -> dict[str, list[str]]:
     """Copy an artifact into `out` with the weights of every graph in chunks: component -> paths.
@@ -31,13 +34,14 @@ def split_files(artifact: Artifact, out: Path, max_nbytes: int) -> dict[str, lis
     """
     (out / FOLDER).mkdir()
     files: dict[str, list[str]] = {}
-    counts = {}
-    for record in artifact.manifest.files:
+    counts, moved = {}, Moved()
+    # Arrays that the decoder shares belong to the embedding, which is therefore first.
+    for record in sorted(artifact.manifest.files, key=lambda one: one.component != "embedding"):
         if record.component == "model":
             shutil.copyfile(artifact.path / record.path, out / record.path)
             files.setdefault("model", []).append(record.path)
         elif record.path.endswith(".onnx"):
-            chunks = split_graph(artifact.path / record.path, out / FOLDER, max_nbytes)
+            chunks = split_graph(artifact.path / record.path, out / FOLDER, max_nbytes, moved)
             names = [record.path, *(f"{FOLDER}/{chunk}" for chunk in chunks)]
             files.setdefault(record.component, []).extend(names)
             counts[Path(record.path).name] = len(chunks)
@@ -52,8 +56,10 @@ def _write_chunk_counts(file: Path, counts: dict[str, int]) -> None:
     file.write_text(text + "\n")
 
 
-def split_graph(graph: Path, out: Path, max_nbytes: int) -> list[str]:
+def split_graph(graph: Path, out: Path, max_nbytes: int, moved: Moved) -> list[str]:
     """Write a graph and its chunks into `out`; return the names of the chunks.
+
+    `moved` has the arrays that are in chunks of other graphs, by file and offset, and gets those of this one.
 
     Raises:
         ReleaseError: one weight is larger than a chunk.
@@ -62,20 +68,30 @@ def split_graph(graph: Path, out: Path, max_nbytes: int) -> list[str]:
     with closing(ExternalData(out, f"{graph.name}_data", max_nbytes)) as data:
         for value in model.graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):
-                value.const_value = _copy_weight(value.const_value, graph.parent, data, max_nbytes)
+                value.const_value = _copy_weight(value.const_value, graph.parent, data, max_nbytes, moved)
         data.finish()
     ir.save(model, out / graph.name)
     return data.files
 
 
-def _copy_weight(tensor: ir.ExternalTensor, folder: Path, data: ExternalData, max_nbytes: int) -> ir.ExternalTensor:
+def _copy_weight(
+    tensor: ir.ExternalTensor, folder: Path, data: ExternalData, max_nbytes: int, moved: Moved
+) -> ir.ExternalTensor:
     if tensor.nbytes > max_nbytes:
         raise ReleaseError(
             f"`{tensor.name}` has {tensor.nbytes:,} bytes, more than the maximum of {max_nbytes:,}",
             "allow larger files: a weight cannot be split",
         )
-    parts = _read_parts(folder / tensor.location, tensor.offset or 0, tensor.nbytes)
-    return data.append(str(tensor.name), StoredArray(tensor.dtype, tuple(tensor.shape.numpy()), parts))
+    place, name = (str(tensor.location), tensor.offset or 0), str(tensor.name)
+    array = StoredArray(
+        tensor.dtype, tuple(tensor.shape.numpy()), _read_parts(folder / place[0], place[1], tensor.nbytes)
+    )
+    if place in moved:
+        file, offset = moved[place]
+        return array.to_external_tensor(data.folder, file, offset, name)
+    copied = data.append(name, array)
+    moved[place] = str(copied.location), copied.offset or 0
+    return copied
 
 
 def _read_parts(file: Path, offset: int, nbytes: int) -> Iterator[NDArray[Any]]:
