@@ -81,7 +81,9 @@ def _derive_token_types(graph: ir.Graph, types: ir.Value, image_token: int) -> N
     numbers = _node(graph, "Cast", is_image, to=INT64)
     for node, index in users:
         node.replace_input_with(index, numbers)
-    _move(graph, before, first)
+    added = list(graph)[before:]
+    graph.remove(added)
+    graph.insert_before(first, added)
 
 
 def _rename_grid(graph: ir.Graph) -> None:
@@ -101,28 +103,17 @@ def _separate_images(graph: ir.Graph) -> None:
     _replace_output(graph, separate, ["images", "tokens", width])
 
 
-def _check_slices(graph: ir.Graph) -> None:
-    """GenAI passes images of several sizes with padding, and an int64 mask; the graph has slices of one size.
-
-    An index that is out of bounds fails if there are several sizes.
-    """
-    inputs = {value.name: value for value in graph.inputs}
-    inputs["pixel_attention_mask"].dtype = INT64
-    sizes, first = inputs["spatial_shapes"], graph.node(0)
-    users, before = list(sizes.uses()), len(graph)
-    axis = _constant(graph, "slices", [0])
-    largest, smallest = (_node(graph, f"Reduce{name}", sizes, axis, keepdims=0) for name in ("Max", "Min"))
-    differs = _node(graph, "ReduceMax", _node(graph, "Sign", _node(graph, "Sub", largest, smallest)), keepdims=0)
-    same = _node(graph, "Gather", _node(graph, "Unsqueeze", sizes, axis), differs, axis=0)
-    for node, index in users:
-        node.replace_input_with(index, same)
-    _move(graph, before, first)
+def _widen_mask(graph: ir.Graph) -> None:
+    """GenAI passes the padding mask as int64; the graph does not use it, because its slices have no padding."""
+    for value in graph.inputs:
+        if value.name == "pixel_attention_mask":
+            value.dtype = INT64
 
 
 VISION_CHANGES: Mapping[VisionKind, Change] = {
     "qwen2-vl": _rename_grid,
     "siglip-pooled": _separate_images,
-    "siglip-naflex": _check_slices,
+    "siglip-naflex": _widen_mask,
 }
 
 
@@ -132,13 +123,6 @@ def _replace_output(graph: ir.Graph, value: ir.Value, axes: Axes) -> None:
     value.type, value.shape = output.type, ir.Shape(axes)
     value.name, output.name = output.name, f"{PREFIX}{output.name}"
     graph.outputs[0] = value
-
-
-def _move(graph: ir.Graph, count: int, first: ir.Node) -> None:
-    """Move the nodes after the first `count` ones to the start of the graph."""
-    added = list(graph)[count:]
-    graph.remove(added)
-    graph.insert_before(first, added)
 
 
 def _input(graph: ir.Graph, name: str, dtype: ir.DataType, axes: Axes | None = None) -> ir.Value:
