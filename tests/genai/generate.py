@@ -38,7 +38,12 @@ def decode(generator: Any, count: int) -> tuple[list[int], list[list[float]]]:
     return generated, logits
 
 
+# Threads that spin slow down every other process; all graphs have the options of the decoder.
+ONE_THREAD = {"model": {"decoder": {"session_options": {"intra_op_num_threads": 1}}}}
+
 request = json.load(sys.stdin)
-model = genai.Model(request["model"])
+config = genai.Config(request["model"])
+config.overlay(json.dumps(ONE_THREAD))
+model = genai.Model(config)
 tokenizer = genai.Tokenizer(model)
 json.dump([answer(model, tokenizer, chat, request["count"]) for chat in request["chats"]], sys.stdout)
