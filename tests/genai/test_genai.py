@@ -115,7 +115,7 @@ def run(installed: Path, family: TinyFamily, artifact: Path, *chats: list[Path])
 
 
 def generate(installed: Path, family: TinyFamily, artifact: Path, *chats: list[Path]) -> list[Generation]:
-    """Return what GenAI generates in each chat."""
+    """Return the inputs and outputs of each chat."""
     process = run(installed, family, artifact, *chats)
     assert process.returncode == 0, process.stderr
     return [
@@ -203,7 +203,7 @@ def test_parts_of_a_release_load(
 
 
 @pytest.mark.parametrize("size", [(256, 320), (320, 224), (640, 128)])
-def test_images_of_several_sizes_are_refused_for_lfm2_vl(
+def test_images_of_several_sizes_are_an_error_for_lfm2_vl(
     size: tuple[int, int], installed: Path, family: TinyFamily, artifact: Path, tmp_path: Path
 ) -> None:
     """The images of a prompt must have one size: its vision graph has no padding."""

@@ -58,7 +58,7 @@ def insert_image_features(graph: ir.Graph, image_token: int, *, separate: bool) 
 def keep_last_logits(graph: ir.Graph, image_token: int) -> None:
     """Compute the logits of the last token only, and find the image tokens by their id.
 
-    The constant length of `logits` tells GenAI that they are those of the last token. It has no input for the places
+    GenAI expects the last logits alone if their axis has the constant length 1. It has no input for the places
     of image tokens, but it passes token ids to a decoder with `input_ids`.
     """
     inputs, logits = {value.name: value for value in graph.inputs}, graph.outputs[0]
