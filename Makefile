@@ -1,12 +1,13 @@
 # `make demo` quantizes and evaluates the reference checkpoint; `make test` runs the checks of a change; `make compat` loads
-# artifacts with packages that cannot be installed next to mcpmq, `make transformers-js` with transformers.js, `make mlx` with
-# mlx-vlm, `make cluster` with Ray. `make campaign` injects faults: kills, fuzzed files, full disks, concurrent runs.
+# artifacts with packages that cannot be installed next to mcpmq, `make transformers-js` with transformers.js, `make genai`
+# with ONNX Runtime GenAI, `make mlx` with mlx-vlm, `make cluster` with Ray. `make campaign` injects faults: kills, fuzzed files,
+# full disks, concurrent runs.
 PYTHON ?= python3
 BIN := .venv/bin
 # Spinning threads of two busy processes slow each other down by a factor of eight.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: setup demo gate test lint types layers unit docs site min-runtime transformers-js mlx cluster compat campaign readme clean
+.PHONY: setup demo gate test lint types layers unit docs site min-runtime transformers-js genai mlx cluster compat campaign readme clean
 
 setup: .venv/ready
 
@@ -60,6 +61,15 @@ $(JAVASCRIPT)/ready: tests/transformers_js/package.json
 	mkdir -p $(JAVASCRIPT)
 	cp $< $(JAVASCRIPT)
 	npm install --prefix $(JAVASCRIPT) --ignore-scripts --no-package-lock --no-audit --no-fund
+	touch $@
+
+# Load artifacts in ONNX Runtime GenAI, with the ONNX Runtime of .venv.
+GENAI := build/genai
+genai: setup $(GENAI)/ready
+	GENAI=$(CURDIR)/$(GENAI) $(BIN)/pytest --quiet -m genai tests/genai
+
+$(GENAI)/ready: Makefile
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $(GENAI) onnxruntime-genai==0.18.0
 	touch $@
 
 # Load MLX artifacts in mlx-vlm, on the CPU.

@@ -121,6 +121,27 @@ def transformers_js_text() -> str:
     )
 
 
+DIFFERENCES_IN_GENAI = """\
+| family | difference in GenAI |
+|---|---|
+| all | one row or column of tokens more if a side is an odd multiple of half a token; slightly different pixels \
+if an image is enlarged in width and reduced in height |
+| Gemma 3 | an image has 256 tokens, as in all published checkpoints; others have no files of GenAI |
+| LFM2-VL | a large image is one slice instead of tiles and a thumbnail; the images of a prompt have one size |
+| SmolVLM2, InternVL, MiniCPM, Qwen2.5-Omni | it has no model type for them, and their artifacts no files of GenAI |"""
+
+
+def genai_text() -> str:
+    """Return the sentence on ONNX Runtime GenAI, with the version that the tests install."""
+    [version] = re.findall(r"onnxruntime-genai==(\S+)", (ROOT / "Makefile").read_text())
+    return (
+        "ONNX artifacts of Qwen2-VL, Qwen2.5-VL, Qwen3-VL, Qwen3.5, Gemma 3 and LFM2-VL load in ONNX Runtime GenAI\n"
+        f"({version} on the CPU: `make genai`), and generate the same answers with the same logits, for prompts\n"
+        f"without and with images. GenAI has an image processor of its own:"
+        f"\n\n{DIFFERENCES_IN_GENAI}"
+    )
+
+
 def file_tree() -> str:
     """Return every top-level module with the first sentence of its docstring."""
     lines = [f"{folder + '/':24}{description}" for folder, description in FOLDER_DESCRIPTIONS.items()] + ["mcpmq/"]

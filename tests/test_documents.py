@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import cast
 
 import pytest
+from PIL import Image
 
 import mcpmq
 from benchmarks import size_plot, structured_plot
@@ -125,8 +126,9 @@ def test_recipes_gates_and_sweeps_in_documents_are_valid(text: str, tmp_path: Pa
 
 @pytest.fixture(scope="module")
 def artifacts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with OUT/FORMAT of a tiny Qwen2-VL checkpoint, for the formats whose packages are installed."""
+    """A folder with an image and OUT/FORMAT of a tiny Qwen2-VL checkpoint, for the formats with installed packages."""
     folder = tmp_path_factory.mktemp("artifacts")
+    Image.new("RGB", (112, 84)).save(folder / "photo.jpg")
     [family] = [one for one in TINY_FAMILIES if one.name == "qwen2-vl" and not one.variant]
     checkpoint = mcpmq.Checkpoint.open(family.build(folder / "NAME"))
     for recipe, formats in {

@@ -54,7 +54,8 @@ def device_memory(architecture: Architecture, files: FilesForecast, context: int
     runtime = files.runtime
     cache_nbytes = language_cache_nbytes(architecture.language, context, runtime)
     vision_files = sum(file.nbytes for file in files.files if file.component.startswith("vision"))
-    language_files = sum(file.nbytes for file in files.files if file.component != "model") - vision_files
+    others = ("model", "genai")  # files without weights
+    language_files = sum(file.nbytes for file in files.files if file.component not in others) - vision_files
     vision_nbytes = int(vision_files * runtime.resident_ratio) + _vision_activation_nbytes(architecture)
     language_nbytes = int(language_files * runtime.resident_ratio) + cache_nbytes
     language_nbytes += _language_activation_nbytes(architecture, runtime)

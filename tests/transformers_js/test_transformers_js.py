@@ -33,13 +33,13 @@ INSTALLED = "TRANSFORMERS_JS"  # environment variable: the folder that npm fille
 QUESTION, COUNT = "What does the sign say?", 12
 QWEN_CONTENT = f"<|vision_start|><|image_pad|><|vision_end|>{QUESTION}"
 TILED_CONTENT = [{"type": "image"}, {"type": "text", "text": QUESTION}]
-FAMILIES = {one.name: one for one in TINY_FAMILIES if one.name.startswith("qwen")}
 CLASSES = {
     "qwen2-vl": "Qwen2VLForConditionalGeneration",
     "qwen2.5-vl": "Qwen2_5_VLForConditionalGeneration",
     "qwen3-vl": "Qwen3VLForConditionalGeneration",
     "qwen3.5": "Qwen3_5ForConditionalGeneration",
 }
+FAMILIES = {one.name: one for one in TINY_FAMILIES if one.name in CLASSES}
 
 
 @dataclass(frozen=True)

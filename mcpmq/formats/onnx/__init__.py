@@ -1,4 +1,5 @@
-"""ONNX for phones and browsers: vision encoder, embedding and decoder graphs in the layout of transformers.js.
+"""ONNX for phones and browsers: vision encoder, embedding and decoder graphs in the layout of transformers.js, and with
+the files of ONNX Runtime GenAI.
 
 Graphs are emitted directly, weights are streamed and their codes are unchanged. This module imports without the ONNX
 packages.
@@ -49,6 +50,8 @@ def write(
     static and quantized for NPUs; the images of this set calibrate its activations.
     """
     from mcpmq.formats.onnx.config_files import write_config_files
+    from mcpmq.formats.onnx.genai import write_genai_files
+    from mcpmq.formats.onnx.genai_graphs import COMPONENT
     from mcpmq.formats.onnx.layout import FOLDER, VISION, GraphFiles, graph_specs, write_graph, write_static_vision
 
     folder, written = out / FOLDER, dict[str, GraphFiles]()
@@ -59,7 +62,9 @@ def write(
         else:
             written[spec.component] = write_graph(spec, quantized, folder, written, accuracy_level, progress)
     files = {component: graph.files for component, graph in written.items()}
-    return files | {"model": write_config_files(quantized, out, written)}
+    texts = write_config_files(quantized, out, written)
+    variants, more_texts = write_genai_files(quantized, out, written)
+    return files | {COMPONENT: variants, "model": [*texts, *more_texts]}
 
 
 def forecast(model: ModelView) -> FilesForecast:

@@ -51,7 +51,7 @@ def write_config_files(model: ModelView, out: Path, graphs: Mapping[str, GraphFi
             config = _with_text_sizes(config)
     added["config.json"] = {**config, "transformers.js_config": _session_config(graphs)}
     for name, content in added.items():
-        _write(out / name, content)
+        write_json(out / name, content)
     return list(dict.fromkeys((*(file.name for file in files), *added)))
 
 
@@ -120,5 +120,6 @@ def _tile_processor(model: ModelView, folder: Path) -> dict[str, dict[str, Any]]
     }
 
 
-def _write(file: Path, content: Mapping[str, Any]) -> None:
+def write_json(file: Path, content: Mapping[str, Any]) -> None:
+    """Write a configuration file."""
     file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -17,6 +17,8 @@ from mcpmq.formats.model_view import ModelView
 from mcpmq.formats.onnx.block_quant import block_size
 from mcpmq.formats.onnx.config_files import write_config_files
 from mcpmq.formats.onnx.external_data import CountingSink
+from mcpmq.formats.onnx.genai import write_genai_files
+from mcpmq.formats.onnx.genai_graphs import COMPONENT
 from mcpmq.formats.onnx.graph import Graph
 from mcpmq.formats.onnx.layout import (
     FOLDER,
@@ -93,8 +95,14 @@ def forecast_files(model: ModelView) -> FilesForecast:
             files += [FileForecast(f"{FOLDER}/{file}", spec.component, size) for file, size in nbytes.items()]
             arrays.append(sink.arrays)
             written[spec.component] = graph_files
-        texts = [folder / text for text in write_config_files(model, folder, written)]
-        files += [FileForecast(text.name, "model", text.stat().st_size) for text in texts]
+        texts = write_config_files(model, folder, written)
+        variants, more_texts = write_genai_files(model, folder, written)
+        by_component = {COMPONENT: variants, "model": [*texts, *more_texts]}
+        files += [
+            FileForecast(name, component, (folder / name).stat().st_size)
+            for component, names in by_component.items()
+            for name in names
+        ]
     return FilesForecast(tuple(files), tuple(_weight_forecasts(model, arrays)), RUNTIME)
 
 

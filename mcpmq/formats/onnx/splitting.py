@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from mcpmq.artifact import Artifact
 from mcpmq.errors import ReleaseError
 from mcpmq.formats.onnx.external_data import ExternalData, StoredArray
+from mcpmq.formats.onnx.genai_graphs import COMPONENT, PREFIX, move_variant
 from mcpmq.formats.onnx.layout import FOLDER
 from mcpmq.system.json_file import read_json
 
@@ -34,17 +35,22 @@ def split_files(artifact: Artifact, out: Path, max_nbytes: int) -> dict[str, lis
     """
     (out / FOLDER).mkdir()
     files: dict[str, list[str]] = {}
-    counts, moved = {}, Moved()
+    counts, variants, moved = {}, list[str](), Moved()
     # Arrays that the decoder shares belong to the embedding, which is therefore first.
     for record in sorted(artifact.manifest.files, key=lambda one: one.component != "embedding"):
         if record.component == "model":
             shutil.copyfile(artifact.path / record.path, out / record.path)
             files.setdefault("model", []).append(record.path)
+        elif record.component == COMPONENT:
+            variants.append(record.path)
         elif record.path.endswith(".onnx"):
             chunks = split_graph(artifact.path / record.path, out / FOLDER, max_nbytes, moved)
             names = [record.path, *(f"{FOLDER}/{chunk}" for chunk in chunks)]
             files.setdefault(record.component, []).extend(names)
             counts[Path(record.path).name] = len(chunks)
+    for path in variants:
+        move_variant(artifact.path / path, out / path.replace(PREFIX, "", 1))
+        files.setdefault(COMPONENT, []).append(path)
     _write_chunk_counts(out / "config.json", counts)
     return files
 
