@@ -152,6 +152,17 @@ def test_sampling_settings_of_the_checkpoint_are_kept(tmp_path: Path) -> None:
     }
 
 
+def test_the_end_of_a_turn_is_no_padding_token(tmp_path: Path) -> None:
+    """GenAI masks padding tokens inside of a prompt, so another token is used for padding."""
+    source = build_family("qwen2.5-vl", tmp_path / "source")
+    edit_json(source / "tokenizer_config.json", pad_token="<|im_end|>")
+    out = write_files(source, tmp_path / "artifact")
+
+    padding = json.loads((out / "genai_config.json").read_text())["model"]["pad_token_id"]
+
+    assert padding == read_tokenizer(out).token_to_id("<|endoftext|>")
+
+
 def write_files(source: Path, out: Path) -> Path:
     """Write an artifact of unquantized weights."""
     quantized = quantize(make_plan(Checkpoint.open(source), Recipe.load("full")), out.with_name("codes"))

@@ -1,6 +1,6 @@
 """Files of ONNX Runtime GenAI beside the graphs, for the families with a model type there."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,8 @@ from mcpmq.system.json_file import read_optional_json
 
 CONFIG, PROCESSOR = "genai_config.json", "genai_processor_config.json"
 SEARCH_KEYS = ("do_sample", "temperature", "top_k", "top_p", "repetition_penalty")  # of generation_config.json
+# GenAI masks padding tokens also inside of a prompt, so the end of a turn cannot be one.
+PADDING_TOKENS = ("<|endoftext|>", "<pad>", "<|pad|>")  # for a checkpoint without another one
 GEMMA_IMAGE_TOKENS = 256  # a constant of GenAI
 Section = dict[str, Any]
 
@@ -107,7 +109,7 @@ def _genai_config(
             "type": kind.name,
             "context_length": language.context_length,
             "vocab_size": language.vocab_size,
-            **_token_ids(out, tokenizer, kind),
+            **_token_ids(model, out, tokenizer, kind),
             "decoder": _decoder(model, f"{FOLDER}/{files['language']}"),
             "embedding": {
                 "filename": f"{FOLDER}/{files['embedding']}",
@@ -120,19 +122,25 @@ def _genai_config(
     }
 
 
-def _token_ids(folder: Path, tokenizer: Tokenizer, kind: ModelType) -> dict[str, int | list[int]]:
-    """Return the ids of special tokens; GenAI takes the padding token for padding also inside of a prompt."""
+def _token_ids(model: ModelView, folder: Path, tokenizer: Tokenizer, kind: ModelType) -> dict[str, int | list[int]]:
     named, ends = named_special_tokens(read_tokenizer_config(folder)), end_token_ids(folder)
+    end_of_turn = family_named(model.artifact.manifest.family).prompt_format.end_of_turn
+    padding = (text for text in (named.get("pad_token"), *PADDING_TOKENS) if text != end_of_turn)
     texts = {
-        "bos_token_id": named.get("bos_token"),
-        "pad_token_id": named.get("pad_token"),
-        "image_token_id": kind.image_token,
-        "video_token_id": "<|video_pad|>",
-        "vision_start_token_id": "<|vision_start|>",
+        "bos_token_id": (named.get("bos_token"),),
+        "pad_token_id": padding,
+        "image_token_id": (kind.image_token,),
+        "video_token_id": ("<|video_pad|>",),
+        "vision_start_token_id": ("<|vision_start|>",),
     }
-    found = {key: tokenizer.token_to_id(text) for key, text in texts.items() if text is not None}
+    found = {key: _first_id(tokenizer, candidates) for key, candidates in texts.items()}
     known = {key: number for key, number in found.items() if number is not None}
     return {"eos_token_id": ends, "pad_token_id": ends[0], **known}
+
+
+def _first_id(tokenizer: Tokenizer, texts: Iterable[str | None]) -> int | None:
+    ids = (tokenizer.token_to_id(text) for text in texts if text is not None)
+    return next((number for number in ids if number is not None), None)
 
 
 def _decoder(model: ModelView, file: str) -> Section:
