@@ -6,16 +6,14 @@ ONNX Runtime's MatMulNBits. The symmetric 8-bit grid spans -127..127: equal to g
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from mcpmq.errors import ScaleError
 from mcpmq.grids.levels import Levels
-from mcpmq.grids.limits import range_factor
+from mcpmq.grids.limits import float_bits, range_factor
 from mcpmq.grids.scale_search import SHARES, ToUnits, search_scale
 from mcpmq.qtensor import IntegerTensor
 from mcpmq.scheme import IntegerScheme
@@ -147,13 +145,6 @@ def _cover_range(weight: Tensor, scheme: IntegerScheme) -> IntegerTensor:
     zero, lowest, highest = np.float32(scheme.zero_point), np.float32(scheme.qmin), np.float32(scheme.qmax)
     integer_groups.round_to_codes(bits, shift, group, grid.scale.numpy(), zero, lowest, highest, codes)
     return to_qtensor(torch.from_numpy(codes), grid, scheme)
-
-
-def float_bits(weight: Tensor) -> tuple[NDArray[np.unsignedinteger[Any]], int]:
-    """Return the bits of a weight as uint16, if it is bfloat16, or as uint32, and their shift in a float32."""
-    if weight.dtype == torch.bfloat16:
-        return weight.contiguous().view(torch.uint16).numpy(), 16
-    return weight.float().contiguous().numpy().view(np.uint32), 0
 
 
 def round_to_grid(weight: Tensor, grid: IntegerGrid, scheme: IntegerScheme) -> IntegerTensor:

@@ -5,14 +5,18 @@ apart, so a small scale is rounded with an error of up to 2^-25, which changes e
 """
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mcpmq.scheme import CODEBOOK_GROUP_SIZE, CodebookScheme, FloatScheme, GgmlScheme, IntegerScheme, Scheme
 
 FP16_MAX, FP16_MAX_ERROR = 65024.0, 2.0**-25  # largest value with 8 bits; rounding error of values below 2^-14
 MAX_SQUARE_EXPONENT, MAX_FACTOR = 40, 120  # of 2
+COMPILED_DTYPES = (torch.bfloat16, torch.float32)  # that kernels read without a copy
 FLOAT32_MAX, FLOAT32_MIN = 1e38, 1e-38  # of the scales of codebooks, which divide by at least FLOAT32_MIN
 
 # Bits of a code, and the largest magnitude of a block over its fp16 scale (ggml-quants.c). K-quants have 6-bit or 8-bit
@@ -56,7 +60,12 @@ class ScaleLimits:
         return self.scale_error * 2.0 ** (self.bits - 1)
 
     def group_magnitudes(self, weight: Tensor) -> Tensor:
-        """Return the largest magnitude of every group of a weight [rows, columns]: float32 [rows, groups]."""
+        """Return the largest magnitude of every group of a weight [rows, columns]: float32 [rows, groups].
+
+        NaN is the largest.
+        """
+        if weight.device.type == "cpu" and weight.dtype in COMPILED_DTYPES:
+            return _compiled_magnitudes(weight, self.group_columns)
         padding = -weight.shape[1] % self.group_columns
         padded = torch.nn.functional.pad(weight, (0, padding)) if padding else weight
         return _magnitudes(padded.reshape(len(weight), -1, self.group_columns)).float()
@@ -64,6 +73,22 @@ class ScaleLimits:
     def outside(self, magnitudes: Tensor) -> Tensor:
         """Return which magnitudes of groups are too small or too large; zero is neither."""
         return ((magnitudes > 0) & (magnitudes < self.min_magnitude)) | (magnitudes > self.max_magnitude)
+
+
+def _compiled_magnitudes(weight: Tensor, group_columns: int) -> Tensor:
+    from mcpmq.grids.kernels import integer_groups  # numba takes a second to import
+
+    bits, shift = float_bits(weight)
+    largest = np.empty((len(bits), -(-bits.shape[1] // group_columns)), np.uint32)
+    integer_groups.largest_magnitudes(bits, shift, group_columns, largest)
+    return torch.from_numpy(largest.view(np.float32))
+
+
+def float_bits(weight: Tensor) -> tuple[NDArray[np.unsignedinteger[Any]], int]:
+    """Return the bits of a weight as uint16, if it is bfloat16, or as uint32, and their shift in a float32."""
+    if weight.dtype == torch.bfloat16:
+        return weight.contiguous().view(torch.uint16).numpy(), 16
+    return weight.float().contiguous().numpy().view(np.uint32), 0
 
 
 def _magnitudes(groups: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 from string import ascii_uppercase
 
-from jinja2 import Environment
+from jinja2 import Environment, FunctionLoader
 
 from mcpmq.evaluate import Estimate
 from mcpmq.report.charts import layer_charts, size_chart
@@ -23,7 +23,8 @@ def render_html(report: Report, gate: Table | None = None, *, failed: bool = Fal
     `gate` has a row for every bound of a gate; without a gate the verdict is a summary.
     """
     return render_page(
-        files("mcpmq.report").joinpath("page.html").read_text(encoding="utf-8"),
+        _read("page.html"),
+        has_images=True,
         report=report,
         title=report_title(report),
         gate=gate,
@@ -49,10 +50,24 @@ def render_html(report: Report, gate: Table | None = None, *, failed: bool = Fal
 
 
 def render_page(template: str, **values: object) -> str:
-    """Render a template with the style of a report; texts are escaped."""
-    environment = Environment(autoescape=True, finalize=_finalize, trim_blocks=True, lstrip_blocks=True)
-    style = files("mcpmq.report").joinpath("page.css").read_text(encoding="utf-8")
-    return environment.from_string(template).render(style=style, **values)
+    """Render a template, which may include `head.html`, with the style of a report; texts are escaped.
+
+    The head has the values `title`, `has_images`, and the seconds of `refresh` if the page reloads itself.
+    """
+    loader = FunctionLoader(_read)
+    environment = Environment(
+        loader=loader,
+        autoescape=True,
+        finalize=_finalize,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.from_string(template).render(style=_read("page.css"), **values)
+
+
+def _read(name: str) -> str:
+    return files("mcpmq.report").joinpath(name).read_text(encoding="utf-8")
 
 
 def _finalize(value: object) -> object:

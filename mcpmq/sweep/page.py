@@ -21,10 +21,12 @@ def write_page(result: SweepResult, out: Path) -> None:
 
 def render_sweep(result: SweepResult) -> str:
     """Render charts, states and results of all cells as HTML, with links to their reports."""
+    table = sweep_table(result)
     return render_page(
         files("mcpmq.sweep").joinpath("sweep.html").read_text(encoding="utf-8"),
+        title=table.title,
         result=result,
-        table=sweep_table(result),
+        table=table,
         links=[_link(cell) for _, cell in sweep_rows(result)],
         refresh=None if result.finished else REFRESH_SECONDS,
         group=GROUP_LABELS.get(result.group or "", ""),

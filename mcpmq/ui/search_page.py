@@ -43,6 +43,7 @@ def render_search(result: SearchResult) -> str:
     shown = [point for point in result.front if point.nbytes > 0 and point.rank_score > 0]
     return render_page(
         files("mcpmq.ui").joinpath("search.html").read_text(encoding="utf-8"),
+        title=f"recipe {result.recipe.name}",
         table=result.to_table(),
         chart=front_chart(shown, result.resource),
         resource=result.resource,

@@ -1,7 +1,8 @@
 """Round to nearest on integer grids: largest magnitudes of groups of columns, codes, and ggml's blocks of codes.
 
-Values are given as unsigned integers with the bits of a float, bfloat16 or float32: `widen` returns the float32. So
-weights are read once in their stored dtype, and comparisons of magnitudes are those of integers.
+Values are given as unsigned integers with the bits of a float, bfloat16 or float32. So weights are read once in their
+stored dtype, and comparisons of magnitudes are those of integers. Innermost loops run over slices from their first
+element: with an index of the whole array numba checks for negative ones, and the loop has no vector instructions.
 """
 
 from typing import Any
@@ -12,9 +13,16 @@ from numpy.typing import NDArray
 from mcpmq.grids.kernels.compiler import Bytes, F, Floats, kernel
 
 BLOCK = 32  # columns of a block of ggml
-SIGN, MAGNITUDE = np.uint32(0x80000000), np.uint32(0x7FFFFFFF)
+SIGN, MAGNITUDE, ALL_BITS = np.uint32(0x80000000), np.uint32(0x7FFFFFFF), np.uint32(0xFFFFFFFF)
 Bits = NDArray[Any]  # uint16 of bfloat16, or uint32 of float32
 Words = NDArray[np.uint32]
+
+
+@kernel
+def _widen(bits: Bits, shift: int, mask: np.uint32, buffer: Words) -> None:
+    """Write the bits of float32 values, without those that are not in the mask."""
+    for column in range(bits.size):
+        buffer[column] = np.uint32(bits[column]) << np.uint32(shift) & mask
 
 
 @kernel
@@ -24,26 +32,43 @@ def largest_magnitudes(bits: Bits, shift: int, group: int, largest: Words) -> No
     `shift` is 16 for bfloat16 and 0 for float32. The last group may be smaller.
     """
     rows, columns = bits.shape
+    buffer = np.empty(columns, np.uint32)
     for row in range(rows):
+        _widen(bits[row], shift, MAGNITUDE, buffer)
         for index in range(largest.shape[1]):
+            part = buffer[index * group : min((index + 1) * group, columns)]
             found = np.uint32(0)
-            for column in range(index * group, min((index + 1) * group, columns)):
-                found = max(found, np.uint32(bits[row, column]) << np.uint32(shift) & MAGNITUDE)
+            for place in range(part.size):
+                found = max(found, part[place])
             largest[row, index] = found
 
 
 @kernel
 def signed_largest(bits: Bits, shift: int, group: int, largest: Words) -> None:
     """Write the value of largest magnitude of every group, the first of several, as `largest_magnitudes`."""
-    largest_magnitudes(bits, shift, group, largest)
     rows, columns = bits.shape
+    buffer = np.empty(columns, np.uint32)
     for row in range(rows):
+        _widen(bits[row], shift, ALL_BITS, buffer)
         for index in range(largest.shape[1]):
-            for column in range(index * group, min((index + 1) * group, columns)):
-                value = np.uint32(bits[row, column]) << np.uint32(shift)
-                if value & MAGNITUDE == largest[row, index]:
-                    largest[row, index] = value
-                    break
+            largest[row, index] = _signed_largest(buffer[index * group : min((index + 1) * group, columns)])
+
+
+@kernel
+def _signed_largest(values: Words) -> np.uint32:
+    """Return the value of largest magnitude; values are compared one by one only if both signs have it."""
+    positive, negative = np.uint32(0), np.uint32(0)
+    for place in range(values.size):
+        magnitude = values[place] & MAGNITUDE
+        is_positive = values[place] == magnitude
+        positive = max(positive, magnitude if is_positive else np.uint32(0))
+        negative = max(negative, np.uint32(0) if is_positive else magnitude)
+    if positive != negative:
+        return positive if positive > negative else negative | SIGN
+    for place in range(values.size):
+        if values[place] & MAGNITUDE == positive:
+            return values[place]
+    return positive
 
 
 @kernel
@@ -55,13 +80,13 @@ def round_to_codes(
     buffer = np.empty(columns, np.uint32)
     values = buffer.view(np.float32)
     for row in range(rows):
-        for column in range(columns):
-            buffer[column] = np.uint32(bits[row, column]) << np.uint32(shift)
+        _widen(bits[row], shift, ALL_BITS, buffer)
         for index in range(scales.shape[1]):
-            scale = scales[row, index]
-            for column in range(index * group, min((index + 1) * group, columns)):
-                code = np.rint(values[column] / scale) + zero
-                codes[row, column] = np.uint8(np.int32(min(max(code, lowest), highest)))
+            scale, first, last = scales[row, index], index * group, min((index + 1) * group, columns)
+            part, target = values[first:last], codes[row, first:last]
+            for place in range(part.size):
+                code = np.rint(part[place] / scale) + zero
+                target[place] = np.uint8(np.int32(min(max(code, lowest), highest)))
 
 
 @kernel
@@ -78,10 +103,11 @@ def pack_blocks(codes: Bytes, scales: Bytes, group: int, blocks: Bytes) -> None:
             start, first = index * nbytes, index * BLOCK
             place = 2 * (first // group)
             blocks[row, start], blocks[row, start + 1] = scales[row, place], scales[row, place + 1]
+            target = blocks[row, start + 2 : start + nbytes]
+            low, high = codes[row, first : first + target.size], codes[row, first + BLOCK // 2 : first + BLOCK]
             if nbytes == 2 + BLOCK:
-                for column in range(BLOCK):
-                    blocks[row, start + 2 + column] = codes[row, first + column] ^ np.uint8(0x80)
+                for column in range(target.size):
+                    target[column] = low[column] ^ np.uint8(0x80)
             else:
-                for column in range(BLOCK // 2):
-                    high = codes[row, first + BLOCK // 2 + column] << np.uint8(4)
-                    blocks[row, start + 2 + column] = codes[row, first + column] | high
+                for column in range(target.size):
+                    target[column] = low[column] | high[column] << np.uint8(4)
