@@ -26,7 +26,7 @@ HEADINGS = ("job", "tool", "processor s", "ratio", "target", "wall ratio", "peak
 def speed_table() -> str:
     """Return the table of benchmarks/README.md: mcpmq / other tool, and the ratios with their targets."""
     result = load_result("peers-speed")
-    rest = "\n".join(_missing(result))
+    rest = "\n".join(missing_lines(result))
     return with_provenance(f"{table(HEADINGS, speed_rows(result), text_columns=2)}\n{rest}".rstrip(), result)
 
 
@@ -42,17 +42,17 @@ def speed_rows(result: Mapping[str, Any]) -> Iterator[list[str]]:
 
 
 def speed_lines(result: Mapping[str, Any] | None = None) -> list[str]:
-    """Return the lines of README.md, by default of the committed result."""
+    """Return the lines of README.md for the jobs that ran, by default of the committed result."""
     found = result or load_result("peers-speed")
-    lines = [
+    return [
         f"- {LABELS[name]}: {job['processor_ratio']:.2f} of the processor time of {TOOLS[job['tool']][1]},"
         f" {job['memory_ratio']:.2f} of its peak memory"
         for name, job in found["jobs"].items()
     ]
-    return [*lines, *_missing(found)]
 
 
-def _missing(result: Mapping[str, Any]) -> Iterator[str]:
+def missing_lines(result: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line for every tool that is not installed, and for every job that was not run."""
     for tool, reason in result["not_installed"].items():
         yield f"- {TOOLS[tool][0]}: not installed ({reason})"
     for name in result["not_run"]:
