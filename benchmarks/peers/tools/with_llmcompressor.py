@@ -7,6 +7,7 @@ python with_llmcompressor.py CHECKPOINT OUT '{"dampening_frac": 0.01}'
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from llmcompressor import oneshot
@@ -17,12 +18,17 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 WEIGHTS = {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32}
 
 
-def main(checkpoint: Path, out: Path, options: dict[str, object]) -> None:
-    """Quantize with GPTQ to symmetric int4 in groups of 32, one sample at a time, without padding."""
+def main(checkpoint: Path, out: Path, options: dict[str, Any]) -> None:
+    """Quantize with GPTQ to symmetric int4 in groups of 32, one sample at a time, without padding.
+
+    `layers` of the options are the numbers of the quantized layers, by default all.
+    """
+    layers = "|".join(map(str, options.pop("layers", ())))
+    targets = [f"re:.*\\.layers\\.({layers})\\..*_proj$"] if layers else ["Linear"]
     samples = [torch.tensor([ids]) for ids in json.loads((checkpoint / "tokens.json").read_text())]
     inputs = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in samples]
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
-    groups = {"group_0": {"targets": ["Linear"], "weights": WEIGHTS | {"scale_dtype": torch.float16}}}
+    groups = {"group_0": {"targets": targets, "weights": WEIGHTS | {"scale_dtype": torch.float16}}}
     method = GPTQModifier(config_groups=groups, ignore=["lm_head"], **options)
     oneshot(
         model=model, dataset=DataLoader(inputs, batch_size=None), recipe=method, num_calibration_samples=len(inputs)
