@@ -172,6 +172,38 @@ def test_peer_layouts_are_unpacked(
     assert decoder.bits_per_weight == (512 * 4 + 16 * 16 + (0 if same else 16 * 4) + order) / 512
 
 
+def _compressed(folder: Path, scales: torch.Tensor) -> torch.Tensor:
+    """Write a matrix of 8 outputs and 64 inputs as compressed-tensors does; return its codes [out, in]."""
+    codes = torch.randint(0, 16, (8, 64), generator=torch.Generator().manual_seed(1))
+    words = (codes.reshape(8, 8, 8) << 4 * torch.arange(8)).sum(-1)
+    packed = torch.where(words >= 1 << 31, words - (1 << 32), words).to(torch.int32)
+    parts = {"weight_packed": packed, "weight_scale": scales, "weight_shape": torch.tensor([8, 64])}
+    save_file({f"model.layers.0.x.{key}": value for key, value in parts.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"quantization_config": {"quant_method": "compressed-tensors"}}))
+    return codes
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+def test_compressed_tensors_are_unpacked(dtype: torch.dtype, tmp_path: Path) -> None:
+    """Scales count as 16 bits, also if they are stored as float32 with the values of float16."""
+    scales = (torch.arange(1, 17).reshape(8, 2) / 64).to(dtype)
+    codes = _compressed(tmp_path, scales)
+
+    decoder = read_peer_decoder(tmp_path)
+
+    assert torch.equal(
+        decoder.weights["model.layers.0.x.weight"], (codes - 8) * scales.float().repeat_interleave(32, 1)
+    )
+    assert decoder.bits_per_weight == 4.5
+
+
+def test_scales_of_more_bits_are_rejected(tmp_path: Path) -> None:
+    """Another tool would otherwise have more bits for equal bytes."""
+    _compressed(tmp_path, torch.full((8, 2), 0.1))
+    with pytest.raises(ValueError, match=r"x: 64 inputs, scales torch\.float32"):
+        read_peer_decoder(tmp_path)
+
+
 def test_other_storage_is_rejected(tmp_path: Path) -> None:
     """Scales of another dtype and groups of another size raise ValueError."""
     parts = pack_gptq([[0] * 8] * 64, [[8] * 8] * 2, 1) | {"g_idx": torch.arange(64, dtype=torch.int32) // 32}

@@ -97,8 +97,13 @@ def read_peer_decoder(folder: Path) -> DecoderWeights:
 
 
 def unpack_compressed(stored: Mapping[str, Tensor], name: str, _: Mapping[str, object]) -> PackedMatrix:
-    """Unpack one matrix of compressed-tensors with symmetric groups."""
+    """Unpack one matrix of compressed-tensors with symmetric groups.
+
+    llm-compressor stores scales that it rounded to 16 bits in the dtype of the model, float32 here.
+    """
     codes, scales = _codes(stored[f"{name}.weight_packed"]).flatten(1).T, stored[f"{name}.weight_scale"].T
+    if torch.equal(scales.half().float(), scales.float()):
+        scales = scales.half()
     if scales.element_size() != 2 or len(codes) != len(scales) * GROUP_SIZE or f"{name}.weight_zero_point" in stored:
         raise ValueError(f"{name}: {len(codes)} inputs, scales {scales.dtype} {tuple(scales.shape)}, or zero points")
     zeros = torch.full(scales.shape, 2 ** (BITS - 1), dtype=torch.int32)
