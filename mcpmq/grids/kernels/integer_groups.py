@@ -55,8 +55,8 @@ def signed_largest(bits: Bits, shift: int, group: int, largest: Words) -> None:
 
 
 @kernel
-def _signed_largest(values: Words) -> np.uint32:
-    """Return the value of largest magnitude; values are compared one by one only if both signs have it."""
+def _signed_largest(values: Words) -> Any:
+    """Return the value of largest magnitude, uint32; values are compared one by one only if both signs have it."""
     positive, negative = np.uint32(0), np.uint32(0)
     for place in range(values.size):
         magnitude = values[place] & MAGNITUDE
