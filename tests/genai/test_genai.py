@@ -1,6 +1,6 @@
 """Artifacts in ONNX Runtime GenAI, as applications load them: tokens and logits equal those of the ONNX runner.
 
-`make genai` installs the pinned package and runs these tests; the default test run requires it not.
+`make genai` installs the pinned package and runs these tests; the default test run does not need it.
 """
 
 import json
