@@ -10,7 +10,7 @@ from math import prod
 
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.checkpoint.compression_notes import compression_notes
-from mcpmq.checkpoint.speech_output import kept_specs, speech_notes
+from mcpmq.checkpoint.recipe_settings import kept_specs, speech_notes
 from mcpmq.errors import RecipeError
 from mcpmq.families.blocks import block_name as block_name  # exported
 from mcpmq.families.family import SmoothingMapping, TensorSpec

@@ -1,4 +1,4 @@
-"""The settings of a recipe for audio and speech output: plans, artifacts and errors."""
+"""The settings of a recipe for audio, speech output and the embedding: plans, artifacts and errors."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,7 @@ def _plan(tiny: TinyFamily, folder: Path, **settings: Any) -> Plan:
 @pytest.mark.parametrize(
     ("tiny", "switch"), [(MINICPM_O_2_6, "init_tts"), (QWEN2_5_OMNI, "enable_audio_output")], ids=lambda one: str(one)
 )
-def test_speech_output_is_kept_or_left_out(tiny: TinyFamily, switch: str, tmp_path: Path) -> None:
+def test_recipe_settings_is_kept_or_left_out(tiny: TinyFamily, switch: str, tmp_path: Path) -> None:
     """Both are forecast to the byte; without it, the key that enables it is off, and a note has the bytes."""
     stored = {}
     for choice in ("keep", "drop"):
