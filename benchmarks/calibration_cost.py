@@ -1,7 +1,8 @@
 """Time by stage and block, and peak memory, of a calibrated quantization at the published widths of MiniCPM-V 2.6.
 
-python -m benchmarks.calibration_cost --write             128 samples of the starter set's kind, two layers of each kind
-python -m benchmarks.calibration_cost --text-tokens 640   one language layer and the head, 128 synthetic texts
+python -m benchmarks.calibration_cost --memory-limit 4GiB --write   128 samples of the starter set's kind, two layers of
+                                                                    each kind
+python -m benchmarks.calibration_cost --text-tokens 640             128 synthetic texts
 
 Weights are random with heavy tails. Times are CPU seconds of all threads: those of a stage without the stages that it
 calls, those of a block without the time before the first block. All layers of a kind have equal shapes, so the time of
@@ -10,7 +11,6 @@ the whole model is extrapolated from the last layer of each kind.
 
 import argparse
 import json
-import resource
 import shutil
 import threading
 import time
@@ -35,6 +35,8 @@ from mcpmq.plan import make_plan
 from mcpmq.quantize import quantize
 from mcpmq.recipe import Recipe
 from mcpmq.rounding import cholesky, gptq, weight
+from mcpmq.runners.worker import rss_bytes
+from mcpmq.system.sizes import parse_size
 from mcpmq.unfinished_run import UnfinishedRun
 
 FOLDER = WORK / "calibration-cost"
@@ -135,12 +137,18 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     def record_block(run: UnfinishedRun, file: Path, *arguments: Any) -> None:
         write(run, file, *arguments)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        peak = rss_bytes("VmHWM")
         blocks.append({"block": file.stem, "processor_seconds": time.process_time(), "peak_rss_bytes": peak})
         print(f"{file.stem:32} {time.process_time() - start:9.1f} s, peak {peak / 1e6:,.0f} MB", flush=True)
 
     with patch.object(UnfinishedRun, "write_block", record_block), clock.measure():
-        quantize(plan, FOLDER / "quantized", SampleSet.open(FOLDER / "samples"), device="cpu", **options.limits)
+        quantize(
+            plan,
+            FOLDER / "quantized",
+            SampleSet.open(FOLDER / "samples"),
+            device="cpu",
+            memory_limit=options.memory_limit,
+        )
     total = time.process_time() - start
     for later, earlier in zip(blocks[:0:-1], blocks[-2::-1], strict=True):
         later["processor_seconds"] -= earlier["processor_seconds"]
@@ -152,7 +160,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "samples": options.samples,
         **sizes,
         "processor_seconds": total,
-        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "memory_limit_bytes": options.memory_limit,
+        "peak_rss_bytes": rss_bytes("VmHWM"),
         "stages": stages,
         "blocks": blocks,
     }
@@ -166,9 +175,9 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--text-tokens", type=int, metavar="N", help="texts of about N tokens instead of images")
     parser.add_argument("--recipe", default="calibrated-int4")
+    parser.add_argument("--memory-limit", type=parse_size, metavar="SIZE", help="as that of `mcpmq quantize`")
     parser.add_argument("--write", action="store_true", help="write the result to benchmarks/results")
     options = parser.parse_args()
-    options.limits = {}
     found = measure(options)
     for stage, seconds in found["stages"].items():
         print(f"{stage:40} {seconds:9.1f}")

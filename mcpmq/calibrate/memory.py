@@ -17,7 +17,7 @@ from mcpmq.dataset import TOKENS_PER_SAMPLE
 from mcpmq.errors import DatasetError
 from mcpmq.execution.device import CPU, available_nbytes
 from mcpmq.families.audio_shape import SAMPLES_PER_MEL_FRAME
-from mcpmq.families.blocks import block_name
+from mcpmq.families.blocks import block_name, is_expert
 from mcpmq.families.family import Architecture, TensorSpec
 from mcpmq.families.inputs import Inputs, slice_size
 from mcpmq.families.residual import LAYER_OUTPUT, stream_reader
@@ -35,6 +35,7 @@ LATER_LIBRARIES_NBYTES = 250_000_000  # of transformers and of compiled kernels,
 STATES_AT_EXPERTS = 3  # the residual stream, the inputs of the experts, and the sum of their outputs
 WORKER_LIBRARIES_NBYTES = 500_000_000  # of a process of a cluster that has loaded all libraries, with those of Ray
 STATES_PER_SAMPLE = 2  # hidden states before the current block, and before the first block
+RECORDED_STATES = 4  # of the original model inside of a block: before and after its attention and its MLP
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,10 @@ def _pixels(inputs: Inputs) -> int:
 
 
 def _state_nbytes(architecture: Architecture, inputs: Inputs, passes: int) -> int:
-    """Return the bytes of a sample's hidden states before the current and the first block, of pixels and of audio."""
+    """Return the bytes of a sample's hidden states before the current and the first block, of pixels and of audio.
+
+    With two passes also those of the first one inside of a block.
+    """
     states, pixel_values = len(inputs.tokens) * architecture.language.hidden_size, 0
     if vision := architecture.vision:
         states = max(states, _pixels(inputs) // vision.patch_size**2 * vision.hidden_size)
@@ -96,7 +100,8 @@ def _state_nbytes(architecture: Architecture, inputs: Inputs, passes: int) -> in
         mel_frames = sum(map(len, inputs.audio)) // SAMPLES_PER_MEL_FRAME
         states = max(states, mel_frames // 2 * audio.hidden_size)
         pixel_values += mel_frames * (audio.num_mel_bins + audio.hidden_size)
-    return FLOAT_NBYTES * passes * (STATES_PER_SAMPLE * states + pixel_values)
+    recorded = RECORDED_STATES * states * (passes - 1)
+    return FLOAT_NBYTES * (passes * (STATES_PER_SAMPLE * states + pixel_values) + recorded)
 
 
 def _position_nbytes(architecture: Architecture, inputs: Inputs) -> int:
@@ -117,8 +122,10 @@ def _largest_block(specs: Sequence[TensorSpec], with_hessian: Collection[str], w
     blocks: dict[str, list[TensorSpec]] = {}
     for spec in specs:
         blocks.setdefault(block_name(spec.name), []).append(spec)
-    block_nbytes = _staged_block_nbytes if with_original else _block_nbytes
-    sizes = {name: block_nbytes(block, with_hessian) for name, block in blocks.items()}
+    sizes = {}
+    for name, block in blocks.items():  # the head, and experts, have targets of their own
+        in_stages = with_original and name != HEAD and not is_expert(name)
+        sizes[name] = (_staged_block_nbytes if in_stages else _block_nbytes)(block, with_hessian)
     return max(sizes.items(), key=lambda item: item[1])
 
 
@@ -139,11 +146,11 @@ def _columns(spec: TensorSpec) -> int:
 
 
 def _staged_block_nbytes(specs: Sequence[TensorSpec], with_hessian: Collection[str]) -> int:
-    """Return the bytes of the block's weights, original and rounded, and of the largest stage of its matrices.
+    """Return the bytes of the block's weights and of the largest stage of its matrices.
 
-    A stage has a Hessian, whose factor takes its memory, the products of the drift, and held-out and waiting inputs.
-    Its matrices are there once while the samples pass, and the target of rows while they are rounded; when those at the
-    end of a layer are rounded, the others have only codes.
+    A stage has a Hessian, whose factor takes its memory, the products of the drift, and held-out inputs. While the
+    samples pass, there are inputs that the Hessian does not have yet; while rows are rounded, their target, and of all
+    weights the codes. After the last stage of a layer no weights in floats are left.
     """
     names, weights = {spec.name for spec in specs}, sum(prod(spec.shape) for spec in specs)
     stages = []
@@ -151,10 +158,13 @@ def _staged_block_nbytes(specs: Sequence[TensorSpec], with_hessian: Collection[s
         rows, columns = reversed(spec.shape) if spec.transposed else spec.shape
         reader = stream_reader(spec.name, names)
         drift = columns if reader is None else rows
-        statistics = columns**2 + columns * drift + 2 * HELD_OUT_TOKENS * (columns + drift)
-        copies = weights if reader == LAYER_OUTPUT else 2 * FLOAT_NBYTES * weights
-        rounding = copies + 2 * FLOAT_NBYTES * min(rows * columns, TARGET_WEIGHTS) + _rounded_rows_nbytes(columns)
-        stages.append(FLOAT_NBYTES * statistics + max(FLOAT_NBYTES * (2 * weights - rows * columns), rounding))
+        statistics = FLOAT_NBYTES * (columns**2 + columns * drift + HELD_OUT_TOKENS * (columns + drift))
+        waiting = FLOAT_NBYTES * HELD_OUT_TOKENS * (columns + drift)
+        chunk = min(rows * columns, TARGET_WEIGHTS)
+        rounding = weights + (STORED_NBYTES + FLOAT_NBYTES) * chunk + _rounded_rows_nbytes(columns)
+        if reader != LAYER_OUTPUT:
+            rounding += FLOAT_NBYTES * weights
+        stages.append(statistics + max(FLOAT_NBYTES * weights + waiting, rounding))
     return max(stages, default=FLOAT_NBYTES * weights)
 
 
@@ -182,12 +192,14 @@ def forward_nbytes(plan: Plan, samples: int, workers: int) -> int:
     tensors = [spec for spec in plan.checkpoint.specs if spec.role == "matrix"]
     _, block_nbytes = _largest_block(tensors, (), plan.recipe.has_model_targets)
     passes = 1 + plan.recipe.has_model_targets
-    states = FLOAT_NBYTES * passes * STATES_PER_SAMPLE * plan.checkpoint.architecture.language.hidden_size
+    recorded = RECORDED_STATES * (passes - 1)
+    states = FLOAT_NBYTES * (passes * STATES_PER_SAMPLE + recorded) * plan.checkpoint.architecture.language.hidden_size
     calibrated = {tensor.name for tensor in plan.tensors if needs_calibration(plan, tensor)}
     columns = [_columns(spec) for spec in tensors if spec.name in calibrated]
     return (
         WORKER_LIBRARIES_NBYTES
-        + passes * (block_nbytes + _shared_nbytes(max(columns, default=0), workers))
+        + block_nbytes
+        + passes * _shared_nbytes(max(columns, default=0), workers)
         + -(-samples // workers) * TOKENS_PER_SAMPLE * states
     )
 

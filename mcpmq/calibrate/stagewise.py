@@ -1,10 +1,11 @@
 """Round a block stage by stage: the inputs of a matrix are those that the rounded matrices before it give.
 
-The targets are the outputs of the original model, whose hidden states pass through the original weights of the block.
+The targets are the outputs of the original model, whose hidden states pass through the original weights of the block
+first: only the weights of one model are in memory at a time.
 """
 
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Self
@@ -15,16 +16,17 @@ from mcpmq.calibrate.block import BlockStats, InputSummary, RoundedBlock, take_l
 from mcpmq.calibrate.exchange import broadcast
 from mcpmq.calibrate.forward import CalibrationRun
 from mcpmq.calibrate.modalities import LANGUAGE
-from mcpmq.calibrate.paired_inputs import Stream, TwoModels
+from mcpmq.calibrate.original_inputs import OriginalInputs
+from mcpmq.calibrate.paired_inputs import QuantizedBlock
 from mcpmq.calibrate.requirements import check_stats
 from mcpmq.calibrate.selection import Candidate
 from mcpmq.calibrate.shared_statistics import collect_from_all
-from mcpmq.calibrate.stages import Stage, find_stages
+from mcpmq.calibrate.stages import Stage, Stream, find_stages
 from mcpmq.execution.device import CPU
 from mcpmq.execution.layerwise import Replay
 from mcpmq.execution.torch_model import to_float
 from mcpmq.families.family import TensorSpec
-from mcpmq.families.residual import LAYER_OUTPUT, stream_reader
+from mcpmq.families.residual import stream_reader
 from mcpmq.plan import Plan
 from mcpmq.recipe import TokenWeights
 from mcpmq.rounding import RoundingMethod
@@ -41,9 +43,10 @@ NO_WEIGHTS: Mapping[str, Tensor] = MappingProxyType({})
 class StagewiseRounder:
     """Rounds one block of a calibration run to the outputs of the original model.
 
-    specs: by parameter. original: weights by parameter. matrices: those that need calibration, and the modules that
-    feed them; see `capture_inputs`. samples: those that calibrate the block; see `TwoModels`. held_out_in_gram: whether
-    held-out samples are in the statistics.
+    specs: by parameter. original: weights by parameter, until they are used; on devices other than the CPU always.
+    matrices: those that need calibration, and the modules that feed them; see `capture_inputs`. inputs: those of the
+    original model. samples: those that calibrate the block. held_out_in_gram: whether held-out samples are in the
+    statistics.
     """
 
     run: CalibrationRun
@@ -54,8 +57,9 @@ class StagewiseRounder:
     original: dict[str, Tensor]
     matrices: Mapping[str, str | None]
     stages: Sequence[Stage]
+    inputs: OriginalInputs
     replay: Replay
-    samples: Sequence[tuple[int, int]]
+    samples: Sequence[int]
     held_out_in_gram: bool
 
     @classmethod
@@ -70,22 +74,30 @@ class StagewiseRounder:
         observed: Container[int],
         held_out_in_gram: bool,
     ) -> Self:
-        """Find the stages of a block that has its original weights; `observed` are the samples that calibrate it.
+        """Find the stages of a block that has its original weights, and let all samples of the original model pass it.
+
+        `observed` are the samples that calibrate it.
 
         Raises:
             DatasetError: no sample runs a matrix.
         """
-        modules = run.input_modules(matrices)
-        samples = run.sample_pairs(replay, observed)
-        found = find_stages(block, modules, replay, [one for _, one in samples]) if samples else []
-        first = run.indices[samples[0][1]] if samples else run.num_samples
+        modules, specs = run.input_modules(matrices), run.model.blocks[block]
+        pairs = run.sample_pairs(replay, observed)
+        samples = [one for _, one in pairs]
+        found = find_stages(block, modules, replay, samples) if samples else []
+        first = run.indices[samples[0]] if samples else run.num_samples
         stages = _most_complete(run.exchange.gather((first, found)))
         for parameter, spec in matrices.items():
             if not any(parameter in stage.parameters for stage in stages):
                 check_stats(spec, (), run.num_samples)
-        specs = run.model.blocks[block]
-        original = {parameter: block.get_parameter(parameter).detach() for parameter in specs}
-        return cls(run, plan, name, block, specs, original, modules, stages, replay, samples, held_out_in_gram)
+        stages = [replace(one, stream=_find_stream(plan, name, specs, one.parameters)) for one in stages]
+        contains_blocks = any(one is not block and one in run.model.blocks for one in block.modules())
+        inputs = OriginalInputs.record(
+            *(block, stages, modules, replay, pairs, run.spill), contains_blocks=contains_blocks
+        )
+        replay.advance(run.original_samples)
+        original = _parameters(block, specs)
+        return cls(run, plan, name, block, specs, original, modules, stages, inputs, replay, samples, held_out_in_gram)
 
     def round(self, candidate: Candidate, scaling: Scalings, is_last: bool) -> RoundedBlock:
         """Round with a candidate: first the weights without calibration, then one stage after the other."""
@@ -95,9 +107,11 @@ class StagewiseRounder:
         rounded = broadcast(exchange, lambda: self._round(others, {}, "rtn", scaling))
         inputs: dict[str, InputSummary] = {}
         weights = self._scaled_originals(scaling) | self._parameters(rounded)
-        models = TwoModels(self.block, self.original, weights, self.replay, self.samples)
+        block = QuantizedBlock(self.block, weights, self.replay, self.samples, self.inputs)
         for stage in self.stages:
-            stats = self._collect_stats(models, stage, scaling, is_last and stage is self.stages[-1])
+            stats = self._collect_stats(block, stage, scaling)
+            if is_last:
+                self.inputs.free(stage)
             summaries = {name: InputSummary.of_parts(parts) for name, parts in stats.items()}
             loaded = self._loaded(stage)
             if stage is self.stages[-1]:
@@ -156,9 +170,19 @@ class StagewiseRounder:
             if spec.name in rounded
         }
 
+    def _take_originals(self) -> dict[str, Tensor]:
+        """Return the original parameters of the block; on the CPU they are read again for the next candidate."""
+        if not self.original:
+            self.run.load_original(self.block)
+            self.original.update(_parameters(self.block, self.specs))
+        found = dict(self.original)
+        if self.run.model.device == CPU:
+            self.original.clear()
+        return found
+
     def _scaled_originals(self, scaling: Scalings) -> dict[str, Tensor]:
         """Return the parameters of the block after scales are applied."""
-        weights = dict(self.original)
+        weights = self._take_originals()
         for parameter, spec in self.specs.items():
             if spec.name in scaling:
                 weight = weights[parameter]
@@ -166,19 +190,13 @@ class StagewiseRounder:
                 weights[parameter] = to_float(scaled, spec, self.run.model.device)
         return weights
 
-    def _collect_stats(self, models: TwoModels, stage: Stage, scaling: Scalings, is_last: bool) -> BlockStats:
-        """Return the statistics of a stage, by common name, with its drift solved.
-
-        The samples of the original model pass the block in the last stage, if that observes the output of the layer.
-        """
+    def _collect_stats(self, block: QuantizedBlock, stage: Stage, scaling: Scalings) -> BlockStats:
+        """Return the statistics of a stage, by common name, with its drift solved."""
         new_observer = self.run.new_observer(
             self.block, self.plan.recipe.token_weights or TokenWeights(), self.held_out_in_gram
         )
         scales = {one: self._column_scale(scaling, one) for one in stage.parameters}
-        stream = self._stream(stage)
-        passes = is_last and stream is not None and stream.reader == LAYER_OUTPUT and not self._contains_blocks()
-        options = stage, self.matrices, stream, scales
-        collect = partial(models.collect_stats, *options, advance_original=passes)
+        collect = partial(block.collect_stats, stage, self.matrices, scales)
         weights = self.run.multiplied_weights(self.block)
         found = collect_from_all(self.run.exchange, new_observer, collect, weights)
         if self.run.exchange.rank:
@@ -190,22 +208,24 @@ class StagewiseRounder:
             solve_drift(part)
         return stats
 
-    def _contains_blocks(self) -> bool:
-        return any(one is not self.block and one in self.run.model.blocks for one in self.block.modules())
-
     def _column_scale(self, scaling: Scalings, parameter: str) -> Tensor | None:
         scale = scaling.get(self.specs[parameter].name, NO_SCALING).column_scale
         return None if scale is None else scale.to(self.run.model.device)
 
-    def _stream(self, stage: Stage) -> Stream | None:
-        """Return the residual stream that the outputs of a stage are added to, if there is one."""
-        parameters = {spec.name: parameter for parameter, spec in self.specs.items()}
-        readers = {stream_reader(self.specs[parameter].name, parameters) for parameter in stage.parameters}
-        if len(readers) > 1 or (reader := readers.pop()) is None:
-            return None
-        is_language = self.name.startswith(f"{LANGUAGE}.")
-        scale = self.plan.checkpoint.architecture.language.residual_scale if is_language else 1.0
-        return Stream(parameters[reader].rpartition(".")[0] if reader else reader, scale)
+
+def _parameters(block: nn.Module, specs: Mapping[str, TensorSpec]) -> dict[str, Tensor]:
+    return {parameter: block.get_parameter(parameter).detach() for parameter in specs}
+
+
+def _find_stream(plan: Plan, block: str, specs: Mapping[str, TensorSpec], stage: Sequence[str]) -> Stream | None:
+    """Return the residual stream that the outputs of a stage are added to, if there is one."""
+    parameters = {spec.name: parameter for parameter, spec in specs.items()}
+    readers = {stream_reader(specs[parameter].name, parameters) for parameter in stage}
+    if len(readers) > 1 or (reader := readers.pop()) is None:
+        return None
+    is_language = block.startswith(f"{LANGUAGE}.")
+    scale = plan.checkpoint.architecture.language.residual_scale if is_language else 1.0
+    return Stream(parameters[reader].rpartition(".")[0] if reader else reader, scale)
 
 
 def _most_complete(found: Sequence[tuple[int, Sequence[Stage]]]) -> Sequence[Stage]:

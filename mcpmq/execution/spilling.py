@@ -8,9 +8,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Self
+from typing import Protocol, Self
 from weakref import WeakKeyDictionary, ref
 
+import torch
 from greenlet import greenlet
 from torch import Tensor, UntypedStorage
 
@@ -73,12 +74,77 @@ class SpillFile:
         return start
 
     def _read(self, storage: UntypedStorage, slot: Slot) -> None:
+        """Give a storage its bytes again; the slot is free then."""
+        storage.resize_(slot[1])
+        self.fill(storage, slot)
+        self.free_slot(slot)
+
+    def fill(self, storage: UntypedStorage, slot: Slot) -> None:
+        """Read the bytes of a slot into a storage of their size."""
         start, nbytes = slot
-        storage.resize_(nbytes)
         view, read = _bytes_of(storage), 0
         while read < nbytes:
             read += os.preadv(self.descriptor, [view[read:]], start + read)
-        self.free[nbytes].append(start)
+
+    def free_slot(self, slot: Slot) -> None:
+        """Let other tensors of the same size have a slot."""
+        self.free[slot[1]].append(slot[0])
+
+    def store(self, tensor: Tensor) -> "SpilledTensor":
+        """Write a copy of a tensor in memory of the CPU."""
+        copy = tensor.clone(memory_format=torch.contiguous_format)
+        return SpilledTensor(self, self._write(copy.untyped_storage()), copy.shape, copy.dtype)
+
+
+class StoredTensor(Protocol):
+    """A tensor in memory, or a copy in a file."""
+
+    def load(self) -> Tensor:
+        """Return the tensor, which must not be changed."""
+
+    def free(self) -> None:
+        """Release a place in a file."""
+
+
+@dataclass(frozen=True, slots=True)
+class SpilledTensor:
+    """A tensor in a slot of a file."""
+
+    file: SpillFile
+    slot: Slot
+    shape: torch.Size
+    dtype: torch.dtype
+
+    def load(self) -> Tensor:
+        """Read the tensor."""
+        tensor = torch.empty(self.shape, dtype=self.dtype)
+        self.file.fill(tensor.untyped_storage(), self.slot)
+        return tensor
+
+    def free(self) -> None:
+        """Let other tensors have the slot."""
+        self.file.free_slot(self.slot)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInMemory:
+    """A tensor that is too small for a file, or on another device, or of a run without a file."""
+
+    tensor: Tensor
+
+    def load(self) -> Tensor:
+        """Return the tensor."""
+        return self.tensor
+
+    def free(self) -> None:
+        """Do nothing: the tensor is freed with its last reference."""
+
+
+def store(tensor: Tensor, file: SpillFile | None) -> StoredTensor:
+    """Store a tensor in a file, if there is one and the tensor is large and in memory of the CPU; else unchanged."""
+    if file is None or tensor.device.type != "cpu" or tensor.nbytes < MIN_NBYTES:
+        return TensorInMemory(tensor)
+    return file.store(tensor)
 
 
 def _bytes_of(storage: UntypedStorage) -> memoryview:

@@ -28,7 +28,7 @@ from mcpmq.scheme import GridScheme
 # Hessian, because the factor overwrites the entries above the diagonal.
 SWEEPS = 1
 # Rows per chunk do not depend on the threads: the same matrix products give the same bytes.
-CHUNK_ROWS, CHUNK_WEIGHTS = 1024, 1 << 23
+CHUNK_ROWS, CHUNK_WEIGHTS = 1024, 1 << 22
 DEVICE_CHUNK_WEIGHTS = 1 << 27  # on other devices: columns are sequential, and more rows take hardly more time
 
 

@@ -75,17 +75,18 @@ def nearest_is_better(
     """Return whether rounding to nearest gives all rows of a weight a smaller output error on the held-out inputs."""
     target = target or Target(weight, weight)
     with torch.inference_mode(mode=False), thread_pool(inputs.device) as pool:
-        first, second = (_total_error(target, dequantize(one), inputs, pool) for one in (quantized, nearest))
+        first, second = (_total_error(target, one, inputs, pool) for one in (quantized, nearest))
     return second < first
 
 
-def _total_error(target: Target, values: Tensor, inputs: Tensor, pool: Executor) -> float:
+def _total_error(target: Target, quantized: QTensor, inputs: Tensor, pool: Executor) -> float:
     """Return the output error of all rows; they are in tiles, so that any number of threads gives the same sum."""
 
     def tile_error(start: int) -> float:
         rows = slice(start, start + tile_rows)
         missing = None if target.missing is None else target.missing[:, rows]
-        return _output_error((values[rows] - target.weight[rows].float()).to(inputs.device), inputs, missing)
+        error = dequantize(quantized.slice_rows(rows)) - target.weight[rows].float()
+        return _output_error(error.to(inputs.device), inputs, missing)
 
     tile_rows = TILE_ROWS if inputs.device == CPU else DEVICE_TILE_ROWS
     return sum(pool.map(tile_error, range(0, len(target.weight), tile_rows)))

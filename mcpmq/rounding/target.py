@@ -54,7 +54,7 @@ def _solve_tile(factor: LdlFactor, scale: float, products: Tensor, start: int) -
 class Target:
     """The target of some rows of a weight.
 
-    original, weight: [rows, columns]; equal without drift, else float32.
+    original, weight: [rows, columns]; equal without drift, else the second is float32.
     missing: float32 [tokens, rows], outputs for the held-out inputs that the target does not give; None without drift.
     """
 
@@ -65,17 +65,16 @@ class Target:
     @classmethod
     def create(cls, weight: Tensor, stats: InputStats, first_row: int) -> Self:
         """Return the target for rows of a weight from `first_row` on; drift must be solved."""
-        drift, original = stats.drift, weight.float()
+        drift = stats.drift
         if drift is None:
             return cls(weight, weight)
-        rows = slice(first_row, first_row + len(weight))
-        on_device = original.to(stats.gram.device)
-        change = drift.products[:, rows].T if drift.of_outputs else on_device @ drift.products.T
-        target = cls(original, original + change.to(original.device))
+        rows, on_device = slice(first_row, first_row + len(weight)), weight.to(stats.gram.device)
+        change = drift.products[:, rows].T if drift.of_outputs else on_device.float() @ drift.products.T
+        target = cls(weight, torch.add(weight, change.to(weight.device)))  # without a copy of the weight in float32
         if drift.held_out is None or stats.held_out_inputs is None:
             return target
-        outputs = drift.held_out[:, rows] if drift.of_outputs else drift.held_out @ on_device.T
-        return cls(original, target.weight, outputs - stats.held_out_inputs @ change.T)
+        outputs = drift.held_out[:, rows] if drift.of_outputs else drift.held_out @ on_device.float().T
+        return replace(target, missing=outputs - stats.held_out_inputs @ change.T)
 
     def take(self, rows: Tensor, device: torch.device) -> Self:
         """Return the target of rows, int64 [rows], on a device."""

@@ -42,7 +42,7 @@ def test_the_estimate_counts_pixels_and_hidden_states(checkpoint: Checkpoint, in
     """
     estimate = estimate_memory(checkpoint.specs, checkpoint.architecture, inputs, ())
 
-    pixels = [sum(part.nbytes // 3 for part in one.slices) for one in inputs]
+    pixels = list(map(_pixels, inputs))
     tokens = [len(one.tokens) for one in inputs]
     states = [2 * max(64 * (count // 14**2), 256 * length) for count, length in zip(pixels, tokens, strict=True)]
     expected = [4 * (one + 3 * count) for one, count in zip(states, pixels, strict=True)]
@@ -86,11 +86,11 @@ def test_a_block_has_one_hessian_for_each_width(monkeypatch: pytest.MonkeyPatch)
     assert none.block_nbytes == 4 * weights
 
 
-def test_a_block_with_the_original_model_has_its_weights_twice_and_one_stage(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_block_with_the_original_model_has_one_stage_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """The largest stage is that of `down`, whose drift is that of the residual stream; `up` has that of its inputs.
 
-    While the samples pass, the matrix of the stage is there once. While it is rounded, there are its target and the
-    arrays of some rows; at the end of the layer the other matrices have only codes.
+    While the samples pass, there are all weights, and held-out and buffered inputs. While rows are rounded, there are
+    codes, the target, and arrays of some rows; before the end of the layer also the weights.
     """
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     specs = [
@@ -101,29 +101,42 @@ def test_a_block_with_the_original_model_has_its_weights_twice_and_one_stage(mon
     architecture = family_of(PUBLISHED_CONFIG).parse_architecture(PUBLISHED_CONFIG)
     names = {spec.name for spec in specs if spec.role == "matrix"}
 
-    both = estimate_memory(specs, architecture, [], names, with_original=True)
-    up_alone = estimate_memory(specs[:1], architecture, [], names, with_original=True)
-    table = estimate_memory(specs[2:], architecture, [], names, with_original=True)
+    def block_nbytes(specs: list[TensorSpec]) -> int:
+        return estimate_memory(specs, architecture, [], names, with_original=True).block_nbytes
 
-    weight, down, up = 90 * 30, 90**2 + 90 * 30 + 2 * 2048 * (90 + 30), 2 * 30**2 + 2 * 2048 * 2 * 30
-    rows = 12 * 1024  # arrays of rows that are rounded
-    assert both.block_nbytes == 4 * down + 2 * weight + 4 * (2 * weight + rows * 90)
-    assert up_alone.block_nbytes == 4 * (up + 2 * weight + 2 * weight + rows * 30)
-    assert table.block_nbytes == 4 * 20 * 30
+    weight, down, up = 90 * 30, 90**2 + 90 * 30, 2 * 30**2
+    held_out_down, held_out_up, rows = 2048 * (90 + 30), 2048 * 2 * 30, 12 * 1024
+    assert block_nbytes(specs) == 4 * (down + held_out_down) + 2 * weight + (2 + 4) * weight + 4 * rows * 90
+    assert block_nbytes(specs[:1]) == 4 * (up + held_out_up) + (1 + 2 + 4 + 4) * weight + 4 * rows * 30
+    assert block_nbytes(specs[2:]) == 4 * 20 * 30
 
     monkeypatch.setattr(memory, "ROUNDING_ARRAYS", 0)
-    both = estimate_memory(specs, architecture, [], names, with_original=True)
-    assert both.block_nbytes == 4 * (down + 2 * 2 * weight - weight)
+    assert block_nbytes(specs) == 4 * (down + 2 * held_out_down + 2 * weight)
+
+
+def test_the_head_has_no_stages() -> None:
+    """Its targets are its own outputs: its weights are not loaded in floats."""
+    specs = [TensorSpec("head", "head", (50_000, 30), "matrix")]
+    architecture = family_of(PUBLISHED_CONFIG).parse_architecture(PUBLISHED_CONFIG)
+
+    sizes = [estimate_memory(specs, architecture, [], {"head"}, one).block_nbytes for one in (False, True)]
+
+    assert sizes[0] == sizes[1]
 
 
 def test_the_original_model_has_states_of_its_own(checkpoint: Checkpoint, inputs: list[Inputs]) -> None:
-    """Decoded images are shared."""
+    """Decoded images are shared. Four states inside of a block are recorded."""
     one, both = (
         estimate_memory(checkpoint.specs, checkpoint.architecture, inputs, (), with_original)
         for with_original in (False, True)
     )
-    assert both.state_nbytes == 2 * one.state_nbytes
+    states = sum(max(64 * (_pixels(sample) // 14**2), 256 * len(sample.tokens)) for sample in inputs)
+    assert both.state_nbytes == 2 * one.state_nbytes + 4 * 4 * states
     assert both.image_nbytes == one.image_nbytes
+
+
+def _pixels(sample: Inputs) -> int:
+    return sum(part.nbytes // 3 for part in sample.slices)
 
 
 def test_the_largest_block_of_the_published_model(inputs: list[Inputs], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,7 +155,7 @@ def test_the_largest_block_of_the_published_model(inputs: list[Inputs], monkeypa
     layer = sum(prod(spec.shape) for spec in specs if spec.name.startswith("language.layers.0."))
     statistics = 4 * (18944**2 + 3 * 3584**2) + 2 * 4 * 2048 * (18944 + 3 * 3584)
     assert with_hessians.block_name.startswith("language.layers.")
-    assert with_hessians.block_nbytes == statistics + max(4 * layer, layer + 2 * 18944 * 3584 + 12 * 4 * 2 * 2**23)
+    assert with_hessians.block_nbytes == statistics + max(4 * layer, layer + 2 * 18944 * 3584 + 12 * 4 * 2 * 2**22)
     assert forward_only.block_name == "embedding"
     assert forward_only.block_nbytes == 2 * 151666 * 3584 > 4 * layer
 

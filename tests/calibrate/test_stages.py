@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mcpmq.calibrate.stages import Stage, find_stages
+from mcpmq.calibrate.stages import Stage, StageObserver, Stream, find_stages
 
 MATRICES = dict.fromkeys(("down.weight", "up.weight", "gate.weight"))
 
@@ -69,14 +69,6 @@ def test_a_matrix_that_the_first_sample_skips_is_in_a_stage() -> None:
 
 
 @torch.inference_mode()
-def test_a_block_that_runs_a_matrix_again_is_repeated() -> None:
-    """All stages say so."""
-    block = Mlp(repeats=2)
-    stages = find_stages(block, MATRICES, *replay_of(block, (torch.ones(3, 6),), (torch.ones(3, 6),)))
-    assert [stage.is_repeated for stage in stages] == [True, True]
-
-
-@torch.inference_mode()
 def test_a_packed_projection_is_one_stage() -> None:
     """Queries, keys and values have different inputs but are one matrix."""
     block = Attention()
@@ -84,4 +76,25 @@ def test_a_packed_projection_is_one_stage() -> None:
     stages = find_stages(block, dict.fromkeys(names), *replay_of(block, (torch.ones(3, 8),)))
     order = ["first.weight", "attention.in_proj_weight", "attention.out_proj.weight", "last.weight"]
     assert [stage.parameters for stage in stages] == [(name,) for name in order]
-    assert not any(stage.is_repeated for stage in stages)
+
+
+@torch.inference_mode()
+def test_an_observer_has_the_inputs_and_the_stream_of_every_run() -> None:
+    """Matrices with the same input have it once; the output of the block is the stream. Samples are separate."""
+    block, first, second = Mlp(repeats=2), torch.randn(3, 6), torch.randn(5, 6)
+    shared = StageObserver(Stage(("gate.weight", "up.weight")))
+    down = StageObserver(Stage(("down.weight",), Stream("", 1.0)))
+    with shared.hooks(block, MATRICES), down.hooks(block, MATRICES):
+        for sample in (first, second):
+            shared.begin()
+            down.begin()
+            output = block(sample)
+
+    hidden = block.gate(second).tanh() * block.up(second)
+    again = block.down(hidden) @ torch.ones(6, 10)
+    assert (shared.owners, shared.calls) == ({"gate.weight": "gate.weight", "up.weight": "gate.weight"}, 2)
+    assert torch.equal(torch.cat(shared.inputs["gate.weight"]), second)
+    assert not shared.states
+    assert torch.equal(torch.cat(down.inputs["down.weight"]), torch.cat([hidden, again]))
+    assert torch.equal(torch.cat(down.states), output)
+    assert down.calls == 3

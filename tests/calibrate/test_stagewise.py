@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mcpmq.calibrate.paired_inputs import TwoModels
+from mcpmq.calibrate.paired_inputs import QuantizedBlock
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import SampleSet
 from mcpmq.errors import DatasetError
@@ -117,9 +117,9 @@ def test_statistics_are_those_of_plain_forward_passes(
 ) -> None:
     """Hessians and drift equal brute-force sums: the matrices before a stage are rounded, also those of its block."""
     recorded: list[tuple[tuple[str, ...], InputStats, Tensor]] = []
-    collect = TwoModels.collect_stats
+    collect = QuantizedBlock.collect_stats
 
-    def recording(self: TwoModels, stage: Any, *arguments: Any, **more: Any) -> dict[str, tuple[InputStats, ...]]:
+    def recording(self: QuantizedBlock, stage: Any, *arguments: Any, **more: Any) -> dict[str, tuple[InputStats, ...]]:
         found = collect(self, stage, *arguments, **more)
         for parts in list(found.values())[:1]:
             assert parts[0].drift is not None
@@ -134,7 +134,7 @@ def test_statistics_are_those_of_plain_forward_passes(
         stats.drift.products.zero_()
 
     monkeypatch.setattr("mcpmq.calibrate.observers.bfloat16_matmul", nullcontext)  # rounds where a CPU has it
-    monkeypatch.setattr(TwoModels, "collect_stats", recording)
+    monkeypatch.setattr(QuantizedBlock, "collect_stats", recording)
     monkeypatch.setitem(ROUNDING_FUNCTIONS, "gptq", to_nearest)
     monkeypatch.setattr("mcpmq.calibrate.stagewise.solve_drift", without_drift)
     monkeypatch.setattr("mcpmq.rounding.weight.choose_shrinkage", lambda *_: ShrinkageChoice(0.1))
