@@ -14,14 +14,15 @@ from benchmarks.svg import THEMES, Frame, Theme, text
 from mcpmq.evaluate import Estimate
 
 IMAGES = ROOT / "docs" / "images"
-FRAME = Frame(width=760, height=440, left=74, right=24, top=20, bottom=54, values=(2.5, 9.0), decades=(-5, 1))
-TICKS = range(3, 10)
+FRAME = Frame(width=760, height=440, left=74, right=24, top=20, bottom=54, values=(2.0, 9.0), decades=(-5, 1))
+TICKS = range(2, 10)
 AXES = "bits per quantized weight", "mean KLD, nats"
-OURS, IMATRIX = "mcpmq, GPTQ", "llama-quantize, imatrix"
+OURS, IMATRIX, TRELLIS = "mcpmq, GPTQ", "llama-quantize, imatrix", "ik_llama.cpp, imatrix"
 TOOLS = {
     ("mcpmq", "gptq"): OURS,
     ("mcpmq", "rtn"): "round to nearest",
     ("llama-quantize", "imatrix"): IMATRIX,
+    ("ik-llama", "imatrix"): TRELLIS,
     ("gptqmodel", "gptq"): "GPTQModel",
     ("gptqmodel", "gptq-act-group-aware"): "GPTQModel",
     ("gptqmodel", "gptq-mse"): "GPTQModel",
@@ -29,8 +30,9 @@ TOOLS = {
     ("llmcompressor", "gptq"): "llm-compressor, AutoRound",
     ("autoround", "200-steps"): "llm-compressor, AutoRound",
 }
-SERIES = (OURS, IMATRIX, "GPTQModel", "llm-compressor, AutoRound", "round to nearest")  # in the order of the colors
-LINES = (OURS, IMATRIX)
+# In the order of the colors.
+SERIES = (OURS, IMATRIX, "GPTQModel", "llm-compressor, AutoRound", "round to nearest", TRELLIS)
+LINES = (OURS, IMATRIX, TRELLIS)
 LEGEND_LINE = 20  # height, in SVG units
 
 
@@ -79,7 +81,7 @@ def draw(title: str, points: Sequence[Point], theme: Theme) -> str:
     parts = FRAME.axes(theme, TICKS, AXES)
     parts += [FRAME.line(best_points(points, name), colors[name]) for name in LINES if name in present]
     parts += [FRAME.marker(point.bits, point.divergence, colors[point.series]) for point in points]
-    parts += [_label(point, theme) for point in points if point.series == OURS]
+    parts += [_label(point, theme) for point in points if point.series in (OURS, TRELLIS)]
     return FRAME.drawing(title, [*parts, *_legend(present, colors, theme)])
 
 

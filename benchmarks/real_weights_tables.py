@@ -21,6 +21,7 @@ TOOLS = {
     "autoround": "AutoRound",
     "llmcompressor": "llm-compressor",
     "llama-quantize": "llama-quantize",
+    "ik-llama": "ik_llama.cpp",
 }
 PEER_METHODS = METHODS | {
     "gptq-desc-act": "GPTQ, `desc_act`",

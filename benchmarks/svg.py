@@ -20,8 +20,8 @@ class Theme:
 
 
 THEMES = {
-    "light": Theme("#1f2328", "#d1d9e0", "#59636e", "#0969da", ("#bc4c00", "#1a7f37", "#8250df", "#cf222e")),
-    "dark": Theme("#f0f6fc", "#3d444d", "#9198a1", "#4493f8", ("#f0883e", "#3fb950", "#ab7df8", "#f85149")),
+    "light": Theme("#1f2328", "#d1d9e0", "#59636e", "#0969da", ("#bc4c00", "#1a7f37", "#8250df", "#cf222e", "#9a6700")),
+    "dark": Theme("#f0f6fc", "#3d444d", "#9198a1", "#4493f8", ("#f0883e", "#3fb950", "#ab7df8", "#f85149", "#d29922")),
 }
 STYLE = "font-family:-apple-system,BlinkMacSystemFont,'Segoe UI',Helvetica,Arial,sans-serif;font-size:13px"
 

@@ -309,9 +309,9 @@ def test_blocks_are_those_of_ggml_with_the_importance_of_the_original(
     assert json.loads(files[3].read_text()) == {"bits_per_weight": 4.5, "matrices": 1}
 
 
-def test_quantized_matrices_are_read_as_float32(tiny_int4: QuantizedModel) -> None:
+def test_quantized_matrices_are_read_as_float32(tiny_int4: QuantizedModel, tiny_checkpoint: Path) -> None:
     """All matrices on a grid, by the names of the checkpoint, with the values of their codes; no other tensor."""
-    values = read_values(tiny_int4.path)
+    values = read_values(tiny_int4.path, tiny_checkpoint)
 
     quantized = {tensor.spec.hub_name: tensor.name for tensor in tiny_int4.tensors if tensor.is_quantized}
     assert values.keys() == quantized.keys()

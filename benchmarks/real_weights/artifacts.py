@@ -27,10 +27,12 @@ from benchmarks.peers.artifacts import HERE as PEERS
 from benchmarks.peers.artifacts import install_tool, tool_python
 from benchmarks.peers.decoders import read_peer_decoder
 from benchmarks.process_cost import Cost, run_measured
-from benchmarks.real_weights import checkpoint, smollm2
+from benchmarks.real_weights import checkpoint, ik_llama, smollm2
 from benchmarks.real_weights.inputs import CHECKPOINTS, LLAMA, calibration_set
+from benchmarks.real_weights.llama_quantize import cropped
 from benchmarks.real_weights.packages import WORK
 from benchmarks.real_weights.variants import Variant
+from mcpmq.checkpoint import Checkpoint
 from mcpmq.execution.torch_model import to_float
 from mcpmq.quantized_model import QuantizedModel
 from mcpmq.recipe import to_toml
@@ -105,7 +107,7 @@ def _facts_file(variant: Variant) -> Path:
 
 
 def _quantize(variant: Variant, folder: Path) -> Facts:
-    if variant.tool == "llama-quantize":
+    if variant.tool in ("llama-quantize", "ik-llama"):
         return _quantize_with_ggml(variant, folder)
     if variant.tool != "mcpmq":
         return _quantize_with_peer(variant, folder)
@@ -115,28 +117,32 @@ def _quantize(variant: Variant, folder: Path) -> Facts:
     words = ["quantize", CHECKPOINTS / variant.model, out, "--recipe", recipe, *calibration]
     facts = _model_facts(variant, _mcpmq(folder, *words, source=commit_folder(variant.commit)), out)
     if variant.as_float32:
-        values = read_values(out)
+        values = read_values(out, CHECKPOINTS / "smollm2")
         shutil.rmtree(out)
         _write_quantized(values, folder)
     return facts
 
 
 def write_recipe(variant: Variant, folder: Path) -> Path:
-    """Write the recipe of a variant; the scales of llama-quantize are those of ggml's search."""
-    is_ggml = variant.tool == "llama-quantize"
+    """Write the recipe of a variant; the scales of llama-quantize are those of ggml's search.
+
+    Types that only ik_llama.cpp has are replaced by one of the same columns.
+    """
+    is_ggml = variant.tool in ("llama-quantize", "ik-llama")
     fields = {"name": variant.name, "method": "rtn" if is_ggml else variant.method, "smooth": variant.smooth}
     more = {"scale_search": "ggml"} if is_ggml else {}
     if variant.targets == "model":  # earlier commits have no other targets
         more["targets"] = "model"
-    (folder / "recipe.toml").write_text(to_toml(fields | more | {"weights": variant.weights}))
+    weights = dict.fromkeys(variant.weights, "q4_k") if variant.tool == "ik-llama" else variant.weights
+    (folder / "recipe.toml").write_text(to_toml(fields | more | {"weights": weights}))
     return folder / "recipe.toml"
 
 
-def read_values(quantized: Path) -> dict[str, Tensor]:
-    """Return the values of the quantized matrices of an unpadded model by their names in a checkpoint, float32."""
-    model = QuantizedModel.open(quantized)
+def read_values(quantized: Path, unpadded: Path) -> dict[str, Tensor]:
+    """Return the values of the quantized matrices, float32 with the shapes of a checkpoint, by their names in it."""
+    model, shapes = QuantizedModel.open(quantized), {spec.name: spec.shape for spec in Checkpoint.open(unpadded).specs}
     specs = [tensor.spec for tensor in model.tensors if tensor.is_quantized]
-    return {spec.hub_name: to_float(model.load(spec.name), spec) for spec in specs}
+    return {spec.hub_name: cropped(to_float(model.load(spec.name), spec), shapes[spec.name]) for spec in specs}
 
 
 def _model_facts(variant: Variant, cost: Cost, quantized: Path) -> Facts:
@@ -154,6 +160,9 @@ def _quantize_with_ggml(variant: Variant, folder: Path) -> Facts:
     blocks, [imatrix, cost] = folder / "blocks.safetensors", _write_imatrix(variant.samples)
     words = [CHECKPOINTS / variant.model, imatrix, write_recipe(variant, folder), blocks, folder / "bits.json"]
     script = ["-m", "benchmarks.real_weights.llama_quantize", CHECKPOINTS / "smollm2", *words]
+    if variant.tool == "ik-llama":
+        install_tool(ik_llama.ENVIRONMENT)
+        script = ["-m", "benchmarks.real_weights.ik_llama", CHECKPOINTS / "smollm2", *words, variant.scheme]
     costs = cost, run_python(script, folder / "ggml.log", ROOT)
     _write_quantized(load_file(blocks), folder)
     blocks.unlink()

@@ -28,19 +28,29 @@ from mcpmq.recipe import Recipe
 from mcpmq.scheme import GgmlScheme
 
 
+def read_matrices(
+    model: Checkpoint, other: Checkpoint, imatrix: Path, recipe: str
+) -> Iterator[tuple[TensorSpec, Tensor, Tensor]]:
+    """Yield the quantized matrices of `other`, float32 [rows, columns], and their importance, float32 [columns]."""
+    importance = read_importance(imatrix, model).mean_squares
+    for tensor in make_plan(other, Recipe.load(recipe)).tensors:
+        if tensor.is_quantized:
+            weight, [mean_squares] = other.load_float32(tensor.spec), importance[tensor.name]
+            yield tensor.spec, weight, pad(mean_squares, (0, weight.shape[1] - len(mean_squares)))
+
+
 def quantize_model(
     model: Checkpoint, other: Checkpoint, imatrix: Path, recipe: str
 ) -> Iterator[tuple[GgmlTensor, Tensor]]:
     """Yield the blocks of every quantized matrix of `other`, and their values with the shape of `model`."""
-    importance = read_importance(imatrix, model).mean_squares
     shapes = {spec.name: spec.shape for spec in model.specs}
-    for tensor in make_plan(other, Recipe.load(recipe)).tensors:
-        if isinstance(tensor.scheme, GgmlScheme):
-            weight, [mean_squares] = other.load_float32(tensor.spec), importance[tensor.name]
-            padded = pad(mean_squares, (0, weight.shape[1] - len(mean_squares)))
-            blocks = quantize(weight, tensor.scheme, padded)
-            assert isinstance(blocks, GgmlTensor)
-            yield blocks, cropped(to_float(blocks, tensor.spec), shapes[tensor.name])
+    schemes = {tensor.name: tensor.scheme for tensor in make_plan(other, Recipe.load(recipe)).tensors}
+    for spec, weight, importance in read_matrices(model, other, imatrix, recipe):
+        scheme = schemes[spec.name]
+        assert isinstance(scheme, GgmlScheme)
+        blocks = quantize(weight, scheme, importance)
+        assert isinstance(blocks, GgmlTensor)
+        yield blocks, cropped(to_float(blocks, spec), shapes[spec.name])
 
 
 def cropped(values: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -4,7 +4,7 @@ They are in the order of their value, so that an interrupted run has the most im
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal
 
 COLUMNS_256, QWEN = "smollm2-padded", "qwen25"  # a model that K-quants fit, another language model
@@ -25,7 +25,7 @@ SOME_LAYERS = (5, 15, 25)  # the others are kept: a row takes minutes of one cor
 
 CALIBRATION_IMAGES, TEST_IMAGES = 128, 160  # the first have about as many tokens as the texts of calibration
 
-Tool = Literal["mcpmq", "llama-quantize", "gptqmodel", "autoround", "llmcompressor"]
+Tool = Literal["mcpmq", "llama-quantize", "ik-llama", "gptqmodel", "autoround", "llmcompressor"]
 CalibrationKind = Literal["text", "images", "both"]
 
 
@@ -33,9 +33,9 @@ CalibrationKind = Literal["text", "images", "both"]
 class Variant:
     """One way to quantize a model; `weights` maps globs to schemes.
 
-    The tool is `mcpmq`, at `commit` if it is not empty; `llama-quantize`, whose blocks ggml computes; or a tool of
-    benchmarks/peers with `options`. The weights of other tools, and of mcpmq if `as_float32`, are measured as float32,
-    whose products do not round activations.
+    The tool is `mcpmq`, at `commit` if it is not empty; `llama-quantize`, whose blocks ggml computes; `ik-llama`, with
+    types of its own; or a tool of benchmarks/peers with `options`. The weights of other tools, and of mcpmq if
+    `as_float32`, are measured as float32, whose products do not round activations.
     """
 
     name: str
@@ -82,6 +82,10 @@ def _llama_quantize(scheme: str, model: str = "smollm2") -> Variant:
     return Variant(f"llama-quantize-{scheme}", _some(scheme), "imatrix", model=model, tool="llama-quantize")
 
 
+def _ik_llama(scheme: str) -> Variant:
+    return Variant(f"ik-llama-{scheme}", _some(scheme), "imatrix", model=COLUMNS_256, tool="ik-llama")
+
+
 def _peer(tool: Tool, name: str, options: Mapping[str, object], all_layers: bool = False) -> Variant:
     """Return a variant of a peer."""
     if all_layers:
@@ -115,6 +119,13 @@ VARIANTS = (
     _llama_quantize("q8_0"),
     _peer("llmcompressor", "gptq", {}),
     _peer("autoround", "200-steps", {"iters": 200}),
+    Variant(
+        *("autoround-200-steps-q4_0", _some("q4_0"), "200-steps"),
+        tool="autoround",
+        options={"layers": SOME_LAYERS, "iters": 200, "format": "gguf:q4_0"},
+    ),
+    *(replace(_gptq(one, COLUMNS_256), name=f"gptq-{one}-as-float32", as_float32=True) for one in ("q5_k", "q6_k")),
+    *map(_ik_llama, ("iq4_kt", "iq3_kt", "iq4_ks", "iq2_kt")),
     *(_gptq("iq4_nl", samples=samples) for samples in CURVE_SAMPLES[4:]),
     Variant("gptq-int4-g32-earlier", _some("int4-g32"), "gptq", commit=EARLIER),
     Variant("gptq-iq4_nl-earlier", _some("iq4_nl"), "gptq", commit=EARLIER),
