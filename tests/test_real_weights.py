@@ -11,14 +11,21 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import bits_plot, real_weights_defaults, real_weights_tables
 from benchmarks.real_weights import checkpoint, llama_quantize, qwen25, results, smollm2, texts, whisper_rows
-from benchmarks.real_weights.artifacts import SOURCES, read_values, sources_hash, write_recipe
+from benchmarks.real_weights.artifacts import (
+    SOURCES,
+    ggml_bits,
+    read_changed,
+    read_values,
+    sources_hash,
+    write_recipe,
+)
 from benchmarks.real_weights.dither import dithered
 from benchmarks.real_weights.texts import Document
 from benchmarks.real_weights.variants import LLAMA_QUANTIZE, QWEN_VARIANTS, VARIANTS, WHISPER_VARIANTS, Variant
@@ -268,7 +275,7 @@ def test_variants_have_unique_names_and_valid_recipes(tmp_path: Path) -> None:
     assert len({variant.name for variant in every}) == len(every)
     assert VARIANTS[0].commit == WHISPER_VARIANTS[0].commit == QWEN_VARIANTS[0].commit == ""
     for variant in every:
-        if variant.tool in ("mcpmq", "llama-quantize"):
+        if variant.tool in ("mcpmq", "llama-quantize", "ik-llama"):
             recipe = Recipe.load(str(write_recipe(variant, tmp_path)))
             is_calibrated = variant.samples > 0 and variant.tool == "mcpmq"
             assert recipe.needs_calibration is is_calibrated
@@ -322,6 +329,19 @@ def test_quantized_matrices_are_read_as_float32(tiny_int4: QuantizedModel, tiny_
         expected = dequantize(stored)
         is_transposed = tiny_int4.specs[name].transposed
         assert torch.equal(values[hub_name], expected.T if is_transposed else expected), name
+
+
+def test_values_of_another_tool_are_the_changed_weights(tmp_path: Path) -> None:
+    """A tool that writes the whole model in floats has the other weights unchanged."""
+    weights = {"kept": torch.ones(2, 3), "rounded": torch.arange(6.0).reshape(2, 3)}
+    for name, found in (("before", weights), ("after", weights | {"rounded": weights["rounded"] + 0.5})):
+        (tmp_path / name).mkdir()
+        save_file(found, tmp_path / name / "model.safetensors")
+
+    [(name, values)] = read_changed(tmp_path / "after", tmp_path / "before").items()
+
+    assert (name, values.sum().item()) == ("rounded", 18.0)
+    assert (ggml_bits("q4_0"), ggml_bits("q8_0")) == (4.5, 8.5)
 
 
 def test_columns_of_zeros_are_cropped() -> None:

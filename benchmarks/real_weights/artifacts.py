@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -34,8 +35,11 @@ from benchmarks.real_weights.packages import WORK
 from benchmarks.real_weights.variants import Variant
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.execution.torch_model import to_float
+from mcpmq.grids import quantize
+from mcpmq.qtensor import GgmlTensor
 from mcpmq.quantized_model import QuantizedModel
 from mcpmq.recipe import to_toml
+from mcpmq.scheme import GgmlScheme
 
 VARIANT_FOLDERS, COMMITS = WORK / "variants", WORK / "commits"
 SOURCES = ("calibrate", "grids", "rounding")  # folders of mcpmq that determine the codes
@@ -192,10 +196,28 @@ def _quantize_with_peer(variant: Variant, folder: Path) -> Facts:
     script, out = PEERS / "tools" / f"with_{variant.tool}.py", folder / "peer"
     words = [tool_python(variant.tool), "-P", script, LLAMA, out, json.dumps(variant.options)]
     cost = _run(words, folder / "peer.log", folder)
-    decoder = read_peer_decoder(next(out.rglob("config.json")).parent)
-    _write_quantized({name: decoder.weights[name] for name in decoder.quantized}, folder)
+    written = next(out.rglob("config.json")).parent
+    if "scheme" in variant.options:
+        values, bits = read_changed(written, LLAMA), ggml_bits(variant.scheme)
+    else:
+        decoder = read_peer_decoder(written)
+        values, bits = {name: decoder.weights[name] for name in decoder.quantized}, decoder.bits_per_weight
+    _write_quantized(values, folder)
     shutil.rmtree(out)
-    return Facts(present_commit(), cost, decoder.bits_per_weight, len(decoder.quantized))
+    return Facts(present_commit(), cost, bits, len(values))
+
+
+def read_changed(folder: Path, original: Path) -> dict[str, Tensor]:
+    """Return the weights of a checkpoint that differ from those of another."""
+    before, after = (load_file(one / "model.safetensors") for one in (original, folder))
+    return {name: weight for name, weight in after.items() if not torch.equal(weight, before[name])}
+
+
+def ggml_bits(scheme: str) -> float:
+    """Return the bits per weight of a type of ggml with blocks of 32."""
+    block = quantize(torch.zeros(1, 32), GgmlScheme(scheme))
+    assert isinstance(block, GgmlTensor)
+    return 8 * block.blocks.nbytes / 32
 
 
 def _write_quantized(values: Mapping[str, Tensor], folder: Path) -> None:

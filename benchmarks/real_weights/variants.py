@@ -122,7 +122,7 @@ VARIANTS = (
     Variant(
         *("autoround-200-steps-q4_0", _some("q4_0"), "200-steps"),
         tool="autoround",
-        options={"layers": SOME_LAYERS, "iters": 200, "format": "gguf:q4_0"},
+        options={"layers": SOME_LAYERS, "iters": 200, "scheme": "GGUF:Q4_0"},
     ),
     *(replace(_gptq(one, COLUMNS_256), name=f"gptq-{one}-as-float32", as_float32=True) for one in ("q5_k", "q6_k")),
     *map(_ik_llama, ("iq4_kt", "iq3_kt", "iq4_ks", "iq2_kt")),
