@@ -201,7 +201,9 @@ def _notes(result: Forecast) -> Iterable[str]:
     yield f"quantize: estimated time {seconds}{tokens} on two cores, estimated peak RSS {peak}"
     if result.calibration:
         experts = result.plan.checkpoint.architecture.language.experts
-        nbytes = (2 if recipe.has_model_targets else 1) * (16 if experts else 4)
+        nbytes = 16 if experts else 4
+        if recipe.has_model_targets:  # the original model has states of its own, and recorded ones
+            nbytes = 2 * nbytes + 16
         yield f"quantize: calibration samples need additional memory, about {nbytes} bytes x hidden size x their tokens"
     if recipe.compensates_errors:
         yield f"quantize: at least {RECOMMENDED_CALIBRATION_TOKENS:,} calibration tokens are recommended"

@@ -17,7 +17,7 @@ LIBRARIES_NBYTES = 260_000_000  # Python with torch, before a weight is read
 CHUNK_WEIGHTS, CHUNK_NBYTES_PER_WEIGHT = 1 << 24, 20  # weights rounded at a time; working memory for each
 TARGET_WEIGHTS = 1 << 27  # of a matrix, rounded at a time by GPTQ
 HELD_OUT_TOKENS = 2048  # of every distinct input, and as many that wait for their Hessian
-ROUNDED_ROWS, ROUNDED_WEIGHTS, ROUNDING_NBYTES_PER_WEIGHT = 1024, 1 << 23, 100  # by two threads with GPTQ
+ROUNDED_ROWS, ROUNDED_WEIGHTS, ROUNDING_NBYTES_PER_WEIGHT = 1024, 1 << 22, 100  # by two threads with GPTQ
 STRIPE_NBYTES = 45_000_000  # buffer for the stripes of an ONNX weight
 # Weights per second of quantizing, and bytes per second of writing, on two cores: benchmarks/results/real-size-28.json.
 # `iq3_s`: `python -m benchmarks.kernels`.
@@ -138,11 +138,11 @@ def _calibration_nbytes(tensors: Sequence[TensorPlan]) -> int:
 
 
 def _staged_calibration_nbytes(tensors: Sequence[TensorPlan]) -> int:
-    """Return the bytes of a block in float32, original and rounded, and of the largest stage of its matrices.
+    """Return the bytes of a block in float32, and of the largest stage of its matrices.
 
-    A stage has a Hessian, whose factor takes its memory, the products of the drift, and held-out and waiting inputs.
-    Its matrices are there once while the samples pass, and the target of one of them while it is rounded; when those
-    at the end of a layer are rounded, the others have only codes.
+    A stage has a Hessian, whose factor takes its memory, the products of the drift, and held-out inputs; while the
+    samples pass also inputs that the Hessian does not have yet. While a matrix is rounded, there are its stored weights
+    and its target, and of all matrices codes; after the last stage of a layer no others.
     """
     matrices = [tensor for tensor in tensors if tensor.spec.role == "matrix"]
     names = {tensor.name for tensor in tensors}
@@ -152,11 +152,12 @@ def _staged_calibration_nbytes(tensors: Sequence[TensorPlan]) -> int:
         rows, columns = tensor.matrix_shape
         reader = stream_reader(tensor.name, names)
         drift = columns if reader is None else rows
-        statistics = 4 * (columns**2 + columns * drift + 2 * HELD_OUT_TOKENS * (columns + drift))
+        inputs = 4 * HELD_OUT_TOKENS * (columns + drift)
+        statistics = 4 * (columns**2 + columns * drift) + inputs
         rounded = ROUNDING_NBYTES_PER_WEIGHT * min(ROUNDED_ROWS * columns, ROUNDED_WEIGHTS)
-        rounding = 8 * min(rows * columns, TARGET_WEIGHTS) + rounded
-        copies = weights if reader == LAYER_OUTPUT else 8 * weights
-        stages.append(statistics + max(8 * weights - 4 * rows * columns, copies + rounding))
+        rounding = 6 * min(rows * columns, TARGET_WEIGHTS) + rounded
+        copies = weights if reader == LAYER_OUTPUT else 5 * weights
+        stages.append(statistics + max(4 * weights + inputs, copies + rounding))
     return max(stages)
 
 
