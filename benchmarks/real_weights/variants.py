@@ -19,7 +19,10 @@ MORE_BITS_LAYERS = (0, 1, 2, 5, 8, 11, 14, 17, 20, 23, 26, 27, 28, 29)
 Q4_K_M = {"language.*": "q4_k"} | {
     f"language.layers.{layer}.{matrix}": "q6_k" for layer in MORE_BITS_LAYERS for matrix in ("attention.v", "mlp.down")
 }
+# 4.9 bits: the same matrices have more bits, in all layers, and the others fewer.
+IQ4_XS_Q6_K = {"language.*": "iq4_xs", "language.layers.*.attention.v": "q6_k", "language.layers.*.mlp.down": "q6_k"}
 QWEN_SOME_LAYERS = (4, 12, 20)
+MIXTURES: Mapping[str, Mapping[str, str]] = {"q4_k_m": Q4_K_M, "iq4_xs + q6_k": IQ4_XS_Q6_K}
 THIRD_OF_LAYERS = tuple(range(1, NUM_LAYERS, 3))
 SOME_LAYERS = (5, 15, 25)  # the others are kept: a row takes minutes of one core, also of slow tools
 
@@ -54,8 +57,10 @@ class Variant:
 
     @property
     def scheme(self) -> str:
-        """The scheme of most matrices, or `q4_k_m`."""
-        return "q4_k_m" if self.weights is Q4_K_M else next(iter(self.weights.values()))
+        """The scheme of all matrices, or the name of a mixture."""
+        return next(
+            (name for name, mixture in MIXTURES.items() if self.weights is mixture), next(iter(self.weights.values()))
+        )
 
     @property
     def layers(self) -> int:
@@ -94,7 +99,7 @@ def _peer(tool: Tool, name: str, options: Mapping[str, object], all_layers: bool
 
 
 def _all_layers(name: str, scheme: str, method: str, **more: Any) -> Variant:
-    weights = Q4_K_M if scheme == "q4_k_m" else _all(scheme)
+    weights = MIXTURES.get(scheme) or _all(scheme)
     return Variant(f"{name}-all-layers", weights, method, samples=0 if method == "rtn" else CALIBRATION_SAMPLES, **more)
 
 
@@ -139,6 +144,7 @@ VARIANTS = (
     _all_layers("gptq-int4-g32-earlier", "int4-g32", "gptq", commit=EARLIER),
     _peer("gptqmodel", "gptq-act-group-aware", {}, all_layers=True),
     _all_layers("gptq-q4_k_m-model-targets", "q4_k_m", "gptq", model=COLUMNS_256, targets="model"),
+    _all_layers("gptq-iq4_xs-q6_k-model-targets", "iq4_xs + q6_k", "gptq", model=COLUMNS_256, targets="model"),
     _all_layers("llama-quantize-q4_k_m", "q4_k_m", "imatrix", tool="llama-quantize", model=COLUMNS_256),
     _all_layers("rtn-int8-g32", "int8-g32", "rtn"),
     _all_layers("rtn-int8-g32-as-float32", "int8-g32", "rtn", as_float32=True),
