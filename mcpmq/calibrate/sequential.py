@@ -39,6 +39,7 @@ from mcpmq.quantized_model import BlockWriter, read_weight, write_block
 from mcpmq.recipe import TokenWeights
 from mcpmq.rounding.fold import find_folds
 from mcpmq.rounding.smoothing import SmoothingScales, scale_stats, weight_scalings
+from mcpmq.system.freed_memory import release_freed_memory
 from mcpmq.system.progress import Progress
 from mcpmq.system.safetensors_file import read_header
 
@@ -174,6 +175,7 @@ class _SequentialQuantizer:
             )
         del weights
         self.run.model.unload_block(block)  # frees the float weights that the rounder does not need
+        release_freed_memory()
         quantized, result = BlockQuantizer(plan, name, rounder, scales, folds).quantize(methods, loss)
         if self.run.exchange.rank:
             return quantized

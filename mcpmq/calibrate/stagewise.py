@@ -33,6 +33,7 @@ from mcpmq.rounding import RoundingMethod
 from mcpmq.rounding.smoothing import WeightScaling
 from mcpmq.rounding.target import solve_drift
 from mcpmq.rounding.weight import NO_SCALING, RoundedWeight, quantize_weight
+from mcpmq.system.freed_memory import release_freed_memory
 from mcpmq.system.torch_threads import torch_threads
 
 Scalings = Mapping[str, WeightScaling]  # by common name
@@ -116,12 +117,14 @@ class StagewiseRounder:
             loaded = self._loaded(stage)
             if stage is self.stages[-1]:
                 self._unload(weights, is_last)
+            release_freed_memory()
             round_stage = partial(self._round, list(stats), stats, candidate.method, scaling, loaded)
             stage_weights, found = broadcast(exchange, lambda: (round_stage(), summaries))  # noqa: B023
             rounded |= stage_weights
             inputs |= found
             if stage is not self.stages[-1]:
                 weights |= self._parameters(stage_weights)
+            release_freed_memory()
         return RoundedBlock(
             {name: rounded[name] for name in names}, {name: inputs[name] for name in names if name in inputs}
         )
