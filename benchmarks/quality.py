@@ -32,7 +32,9 @@ only. AutoRound takes ten times the processor time
 REAL_WEIGHTS_NOTE = """\
 Three of 30 layers of a pretrained language model, SmolLM2 with 135 million weights: mean KL divergence from the
 original on {tokens:,} held-out tokens of text, 10⁻³ nats ± half of the 95 % interval. All tools have the same
-calibration tokens. The blocks of llama-quantize are those of ggml, called by mcpmq. {all_layers}
+calibration tokens. The blocks of llama-quantize are those of ggml, called by mcpmq. The weights of other tools are
+measured as 32-bit floats, those of mcpmq in their own types, whose products round activations to 8 bits.{time}
+{all_layers}
 [Benchmarks](benchmarks/README.md#real-weights) have the conditions, all layers, other sizes, the
 [rows that each default follows from](benchmarks/README.md#defaults), and a comparison with images in the calibration on
 the reference checkpoint."""
@@ -46,7 +48,8 @@ REAL_WEIGHTS = {
     "gptqmodel-gptq-mse": "GPTQModel, GPTQ with `act_group_aware` and `mse`",
     "gptqmodel-gptq": "GPTQModel, GPTQ",
     "llmcompressor-gptq": "llm-compressor, GPTQ",
-    "autoround-200-steps": "AutoRound, 200 steps",
+    "autoround-200-steps": "AutoRound, 200 steps, W4A16 in groups of 32",
+    "autoround-200-steps-q4_0": "AutoRound, 200 steps, GGUF Q4_0",
     "llama-quantize-iq4_nl": "llama-quantize, IQ4_NL with imatrix",
     "llama-quantize-q4_k": "llama-quantize, Q4_K with imatrix",
     "llama-quantize-q4_0": "llama-quantize, Q4_0 with imatrix",
@@ -70,9 +73,17 @@ def quality_table() -> str:
     """Return the comparison on pretrained weights if the tools are measured, otherwise on the reference checkpoint."""
     result = results.load()
     if {one["name"] for one in result["rows"]} >= REQUIRED:
-        note = REAL_WEIGHTS_NOTE.format(**result["test"], all_layers=_all_layers_sentence(result))
+        sentences = {"time": _time_sentence(result), "all_layers": _all_layers_sentence(result)}
+        note = REAL_WEIGHTS_NOTE.format(**result["test"], **sentences)
         return f"{real_weights_table(result)}\n\n{note}"
     return f"{reference_table()}\n\n{PEERS_NOTE}\n\n{_all_layers_list()}"
+
+
+def _time_sentence(result: Mapping[str, Any]) -> str:
+    """Return the processor time of AutoRound divided by that of mcpmq, if it is measured."""
+    seconds = {one["name"]: one["cost"]["processor_seconds"] for one in result["rows"]}
+    slow, fast = (seconds.get(name) for name in ("autoround-200-steps-q4_0", "gptq-iq4_nl"))
+    return f" AutoRound takes {slow / fast:.0f} times the processor time of mcpmq." if slow and fast else ""
 
 
 def _all_layers_sentence(result: Mapping[str, Any]) -> str:

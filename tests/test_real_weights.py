@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks import bits_plot, real_weights_defaults, real_weights_tables
-from benchmarks.real_weights import checkpoint, llama_quantize, qwen25, results, smollm2, texts, whisper_rows
+from benchmarks.real_weights import checkpoint, ik_llama, llama_quantize, qwen25, results, smollm2, texts, whisper_rows
 from benchmarks.real_weights.artifacts import (
     SOURCES,
     ggml_bits,
@@ -314,6 +314,36 @@ def test_blocks_are_those_of_ggml_with_the_importance_of_the_original(
     expected = dequantize(quantize(original.load_float32(spec), GgmlScheme("iq4_nl", "ggml"), part))
     assert torch.equal(load_file(files[2])[spec.hub_name], expected)
     assert json.loads(files[3].read_text()) == {"bits_per_weight": 4.5, "matrices": 1}
+
+
+def test_matrices_for_ik_llama_have_their_importance(
+    small_checkpoint: Path, tiny_set: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tool gets weights and mean squares by name; its values are written without columns of zeros."""
+    original = Checkpoint.open(small_checkpoint)
+    importance = write_imatrix(original, SampleSet.open(tiny_set), tmp_path / "imatrix")
+    name = "language.layers.1.mlp.down"
+    (tmp_path / "recipe.toml").write_text(to_toml({"name": "r", "method": "rtn", "weights": {name: "q4_0"}}))
+    [spec] = [one for one in original.specs if one.name == name]
+    received: dict[str, torch.Tensor] = {}
+
+    def run(words: list[object], check: bool) -> None:
+        matrices, values, facts, kind = map(str, words[3:])
+        received.update(load_file(matrices))
+        save_file({spec.hub_name: torch.nn.functional.pad(received[f"{spec.hub_name}.weight"], (0, 8))}, values)
+        Path(facts).write_text(kind)
+
+    monkeypatch.setattr(ik_llama.subprocess, "run", run)
+    files = [tmp_path / file for file in ("imatrix", "recipe.toml", "out.safetensors", "facts.json")]
+    ik_llama.main(*map(str, (small_checkpoint, small_checkpoint, *files, "iq4_kt")))
+
+    [part] = read_importance(importance.path, original).mean_squares[name]
+    weight = original.load_float32(spec)
+    assert torch.equal(received[f"{spec.hub_name}.weight"], weight)
+    assert torch.equal(received[f"{spec.hub_name}.importance"], part)
+    assert torch.equal(load_file(files[2])[spec.hub_name], weight)
+    assert files[3].read_text() == "iq4_kt"
+    assert not list(tmp_path.glob("out.[mv]*"))
 
 
 def test_quantized_matrices_are_read_as_float32(tiny_int4: QuantizedModel, tiny_checkpoint: Path) -> None:

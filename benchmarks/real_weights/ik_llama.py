@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from benchmarks.peers.artifacts import HERE as PEERS
 from benchmarks.peers.artifacts import tool_python
@@ -21,7 +22,7 @@ ENVIRONMENT = "llamacpp"
 
 def main(model_path: str, other_path: str, imatrix: str, recipe: str, out: str, facts: str, name: str) -> None:
     """Write the values and the bits per weight."""
-    model, tensors = Checkpoint.open(model_path), {}
+    model, tensors = Checkpoint.open(model_path), dict[str, Tensor]()
     matrices, values = Path(out).with_suffix(".matrices"), Path(out).with_suffix(".values")
     for spec, weight, importance in read_matrices(model, Checkpoint.open(other_path), Path(imatrix), recipe):
         tensors |= {f"{spec.hub_name}.weight": weight.contiguous(), f"{spec.hub_name}.importance": importance}
