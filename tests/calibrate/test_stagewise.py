@@ -15,6 +15,7 @@ from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import SampleSet
 from mcpmq.errors import DatasetError
 from mcpmq.execution import torch_model
+from mcpmq.execution.spilling import SpilledTensor, SpillFile
 from mcpmq.families.encoding import encode_sample
 from mcpmq.families.family import TensorSpec
 from mcpmq.plan import Plan, make_plan
@@ -191,6 +192,26 @@ def test_a_run_interrupted_between_blocks_resumes_with_the_same_bytes(
         resumed = quantize(plan, tmp_path / "out", samples)
 
     assert _bytes(resumed.path) == _bytes(whole.path)
+
+
+def test_states_in_a_file_give_the_same_bytes(
+    plan: Plan, samples: SampleSet, whole: QuantizedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hidden states, and the recorded ones of the original model, are in a file; at the end it is removed."""
+    monkeypatch.setattr("mcpmq.calibrate.forward.must_spill", lambda *_: True)
+    monkeypatch.setattr("mcpmq.execution.spilling.MIN_NBYTES", 1)
+    stored, store = list[int](), SpillFile.store
+
+    def counting(file: SpillFile, tensor: Tensor) -> SpilledTensor:
+        stored.append(tensor.nbytes)
+        return store(file, tensor)
+
+    monkeypatch.setattr(SpillFile, "store", counting)
+
+    spilled = quantize(plan, tmp_path / "out", samples)
+
+    assert _bytes(spilled.path) == _bytes(whole.path)
+    assert len(stored) > 2 * len(STAGES)
 
 
 def test_the_manifest_has_the_targets_and_the_record_of_every_matrix(whole: QuantizedModel, plan: Plan) -> None:
