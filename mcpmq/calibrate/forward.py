@@ -38,6 +38,7 @@ from mcpmq.families.family import Family, Processor, TensorSpec
 from mcpmq.families.inputs import Inputs
 from mcpmq.recipe import TokenWeights
 from mcpmq.rounding.stats import InputStats
+from mcpmq.system.freed_memory import map_large_blocks
 from mcpmq.system.progress import Progress
 
 EMBEDDING = "embedding"
@@ -179,6 +180,8 @@ def open_calibration(
     spills = must_spill(checkpoint, inputs, () if exchange.rank else with_hessian, device, with_original, memory_limit)
     model = build_model(checkpoint.family, checkpoint.config, checkpoint.specs, device)
     threads = torch.get_num_threads()
+    if memory_limit is not None:
+        map_large_blocks()
     with ExitStack() as stack:
         spill = stack.enter_context(SpillFile.create(spill_folder)) if spills else None
         parallel_map = stack.enter_context(deterministic_threads(device))
