@@ -59,9 +59,8 @@ def calibrate_sequentially(
     Peak memory on the device: one block in float32, its Hessians (4 bytes x columns squared for every distinct input),
     the working memory for one weight, the pixels of every sample, and its hidden states before one block in float32.
     Hidden states that do not fit into memory, or into the bytes of `memory_limit`, are in a file beside the blocks.
-    Where methods are selected: also two copies of the block's codes, and its outputs for the held-out fifth of the
-    samples. With the outputs of the original model as targets, hidden states are there twice, and four times those
-    inside of a block; one input at a time has a Hessian and the products of its drift.
+    Where methods are selected: also two copies of the block's codes, and its outputs for the held-out samples. With
+    targets of the original model hidden states are there twice, and four more in a block, but one Hessian at a time.
 
     With several processes all call this function with all samples; `files` are those of process 0, which writes them.
 
