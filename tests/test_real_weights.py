@@ -333,7 +333,7 @@ def test_matrices_for_ik_llama_have_their_importance(
         save_file({spec.hub_name: torch.nn.functional.pad(received[f"{spec.hub_name}.weight"], (0, 8))}, values)
         Path(facts).write_text(kind)
 
-    monkeypatch.setattr(ik_llama.subprocess, "run", run)
+    monkeypatch.setattr("benchmarks.real_weights.ik_llama.subprocess.run", run)
     files = [tmp_path / file for file in ("imatrix", "recipe.toml", "out.safetensors", "facts.json")]
     ik_llama.main(*map(str, (small_checkpoint, small_checkpoint, *files, "iq4_kt")))
 
