@@ -64,7 +64,7 @@ class ScaleLimits:
 
         NaN is the largest.
         """
-        if weight.device.type == "cpu" and weight.dtype in COMPILED_DTYPES:
+        if can_read_bits(weight):
             return _compiled_magnitudes(weight, self.group_columns)
         padding = -weight.shape[1] % self.group_columns
         padded = torch.nn.functional.pad(weight, (0, padding)) if padding else weight
@@ -82,6 +82,21 @@ def _compiled_magnitudes(weight: Tensor, group_columns: int) -> Tensor:
     largest = np.empty((len(bits), -(-bits.shape[1] // group_columns)), np.uint32)
     integer_groups.largest_magnitudes(bits, shift, group_columns, largest)
     return torch.from_numpy(largest.view(np.float32))
+
+
+def count_magnitudes(weight: Tensor, group_columns: int, dropped_bits: int, counts: Tensor) -> None:
+    """Count the largest magnitude of every group of a weight whose bits kernels read, by its upper bits, in `counts`.
+
+    counts: int64; only zeros have index 0.
+    """
+    from mcpmq.grids.kernels import integer_groups  # numba takes a second to import
+
+    integer_groups.count_magnitudes(*float_bits(weight), group_columns, dropped_bits, counts.numpy())
+
+
+def can_read_bits(weight: Tensor) -> bool:
+    """Return whether kernels read the bits of a weight without a copy in another dtype."""
+    return weight.device.type == "cpu" and weight.dtype in COMPILED_DTYPES
 
 
 def float_bits(weight: Tensor) -> tuple[NDArray[np.unsignedinteger[Any]], int]:

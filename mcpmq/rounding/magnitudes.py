@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mcpmq.errors import ScaleError
-from mcpmq.grids.limits import ScaleLimits, scale_limits
+from mcpmq.grids.limits import ScaleLimits, can_read_bits, count_magnitudes, scale_limits
 from mcpmq.scheme import Scheme
 
 # Magnitudes are counted by the upper bits of their float32, which order them: exponent and 7 bits of the fraction.
@@ -39,6 +39,9 @@ class GroupMagnitudes:
 
     def add(self, weight: Tensor) -> None:
         """Count the groups of rows [rows, columns]."""
+        if can_read_bits(weight):
+            count_magnitudes(weight, self.limits.group_columns, DROPPED_BITS, self.counts)
+            return
         chunk_weights = CHUNK_WEIGHTS if weight.device.type == "cpu" else DEVICE_CHUNK_WEIGHTS
         for rows in torch.split(weight, max(1, chunk_weights // weight.shape[1])):
             magnitudes = self.limits.group_magnitudes(rows).flatten()

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mcpmq.errors import ScaleError
 from mcpmq.grids import codebook, dequantize, quantize
+from mcpmq.grids.limits import scale_limits
 from mcpmq.rounding.magnitudes import GroupMagnitudes, check_double_quant
 from mcpmq.scheme import CodebookScheme, FloatScheme, Scheme, parse_scheme
 from tests.rounding.oracle import SCHEMES, VECTOR_SCHEMES
@@ -201,3 +202,31 @@ def test_one_huge_scale_is_too_large_for_double_quantization() -> None:
 
 def _stored(scale: Tensor) -> Tensor:
     return codebook.dequantize_scale(codebook.quantize_scale(scale))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.integers(2, 8), st.integers(1, 130), st.sampled_from(["int8-g32", "int4-row", "q6_k", "f16"]),
+    st.lists(st.sampled_from([0.0, -0.0, 1e-45, -2e-39, 1.0, -3.5, float("inf"), float("nan")]), max_size=5),
+)  # fmt: skip
+def test_kernels_and_torch_count_the_same_magnitudes(rows: int, columns: int, text: str, special: list[float]) -> None:
+    """Ragged groups, both zeros, subnormal values, infinity and NaN; bfloat16, float32 and a dtype without a kernel."""
+    weight = torch.randn(rows, columns, generator=torch.Generator().manual_seed(rows * 131 + columns)).bfloat16()
+    weight.flatten()[: len(special)] = torch.tensor(special)[: weight.numel()].bfloat16()
+    scheme, counts = _parse(text), []
+    for dtype in (torch.bfloat16, torch.float32, torch.float64):
+        magnitudes = GroupMagnitudes.create("a.weight", scheme, columns)
+        assert magnitudes is not None
+        magnitudes.add(weight.to(dtype)[: rows // 2])
+        magnitudes.add(weight.to(dtype)[rows // 2 :])
+        counts.append(magnitudes.counts)
+
+    limits = scale_limits(scheme, columns)
+    assert limits is not None
+    group = limits.group_columns
+    assert int(counts[0].sum()) == rows * -(-columns // group)
+    assert counts[0][0] == sum(
+        not part.any() for row in weight.float() for part in torch.split(row, group)
+    )  # NaN is not zero
+    assert torch.equal(counts[0], counts[1])
+    assert torch.equal(counts[0], counts[2])

@@ -44,27 +44,51 @@ def largest_magnitudes(bits: Bits, shift: int, group: int, largest: Words) -> No
 
 
 @kernel
-def signed_largest(bits: Bits, shift: int, group: int, largest: Words) -> None:
-    """Write the value of largest magnitude of every group, the first of several, as `largest_magnitudes`."""
+def count_magnitudes(bits: Bits, shift: int, group: int, dropped_bits: int, counts: NDArray[np.int64]) -> None:
+    """Add 1 to the count of the largest magnitude of every group, which its upper bits index.
+
+    Index 0 counts zeros alone: magnitudes whose upper bits are zero have index 1.
+    """
     rows, columns = bits.shape
     buffer = np.empty(columns, np.uint32)
     for row in range(rows):
-        _widen(bits[row], shift, ALL_BITS, buffer)
-        for index in range(largest.shape[1]):
-            largest[row, index] = _signed_largest(buffer[index * group : min((index + 1) * group, columns)])
+        _widen(bits[row], shift, MAGNITUDE, buffer)
+        for index in range((columns + group - 1) // group):
+            part = buffer[index * group : min((index + 1) * group, columns)]
+            found = np.uint32(0)
+            for place in range(part.size):
+                found = max(found, part[place])
+            counts[max(found >> np.uint32(dropped_bits), min(found, np.uint32(1)))] += 1
 
 
 @kernel
-def _signed_largest(values: Words) -> Any:
-    """Return the value of largest magnitude, uint32; values are compared one by one only if both signs have it."""
-    positive, negative = np.uint32(0), np.uint32(0)
-    for place in range(values.size):
-        magnitude = values[place] & MAGNITUDE
-        is_positive = values[place] == magnitude
-        positive = max(positive, magnitude if is_positive else np.uint32(0))
-        negative = max(negative, np.uint32(0) if is_positive else magnitude)
-    if positive != negative:
-        return positive if positive > negative else negative | SIGN
+def signed_largest(bits: Bits, shift: int, group: int, largest: Words) -> None:
+    """Write the value of largest magnitude of every group, the first of several, as `largest_magnitudes`.
+
+    Of values with a sign the largest unsigned integer has the largest magnitude, of the others the largest signed one.
+    """
+    rows, columns = bits.shape
+    buffer = np.empty(columns, np.uint32)
+    signed = buffer.view(np.int32)
+    for row in range(rows):
+        _widen(bits[row], shift, ALL_BITS, buffer)
+        for index in range(largest.shape[1]):
+            first, last = index * group, min((index + 1) * group, columns)
+            part, signed_part = buffer[first:last], signed[first:last]
+            positive, negative = np.int32(0), np.uint32(0)
+            for place in range(part.size):
+                positive = max(positive, signed_part[place])
+                negative = max(negative, part[place])
+            largest[row, index] = _first_largest(part, np.uint32(positive), negative)
+
+
+@kernel
+def _first_largest(values: Words, positive: np.uint32, negative: np.uint32) -> Any:
+    """Return the largest positive value, or that of largest magnitude with a sign, or the first if they are equal."""
+    if negative < SIGN or negative & MAGNITUDE < positive:
+        return positive
+    if negative & MAGNITUDE > positive:
+        return negative
     for place in range(values.size):
         if values[place] & MAGNITUDE == positive:
             return values[place]
