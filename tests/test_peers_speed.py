@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from benchmarks.commands import STARTER
 from benchmarks.peers import speed_checkpoint
 from benchmarks.peers.artifacts import HERE
-from benchmarks.peers_speed import JOBS, Job, compare, describe, medians, total
+from benchmarks.peers_speed import JOBS, Inputs, Job, compare, describe, medians, total
 from benchmarks.peers_speed_tables import missing_lines, speed_lines, speed_rows
 from benchmarks.process_cost import Cost
 from mcpmq.checkpoint import Checkpoint
@@ -29,15 +29,15 @@ def test_commands_that_follow_each_other_add_times_and_share_the_peak() -> None:
 
 def test_ratios_are_those_of_medians() -> None:
     """One slow run of three changes nothing: 4 / 8 processor seconds, 5 / 10 seconds, 30 / 120 bytes."""
-    job = Job("tool", lambda _: [], lambda _: [], 0.4, 0.25)
+    job = Job("tool", lambda *_: [], lambda *_: [], 0.4, 0.25)
     ours = [cost(5, 4, 30), cost(50, 40, 300), cost(4, 3, 20)]
     theirs = [cost(10, 8, 120), cost(9, 7, 120), cost(90, 70, 121)]
 
-    found = compare(job, ours, theirs)
+    found = compare(job, 1000, ours, theirs)
 
     assert medians(ours) == cost(5, 4, 30)
     assert (found.processor_ratio, found.wall_ratio, found.memory_ratio) == (0.5, 0.5, 0.25)
-    assert found.repeats == 3
+    assert (found.repeats, found.weights_nbytes) == (3, 1000)
     assert describe(found) == ("tool: processor time 0.50 (target 0.4), wall time 0.50, peak memory 0.25 (target 0.25)")
 
 
@@ -61,11 +61,15 @@ def test_both_layouts_have_equal_weights(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_every_job_has_commands(tmp_path: Path) -> None:
-    """Both tools write inside of the folder that they are given, and other tools run in their own environment."""
+    """Both tools read the inputs and write to the folder that they are given, and other tools have environments."""
+    inputs, out = Inputs(tmp_path / "inputs"), tmp_path / "out"
     for name, job in JOBS.items():
-        for words in (*job.ours(tmp_path), *job.theirs(tmp_path)):
-            assert any(str(word).startswith(str(tmp_path)) for word in words), name
-        assert all(f"environments/{job.tool}/" in str(words[0]) for words in job.theirs(tmp_path)), name
+        ours, theirs = job.ours(inputs, out), job.theirs(inputs, out)
+        assert all(any(str(word).startswith(str(out)) for word in words) for words in (*ours, *theirs)), name
+        assert str(inputs.multimodal) in map(str, ours[0])
+        assert str(inputs.text) in map(str, theirs[0])
+        assert job.is_calibrated == ("--calibration" in ours[0])
+        assert all(f"environments/{job.tool}/" in str(words[0]) for words in theirs), name
 
 
 def test_tables_have_targets_and_missing_tools() -> None:
