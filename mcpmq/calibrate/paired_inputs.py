@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from mcpmq.calibrate.observers import HessianObserver
 from mcpmq.calibrate.original_inputs import STREAM, OriginalInputs, StageValues
 from mcpmq.calibrate.stages import Stage, StageObserver
+from mcpmq.errors import DatasetError
 from mcpmq.execution.layerwise import Replay, ReplayStopped
 from mcpmq.rounding.stats import Drift, InputStats
 
@@ -48,6 +49,9 @@ class QuantizedBlock:
 
         `column_scales` are those of smoothed matrices: inputs of the quantized model are divided by them. `observers`
         gets the observers, by the first matrix that uses them.
+
+        Raises:
+            DatasetError: a sample runs the stage less often than in the original model, or in the quantized one only.
         """
         pairs = _InputPairs(stage, column_scales, new_observer, {} if observers is None else observers)
         self._set_parameters()
@@ -55,6 +59,7 @@ class QuantizedBlock:
             for sample in self.samples:
                 pairs.begin(self.original.values[stage][sample])
                 self.replay((sample,))
+                pairs.check_calls()
         return pairs.results()
 
     def _set_parameters(self) -> None:
@@ -82,6 +87,19 @@ class _InputPairs:
         self.original = original
         self.observed.begin()
 
+    def check_calls(self) -> None:
+        """Check that the pass of the sample had the calls of the original model, so that all inputs have counterparts.
+
+        Raises:
+            DatasetError: it did not.
+        """
+        if self.observed.calls != self.original.calls:
+            raise DatasetError(
+                f"a sample runs the stage of `{self.stage.parameters[0]}` {self.observed.calls} times in the quantized"
+                f" model and {self.original.calls} times in the original one",
+                'use `targets = "layer"`, which needs no pairs of inputs',
+            )
+
     def results(self) -> dict[str, tuple[InputStats, ...]]:
         """Return the statistics by parameter."""
         by_owner = {owner: observer.result() for owner, observer in self.observers.items()}
@@ -95,6 +113,8 @@ class _InputPairs:
         """Add the inputs of the sample after as many calls as in the original model; its forward pass ends here."""
         if self.observed.calls < self.original.calls:
             return
+        if self.observed.calls > self.original.calls:
+            raise ReplayStopped
         original = self.original.load()
         for name, parts in self.observed.inputs.items():
             inputs = torch.cat(parts)

@@ -10,15 +10,15 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from mcpmq.errors import McpmqError
-from mcpmq.families.inputs import Inputs, slice_size
+from mcpmq.families.inputs import Inputs
 from mcpmq.runners.inputs_store import InputsStore
-from mcpmq.runners.runner import Logits, OpenRunner, SequentialEngine, SupportsPhases
+from mcpmq.runners.runner import Logits, OpenRunner, SequentialEngine, SliceEmbeddings, SupportsPhases
 from mcpmq.runners.token_metrics import ReferenceVocabulary, TokenMetrics
 
 SAMPLE_DONE = "mcpmq: sample done"
@@ -95,25 +95,47 @@ def typical_sample(samples: Sequence[Inputs]) -> Inputs:
 
 
 def _sequential_memory(task: Task) -> dict[str, Any]:
-    engine = cast(SequentialEngine, _engine_module(task))
-    samples = worst_case_samples(InputsStore(Path(task.samples)))
-    embeddings = engine.encode_images(Path(task.model), task.threads, samples)
+    engine, samples = cast(SequentialEngine, _engine_module(task)), InputsStore(Path(task.samples))
+    longest = max(samples, key=lambda sample: len(sample.tokens))
+    encoded = worst_case_encoding(longest, samples)
+    found = engine.encode_images(Path(task.model), task.threads, [encoded])
     vision_peak = rss_bytes("VmHWM")
+    embeddings = repeated_embeddings(longest, encoded, found)
     runner = engine.open_language_model(Path(task.model), task.threads, embeddings, **task.options)
-    for _ in runner.run(samples, _consume):
+    for _ in runner.run([longest], _consume):
         pass
     return {"vision_rss_bytes": vision_peak, "total_rss_bytes": rss_bytes("VmHWM")}
 
 
-def worst_case_samples(samples: Iterable[Inputs]) -> list[Inputs]:
-    """Return the samples with the most tokens, the most slices and the largest slice, which need the most memory."""
-    candidates = list(samples)
-    sizes = (
-        lambda sample: len(sample.tokens),
-        lambda sample: len(sample.slices),
-        lambda sample: max((slice_size(pixels)[0] for pixels in sample.slices), default=0),
-    )
-    return list({sample.id: sample for sample in (max(candidates, key=size) for size in sizes)}.values())
+def worst_case_encoding(longest: Inputs, samples: Iterable[Inputs]) -> Inputs:
+    """Return the longest sample with the slices and audio whose encoding needs the most memory.
+
+    Of slices of equal shape it has one, and that of the most pixels of all samples; audio is that of the sample, and
+    the longest of all samples.
+    """
+    slices = {pixels.shape: pixels for pixels in longest.slices}
+    audio = list(longest.audio)
+    for sample in samples:  # one of them is in memory at a time
+        for pixels in sample.slices:
+            if pixels.size > max((one.size for one in slices.values()), default=0):
+                slices[pixels.shape] = pixels
+        audio += [one for one in sample.audio if len(one) > max(map(len, audio), default=0)]
+    return replace(longest, slices=tuple(slices.values()), audio=tuple(audio))
+
+
+def repeated_embeddings(sample: Inputs, encoded: Inputs, embeddings: SliceEmbeddings) -> SliceEmbeddings:
+    """Return embeddings for all slices and audio of a sample, from those of `worst_case_encoding`.
+
+    Equal shapes have equal embeddings, each in memory of its own. There are none for a model without an encoder.
+    """
+    if not embeddings:
+        return []
+    by_shape = dict(zip((pixels.shape for pixels in encoded.slices), embeddings, strict=False))
+    first_audio = len(encoded.slices)
+    return [
+        *(by_shape[pixels.shape].copy() for pixels in sample.slices),
+        *embeddings[first_audio : first_audio + len(sample.audio)],
+    ]
 
 
 def _greedy(task: Task) -> dict[str, Any]:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from mcpmq.calibrate import observers
 from mcpmq.calibrate.observers import NO_HOLD_OUT, HessianObserver, TokenModalities
 from mcpmq.calibrate.original_inputs import OriginalInputs, StageValues
-from mcpmq.calibrate.paired_inputs import QuantizedBlock
+from mcpmq.calibrate.paired_inputs import NewObserver, QuantizedBlock
 from mcpmq.calibrate.stages import Stage, Stream
+from mcpmq.errors import DatasetError
 from mcpmq.execution.chunked_matmul import serial_map
 from mcpmq.execution.device import CPU
 from mcpmq.execution.layerwise import ReplayStopped
@@ -118,6 +119,38 @@ def test_small_tensors_stay_in_memory(replay: Samples, monkeypatch: pytest.Monke
         assert (spill.end[0], MIN_NBYTES) == (0, 65536)
 
 
+def quantized_block(replay: Samples, original: OriginalInputs) -> QuantizedBlock:
+    """Return the block with other weights, and the first two samples."""
+    weights = {name: 1.5 * value.detach() for name, value in replay.block.named_parameters()}
+    return QuantizedBlock(replay.block, weights, replay, [0, 1], original)
+
+
+def new_observer() -> NewObserver:
+    """Return a function that creates observers of tokens of weight 1."""
+    modalities = TokenModalities(lambda count: torch.zeros(count, dtype=torch.uint8), torch.ones(4))
+    return partial(HessianObserver.create, modalities, serial_map, NO_HOLD_OUT, CPU)
+
+
+@torch.inference_mode()
+def test_a_sample_with_fewer_runs_than_in_the_original_model_is_an_error(replay: Samples) -> None:
+    """Its inputs would be missing in the statistics."""
+    original = record(replay, None)
+    replay.parts[1] = 2
+
+    with pytest.raises(DatasetError, match="`first.weight` 2 times in the quantized model and 4 times in the original"):
+        quantized_block(replay, original).collect_stats(FIRST, MODULES, {}, new_observer())
+
+
+@torch.inference_mode()
+def test_a_sample_that_runs_a_stage_in_the_quantized_model_only_is_an_error(replay: Samples) -> None:
+    """It has no inputs to compare with."""
+    original = record(replay, None)
+    original.values[FIRST][0] = StageValues(0, {})
+
+    with pytest.raises(DatasetError, match="1 times in the quantized model and 0 times in the original one"):
+        quantized_block(replay, original).collect_stats(FIRST, MODULES, {}, new_observer())
+
+
 @pytest.mark.parametrize("stage", [FIRST, LAST])
 @torch.inference_mode()
 def test_statistics_have_all_runs_of_a_sample(
@@ -127,14 +160,11 @@ def test_statistics_have_all_runs_of_a_sample(
     monkeypatch.setattr(observers, "bfloat16_matmul", nullcontext)  # rounds where a CPU has it
     original = record(replay, spill)
     before = {sample: original.values[stage][sample].load() for sample in (0, 1)}
-    weights = {name: 1.5 * value.detach() for name, value in replay.block.named_parameters()}
-    block = QuantizedBlock(replay.block, weights, replay, [0, 1], original)
-    modalities = TokenModalities(lambda count: torch.zeros(count, dtype=torch.uint8), torch.ones(4))
-    new_observer = partial(HessianObserver.create, modalities, serial_map, NO_HOLD_OUT, CPU)
+    block = quantized_block(replay, original)
 
-    [stats] = block.collect_stats(stage, MODULES, {}, new_observer)[stage.parameters[0]]
+    [stats] = block.collect_stats(stage, MODULES, {}, new_observer())[stage.parameters[0]]
 
-    first, last = (weights[f"{name}.weight"] for name in ("first", "last"))
+    first, last = (block.weights[f"{name}.weight"] for name in ("first", "last"))
     gram, products = torch.zeros_like(stats.gram), torch.zeros(())
     for sample in (0, 1):
         inputs, [value] = replay.inputs[sample], before[sample].values()

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
 
@@ -15,16 +15,17 @@ from mcpmq.families.inputs import Inputs
 from mcpmq.quantized_model import QuantizedModel
 from mcpmq.runners import gguf, onnx
 from mcpmq.runners.inputs_store import InputsStore
-from mcpmq.runners.runner import Logits
+from mcpmq.runners.runner import Logits, SliceEmbeddings
 from mcpmq.runners.worker import (
     RESULT_FILE,
     SAMPLE_DONE,
     Mode,
     Task,
     main,
+    repeated_embeddings,
     rss_bytes,
     typical_sample,
-    worst_case_samples,
+    worst_case_encoding,
 )
 
 ENGINES: dict[str, ModuleType] = {"gguf": gguf, "onnx": onnx}
@@ -121,13 +122,52 @@ def test_phases_are_timed_on_the_image_sample_of_median_length() -> None:
     assert typical_sample(text).id == "text-40"
 
 
-def test_worst_case_samples_have_the_most_tokens_and_slices(tiny_samples: list[Inputs]) -> None:
-    """Each maximum is among the selected samples, and no sample is selected twice."""
-    found = worst_case_samples(tiny_samples)
+def test_worst_case_encoding_has_every_shape_of_the_sample_and_the_largest_of_all() -> None:
+    """Of three slices and an audio, two have different shapes; of other samples only larger ones are added."""
+    small, other, large = (np.zeros(shape, np.uint8) for shape in ((14, 28, 3), (28, 14, 3), (2, 28, 28, 3)))
+    short, long = np.zeros(100, np.float32), np.zeros(300, np.float32)
+    longest = replace(make_inputs("longest", 9, 0), slices=(small, other, small), audio=(short,))
+    others = [replace(make_inputs("other", 5, 0), slices=(small, large), audio=(short, long))]
 
-    assert len({sample.id for sample in found}) == len(found) <= 3
-    assert max(len(sample.tokens) for sample in found) == max(len(sample.tokens) for sample in tiny_samples)
-    assert max(len(sample.slices) for sample in found) == max(len(sample.slices) for sample in tiny_samples)
+    found = worst_case_encoding(longest, [*others, longest])
+
+    assert [pixels.shape for pixels in found.slices] == [(14, 28, 3), (28, 14, 3), (2, 28, 28, 3)]
+    assert [len(one) for one in found.audio] == [100, 300]
+    assert worst_case_encoding(make_inputs("text", 9, 0), [make_inputs("text", 9, 0)]).slices == ()
+
+
+def test_slices_of_equal_shape_have_equal_embeddings_in_their_own_memory() -> None:
+    """The embeddings of the largest slice and audio of other samples are not those of the sample."""
+    small, other, large = (np.zeros(shape, np.uint8) for shape in ((14, 28, 3), (28, 14, 3), (28, 28, 3)))
+    audio = (np.zeros(100, np.float32), np.zeros(300, np.float32))
+    sample = replace(make_inputs("longest", 9, 0), slices=(small, other, small), audio=audio[:1])
+    encoded = replace(sample, slices=(small, other, large), audio=audio)
+    embeddings = [np.full((2, 4), value, np.float32) for value in (0, 1, 2, 3, 4)]
+
+    found = repeated_embeddings(sample, encoded, embeddings)
+
+    assert [int(one[0, 0]) for one in found] == [0, 1, 0, 3]
+    assert not np.shares_memory(found[0], found[2])
+    assert repeated_embeddings(sample, encoded, []) == []
+
+
+def test_the_sequential_measurement_encodes_every_shape_once(
+    artifact: Artifact, folder: Path, tiny_samples: list[Inputs], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The language model runs the sample with the most tokens, with embeddings for all of its slices."""
+    engine, seen = ENGINES[artifact.manifest.kind], list[Inputs]()
+    encode = engine.encode_images
+
+    def counting(path: Path, threads: int, samples: list[Inputs]) -> SliceEmbeddings:
+        seen.extend(samples)
+        found: SliceEmbeddings = encode(path, threads, samples)
+        return found
+
+    monkeypatch.setattr(engine, "encode_images", counting)
+    assert main(task_file(folder, artifact.path, artifact.manifest.kind, "sequential-memory")) == 0
+    assert len(seen) == 1
+    assert len(seen[0].tokens) == max(len(sample.tokens) for sample in tiny_samples[:2])
+    assert len({pixels.shape for pixels in seen[0].slices}) == len(seen[0].slices) > 0
 
 
 def test_rss_is_measured_currently_and_at_its_peak() -> None:
