@@ -1,7 +1,7 @@
 """The samples with the largest loss increase, with a thumbnail and the argmax tokens of both models."""
 
 from base64 import b64encode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
@@ -24,7 +24,7 @@ from mcpmq.families.video_frames import open_video, spread_frames
 from mcpmq.formats import engine_of
 from mcpmq.formats.format import Engine
 from mcpmq.report.report import WorstSample
-from mcpmq.runners.greedy import MIN_BUDGET, GreedyAnswer
+from mcpmq.runners.greedy import Budget, GreedyAnswer
 from mcpmq.runners.inputs_store import InputsStore
 from mcpmq.runners.launcher import NO_OPTIONS, generate_answers
 from mcpmq.runners.runner import EngineOptions
@@ -32,9 +32,9 @@ from mcpmq.system.temporary_folder import temporary_folder
 
 MAX_SAMPLES, MAX_THUMBNAILS, THUMBNAIL_PIXELS, JPEG_QUALITY = 6, 4, 192, 80
 ELLIPSIS = " …"
-# Share of the evaluation tokens that may be spent on generated answers: more would be a large part of the measurement.
-MAX_TOKEN_SHARE = 0.05
-SMALL_MODEL_WEIGHTS = 100_000_000  # a larger one has a smaller minimum of tokens
+# Share of the cost of the evaluation that generated answers of a model may have; small models have more.
+MAX_COST_SHARE = 0.02
+MIN_TOKENS, SMALL_MODEL_WEIGHTS = 1 << 14, 20_000_000  # of larger models fewer tokens, at the same cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,42 +70,65 @@ def generate_worst_answers(
         return [GreedyAnswers({}, {}) for _ in measured]
     with temporary_folder() as folder:
         encoded = {one.id: one for one in inputs.store if one.id in ids}
-        budget = _token_budget(checkpoint, sum(len(one.tokens) for one in inputs.store))
-        answers = partial(_answers, folder, encoded, settings.threads, budget)
+        budget = _budget(checkpoint, inputs.store)
+        answers = partial(_answers, folder, encoded, _predicted(original), settings.threads, budget)
         originals = answers("original", "torch", checkpoint.path, list(ids), original_options(checkpoint))
         return [
-            GreedyAnswers(originals, _artifact_answers(artifact, folder / f"{number}", inputs, one, settings, budget))
-            for number, ((artifact, _), one) in enumerate(zip(measured, worst, strict=True))
+            GreedyAnswers(
+                originals, _artifact_answers(artifact, folder / f"{number}", inputs, found, one, settings, budget)
+            )
+            for number, ((artifact, found), one) in enumerate(zip(measured, worst, strict=True))
         ]
 
 
 def _artifact_answers(
-    artifact: Artifact, folder: Path, inputs: EncodedInputs, ids: list[str], settings: Settings, budget: int
+    artifact: Artifact,
+    folder: Path,
+    inputs: EncodedInputs,
+    measured: Measurement,
+    ids: list[str],
+    settings: Settings,
+    budget: Budget,
 ) -> dict[str, GreedyAnswer]:
     """Return the answers of an artifact to its own encoding of the samples, in the tokens of the original."""
     engine, kept = engine_of(artifact.manifest.kind), artifact.manifest.vocabulary
     model = engine, artifact.path, ids, artifact_options(engine, settings)
+    predicted = _predicted(measured)
+    if kept is not None:
+        predicted = {name: kept.new_ids[list(tokens)].tolist() for name, tokens in predicted.items()}
     with inputs_of(artifact.manifest, inputs, settings, ids) as own:
         encoded = {one.id: one for one in own.store if one.id in ids}
-        answers = _answers(folder.parent, encoded, settings.threads, budget, folder.name, *model)
+        answers = _answers(folder.parent, encoded, predicted, settings.threads, budget, folder.name, *model)
     if kept is None:
         return answers
     old_ids = kept.ids
     return {name: replace(one, tokens=tuple(old_ids[list(one.tokens)].tolist())) for name, one in answers.items()}
 
 
-def _token_budget(checkpoint: Checkpoint, tokens: int) -> int:
-    """Return the tokens of all passes that generate answers, for an evaluation set of `tokens` tokens."""
-    weights = sum(prod(spec.shape) for spec in checkpoint.specs)
-    minimum = min(MIN_BUDGET, MIN_BUDGET * SMALL_MODEL_WEIGHTS // weights)
-    return max(minimum, int(tokens * MAX_TOKEN_SHARE))
+def _predicted(measurement: Measurement) -> dict[str, Sequence[int]]:
+    """Return the most probable tokens of every sample, given the reference answers."""
+    return {one.id: one.argmax_ids for one in measurement.samples}
+
+
+def _budget(checkpoint: Checkpoint, samples: Iterable[Inputs]) -> Budget:
+    """Return the budget of the passes that generate answers, for an evaluation of samples."""
+    weights = {spec.component: 0 for spec in checkpoint.specs}
+    for spec in checkpoint.specs:
+        weights[spec.component] += prod(spec.shape)
+    vision = checkpoint.architecture.vision
+    per_pixel = weights.get("vision", 0) / weights["language"] / max(1, vision.patch_size) ** 2 if vision else 0.0
+    total = sum(weights.values())
+    minimum = MIN_TOKENS * min(1.0, SMALL_MODEL_WEIGHTS / total)
+    cost = sum(map(Budget(0, per_pixel).cost, samples))
+    return Budget(max(minimum, MAX_COST_SHARE * cost), per_pixel)
 
 
 def _answers(
     folder: Path,
     encoded: Mapping[str, Inputs],
+    predicted: Mapping[str, Sequence[int]],
     threads: int,
-    budget: int,
+    budget: Budget,
     name: str,
     engine: Engine,
     model: Path,
@@ -118,7 +141,8 @@ def _answers(
         store.append(encoded[sample_id])
     if not ids:
         return {}
-    return dict(zip(ids, generate_answers(engine, model, store, threads, budget, options), strict=True))
+    tokens = [predicted[sample_id] for sample_id in ids]
+    return dict(zip(ids, generate_answers(engine, model, store, tokens, threads, budget, options), strict=True))
 
 
 def worst_samples(

@@ -2,8 +2,8 @@
 
 A pass returns the most probable token at every position of a draft. Tokens up to the first difference are accepted, and
 the predictions after it are the next draft (Jacobi decoding, arXiv 2305.10427). The result is that of token-by-token
-decoding; a model that reproduces the reference answer needs one pass. An answer ends before a placeholder of images or
-audio.
+decoding. The first draft is the reference answer, whose predictions are known from the evaluation: a model that
+reproduces it needs no pass. An answer ends before a placeholder of images or audio.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,7 +17,22 @@ from mcpmq.families.inputs import Inputs
 from mcpmq.runners.runner import Logits, Runner
 
 MAX_TOKENS, MAX_PASSES = 64, 32
-MIN_BUDGET = 1 << 14  # tokens of all passes together; large models take minutes for them
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """The cost of all passes together, in tokens.
+
+    tokens_per_pixel: tokens in the language model that cost as much as a pixel in the vision encoder.
+    """
+
+    tokens: float
+    tokens_per_pixel: float = 0.0
+
+    def cost(self, sample: Inputs) -> float:
+        """Return the tokens that a pass of a sample costs, with those of its pixels."""
+        pixels = sum(one.size // 3 for one in sample.slices)
+        return len(sample.tokens) + self.tokens_per_pixel * pixels
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,21 +94,36 @@ class _Decoding:
         return token not in self.placeholders
 
 
-def greedy_answers(runner: Runner, samples: Sequence[Inputs], budget: int = MIN_BUDGET) -> list[GreedyAnswer]:
-    """Return the greedy last answer to the prompt of every sample; no pass begins after `budget` tokens."""
-    states = [
-        _Decoding(one, one.tokens[one.answer_start :][:MAX_TOKENS].tolist(), int(one.tokens[-1])) for one in samples
-    ]
-    running = list(states)
+def greedy_answers(
+    runner: Runner, samples: Sequence[Inputs], predicted: Sequence[Sequence[int]], budget: Budget
+) -> list[GreedyAnswer]:
+    """Return the greedy last answer to the prompt of every sample.
+
+    `predicted` are the most probable tokens at all positions of the reference answers. Passes end before they exceed
+    the budget; the first samples are preferred, and other answers remain incomplete.
+    """
+    states = [_first_state(*pair) for pair in zip(samples, predicted, strict=True)]
+    remaining = budget.tokens
     for _ in range(MAX_PASSES):
-        running = [state for state in running if state.is_running]
-        if not running or budget <= 0:
+        chosen, inputs = list[_Decoding](), list[Inputs]()
+        for state in states:
+            if state.is_running and (cost := budget.cost(one := state.inputs())) <= remaining:
+                remaining -= cost
+                chosen.append(state)
+                inputs.append(one)
+        if not chosen:
             break
-        inputs = [state.inputs() for state in running]
-        budget -= sum(len(one.tokens) for one in inputs)
-        for state, predicted in zip(running, runner.run(inputs, _argmax), strict=True):
-            state.accept(predicted)
+        for state, tokens in zip(chosen, runner.run(inputs, _argmax), strict=True):
+            state.accept(tokens)
     return [GreedyAnswer(tuple(state.accepted), state.complete) for state in states]
+
+
+def _first_state(sample: Inputs, predicted: Sequence[int]) -> _Decoding:
+    """Return the state after the pass with the reference answer as draft, by its predictions."""
+    answer = sample.tokens[sample.answer_start :].tolist()
+    state = _Decoding(sample, answer[:MAX_TOKENS], answer[-1])
+    state.accept(predicted[-len(answer) :][:MAX_TOKENS])  # those before are of earlier turns
+    return state
 
 
 def _argmax(_: Inputs, rows: Iterable[Logits]) -> list[int]:

@@ -4,7 +4,7 @@ import json
 import os
 import signal
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mcpmq.errors import EngineError
 from mcpmq.formats.format import Engine
-from mcpmq.runners.greedy import MIN_BUDGET, GreedyAnswer
+from mcpmq.runners.greedy import Budget, GreedyAnswer
 from mcpmq.runners.inputs_store import InputsStore
 from mcpmq.runners.runner import EngineOptions, PhaseTimings
 from mcpmq.runners.token_metrics import TokenResults
@@ -119,17 +119,23 @@ def generate_answers(
     engine: Engine,
     model: Path,
     samples: InputsStore,
+    predicted: Sequence[Sequence[int]],
     threads: int,
-    budget: int = MIN_BUDGET,
+    budget: Budget,
     options: EngineOptions = NO_OPTIONS,
 ) -> tuple[GreedyAnswer, ...]:
-    """Return the greedy answer of a model to the prompt of every sample; no pass begins after `budget` tokens.
+    """Return the greedy answer of a model to the prompt of every sample, as `greedy_answers`.
 
     Raises:
         EngineError: the engine failed or did not respond.
     """
-    keywords = options.keywords()
-    task = Task("greedy", engine, str(model), str(samples.folder), threads, budget=budget, options=keywords)
+    tokens, limits = [list(one) for one in predicted], (budget.tokens, budget.tokens_per_pixel)
+    task = Task(
+        *("greedy", engine, str(model), str(samples.folder), threads),
+        predicted=tokens,
+        budget=limits,
+        options=options.keywords(),
+    )
     return _GreedyAnswers.model_validate_json(_run_worker(task, ENGINES[engine][0], 0, silent)).answers
 
 

@@ -38,7 +38,8 @@ class Task:
     save_logprobs: str | None = None  # file to write the log-probabilities of all answers to
     references: dict[str, str] = field(default_factory=dict)  # log-probability files to compare with, by model name
     reference_vocabulary: str | None = None  # file of the vocabulary of the references, if the model has a part of it
-    budget: int = 0  # tokens of all passes that generate answers
+    predicted: list[list[int]] = field(default_factory=list)  # most probable tokens of the samples to answer
+    budget: tuple[float, float] = (0, 0)  # of answers, as `Budget`
     options: dict[str, Any] = field(default_factory=dict)  # more arguments of `open_runner`
 
 
@@ -139,12 +140,12 @@ def repeated_embeddings(sample: Inputs, encoded: Inputs, embeddings: SliceEmbedd
 
 
 def _greedy(task: Task) -> dict[str, Any]:
-    from mcpmq.runners.greedy import greedy_answers
+    from mcpmq.runners.greedy import Budget, greedy_answers
 
     open_runner = cast(OpenRunner, _engine_module(task).open_runner)
     samples = list(InputsStore(Path(task.samples)))
     runner = open_runner(Path(task.model), task.threads, **task.options)
-    answers = greedy_answers(runner, samples, task.budget)
+    answers = greedy_answers(runner, samples, task.predicted, Budget(*task.budget))
     return {"answers": [asdict(answer) for answer in answers]}
 
 
