@@ -164,7 +164,7 @@ class HessianObserver:
         if not self.buffered:
             return
         rows, self.buffered = self.buffer[: self.buffered], 0
-        with bfloat16_matmul():
+        with bfloat16_matmul(self.gram.device):
             self.parallel_map(partial(self._add_tile, rows), self.tiles)
 
     def _add_tile(self, rows: Tensor, tile: int) -> None:

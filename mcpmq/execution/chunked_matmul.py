@@ -6,7 +6,7 @@ Libraries split products by the number of threads, and the order of float additi
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from threading import Lock
 from typing import Any
 
@@ -64,17 +64,31 @@ def thread_pool(device: torch.device = CPU) -> Iterator[Executor]:
         yield pool
 
 
+@cache
+def has_bfloat16_products() -> bool:
+    """Return whether the processor multiplies bfloat16 faster than float32: AVX-512 BF16 or AMX of x86.
+
+    Without them torch's setting selects oneDNN's float32 products, which are slower than MKL's. Other architectures are
+    left to torch, which checks them itself.
+    """
+    found = torch.cpu.get_capabilities()
+    return found["architecture"] != "x86_64" or bool(found["avx512_bf16"] or found["amx_bf16"])
+
+
 _precision_lock = Lock()
 _precisions: list[str] = []  # before each context that has not ended
 
 
 @contextmanager
-def bfloat16_matmul() -> Iterator[None]:
-    """Allow float32 products to round their operands to bfloat16; sums stay float32.
+def bfloat16_matmul(device: torch.device = CPU) -> Iterator[None]:
+    """Let float32 products round their operands to bfloat16 on a processor that is faster then; sums stay float32.
 
-    A CPU without fast bfloat16 products uses oneDNN's float32 products instead, without rounding. The setting is for
-    the process: of contexts in several threads, the last to end restores the precision before the first.
+    Operands of a GPU are rounded to TF32, which has more bits. The setting is for the process: of contexts in several
+    threads, the last to end restores the precision before the first.
     """
+    if device == CPU and not has_bfloat16_products():
+        yield
+        return
     try:
         with _precision_lock:
             _precisions.append(_precisions[0] if _precisions else torch.get_float32_matmul_precision())

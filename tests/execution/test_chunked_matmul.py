@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from contextlib import ExitStack
+from functools import cache
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from mcpmq.execution.chunked_matmul import (
     bfloat16_matmul,
     chunk_linears,
     deterministic_threads,
+    has_bfloat16_products,
     serial_map,
 )
 from mcpmq.system.torch_threads import torch_threads
@@ -89,8 +91,36 @@ def test_libraries_use_one_thread_in_a_worker() -> None:
     assert "at::get_num_threads() : 1\n" in output
 
 
-def test_bfloat16_products_end_with_their_context() -> None:
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({"architecture": "x86_64", "avx512_bf16": True, "amx_bf16": False}, True),
+        ({"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": True}, True),
+        ({"architecture": "x86_64", "avx512_bf16": False, "amx_bf16": False}, False),
+        ({"architecture": "aarch64"}, True),
+    ],
+)
+def test_the_processor_decides_about_bfloat16(
+    capabilities: dict[str, object], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An x86 processor needs units for it; without them the setting of torch changes for a GPU only."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    monkeypatch.setattr(chunked_matmul, "has_bfloat16_products", cache(has_bfloat16_products.__wrapped__))
+
+    with bfloat16_matmul():
+        assert torch.get_float32_matmul_precision() == ("medium" if expected else "highest")
+    with bfloat16_matmul(torch.device("cuda")):
+        assert torch.get_float32_matmul_precision() == "medium"
+
+
+def test_this_processor_is_known() -> None:
+    """The fields that the decision needs exist in this version of torch."""
+    assert has_bfloat16_products() in (True, False)
+
+
+def test_bfloat16_products_end_with_their_context(monkeypatch: pytest.MonkeyPatch) -> None:
     """Inside the context products have at least the precision of bfloat16; afterwards the setting is restored."""
+    monkeypatch.setattr(chunked_matmul, "has_bfloat16_products", lambda: True)
     make = torch.Generator().manual_seed(0)
     one, other = torch.randn(200, 300, generator=make), torch.randn(300, 100, generator=make)
 
@@ -102,8 +132,9 @@ def test_bfloat16_products_end_with_their_context() -> None:
     assert (found - one @ other).norm() < 2**-7 * (one @ other).norm()
 
 
-def test_the_last_of_overlapping_contexts_restores_the_precision() -> None:
+def test_the_last_of_overlapping_contexts_restores_the_precision(monkeypatch: pytest.MonkeyPatch) -> None:
     """Contexts of threads need not end in the reverse order of their begins."""
+    monkeypatch.setattr(chunked_matmul, "has_bfloat16_products", lambda: True)
     with ExitStack() as first, ExitStack() as second:
         first.enter_context(bfloat16_matmul())
         second.enter_context(bfloat16_matmul())
