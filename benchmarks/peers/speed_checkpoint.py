@@ -23,6 +23,7 @@ WIDTHS: dict[str, Any] = {
     "num_key_value_heads": 2,
     "vocab_size": 32768,
 }
+MULTIMODAL_KEYS = {"version", "query_num", "image_size", "vision_config"}  # of the configuration: not of a text model
 VISION = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 2, "num_hidden_layers": 1}
 
 
@@ -41,7 +42,7 @@ def write_text(multimodal: Path, out: Path) -> None:
     }
     save_file(language, out / "model.safetensors", {"format": "pt"})
     config = json.loads((multimodal / "config.json").read_text())
-    kept = {key: value for key, value in config.items() if key in PUBLISHED_CONFIG and key != "vision_config"}
+    kept = {key: value for key, value in config.items() if key in PUBLISHED_CONFIG.keys() - MULTIMODAL_KEYS}
     kept |= {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2", "hidden_act": "silu"}
     (out / "config.json").write_text(json.dumps(kept, indent=1))
     for name in ("tokenizer.json", "tokenizer_config.json"):
