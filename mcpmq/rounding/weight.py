@@ -23,11 +23,12 @@ from mcpmq.rounding.shrinkage import ShrinkageChoice, choose_shrinkage, nearest_
 from mcpmq.rounding.smoothing import WeightScaling
 from mcpmq.rounding.stats import InputStats
 from mcpmq.rounding.target import Target
-from mcpmq.scheme import CodebookScheme, FloatScheme, GridScheme
+from mcpmq.scheme import CodebookScheme, FloatScheme, GgmlScheme, GridScheme
 from mcpmq.system.read_ahead import read_ahead
 
 NO_SCALING = WeightScaling()
 THREAD_CHUNK_WEIGHTS = 1 << 21  # of every thread, read at a time; rows are quantized independently
+SEARCH_CHUNK_WEIGHTS = 1 << 20  # where scales are searched, which takes longer than everything that a chunk costs
 GPTQ_CHUNK_WEIGHTS = 1 << 27  # larger, because the Hessian is factored again for every chunk
 FLOAT_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
@@ -146,7 +147,8 @@ class _WeightSource:
             return checkpoint.load(spec).chunk(stats)
         if method == "gptq" or self.device != CPU:
             return checkpoint.load_rows(spec, GPTQ_CHUNK_WEIGHTS)
-        return read_ahead(checkpoint.load_rows(spec, THREAD_CHUNK_WEIGHTS * max(2, torch.get_num_threads())))
+        chunk_weights = SEARCH_CHUNK_WEIGHTS if isinstance(self.tensor.scheme, GgmlScheme) else THREAD_CHUNK_WEIGHTS
+        return read_ahead(checkpoint.load_rows(spec, chunk_weights * max(2, torch.get_num_threads())))
 
     def _prepare(self, rows: Tensor, first_row: int) -> Tensor:
         scaled = self.scaling.apply(rows, first_row)

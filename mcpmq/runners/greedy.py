@@ -53,6 +53,10 @@ class _Decoding:
     is_stopped: bool = False  # at a placeholder of images or audio, which has no embedding of its own in an answer
 
     @property
+    def answer(self) -> GreedyAnswer:
+        return GreedyAnswer(tuple(self.accepted), self.complete)
+
+    @property
     def is_running(self) -> bool:
         return not (self.complete or self.is_stopped) and len(self.accepted) < MAX_TOKENS
 
@@ -102,8 +106,7 @@ def greedy_answers(
     `predicted` are the most probable tokens at all positions of the reference answers. Passes end before they exceed
     the budget; the first samples are preferred, and other answers remain incomplete.
     """
-    states = [_first_state(*pair) for pair in zip(samples, predicted, strict=True)]
-    remaining = budget.tokens
+    states, remaining = _first_states(samples, predicted), budget.tokens
     for _ in range(MAX_PASSES):
         chosen, inputs = list[_Decoding](), list[Inputs]()
         for state in states:
@@ -115,7 +118,21 @@ def greedy_answers(
             break
         for state, tokens in zip(chosen, runner.run(inputs, _argmax), strict=True):
             state.accept(tokens)
-    return [GreedyAnswer(tuple(state.accepted), state.complete) for state in states]
+    return [state.answer for state in states]
+
+
+def answers_without_passes(
+    samples: Sequence[Inputs], predicted: Sequence[Sequence[int]], budget: Budget
+) -> list[GreedyAnswer] | None:
+    """Return the answers as `greedy_answers` if no pass would run, else None."""
+    states = _first_states(samples, predicted)
+    if any(state.is_running and budget.cost(state.inputs()) <= budget.tokens for state in states):
+        return None
+    return [state.answer for state in states]
+
+
+def _first_states(samples: Sequence[Inputs], predicted: Sequence[Sequence[int]]) -> list[_Decoding]:
+    return [_first_state(*pair) for pair in zip(samples, predicted, strict=True)]
 
 
 def _first_state(sample: Inputs, predicted: Sequence[int]) -> _Decoding:

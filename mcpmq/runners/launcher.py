@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mcpmq.errors import EngineError
 from mcpmq.formats.format import Engine
-from mcpmq.runners.greedy import Budget, GreedyAnswer
+from mcpmq.runners.greedy import Budget, GreedyAnswer, answers_without_passes
 from mcpmq.runners.inputs_store import InputsStore
 from mcpmq.runners.runner import EngineOptions, PhaseTimings
 from mcpmq.runners.token_metrics import TokenResults
@@ -126,9 +126,13 @@ def generate_answers(
 ) -> tuple[GreedyAnswer, ...]:
     """Return the greedy answer of a model to the prompt of every sample, as `greedy_answers`.
 
+    No worker process starts if the predictions suffice.
+
     Raises:
         EngineError: the engine failed or did not respond.
     """
+    if (known := answers_without_passes(samples, predicted, budget)) is not None:
+        return tuple(known)
     tokens, limits = [list(one) for one in predicted], (budget.tokens, budget.tokens_per_pixel)
     task = Task(
         *("greedy", engine, str(model), str(samples.folder), threads),

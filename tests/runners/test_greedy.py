@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mcpmq.errors import McpmqError
 from mcpmq.families.inputs import Inputs
 from mcpmq.runners import onnx
 from mcpmq.runners.greedy import MAX_PASSES, MAX_TOKENS, Budget, GreedyAnswer, greedy_answers
@@ -133,6 +134,18 @@ def test_pixels_cost_tokens_and_the_first_samples_are_preferred() -> None:
     predicted = predictions(runner, [text, image, text])
     first, second, third = greedy_answers(runner, [text, image, text], predicted, Budget(10, 0.1))
     assert (runner.runs, first.tokens, second.tokens, third.tokens) == ([2], (21, 22), (21,), (21, 22))
+
+
+def test_known_answers_need_no_worker(tmp_path: Path) -> None:
+    """Predictions that reproduce the answer, or a budget below one pass; a model that does not exist is not opened."""
+    store = InputsStore(tmp_path)
+    store.append(sample_of([1], [11, 12]))
+    missing = tmp_path / "missing"
+
+    assert generate_answers("gguf", missing, store, [[11, 12, END]], 1, Budget(100)) == (GreedyAnswer((11, 12), True),)
+    assert generate_answers("gguf", missing, store, [[21, 22, END]], 1, Budget(3)) == (GreedyAnswer((21,), False),)
+    with pytest.raises(McpmqError, match="missing"):
+        generate_answers("gguf", missing, store, [[21, 22, END]], 1, Budget(100))
 
 
 def test_predictions_of_earlier_turns_are_ignored() -> None:
