@@ -20,6 +20,7 @@ from mcpmq.scheme import IntegerScheme
 
 CLIP_RATIOS = (0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3)  # of a group's full range, tried in the search
 SEARCH_CHUNK_WEIGHTS = 1 << 19  # at a time, so that the floats stay in the cache
+FP16_OVERFLOW = 65520.0  # the smallest value that is rounded to infinity
 DEVICE_CHUNK_WEIGHTS = 1 << 26  # on devices other than the CPU: few large operations
 
 
@@ -140,11 +141,15 @@ def _cover_range(weight: Tensor, scheme: IntegerScheme) -> IntegerTensor:
     largest = np.empty((len(bits), scheme.num_groups(weight.shape[1])), np.uint32)
     find = integer_groups.signed_largest if scheme.scale_divisor < 0 else integer_groups.largest_magnitudes
     find(bits, shift, group, largest)
-    grid = _grid_for_range(torch.from_numpy(largest.view(np.float32))[None], scheme)
+    scales, halves = np.empty(largest.shape, np.float32), np.empty(largest.shape, np.uint16)
+    values, divisor = largest.view(np.float32), np.float32(scheme.scale_divisor)
+    top = integer_groups.round_scales(values.reshape(-1), divisor, scales.reshape(-1), halves.reshape(-1))
+    if not top < FP16_OVERFLOW:
+        raise _scale_error(float(top))
     codes = np.empty(bits.shape, np.uint8)
     zero, lowest, highest = np.float32(scheme.zero_point), np.float32(scheme.qmin), np.float32(scheme.qmax)
-    integer_groups.round_to_codes(bits, shift, group, grid.scale.numpy(), zero, lowest, highest, codes)
-    return to_qtensor(torch.from_numpy(codes), grid, scheme)
+    integer_groups.round_to_codes(bits, shift, group, scales, zero, lowest, highest, codes)
+    return IntegerTensor(scheme, torch.from_numpy(codes), torch.from_numpy(halves.view(np.float16)), None)
 
 
 def round_to_grid(weight: Tensor, grid: IntegerGrid, scheme: IntegerScheme) -> IntegerTensor:
@@ -221,6 +226,9 @@ def _to_fp16(scale: Tensor) -> Tensor:
     """Round scales to fp16; 1 where a group is all zeros or its scale underflows."""
     rounded = scale.half().float()
     if rounded.isinf().any():
-        largest = float(scale.abs().max())
-        raise ScaleError(f"a scale of {largest:.3g} is too large for fp16", 'use `"keep"` for this weight')
+        raise _scale_error(float(scale.abs().max()))
     return torch.where(rounded == 0, torch.ones_like(rounded), rounded)
+
+
+def _scale_error(largest: float) -> ScaleError:
+    return ScaleError(f"a scale of {largest:.3g} is too large for fp16", 'use `"keep"` for this weight')

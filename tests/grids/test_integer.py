@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mcpmq.errors import ScaleError
 from mcpmq.grids import integer
+from mcpmq.grids.kernels.integer_groups import round_scales
 from mcpmq.qtensor import IntegerTensor
 from mcpmq.scheme import GROUP_SIZES, IntegerScheme
 
@@ -104,8 +105,33 @@ def test_more_bits_and_smaller_groups_have_less_error() -> None:
 
 def test_a_scale_too_large_for_fp16_is_an_error() -> None:
     """A weight of a million has a scale beyond the range of fp16."""
-    with pytest.raises(ScaleError, match="too large for fp16"):
+    with pytest.raises(ScaleError, match="a scale of 1.25e.05 is too large for fp16"):
         integer.choose_grid(torch.full((1, 32), 1e6), IntegerScheme(4, 32))
+    with pytest.raises(ScaleError, match="a scale of 1.25e.05 is too large for fp16"):
+        integer.quantize(torch.full((1, 32), 1e6), IntegerScheme(4, 32))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.one_of(st.floats(-70000, 70000, width=32), st.floats(-(2.0**-13), 2.0**-13, width=32), st.just(-0.0))),
+    st.sampled_from([-8.0, 127.0, 7.0, 1.0, -1.0]),
+)
+def test_compiled_scales_are_those_of_torch(values: list[float], divisor: float) -> None:
+    """Normal and subnormal numbers of fp16, ties, both signs, and zeros; scales that vanish become 1."""
+    largest = torch.tensor(values, dtype=torch.float32)
+    ties = torch.tensor([1 + 2**-11, 1 + 3 * 2**-11, 2**-24 * 1.5, -(2**-25), 2**-15, 65519.0]) * abs(divisor)
+    largest = torch.cat([largest, ties])
+    scales, halves = np.empty(len(largest), np.float32), np.empty(len(largest), np.uint16)
+
+    top = round_scales(largest.numpy(), np.float32(divisor), scales, halves)
+
+    expected = (largest / divisor).half()
+    finite = expected.isfinite()
+    expected[expected == 0] = 1
+    assert top == (largest / divisor).abs().max()
+    assert finite.all() == (top < 65520)
+    assert torch.equal(torch.from_numpy(halves.view(np.float16))[finite], expected[finite])
+    assert torch.equal(torch.from_numpy(scales)[finite], expected[finite].float())
 
 
 @settings(max_examples=40, deadline=None)

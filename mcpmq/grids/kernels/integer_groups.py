@@ -11,9 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mcpmq.grids.kernels.compiler import Bytes, F, Floats, kernel
+from mcpmq.grids.kernels.lanes import HALF_MIN_NORMAL, SUBNORMAL_MAGIC
 
 BLOCK = 32  # columns of a block of ggml
 SIGN, MAGNITUDE, ALL_BITS = np.uint32(0x80000000), np.uint32(0x7FFFFFFF), np.uint32(0xFFFFFFFF)
+DROPPED_BITS = np.uint32(13)  # of the fraction of a float32, which fp16 does not have
+HALF_STEP, KEPT_BITS = np.uint32(0xFFF), np.uint32(0xFFFFE000)
+EXPONENT_CHANGE = np.uint32(112 << 10)  # the exponents of float32 and fp16 have other offsets
 Bits = NDArray[Any]  # uint16 of bfloat16, or uint32 of float32
 Words = NDArray[np.uint32]
 
@@ -93,6 +97,30 @@ def _first_largest(values: Words, positive: np.uint32, negative: np.uint32) -> A
         if values[place] & MAGNITUDE == positive:
             return values[place]
     return positive
+
+
+@kernel
+def round_scales(largest: Floats, divisor: F, scales: Floats, halves: NDArray[np.uint16]) -> F:
+    """Write values over a divisor rounded to fp16, as float32 and as bits of fp16; return the largest magnitude.
+
+    A scale that is zero, or so small that fp16 has none, becomes 1. Those of 65,520 and more are wrong.
+    """
+    top, bits = F(0), scales.view(np.uint32)
+    for index in range(scales.size):
+        scales[index] = largest[index] / divisor
+        top = max(top, abs(scales[index]))
+    for index in range(scales.size):  # normal numbers: the nearest with 11 bits, of two the even one
+        bits[index] = bits[index] + HALF_STEP + (bits[index] >> DROPPED_BITS & np.uint32(1)) & KEPT_BITS
+    for index in range(scales.size):
+        magnitude = abs(largest[index] / divisor)
+        subnormal = np.copysign(magnitude + SUBNORMAL_MAGIC - SUBNORMAL_MAGIC, scales[index])
+        rounded = scales[index] if magnitude >= HALF_MIN_NORMAL else subnormal
+        scales[index] = rounded if rounded != F(0) else F(1)
+    for index in range(scales.size):
+        magnitude, sign = bits[index] & MAGNITUDE, bits[index] & SIGN
+        normal, subnormal = (magnitude >> DROPPED_BITS) - EXPONENT_CHANGE, np.uint32(abs(scales[index]) * F(2**24))
+        halves[index] = sign >> np.uint32(16) | (normal if abs(scales[index]) >= HALF_MIN_NORMAL else subnormal)
+    return top
 
 
 @kernel
