@@ -11,7 +11,7 @@ def evaluation_cost() -> str:
     sizes = f"{engine['samples']} samples with {engine['tokens']:,} tokens"
     text = (
         f"An artifact with 1.1 G weights and {sizes}, one thread: llama.cpp alone computes the logits of all answers in"
-        f" {alone:.0f} processor seconds. An evaluation takes {found['evaluation']:.0f} ({result['overhead']:+.0%}), and"
-        f" {found['evaluation with the original']:.0f} if the original is not measured yet."
+        f" {alone:.0f} processor seconds. An evaluation takes {found['evaluation']:.0f} ({result['overhead']:+.0%}),"
+        f" and {found['evaluation with the original']:.0f} if the original is not measured yet."
     )
     return with_provenance(text, result)

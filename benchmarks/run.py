@@ -39,12 +39,8 @@ CONVERSIONS = {
     "language-nf4": ("bnb",),
     "language-int8": ("bnb",),
 }
-REAL_SIZE_CONVERSIONS = {
-    "phone-int4": ("gguf", "onnx"),
-    "quality-int4": ("gguf",),
-    "language-int4": ("gptq", "awq", "compressed-tensors"),
-    "language-nf4": ("bnb",),
-}
+REAL_SIZE_CONVERSIONS = {"phone-int4": ("gguf", "onnx"), "quality-int4": ("gguf",)}
+REAL_SIZE_ONE_PASS = REAL_SIZE_CONVERSIONS | {"phone-int8": ("gguf",), "language-int4": ("compressed-tensors",)}
 
 
 def run_conversions(
@@ -57,6 +53,18 @@ def run_conversions(
         yield run_command("quantize", checkpoint, codes, "--recipe", recipe_argument(recipe), *calibration, out=codes)
         for name in formats:
             yield run_command("export", codes, work / recipe / name, "--format", name, out=work / recipe / name)
+
+
+def run_one_pass(
+    checkpoint: Path, work: Path, formats_by_recipe: Mapping[str, tuple[str, ...]]
+) -> Iterator[CommandResult]:
+    """Write every format in one pass, without a quantized model; an artifact is removed when it is measured."""
+    for recipe, formats in formats_by_recipe.items():
+        for name in formats:
+            out = work / recipe / name
+            words = ("--recipe", recipe_argument(recipe), "--format", name)
+            yield run_command("quantize", checkpoint, out, *words, out=out)
+            shutil.rmtree(out)
 
 
 def write_commands(name: str, commands: list[CommandResult]) -> None:
@@ -109,8 +117,12 @@ def run_real_size(layers: int) -> None:
     """Convert at the published widths, where one matrix has a gigabyte."""
     checkpoint = REAL_SIZE_WORK / "checkpoint"
     write_checkpoint(checkpoint, layers)
-    results = run_conversions(checkpoint, REAL_SIZE_WORK, REAL_SIZE_CONVERSIONS)
-    write_commands(f"real-size-{layers}", list(results))
+    results = []
+    for recipe, formats in REAL_SIZE_CONVERSIONS.items():
+        results += run_conversions(checkpoint, REAL_SIZE_WORK, {recipe: formats})
+        shutil.rmtree(REAL_SIZE_WORK / recipe)
+    results += run_one_pass(checkpoint, REAL_SIZE_WORK, REAL_SIZE_ONE_PASS)
+    write_commands(f"real-size-{layers}", results)
 
 
 def run_calibrated_real_size(layers: int) -> None:
