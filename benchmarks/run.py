@@ -117,7 +117,7 @@ def run_real_size(layers: int) -> None:
     """Convert at the published widths, where one matrix has a gigabyte."""
     checkpoint = REAL_SIZE_WORK / "checkpoint"
     write_checkpoint(checkpoint, layers)
-    results = []
+    results = list[CommandResult]()
     for recipe, formats in REAL_SIZE_CONVERSIONS.items():
         results += run_conversions(checkpoint, REAL_SIZE_WORK, {recipe: formats})
         shutil.rmtree(REAL_SIZE_WORK / recipe)
