@@ -55,7 +55,7 @@ def test_both_layouts_have_equal_weights(tmp_path: Path, monkeypatch: pytest.Mon
     assert len(language) == 2 + 1 + 12
     assert all(whole[f"llm.{name}"].equal(value) for name, value in language.items())
     assert (config["model_type"], config["num_hidden_layers"], config["hidden_size"]) == ("qwen2", 1, 256)
-    assert not any("image" in key or "vision" in key for key in config)  # AutoRound would look for a processor
+    assert not any("image" in key or "vision" in key for key in config)  # else AutoRound needs a processor
     assert tokens == sum(map(len, json.loads((text / "tokens.json").read_text()))) > 30
     for name in ("speed-q8_0", "speed-q4_0", "speed-q4_k", "speed-onnx-int4"):
         assert make_plan(Checkpoint.open(multimodal), Recipe.load(str(HERE / "recipes" / f"{name}.toml")))

@@ -111,8 +111,8 @@ def _sequential_memory(task: Task) -> dict[str, Any]:
 def worst_case_encoding(longest: Inputs, samples: Iterable[Inputs]) -> Inputs:
     """Return the longest sample with the slices and audio whose encoding needs the most memory.
 
-    Of slices of equal shape it has one, and that of the most pixels of all samples; audio is that of the sample, and
-    the longest of all samples.
+    Slices of equal shape are there once, and that of the most pixels of all samples is added; audio is that of the
+    sample, and the longest of all samples.
     """
     slices = {pixels.shape: pixels for pixels in longest.slices}
     audio = list(longest.audio)

@@ -123,7 +123,7 @@ def test_phases_are_timed_on_the_image_sample_of_median_length() -> None:
 
 
 def test_worst_case_encoding_has_every_shape_of_the_sample_and_the_largest_of_all() -> None:
-    """Of three slices and an audio, two have different shapes; of other samples only larger ones are added."""
+    """Three slices have two shapes; slices and audio of other samples are added if they are larger."""
     small, other, large = (np.zeros(shape, np.uint8) for shape in ((14, 28, 3), (28, 14, 3), (2, 28, 28, 3)))
     short, long = np.zeros(100, np.float32), np.zeros(300, np.float32)
     longest = replace(make_inputs("longest", 9, 0), slices=(small, other, small), audio=(short,))

@@ -69,7 +69,7 @@ def count_magnitudes(bits: Bits, shift: int, group: int, dropped_bits: int, coun
 def signed_largest(bits: Bits, shift: int, group: int, largest: Words) -> None:
     """Write the value of largest magnitude of every group, the first of several, as `largest_magnitudes`.
 
-    Of values with a sign the largest unsigned integer has the largest magnitude, of the others the largest signed one.
+    The largest unsigned integer is the negative value of largest magnitude, the largest signed one the positive one.
     """
     rows, columns = bits.shape
     buffer = np.empty(columns, np.uint32)
