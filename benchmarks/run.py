@@ -3,6 +3,7 @@
 python -m benchmarks.run                              the reference: accuracy, sizes, memory, seconds
 python -m benchmarks.run --report reference           one report again, of the artifacts that are there
 python -m benchmarks.run --real-size 28               random weights of MiniCPM-V 2.6's size: memory and seconds
+python -m benchmarks.run --real-size 28 --one-pass    the same, followed by conversions in one pass
 python -m benchmarks.run --real-size 28 --calibrated  the same with calibration on a fifth of the starter set
 """
 
@@ -115,14 +116,24 @@ def run_report(name: str) -> None:
 
 def run_real_size(layers: int) -> None:
     """Convert at the published widths, where one matrix has a gigabyte."""
-    checkpoint = REAL_SIZE_WORK / "checkpoint"
-    write_checkpoint(checkpoint, layers)
+    write_commands(f"real-size-{layers}", convert_real_size(layers))
+
+
+def run_one_pass_real_size(layers: int) -> None:
+    """Convert at the published widths in two passes, and then in one."""
+    results = convert_real_size(layers)
+    results += run_one_pass(REAL_SIZE_WORK / "checkpoint", REAL_SIZE_WORK, REAL_SIZE_ONE_PASS)
+    write_commands(f"real-size-{layers}-one-pass", results)
+
+
+def convert_real_size(layers: int) -> list[CommandResult]:
+    """Write the checkpoint, and convert it in two passes; the artifacts of a recipe are removed."""
+    write_checkpoint(REAL_SIZE_WORK / "checkpoint", layers)
     results = list[CommandResult]()
     for recipe, formats in REAL_SIZE_CONVERSIONS.items():
-        results += run_conversions(checkpoint, REAL_SIZE_WORK, {recipe: formats})
+        results += run_conversions(REAL_SIZE_WORK / "checkpoint", REAL_SIZE_WORK, {recipe: formats})
         shutil.rmtree(REAL_SIZE_WORK / recipe)
-    results += run_one_pass(checkpoint, REAL_SIZE_WORK, REAL_SIZE_ONE_PASS)
-    write_commands(f"real-size-{layers}", results)
+    return results
 
 
 def run_calibrated_real_size(layers: int) -> None:
@@ -147,6 +158,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--real-size", type=int, metavar="LAYERS")
     parser.add_argument("--calibrated", action="store_true", help="with --real-size")
+    parser.add_argument("--one-pass", action="store_true", help="with --real-size")
     parser.add_argument("--report", choices=list(reports()), help="evaluate the artifacts of one report again")
     options = parser.parse_args()
     if options.report:
@@ -155,8 +167,8 @@ def main() -> None:
         run_reference()
     else:
         shutil.rmtree(REAL_SIZE_WORK, ignore_errors=True)
-        run = run_calibrated_real_size if options.calibrated else run_real_size
-        run(options.real_size)
+        run = run_one_pass_real_size if options.one_pass else run_real_size
+        (run_calibrated_real_size if options.calibrated else run)(options.real_size)
 
 
 if __name__ == "__main__":
