@@ -198,6 +198,7 @@ class HessianObserver:
         held_out, drift = None, self.drift
         if any(map(len, self.held_out)):
             joined, columns = torch.cat(self.held_out), len(self.gram)
+            self.held_out.clear()  # before the copies
             held_out = joined[:, :columns].contiguous()
             drift = drift and replace(drift, held_out=joined[:, columns:].contiguous())
         return InputStats(

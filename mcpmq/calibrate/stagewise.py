@@ -118,6 +118,7 @@ class StagewiseRounder:
             if stage is self.stages[-1]:
                 self._unload(weights, is_last)
             release_freed_memory()
+            _solve_drifts(stats)
             round_stage = partial(self._round, list(stats), stats, candidate.method, scaling, loaded)
             stage_weights, found = broadcast(exchange, lambda: (round_stage(), summaries))  # noqa: B023
             rounded |= stage_weights
@@ -194,7 +195,7 @@ class StagewiseRounder:
         return weights
 
     def _collect_stats(self, block: QuantizedBlock, stage: Stage, scaling: Scalings) -> BlockStats:
-        """Return the statistics of a stage, by common name, with its drift solved."""
+        """Return the statistics of a stage, by common name, with products of the drift that are not solved yet."""
         new_observer = self.run.new_observer(
             self.block, self.plan.recipe.token_weights or TokenWeights(), self.held_out_in_gram
         )
@@ -207,13 +208,17 @@ class StagewiseRounder:
         stats = {self.specs[parameter].name: found.get(parameter, ()) for parameter in stage.parameters}
         for parameter in stage.parameters:
             check_stats(self.specs[parameter], found.get(parameter, ()), self.run.num_samples)
-        for part in {id(part): part for parts in stats.values() for part in parts}.values():
-            solve_drift(part)
         return stats
 
     def _column_scale(self, scaling: Scalings, parameter: str) -> Tensor | None:
         scale = scaling.get(self.specs[parameter].name, NO_SCALING).column_scale
         return None if scale is None else scale.to(self.run.model.device)
+
+
+def _solve_drifts(stats: BlockStats) -> None:
+    """Solve the drifts of a stage, whose matrices share statistics; before, the weights of a block are unloaded."""
+    for part in {id(part): part for parts in stats.values() for part in parts}.values():
+        solve_drift(part)
 
 
 def _parameters(block: nn.Module, specs: Mapping[str, TensorSpec]) -> dict[str, Tensor]:
