@@ -17,7 +17,6 @@ from threading import Thread
 from typing import Any
 
 from mcpmq.system.interruption import cleanup_on_exit
-from mcpmq.system.startup import collect_garbage_rarely
 
 PR_SET_PDEATHSIG = 1  # option of prctl(2): the signal that the process receives when its parent dies
 PARENT_DIED = 70  # exit code
@@ -67,6 +66,5 @@ def _exit_at_end_of_pipe(pipe: int) -> None:
 
 if __name__ == "__main__":
     end_with_parent(int(sys.argv[1]))
-    collect_garbage_rarely()
     sys.argv = sys.argv[2:]
     run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -12,7 +12,10 @@ FLUSH_FAILED = 120  # exit code of Python if standard output cannot be written a
 
 
 def collect_garbage_rarely() -> None:
-    """Collect cyclic garbage after many new objects; tensors are freed at once, when their last reference is gone."""
+    """Collect cyclic garbage after many new objects; tensors are freed at once, when their last reference is gone.
+
+    Not for processes whose peak memory is measured: garbage is a part of it.
+    """
     gc.set_threshold(NEW_OBJECTS)
 
 
