@@ -1,6 +1,7 @@
 """The samples with the largest loss increase, with a thumbnail and the argmax tokens of both models."""
 
 from base64 import b64encode
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,7 +33,7 @@ from mcpmq.system.temporary_folder import temporary_folder
 
 MAX_SAMPLES, MAX_THUMBNAILS, THUMBNAIL_PIXELS, JPEG_QUALITY = 6, 4, 192, 80
 ELLIPSIS = " …"
-# Share of the cost of the evaluation that generated answers of a model may have; small models have more.
+# Share of the tokens and pixels of the evaluation that the passes of a model for its answers may have.
 MAX_COST_SHARE = 0.02
 MIN_TOKENS, SMALL_MODEL_WEIGHTS = 1 << 14, 20_000_000  # of larger models fewer tokens, at the same cost
 
@@ -112,11 +113,11 @@ def _predicted(measurement: Measurement) -> dict[str, Sequence[int]]:
 
 def _budget(checkpoint: Checkpoint, samples: Iterable[Inputs]) -> Budget:
     """Return the budget of the passes that generate answers, for an evaluation of samples."""
-    weights = {spec.component: 0 for spec in checkpoint.specs}
+    weights = Counter[str]()
     for spec in checkpoint.specs:
         weights[spec.component] += prod(spec.shape)
     vision = checkpoint.architecture.vision
-    per_pixel = weights.get("vision", 0) / weights["language"] / max(1, vision.patch_size) ** 2 if vision else 0.0
+    per_pixel = weights["vision"] / weights["language"] / max(1, vision.patch_size) ** 2 if vision else 0.0
     total = sum(weights.values())
     minimum = MIN_TOKENS * min(1.0, SMALL_MODEL_WEIGHTS / total)
     cost = sum(map(Budget(0, per_pixel).cost, samples))

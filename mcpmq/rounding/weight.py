@@ -28,7 +28,7 @@ from mcpmq.system.read_ahead import read_ahead
 
 NO_SCALING = WeightScaling()
 THREAD_CHUNK_WEIGHTS = 1 << 21  # of every thread, read at a time; rows are quantized independently
-SEARCH_CHUNK_WEIGHTS = 1 << 20  # where scales are searched, which takes longer than everything that a chunk costs
+THREAD_SEARCH_CHUNK_WEIGHTS = 1 << 20  # where scales are searched: smaller chunks take less memory and hardly more time
 GPTQ_CHUNK_WEIGHTS = 1 << 27  # larger, because the Hessian is factored again for every chunk
 FLOAT_DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
 
@@ -147,7 +147,8 @@ class _WeightSource:
             return checkpoint.load(spec).chunk(stats)
         if method == "gptq" or self.device != CPU:
             return checkpoint.load_rows(spec, GPTQ_CHUNK_WEIGHTS)
-        chunk_weights = SEARCH_CHUNK_WEIGHTS if isinstance(self.tensor.scheme, GgmlScheme) else THREAD_CHUNK_WEIGHTS
+        is_searched = isinstance(self.tensor.scheme, GgmlScheme)
+        chunk_weights = THREAD_SEARCH_CHUNK_WEIGHTS if is_searched else THREAD_CHUNK_WEIGHTS
         return read_ahead(checkpoint.load_rows(spec, chunk_weights * max(2, torch.get_num_threads())))
 
     def _prepare(self, rows: Tensor, first_row: int) -> Tensor:
