@@ -237,7 +237,7 @@ def _search(
             "give one format, and convert again for the other",
         )
     assert inputs.calibration is not None
-    options = settings.threads, settings.progress, settings.device
+    options = settings.threads, settings.progress, settings.first_device
     [(recipe, names)] = recipes
     with inputs.compressed(recipe, settings) as compressed:
         found = search_recipe(compressed, recipe, formats[0], budget, inputs.calibration, *options)

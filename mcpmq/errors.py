@@ -3,7 +3,7 @@
 McpmqError
 ├── CheckpointError    the checkpoint is missing, unsupported or invalid
 ├── DatasetError       a calibration or evaluation set is invalid
-├── DeviceError        the device for calibration is not available
+├── DeviceError        the device for calibration is not available, or failed
 ├── RecipeError        the recipe is invalid, or does not fit the checkpoint
 │   └── ScaleError     a weight is too small or too large for the scales of its scheme
 ├── FormatError        the format does not support the plan
@@ -19,6 +19,7 @@ McpmqError
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 class McpmqError(Exception):
@@ -27,6 +28,15 @@ class McpmqError(Exception):
     def __init__(self, message: str, hint: str) -> None:
         super().__init__(message)
         self.hint = hint
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), str(self), self.hint)  # to another process
+
+
+def _restore(kind: type[McpmqError], message: str, hint: str) -> McpmqError:
+    error = kind.__new__(kind)
+    McpmqError.__init__(error, message, hint)
+    return error
 
 
 class CheckpointError(McpmqError):
@@ -38,7 +48,7 @@ class DatasetError(McpmqError):
 
 
 class DeviceError(McpmqError):
-    """The device for calibration is not available."""
+    """The device for calibration is not available, or its process ended."""
 
 
 class RecipeError(McpmqError):

@@ -19,6 +19,7 @@ from mcpmq.artifact import (
     write_manifest,
 )
 from mcpmq.calibrate.cluster import ClusterOptions, calibrate_on_cluster
+from mcpmq.calibrate.devices import calibrate_on_devices
 from mcpmq.calibrate.expert_counts import expert_record
 from mcpmq.calibrate.requirements import needs_calibration, require_calibration
 from mcpmq.calibrate.sequential import calibrate_sequentially
@@ -26,7 +27,7 @@ from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import Sample, SampleSet
 from mcpmq.errors import OutputError
 from mcpmq.estimate.resources import uncalibrated_peak_rss_bytes
-from mcpmq.execution.device import CPU, device_name, resolve_device
+from mcpmq.execution.device import CPU, device_name, resolve_devices
 from mcpmq.execution.instruction_set import instruction_set
 from mcpmq.families.encoding import check_samples
 from mcpmq.formats.image_tokens import image_limits
@@ -59,7 +60,8 @@ def quantize(
     """Carry out a plan and write the quantized model to `out`; a finished run of the same plan is returned.
 
     The weights of at most one block are in memory. If the recipe needs calibration, the calibration samples pass
-    through the model block by block on `device`, or on the best available one, and their activations are in its memory.
+    through the model block by block on `device`, or on the best available one, and their activations are in its memory;
+    several devices, as in `resolve_devices`, share the samples.
     `notify` gets a warning before the work if the samples have too few tokens for the method.
     `memory_limit` is the largest resident memory of this process in bytes: hidden states go to a file where they would
     exceed it. With `cluster` the samples pass through the model on its nodes, with the bytes of a run on this CPU.
@@ -67,7 +69,7 @@ def quantize(
     Raises:
         DatasetError: the recipe needs a calibration set and none is given, a sample cannot be encoded, or a weight gets
             no input from the set; or the samples need more memory than the limit.
-        DeviceError: the device is not available.
+        DeviceError: the device is not available, or the process of one of several ended.
         OutputError: `out` exists, has an unfinished run of another request, the disk is full, or a weight needs more
             memory than the limit.
         CheckpointError: a file of the tokenizer or preprocessor is missing, or a weight is not finite.
@@ -77,12 +79,12 @@ def quantize(
     """
     samples, out = require_calibration(plan, calibration), Path(out)
     check_folder(out, _inputs(plan, calibration))
-    torch_device = resolve_device(device, plan.checkpoint.nbytes) if samples and not cluster else CPU
+    devices = resolve_devices(device, plan.checkpoint.nbytes) if samples and not cluster else (CPU,)
     with ExitStack() as stack:
         if not has_manifest(out):
             stack.enter_context(lock_output(out))
             check_disk_space(out, plan.nbytes)
-        finish_request = begin(partial(_request, plan, calibration, torch_device))  # hashes the checkpoint
+        finish_request = begin(partial(_request, plan, calibration, devices))  # hashes the checkpoint
         if has_manifest(out) and (finished := _finished_run(out, finish_request())):
             remove_stale_lock(out)
             return finished
@@ -95,7 +97,9 @@ def quantize(
         if samples:
             begin_stage()
         _check_limit(plan, memory_limit)
-        calibrate = partial(calibrate_sequentially, device=torch_device)
+        calibrate = partial(calibrate_sequentially, device=devices[0])
+        if len(devices) > 1:
+            calibrate = partial(calibrate_on_devices, devices=devices)
         if cluster:
             calibrate = partial(calibrate_on_cluster, notify=notify, options=cluster)
         _run(plan, out, finish_request(), samples, progress, calibrate, memory_limit)
@@ -218,10 +222,10 @@ def copy_files(files: Sequence[Path], folder: Path) -> list[str]:
     return [file.name for file in files]
 
 
-def _request(plan: Plan, calibration: SampleSet | None, device: torch.device) -> RunRequest:
+def _request(plan: Plan, calibration: SampleSet | None, devices: Sequence[torch.device]) -> RunRequest:
     hashes = {file.name: file.sha256 for file in plan.checkpoint.text_files}
     hashes |= {file.name: file_sha256(file) for file in plan.checkpoint.code_files}
-    return RunRequest(manifest=planned_manifest(plan, calibration, device_name(device)), copied_files=hashes)
+    return RunRequest(manifest=planned_manifest(plan, calibration, device_name(*devices)), copied_files=hashes)
 
 
 def planned_manifest(plan: Plan, calibration: SampleSet | None = None, device: str | None = None) -> Manifest:

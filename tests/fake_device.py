@@ -10,6 +10,8 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
@@ -22,10 +24,13 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.backend_registration import rename_privateuse1_backend
 
+from mcpmq.calibrate.added_statistics import add_from_all
 from mcpmq.calibrate.forward import encode_samples
 from mcpmq.calibrate.imatrix import write_imatrix
+from mcpmq.calibrate.observers import HessianObserver, HoldOut, TokenModalities
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import SampleSet
+from mcpmq.execution.chunked_matmul import serial_map
 from mcpmq.execution.device import CPU
 from mcpmq.execution.torch_model import to_float
 from mcpmq.mixed_precision.layer_error import PROBE_SCHEME, quantization_errors
@@ -33,8 +38,10 @@ from mcpmq.plan import Plan, make_plan
 from mcpmq.quantize import quantize
 from mcpmq.quantized_model import QuantizedModel
 from mcpmq.recipe import Recipe
+from mcpmq.rounding.stats import Drift
 from mcpmq.runners.torch import open_runner
 from mcpmq.system.progress import silent
+from tests.calibrate.test_exchange import AddingThreadExchange, Board
 from tests.loss_tools import answer_losses
 from tests.smoothing_tools import few_exponents
 
@@ -86,7 +93,7 @@ def calibrate_on(plan: Plan, samples: SampleSet, device: torch.device, out: Path
     """Quantize, write an imatrix and measure errors on one device.
 
     The result has the recorded devices, the error of every block with every candidate, the selected method, smoothing
-    and norm of the change of every weight, its error share, and losses of the original.
+    and norm of the change of every weight, its error share, losses of the original, and statistics of two processes.
     """
     # Products are not chunked, so that both devices multiply and add in the same order if their kernels agree. The
     # searches have one candidate, because the fake device takes much time for every operation, and because devices with
@@ -94,7 +101,7 @@ def calibrate_on(plan: Plan, samples: SampleSet, device: torch.device, out: Path
     with (
         few_exponents(0.5),
         patch("mcpmq.rounding.shrinkage.SHRINKAGES", (0.1,)),
-        patch.object(import_module("mcpmq.quantize"), "resolve_device", lambda *_: device),
+        patch.object(import_module("mcpmq.quantize"), "resolve_devices", lambda *_: (device,)),
         patch("mcpmq.calibrate.imatrix.resolve_device", lambda *_: device),
         patch("mcpmq.calibrate.forward.chunk_linears"),
         sdpa_kernel(SDPBackend.MATH),
@@ -111,6 +118,7 @@ def calibrate_on(plan: Plan, samples: SampleSet, device: torch.device, out: Path
         "changes": {name: _change(plan.checkpoint, quantized, name) for name in matrices},
         "error_shares": {name: error.share for name, error in errors.items()},
         "losses": _losses_of_original(plan.checkpoint, samples, device),
+        "added": _add_statistics(device),
     }
 
 
@@ -119,6 +127,32 @@ def _losses_of_original(checkpoint: Checkpoint, samples: SampleSet, device: torc
     inputs = encode_samples(checkpoint.family.open_processor(checkpoint.path), samples.samples[:3], silent)
     with patch("mcpmq.runners.torch.resolve_device", lambda *_: device):
         return [losses.tolist() for losses in answer_losses(open_runner(checkpoint.path, 1), inputs)]
+
+
+def _add_statistics(device: torch.device) -> list[list[float]]:
+    """Return the sums of a Hessian and of the products of a drift, and the held-out inputs, of two processes.
+
+    They are threads here; the second one has no samples.
+    """
+    board = Board.of_size(2)
+    modalities = TokenModalities(lambda count: torch.zeros(count, dtype=torch.uint8), torch.ones(4))
+    hold_out = HoldOut(lambda: True, in_gram=True)
+    create = partial(HessianObserver.create, modalities, serial_map, hold_out, device)
+
+    def collect(exchange: AddingThreadExchange) -> dict[str, Any]:
+        def observe(new_observer: Any, *, observers: dict[str, Any]) -> dict[str, Any]:
+            if exchange.rank:
+                return {}
+            observers["a"] = new_observer(3, Drift(True, torch.empty(3, 2, device=device)))
+            observers["a"].update(torch.arange(6.0).reshape(2, 3).to(device), torch.ones(2, 2).to(device))
+            return {"a": (observers["a"].result(),)}
+
+        return add_from_all(exchange, create, observe)
+
+    with ThreadPoolExecutor(2) as pool:
+        found, _ = pool.map(collect, [AddingThreadExchange(rank, board, device=device) for rank in range(2)])
+    [stats] = found["a"]
+    return [one.flatten().tolist() for one in (stats.gram, stats.drift.products, stats.held_out_inputs)]
 
 
 def _method(quantized: QuantizedModel, name: str) -> list[Any]:

@@ -12,7 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from mcpmq.calibrate.block_files import BlockReader
-from mcpmq.calibrate.exchange import ONE_PROCESS, Exchange, own_samples, sample_index, sample_is_held_out
+from mcpmq.calibrate.exchange import (
+    ONE_PROCESS,
+    AddingExchange,
+    Exchange,
+    own_samples,
+    sample_index,
+    sample_is_held_out,
+)
 from mcpmq.calibrate.memory import must_spill
 from mcpmq.calibrate.modalities import (
     HEAD,
@@ -177,7 +184,9 @@ def open_calibration(
     processor = checkpoint.family.open_processor(checkpoint.path)
     indices = own_samples(len(samples), exchange)
     inputs = encode_samples(processor, [samples[index] for index in indices], progress)
-    spills = must_spill(checkpoint, inputs, () if exchange.rank else with_hessian, device, with_original, memory_limit)
+    has_hessians = exchange.rank == 0 or isinstance(exchange, AddingExchange)
+    hessians = with_hessian if has_hessians else ()
+    spills = must_spill(checkpoint, inputs, hessians, device, with_original, memory_limit)
     model = build_model(checkpoint.family, checkpoint.config, checkpoint.specs, device)
     threads = torch.get_num_threads()
     if memory_limit is not None:
@@ -224,7 +233,8 @@ def run_calibration(
     if with_original:
         samples *= 2
     blocks = list(model.blocks)
-    ticks = iter(run.progress(blocks, progress_label(label, model.device)))
+    devices = run.exchange.size if isinstance(run.exchange, AddingExchange) else 1
+    ticks = iter(run.progress(blocks, progress_label(label, model.device, devices)))
 
     def load(block: nn.Module) -> None:
         next(ticks, None)

@@ -11,12 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from heapq import merge
 from threading import Lock
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from mcpmq.calibrate.exchange import Exchange, sample_index, sample_is_held_out
+from mcpmq.calibrate.added_statistics import Collect, NewObserver, add_from_all, owners_by_parameter
+from mcpmq.calibrate.exchange import AddingExchange, Exchange, InputExchange, sample_index, sample_is_held_out
 from mcpmq.calibrate.modalities import sample_modalities
 from mcpmq.calibrate.observers import HessianObserver, tile_starts
 from mcpmq.families.modeling_experts import routed_tokens
@@ -48,15 +49,6 @@ class SampleRows:
     rows: list[Rows]
 
 
-NewObserver = Callable[..., Any]  # of the number of columns; of the drift, if there is one; of the tiles to multiply
-
-
-class Collect(Protocol):
-    """Observes the samples of this process; `observers` gets the observers, by the first matrix that uses them."""
-
-    def __call__(self, new_observer: NewObserver, *, observers: dict[str, Any]) -> dict[str, tuple[Any, ...]]: ...
-
-
 def collect_from_all(
     exchange: Exchange, new_observer: NewObserver, collect: Collect, weights: int
 ) -> dict[str, tuple[Any, ...]]:
@@ -67,6 +59,9 @@ def collect_from_all(
     """
     if exchange.size == 1:
         return collect(new_observer, observers={})
+    if isinstance(exchange, AddingExchange):
+        return add_from_all(exchange, new_observer, collect)
+    assert isinstance(exchange, InputExchange)
     statistics = _SharedStatistics(exchange, new_observer, initial_loads(weights, exchange.size))
     owners: dict[str, tuple[str, ...]] = {}
     if exchange.rank:
@@ -104,7 +99,7 @@ def _in_background(work: Callable[[Lock], None]) -> Iterator[Lock]:
         future.result()
 
 
-def _send_rows(exchange: Exchange, collect: Collect, turn: Lock) -> dict[str, tuple[str, ...]]:
+def _send_rows(exchange: InputExchange, collect: Collect, turn: Lock) -> dict[str, tuple[str, ...]]:
     """Send the inputs of the samples of this process to all; return the owners of the inputs by parameter."""
     recorders: dict[str, _Recorder] = {}
     outbox = _Outbox(exchange, turn, recorders)
@@ -117,15 +112,14 @@ def _send_rows(exchange: Exchange, collect: Collect, turn: Lock) -> dict[str, tu
         outbox.flush()
     finally:
         outbox.send(None)  # also after an error, for which the other processes do not wait
-    owners = {id(recorder): name for name, recorder in recorders.items()}
-    return {parameter: tuple(owners[id(one)] for one in parts) for parameter, parts in found.items()}
+    return owners_by_parameter(recorders, found)
 
 
 @dataclass(slots=True)
 class _Outbox:
     """Sends the inputs of each sample when the next one begins."""
 
-    exchange: Exchange
+    exchange: InputExchange
     turn: Lock  # of this thread, except while it sends
     recorders: dict[str, "_Recorder"]  # by owner
     current: SampleRows | None = None
@@ -174,7 +168,7 @@ class _Recorder:
 class _SharedStatistics:
     """The observers of one process for the samples of all, and the process that multiplies each tile."""
 
-    exchange: Exchange
+    exchange: InputExchange
     new_observer: NewObserver
     loads: list[int]  # of every process
     observers: dict[str, HessianObserver] = field(default_factory=dict)  # by owner

@@ -52,7 +52,18 @@ def complete_format(incomplete: str) -> Iterator[str]:
 
 def complete_device(incomplete: str) -> Iterator[str]:
     """Yield device names for the completion of a shell; which of them exist is not known without torch."""
-    yield from (name for name in ("cpu", "cuda", "cuda:0", "cuda:1", "mps") if name.startswith(incomplete))
+    yield from (name for name in ("cpu", "cuda", "cuda:0", "cuda:1", "cuda:all") if name.startswith(incomplete))
+
+
+def require_one_device(name: str | None) -> str | None:
+    """Return the name of a device.
+
+    Raises:
+        typer.BadParameter: it names several.
+    """
+    if name and ("," in name or name == "cuda:all"):
+        raise typer.BadParameter("an evaluation uses one device; several share the samples of a calibration")
+    return name
 
 
 Source = Annotated[
@@ -94,12 +105,23 @@ Device = Annotated[
         autocompletion=complete_device,
     ),
 ]
+Devices = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        help="Device for calibration: cpu, cuda, cuda:1; several GPUs share the samples: cuda:0,cuda:1 or cuda:all;"
+        " default: a GPU if any, for checkpoints from 500 MB on",
+        autocompletion=complete_device,
+    ),
+]
 OriginalDevice = Annotated[
     str | None,
     typer.Option(
         "--device",
         metavar="NAME",
         help="Device for the original in PyTorch: cpu, cuda, cuda:1; default: cpu",
+        callback=require_one_device,
         autocompletion=complete_device,
     ),
 ]

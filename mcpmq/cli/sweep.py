@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mcpmq.cli.options import PIPELINE_PANEL, Device, Json
+from mcpmq.cli.options import PIPELINE_PANEL, Devices, Json
 from mcpmq.cli.release import parse_optional_size
 from mcpmq.cli.standard_output import keep_exit_code
 
@@ -42,7 +42,7 @@ def sweep(
         str,
         typer.Option("--store", metavar="shared|returned", help="OUT on Ray: shared by all nodes, or reports returned"),
     ] = "shared",
-    device: Device = None,
+    device: Devices = None,
     json: Json = False,
 ) -> None:
     """Convert and measure every combination of checkpoints, recipes, formats and sets; resumes an interrupted run"""

@@ -158,7 +158,7 @@ def _run_original(checkpoint: Checkpoint, inputs: EncodedInputs, settings: Setti
     result = run_engine(
         *("torch", checkpoint.path, inputs.store, settings.threads, settings.progress),
         save_logprobs=file,
-        options=replace(original_options(checkpoint), device=settings.device),
+        options=replace(original_options(checkpoint), device=settings.first_device),
     )
     return OriginalResult(_measurement(engine_name("torch"), result, _original_nbytes(checkpoint), inputs), file)
 
@@ -177,8 +177,8 @@ def original_options(checkpoint: Checkpoint) -> EngineOptions:
 def _cache_key(checkpoint: Checkpoint, inputs: EncodedInputs, settings: Settings) -> str:
     versions = [version(package) for package in ("mcpmq", "torch", "transformers")]
     key = [checkpoint.sha256, inputs.store.sha256, inputs.groups, inputs.notes, versions, settings.threads]
-    if settings.device not in (None, "cpu"):
-        key.append(settings.device)
+    if settings.first_device not in (None, "cpu"):
+        key.append(settings.first_device)
     return hashlib.sha256(json.dumps([*key, describe_machine(), kernel_selection()]).encode()).hexdigest()
 
 

@@ -23,6 +23,11 @@ class Settings:
     memory_limit: int | None = None  # largest resident memory of a quantization, in bytes
     kv_cache: KvCache | None = None  # types of the KV cache in llama.cpp; None for its default, F16
 
+    @property
+    def first_device(self) -> str | None:
+        """The name of the device for work other than calibration, which several devices can share."""
+        return "cuda" if self.device == "cuda:all" else self.device and self.device.partition(",")[0]
+
     @classmethod
     def from_options(
         cls,

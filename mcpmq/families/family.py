@@ -208,6 +208,9 @@ class Family:
     input_from: tuple[tuple[str, str], ...] = ()  # hub names (matrix outside an nn.Linear, module with its input)
     smoothing_mappings: tuple[SmoothingMapping, ...] = ()
 
+    def __reduce__(self) -> tuple[Callable[[str], "Family"], tuple[str]]:
+        return import_module("mcpmq.families").family_named, (self.name,)  # its functions cannot be pickled
+
     def open_processor(self, checkpoint: Path) -> Processor:
         """Open the processor with the text files of a checkpoint or an artifact.
 

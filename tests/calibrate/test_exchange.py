@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from mcpmq.calibrate import observed_samples, observers
 from mcpmq.calibrate.exchange import ONE_PROCESS, Exchange, add_by_sample, own_samples
@@ -23,6 +24,7 @@ from mcpmq.execution.device import CPU
 from mcpmq.plan import Plan, make_plan
 from mcpmq.quantized_model import write_block
 from mcpmq.recipe import Recipe
+from mcpmq.system.process_group import from_bytes, to_bytes
 from mcpmq.system.progress import silent
 from tests.tiny_families import QWEN3_VL_MOE, without_expert
 
@@ -95,6 +97,20 @@ class ThreadExchange:
     def receive(self, rank: int) -> Any:
         """Return the next item of a thread for this one."""
         return pickle.loads(self.board.streams[rank][self.rank].get(timeout=SECONDS))
+
+
+@dataclass
+class AddingThreadExchange(ThreadExchange):
+    """An exchange between threads with Hessians of their own, on one device; tensors arrive on it."""
+
+    device: torch.device = CPU
+
+    def gather(self, value: Any) -> list[Any]:
+        return [from_bytes(one, self.device) for one in super().gather(to_bytes(value))]
+
+    def add(self, tensor: Tensor) -> None:
+        """Add the tensors of all threads in the first one."""
+        tensor.copy_(torch.stack(self.gather(tensor)).sum(0) if self.rank == 0 else self.gather(tensor)[self.rank] * 0)
 
 
 def calibrate(plan: Plan, samples: SampleSet, folder: Path, exchange: Exchange) -> None:
@@ -202,6 +218,15 @@ def test_shards_have_a_fixed_size() -> None:
     assert indices(10, 1) == [[], list(range(10))]
     assert indices(10, 2) == [[], [0, 1, 2, 3, 8, 9], [4, 5, 6, 7]]
     assert own_samples(3, ONE_PROCESS) == [0, 1, 2]
+
+
+def test_processes_with_hessians_of_their_own_all_have_samples() -> None:
+    """They take turns, so that their numbers of samples are nearly equal."""
+    board = Board.of_size(3)
+
+    found = [own_samples(7, AddingThreadExchange(rank, board)) for rank in range(3)]
+
+    assert found == [[0, 3, 6], [1, 4], [2, 5]]
 
 
 def test_sums_are_in_the_order_of_the_samples() -> None:

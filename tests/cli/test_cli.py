@@ -203,13 +203,21 @@ def test_completion_is_offered(mcpmq: Command) -> None:
     assert "--show-completion" in mcpmq("--help").stdout
 
 
+def test_an_evaluation_of_several_devices_is_a_usage_error(mcpmq: Command, tmp_path: Path) -> None:
+    """Several devices share the samples of a calibration only."""
+    found = mcpmq("evaluate", tmp_path, "--against", tmp_path, "--eval-set", tmp_path, "--device", "cuda:0,cuda:1")
+
+    assert found.exit_code == 2
+    assert "an evaluation uses one device" in " ".join(found.stderr.split())
+
+
 @pytest.mark.parametrize(
     ("line", "expected"),
     [
         ("mcpmq plan x --recipe phone", {"phone-int4", "phone-int8"}),
         ("mcpmq convert x y --format g", {"gguf", "gptq"}),
         ("mcpmq export x y -f comp", {"compressed-tensors"}),
-        ("mcpmq quantize x y --device cuda:", {"cuda:0", "cuda:1"}),
+        ("mcpmq quantize x y --device cuda:", {"cuda:0", "cuda:1", "cuda:all"}),
         ("mcpmq recipes language-", {"language-int8", "language-nf4"}),
     ],
 )

@@ -17,6 +17,14 @@ def test_settings_follow_the_command_line(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert Settings.from_options(None, use_cache=False).cache_folder is None
 
 
+@pytest.mark.parametrize(
+    ("names", "first"), [(None, None), ("cpu", "cpu"), ("cuda:1,cuda:0", "cuda:1"), ("cuda:all", "cuda")]
+)
+def test_the_first_device_of_several_evaluates(names: str | None, first: str | None) -> None:
+    """The others share the samples of a calibration with it."""
+    assert Settings(threads=1, device=names).first_device == first
+
+
 def test_one_thread_is_used_if_the_number_of_cores_is_unknown(monkeypatch: pytest.MonkeyPatch) -> None:
     """`os.cpu_count` returns None on some systems."""
     monkeypatch.setattr("os.cpu_count", lambda: None)

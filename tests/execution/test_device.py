@@ -17,7 +17,15 @@ from mcpmq.artifact import Artifact
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import SampleSet
 from mcpmq.errors import DeviceError, OutputError
-from mcpmq.execution.device import CPU, MIN_GPU_NBYTES, available_nbytes, device_name, progress_label, resolve_device
+from mcpmq.execution.device import (
+    CPU,
+    MIN_GPU_NBYTES,
+    available_nbytes,
+    device_name,
+    progress_label,
+    resolve_device,
+    resolve_devices,
+)
 from mcpmq.plan import make_plan
 from mcpmq.quantize import quantize
 from mcpmq.recipe import Recipe
@@ -49,10 +57,57 @@ def test_small_checkpoints_are_calibrated_on_the_cpu(monkeypatch: pytest.MonkeyP
     assert resolve_device("cpu", MIN_GPU_NBYTES) == CPU
 
 
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with two GPUs."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda one: ["H100", "H200"][one.index])
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_several_gpus_share_the_samples_of_a_calibration() -> None:
+    """Names are separated by commas, or select all GPUs; without a name and with one it is one device."""
+    both = (torch.device("cuda:0"), torch.device("cuda:1"))
+    assert resolve_devices("cuda:0,cuda:1") == both
+    assert resolve_devices("cuda:all") == both
+    assert resolve_devices("cuda:1,cuda") == both[::-1]
+    assert resolve_devices() == (both[0],)
+    assert resolve_devices("cuda:1") == (both[1],)
+    assert resolve_devices(None, 1) == (CPU,)
+    assert device_name(*both) == "1 x H100, 1 x H200"
+    assert device_name(both[0], both[0]) == "2 x H100"
+    assert device_name(both[1]) == "H200"
+
+
+@pytest.mark.usefixtures("two_gpus")
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("cuda:0,cuda", "`cuda:0,cuda` are not different GPUs"),
+        ("cuda,cpu", "`cuda,cpu` are not different GPUs"),
+        ("cuda:0,cuda:2", "`cuda:2` is not available: torch .* finds 2 GPUs"),
+        ("cuda:0,", "`` is not a device name"),
+    ],
+)
+def test_invalid_names_of_several_gpus_are_an_error(names: str, message: str) -> None:
+    """The error has the name, the hint valid ones."""
+    with pytest.raises(DeviceError, match=message):
+        resolve_devices(names)
+
+
+@pytest.mark.skipif(CUDA, reason="there is a GPU")
+def test_all_gpus_of_a_machine_without_one_are_an_error() -> None:
+    """The CPU is not used instead."""
+    with pytest.raises(DeviceError, match="finds 0 GPUs"):
+        resolve_devices("cuda:all")
+
+
 def test_progress_labels_name_devices_other_than_the_cpu() -> None:
     """The label has the device name, because a GPU may be the default."""
     assert progress_label("calibrating", CPU) == "calibrating"
     assert progress_label("calibrating", torch.device("meta")) == "calibrating on meta"
+    assert progress_label("calibrating", torch.device("meta"), 4) == "calibrating on 4 x meta"
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "cuda:-1", "cpu:0", "", ":1"])
@@ -117,6 +172,8 @@ def test_another_device_gives_the_same_results(results: dict[str, Any]) -> None:
     for block, errors in cpu["block_errors"].items():
         assert device["block_errors"][block] == pytest.approx(errors, rel=0.3)
     assert device["changes"] == pytest.approx(cpu["changes"], rel=0.5)
+    gram, products = [9.0, 12.0, 15.0, 12.0, 17.0, 22.0, 15.0, 22.0, 29.0], [3.0, 3.0, 5.0, 5.0, 7.0, 7.0]
+    assert device["added"] == cpu["added"] == [gram, products, [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]]
     for losses, expected in zip(device["losses"], cpu["losses"], strict=True):
         assert losses == pytest.approx(expected, abs=1e-4)
 

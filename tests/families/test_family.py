@@ -1,5 +1,6 @@
 """Derived fields of the family description."""
 
+import pickle
 from dataclasses import replace
 from typing import Any
 
@@ -7,7 +8,7 @@ import pytest
 
 from mcpmq.errors import CheckpointError
 from mcpmq.families import FAMILIES, family_named, family_of
-from mcpmq.families.family import SmoothingMapping, TensorSpec
+from mcpmq.families.family import Family, SmoothingMapping, TensorSpec
 from mcpmq.families.language_shape import LatentAttention, LinearAttention
 from tests.families.published import PUBLISHED
 from tests.tiny import CONFIG
@@ -85,6 +86,12 @@ def test_rope_theta_has_the_default_of_the_family(name: str, rope_theta: float) 
         config["text_config"] = {key: value for key, value in text.items() if key != "rope_parameters"}
 
     assert family_of(config).parse_architecture(config).language.rope_theta == rope_theta
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda one: one.name)
+def test_another_process_finds_its_family_by_name(family: Family) -> None:
+    """The functions of a family are not sent."""
+    assert pickle.loads(pickle.dumps(family)) is family
 
 
 def test_family_names_are_unique() -> None:
