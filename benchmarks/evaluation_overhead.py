@@ -1,6 +1,6 @@
 """CPU time of an evaluation of a GGUF artifact of 1 B weights, against that of llama.cpp alone on the same samples.
 
-python -m benchmarks.evaluation_overhead              every fifth sample of the held-out set
+python -m benchmarks.evaluation_overhead              every third sample of the held-out set
 python -m benchmarks.evaluation_overhead --every 50   fewer samples, printed only
 
 A first evaluation computes the log-probabilities of the original, and both evaluations use one thread. The engine alone
@@ -29,7 +29,7 @@ from mcpmq.runners.runner import Logits
 
 FOLDER = WORK / "evaluation-overhead"
 LAYERS, VISION_LAYERS = 12, 4
-EVERY = 5
+EVERY = 3
 CONFIG = PUBLISHED_CONFIG | {
     "hidden_size": 1536,
     "intermediate_size": 8960,

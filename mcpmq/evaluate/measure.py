@@ -126,7 +126,7 @@ def measure_original(checkpoint: Checkpoint, inputs: EncodedInputs, settings: Se
     cache_folder = settings.cache_folder
     if cache_folder is None or needed > cache.MAX_CACHE_NBYTES:
         return _run_uncached(checkpoint, inputs, settings, needed)
-    name = _cache_key(checkpoint, inputs, settings)
+    name = original_key(checkpoint, inputs, settings)
     if cached := _read_cached(cache_folder, name, inputs):
         return cached
     if error := cache.write_error(cache_folder):
@@ -174,7 +174,8 @@ def original_options(checkpoint: Checkpoint) -> EngineOptions:
     return EngineOptions(tuple(str(path.absolute()) for path in checkpoint.adapter_paths))
 
 
-def _cache_key(checkpoint: Checkpoint, inputs: EncodedInputs, settings: Settings) -> str:
+def original_key(checkpoint: Checkpoint, inputs: EncodedInputs, settings: Settings) -> str:
+    """Return the name of the cache entry with the measurement of an original on these inputs."""
     versions = [version(package) for package in ("mcpmq", "torch", "transformers")]
     key = [checkpoint.sha256, inputs.store.sha256, inputs.groups, inputs.notes, versions, settings.threads]
     if settings.first_device not in (None, "cpu"):

@@ -30,6 +30,7 @@ from mcpmq.formats import engine_of
 from mcpmq.formats.kv_cache import check_cache, head_widths
 from mcpmq.formats.support import check_audio
 from mcpmq.report.calibration_samples import calibration_samples
+from mcpmq.report.greedy_answers import GreedyAnswers, generate_greedy_answers
 from mcpmq.report.layer_errors import layer_errors
 from mcpmq.report.report import (
     ArtifactResult,
@@ -40,7 +41,7 @@ from mcpmq.report.report import (
     SourceInfo,
     WeightInfo,
 )
-from mcpmq.report.worst_samples import GreedyAnswers, generate_worst_answers, worst_pairs, worst_samples
+from mcpmq.report.worst_samples import worst_ids, worst_pairs, worst_samples
 from mcpmq.system.environment import describe_machine, installed_versions
 from mcpmq.system.progress import begin_stages
 
@@ -105,7 +106,8 @@ def compare(
         measured = _measure_artifacts(artifacts, baselines, inputs, settings, references, begin_stage)
         begin_stage()
         answers = {one.id: one.answer_tokens.tolist() for one in inputs.store}
-        greedy = generate_worst_answers(checkpoint, original.measurement, measured, inputs, settings)
+        worst = [(*pair, worst_ids(original.measurement, pair[1])) for pair in measured]
+        greedy = generate_greedy_answers(checkpoint, original.measurement, worst, inputs, settings)
     on_calibration = _calibration_divergences(checkpoint, artifacts, calibration, settings) if calibration else {}
     by_kind = {kind: baseline.measurement for kind, baseline in baselines.items()}
     context = ComparisonContext(
