@@ -157,7 +157,7 @@ def _uncalibrated_stages(weight: Tensor, importance: Tensor) -> Iterator[Stage]:
     works |= {
         "RTN q4_k with imatrix": partial(ggml.quantize, weight, _scheme("q4_k"), importance),
         "pack as Q4_0": partial(pack_integers, codes.codes.numpy(), codes.scale.numpy(), codes.scheme),
-        "pack as MatMulNBits": lambda: list(pack_for_matmul(_scheme("int4-g32"), codes.shape, codes).codes.parts),
+        "pack as MatMulNBits": lambda: list(pack_for_matmul(_scheme("int4-g32"), codes.shape, [codes]).codes.parts),
     }
     for stage, work in works.items():
         yield Stage(stage, len(weight), weight.shape[1], measure_seconds(work), None)

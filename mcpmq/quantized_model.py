@@ -223,14 +223,16 @@ def pack_codes(codes: Tensor, bits: int) -> Tensor:
         return codes.contiguous()
     if codes.shape[1] % 2:
         codes = torch.nn.functional.pad(codes, (0, 1))
-    return codes[:, 0::2] | (codes[:, 1::2] << 4)
+    pairs = codes.flatten().view(torch.int16)  # whole vectors of pairs: the even column is in the low byte
+    return (pairs | pairs >> 4).to(torch.uint8).reshape(len(codes), -1)
 
 
 def unpack_codes(packed: Tensor, bits: int, columns: int) -> Tensor:
     """Unpack the codes of `pack_codes`: uint8 [rows, columns]."""
     if bits > 4:
         return packed
-    return torch.stack([packed & 15, packed >> 4], -1).flatten(1)[:, :columns]
+    pairs = packed.to(torch.int16)
+    return ((pairs | pairs << 4) & 0x0F0F).view(torch.uint8)[:, :columns]
 
 
 def _check_records(path: str | Path, shapes: Mapping[str, tuple[int, ...]], specs: Mapping[str, TensorSpec]) -> None:

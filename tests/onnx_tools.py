@@ -94,9 +94,15 @@ def _fake_model(tensors: dict[str, QTensor | Tensor], activation: str | None = N
     dtypes = {name: str(getattr(one, "dtype", "")).removeprefix("torch.") for name, one in tensors.items()}
     return SimpleNamespace(
         load=tensors.get,
+        row_chunks=lambda name: _row_chunks(tensors[name]),
         scheme=schemes.get,
         activation=lambda name: activation,
         activation_grids=lambda name: (),
         specs={name: TensorSpec(name, name, tuple(one.shape)) for name, one in tensors.items()},
         records={name: SimpleNamespace(dtype=dtype, activation=None) for name, dtype in dtypes.items()},
     )
+
+
+def _row_chunks(weight: Any) -> list[QTensor]:
+    """Return a weight in chunks of rows, of which the last one is smaller."""
+    return [weight.slice_rows(slice(row, row + 20)) for row in range(0, weight.rows, 20)]

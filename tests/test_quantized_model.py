@@ -6,6 +6,7 @@ import resource
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -18,13 +19,16 @@ from mcpmq.quantized_model import QuantizedModel, pack_codes, unpack_codes, writ
 @settings(max_examples=50, deadline=None)
 @given(st.sampled_from([3, 4, 5, 8]), st.integers(1, 5), st.integers(1, 70), st.integers(0, 2**31))
 def test_packed_codes_are_unpacked_to_the_same(bits: int, rows: int, columns: int, seed: int) -> None:
-    """For every shape, including odd numbers of columns; codes of at most 4 bits take half a byte."""
+    """For every shape, including odd numbers of columns; codes of at most 4 bits take half a byte, even columns low."""
     codes = torch.randint(0, 2**bits, (rows, columns), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
 
     packed = pack_codes(codes, bits)
 
     assert packed.shape == (rows, -(-columns // 2) if bits <= 4 else columns)
     assert torch.equal(unpack_codes(packed, bits, columns), codes)
+    for row, column in np.ndindex(*codes.shape):
+        byte = int(packed[row, column // 2 if bits <= 4 else column])
+        assert (byte >> 4 * (column % 2) & 15 if bits <= 4 else byte) == codes[row, column]
 
 
 def test_every_weight_can_be_loaded(tiny_quality: QuantizedModel) -> None:

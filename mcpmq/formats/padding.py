@@ -16,10 +16,10 @@ if TYPE_CHECKING:  # a forecast computes shapes without torch
     from mcpmq.qtensor import QTensor
 
 
-def stored_shape(spec: TensorSpec, padded_size: int) -> tuple[int, ...]:
+def stored_shape(spec: TensorSpec, padded_size: int | None = None) -> tuple[int, ...]:
     """Return the shape of a weight in a file, [out, in], with its paddable axis (if any) set to `padded_size`."""
     shape = spec.shape[::-1] if spec.transposed else spec.shape
-    if spec.paddable_axis is None:
+    if spec.paddable_axis is None or padded_size is None:
         return shape
     return (padded_size, *shape[1:]) if spec.paddable_axis == "rows" else (shape[0], padded_size)
 

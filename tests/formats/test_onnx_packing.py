@@ -62,15 +62,32 @@ def values(packed: PackedWeight, columns: int) -> NDArray[np.float32]:
 def test_packed_bytes_dequantize_to_the_weight(scheme: IntegerScheme, rows: int, columns: int, lookup: bool) -> None:
     """Packed bytes have exactly the values of the weight, for all bits, groups and partial blocks."""
     weight = random_weight(scheme, rows, columns)
-    packed = (pack_for_gather if lookup else pack_for_matmul)(scheme, weight.shape, weight)
+    packed = (pack_for_gather if lookup else pack_for_matmul)(scheme, weight.shape, [weight])
     np.testing.assert_array_equal(values(packed, columns), dequantize(weight).numpy())
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.sampled_from(EVERY_SCHEME), st.integers(2, 9), st.integers(1, 70), st.integers(1, 5), st.booleans())
+def test_chunks_of_rows_have_the_bytes_of_the_whole_weight(
+    scheme: IntegerScheme, rows: int, columns: int, step: int, lookup: bool
+) -> None:
+    """The chunks are read once, while the codes are written; scales and zero points follow."""
+    weight, pack = random_weight(scheme, rows, columns), pack_for_gather if lookup else pack_for_matmul
+    chunks = (weight.slice_rows(slice(row, row + step)) for row in range(0, rows, step))
+
+    found, expected = pack(scheme, weight.shape, chunks), pack(scheme, weight.shape, [weight])
+
+    for one, other in ((found.codes, expected.codes), (found.scales, expected.scales), (found.zeros, expected.zeros)):
+        assert (one is None) == (other is None)
+        if one and other:
+            np.testing.assert_array_equal(whole(one), whole(other))
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_partial_block_is_padded_with_the_code_of_zero(bits: int) -> None:
     """The columns after the last one contain 2^(bits - 1)."""
     scheme = IntegerScheme(bits, 32)
-    codes = whole(pack_for_matmul(scheme, (3, 33), random_weight(scheme, 3, 33)).codes)
+    codes = whole(pack_for_matmul(scheme, (3, 33), [random_weight(scheme, 3, 33)]).codes)
     assert {code_at(row.reshape(-1), column, bits) for row in codes for column in range(33, 64)} == {2 ** (bits - 1)}
 
 
@@ -108,7 +125,7 @@ def test_packing_memory_is_bounded(bits: int) -> None:
     """The peak memory of packing is below four stripes, for a weight of sixteen."""
     rows = 16 * CODES_PER_STRIPE // 1000
     scheme = IntegerScheme(bits, 128)
-    packed = pack_for_matmul(scheme, (rows, 1000), random_weight(scheme, rows, 1000))
+    packed = pack_for_matmul(scheme, (rows, 1000), [random_weight(scheme, rows, 1000)])
     tracemalloc.start()
     nbytes = sum(part.nbytes for part in packed.codes.parts)
     peak = tracemalloc.get_traced_memory()[1]

@@ -4,8 +4,8 @@ Layout: codes along the columns, low bits first, in blocks of a power of two fro
 zero points packed like the codes (ContribOperators.md of ONNX Runtime).
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +21,8 @@ if TYPE_CHECKING:  # a forecast computes the shapes without torch
 
     from mcpmq.qtensor import IntegerTensor
 
+    Chunks = Iterable[IntegerTensor]  # rows of a weight, in their order
+
 CODES_PER_STRIPE = 4 << 20  # bounds the memory of packing
 Bytes = NDArray[np.uint8]
 Parts = Iterator[NDArray[Any]]
@@ -28,7 +30,10 @@ Parts = Iterator[NDArray[Any]]
 
 @dataclass(frozen=True, slots=True)
 class PackedWeight:
-    """The three arrays of one weight; symmetric schemes have no `zeros`, the zero point is 2^(bits-1)."""
+    """The three arrays of one weight; symmetric schemes have no `zeros`, the zero point is 2^(bits-1).
+
+    The codes are read before the others, because chunks of rows are computed once.
+    """
 
     bits: int
     block_size: int
@@ -37,32 +42,29 @@ class PackedWeight:
     zeros: StoredArray | None
 
 
-def pack_for_matmul(
-    scheme: IntegerScheme, shape: tuple[int, int], weight: "IntegerTensor | None" = None
-) -> PackedWeight:
+def pack_for_matmul(scheme: IntegerScheme, shape: tuple[int, int], chunks: "Chunks" = ()) -> PackedWeight:
     """Pack a weight [rows, columns] for MatMulNBits: codes uint8 [rows, blocks, bytes per block].
 
-    The last block is padded with the code of zero. Without `weight` the arrays have their shapes and no values.
+    The last block is padded with the code of zero. Without `chunks` of rows the arrays have their shapes and no values.
     """
     rows, columns = shape
     block, blocks = block_size(scheme), blocks_per_row(scheme, columns)
-    code_shape = rows, blocks, block * scheme.bits // 8
-    padded = (pad_to_blocks(stripe, block, scheme.zero_point) for stripe in _row_stripes(weight))
+    code_shape, read = (rows, blocks, block * scheme.bits // 8), _RowChunks(chunks)
+    padded = (pad_to_blocks(stripe, block, scheme.zero_point) for stripe in read.codes())
     parts = (pack_codes(stripe, scheme.bits).reshape(-1, *code_shape[1:]) for stripe in padded)
-    return _packed(scheme, shape, StoredArray(ir.DataType.UINT8, code_shape, parts), weight)
+    return _packed(scheme, shape, StoredArray(ir.DataType.UINT8, code_shape, parts), read)
 
 
-def pack_for_gather(
-    scheme: IntegerScheme, shape: tuple[int, int], weight: "IntegerTensor | None" = None
-) -> PackedWeight:
+def pack_for_gather(scheme: IntegerScheme, shape: tuple[int, int], chunks: "Chunks" = ()) -> PackedWeight:
     """Pack a table [rows, columns] for GatherBlockQuantized: codes uint8 [rows, bytes per row], without padding.
 
-    Without `weight` the arrays have their shapes and no values.
+    Without `chunks` of rows the arrays have their shapes and no values.
     """
     rows, columns = shape
-    parts = (pack_codes(stripe, scheme.bits) for stripe in _row_stripes(weight))
+    read = _RowChunks(chunks)
+    parts = (pack_codes(stripe, scheme.bits) for stripe in read.codes())
     codes = StoredArray(ir.DataType.UINT8, (rows, packed_length(columns, scheme.bits)), parts)
-    return _packed(scheme, shape, codes, weight)
+    return _packed(scheme, shape, codes, read)
 
 
 def pack_for_int8_matmul(shape: tuple[int, int], weight: "IntegerTensor | None" = None) -> PackedWeight:
@@ -97,7 +99,9 @@ def pack_codes(codes: Bytes, bits: int) -> Bytes:
         return codes
     if codes.shape[1] % 2:
         codes = np.pad(codes, ((0, 0), (0, 1)))
-    return codes[:, 0::2] | codes[:, 1::2] << np.uint8(4)
+    pairs = np.ascontiguousarray(codes).view("<u2")  # whole vectors of pairs: the even column is in the low byte
+    packed: Bytes = (pairs | pairs >> np.uint16(4)).astype(np.uint8)
+    return packed
 
 
 def packed_length(codes: int, bits: int) -> int:
@@ -111,38 +115,42 @@ def pad_to_blocks(codes: Bytes, block_size: int, padding_code: int) -> Bytes:
     return np.pad(codes, ((0, 0), (0, missing)), constant_values=padding_code) if missing else codes
 
 
-def _packed(
-    scheme: IntegerScheme, shape: tuple[int, int], codes: StoredArray, weight: "IntegerTensor | None"
-) -> PackedWeight:
+def _packed(scheme: IntegerScheme, shape: tuple[int, int], codes: StoredArray, chunks: "_RowChunks") -> PackedWeight:
     rows, columns = shape
     blocks = blocks_per_row(scheme, columns)
-    scales = StoredArray(ir.DataType.FLOAT, (rows, blocks), _block_scales(weight, blocks))
-    zeros_shape = rows, packed_length(blocks, scheme.bits)
-    zeros = StoredArray(ir.DataType.UINT8, zeros_shape, _block_zero_points(weight, blocks, scheme.bits))
-    return PackedWeight(scheme.bits, block_size(scheme), codes, scales, None if scheme.symmetric else zeros)
+    scales = (_per_block(scale.numpy(), blocks).astype(np.float32) for scale in chunks.scales)
+    zeros = (pack_codes(_per_block(one.numpy(), blocks), scheme.bits) for one in chunks.zero_points)
+    return PackedWeight(
+        scheme.bits,
+        block_size(scheme),
+        codes,
+        StoredArray(ir.DataType.FLOAT, (rows, blocks), scales),
+        None if scheme.symmetric else StoredArray(ir.DataType.UINT8, (rows, packed_length(blocks, scheme.bits)), zeros),
+    )
 
 
-def _block_scales(weight: "IntegerTensor | None", blocks: int) -> Parts:
-    if weight is not None:
-        yield _per_block(weight.scale.numpy(), blocks).astype(np.float32)
+@dataclass(frozen=True, slots=True)
+class _RowChunks:
+    """Chunks of rows of a weight: their codes are yielded once, scales and zero points are kept."""
 
+    chunks: "Chunks"
+    scales: "list[Tensor]" = field(default_factory=list)
+    zero_points: "list[Tensor]" = field(default_factory=list)
 
-def _block_zero_points(weight: "IntegerTensor | None", blocks: int, bits: int) -> Parts:
-    if weight is not None and weight.zero_point is not None:
-        yield pack_codes(_per_block(weight.zero_point.numpy(), blocks), bits)
+    def codes(self) -> Iterator[Bytes]:
+        """Yield codes of a few rows at a time, so that no copy of a whole weight is in memory."""
+        for chunk in self.chunks:
+            self.scales.append(chunk.scale)
+            if chunk.zero_point is not None:
+                self.zero_points.append(chunk.zero_point)
+            codes: Bytes = chunk.codes.numpy()
+            step = max(1, CODES_PER_STRIPE // chunk.columns)
+            yield from (codes[start : start + step] for start in range(0, chunk.rows, step))
 
 
 def _per_block(values: NDArray[Any], blocks: int) -> NDArray[Any]:
     """Values [rows, groups] -> [rows, blocks]; the one group of an `int-row` weight covers all blocks."""
     return np.repeat(values, blocks, axis=1) if values.shape[1] == 1 else values
-
-
-def _row_stripes(weight: "IntegerTensor | None") -> Iterator[Bytes]:
-    """Codes of a few rows at a time, so that no copy of the whole weight is in memory."""
-    if weight is not None:
-        codes: Bytes = weight.codes.numpy()
-        step = max(1, CODES_PER_STRIPE // weight.columns)
-        yield from (codes[start : start + step] for start in range(0, weight.rows, step))
 
 
 def _signed_column_stripes(weight: "IntegerTensor | None") -> Parts:

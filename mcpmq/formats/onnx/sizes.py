@@ -59,8 +59,9 @@ class PlaceholderValues:
     model: ModelView
     _grids: dict[str | None, PlaceholderGrid] = field(default_factory=dict)
 
-    def codes(self, name: str, shape: tuple[int, int]) -> None:
+    def codes(self, name: str, shape: tuple[int, int]) -> tuple[()]:
         """Load nothing."""
+        return ()
 
     def floats(self, name: str, shape: tuple[int, ...]) -> None:
         """Load nothing."""

@@ -4,7 +4,7 @@ Integer weights stay integers in blocks, floats keep their dtype. The same code 
 size: in a forecast the weights have no values, and the graph's data sink counts arrays instead of writing them.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from math import prod
 from typing import TYPE_CHECKING, NamedTuple, Protocol
@@ -65,8 +65,8 @@ TOKEN_INPUT = TokenInput()
 class WeightValues(Protocol):
     """Source of all that file headers do not contain; a forecast has placeholders and no torch."""
 
-    def codes(self, name: str, shape: tuple[int, int]) -> "IntegerTensor | None":
-        """Return a quantized weight, padded to [out, in] = `shape`; None in a forecast."""
+    def codes(self, name: str, shape: tuple[int, int]) -> "Iterable[IntegerTensor]":
+        """Yield chunks of rows of a quantized weight, padded to [out, in] = `shape`; none in a forecast."""
 
     def floats(self, name: str, shape: tuple[int, ...]) -> "Tensor | None":
         """Return an unquantized or dequantized weight, padded with zeros to `shape`; None in a forecast."""
@@ -87,17 +87,31 @@ class Matrix:
     scheme: IntegerScheme | None  # None: floats of `dtype`
     dtype: ir.DataType
     has_bias: bool
-    codes: "IntegerTensor | None" = None
+    codes: "Iterable[IntegerTensor]" = ()  # chunks of rows, which are read once
     floats: "Tensor | None" = None
     bias: "Tensor | None" = None
 
+    def whole_codes(self) -> "IntegerTensor | None":
+        """Return the quantized weight; None in a forecast, and for floats."""
+        chunks = list(self.codes)
+        if len(chunks) < 2:
+            return chunks[0] if chunks else None
+        from mcpmq.qtensor import concat_rows
+
+        return concat_rows(chunks, self.shape[0])
+
+    def with_whole_codes(self) -> "Matrix":
+        """Return the matrix with codes that can be read several times."""
+        weight = self.whole_codes()
+        return self if weight is None else replace(self, codes=(weight,))
+
     def slice_rows(self, name: str, rows: slice) -> "Matrix":
-        """Return some of the rows as a matrix of its own."""
+        """Return some of the rows as a matrix of its own; its codes are whole."""
         return replace(
             self,
             name=name,
             shape=(rows.stop - rows.start, self.shape[1]),
-            codes=None if self.codes is None else self.codes.slice_rows(rows),
+            codes=tuple(one.slice_rows(rows) for one in self.codes),
             floats=None if self.floats is None else self.floats[rows],
             bias=None if self.bias is None else self.bias[rows],
         )
@@ -134,7 +148,8 @@ class WeightEmitter:
 
     def linear_split(self, values: Sequence[ir.Value], name: str, parts: str) -> tuple[ir.Value, ...]:
         """Multiply each value by an equal share of the rows of a matrix, such as a fused `qkv`."""
-        matrix, grids = self._matrix(name), list(self.values.activation_grids(name, values) or (None,))
+        matrix = self._matrix(name).with_whole_codes()
+        grids = list(self.values.activation_grids(name, values) or (None,))
         rows = matrix.shape[0] // len(values)
         if len(grids) == 1:  # all shares have the same inputs
             grids *= len(values)
@@ -181,7 +196,7 @@ class WeightEmitter:
             scheme,
             self._dtype(name),
             self.has(bias),
-            None if scheme is None else self.values.codes(name, shape),
+            () if scheme is None else self.values.codes(name, shape),
             None if floats is None else floats.flatten(1),
             self._float32_values(bias, shape[:1]) if self.has(bias) else None,
         )
@@ -218,7 +233,7 @@ class WeightEmitter:
     def _integer_product(self, value: ir.Value, matrix: Matrix, grid: TokenInput) -> ir.Value:
         """Multiply the codes of tokens and weights as integers, then by the scales of both."""
         inputs, scale = self._token_codes(value, grid)
-        codes, scales, _ = self._arrays(matrix.name, pack_for_integer_sums(matrix.shape, matrix.codes))
+        codes, scales, _ = self._arrays(matrix.name, pack_for_integer_sums(matrix.shape, matrix.whole_codes()))
         zero = self.graph.constant(grid.zero_point, np.uint8)
         sums = self.graph.node("MatMulInteger", inputs, codes, zero, zero)
         floats = self.graph.node("Cast", sums, to=ir.DataType.FLOAT)
@@ -239,7 +254,7 @@ class WeightEmitter:
 
     def _rowwise_factor(self, matrix: Matrix) -> ir.Value:
         """Int8 codes [columns, rows] with one scale per row, dequantized in the graph."""
-        codes, scales, _ = self._arrays(matrix.name, pack_for_int8_matmul(matrix.shape, matrix.codes))
+        codes, scales, _ = self._arrays(matrix.name, pack_for_int8_matmul(matrix.shape, matrix.whole_codes()))
         return self.graph.node("DequantizeLinear", codes, scales, axis=1)
 
     def _blockwise_product(

@@ -1,7 +1,8 @@
 """Load the values of weights and activation grids for an ONNX graph."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from math import prod
 
 import numpy as np
 import onnx_ir as ir
@@ -9,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mcpmq.formats.onnx.weight_emitter import TOKEN_INPUT, TokenInput
-from mcpmq.formats.padding import pad_weight
+from mcpmq.formats.padding import pad_weight, stored_shape
 from mcpmq.grids import dequantize
 from mcpmq.grids.activation import ActivationGrid
 from mcpmq.qtensor import IntegerTensor, QTensor
@@ -23,11 +24,13 @@ class LoadedValues:
 
     quantized: QuantizedModel
 
-    def codes(self, name: str, shape: tuple[int, int]) -> IntegerTensor:
-        """Load a quantized weight and pad it to `shape`."""
-        weight = pad_weight(self.quantized.load(name), shape)
-        assert isinstance(weight, IntegerTensor)
-        return weight
+    def codes(self, name: str, shape: tuple[int, int]) -> Iterator[IntegerTensor]:
+        """Yield chunks of rows of a quantized weight, or the whole weight if it is padded to `shape`."""
+        stored = stored_shape(self.quantized.specs[name])
+        is_padded = (stored[0], prod(stored[1:])) != shape
+        for chunk in [pad_weight(self.quantized.load(name), shape)] if is_padded else self.quantized.row_chunks(name):
+            assert isinstance(chunk, IntegerTensor)
+            yield chunk
 
     def floats(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Load an unquantized weight, or dequantize a quantized one, and pad it to `shape`."""
