@@ -5,14 +5,13 @@ The Hessians are added in process 0, so that the exchanged bytes do not depend o
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from mcpmq.calibrate.exchange import AddingExchange
-from mcpmq.calibrate.observers import HELD_OUT_TOKENS, HessianObserver
+from mcpmq.calibrate.observers import HessianObserver, KeptInputs
 from mcpmq.rounding.stats import Drift
 
 NewObserver = Callable[..., Any]  # of the number of columns; of the drift, if there is one; of the tiles to multiply
@@ -104,15 +103,23 @@ def _sums(observer: HessianObserver) -> Iterator[Tensor]:
     yield observer.abs_sum
 
 
-def _joined_held_out(exchange: AddingExchange, observer: HessianObserver) -> list[Tensor]:
+def _joined_held_out(exchange: AddingExchange, observer: HessianObserver) -> KeptInputs | None:
     """Return the held-out inputs of all processes in process 0, those of the first processes if they are too many."""
-    own, counts = observer.held_out, exchange.gather(sum(map(len, observer.held_out)))
+    own = observer.held_out
+    counts = exchange.gather(own.count if own else 0)
     if not any(counts):
-        return []
-    ends = list(accumulate(counts))
-    joined = torch.zeros(min(ends[-1], HELD_OUT_TOKENS), observer.buffer.shape[1], device=observer.gram.device)
-    free = joined[ends[exchange.rank] - counts[exchange.rank] : ends[exchange.rank]]
-    if len(free):
-        free.copy_(torch.cat(own)[: len(free)])
-    exchange.add(joined)
-    return [joined]
+        return None
+    joined = KeptInputs.create(len(observer.gram), _differences(observer), observer.gram.device)
+    end = sum(counts[: exchange.rank + 1])
+    rows = slice(end - counts[exchange.rank], min(end, len(joined.inputs)))
+    joined.count = min(sum(counts), len(joined.inputs))
+    for name in ("inputs", "difference"):
+        values = getattr(joined, name)[: joined.count].zero_()
+        if own and own.count:
+            values[rows] = getattr(own, name)[: len(values[rows])]
+        exchange.add(values)
+    return joined
+
+
+def _differences(observer: HessianObserver) -> int:
+    return observer.drift.products.shape[1] if observer.drift else 0

@@ -65,6 +65,37 @@ def count_modalities(modality_ids: Tensor) -> dict[str, int]:
 
 
 @dataclass(slots=True)
+class KeptInputs:
+    """Held-out inputs times the square roots of their weights, with the difference from the original model if any.
+
+    inputs, difference: float32 [HELD_OUT_TOKENS, columns], written in place, so that no copy of them is needed. count:
+    of the rows with values.
+    """
+
+    inputs: Tensor
+    difference: Tensor
+    count: int = 0
+
+    @classmethod
+    def create(cls, columns: int, differences: int, device: torch.device) -> Self:
+        """Return memory for the inputs; the system provides that of rows when they are written."""
+        inputs, difference = (torch.empty(HELD_OUT_TOKENS, size, device=device) for size in (columns, differences))
+        return cls(inputs, difference)
+
+    @property
+    def remaining(self) -> int:
+        """Number of rows without values."""
+        return len(self.inputs) - self.count
+
+    def add(self, rows: Tensor) -> None:
+        """Append rows of inputs and differences, float32 [tokens, columns of both]."""
+        end, columns = self.count + len(rows), self.inputs.shape[1]
+        self.inputs[self.count : end] = rows[:, :columns]
+        self.difference[self.count : end] = rows[:, columns:]
+        self.count = end
+
+
+@dataclass(slots=True)
 class HessianObserver:
     """Accumulate X^T X, the Hessian of GPTQ (arXiv 2210.17323), and the magnitudes and range of every input column.
 
@@ -87,7 +118,7 @@ class HessianObserver:
     buffered: int = 0  # rows of the buffer
     token_counts: Counter[str] = field(default_factory=Counter)
     total_weight: float = 0.0
-    held_out: list[Tensor] = field(default_factory=list)
+    held_out: KeptInputs | None = None
 
     @classmethod
     def create(
@@ -153,11 +184,13 @@ class HessianObserver:
         If already the first sample is too large, some of its tokens are kept and the Hessian has no others, because
         tokens of one sample resemble each other.
         """
-        remaining = HELD_OUT_TOKENS - sum(map(len, self.held_out))
-        if not self.held_out and len(used) > remaining:
-            used = used[torch.arange(remaining) * len(used) // remaining]
-        if len(used) <= remaining:
-            self.held_out.append(_take_rows(rows, used) * weights[used].sqrt()[:, None].to(rows.device))
+        columns = len(self.gram)
+        kept = self.held_out or KeptInputs.create(columns, rows.shape[1] - columns, self.gram.device)
+        if kept.count == 0 and len(used) > kept.remaining:
+            used = used[torch.arange(kept.remaining) * len(used) // kept.remaining]
+        if len(used) <= kept.remaining:
+            kept.add(_take_rows(rows, used) * weights[used].sqrt()[:, None].to(rows.device))
+        self.held_out = kept
         return used
 
     def _flush(self) -> None:
@@ -196,11 +229,9 @@ class HessianObserver:
             self.gram[end:, begin:end] = self.gram[begin:end, end:].T
         counts = {name: self.token_counts[name] for name in MODALITIES}
         held_out, drift = None, self.drift
-        if any(map(len, self.held_out)):
-            joined, columns = torch.cat(self.held_out), len(self.gram)
-            self.held_out.clear()  # before the copies
-            held_out = joined[:, :columns].contiguous()
-            drift = drift and replace(drift, held_out=joined[:, columns:].contiguous())
+        if (kept := self.held_out) and kept.count:
+            held_out = kept.inputs[: kept.count]
+            drift = drift and replace(drift, held_out=kept.difference[: kept.count])
         return InputStats(
             *(self.gram, self.abs_sum, self.minimum, self.maximum, counts, self.total_weight),
             *(held_out, self.hold_out.in_gram),

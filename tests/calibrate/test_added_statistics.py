@@ -83,15 +83,15 @@ def test_a_matrix_that_the_samples_of_one_process_use_has_their_statistics() -> 
 
 
 def test_inputs_of_held_out_samples_are_kept_up_to_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two processes keep seven and five; of both together eight are kept, those of the first process before others."""
-    monkeypatch.setattr(added_statistics, "HELD_OUT_TOKENS", 8)
+    """Two processes keep three and four; of both together six are kept, those of the first process before others."""
+    monkeypatch.setattr(observers, "HELD_OUT_TOKENS", 6)
     alone = [collect(ONE_PROCESS, [sample])["wide"][0].held_out_inputs for sample in (4, 9)]
 
     first, _ = in_threads(2, lambda exchange: [[4], [9]][exchange.rank])
 
     kept = first["wide"][0].held_out_inputs
     assert [len(one) for one in alone] == [3, 4]
-    assert torch.equal(kept, torch.cat(alone)[:8])
+    assert torch.equal(kept, torch.cat(alone)[:6])
 
 
 def test_without_samples_there_are_no_statistics() -> None:
