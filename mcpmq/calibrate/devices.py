@@ -33,6 +33,7 @@ from mcpmq.system.temporary_folder import temporary_folder
 REQUEST_FILE, READY_FILE, ERROR_FILE, LOG_FILE = "request", "ready", "error", "log"
 POLL_SECONDS, END_SECONDS = 0.05, 30.0  # a process that closed its connections ends within this time
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+CONNECTION_LOST = 71  # exit code of a process if another one ended
 AGAIN_HINT = "run the same command again to resume"
 
 
@@ -51,6 +52,8 @@ class DeviceRequest:
 
 @dataclass(frozen=True, slots=True)
 class _Worker:
+    """Another process of a calibration, and the folder with its files."""
+
     folder: Path
     device: torch.device
     process: "subprocess.Popen[Any]"
@@ -67,10 +70,9 @@ class _Worker:
             time.sleep(POLL_SECONDS)
 
     def failure(self) -> McpmqError | None:
-        """Return the error of a process that has failed, or None if it works."""
-        try:
-            code = self.process.wait(END_SECONDS)
-        except subprocess.TimeoutExpired:
+        """Return the reason why the process ended; None if it works, or ended because another one did."""
+        code = self.process.poll()
+        if code in (None, 0, CONNECTION_LOST):
             return None
         if (self.folder / ERROR_FILE).is_file():
             error: McpmqError = pickle.loads((self.folder / ERROR_FILE).read_bytes())
@@ -91,8 +93,8 @@ def calibrate_on_devices(
 ) -> None:
     """Write the files of all blocks that need calibration; every device has some of the samples, the first one rounds.
 
-    Hessians are added in the order of the devices, so codes can differ from those of another number of devices where
-    two have nearly the same error.
+    Sums of Hessians depend on the number of devices, so codes can differ from those of another number where two have
+    nearly the same error.
 
     Raises:
         DeviceError: the process of a device ended.
@@ -110,9 +112,21 @@ def calibrate_on_devices(
             with join_group(folder, 0, size, devices[0]) as group:
                 calibrate_sequentially(plan, samples, files, progress, devices[0], write, memory_limit, group)
         except GroupError as error:
-            failures = [worker.failure() for worker in workers]
-            message = f"the processes of the devices lost their connection: {error}"
-            raise next(filter(None, failures), DeviceError(message, AGAIN_HINT)) from error
+            raise _first_failure(workers) or _lost_connection(error) from error
+
+
+def _first_failure(workers: Sequence[_Worker]) -> McpmqError | None:
+    """Return the error of a process that others lost their connection to, as soon as it has ended."""
+    end = time.monotonic() + END_SECONDS
+    while time.monotonic() < end:
+        if found := next(filter(None, (worker.failure() for worker in workers)), None):
+            return found
+        time.sleep(POLL_SECONDS)
+    return None
+
+
+def _lost_connection(error: GroupError) -> DeviceError:
+    return DeviceError(f"the processes of the devices lost their connection: {error}", AGAIN_HINT)
 
 
 @contextmanager
@@ -143,6 +157,8 @@ def carry_out(folder: Path) -> None:
         except McpmqError as error:
             (folder / ERROR_FILE).write_bytes(pickle.dumps(error))
             os._exit(1)  # at once: process 0 waits for this one, and detects its end
+        except GroupError:
+            os._exit(CONNECTION_LOST)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Calibration in a process for each of several devices; here all of them are the CPU."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -70,11 +71,34 @@ def test_errors_and_token_counts_are_those_of_one_device(plan: Plan, mixed_set: 
 def test_an_error_of_another_process_is_that_of_the_calibration(
     plan: Plan, mixed_set: SampleSet, tmp_path: Path
 ) -> None:
-    """The image of a sample of the second device does not exist."""
+    """The image of the sample of the third device does not exist; the second one loses its connection."""
     broken = Sample.from_prompt("broken", tmp_path / "missing.png", "What is this?", "A circle.")
 
+    samples = [*mixed_set.samples[:2], broken]
     with pytest.raises(DatasetError, match=r"missing\.png"):
-        calibrate(plan, [mixed_set.samples[0], broken], block_files(plan, tmp_path / "out"), [CPU, CPU])
+        calibrate(plan, samples, block_files(plan, tmp_path / "out"), [CPU, CPU, CPU])
+
+
+def test_a_killed_process_is_an_error_and_the_run_resumes(plan: Plan, mixed_set: SampleSet, tmp_path: Path) -> None:
+    """The process of the second device is killed after some blocks were written; the next run keeps these."""
+    files = block_files(plan, tmp_path / "out")
+
+    def kill(items: Sequence[Item], label: str) -> Iterator[Item]:
+        for number, item in enumerate(items):
+            if "calibrating" in label and number == len(items) - 3:
+                children = psutil.Process().children()
+                [worker] = [one for one in children if "mcpmq.calibrate.devices" in one.cmdline()]
+                worker.kill()
+            yield item
+
+    with pytest.raises(DeviceError, match="the process of device `cpu` ended: SIGKILL"):
+        calibrate_on_devices(plan, mixed_set.samples, files, kill, write_block, None, [CPU, CPU])
+    before = {file: file.stat().st_mtime_ns for file in files.values() if file.is_file()}
+    assert 0 < len(before) < len(files)
+
+    calibrate(plan, mixed_set.samples, files, [CPU, CPU])
+    assert all(file.is_file() for file in files.values())
+    assert {file: file.stat().st_mtime_ns for file in before} == before
 
 
 def test_a_process_that_ends_is_an_error(plan: Plan, mixed_set: SampleSet, tmp_path: Path) -> None:
