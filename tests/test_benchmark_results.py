@@ -135,3 +135,12 @@ def test_speech_is_the_best_calibration_set_for_audio() -> None:
 
     assert {"", "texts", "noise", "speech, as few"} == {one["from"] for one in changes}
     assert all(one["kl_divergence_increase"]["high"] < 0 for one in changes)
+
+
+def test_the_calibration_at_published_widths_is_within_its_memory_limit() -> None:
+    """4 GiB for 128 samples with images, as the documents state."""
+    found = load_result("calibration-cost")
+
+    assert found["samples"] == 128
+    assert found["memory_limit_bytes"] == 4 << 30
+    assert found["peak_rss_bytes"] <= 4 << 30
