@@ -1,4 +1,4 @@
-"""Calibration in a process for each of several devices; here all of them are the CPU."""
+"""Calibration in a process for each of several devices; without two GPUs, all of them are the CPU."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,7 +12,7 @@ from mcpmq.calibrate.sequential import calibrate_sequentially
 from mcpmq.checkpoint import Checkpoint
 from mcpmq.dataset import Sample, SampleSet
 from mcpmq.errors import DatasetError, DeviceError
-from mcpmq.execution.device import CPU
+from mcpmq.execution.device import CPU, progress_label
 from mcpmq.plan import Plan, make_plan
 from mcpmq.quantized_model import read_calibration_result, write_block
 from mcpmq.recipe import Recipe
@@ -52,14 +52,23 @@ def calibrate(
     return labels
 
 
-def test_errors_and_token_counts_are_those_of_one_device(plan: Plan, mixed_set: SampleSet, tmp_path: Path) -> None:
+TWO_GPUS = pytest.param(
+    [torch.device("cuda:0"), torch.device("cuda:1")],
+    marks=pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two GPUs"),
+)
+
+
+@pytest.mark.parametrize("devices", [[CPU, CPU], TWO_GPUS])
+def test_errors_and_token_counts_are_those_of_one_device(
+    devices: list[torch.device], plan: Plan, mixed_set: SampleSet, tmp_path: Path
+) -> None:
     """Two devices with five and four samples: all tokens count, and errors on held-out samples are about as large."""
     alone, shared = block_files(plan, tmp_path / "alone"), block_files(plan, tmp_path / "shared")
-    calibrate_sequentially(plan, mixed_set.samples, alone, silent, CPU)
+    calibrate_sequentially(plan, mixed_set.samples, alone, silent, devices[0])
 
-    labels = calibrate(plan, mixed_set.samples, shared, [CPU, CPU])
+    labels = calibrate(plan, mixed_set.samples, shared, devices)
 
-    assert "calibrating on 2 x cpu" in labels
+    assert progress_label("calibrating", devices[0], 2) in labels
     for block in ("vision.layers.0", "language.layers.0", "head"):
         expected, found = (read_calibration_result(files[block]) for files in (alone, shared))
         assert found.errors == pytest.approx(expected.errors, rel=0.1)
