@@ -4,8 +4,8 @@ python -m benchmarks.peers_speed                            installs the tools, 
 python -m benchmarks.peers_speed --jobs gguf-q4_k --repeats 5
 
 Every tool has an environment of its own in build/peers and one thread. The runs of mcpmq and of the other tool
-alternate; ratios are those of medians. Jobs with calibration have fewer layers, all of equal shapes. Tools that cannot
-be installed are listed with the reason.
+alternate, after one of mcpmq that compiles its kernels; ratios are those of medians. Jobs with calibration have fewer
+layers, all of equal shapes. Tools that cannot be installed are listed with the reason.
 """
 
 import argparse
@@ -188,18 +188,23 @@ def compare(job: Job, weights_nbytes: int, ours: Sequence[Cost], theirs: Sequenc
 
 
 def run_job(name: str, inputs: Inputs, repeats: int) -> Comparison:
-    """Run both tools alternately."""
+    """Run both tools alternately, after a run of mcpmq that compiles its kernels."""
     job = JOBS[name]
     ours: list[Cost] = []
     theirs: list[Cost] = []
+    _run(name, job.ours, inputs)
     for number in range(repeats):
         for costs, commands in ((ours, job.ours), (theirs, job.theirs)):
-            out = WORK / "out"
-            shutil.rmtree(out, ignore_errors=True)
-            out.mkdir(parents=True)
-            costs.append(total([measure_command(one, WORK / f"{name}.log", WORK) for one in commands(inputs, out)]))
+            costs.append(_run(name, commands, inputs))
             print(f"{name}, run {number + 1}: {costs[-1].processor_seconds:.1f} processor seconds", flush=True)
     return compare(job, (inputs.text / "model.safetensors").stat().st_size, ours, theirs)
+
+
+def _run(name: str, commands: Commands, inputs: Inputs) -> Cost:
+    out = WORK / "out"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    return total([measure_command(one, WORK / f"{name}.log", WORK) for one in commands(inputs, out)])
 
 
 def install(names: Sequence[str]) -> dict[str, str]:
