@@ -12,3 +12,12 @@ def no_bfloat16() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("mcpmq.calibrate.observers.bfloat16_matmul", nullcontext)
         yield
+
+
+@pytest.fixture(scope="module")
+def tiles_of_eight() -> Iterator[None]:
+    """Tiles of eight columns, and a Hessian that is updated after thirteen tokens."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("mcpmq.calibrate.observers.TILE_COLUMNS", 8)
+        patched.setattr("mcpmq.calibrate.observers.BUFFER_TOKENS", 13)
+        yield

@@ -1,6 +1,6 @@
 """Statistics of processes with Hessians of their own: those of all samples in one process, added in another order."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -17,16 +17,7 @@ from mcpmq.execution.device import CPU
 from tests.calibrate.test_exchange import AddingThreadExchange, Board
 from tests.calibrate.test_shared_statistics import SAMPLES, create, observe
 
-pytestmark = pytest.mark.usefixtures("no_bfloat16", "small_tiles")
-
-
-@pytest.fixture(scope="module")
-def small_tiles() -> Iterator[None]:
-    """Tiles of eight columns, and a Hessian that is updated after thirteen tokens."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(observers, "TILE_COLUMNS", 8)
-        patched.setattr(observers, "BUFFER_TOKENS", 13)
-        yield
+pytestmark = pytest.mark.usefixtures("no_bfloat16", "tiles_of_eight")
 
 
 def collect(exchange: Exchange, samples: Sequence[int]) -> Any:

@@ -1,6 +1,6 @@
 """Statistics over the samples of several processes, which share the tiles of every Hessian."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -20,17 +20,8 @@ from mcpmq.rounding.stats import Drift, InputStats
 from tests.calibrate import test_exchange
 from tests.calibrate.test_exchange import Board, ThreadExchange
 
-pytestmark = pytest.mark.usefixtures("no_bfloat16", "small_tiles")
+pytestmark = pytest.mark.usefixtures("no_bfloat16", "tiles_of_eight")
 SAMPLES, WIDE, NARROW, OUTPUTS = 11, 37, 9, 5
-
-
-@pytest.fixture(scope="module")
-def small_tiles() -> Iterator[None]:
-    """Tiles of eight columns, and a Hessian that is updated after thirteen tokens."""
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(observers, "TILE_COLUMNS", 8)
-        patched.setattr(observers, "BUFFER_TOKENS", 13)
-        yield
 
 
 def inputs_of(sample: int, columns: int) -> Tensor:
