@@ -78,6 +78,12 @@ class Solution:
     removed: tuple[Removal, ...] = ()
     settings: tuple[Setting, ...] = ()
 
+    def nbytes(self, limit: Limit) -> float:
+        """Return the total size that a limit applies to, with its charges."""
+        chosen = {one.layer for one in self.removed} | {one.name for one in self.settings}
+        charges = sum(nbytes for names, nbytes in limit.charges.items() if chosen.issuperset(names))
+        return sum(one.nbytes for name, one in self.options.items() if limit.covers(name)) + charges
+
     @property
     def loss(self) -> float:
         """The sum of all losses."""

@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import inf
 from pathlib import Path
@@ -21,6 +21,8 @@ from scipy.sparse import csr_array
 from mcpmq.mixed_precision.choices import NO_CHOICES, Choices, Limit, Option, Options, Solution
 
 LOSS_SCALE = 1e6  # of the largest possible loss; the solver ignores differences below 1e-6
+UNITS_PER_LIMIT = 1e4  # the tolerance of the solver, 1e-6 units, is less than a byte of 10 GB
+MAX_SOLUTIONS = 40
 RELATIVE_GAP = 1e-6  # between the loss of the choice and that of the optimum
 Row: TypeAlias = tuple[dict[int, float], float, float]  # coefficients by variable; least and largest value of their sum
 
@@ -28,8 +30,22 @@ Row: TypeAlias = tuple[dict[int, float], float, float]  # coefficients by variab
 def solve(options: Options, limits: Sequence[Limit], choices: Choices = NO_CHOICES) -> Solution | None:
     """Return the choices with the least total loss; None if none are within the limits.
 
-    A removed layer has no bytes; its weights are not in the result.
+    A removed layer has no bytes; its weights are not in the result. Where the tolerance of the solver lets a size
+    exceed its limit by some bytes, that limit is lowered, by twice as many bytes each time.
     """
+    lowered = dict.fromkeys(range(len(limits)), 0.0)
+    for factor in (2**number for number in range(MAX_SOLUTIONS)):
+        own = [replace(one, nbytes=int(one.nbytes - lowered[number])) for number, one in enumerate(limits)]
+        found = _solve(options, own, choices)
+        excess = {number: found.nbytes(one) - one.nbytes for number, one in enumerate(limits)} if found else {}
+        if all(one <= 0 for one in excess.values()):
+            return found
+        lowered.update({number: factor * one for number, one in excess.items() if one > 0})
+    raise AssertionError(f"the sizes exceed their limits by {excess} bytes")
+
+
+def _solve(options: Options, limits: Sequence[Limit], choices: Choices) -> Solution | None:
+    """Return choices that exceed limits by at most the tolerance of the solver."""
     program = _Program.build(options, limits, choices)
     rows = [*program.weight_rows(), *program.choice_rows(), *program.product_rows(), *program.limit_rows()]
     with _stdout_discarded():
@@ -125,15 +141,15 @@ class _Program:
             yield {product: -1.0, **dict.fromkeys(factors, 1.0)}, -inf, 1
 
     def limit_rows(self) -> Iterator[Row]:
-        """Yield limits in units of themselves, so that the solver's absolute tolerance is relative to the limit."""
+        """Yield limits in units of a part of themselves: the solver's absolute tolerance is relative to the limit."""
         for limit in self.limits:
-            unit = max(1, limit.nbytes)
+            unit = max(1.0, limit.nbytes / UNITS_PER_LIMIT)
             row = {
                 number: one.option.nbytes / unit for number, one in enumerate(self.stored) if limit.covers(one.weight)
             }
             yield row | self._charges(limit.charges, unit), -inf, limit.nbytes / unit
 
-    def _charges(self, charges: Mapping[tuple[str, ...], float], unit: int) -> dict[int, float]:
+    def _charges(self, charges: Mapping[tuple[str, ...], float], unit: float) -> dict[int, float]:
         variables: dict[tuple[str, ...], int] = {(name,): number for name, number in self.by_name.items()}
         variables.update(self.by_product.items())
         return {variables[names]: nbytes / unit for names, nbytes in charges.items()}
