@@ -24,7 +24,7 @@ from mcpmq.dataset import Sample
 from mcpmq.errors import DeviceError, McpmqError
 from mcpmq.plan import Plan
 from mcpmq.quantized_model import BlockWriter
-from mcpmq.system.child_process import child_process
+from mcpmq.system.child_process import THREAD_VARIABLES, child_process
 from mcpmq.system.process_group import GroupError, join_group
 from mcpmq.system.progress import Progress, silent
 from mcpmq.system.temporary_folder import temporary_folder
@@ -32,7 +32,6 @@ from mcpmq.system.temporary_folder import temporary_folder
 # Files of one process, which this user alone can read.
 REQUEST_FILE, READY_FILE, ERROR_FILE, LOG_FILE = "request", "ready", "error", "log"
 POLL_SECONDS, END_SECONDS = 0.05, 30.0  # a process that closed its connections ends within this time
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 CONNECTION_LOST = 71  # exit code of a process if another one ended
 AGAIN_HINT = "run the same command again to resume"
 

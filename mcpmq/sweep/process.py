@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from mcpmq.sweep.request import DONE_FILE, LOG_FILE, StepRequest
-from mcpmq.system.child_process import child_process
+from mcpmq.system.child_process import THREAD_VARIABLES, child_process
 
 COMMAND = "sweep-step"  # of the command line
 TAIL_NBYTES = 4096  # of a log that are read for its last line
 ERROR = re.compile(r"^error: (?P<message>.+?)\s*(\n\nhint: (?P<hint>.+?)\s*)?\Z", re.MULTILINE | re.DOTALL)
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from mcpmq.system.interruption import cleanup_on_exit
 
 PR_SET_PDEATHSIG = 1  # option of prctl(2): the signal that the process receives when its parent dies
 PARENT_DIED = 70  # exit code
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMBA_NUM_THREADS")  # of libraries
 
 
 @contextmanager
